@@ -1,0 +1,44 @@
+# Kernel Zoo: `make train` and `make test` need nothing but Python 3.11+ and make.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+ARGS   ?=
+
+# waiting threads that spin starve a small machine
+export OMP_WAIT_POLICY ?= PASSIVE
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-slow lint format clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready  ## create the environment in .venv
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Kernel Zoo needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; choose one with PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[dev]'
+	@touch $@
+
+train: setup  ## train the default experiment; ARGS="experiment=digits trainer.max_epochs=5" for another
+	$(BIN)/python train.py $(ARGS)
+
+test: setup  ## run the tests; ARGS="-k golden" for some
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(ARGS)
+
+test-slow: setup  ## run also the tests that train for minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow or not slow" $(ARGS)
+
+lint: setup  ## check style, imports and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## rewrite the code in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment and caches; outputs stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist

@@ -1,0 +1,50 @@
+"""Kernel Zoo: a PyTorch model zoo of kernel-based architectures.
+
+>>> import zoo
+>>> model = zoo.create_model("unireplknet_a", num_classes=10)
+>>> zoo.list_models("unireplknet_*")
+
+Importing the package is instant: every public name is imported on first use, and the models enter timm's registry as
+soon as timm itself is imported, before or after the zoo.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import wrapt
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "CheckpointError": "zoo.checkpoints",
+    "create_model": "zoo.models.registry",
+    "list_models": "zoo.models.registry",
+    "load_checkpoint": "zoo.checkpoints",
+    "load_task": "zoo.tasks",
+    "save_pretrained": "zoo.checkpoints",
+    "to_deploy": "zoo.models.deploy",
+}
+__all__ = ["__version__", *_HOME]
+
+if TYPE_CHECKING:
+    from zoo.checkpoints import CheckpointError, load_checkpoint, save_pretrained
+    from zoo.models.deploy import to_deploy
+    from zoo.models.registry import create_model, list_models
+    from zoo.tasks import load_task
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'zoo' has no attribute {name!r}; its public names are {', '.join(_HOME)}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])
+
+
+@wrapt.when_imported("timm")
+def _register_models(timm: Any) -> None:
+    importlib.import_module("zoo.models")

@@ -1,0 +1,103 @@
+"""Typed checks of a configuration against the signatures it will call.
+
+The constructors are the schema: a section with `_target_` is checked against that class's own annotations, so a
+parameter is described once, where it is used. Every problem is reported at once, by its full key.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+from zoo.suggest import suggestion
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message names each offending key and what it allows."""
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield `(dotted key, value)` for every leaf of a nested mapping; an empty mapping is a leaf."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def check_call(target: Callable[..., Any], values: Mapping[str, Any], key: str = "", given: Iterable[str] = ()) -> list[str]:
+    """Problems of calling `target(**values)`, one sentence each; an empty list means that the types fit.
+
+    Args:
+        target: A function or class whose annotations say what is allowed.
+        values: Keyword arguments as they come from a configuration (plain containers). Nested sections with
+            `_target_` are checked against their own signatures; keys that start with `_` belong to Hydra.
+        key: Dotted key of this section, for the messages.
+        given: Parameters that the program itself supplies later; they need not be in `values`.
+    """
+    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    parameters = dict(inspect.signature(target).parameters)
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError):
+        hints = {}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    prefix = f"{key}." if key else ""
+    problems: list[str] = []
+
+    for name, value in values.items():
+        if name.startswith("_"):
+            continue
+        if name not in named and not takes_any:
+            problems.append(f"{prefix}{name} is unknown{suggestion(name, named)}")
+        elif isinstance(value, Mapping) and "_target_" in value:
+            problems += check_section(value, f"{prefix}{name}")
+        elif name in hints:
+            problems += _check_value(hints[name], value, f"{prefix}{name}")
+
+    if not values.get("_partial_"):
+        required = {n for n, p in named.items() if p.default is p.empty}
+        missing = sorted(required - set(values) - set(given))
+        problems += [f"{prefix}{name} has no value" for name in missing]
+    return problems
+
+
+def check_section(section: Mapping[str, Any], key: str, given: Iterable[str] = ()) -> list[str]:
+    """Problems of a section with `_target_`: an importable target, and arguments that fit its signature."""
+    from hydra.utils import get_object
+
+    try:
+        target = get_object(section["_target_"])
+    except (ImportError, ValueError, AttributeError) as error:
+        return [f"{key}._target_ = {section['_target_']!r} cannot be imported: {str(error).splitlines()[-1]}"]
+    return check_call(target, section, key, given)
+
+
+def _check_value(hint: Any, value: Any, key: str) -> list[str]:
+    if isinstance(value, bool) and not _admits_bool(hint):
+        return [f"{key} = {value} is a boolean; allowed: {_describe(hint)}"]
+    try:
+        TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except PydanticUserError:  # a hint that pydantic has no schema for says nothing about YAML values
+        return []
+    except ValidationError as error:
+        reasons = dict.fromkeys(e["msg"][:1].lower() + e["msg"][1:] for e in error.errors() if e["type"] != "is_instance_of")
+        return [f"{key} = {value!r}: {' or '.join(reasons) or 'allowed is ' + _describe(hint)}"]
+    return []
+
+
+def _admits_bool(hint: Any) -> bool:
+    if hint in (bool, Any, object) or hint is inspect.Parameter.empty:
+        return True
+    return any(_admits_bool(a) for a in typing.get_args(hint) if not isinstance(a, str)) or any(
+        isinstance(a, bool) for a in typing.get_args(hint)
+    )
+
+
+def _describe(hint: Any) -> str:
+    return hint.__name__ if inspect.isclass(hint) and not typing.get_args(hint) else str(hint).replace("typing.", "")

@@ -1,0 +1,53 @@
+"""What every data module shares about mistakes: one exception, and constructors checked against their annotations."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+Init = TypeVar("Init", bound=Callable[..., None])
+
+
+class DataError(ValueError):
+    """Data that is missing, damaged or does not fit the settings; the message is one sentence that says what to do."""
+
+
+def checked(init: Init) -> Init:
+    """Check the arguments of an `__init__` against its annotations, so that each limit is written down once.
+
+    Values are converted as a configuration needs it (a YAML list becomes the annotated tuple).
+
+    Raises:
+        ValueError: For the first argument outside its annotation, as `Class(name=value): reason`.
+    """
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(self, *args, **kwargs)
+        adapters = _adapters(init)
+        for name, value in bound.arguments.items():
+            if name in adapters:
+                bound.arguments[name] = _validated(adapters[name], value, f"{type(self).__name__}({name}={value!r})")
+        init(*bound.args, **bound.kwargs)
+
+    return typing.cast(Init, wrapper)
+
+
+@functools.cache
+def _adapters(init: Callable[..., None]) -> dict[str, TypeAdapter[Any]]:
+    hints = typing.get_type_hints(init, include_extras=True)
+    return {name: TypeAdapter(hint) for name, hint in hints.items() if name != "return"}
+
+
+def _validated(adapter: TypeAdapter[Any], value: Any, call: str) -> Any:
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        reasons = dict.fromkeys(e["msg"][:1].lower() + e["msg"][1:] for e in error.errors())
+        raise ValueError(f"{call}: {' or '.join(reasons)}") from None

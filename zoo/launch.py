@@ -1,0 +1,199 @@
+"""The command line of training: Hydra composes a configuration, `zoo.training.run` runs it.
+
+Only Hydra is imported here, so that `--help` and `--cfg job` answer at once; everything heavy waits for a run that is
+going to happen. This is also the only module that knows Hydra's overrides and error messages.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from zoo.suggest import suggestion
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin starve everything else on a small machine
+
+_HERE = Path(__file__).resolve().parent
+CONFIGS = next(path for path in (_HERE.parent / "configs", _HERE / "configs") if path.is_dir())
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
+def _job(cfg: DictConfig) -> float | None:
+    from zoo.training.run import run_config
+
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    return run_config(config, multirun=HydraConfig.get().mode.name == "MULTIRUN", command=_command())
+
+
+def main() -> None:
+    """Run `train.py`: exit 0 when training ends, 1 on an error told in words, 128 + signal when it was asked to stop."""
+    try:
+        sys.argv[1:] = _prepare(sys.argv[1:])
+        with _hydra_raises():
+            _job()
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(_explain(error, sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("\ninterrupted before there was anything to save", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except OSError as error:
+        if not _is_about_a_file(error):
+            raise
+        _fail(f"{error.filename}: {os.strerror(error.errno or 0)}")
+    except Exception as error:
+        if type(error).__module__.split(".")[0] != "zoo":  # the zoo's own errors are written for people
+            raise
+        code = getattr(error, "exit_code", 1)
+        _fail(str(error), code)
+
+
+def _fail(message: str, code: int = 1) -> None:
+    print(f"\n{message}" if code != 1 else f"\nerror: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _is_about_a_file(error: OSError) -> bool:
+    return error.filename is not None and error.errno is not None
+
+
+@contextmanager
+def _hydra_raises() -> Iterator[None]:
+    """Have Hydra raise its errors instead of printing them, so that ours can say more."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _command() -> str:
+    """The program as the user started it, for the commands that a summary prints."""
+    script = Path(sys.argv[0])
+    return f"python {script.name}" if script.suffix == ".py" else script.name
+
+
+# --- resume and distributed starts: which overrides Hydra gets to see ---------------------------------------------------
+
+
+def _prepare(arguments: list[str]) -> list[str]:
+    resume = next((a.split("=", 1)[1].strip("'\"") for a in arguments if a.startswith("resume=")), None)
+    if resume and resume != "null":
+        arguments = _continue_run(Path(resume), arguments)
+    if _is_secondary_process() and not any(a.startswith("hydra.run.dir=") for a in arguments):
+        # every process of torchrun or srun would make a folder of its own; only the first one writes
+        quiet = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
+        arguments = [*arguments, *quiet]
+    return arguments
+
+
+def _continue_run(target: Path, arguments: list[str]) -> list[str]:
+    run = find_run(target)
+    recorded = run / ".hydra" / "overrides.yaml"
+    if not recorded.is_file():
+        raise ResumeError(f"resume={target}: {run} is not the folder of a run (it has no .hydra/overrides.yaml)")
+    merged = merge_overrides(list(OmegaConf.load(recorded)), arguments)  # type: ignore[arg-type]
+    folder = [f"hydra.run.dir='{run}'", "hydra.output_subdir=null"]
+    return merge_overrides(merged, folder)
+
+
+class ResumeError(ValueError):
+    """What `resume=` names is not a run."""
+
+
+def find_run(target: Path) -> Path:
+    """The run folder that a folder or a checkpoint path belongs to.
+
+    Raises:
+        ResumeError: If the path does not exist or lies in no run.
+    """
+    path = target.expanduser().absolute()
+    if not path.exists():
+        raise ResumeError(f"resume={target}: there is no such folder or file")
+    if path.is_dir():
+        return path.parent if path.name == "checkpoints" else path
+    if path.parent.name != "checkpoints":
+        raise ResumeError(
+            f"resume={target}: a checkpoint is resumed inside its run folder (<run>/checkpoints/); "
+            f"to start a new run from its weights use model.checkpoint_path='{target}'"
+        )
+    return path.parent.parent
+
+
+def merge_overrides(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """Overrides of two command lines, the second one winning where both name a key."""
+    by_key = {override.split("=", 1)[0]: override for override in [*first, *second]}
+    return list(by_key.values())
+
+
+def _is_secondary_process() -> bool:
+    rank = os.environ.get("RANK") or (os.environ.get("SLURM_PROCID") if "SLURM_NTASKS" in os.environ else None)
+    return int(rank or 0) > 0
+
+
+# --- what went wrong, in words -----------------------------------------------------------------------------------------
+
+
+def _explain(error: Exception, arguments: list[str]) -> str:
+    if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return (
+            f"{group}={choice}: there is no such choice{suggestion(choice, error.options)}\n"
+            f"choices of {group}: {', '.join(sorted(error.options))}\n"
+            f"to add one, write {CONFIGS.name}/{group}/{choice}.yaml"
+        )
+    text = " ".join(str(part) for part in (error, error.__cause__) if part)
+    key = _bad_key(error, arguments)
+    if key is not None:
+        groups, keys = _known_keys(arguments)
+        hint = suggestion(key, {*groups, *keys}) if key.count(".") or not groups else suggestion(key, groups | keys)
+        close = hint if hint.startswith("; did you mean") else ""
+        return (
+            f"{key} is not a key of this configuration{close}\n"
+            f"to see every key: {_command()} --cfg job\n"
+            f"to add a key that a class accepts but no file lists: +{key}=..."
+        )
+    return text.replace("\n", " ").strip()
+
+
+def _bad_key(error: Exception, arguments: list[str]) -> str | None:
+    """The overridden key that the configuration does not have, if that is what `error` says."""
+    if not isinstance(error, ConfigCompositionException):
+        return None
+    text = f"{error} {error.__cause__ or ''}"
+    if "struct" not in text and "No match in the defaults list" not in text and "Could not override" not in text:
+        return None
+    named = [a.split("=", 1)[0].lstrip("+~") for a in arguments if "=" in a]
+    return next((key for key in sorted(named, key=len, reverse=True) if f"'{key}'" in text or f"{key}=" in text), None)
+
+
+def _known_keys(arguments: list[str]) -> tuple[set[str], set[str]]:
+    """Group names, and the dotted keys of the configuration that the valid choices on this command line compose."""
+    from hydra import compose, initialize_config_dir
+
+    from zoo.config import flatten
+
+    groups = {path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "hydra"}
+    choices = [a for a in arguments if a.split("=", 1)[0] in groups and "," not in a]
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            composed: Any = OmegaConf.to_container(compose("train", overrides=choices), resolve=False)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return groups, set()
+    leaves = {key for key, _ in flatten(composed)}
+    inner = {key.rsplit(".", n)[0] for key in leaves for n in range(1, key.count(".") + 1)}
+    return groups, leaves | inner

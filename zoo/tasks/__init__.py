@@ -1,0 +1,18 @@
+"""What a model is trained for: LightningModules around plain models.
+
+A task owns losses, metrics and optimisation; the architecture stays a plain `nn.Module`. See `zoo.tasks.base.Task`.
+"""
+
+from zoo.tasks.base import NonFiniteLossError, Task, load_task
+from zoo.tasks.classification import ClassificationTask
+from zoo.tasks.optim import create_optimizer, create_scheduler, param_groups
+
+__all__ = [
+    "ClassificationTask",
+    "NonFiniteLossError",
+    "Task",
+    "create_optimizer",
+    "create_scheduler",
+    "load_task",
+    "param_groups",
+]

@@ -1,0 +1,149 @@
+"""The task every other task extends: a model, its losses by name, its optimizer, and a checkpoint that stands alone.
+
+What a model may offer a task, all of it optional:
+
+- `aux_losses() -> dict[str, Tensor]`: extra training losses of the last forward pass, already weighted;
+- `no_weight_decay() -> set[str]` and `layer_ids() -> (dict[str, int], int)`: see `zoo.tasks.optim.param_groups`.
+
+What a task may do differently, without touching this file: return several losses from `losses` (they are summed and logged
+by name); leave `optimizer=None` and fit in closed form when the last batch has been seen; set
+`automatic_optimization = False` and step itself; use one batch an epoch and L-BFGS, whose closure Lightning supplies.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+import zoo
+from zoo.tasks.optim import create_optimizer, create_scheduler
+
+_TASKS: dict[str, type[Task]] = {}
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss became NaN or infinite; the optimizer has not stepped on it."""
+
+
+class Task(L.LightningModule):
+    """A model with losses and optimisation; subclasses define `losses` and their metrics.
+
+    Everything passed here is kept as plain values in the checkpoint, so `load_task(path)` or
+    `SomeTask.load_from_checkpoint(path)` rebuilds model and task from the file alone.
+
+    Args:
+        model: Keyword arguments of `zoo.create_model` (with `model_name`), or a module. A module that `zoo.create_model`
+            built is remembered by its name and arguments; any other must be passed again on loading.
+        optimizer: Keyword arguments of `create_optimizer`; None for a task that takes no gradient steps.
+        scheduler: Keyword arguments of `create_scheduler`; None for a constant rate.
+        channels_last: Keep the model and 4-D inputs in channels-last memory order (faster depthwise convolutions).
+        compile: Compile the model in place; parameter names do not change.
+        **hparams: Further plain values of the subclass to remember.
+    """
+
+    def __init__(
+        self,
+        model: dict[str, Any] | nn.Module,
+        optimizer: dict[str, Any] | None = None,
+        scheduler: dict[str, Any] | None = None,
+        *,
+        channels_last: bool = False,
+        compile: bool = False,
+        **hparams: Any,
+    ) -> None:
+        super().__init__()
+        from zoo.models.registry import create_model
+
+        self.model = model if isinstance(model, nn.Module) else create_model(**model)
+        self.optimizer, self.scheduler, self.channels_last = optimizer, scheduler, channels_last
+        spec = getattr(self.model, "zoo_config", None) if isinstance(model, nn.Module) else dict(model)
+        self.save_hyperparameters(
+            {"model": spec, "optimizer": optimizer, "scheduler": scheduler, "channels_last": channels_last}
+            | {"compile": compile}
+            | hparams,
+            logger=False,
+        )
+        if channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if compile:
+            self.model.compile()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _TASKS[cls.__name__] = cls
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """Training losses of a batch by name; their sum is minimised."""
+        raise NotImplementedError(f"{type(self).__name__} must define losses(batch)")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.channels_last and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return self.model(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        losses = self.losses(batch)
+        if hasattr(self.model, "aux_losses"):
+            losses = losses | self.model.aux_losses()  # type: ignore[operator]
+        total = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(total):
+            values = ", ".join(f"{name} = {value.item():g}" for name, value in losses.items())
+            raise NonFiniteLossError(f"the loss is not finite at step {self.global_step}, epoch {self.current_epoch}: {values}")
+        self.log("train/loss", total.detach(), prog_bar=True)
+        if len(losses) > 1:
+            self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
+        return total
+
+    def configure_optimizers(self) -> Any:
+        if self.optimizer is None:
+            return None
+        optimizer = create_optimizer(self.model, **self.optimizer)
+        if self.scheduler is None:
+            return optimizer
+        total = self.trainer.estimated_stepping_batches
+        if math.isinf(total):
+            raise ValueError("a schedule needs an end: set trainer.max_epochs or trainer.max_steps, or scheduler=null")
+        per_epoch = max(1, self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
+        scheduler = create_scheduler(optimizer, int(total), per_epoch, **self.scheduler)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        scheduler.step_update(self.global_step)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        if self.global_step % self.trainer.log_every_n_steps == 0:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["zoo"] = {"task": type(self).__name__, "version": zoo.__version__}
+
+
+def load_task(path: str | Path) -> Task:
+    """Rebuild model and task from a training checkpoint alone, in eval mode, with its (averaged) weights.
+
+    Args:
+        path: A checkpoint written by a training run.
+
+    Raises:
+        zoo.CheckpointError: If the file is damaged, holds code, or was not written by a task of the zoo.
+    """
+    from zoo.checkpoints import CheckpointError, read_checkpoint
+
+    checkpoint = read_checkpoint(path)
+    name = checkpoint.get("zoo", {}).get("task")
+    if name not in _TASKS or "hyper_parameters" not in checkpoint:
+        raise CheckpointError(f"{path} is not a training checkpoint of the zoo; load plain weights with zoo.load_checkpoint")
+    hparams = dict(checkpoint["hyper_parameters"])
+    if hparams.get("model") is None:
+        raise CheckpointError(f"{path} was trained with a model that zoo.create_model did not build; pass it yourself: "
+                              f"{name}.load_from_checkpoint(path, model=...)")
+    hparams["model"] = {**hparams["model"], "pretrained": False, "checkpoint_path": None}
+    task = _TASKS[name](**hparams)
+    task.load_state_dict(checkpoint["state_dict"])
+    return task.eval()

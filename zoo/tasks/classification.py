@@ -1,0 +1,117 @@
+"""Image classification: cross-entropy on hard or mixed labels."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge, Lt
+from pydantic import NonNegativeFloat
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+from torchvision.transforms import v2
+
+from zoo.tasks.base import Task
+
+IGNORE_INDEX = -100  # rows that only pad a batch, so that every process sees as many batches
+
+
+class ClassificationTask(Task):
+    """Cross-entropy classification of `(inputs, targets)` batches.
+
+    Inputs are what the model takes, targets are class indices of shape (B,); a target of -100 marks a padding row, which
+    counts nowhere. Logs `train/loss`, `val/loss`, `val/acc` and the same for `test`, exact over all processes; `acc5` joins
+    them above ten classes.
+
+    Args:
+        model, optimizer, scheduler, channels_last, compile: See `Task`.
+        label_smoothing: Probability mass spread over all classes, in [0, 1).
+        mixup_alpha: Beta parameter of mixup; 0 for none.
+        cutmix_alpha: Beta parameter of CutMix; 0 for none. With both, each batch takes one of them at random.
+        class_names: Names in the order of the outputs, kept in the checkpoint.
+        preprocessing: What the evaluation transform did (`input_size`, `mean`, `std`, ...), kept in the checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: dict[str, Any] | nn.Module,
+        optimizer: dict[str, Any] | None = None,
+        scheduler: dict[str, Any] | None = None,
+        *,
+        label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0,
+        mixup_alpha: NonNegativeFloat = 0.0,
+        cutmix_alpha: NonNegativeFloat = 0.0,
+        class_names: list[str] | None = None,
+        preprocessing: dict[str, Any] | None = None,
+        channels_last: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(
+            model,
+            optimizer,
+            scheduler,
+            channels_last=channels_last,
+            compile=compile,
+            label_smoothing=label_smoothing,
+            mixup_alpha=mixup_alpha,
+            cutmix_alpha=cutmix_alpha,
+            class_names=class_names,
+            preprocessing=preprocessing,
+        )
+        self.label_smoothing = label_smoothing
+        self.class_names = class_names
+        self.preprocessing = preprocessing
+        num_classes: int = self.model.num_classes  # type: ignore[assignment]
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(f"the model has {num_classes} classes and the data has {len(class_names)}: "
+                             "leave model.num_classes at null to take it from the data")
+        self.mix = self._mixes(num_classes, mixup_alpha, cutmix_alpha)
+        accuracy = {"acc": MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORE_INDEX)}
+        if num_classes > 10:
+            accuracy["acc5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro", ignore_index=IGNORE_INDEX)
+        self.val_metrics = MetricCollection(dict(accuracy), prefix="val/")
+        self.test_metrics = self.val_metrics.clone(prefix="test/")
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+
+    @staticmethod
+    def _mixes(num_classes: int, mixup_alpha: float, cutmix_alpha: float) -> v2.Transform | None:
+        mixes: list[v2.Transform] = []
+        if mixup_alpha > 0:
+            mixes.append(v2.MixUp(alpha=mixup_alpha, num_classes=num_classes))
+        if cutmix_alpha > 0:
+            mixes.append(v2.CutMix(alpha=cutmix_alpha, num_classes=num_classes))
+        return v2.RandomChoice(mixes) if mixes else None
+
+    def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        inputs, targets = batch
+        if self.mix is not None:
+            kept = targets != IGNORE_INDEX
+            inputs, targets = self.mix(inputs[kept], targets[kept])
+        logits = self(inputs)
+        return {"cross_entropy": F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)}
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection, mean: MeanMetric) -> Tensor:
+        inputs, targets = batch
+        logits = self(inputs).float()
+        count = (targets != IGNORE_INDEX).sum()
+        mean.update(F.cross_entropy(logits, targets, reduction="sum") / count.clamp(min=1), count)
+        metrics.update(logits, targets)
+        return logits
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        logits = self._evaluate(batch, self.val_metrics, self.val_loss)
+        self.log("val/loss", self.val_loss)
+        self.log_dict(self.val_metrics, prog_bar=True)
+        return {"logits": logits}
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, self.test_metrics, self.test_loss)
+        self.log("test/loss", self.test_loss)
+        self.log_dict(self.test_metrics)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Class probabilities (B, num_classes) of a batch of inputs, or of `(inputs, targets)`."""
+        inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+        return torch.softmax(self(inputs).float(), dim=-1)

@@ -1,0 +1,76 @@
+"""What a run shows while it trains: throughput and sample pictures."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
+from pydantic import PositiveInt
+from torch import Tensor
+
+
+class Throughput(Callback):
+    """Logs `train/samples_per_second`: training samples of all processes over the time between two log points."""
+
+    def __init__(self) -> None:
+        self._samples, self._since = 0, 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._samples, self._since = 0, time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._samples += batch_size(batch) * trainer.world_size
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            now = time.perf_counter()
+            pl_module.log("train/samples_per_second", self._samples / (now - self._since), prog_bar=True)
+            self._samples, self._since = 0, now
+
+
+def batch_size(batch: Any) -> int:
+    """Length of the first tensor found in a batch of nested lists, tuples and dictionaries; 0 where there is none."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim else 1
+    values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (tuple, list)) else ()
+    return next((size for value in values if (size := batch_size(value))), 0)
+
+
+class SamplePictures(Callback):
+    """Sends the first validation images with predicted and true class to W&B after each validation.
+
+    Args:
+        count: Number of images.
+    """
+
+    def __init__(self, count: PositiveInt = 16) -> None:
+        self.count = count
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        if batch_idx > 0 or trainer.sanity_checking or not loggers or not trainer.is_global_zero:
+            return
+        if not isinstance(outputs, dict) or "logits" not in outputs or batch[0].ndim != 4:
+            return
+        names = getattr(pl_module, "class_names", None) or [str(i) for i in range(outputs["logits"].shape[-1])]
+        predicted = outputs["logits"][: self.count].argmax(-1).tolist()
+        captions = [f"{names[p]} (true: {names[t]})" for p, t in zip(predicted, batch[1][: self.count].tolist(), strict=True)]
+        images = [_picture(image, getattr(pl_module, "preprocessing", None)) for image in batch[0][: self.count]]
+        for logger in loggers:
+            logger.log_image("val/samples", images, step=None, caption=captions)
+
+
+def _picture(image: Tensor, preprocessing: dict[str, Any] | None) -> Any:
+    """A normalised (C, H, W) tensor as an array (H, W, C) or (H, W) of bytes."""
+    image = image.detach().float().cpu()
+    if preprocessing:
+        mean, std = (torch.tensor(preprocessing[key]).view(-1, 1, 1) for key in ("mean", "std"))
+        image = image * std + mean
+    array = (image.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()  # (C, H, W) -> (H, W, C)
+    return array[..., 0] if array.shape[-1] not in (3, 4) else array

@@ -1,0 +1,189 @@
+"""Checkpoints that survive: written atomically, at any step, on a signal, with every random state in them."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+from pydantic import PositiveInt
+from torch import distributed as dist
+
+from zoo.checkpoints import CheckpointError, read_checkpoint, write_atomic
+
+FOLDER = "checkpoints"
+_STEP_FILE = re.compile(r"step=(\d+)\.ckpt")
+
+
+class StopRequested(Exception):
+    """Training was asked to stop by a signal and has saved its state."""
+
+    def __init__(self, signum: int, step: int) -> None:
+        super().__init__(f"{signal.Signals(signum).name} after step {step}")
+        self.signum, self.step = signum, step
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, flushes it to disk and renames it; reads it without running any code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, lambda file: torch.save(checkpoint, file))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read_checkpoint(path)
+
+
+class ResumeCheckpoint(Checkpoint):
+    """Keeps the newest states of a training, so that it can be continued exactly.
+
+    A state holds weights, optimizer, schedule, averages, loop position and the random states of every process. It is written
+    every `every_n_steps` optimizer steps, at the end of each epoch's training, and on SIGINT or SIGTERM, after which
+    training stops with `StopRequested`. A second signal stops at once.
+
+    Args:
+        folder: Where `step=<n>.ckpt` files go.
+        every_n_steps: Interval in optimizer steps.
+        keep: How many states stay; with two, a damaged newest file never costs the run.
+    """
+
+    def __init__(self, folder: str | Path, every_n_steps: PositiveInt = 100, keep: PositiveInt = 2) -> None:
+        self.folder, self.every_n_steps, self.keep = Path(folder), every_n_steps, keep
+        self._signum = 0
+        self._random_states: list[dict[str, Any]] | None = None
+        self._previous_handlers: dict[int, Any] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self._previous_handlers[signum] = signal.signal(signum, self._request_stop)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._restore_handlers()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._restore_handlers()
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._random_states is not None:  # last moment before the step: nothing else may draw in between
+            set_random_states(self._random_states[trainer.global_rank % len(self._random_states)])
+            self._random_states = None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        stop = self._agreed_signal(trainer)
+        due = trainer.global_step % self.every_n_steps == 0 or trainer.is_last_batch
+        if stop or due:
+            self._save(trainer)
+        if stop:
+            raise StopRequested(stop, trainer.global_step)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if not trainer.sanity_checking and trainer.state.fn == "fit" and (stop := self._agreed_signal(trainer)):
+            raise StopRequested(stop, trainer.global_step)  # the state after the last training step is on disk
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        states = [random_states()]
+        if trainer.world_size > 1:
+            gathered: list[Any] = [None] * trainer.world_size
+            dist.all_gather_object(gathered, states[0])
+            states = gathered
+        checkpoint["random_states"] = states
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn == "fit":
+            self._random_states = checkpoint.get("random_states")
+
+    def _save(self, trainer: L.Trainer) -> None:
+        path = self.folder / f"step={trainer.global_step:08d}.ckpt"
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            for _, old in step_files(self.folder)[self.keep :]:
+                old.unlink(missing_ok=True)
+
+    def _request_stop(self, signum: int, frame: Any) -> None:
+        self._signum = signum
+        self._restore_handlers()  # a second signal does what it would have done without us
+
+    def _restore_handlers(self) -> None:
+        for signum, handler in self._previous_handlers.items():
+            signal.signal(signum, handler)
+        self._previous_handlers = {}
+
+    def _agreed_signal(self, trainer: L.Trainer) -> int:
+        if trainer.world_size == 1:
+            return self._signum
+        number = torch.tensor(self._signum, device=trainer.strategy.root_device)
+        dist.all_reduce(number, op=dist.ReduceOp.MAX)
+        return int(number)
+
+
+def random_states() -> dict[str, Any]:
+    """The global random states of Python, NumPy and torch (every device) as plain containers and tensors."""
+    version, keys, gauss = random.getstate()
+    name, words, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(keys), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(words).astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Restore what `random_states` returned; devices that are absent now are passed over."""
+    version, keys, gauss = states["python"]
+    random.setstate((version, tuple(keys), gauss))
+    name, words, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, words.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"].cpu())
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+
+
+def step_files(folder: Path) -> list[tuple[int, Path]]:
+    """`(step, path)` of the resumable states in a folder, newest first."""
+    found = ((match, path) for path in folder.glob("step=*.ckpt") if (match := _STEP_FILE.fullmatch(path.name)))
+    return sorted(((int(match[1]), path) for match, path in found), reverse=True)
+
+
+def find_resumable(run: Path, checkpoint: Path | None = None) -> Path:
+    """The state to continue from: the one that was named, or the newest of the run; read once, so that damage shows now.
+
+    Args:
+        run: Folder of the run.
+        checkpoint: A particular checkpoint of it.
+
+    Raises:
+        CheckpointError: If there is none, or if it is damaged; the message then offers the newest good one.
+    """
+    candidates = [path for _, path in step_files(run / FOLDER)]
+    chosen = checkpoint or next(iter(candidates), None)
+    if chosen is None:
+        raise CheckpointError(f"{run} holds no {FOLDER}/step=*.ckpt to resume from: it stopped before its first checkpoint; start it again")
+    try:
+        read_checkpoint(chosen)
+    except CheckpointError as error:
+        for path in candidates:
+            if path != chosen and _readable(path):
+                raise CheckpointError(f"{error}\nthe checkpoint before it is intact, continue with: resume='{path}'") from None
+        raise CheckpointError(f"{error}\nno other checkpoint in {run / FOLDER} can be read") from None
+    return chosen
+
+
+def _readable(path: Path) -> bool:
+    try:
+        read_checkpoint(path)
+    except CheckpointError:
+        return False
+    return True

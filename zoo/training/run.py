@@ -1,0 +1,377 @@
+"""One configuration from data to checkpoint: build, fit, test, save, and say where everything is."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import secrets
+import signal
+import time
+import typing
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from pydantic import NonNegativeInt
+
+from zoo.checkpoints import CheckpointError, read_checkpoint, save_pretrained
+from zoo.config import ConfigError, check_call, check_section, flatten
+from zoo.models.registry import create_model
+from zoo.tasks import NonFiniteLossError, Task, create_optimizer, create_scheduler
+from zoo.training.checkpointing import FOLDER, AtomicCheckpointIO, StopRequested, find_resumable, step_files
+from zoo.training.loggers import WandbRun
+from zoo.training.summary import print_summary
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class RunResult:
+    """What a run reached and where it lies."""
+
+    output_dir: Path
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    checkpoint: Path | None = None
+    model_dir: Path | None = None
+
+
+class RunStopped(Exception):
+    """A run that was stopped and can be resumed; `exit_code` is what the process should end with."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class RunFailed(RuntimeError):
+    """A run that could not go on; the message says where it stands."""
+
+
+def run_config(config: dict[str, Any], *, multirun: bool = False, command: str = "python train.py") -> float | None:
+    """Check a composed configuration whole, then run it; returns `optimized_metric` for a sweeper.
+
+    Raises:
+        ConfigError: Before anything is built, with every problem found.
+    """
+    check_config(config, multirun=multirun)
+    result = run(**config, command=command)
+    return result.metrics.get(config.get("optimized_metric") or "")
+
+
+def run(
+    *,
+    output_dir: str,
+    name: str,
+    model: dict[str, Any],
+    data: dict[str, Any],
+    task: dict[str, Any],
+    trainer: dict[str, Any],
+    optimizer: dict[str, Any] | None = None,
+    scheduler: dict[str, Any] | None = None,
+    callbacks: dict[str, Any] | None = None,
+    logger: dict[str, Any] | None = None,
+    seed: NonNegativeInt | None = 0,
+    test: bool = True,
+    resume: str | None = None,
+    optimized_metric: str | None = None,
+    command: str = "python train.py",
+) -> RunResult:
+    """Train, test and save one model. Every argument is a section or a value of `configs/train.yaml`.
+
+    Args:
+        output_dir: The run folder; checkpoints, logs, the trained model and the summary go here.
+        name: Display name of the run.
+        model: Arguments of `zoo.create_model`; `num_classes` and `in_chans` are taken from the data where null.
+        data: `_target_` and arguments of a LightningDataModule.
+        task: `_target_` and arguments of a `zoo.tasks.Task`.
+        trainer: `_target_` and arguments of `lightning.Trainer`.
+        optimizer: Arguments of `zoo.tasks.create_optimizer`; None for a task without gradient steps.
+        scheduler: Arguments of `zoo.tasks.create_scheduler`; None for a constant rate.
+        callbacks: Named sections with `_target_`.
+        logger: Named sections with `_target_`.
+        seed: Seed of every random draw; 0 is a seed, None draws one and notes it.
+        test: Evaluate the best checkpoint on the test set at the end.
+        resume: Run folder or checkpoint to continue from, exactly where it stopped.
+        optimized_metric: Metric that a sweep optimises, for example `val/acc`.
+        command: How the user starts the program, for the printed commands.
+
+    Returns:
+        Metrics, time and paths.
+
+    Raises:
+        ConfigError: If a section cannot be built.
+        RunStopped: After SIGINT or SIGTERM, with the state saved.
+        RunFailed: If the loss is not finite or the disk is full; the last good checkpoint stays.
+        CheckpointError: If `resume` names a damaged checkpoint.
+    """
+    _quiet()
+    folder = Path(output_dir).absolute()
+    started = time.perf_counter()
+    state = find_resumable(folder, _named_checkpoint(resume)) if resume else None
+    notes = _run_notes(folder, seed)
+    L.seed_everything(notes["seed"], workers=False, verbose=False)
+
+    datamodule = _build("data", lambda: _instantiate(data, seed=notes["seed"]))
+    task_module = _build("model", lambda: _build_task(model, task, datamodule, optimizer, scheduler))
+    loggers = [
+        _build(f"logger.{key}", lambda s=section: _instantiate(s, run_id=notes["wandb_id"], name=name))
+        for key, section in (logger or {}).items()
+        if section
+    ]
+    hooks = [_build(f"callbacks.{key}", lambda s=section: _instantiate(s)) for key, section in (callbacks or {}).items() if section]
+    engine: L.Trainer = _build(
+        "trainer",
+        lambda: _instantiate(
+            trainer, callbacks=hooks, logger=loggers, plugins=[AtomicCheckpointIO()], default_root_dir=str(folder)
+        ),
+    )
+    config = {"model": dict(task_module.hparams["model"] or {}), "data": data, "task": task, "trainer": trainer}
+    config |= {"optimizer": optimizer, "scheduler": scheduler, "seed": notes["seed"], "name": name}
+    for entry in engine.loggers:
+        entry.log_hyperparams(config)
+
+    result = RunResult(folder)
+    exit_code = 1
+    try:
+        engine.fit(task_module, datamodule=datamodule, ckpt_path=str(state) if state else None)
+        result.metrics = _scalars(engine.callback_metrics)
+        result.checkpoint = _load_best(engine, task_module)
+        if test and datamodule.test_dataloader.__func__ is not L.LightningDataModule.test_dataloader:
+            engine.test(task_module, datamodule=datamodule, verbose=False)
+            result.metrics |= _scalars(engine.callback_metrics)
+        result.seconds = notes["seconds_before"] + time.perf_counter() - started
+        _finish(engine, task_module, result, notes, command)
+        exit_code = 0
+    except StopRequested as stop:
+        exit_code = 128 + stop.signum
+        message = f"stopped by {signal.Signals(stop.signum).name} after step {stop.step}; everything is saved"
+        raise RunStopped(f"{message}\ncontinue with: {command} resume={_shown(folder)}", exit_code) from None
+    except NonFiniteLossError as error:
+        raise RunFailed(f"{error}\n{_last_good(folder, command)}") from None
+    except CheckpointError as error:
+        raise RunFailed(f"{error}\n{_last_good(folder, command)}") from None
+    finally:
+        if rank_zero_only.rank == 0:
+            _note_seconds(folder, notes, time.perf_counter() - started)
+        for entry in engine.loggers:
+            if isinstance(entry, WandbRun):
+                entry.close(exit_code)
+    return result
+
+
+# --- checks before anything is built ------------------------------------------------------------------------------------
+
+
+def check_config(config: Mapping[str, Any], *, multirun: bool = False) -> None:
+    """Check every value of a configuration against the signature that it will be passed to.
+
+    Raises:
+        ConfigError: With one line for each problem.
+    """
+    problems = check_call(run, config)
+    missing = [key for key, value in flatten(config) if value == "???"]
+    problems += [f"{key} has no value; give it as {key}=..." for key in missing]
+    section: Any = config.get("model")
+    if isinstance(section, Mapping):
+        problems += check_call(create_model, section, "model")
+        problems += _check_constructor(section)
+    data = config.get("data")
+    if isinstance(data, Mapping):
+        problems += check_section(data, "data", given={"seed"})
+    if isinstance(config.get("task"), Mapping):
+        problems += check_section(config["task"], "task", given={"model"})
+    if isinstance(config.get("optimizer"), Mapping):
+        problems += check_call(create_optimizer, config["optimizer"], "optimizer", given={"model"})
+    if isinstance(config.get("scheduler"), Mapping):
+        given = {"optimizer", "total_steps", "steps_per_epoch"}
+        problems += check_call(create_scheduler, config["scheduler"], "scheduler", given=given)
+    if isinstance(config.get("trainer"), Mapping):
+        problems += check_section(config["trainer"], "trainer")
+        if multirun and _starts_processes(config["trainer"]):
+            problems.append(
+                "trainer.strategy: a multirun cannot start processes of its own, each of them would repeat the whole sweep; "
+                "use trainer.strategy=auto with trainer.devices=1, or start single runs with torchrun"
+            )
+    for group in ("callbacks", "logger"):
+        for key, entry in (config.get(group) or {}).items():
+            if entry:
+                problems += check_section(entry, f"{group}.{key}")
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+
+
+def _check_constructor(section: Mapping[str, Any]) -> list[str]:
+    """Problems of the model's own arguments, by the class that its entry point says it returns."""
+    from timm.models import is_model, model_entrypoint
+
+    name = section.get("model_name")
+    if not isinstance(name, str) or not is_model(name.split(".")[0]):
+        return []
+    try:
+        returned = typing.get_type_hints(model_entrypoint(name.split(".")[0])).get("return")
+    except NameError:
+        return []
+    if not inspect.isclass(returned) or returned is torch.nn.Module:
+        return []
+    own = inspect.signature(create_model).parameters
+    values = {k: v for k, v in section.items() if k not in own and v is not None}
+    return check_call(returned, values, "model")
+
+
+def _starts_processes(trainer: Mapping[str, Any]) -> bool:
+    devices = trainer.get("devices", 1)
+    several = trainer.get("num_nodes", 1) > 1 or (devices not in (1, "1", "auto", [0]))
+    return several or (isinstance(trainer.get("strategy"), str) and "ddp" in trainer["strategy"])
+
+
+# --- building -----------------------------------------------------------------------------------------------------------
+
+
+def _build(key: str, build: Callable[[], Any]) -> Any:
+    try:
+        return build()
+    except hydra.errors.InstantiationException as error:
+        cause = error.__cause__ or error
+        if not isinstance(cause, (ValueError, TypeError, OSError, MisconfigurationException, ImportError)):
+            raise cause from None
+        raise ConfigError(f"{key}: {cause}") from None
+    except (ValueError, TypeError, OSError, MisconfigurationException) as error:
+        raise ConfigError(f"{key}: {error}") from None
+
+
+def _instantiate(section: Mapping[str, Any], **offered: Any) -> Any:
+    """Build a section through its `_target_`; `offered` fills parameters that the target has and the section leaves open."""
+    accepted = inspect.signature(hydra.utils.get_object(section["_target_"])).parameters
+    extra = {k: v for k, v in offered.items() if k in accepted and section.get(k) is None}
+    return hydra.utils.instantiate({**section}, **extra, _convert_="all")
+
+
+def _build_task(
+    model: dict[str, Any],
+    task: dict[str, Any],
+    datamodule: L.LightningDataModule,
+    optimizer: dict[str, Any] | None,
+    scheduler: dict[str, Any] | None,
+) -> Task:
+    spec = {**model}
+    for key in ("num_classes", "in_chans"):
+        if spec.get(key) is None and getattr(datamodule, key, None) is not None:
+            spec[key] = getattr(datamodule, key)
+    arguments = {"model": spec, "optimizer": optimizer, "scheduler": scheduler}
+    target = hydra.utils.get_object(task["_target_"])
+    accepted = inspect.signature(target).parameters
+    for key in ("class_names", "preprocessing"):
+        if key in accepted and task.get(key) is None and getattr(datamodule, key, None) is not None:
+            arguments[key] = getattr(datamodule, key)
+    return target(**arguments, **{k: v for k, v in task.items() if k not in arguments and not k.startswith("_")})
+
+
+def _run_notes(folder: Path, seed: int | None) -> dict[str, Any]:
+    """Seed, W&B id and seconds so far: drawn once when the run begins, kept when it is resumed."""
+    path = folder / "run.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    drawn = secrets.randbelow(2**31) if seed is None else seed
+    notes = {"seed": drawn, "wandb_id": secrets.token_hex(4), "seconds_before": 0.0}
+    if rank_zero_only.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(notes, indent=2) + "\n")
+    return notes
+
+
+def _note_seconds(folder: Path, notes: dict[str, Any], seconds: float) -> None:
+    notes = {**notes, "seconds_before": notes["seconds_before"] + seconds}
+    try:
+        (folder / "run.json").write_text(json.dumps(notes, indent=2) + "\n")
+    except OSError as error:  # a full disk has its own message already
+        _log.debug("run.json not updated: %s", error)
+
+
+def _named_checkpoint(resume: str) -> Path | None:
+    path = Path(resume).expanduser()
+    return path.absolute() if path.is_file() else None
+
+
+# --- the end of a run ---------------------------------------------------------------------------------------------------
+
+
+def _scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if torch.as_tensor(value).numel() == 1}
+
+
+def _load_best(engine: L.Trainer, task: Task) -> Path | None:
+    """Put the best weights by the monitored validation metric into the task; the last ones stay where nothing was monitored."""
+    best = next((c for c in engine.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path), None)
+    if best is None:
+        return next((path for _, path in step_files(Path(engine.default_root_dir) / FOLDER)), None)
+    task.load_state_dict(read_checkpoint(best.best_model_path)["state_dict"])
+    return Path(best.best_model_path)
+
+
+@rank_zero_only
+def _finish(engine: L.Trainer, task: Task, result: RunResult, notes: dict[str, Any], command: str) -> None:
+    result.model_dir = result.output_dir / "model"
+    save_pretrained(
+        task.model,
+        result.model_dir,
+        class_names=task.hparams.get("class_names"),
+        preprocessing=task.hparams.get("preprocessing"),
+    )
+    summary = {"metrics": result.metrics, "seconds": round(result.seconds, 1), "seed": notes["seed"]}
+    (result.output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    wandb_dirs = []
+    for entry in engine.loggers:
+        if isinstance(entry, WandbRun):
+            if result.checkpoint is not None:
+                entry.log_best(result.checkpoint, summary)
+            wandb_dirs.append(str(_shown(Path(entry.experiment.dir).parent)))
+    print_summary(
+        metrics=result.metrics,
+        seconds=result.seconds,
+        parameters=sum(p.numel() for p in task.model.parameters()),
+        checkpoint=_shown(result.checkpoint) if result.checkpoint else None,
+        model_dir=_shown(result.model_dir),
+        tracked=wandb_dirs,
+        resume=f"{command} resume={_shown(result.output_dir)} trainer.max_epochs={2 * max(engine.current_epoch, 1)}",
+    )
+
+
+def _last_good(folder: Path, command: str) -> str:
+    states = step_files(folder / FOLDER)
+    if not states:
+        return "no checkpoint had been written yet"
+    return f"the last good checkpoint is step {states[0][0]}; continue from it with: {command} resume={_shown(folder)} optimizer.lr=..."
+
+
+def _shown(path: Path) -> Path:
+    """A path as the user would type it: relative where it lies below the working folder."""
+    try:
+        return path.absolute().relative_to(Path.cwd())
+    except ValueError:
+        return path
+
+
+def _quiet() -> None:
+    """Keep the libraries' chatter off the screen; their warnings about our own choices say nothing new."""
+    for noisy in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+        logging.getLogger(noisy).propagate = False
+    for message in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*The number of training batches .* is smaller than the logging interval.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*Trying to infer the `batch_size`.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

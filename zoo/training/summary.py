@@ -1,0 +1,51 @@
+"""The last thing a run prints: what it reached, where it lies, and the commands that go on from there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_summary(
+    *,
+    metrics: Mapping[str, float],
+    seconds: float,
+    parameters: int,
+    checkpoint: Path | None,
+    model_dir: Path,
+    tracked: Sequence[str],
+    resume: str,
+) -> None:
+    """Print a run's results as a table and its files and commands as plain lines that can be copied.
+
+    Args:
+        metrics: Final values by name.
+        seconds: Wall time of the run, earlier parts included where it was resumed.
+        parameters: Number of parameters of the model.
+        checkpoint: The best checkpoint.
+        model_dir: Folder of the exported model.
+        tracked: Folders of the tracked runs.
+        resume: Command that continues the run.
+    """
+    table = Table(title="results", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for name, value in sorted(metrics.items()):
+        if name.startswith(("test/", "val/")) or name == "train/loss":
+            table.add_row(name, f"{value:.4f}")
+    table.add_row("parameters", f"{parameters:,}")
+    table.add_row("time", f"{int(seconds // 60)} min {seconds % 60:.0f} s")
+    console = Console()
+    console.print(table)
+    lines = [f"checkpoint   {checkpoint}"] if checkpoint else []
+    lines += [f"tracked run  {folder}" for folder in tracked]
+    lines += [
+        "load it      import zoo",
+        f'             model = zoo.create_model("local-dir:{model_dir}", pretrained=True)',
+        f"train on     {resume}",
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
