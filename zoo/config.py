@@ -55,7 +55,7 @@ def check_call(target: Callable[..., Any], values: Mapping[str, Any], key: str =
             continue
         if name not in named and not takes_any:
             problems.append(f"{prefix}{name} is unknown{suggestion(name, named)}")
-        elif isinstance(value, Mapping) and "_target_" in value:
+        elif isinstance(value, Mapping) and "_target_" in value and not _wants_mapping(hints.get(name)):
             problems += check_section(value, f"{prefix}{name}")
         elif name in hints:
             problems += _check_value(hints[name], value, f"{prefix}{name}")
@@ -89,6 +89,11 @@ def _check_value(hint: Any, value: Any, key: str) -> list[str]:
         reasons = dict.fromkeys(e["msg"][:1].lower() + e["msg"][1:] for e in error.errors() if e["type"] != "is_instance_of")
         return [f"{key} = {value!r}: {' or '.join(reasons) or 'allowed is ' + _describe(hint)}"]
     return []
+
+
+def _wants_mapping(hint: Any) -> bool:
+    """Whether a parameter takes the section itself and not the object that it describes."""
+    return any(typing.get_origin(h) is dict or h is dict for h in (hint, *typing.get_args(hint)))
 
 
 def _admits_bool(hint: Any) -> bool:

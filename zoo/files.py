@@ -16,7 +16,7 @@ import json
 import os
 import pickletools
 import re
-import tempfile
+import secrets
 import urllib.error
 import urllib.parse
 import warnings
@@ -98,24 +98,16 @@ def write_all(files: Mapping[str | Path, Callable[[BinaryIO], None]]) -> None:
 
 
 def _stage(target: Path, write: Callable[[BinaryIO], None]) -> Path:
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
+    temporary = target.parent / f".{target.name[:100]}.{secrets.token_hex(6)}.tmp"
+    with temporary.open("xb") as file:
+        try:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp gives 0600; a checkpoint is an ordinary file
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     return temporary
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:
@@ -468,11 +460,9 @@ def fetch_hub(repository: str, filename: str | None = None) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", identifier):
         raise CheckpointError(f"hf-hub:{repository} is not of the form hf-hub:<organisation>/<name>")
     names = (filename,) if filename else _HUB_NAMES
-    for name in names:
-        by_hand = cache_folder() / name
-        if filename and by_hand.exists():
-            _verify_fetched(by_hand, None)
-            return by_hand
+    if filename and (by_hand := cache_folder() / filename).exists():
+        _verify_fetched(by_hand, None)
+        return by_hand
     for name in names:
         if (path := _hub_file(identifier, name, revision or None)) is not None:
             expected = None
@@ -495,9 +485,9 @@ def _hub_file(repository: str, name: str, revision: str | None) -> Path | None:
             return None
         if name == CONFIG_NAME:
             return None
+        by_hand = f"place it at {cache_folder() / name}" if name not in _HUB_NAMES else "pass the path of its folder"
         raise CheckpointError(
-            f"cannot download {name} of hf-hub:{repository} ({_first_line(error)}); fetch it elsewhere and place it "
-            f"at {cache_folder() / name}, or pass its path"
+            f"cannot download {name} of hf-hub:{repository} ({_first_line(error)}); fetch it elsewhere and {by_hand}"
         ) from error
 
 

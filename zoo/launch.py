@@ -28,12 +28,22 @@ _HERE = Path(__file__).resolve().parent
 CONFIGS = next(path for path in (_HERE.parent / "configs", _HERE / "configs") if path.is_dir())
 
 
+_told: list[Exception] = []
+
+
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def _job(cfg: DictConfig) -> float | None:
     from zoo.training.run import run_config
 
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    return run_config(config, multirun=HydraConfig.get().mode.name == "MULTIRUN", command=_command())
+    multirun = HydraConfig.get().mode.name == "MULTIRUN"
+    try:
+        return run_config(config, multirun=multirun, command=_command())
+    except Exception as error:
+        if multirun or not _is_ours(error):
+            raise
+        _told.append(error)  # raised again outside Hydra, which would announce it in its own words
+        return None
 
 
 def main() -> None:
@@ -42,6 +52,8 @@ def main() -> None:
         sys.argv[1:] = _prepare(sys.argv[1:])
         with _hydra_raises():
             _job()
+        if _told:
+            raise _told.pop()
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_explain(error, sys.argv[1:]))
     except KeyboardInterrupt:
@@ -52,7 +64,7 @@ def main() -> None:
             raise
         _fail(f"{error.filename}: {os.strerror(error.errno or 0)}")
     except Exception as error:
-        if type(error).__module__.split(".")[0] != "zoo":  # the zoo's own errors are written for people
+        if not _is_ours(error):
             raise
         code = getattr(error, "exit_code", 1)
         _fail(str(error), code)
@@ -61,6 +73,11 @@ def main() -> None:
 def _fail(message: str, code: int = 1) -> None:
     print(f"\n{message}" if code != 1 else f"\nerror: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether the zoo raised it, which means that its message is written for people."""
+    return type(error).__module__.split(".")[0] == "zoo"
 
 
 def _is_about_a_file(error: OSError) -> bool:

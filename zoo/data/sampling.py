@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -129,6 +129,7 @@ class EpochBatches(Sampler[list[SampleKey]]):
         pad: Fill up with padded keys, whose target becomes `IGNORE_INDEX`, instead of repeated samples.
         rank: Index of this process.
         world_size: Number of processes.
+        clock: Tells the epoch when a pass starts. `None` counts complete passes, or follows `set_epoch`.
 
     Raises:
         DataError: If there is not a single batch.
@@ -146,10 +147,11 @@ class EpochBatches(Sampler[list[SampleKey]]):
         pad: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        clock: Callable[[], int] | None = None,
     ) -> None:
         self.samples, self.images_per_batch, self.seed = samples, batch_size, seed
         self.shuffle, self.reshuffle, self.pad = shuffle, reshuffle, pad
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.clock = rank, world_size, clock
         self.global_batch = batch_size * world_size
         self.length = samples // self.global_batch if drop_last else -(-samples // self.global_batch)
         if self.length == 0:
@@ -170,9 +172,29 @@ class EpochBatches(Sampler[list[SampleKey]]):
         return self.length
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of `epoch`; a position inside the same epoch is kept."""
+        """Go to the start of `epoch`; a position inside the same epoch is kept. With a clock this does nothing.
+
+        Lightning calls it with the number of epochs that it has processed. Under `max_steps`, a run resumed from the end
+        of an epoch counts that epoch twice, which is what the clock is for.
+        """
+        if self.clock is None:
+            self._go_to(epoch)
+
+    def _go_to(self, epoch: int) -> None:
         if epoch != self.epoch:
             self.epoch, self.delivered, self._resume_at = epoch, 0, 0
+
+    def start(self) -> None:
+        """Begin a pass: where a restored position says, otherwise with the epoch's first batch."""
+        if self.clock is not None:
+            self._go_to(self.clock())
+        self.delivered, self._resume_at = self._resume_at, 0
+
+    def deliver(self) -> None:
+        """Count one batch that has reached the training loop; the last one moves on to the next epoch."""
+        self.delivered += 1
+        if self.delivered == self.length:
+            self.epoch, self.delivered = self.epoch + 1, 0
 
     def order(self, epoch: int) -> Tensor:
         """The sample indices of an epoch in their order, `(samples,)` int64: a pure function of seed and epoch."""
@@ -183,10 +205,8 @@ class EpochBatches(Sampler[list[SampleKey]]):
         return torch.randperm(self.samples, generator=generator)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        start, self._resume_at = self._resume_at, 0
-        self.delivered = start
-        # the epoch is read now: workers fetch ahead of the training loop, which may move on
-        return self._batches(self.epoch, start)
+        # the position is read now, not with the first batch: workers fetch ahead of the training loop
+        return self._batches(self.epoch, self.delivered)
 
     def _batches(self, epoch: int, start: int) -> Iterator[list[SampleKey]]:
         order = self.order(epoch)
@@ -209,7 +229,6 @@ class EpochBatches(Sampler[list[SampleKey]]):
         return {
             "epoch": self.epoch,
             "batches": self.delivered,
-            "length": self.length,
             "seed": self.seed,
             "samples": self.samples,
             "global_batch": self.global_batch,
@@ -218,14 +237,10 @@ class EpochBatches(Sampler[list[SampleKey]]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue from a saved position: the next batch is the one after the last delivered one.
 
-        A position after the last batch is the start of the next epoch.
-
         Raises:
             DataError: If the position is inside an epoch that other settings would order differently.
         """
         epoch, batches = state["epoch"], state["batches"]
-        if batches >= state["length"]:
-            epoch, batches = epoch + 1, 0
         mine = self.state_dict()
         changed = [name for name in ("seed", "samples", "global_batch") if state[name] != mine[name]]
         if batches and changed:
@@ -318,6 +333,7 @@ class ResumableLoader(DataLoader[Batch]):
 
     def start(self) -> Iterator[Batch]:
         """Start the workers on the rest of the current epoch."""
+        self.order.start()
         return super().__iter__()
 
     def set_epoch(self, epoch: int) -> None:
@@ -343,14 +359,8 @@ class _LazyEpoch(Iterator[Batch]):
     def __next__(self) -> Batch:
         if self.batches is None:
             self.batches = self.loader.start()
-        order = self.loader.order
-        try:
-            batch = next(self.batches)
-        except StopIteration:
-            if order.delivered >= order.length:
-                order.set_epoch(order.epoch + 1)
-            raise
+        batch = next(self.batches)
         if isinstance(batch, _Failure):
             raise DataError(batch.message)
-        order.delivered += 1
+        self.loader.order.deliver()
         return batch

@@ -1,0 +1,105 @@
+"""The plan of the house: imports point one way, importing is instant, nothing private leaks."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+ZOO = ROOT / "zoo"
+
+# what each room may import from the zoo, besides itself and the two helpers that everybody may use
+ALLOWED = {
+    "kernels": set(),
+    "models": {"kernels", "files"},
+    "data": {"files"},
+    "tasks": {"models", "kernels", "checkpoints"},
+    "training": {"tasks", "models", "data", "checkpoints", "config"},
+    "checkpoints": {"models", "files"},
+    "files": set(),
+    "suggest": set(),
+    "config": set(),
+    "launch": {"config", "training"},
+}
+HELPERS = {"suggest", "zoo"}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ZOO).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "zoo" else [node.module]
+        rooms |= {(name.split(".") + ["zoo"])[1] for name in names if name.split(".")[0] == "zoo"}
+    return rooms
+
+
+@pytest.mark.parametrize("path", sorted(ZOO.rglob("*.py")), ids=lambda p: str(p.relative_to(ZOO)))
+def test_imports_point_one_way(path: Path) -> None:
+    room = room_of(path)
+    if room == "__init__":  # the public API names every room, lazily
+        return
+    assert room in ALLOWED, f"{room} is a new room: say in this test what it may import"
+    assert imported_rooms(path) - {room} - HELPERS <= ALLOWED[room]
+
+
+def test_import_is_instant_and_registers_the_models() -> None:
+    code = """
+import sys, zoo
+assert not {"torch", "timm", "lightning"} & set(sys.modules), "import zoo imported something heavy"
+import timm
+assert "unireplknet_a" in timm.list_models("unireplknet*")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_import_after_timm_registers_too() -> None:
+    code = "import timm, zoo; assert timm.is_model('unireplknet_a')"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_public_names_exist_and_unknown_ones_are_told() -> None:
+    import zoo
+
+    for name in zoo.__all__:
+        assert getattr(zoo, name) is not None
+    with pytest.raises(AttributeError, match="create_model"):
+        _ = zoo.create_modle
+
+
+def test_library_code_never_prints() -> None:
+    talkers = {"launch.py", "summary.py", "cli.py"}
+    for path in ZOO.rglob("*.py"):
+        calls = (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call))
+        prints = [n.lineno for n in calls if isinstance(n.func, ast.Name) and n.func.id == "print"]
+        assert not prints or path.name in talkers, f"{path} prints at lines {prints}"
+
+
+def test_hydra_stays_at_the_door() -> None:
+    """A DictConfig ends in `launch`; the rest of the zoo sees plain containers."""
+    for path in ZOO.rglob("*.py"):
+        if path.name != "launch.py":
+            assert not re.search(r"omegaconf|HydraConfig|GlobalHydra", path.read_text()), path
+
+
+def test_version_is_the_same_everywhere() -> None:
+    import tomllib
+
+    import zoo
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == zoo.__version__
+    assert f"version: {zoo.__version__}" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {zoo.__version__}" in (ROOT / "CHANGELOG.md").read_text()

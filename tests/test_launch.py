@@ -1,0 +1,105 @@
+"""The command line: quick, and clear about mistakes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Train
+from zoo.launch import ResumeError, find_run, merge_overrides
+
+
+def test_help_fits_a_screen_and_lists_the_experiments(train: Train) -> None:
+    lines = train("--help").stdout.splitlines()
+    assert len(lines) <= 45
+    assert max(map(len, lines)) <= 140
+    (experiments,) = [line for line in lines if line.startswith("experiment:")]
+    for path in (ROOT / "configs" / "experiment").glob("*.yaml"):
+        assert path.stem in experiments
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = """
+import sys
+sys.argv = ["train.py", "--cfg", "job"]
+from zoo.launch import main
+main()
+assert not {"torch", "lightning", "timm", "wandb"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["optimizer.lrr=1"], ["optimizer.lrr is not a key", "did you mean optimizer.lr", "+optimizer.lrr="]),
+        (["modle=unireplknet_a"], ["modle is not a key", "did you mean model"]),
+        (["experiment=mnist5"], ["experiment=mnist5: there is no such choice", "did you mean mnist5k", "configs/experiment/mnist5.yaml"]),
+        (["model=unireplknet_q"], ["did you mean unireplknet_", "configs/model/unireplknet_q.yaml"]),
+        (["trainer.max_epoch=3"], ["trainer.max_epoch is not a key", "did you mean trainer.max_epochs"]),
+        (["optimizer.lr=fast"], ["optimizer.lr = 'fast'"]),
+        (["model.model_name=unireplknet_aa"], ["unireplknet_aa", "unireplknet_a"]),
+        (["optimizer.opt=adamww"], ["adamww", "did you mean adamw"]),
+        (["data=imagefolder"], ["data.root"]),
+        (["trainer.accelerator=gpuu"], ["trainer", "gpuu"]),
+        (["model.num_classes=7"], ["model has 7 classes and the data has 10"]),
+    ],
+    ids=lambda x: x[0] if isinstance(x, list) else "",
+)
+def test_mistakes_are_told_in_words(arguments: list[str], told: list[str], train: Train) -> None:
+    done = train(*arguments, "hydra.run.dir=run", check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    for words in told:
+        assert words in done.stderr, done.stderr
+
+
+def test_unwritable_output_folder_is_told(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = train("hydra.run.dir=file/run", check=False)
+    assert done.returncode == 1
+    assert "file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_malicious_checkpoint_is_refused_and_runs_nothing(train: Train, tmp_path: Path) -> None:
+    import pickle
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {tmp_path}/pwned",)
+
+    run = tmp_path / "run"
+    (run / ".hydra").mkdir(parents=True)
+    (run / ".hydra" / "overrides.yaml").write_text("[experiment=digits]\n")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "step=00000005.ckpt").write_bytes(pickle.dumps({"state_dict": Payload()}))
+    for arguments in (["resume=run"], ["experiment=digits", f"model.checkpoint_path='{run}/checkpoints/step=00000005.ckpt'"]):
+        done = train(*arguments, check=False)
+        assert done.returncode == 1
+        assert "step=00000005.ckpt" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_merged_overrides_name_each_key_once() -> None:
+    assert merge_overrides(["a=1", "+b=2"], ["a=3"]) == ["a=3", "+b=2"]
+
+
+def test_find_run(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    assert find_run(checkpoint) == find_run(checkpoint.parent) == find_run(tmp_path / "run") == tmp_path / "run"
+    with pytest.raises(ResumeError, match="no such folder"):
+        find_run(tmp_path / "other")
+
+
+def test_multirun_joblib(train: Train, tmp_path: Path) -> None:
+    quick = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "logger=none", "test=false")
+    train("-m", "experiment=digits", "model=test_unireplknet", *quick, "seed=0,1", "hydra/launcher=joblib", "hydra.sweep.dir=sweep")
+    assert sorted(p.name for p in (tmp_path / "sweep").iterdir() if p.is_dir()) == ["0", "1"]

@@ -1,0 +1,24 @@
+"""A callback that ends its own process, as a power cut would, at a chosen moment of a chosen step."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback
+
+MOMENTS = ("on_before_optimizer_step", "on_train_batch_end", "on_save_checkpoint", "on_validation_start")
+
+
+class KillAt(Callback):
+    """Sends this process `signum` the first time that `moment` comes at or after optimizer step `step`."""
+
+    def __init__(self, step: int, moment: str = "on_train_batch_end", signum: int = signal.SIGKILL) -> None:
+        self.step, self.signum = step, signum
+        setattr(self, moment, self._kill)
+
+    def _kill(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step >= self.step and not trainer.sanity_checking:
+            self.step = 10**9
+            os.kill(os.getpid(), self.signum)

@@ -1,0 +1,79 @@
+"""Two processes, started by Lightning or by torchrun on two simulated nodes, reach what one process reaches."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, Train
+
+# 100 images a step in every case: one process with 100, or two with 50 each
+COMMON = ("experiment=digits", "model=test_unireplknet", "trainer.max_epochs=3", "optimizer.lr=2e-3", "hydra.run.dir=run")
+TOLERANCE = 0.05  # batch-norm statistics are per process on a CPU, so the runs are alike, not equal
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    folder = tmp_path_factory.mktemp("single")
+    command = [sys.executable, str(ROOT / "train.py"), *COMMON, "data.batch_size=100", "logger=none"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
+    return metrics(folder / "run")
+
+
+def metrics(run: Path) -> dict[str, float]:
+    return json.loads((run / "summary.json").read_text())["metrics"]
+
+
+def assert_one_tidy_folder(folder: Path) -> None:
+    assert [p.name for p in folder.iterdir()] == ["run"]
+    assert len(list((folder / "run").glob("wandb/offline-run-*"))) == 1
+    assert len(list((folder / "run").glob("csv/version_*"))) == 1
+
+
+def test_ddp_on_two_cpu_processes(single: dict[str, float], train: Train, tmp_path: Path) -> None:
+    train(*COMMON, "trainer=ddp_cpu", "data.batch_size=50")
+    assert_one_tidy_folder(tmp_path)
+    assert metrics(tmp_path / "run")["test/acc"] == pytest.approx(single["test/acc"], abs=TOLERANCE)
+
+
+def test_torchrun_with_two_nodes(single: dict[str, float], tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for node in (0, 1):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}", "--nproc-per-node=1"]
+        command += ["--master-addr=127.0.0.1", f"--master-port={port}", str(ROOT / "train.py"), *COMMON[:-1]]
+        command += ["trainer=torchrun", "trainer.accelerator=cpu", "trainer.num_nodes=2", "data.batch_size=50", "hydra.run.dir=run"]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        processes.append(
+            subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    assert_one_tidy_folder(tmp_path)
+    assert metrics(tmp_path / "run")["test/acc"] == pytest.approx(single["test/acc"], abs=TOLERANCE)
+
+
+def test_interrupted_ddp_run_resumes(train: Train, tmp_path: Path) -> None:
+    setup = (*COMMON, "trainer=ddp_cpu", "data.batch_size=50", "callbacks=ema", "logger=none", "callbacks.resume.every_n_steps=4")
+    kill = "{_target_:tests.training.kill_at.KillAt,step:9,signum:15}"
+    stopped = train(*setup, f"+callbacks.kill={kill}", check=False, PYTHONPATH=str(ROOT))
+    assert "stopped by SIGTERM" in stopped.stderr, stopped.stderr
+    train("resume=run", "+callbacks.kill=null")
+    resumed = last_weights(tmp_path / "run")
+    train(*setup, "hydra.run.dir=whole")
+    whole = last_weights(tmp_path / "whole")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def last_weights(run: Path) -> dict[str, torch.Tensor]:
+    newest = sorted((run / "checkpoints").glob("step=*.ckpt"))[-1]
+    return torch.load(newest, weights_only=True)["current_model_state"]

@@ -1,0 +1,148 @@
+"""Interrupted and resumed equals unbroken, bit for bit, wherever the interruption falls."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, Train
+from tests.training import offline_wandb
+from tests.training.kill_at import MOMENTS
+
+# small, and with everything that has a state: dropout, drop path, mixup, EMA, a schedule, two data workers
+SETUP = (
+    "experiment=digits",
+    "model=test_unireplknet",
+    "callbacks=ema",
+    "data.batch_size=100",
+    "model.drop_rate=0.1",
+    "model.drop_path_rate=0.2",
+    "task.mixup_alpha=0.2",
+    "trainer.max_epochs=3",
+    "callbacks.resume.every_n_steps=5",
+    "callbacks.pictures=null",
+    "hydra.run.dir=run",
+)
+STEPS_PER_EPOCH = 13  # 1,797 digits: 1,437 for training, 1,294 of them after the validation split
+
+
+def final_state(run: Path) -> dict[str, Any]:
+    newest = sorted((run / "checkpoints").glob("step=*.ckpt"))[-1]
+    return torch.load(newest, weights_only=True)
+
+
+def assert_same(a: Any, b: Any, where: str = "state") -> None:
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+def assert_same_training(a: Path, b: Path) -> None:
+    """Weights, averages, optimizer, schedule and random states of the newest checkpoints agree bit for bit."""
+    first, second = final_state(a), final_state(b)
+    assert first["global_step"] == second["global_step"]
+    for part in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers", "random_states"):
+        assert_same(first[part], second[part], part)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    command = [sys.executable, str(ROOT / "train.py"), *SETUP, "logger=none"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "run"
+
+
+def interrupt(train: Train, step: int, moment: str, signum: int = signal.SIGKILL, **options: Any) -> Any:
+    kill = f"{{_target_:tests.training.kill_at.KillAt,step:{step},moment:{moment},signum:{int(signum)}}}"
+    return train(*SETUP, f"+callbacks.kill={kill}", check=False, PYTHONPATH=str(ROOT), **options)
+
+
+def trials() -> list[Any]:
+    """Twelve random (step, moment, workers); the first two always run, the others with the slow tests."""
+    draw = random.Random(20261122)
+    chosen = []
+    for i in range(12):
+        step, moment = draw.randrange(6, 3 * STEPS_PER_EPOCH - 1), MOMENTS[i % len(MOMENTS)]
+        marks = [] if i < 2 else [pytest.mark.slow]
+        chosen.append(pytest.param(step, moment, i % 3, id=f"{i}-step{step}-{moment}-{i % 3}workers", marks=marks))
+    return chosen
+
+
+@pytest.mark.parametrize(("step", "moment", "workers"), trials())
+def test_killed_and_resumed_equals_unbroken(
+    step: int, moment: str, workers: int, unbroken: Path, train: Train, tmp_path: Path
+) -> None:
+    killed = interrupt(train, step, moment)
+    assert killed.returncode == -signal.SIGKILL
+    train("resume=run", "+callbacks.kill=null", f"data.num_workers={workers}", PYTHONPATH=str(ROOT))
+    assert_same_training(tmp_path / "run", unbroken)
+
+
+@pytest.mark.parametrize(("signum", "moment"), [(signal.SIGTERM, "on_train_batch_end"), (signal.SIGINT, "on_validation_start")])
+def test_asked_to_stop_saves_says_how_to_continue_and_does(
+    signum: signal.Signals, moment: str, unbroken: Path, train: Train, tmp_path: Path
+) -> None:
+    stopped = interrupt(train, 8, moment, signum)
+    assert stopped.returncode == 128 + signum, stopped.stderr
+    assert f"stopped by {signum.name}" in stopped.stderr
+    assert "resume=run" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    (file,) = offline_wandb.run_files(tmp_path / "run")
+    assert "exit" in offline_wandb.kinds(file)
+    train("resume=run", "+callbacks.kill=null", PYTHONPATH=str(ROOT))
+    assert_same_training(tmp_path / "run", unbroken)
+    ids = {path.stem for path in offline_wandb.run_files(tmp_path / "run")}
+    assert len(ids) == 1, "a resumed training continues the same W&B run"
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["wandb_id"] in ids.pop()
+
+
+def test_finished_run_can_be_extended(unbroken: Path, train: Train, tmp_path: Path) -> None:
+    shutil.copytree(unbroken, tmp_path / "run")
+    train("resume=run", "trainer.max_epochs=4")
+    assert final_state(tmp_path / "run")["global_step"] == 4 * STEPS_PER_EPOCH
+
+
+def test_truncated_checkpoint_is_named_and_the_one_before_offered(unbroken: Path, train: Train, tmp_path: Path) -> None:
+    shutil.copytree(unbroken, tmp_path / "run")
+    older, newest = sorted((tmp_path / "run" / "checkpoints").glob("step=*.ckpt"))
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    done = train("resume=run", check=False)
+    assert done.returncode == 1
+    assert newest.name in done.stderr
+    assert older.name in done.stderr.split("continue with")[1]
+    assert "Traceback" not in done.stderr
+    train(f"resume='run/checkpoints/{older.name}'")
+    assert_same_training(tmp_path / "run", unbroken)
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [("nowhere", "there is no such folder or file"), (".", "is not the folder of a run"), ("loose.ckpt", "model.checkpoint_path")],
+)
+def test_resume_of_something_else_is_told(target: str, told: str, train: Train, tmp_path: Path) -> None:
+    (tmp_path / "loose.ckpt").write_bytes(b"x")
+    done = train(f"resume={target}", check=False)
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr

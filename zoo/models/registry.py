@@ -1,0 +1,244 @@
+"""Models by name: timm's registry with the zoo's own list, its errors, and weights that are verified.
+
+>>> create_model("unireplknet_a", num_classes=10)
+>>> create_model("local-dir:runs/best", pretrained=True)      # a folder of zoo.save_pretrained, no network
+>>> list_models("unireplknet_*")
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import get_pretrained_cfg, model_entrypoint
+from torch import nn
+
+from zoo.files import RECORDS, CheckpointError, fetch_hub, fetch_url, locate, read_checkpoint, read_config
+from zoo.models.deploy import to_deploy
+from zoo.models.loading import Strict, load_state
+from zoo.suggest import suggestion
+
+__all__ = ["RECORDS", "create_model", "list_models"]
+
+#: Arguments of `create_model` that timm itself takes; every other one goes to the architecture.
+_FACTORY = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "scriptable", "exportable", "no_jit", "features_only")
+_FACTORY += ("out_indices", "feature_cls")
+_NOT_KEPT = ("device", "dtype", "pretrained_model_args")
+
+
+def list_models(filter: str | Iterable[str] = "", pretrained: bool = False) -> list[str]:
+    """Names of the zoo's own models, sorted.
+
+    Args:
+        filter: Shell wildcards, one or several: `"unireplknet_*"`.
+        pretrained: Only models with released weights, with their tags: `"unireplknet_a.in1k"`.
+    """
+    register()
+    names = timm.list_models(filter if isinstance(filter, str) else list(filter), pretrained=pretrained)
+    return [name for name in names if _is_ours(name)]
+
+
+def create_model(
+    model_name: str,
+    pretrained: bool = False,
+    checkpoint_path: str | Path | None = None,
+    *,
+    deploy: bool = False,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build a model by its registered name, with released weights, with weights from a file, or fresh.
+
+    Args:
+        model_name: `"arch"` or `"arch.tag"` of the zoo or of timm, `"local-dir:<folder>"` for a folder written by
+            :func:`zoo.save_pretrained`, or `"hf-hub:<organisation>/<name>"`.
+        pretrained: Load the weights that belong to the name. Their hash is checked where it is known. With another
+            `num_classes` than the weights' the classifier stays fresh; with another `in_chans` the first layer is
+            summed or repeated.
+        checkpoint_path: Load these weights instead; every name and shape must fit.
+        deploy: Return the model in deploy form (see :func:`zoo.to_deploy`); training-form weights are merged.
+        **kwargs: Arguments of the architecture (`num_classes`, `in_chans`, `drop_path_rate`, ...) and of timm
+            (`features_only`, `out_indices`, ...). None means the default.
+
+    Returns:
+        The model, in training mode. `model.zoo_config` holds the name and the arguments as plain values, so that
+        `create_model(**model.zoo_config)` builds it again.
+
+    Raises:
+        ValueError: The name or its tag is unknown; the message has the nearest ones.
+        TypeError: An argument is unknown; the message has the nearest ones and all that are accepted.
+        CheckpointError: The weights are missing, damaged, not those on record, or do not fit.
+    """
+    if pretrained and checkpoint_path:
+        raise ValueError("pretrained=True and checkpoint_path both name weights; choose one of them")
+    register()
+    source, name = _parse(model_name)
+    given = {k: v for k, v in kwargs.items() if v is not None}
+    theirs = pretrained and not source and not _is_ours(name)  # timm's own weights go through timm's own loader
+    model = _build(model_name, source, name, pretrained=theirs, kwargs=given)
+    if pretrained and not theirs:
+        _load_pretrained(model, source, name)
+    if checkpoint_path:
+        path = locate(checkpoint_path)
+        load_state(model, read_checkpoint(path), origin=str(path))
+    if deploy:
+        to_deploy(model, inplace=True)
+    model.zoo_config = _config(model, name, deploy)  # type: ignore[assignment]
+    return model
+
+
+# ---- names ----------------------------------------------------------------------------------------------------
+
+
+def register() -> None:
+    """Import every family, and note the hashes that their configurations record (a note `sha256: <digits>`)."""
+    importlib.import_module("zoo.models")
+    for name in timm.list_models(include_tags=True):
+        if name not in _NOTED and _is_ours(name):
+            _NOTED.add(name)
+            cfg = get_pretrained_cfg(name)
+            notes = (cfg.notes if cfg else None) or ()
+            digest = next((n.removeprefix("sha256:").strip() for n in notes if n.startswith("sha256:")), None)
+            place = cfg and (cfg.hf_hub_filename or cfg.file or cfg.url)
+            if digest and isinstance(place, str):
+                RECORDS.setdefault(place.rsplit("/", 1)[-1], {"sha256": digest, "model": name})
+
+
+_NOTED: set[str] = set()
+
+
+def _is_ours(name: str) -> bool:
+    return model_entrypoint(name.split(".")[0]).__module__.startswith("zoo.models")
+
+
+def _parse(model_name: str) -> tuple[str, str]:
+    """Split off `local-dir:` or `hf-hub:`, and check that the architecture exists."""
+    source, colon, rest = model_name.partition(":")
+    source = source.replace("_", "-")
+    if colon and source == "local-dir":
+        name = _check_config(Path(rest))
+    elif colon and source == "hf-hub":
+        return source, rest
+    elif "/" in model_name or "\\" in model_name or colon:
+        raise ValueError(
+            f"model_name={model_name!r} looks like a place: write 'local-dir:<folder>' for a folder or "
+            "'hf-hub:<organisation>/<name>' for the hub, or pass a file as checkpoint_path"
+        )
+    else:
+        source, name = "", model_name
+    arch, _, tag = name.partition(".")
+    if not timm.is_model(arch):
+        candidates = list_models() or timm.list_models()
+        everything = {*candidates, *timm.list_models()} if _is_close(arch, timm.list_models()) else set(candidates)
+        raise ValueError(f"unknown model {arch!r}{suggestion(arch, everything)} (zoo.list_models() lists all)")
+    if tag:
+        tags = [n.partition(".")[2] for n in timm.list_models(arch, include_tags=True) if "." in n]
+        if tag not in tags:
+            raise ValueError(f"{arch} has no weights tagged {tag!r}{suggestion(tag, tags) or '; it has no tags'}")
+    return source, name
+
+
+def _is_close(word: str, words: list[str]) -> bool:
+    import difflib
+
+    return bool(difflib.get_close_matches(word, words, n=1, cutoff=0.9))
+
+
+def _check_config(folder: Path) -> str:
+    """The architecture that a saved folder names, once its configuration is one that timm can take."""
+    from timm.models import PretrainedCfg
+
+    config = read_config(folder)
+    known = {f.name for f in fields(PretrainedCfg)}
+    unknown = [k for k in config.get("pretrained_cfg", {}) if k not in known]
+    if unknown:
+        raise CheckpointError(f"{folder}/config.json: pretrained_cfg has entries timm does not know: {', '.join(unknown)}")
+    arch = config["architecture"]
+    if not timm.is_model(arch):
+        raise CheckpointError(f"{folder}/config.json names the architecture {arch!r}, which is not registered")
+    return arch
+
+
+# ---- building -------------------------------------------------------------------------------------------------
+
+
+def _build(model_name: str, source: str, name: str, *, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(model_name, pretrained=pretrained, **kwargs)
+    except TypeError as error:
+        message = _unknown_argument(error, name, kwargs)
+        if message is None:
+            raise
+        raise TypeError(message) from None
+    except OSError as error:
+        if source != "hf-hub":
+            raise
+        first = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"cannot fetch {model_name} ({first}); download the repository's files elsewhere and use 'local-dir:<folder>'"
+        ) from error
+
+
+def _unknown_argument(error: TypeError, name: str, kwargs: dict[str, Any]) -> str | None:
+    """One sentence about a misspelt argument, or None if the error is about something else."""
+    found = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if not found or found[2] not in kwargs:
+        return None
+    module = sys.modules[model_entrypoint(name.split(".")[0]).__module__] if timm.is_model(name.split(".")[0]) else None
+    owner = getattr(module, found[1], None)
+    accepted = [p for p in inspect.signature(owner).parameters if p != "self"] if callable(owner) else []
+    if "kwargs" in accepted:  # the class hands its arguments on: its signature is not the whole truth
+        accepted = []
+    close = suggestion(found[2], [*accepted, *_FACTORY, "deploy"])
+    close = close if "did you mean" in close else ""
+    everything = f"; accepted: {', '.join(accepted)}" if accepted else ""
+    return f"{name} takes no argument {found[2]!r}{close}{everything}"
+
+
+def _config(model: nn.Module, name: str, deploy: bool) -> dict[str, Any]:
+    """Name and arguments as plain values; what cannot be written to JSON (a class, a device) is left out."""
+    arch = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or name
+    kept = {k: v for k, v in getattr(model, "_model_args", {}).items() if k not in _NOT_KEPT}
+    plain: dict[str, Any] = {"model_name": name if name.partition(".")[0] == arch else arch}
+    for key, value in kept.items():
+        try:
+            plain[key] = json.loads(json.dumps(value))
+        except (TypeError, ValueError):
+            continue
+    return {**plain, "deploy": True} if deploy else plain
+
+
+# ---- weights --------------------------------------------------------------------------------------------------
+
+
+def _load_pretrained(model: nn.Module, source: str, name: str) -> None:
+    cfg = model.pretrained_cfg  # type: ignore[assignment]
+    assert isinstance(cfg, dict)
+    path = _pretrained_path(cfg, source, name)
+    same = cfg.get("num_classes") == getattr(model, "num_classes", cfg.get("num_classes"))
+    strict: Strict = True if same else "backbone"
+    load_state(model, read_checkpoint(path), strict=strict, adapt_input=True, origin=str(path))
+
+
+def _pretrained_path(cfg: dict[str, Any], source: str, name: str) -> Path:
+    if source == "local-dir":
+        return locate(cfg["file"])
+    if source == "hf-hub":
+        return fetch_hub(cfg["hf_hub_id"])
+    if cfg.get("file"):
+        return locate(cfg["file"])
+    if cfg.get("hf_hub_id"):
+        return fetch_hub(cfg["hf_hub_id"], cfg.get("hf_hub_filename"))
+    if cfg.get("url"):
+        return fetch_url(cfg["url"])
+    arch = name.partition(".")[0]
+    tagged = [n for n in list_models(pretrained=True) if n.partition(".")[0] == arch]
+    instead = f"choose one of {', '.join(tagged)}" if tagged else "pass checkpoint_path=<file>, or pretrained=False"
+    raise CheckpointError(f"no weights were released for {name}: {instead}")
