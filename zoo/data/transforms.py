@@ -1,8 +1,8 @@
 """Augmentation of small images, a batch at a time, with each image's randomness drawn from its own generator.
 
 Per image, torchvision's transforms cost more than a small network's training step. Here each image draws its
-parameters from a generator seeded for it alone, and one `grid_sample` moves the whole batch: the result for an image is
-the same in every batch, at a fraction of the time.
+parameters from a generator seeded for it alone, and one `grid_sample` moves the whole batch: the result for
+an image is the same in every batch, at a fraction of the time.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Augmentation:
         elastic: Largest displacement of a 4 x 4 grid of control points, as a share of the side; interpolated
             bicubically in between (Ronneberger et al., U-Net, 2015, section 3.1).
         flip: Probability of a horizontal flip.
-        erase: Probability of erasing a rectangle of 2 to 33 % of the image to the mean colour (Zhong et al., Random
-            Erasing Data Augmentation, 2020).
+        erase: Probability of erasing a rectangle of 2 to 33 % of the image to the mean colour (Zhong et al.,
+            Random Erasing Data Augmentation, 2020).
     """
 
     shift: float = 0.0
@@ -51,7 +51,8 @@ class Augmentation:
     def draw(self, seeds: Sequence[int]) -> Tensor:
         """Uniform numbers in [0, 1), `(B, draws)`: row i depends on `seeds[i]` alone.
 
-        Every image draws all its numbers, used or not, so that changing one setting leaves the others' draws alone.
+        Every image draws all its numbers, used or not, so that changing one setting leaves the others' draws
+        alone.
         """
         generator = torch.Generator()
         numbers = torch.empty(len(seeds), len(_DRAWS) + 2 * _GRID * _GRID)
@@ -65,22 +66,25 @@ class Augmentation:
         if not (self.shift or self.rotate or self.scale or self.elastic or self.flip):
             return images
         height, width = images.shape[-2:]
-        affine = torch.tensor([self._inverse_affine(row, height, width) for row in draws[:, : len(_DRAWS)].tolist()])
+        affine = torch.tensor(
+            [self._inverse_affine(row, height, width) for row in draws[:, : len(_DRAWS)].tolist()]
+        )
         a, b, c, d, e, f = affine[:, :, None, None].unbind(1)  # each B 1 1
         y = (torch.arange(height) - (height - 1) / 2)[:, None]  # H 1, in pixels from the centre
         x = (torch.arange(width) - (width - 1) / 2)[None, :]  # 1 W
         grid_x = (a * x + b * y + c) * (2 / width)  # B H W, in [-1, 1] from border to border
         grid_y = (d * x + e * y + f) * (2 / height)
         if self.elastic:
-            bend = draws[:, len(_DRAWS) :].view(-1, 2, _GRID, _GRID) * 4 - 2  # a share of the side is twice that here
-            bend = F.interpolate(bend * self.elastic, (height, width), mode="bicubic", align_corners=True)
+            # from -2 to 2 times `elastic`, because the side is 2 long in the grid's coordinates
+            bend = (draws[:, len(_DRAWS) :] * 4 - 2).view(-1, 2, _GRID, _GRID) * self.elastic
+            bend = F.interpolate(bend, (height, width), mode="bicubic", align_corners=True)  # B 2 H W
             grid_x, grid_y = grid_x + bend[:, 0], grid_y + bend[:, 1]
         # whole pixels need no interpolation: "nearest" copies them exactly
         mode = "bilinear" if self.rotate or self.scale or self.elastic else "nearest"
         return F.grid_sample(images, torch.stack((grid_x, grid_y), dim=-1), mode=mode, align_corners=False)
 
     def _inverse_affine(self, draws: list[float], height: int, width: int) -> tuple[float, ...]:
-        """Row-wise 2 x 3 map from an output pixel to the input pixel it shows, both counted from the centre."""
+        """The 2 x 3 map, row by row, from an output pixel to the input pixel it shows, from the centre."""
         flip, shift_x, shift_y, rotate, scale = draws[:5]
         mirror = -1.0 if flip < self.flip else 1.0
         angle = math.radians((2 * rotate - 1) * self.rotate)
@@ -92,7 +96,8 @@ class Augmentation:
     def erase_(self, images: Tensor, draws: Tensor, value: float | Tensor = 0.0) -> Tensor:
         """Set a rectangle of each chosen image `(B, C, H, W)` to `value`, in place."""
         height, width = images.shape[-2:]
-        for image, (hit, area, ratio, top, left) in zip(images, draws[:, 5 : len(_DRAWS)].tolist(), strict=True):
+        for image, row in zip(images, draws.tolist(), strict=True):
+            hit, area, ratio, top, left = row[5 : len(_DRAWS)]
             if hit >= self.erase:
                 continue
             pixels = (_AREA[0] + area * (_AREA[1] - _AREA[0])) * height * width
@@ -114,7 +119,8 @@ class ImagePipeline:
     """From stored images to a network's input: augment, resize, normalise.
 
     Args:
-        size: Side of the result in pixels; `None` keeps the stored size. Resizing is bilinear with antialiasing.
+        size: Side of the result in pixels; `None` keeps the stored size. Resizing is bilinear with
+            antialiasing.
         mean: Mean of each channel on the scale [0, 1].
         std: Standard deviation of each channel.
         augmentation: Random changes, for training.
@@ -132,7 +138,7 @@ class ImagePipeline:
         self.augmentation = augmentation or None
 
     def __call__(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Normalised float32 images `(B, C, size, size)` of uint8 images `(B, C, H, W)`; one seed per image."""
+        """Normalised float32 images `(B, C, size, size)` of uint8 ones `(B, C, H, W)`, each with a seed."""
         return self.pictures(images, seeds).sub_(self.mean).div_(self.std)
 
     def pictures(self, images: Tensor, seeds: Sequence[int]) -> Tensor:

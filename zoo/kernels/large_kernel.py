@@ -17,9 +17,8 @@ This file has three layers, each usable on its own:
 * the modules :class:`DepthwiseConv2d` and :class:`DilatedReparamBlock`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,28 +98,32 @@ def dilate_kernel(weight: Tensor, dilation: int) -> Tensor:
     return place_kernel(weight, (weight.shape[-1] - 1) * dilation + 1, dilation)
 
 
-def place_kernel(weight: Tensor, size: int, dilation: int = 1) -> Tensor:
-    """Centre a (dilated) k x k kernel on a size x size grid of zeros.
+def place_kernel(weight: Tensor, size: int | tuple[int, int], dilation: int = 1) -> Tensor:
+    """Centre a (dilated) kernel with odd sizes on a grid of zeros.
 
     Args:
-        weight: (C_out, C_in / groups, k, k) with k odd.
-        size: odd size of the grid, pixels; at least (k - 1) * dilation + 1.
+        weight: (..., k_h, k_w), both odd.
+        size: odd size of the grid, pixels, or (height, width); at least (k - 1) * dilation + 1 each.
         dilation: distance between neighbouring taps, pixels.
 
+    Returns:
+        (..., height, width), differentiable in `weight`.
+
     Raises:
-        ValueError: the dilated kernel does not fit on the grid.
+        ValueError: the dilated kernel cannot be centred on the grid.
     """
-    k = weight.shape[-1]
-    reach = dilation * (k // 2)
-    first = size // 2 - reach
-    if first < 0 or size % 2 == 0 or k % 2 == 0:
-        raise ValueError(
-            f"a {k}x{k} kernel with dilation {dilation} spans {2 * reach + 1} pixels and cannot be centred on a grid of "
-            f"{size}; both sizes must be odd and the grid at least as large"
-        )
-    grid = weight.new_zeros(*weight.shape[:-2], size, size)
-    taps = slice(first, first + 2 * reach + 1, dilation)
-    grid[..., taps, taps] = weight
+    sizes = (size, size) if isinstance(size, int) else size
+    slices = []
+    for k, n in zip(weight.shape[-2:], sizes, strict=True):
+        reach = dilation * (k // 2)
+        if reach > n // 2 or n % 2 == 0 or k % 2 == 0:
+            raise ValueError(
+                f"a kernel of {k} taps with dilation {dilation} cannot be centred on {n} pixels; "
+                f"both must be odd and the grid at least {2 * reach + 1} wide"
+            )
+        slices.append(slice(n // 2 - reach, n // 2 + reach + 1, dilation))
+    grid = weight.new_zeros(*weight.shape[:-2], *sizes)
+    grid[..., slices[0], slices[1]] = weight
     return grid
 
 
@@ -146,59 +149,160 @@ def merge_branches(
     return kernel, bias
 
 
-def crop_kernel(weight: Tensor, height: int, width: int) -> Tensor:
+def crop_kernel(weight: Tensor, height: int, width: int, dilation: int = 1) -> Tensor:
     """Drop the taps of a centred odd kernel that only ever meet zero padding on a height x width map.
 
     On a map of n pixels two pixels are at most n - 1 apart, so a tap further than that from the centre is never used:
     a 13 x 13 kernel on a 2 x 2 map has nine live taps, not 169.
     """
-    trim_y = max(weight.shape[-2] // 2 - (height - 1), 0)
-    trim_x = max(weight.shape[-1] // 2 - (width - 1), 0)
-    return weight[..., trim_y : weight.shape[-2] - trim_y, trim_x : weight.shape[-1] - trim_x]
+    (k_h, k_w), (n_h, n_w) = weight.shape[-2:], ((height - 1) // dilation, (width - 1) // dilation)
+    trim_y, trim_x = max(k_h // 2 - n_h, 0), max(k_w // 2 - n_w, 0)
+    return weight[..., trim_y : k_h - trim_y, trim_x : k_w - trim_x]
 
 
-def toeplitz(weight: Tensor, height: int, width: int) -> Tensor:
+def live_taps(weight: Tensor, height: int, width: int, dilation: int = 1) -> Tensor:
+    """The tap of a (dilated) depthwise kernel for every offset that occurs on a map, (C, 2 height - 1, 2 width - 1)."""
+    return place_kernel(
+        crop_kernel(weight[:, 0], height, width, dilation), (2 * height - 1, 2 * width - 1), dilation
+    )
+
+
+def toeplitz(taps: Tensor, height: int, width: int) -> Tensor:
     """Dense matrix of a depthwise convolution on one fixed, small map, zero padding included.
 
-    M[c, p, q] = weight[c, 0, q - p], the tap through which output pixel p sees input pixel q (pixels in C order,
-    offsets counted from the kernel's centre).
+    M[p, q] = taps[q - p], the tap through which output pixel p sees input pixel q (pixels in C order, offsets counted
+    from the centre).
 
     Args:
-        weight: (C, 1, k_h, k_w), both sizes odd.
+        taps: (..., 2 height - 1, 2 width - 1), see :func:`live_taps`.
         height: rows of the map.
         width: columns of the map.
 
     Returns:
-        (C, height * width, height * width). Differentiable in `weight`.
+        (..., height * width, height * width), differentiable in `taps`.
     """
-    pad_y = height - 1 - weight.shape[-2] // 2
-    pad_x = width - 1 - weight.shape[-1] // 2
-    # one tap for every possible offset: (C, 2H-1, 2W-1); negative padding crops
-    taps = F.pad(weight[:, 0], (pad_x, pad_x, pad_y, pad_y))
-    # windows[c, a, b, i, j] = taps[c, a + i, b + j]; output pixel (y, x) uses a = H-1-y, b = W-1-x
-    windows = taps.unfold(1, height, 1).unfold(2, width, 1)
-    return windows.flip(1, 2).reshape(weight.shape[0], height * width, height * width)
+    # windows[a, b, i, j] = taps[a + i, b + j]; output pixel (y, x) is a = height - 1 - y, b = width - 1 - x
+    windows = taps.unfold(-2, height, 1).unfold(-2, width, 1).flip(-4, -3)
+    return windows.reshape(*taps.shape[:-2], height * width, height * width)
 
 
 # ---- the operator ---------------------------------------------------------------------------------------------
+
+#: Largest map, pixels, whose dense matrix is worth building.
+SMALL_MAP = 64
 
 
 @torch.fx.wrap
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
     """Depthwise convolution, stride 1, zero padding that keeps the map's size.
 
+    Equal to `torch.nn.functional.conv2d` up to rounding, forward and backward, but computed the fastest way known for
+    the device, the precision and the size of the map. Compilers, exporters and tracers see the library's convolution.
+
     Args:
         x: (B, C, H, W), any memory format.
-        weight: (C, 1, k, k), k odd.
+        weight: (C, 1, k_h, k_w), both odd.
         bias: (C,) or None.
         dilation: distance between taps, pixels.
 
     Returns:
-        (B, C, H, W), equal to `torch.nn.functional.conv2d` up to rounding.
+        (B, C, H, W), in whichever memory format is cheapest.
     """
+    if not torch.jit.is_scripting():
+        if not is_recorded(x):
+            return _fastest_depthwise(x, weight, bias, dilation)
+    return _library_depthwise(x, weight, bias, dilation)
+
+
+def _library_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
     reach_y = dilation * (weight.shape[-2] // 2)
     reach_x = dilation * (weight.shape[-1] // 2)
     return F.conv2d(x, weight, bias, 1, [reach_y, reach_x], [dilation, dilation], x.shape[1])
+
+
+def is_recorded(x: Tensor) -> bool:
+    """Whether a compiler, exporter or tracer is watching: the sizes it sees now need not be those of later calls."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy)
+
+
+def _fastest_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    height, width = x.shape[-2:]
+    weight = crop_kernel(weight, height, width, dilation)
+    if weight.shape[-2:] == (1, 1):  # one live tap
+        y = x * weight.view(-1, 1, 1)
+        return y if bias is None else y + bias.view(-1, 1, 1)
+    if _matrix_is_faster(x, weight, dilation):
+        matrix = toeplitz(live_taps(weight, height, width, dilation), height, width)
+        y = channels_outer(x) @ matrix.transpose(1, 2)
+        return channels_inner(y if bias is None else y + bias[:, None, None], x)
+    if x.device.type == "cpu" and x.dtype != torch.float64:
+        x = x.contiguous(memory_format=torch.channels_last)  # (B, C, H, W) kernels collapse from width 11 to 14 on
+        weight, dilation = _suit_cpu(weight, dilation)
+    return _library_depthwise(x, weight, bias, dilation)
+
+
+def _matrix_is_faster(x: Tensor, weight: Tensor, dilation: int) -> bool:
+    """Whether one dense matrix per channel beats the library's convolution.
+
+    In float64 the CPU library has no depthwise kernel at all. In float32 its weight gradient is slow where most taps
+    meet padding; its forward pass is fine.
+    """
+    height, width = x.shape[-2:]
+    if x.device.type != "cpu" or height * width > SMALL_MAP:
+        return False
+    if x.dtype == torch.float64:
+        return True
+    extent = dilation * (min(weight.shape[-2:]) - 1) + 1
+    learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    return learns and x.dtype == torch.float32 and extent >= min(height, width)
+
+
+def _suit_cpu(weight: Tensor, dilation: int) -> tuple[Tensor, int]:
+    """Step around the slow corners of the channels_last CPU kernels by adding zero taps, which changes nothing.
+
+    With AVX-512 kernels 12 or 13 taps wide run at less than half the speed of wider ones; with AVX2 dilated kernels that
+    reach five pixels or more run at a tenth of the speed of dense ones (oneDNN 3.12).
+    """
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        if dilation == 1 and weight.shape[-1] == 13:
+            return F.pad(weight, (1, 1)), dilation
+    elif dilation > 1 and dilation * (weight.shape[-1] // 2) > 4:
+        return dilate_kernel(weight, dilation), 1
+    return weight, dilation
+
+
+class _Transpose(torch.autograd.Function):
+    """Transposed copy of a matrix whose gradient is a transposed copy too (autograd alone would hand on a view)."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.t().contiguous()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return _Transpose.apply(grad)
+
+
+def channels_outer(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (C, B, H W): one matrix of samples per channel."""
+    if x.is_contiguous():
+        return x.flatten(2).transpose(0, 1)
+    # from channels_last one plain matrix transposition does it, the fastest copy there is
+    rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    return _Transpose.apply(rows).view(x.shape[1], x.shape[0], -1)
+
+
+def channels_inner(y: Tensor, like: Tensor) -> Tensor:
+    """(C, B, H W) -> (B, C, H, W) in the memory format of `like`; the inverse of :func:`channels_outer`."""
+    batch, chans, height, width = like.shape
+    if like.is_contiguous():
+        return y.transpose(0, 1).reshape(batch, chans, height, width)
+    rows = _Transpose.apply(y.reshape(chans, -1))
+    return rows.view(batch, height, width, chans).permute(0, 3, 1, 2)
 
 
 # ---- modules --------------------------------------------------------------------------------------------------
@@ -272,6 +376,9 @@ class DilatedReparamBlock(nn.ModuleDict):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
+        if not torch.jit.is_scripting():
+            if self._moments_are_faster(x):
+                return self._forward_by_moments(x)
         # Each convolution is followed by its normalisation; the merged form is the first convolution alone.
         out = y = x
         terms = 0
@@ -285,6 +392,58 @@ class DilatedReparamBlock(nn.ModuleDict):
         return y if terms == 0 else out
 
     @torch.jit.ignore
+    def _branches(self) -> list[tuple[DepthwiseConv2d, nn.Module]]:
+        """Every convolution, the large one first, with its normalisation; empty in the merged form."""
+        layers = list(self.values())
+        return list(zip(layers[::2], layers[1::2], strict=False))  # type: ignore[arg-type]
+
+    @torch.jit.ignore
+    def _moments_are_faster(self, x: Tensor) -> bool:
+        """Training on a small map with plain batch normalisations, and more samples than pixels."""
+        if not self.training or is_recorded(x) or x.device.type != "cpu":
+            return False
+        batch, _, height, width = x.shape
+        if not 1 < height * width <= min(SMALL_MAP, batch) or torch.is_autocast_enabled("cpu"):
+            return False
+        plain = [
+            type(bn) is nn.BatchNorm2d and bn.training and bn.affine and bn.momentum is not None
+            for _, bn in self._branches()
+        ]
+        return len(plain) > 0 and all(plain) and x.dtype == self["lk_origin"].weight.dtype
+
+    @torch.jit.ignore
+    def _forward_by_moments(self, x: Tensor) -> Tensor:
+        """The same sum with one convolution instead of one per branch.
+
+        On a map of P pixels branch b of a channel is y_b = T_b x with a P x P matrix T_b. Its batch statistics follow
+        from the mean m and the covariance S of the channel's pixels over the batch,
+
+            mean_b = mean_p (T_b m)_p,    var_b = mean_p (T_b S T_b')_pp + var_p (T_b m)_p,
+
+        (both terms are sums of squares: nothing cancels), and with them the whole sum is one matrix,
+
+            sum_b gamma_b (T_b x - mean_b) / sqrt(var_b + eps) + beta_b.
+        """
+        height, width = x.shape[-2:]
+        convs, norms = zip(*self._branches(), strict=True)
+        taps = torch.stack([live_taps(conv.weight, height, width, conv.dilation[0]) for conv in convs], 1)
+        rows = toeplitz(taps, height, width).flatten(1, 2)  # (C, K P, P): the rows of all K branches
+        samples = channels_outer(x)  # (C, B, P)
+        center = samples.mean(1, keepdim=True)  # (C, 1, P)
+        spread = samples - center
+        covariance = spread.transpose(1, 2) @ spread / samples.shape[1]  # (C, P, P)
+        means = (rows @ center.transpose(1, 2)).unflatten(1, (len(convs), -1)).squeeze(-1)  # (C, K, P)
+        mean = means.mean(-1)  # (C, K)
+        within = ((rows @ covariance) * rows).sum(-1).view_as(means).mean(-1)
+        var = within + (means - mean[..., None]).square().mean(-1)
+        eps = torch.tensor([bn.eps for bn in norms], dtype=x.dtype)
+        scale = torch.stack([bn.weight for bn in norms], 1) * (var + eps).rsqrt()
+        shift = (torch.stack([bn.bias for bn in norms], 1) - scale * mean).sum(1)
+        record_statistics(norms, mean.detach().t(), var.detach().t(), count=x.numel() // x.shape[1])
+        matrix = toeplitz((scale[..., None, None] * taps).sum(1), height, width)
+        return channels_inner(samples @ matrix.transpose(1, 2) + shift[:, None, None], x)
+
+    @torch.jit.ignore
     def merged(self) -> tuple[Tensor, Tensor]:
         """Kernel (C, 1, K, K) and bias (C,) of the equal single convolution in eval mode, float64."""
         origin = self["lk_origin"]
@@ -292,10 +451,9 @@ class DilatedReparamBlock(nn.ModuleDict):
         if "origin_bn" not in self:
             assert origin.bias is not None
             return origin.weight.double(), origin.bias.double()
-        branches = [
-            (self[f"dil_conv_k{k}_{r}"].weight, r, self[f"dil_bn_k{k}_{r}"]) for k, r in BRANCHES[self.kernel_size]
-        ]
-        return merge_branches(self.kernel_size, branches, origin.weight, self["origin_bn"])  # type: ignore[arg-type]
+        (conv, bn), *others = self._branches()
+        branches = [(c.weight, c.dilation[0], n) for c, n in others]
+        return merge_branches(self.kernel_size, branches, conv.weight, bn)  # type: ignore[arg-type]
 
     @torch.jit.ignore
     @torch.no_grad()
@@ -308,6 +466,16 @@ class DilatedReparamBlock(nn.ModuleDict):
         for name in [name for name in self if name != "lk_origin"]:
             del self[name]
         store_convolution(origin, kernel, bias)
+
+
+@torch.no_grad()
+def record_statistics(norms: Sequence[nn.BatchNorm2d], mean: Tensor, var: Tensor, count: int) -> None:
+    """Update the running statistics as each normalisation would: row i of `mean` and `var` belongs to norm i."""
+    for bn, m, v in zip(norms, mean, var, strict=True):
+        if bn.track_running_stats and bn.running_mean is not None and bn.running_var is not None:
+            bn.running_mean.lerp_(m, bn.momentum)
+            bn.running_var.lerp_(v * (count / (count - 1)), bn.momentum)
+            bn.num_batches_tracked.add_(1)
 
 
 def store_convolution(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:

@@ -1,7 +1,8 @@
 """From a checkpoint's content to a model's weights: unwrap, match, explain, and only then change the model.
 
-A load is tried on a copy of the model without memory (on the meta device), where the model's own load hooks run as they
-would in earnest. The model itself is touched once the trial has succeeded, so a refused checkpoint leaves no trace.
+A load is tried on a copy of the model without memory (on the meta device), where the model's own load hooks
+run as they would in earnest. The model itself is touched once the trial has succeeded, so a refused
+checkpoint leaves no trace.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import itertools
 import logging
 import re
 import sys
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -35,21 +37,23 @@ _ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model")
 _PREFIXES = ("module.", "model.", "backbone.")
 
 
-# ---- what a checkpoint holds ----------------------------------------------------------------------------------
+# ---- what a checkpoint holds -------------------------------------------------------------------------------
 
 
 def find_state_dict(checkpoint: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
     """The names and tensors inside a checkpoint, with or without wrappers.
 
-    Averaged weights (`state_dict_ema`, `model_ema`) win over `state_dict`, which wins over `model`; entries may be
-    nested. Entries beside the weights (epoch, optimizer) are left out.
+    Averaged weights (`state_dict_ema`, `model_ema`) win over `state_dict`, which wins over `model`; entries
+    may be nested. Entries beside the weights (epoch, optimizer) are left out.
 
     Raises:
         CheckpointError: There are no tensors; the message lists what there is.
     """
     content: Any = checkpoint
     for _ in range(4):
-        inner = next((content[k] for k in _ENTRIES if isinstance(content.get(k), Mapping) and content[k]), None)
+        inner = next(
+            (content[k] for k in _ENTRIES if isinstance(content.get(k), Mapping) and content[k]), None
+        )
         if inner is None:
             break
         content = inner
@@ -63,8 +67,8 @@ def find_state_dict(checkpoint: Mapping[str, Any], origin: str) -> dict[str, Ten
 def strip_prefixes(state: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
     """Drop what wrappers put before names, choosing the combination that fits most of the `wanted` names.
 
-    Names outside a dropped prefix (the metrics beside `model.` in a training checkpoint, the decode head beside
-    `backbone.`) are left out with it.
+    Names outside a dropped prefix (the metrics beside `model.` in a training checkpoint, the decode head
+    beside `backbone.`) are left out with it.
     """
     wanted = set(wanted)
     best = plain = {k.replace("_orig_mod.", ""): v for k, v in state.items()}
@@ -78,7 +82,7 @@ def strip_prefixes(state: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[s
     return best
 
 
-# ---- how it fits ----------------------------------------------------------------------------------------------
+# ---- how it fits -------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -87,7 +91,9 @@ class Fit:
 
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
-    shapes: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)  # name -> (in the file, in the model)
+    shapes: dict[str, tuple[Shape, Shape]] = field(
+        default_factory=dict
+    )  # name -> (in the file, in the model)
 
     @property
     def complete(self) -> bool:
@@ -110,22 +116,42 @@ def skeleton(model: nn.Module) -> Any:
     memo: dict[int, Any] = {}
     for p in model.parameters():
         memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
-    for b in model.buffers():
-        memo[id(b)] = torch.empty_like(b, device="meta")
+    for b in (*model.buffers(), *_loose_tensors(model)):
+        memo.setdefault(id(b), torch.empty_like(b, device="meta"))
     return copy.deepcopy(model, memo)
 
 
-_SIZE_MISMATCH = re.compile(r"size mismatch for (\S+): copying a param with shape torch\.Size\(\[(.*?)\]\) from")
+def _loose_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Tensors that modules keep beside their state, such as losses of the last forward, which cannot be copied."""
+    for module in model.modules():
+        for value in vars(module).values():
+            inside = (
+                value.values()
+                if isinstance(value, dict)
+                else value
+                if isinstance(value, list | tuple)
+                else (value,)
+            )
+            yield from (v for v in inside if isinstance(v, Tensor))
+
+
+_SIZE_MISMATCH = re.compile(
+    r"size mismatch for (\S+): copying a param with shape torch\.Size\(\[(.*?)\]\) from"
+)
 
 
 def _try(model: nn.Module, state: Mapping[str, Tensor]) -> Fit:
-    """Load into a skeleton and report; shapes that differ are taken out so that the rest is still compared."""
+    """Load into a skeleton and report; shapes that differ are taken out so that the rest is still
+    compared.
+    """
     on_meta = {k: torch.empty_like(v, device="meta") for k, v in state.items()}
     own = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     shapes: dict[str, tuple[Shape, Shape]] = {}
     for _ in range(2):
         try:
-            result = model.load_state_dict(on_meta, strict=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # nothing is copied here, and some layers remark on it
+                result = model.load_state_dict(on_meta, strict=False)
         except RuntimeError as error:  # lists every shape that differs
             for name, sizes in _SIZE_MISMATCH.findall(str(error)):
                 shapes[name] = (tuple(int(n) for n in sizes.split(",") if n.strip()), own.get(name, ()))
@@ -159,8 +185,8 @@ def load_state(
     Args:
         model: The model.
         checkpoint: A state dict, possibly wrapped as :func:`find_state_dict` describes.
-        strict: True: every name and shape must fit. `"backbone"`: the classifier is left as it is, everything else must
-            fit. False: load what fits and log the rest.
+        strict: True: every name and shape must fit. `"backbone"`: the classifier is left as it is, everything
+            else must fit. False: load what fits and log the rest.
         adapt_input: Fit the first layer to another number of input channels.
         origin: What to call the checkpoint in messages.
 
@@ -218,18 +244,22 @@ def _check_kinds(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> 
     own = model.state_dict()
     for name, tensor in state.items():
         if name in own and own[name].is_floating_point() != tensor.is_floating_point():
-            raise CheckpointError(f"{origin}: {name} is {tensor.dtype}, the model's is {own[name].dtype}; convert the file first")
+            raise CheckpointError(
+                f"{origin}: {name} is {tensor.dtype}, the model's {own[name].dtype}; convert the file first"
+            )
 
 
-# ---- how to say it --------------------------------------------------------------------------------------------
+# ---- how to say it -----------------------------------------------------------------------------------------
 
 
-def _explain(fit: Fit, heads: tuple[str, ...], model: nn.Module, state: Mapping[str, Tensor], origin: str) -> str:
+def _explain(
+    fit: Fit, heads: tuple[str, ...], model: nn.Module, state: Mapping[str, Tensor], origin: str
+) -> str:
     name = type(model).__name__
     if fit.outside(heads).complete and heads:
         return _explain_classes(fit, heads[0], model, state, origin)
     own = list(model.state_dict())
-    if len(fit.missing) == len(own) and own:
+    if not state.keys() & set(own):
         return (
             f"{origin} is of another architecture than {name}: it has no name in common with the model "
             f"(file: {', '.join(list(state)[:2])}, ...; model: {', '.join(own[:2])}, ...)"
@@ -246,7 +276,7 @@ def _explain_classes(fit: Fit, head: str, model: nn.Module, state: Mapping[str, 
         return f"{origin} has no classifier ({head}), the model has {own} classes; {keep}"
     if classes == own:
         return f"{origin} does not fit the model's classifier: {_differences(fit)}; {keep}"
-    return f"{origin} has {classes} classes, the model {own}: build the model with num_classes={classes}, or {keep}"
+    return f"{origin} has {classes} classes, the model {own}: build it with num_classes={classes}, or {keep}"
 
 
 def _way_out(fit: Fit, model: nn.Module) -> str:
@@ -282,7 +312,7 @@ def _size(shape: Shape) -> str:
     return "x".join(map(str, shape)) or "a scalar"
 
 
-# ---- other channels -------------------------------------------------------------------------------------------
+# ---- other channels ----------------------------------------------------------------------------------------
 
 
 def _adapt(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -24,13 +24,22 @@ from torch import nn
 from zoo.files import RECORDS, CheckpointError, fetch_hub, fetch_url, locate, read_checkpoint, read_config
 from zoo.models.deploy import to_deploy
 from zoo.models.loading import Strict, load_state
-from zoo.suggest import suggestion
+from zoo.suggest import nearest, suggestion
 
 __all__ = ["RECORDS", "create_model", "list_models"]
 
 #: Arguments of `create_model` that timm itself takes; every other one goes to the architecture.
-_FACTORY = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "scriptable", "exportable", "no_jit", "features_only")
-_FACTORY += ("out_indices", "feature_cls")
+_FACTORY = (
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "cache_dir",
+    "scriptable",
+    "exportable",
+    "no_jit",
+    "features_only",
+    "out_indices",
+    "feature_cls",
+)
 _NOT_KEPT = ("device", "dtype", "pretrained_model_args")
 
 
@@ -57,19 +66,19 @@ def create_model(
     """Build a model by its registered name, with released weights, with weights from a file, or fresh.
 
     Args:
-        model_name: `"arch"` or `"arch.tag"` of the zoo or of timm, `"local-dir:<folder>"` for a folder written by
-            :func:`zoo.save_pretrained`, or `"hf-hub:<organisation>/<name>"`.
-        pretrained: Load the weights that belong to the name. Their hash is checked where it is known. With another
-            `num_classes` than the weights' the classifier stays fresh; with another `in_chans` the first layer is
-            summed or repeated.
+        model_name: `"arch"` or `"arch.tag"` of the zoo or of timm, `"local-dir:<folder>"` for a folder
+            written by :func:`zoo.save_pretrained`, or `"hf-hub:<organisation>/<name>"`.
+        pretrained: Load the weights that belong to the name. Their hash is checked where it is known. With
+            another `num_classes` than the weights' the classifier stays fresh; with another `in_chans` the
+            first layer is summed or repeated.
         checkpoint_path: Load these weights instead; every name and shape must fit.
         deploy: Return the model in deploy form (see :func:`zoo.to_deploy`); training-form weights are merged.
         **kwargs: Arguments of the architecture (`num_classes`, `in_chans`, `drop_path_rate`, ...) and of timm
             (`features_only`, `out_indices`, ...). None means the default.
 
     Returns:
-        The model, in training mode. `model.zoo_config` holds the name and the arguments as plain values, so that
-        `create_model(**model.zoo_config)` builds it again.
+        The model, in training mode. `model.zoo_config` holds the name and the arguments as plain values, so
+        that `create_model(**model.zoo_config)` builds it again.
 
     Raises:
         ValueError: The name or its tag is unknown; the message has the nearest ones.
@@ -81,7 +90,9 @@ def create_model(
     register()
     source, name = _parse(model_name)
     given = {k: v for k, v in kwargs.items() if v is not None}
-    theirs = pretrained and not source and not _is_ours(name)  # timm's own weights go through timm's own loader
+    theirs = (
+        pretrained and not source and not _is_ours(name)
+    )  # timm's own weights go through timm's own loader
     model = _build(model_name, source, name, pretrained=theirs, kwargs=given)
     if pretrained and not theirs:
         _load_pretrained(model, source, name)
@@ -94,11 +105,13 @@ def create_model(
     return model
 
 
-# ---- names ----------------------------------------------------------------------------------------------------
+# ---- names -------------------------------------------------------------------------------------------------
 
 
 def register() -> None:
-    """Import every family, and note the hashes that their configurations record (a note `sha256: <digits>`)."""
+    """Import every family, and note the hashes that their configurations record (a note `sha256:
+    <digits>`).
+    """
     importlib.import_module("zoo.models")
     for name in timm.list_models(include_tags=True):
         if name not in _NOTED and _is_ours(name):
@@ -135,20 +148,16 @@ def _parse(model_name: str) -> tuple[str, str]:
         source, name = "", model_name
     arch, _, tag = name.partition(".")
     if not timm.is_model(arch):
-        candidates = list_models() or timm.list_models()
-        everything = {*candidates, *timm.list_models()} if _is_close(arch, timm.list_models()) else set(candidates)
-        raise ValueError(f"unknown model {arch!r}{suggestion(arch, everything)} (zoo.list_models() lists all)")
+        ours, theirs = list_models(), timm.list_models()
+        possible = theirs if nearest(arch, theirs) and not nearest(arch, ours) else ours
+        raise ValueError(f"unknown model {arch!r}{suggestion(arch, possible)} (zoo.list_models() lists all)")
     if tag:
         tags = [n.partition(".")[2] for n in timm.list_models(arch, include_tags=True) if "." in n]
         if tag not in tags:
-            raise ValueError(f"{arch} has no weights tagged {tag!r}{suggestion(tag, tags) or '; it has no tags'}")
+            raise ValueError(
+                f"{arch} has no weights tagged {tag!r}{suggestion(tag, tags) or '; it has no tags'}"
+            )
     return source, name
-
-
-def _is_close(word: str, words: list[str]) -> bool:
-    import difflib
-
-    return bool(difflib.get_close_matches(word, words, n=1, cutoff=0.9))
 
 
 def _check_config(folder: Path) -> str:
@@ -159,47 +168,52 @@ def _check_config(folder: Path) -> str:
     known = {f.name for f in fields(PretrainedCfg)}
     unknown = [k for k in config.get("pretrained_cfg", {}) if k not in known]
     if unknown:
-        raise CheckpointError(f"{folder}/config.json: pretrained_cfg has entries timm does not know: {', '.join(unknown)}")
+        raise CheckpointError(
+            f"{folder}/config.json: pretrained_cfg has entries timm does not know: {', '.join(unknown)}"
+        )
     arch = config["architecture"]
     if not timm.is_model(arch):
-        raise CheckpointError(f"{folder}/config.json names the architecture {arch!r}, which is not registered")
+        raise CheckpointError(
+            f"{folder}/config.json names the architecture {arch!r}, which is not registered"
+        )
     return arch
 
 
-# ---- building -------------------------------------------------------------------------------------------------
+# ---- building ----------------------------------------------------------------------------------------------
 
 
 def _build(model_name: str, source: str, name: str, *, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(model_name, pretrained=pretrained, **kwargs)
     except TypeError as error:
-        message = _unknown_argument(error, name, kwargs)
-        if message is None:
-            raise
-        raise TypeError(message) from None
+        argument, message = _unknown_argument(error, name)
+        if argument in kwargs:
+            raise TypeError(message) from None
+        if argument and source:
+            raise CheckpointError(f"{model_name}, config.json: {message}") from error
+        raise
     except OSError as error:
         if source != "hf-hub":
             raise
-        first = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"cannot fetch {model_name} ({first}); download the repository's files elsewhere and use 'local-dir:<folder>'"
+            f"cannot fetch {model_name} ({type(error).__name__}); download the repository's files elsewhere "
+            "and use 'local-dir:<folder>'"
         ) from error
 
 
-def _unknown_argument(error: TypeError, name: str, kwargs: dict[str, Any]) -> str | None:
-    """One sentence about a misspelt argument, or None if the error is about something else."""
+def _unknown_argument(error: TypeError, name: str) -> tuple[str, str]:
+    """The misspelt argument and one sentence about it; empty if the error is about something else."""
     found = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    if not found or found[2] not in kwargs:
-        return None
-    module = sys.modules[model_entrypoint(name.split(".")[0]).__module__] if timm.is_model(name.split(".")[0]) else None
-    owner = getattr(module, found[1], None)
+    if not found or not timm.is_model(arch := name.partition(".")[0]):
+        return "", ""
+    owner = getattr(sys.modules[model_entrypoint(arch).__module__], found[1], None)
     accepted = [p for p in inspect.signature(owner).parameters if p != "self"] if callable(owner) else []
     if "kwargs" in accepted:  # the class hands its arguments on: its signature is not the whole truth
         accepted = []
     close = suggestion(found[2], [*accepted, *_FACTORY, "deploy"])
     close = close if "did you mean" in close else ""
     everything = f"; accepted: {', '.join(accepted)}" if accepted else ""
-    return f"{name} takes no argument {found[2]!r}{close}{everything}"
+    return found[2], f"{name} takes no argument {found[2]!r}{close}{everything}"
 
 
 def _config(model: nn.Module, name: str, deploy: bool) -> dict[str, Any]:
@@ -215,11 +229,11 @@ def _config(model: nn.Module, name: str, deploy: bool) -> dict[str, Any]:
     return {**plain, "deploy": True} if deploy else plain
 
 
-# ---- weights --------------------------------------------------------------------------------------------------
+# ---- weights -----------------------------------------------------------------------------------------------
 
 
 def _load_pretrained(model: nn.Module, source: str, name: str) -> None:
-    cfg = model.pretrained_cfg  # type: ignore[assignment]
+    cfg = model.pretrained_cfg
     assert isinstance(cfg, dict)
     path = _pretrained_path(cfg, source, name)
     same = cfg.get("num_classes") == getattr(model, "num_classes", cfg.get("num_classes"))
@@ -240,5 +254,7 @@ def _pretrained_path(cfg: dict[str, Any], source: str, name: str) -> Path:
         return fetch_url(cfg["url"])
     arch = name.partition(".")[0]
     tagged = [n for n in list_models(pretrained=True) if n.partition(".")[0] == arch]
-    instead = f"choose one of {', '.join(tagged)}" if tagged else "pass checkpoint_path=<file>, or pretrained=False"
+    instead = (
+        f"choose one of {', '.join(tagged)}" if tagged else "pass checkpoint_path=<file>, or pretrained=False"
+    )
     raise CheckpointError(f"no weights were released for {name}: {instead}")

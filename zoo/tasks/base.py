@@ -116,7 +116,8 @@ class Task(L.LightningModule):
         scheduler.step_update(self.global_step)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            self.log("train/lr", max(group["lr"] for group in optimizer.param_groups))
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
 

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: throughput and sample pictures."""
+"""What a run shows while it trains: progress, throughput and sample pictures."""
 
 from __future__ import annotations
 
@@ -7,10 +7,20 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from pydantic import PositiveInt
 from torch import Tensor
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's progress bar without the loggers' version numbers, cleared when a phase ends."""
+
+    def __init__(self, refresh_rate: PositiveInt = 1, leave: bool = False) -> None:
+        super().__init__(refresh_rate=refresh_rate, leave=leave)
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
 class Throughput(Callback):

@@ -6,7 +6,7 @@ import random
 import re
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import lightning as L
 import numpy as np
@@ -35,18 +35,29 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, lambda file: torch.save(checkpoint, file))
+        write_atomic(path, lambda file: _serialise(checkpoint, file))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(path)
+
+
+def _serialise(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+    try:
+        torch.save(checkpoint, file)
+    except RuntimeError as error:  # torch's writer hides the reason, a full disk for example, behind an error of its own
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 class ResumeCheckpoint(Checkpoint):
     """Keeps the newest states of a training, so that it can be continued exactly.
 
     A state holds weights, optimizer, schedule, averages, loop position and the random states of every process. It is written
-    every `every_n_steps` optimizer steps, at the end of each epoch's training, and on SIGINT or SIGTERM, after which
-    training stops with `StopRequested`. A second signal stops at once.
+    every `every_n_steps` optimizer steps, before the last step of an epoch, after its validation, and on SIGINT or SIGTERM,
+    after which training stops with `StopRequested`. A second signal stops at once. No state lies between an epoch's
+    last step and the end of its validation, so that a resumed run never misses a validation; a run that is stopped
+    there repeats one step.
 
     Args:
         folder: Where `step=<n>.ckpt` files go.
@@ -57,6 +68,7 @@ class ResumeCheckpoint(Checkpoint):
     def __init__(self, folder: str | Path, every_n_steps: PositiveInt = 100, keep: PositiveInt = 2) -> None:
         self.folder, self.every_n_steps, self.keep = Path(folder), every_n_steps, keep
         self._signum = 0
+        self._saved_step: int | None = None
         self._random_states: list[dict[str, Any]] | None = None
         self._previous_handlers: dict[int, Any] = {}
 
@@ -81,16 +93,23 @@ class ResumeCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            return  # accumulated gradients are not part of a state
         stop = self._agreed_signal(trainer)
-        due = trainer.global_step % self.every_n_steps == 0 or trainer.is_last_batch
-        if stop or due:
+        due = trainer.global_step % self.every_n_steps == 0 or self._last_step_comes_next(trainer, batch_idx)
+        if (stop or due) and not trainer.is_last_batch:
             self._save(trainer)
         if stop:
-            raise StopRequested(stop, trainer.global_step)
+            self._stop(trainer, stop)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if not trainer.sanity_checking and trainer.state.fn == "fit" and (stop := self._agreed_signal(trainer)):
-            raise StopRequested(stop, trainer.global_step)  # the state after the last training step is on disk
+            self._stop(trainer, stop)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
+        if stop := self._agreed_signal(trainer):
+            self._stop(trainer, stop)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         states = [random_states()]
@@ -102,11 +121,23 @@ class ResumeCheckpoint(Checkpoint):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == "fit":
+            self._saved_step = checkpoint["global_step"]
             self._random_states = checkpoint.get("random_states")
+
+    @staticmethod
+    def _last_step_comes_next(trainer: L.Trainer, batch_idx: int) -> bool:
+        left = trainer.num_training_batches - (batch_idx + 1)
+        return 0 < left <= trainer.accumulate_grad_batches
+
+    def _stop(self, trainer: L.Trainer, signum: int) -> None:
+        if self._saved_step is None:  # nothing of this training is on disk yet
+            self._save(trainer)
+        raise StopRequested(signum, self._saved_step or 0)
 
     def _save(self, trainer: L.Trainer) -> None:
         path = self.folder / f"step={trainer.global_step:08d}.ckpt"
         trainer.save_checkpoint(path)
+        self._saved_step = trainer.global_step
         if trainer.is_global_zero:
             for _, old in step_files(self.folder)[self.keep :]:
                 old.unlink(missing_ok=True)

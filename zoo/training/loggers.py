@@ -61,6 +61,7 @@ class WandbRun(WandbLogger):
         Path(save_dir, "wandb").mkdir(parents=True, exist_ok=True)
         self.mode, self.send_model = mode, log_model
         super().__init__(name=name, save_dir=save_dir, id=run_id, project=project, resume="allow", tags=tags, mode=mode)
+        self._wandb_init.pop("anonymous", None)  # W&B warns about an option that we never chose
 
     @rank_zero_only
     def log_best(self, checkpoint: Path, metadata: dict[str, Any]) -> None:

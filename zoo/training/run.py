@@ -124,6 +124,8 @@ def run(
 
     datamodule = _build("data", lambda: _instantiate(data, seed=notes["seed"]))
     task_module = _build("model", lambda: _build_task(model, task, datamodule, optimizer, scheduler))
+    if optimizer is not None:
+        _build("optimizer", lambda: create_optimizer(task_module.model, **optimizer))
     loggers = [
         _build(f"logger.{key}", lambda s=section: _instantiate(s, run_id=notes["wandb_id"], name=name))
         for key, section in (logger or {}).items()
@@ -155,7 +157,7 @@ def run(
         exit_code = 0
     except StopRequested as stop:
         exit_code = 128 + stop.signum
-        message = f"stopped by {signal.Signals(stop.signum).name} after step {stop.step}; everything is saved"
+        message = f"stopped by {signal.Signals(stop.signum).name}; the state after step {stop.step} is saved"
         raise RunStopped(f"{message}\ncontinue with: {command} resume={_shown(folder)}", exit_code) from None
     except NonFiniteLossError as error:
         raise RunFailed(f"{error}\n{_last_good(folder, command)}") from None
@@ -196,6 +198,9 @@ def check_config(config: Mapping[str, Any], *, multirun: bool = False) -> None:
     if isinstance(config.get("scheduler"), Mapping):
         given = {"optimizer", "total_steps", "steps_per_epoch"}
         problems += check_call(create_scheduler, config["scheduler"], "scheduler", given=given)
+        epochs, warmup = (config.get("trainer") or {}).get("max_epochs"), config["scheduler"].get("warmup_epochs")
+        if isinstance(epochs, int) and isinstance(warmup, (int, float)) and 0 < epochs < warmup:
+            problems.append(f"scheduler.warmup_epochs = {warmup} is longer than trainer.max_epochs = {epochs}")
     if isinstance(config.get("trainer"), Mapping):
         problems += check_section(config["trainer"], "trainer")
         if multirun and _starts_processes(config["trainer"]):

@@ -1,0 +1,386 @@
+"""Kernel functions against closed forms, scikit-learn and float64."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from sklearn.metrics import pairwise
+from torch import Tensor, nn
+
+from zoo.kernels import (
+    FeatureKernel,
+    Gaussian,
+    Kernel,
+    Laplacian,
+    Linear,
+    Polynomial,
+    Positive,
+    PrecisionGaussian,
+    Product,
+    Scaled,
+    Sum,
+    distances,
+    squared_distances,
+)
+
+D = 3
+DOUBLE = {"dtype": torch.float64}
+
+
+def points(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def spd(seed: int = 0) -> Tensor:
+    A = points(D, D, seed=seed)
+    return A @ A.mT + 0.1 * torch.eye(D, **DOUBLE)
+
+
+KERNELS = {
+    "gaussian": lambda: Gaussian(0.7, **DOUBLE),
+    "gaussian_per_dim": lambda: Gaussian([0.5, 1.0, 2.0], **DOUBLE),
+    "precision": lambda: PrecisionGaussian(D, spd(), **DOUBLE),
+    "precision_rank_1": lambda: PrecisionGaussian(D, spd(), rank=1, **DOUBLE),
+    "laplacian": lambda: Laplacian(1.3, **DOUBLE),
+    "laplacian_per_dim": lambda: Laplacian([0.5, 1.0, 2.0], **DOUBLE),
+    "linear": Linear,
+    "polynomial": lambda: Polynomial(3, 0.5, 1.5, **DOUBLE),
+    "homogeneous": lambda: Polynomial(2, 0.5, 0, **DOUBLE),
+    "features": lambda: FeatureKernel(nn.Linear(D, 4, **DOUBLE)),
+    "sum": lambda: Gaussian(0.7, **DOUBLE) + Linear() + Polynomial(2, **DOUBLE),
+    "product": lambda: Linear() * Polynomial(2, **DOUBLE),
+    "scaled": lambda: 2.5 * Polynomial(2, **DOUBLE),
+    "nested": lambda: Scaled(Linear() + Polynomial(2, **DOUBLE), 0.3, **DOUBLE) * Linear() + Linear(),
+}
+
+
+@pytest.fixture(params=KERNELS)
+def kernel(request: pytest.FixtureRequest) -> Kernel:
+    torch.manual_seed(0)
+    return KERNELS[request.param]()
+
+
+# ---- what every kernel keeps -------------------------------------------------------------------------------
+
+
+def test_symmetric_positive_semidefinite_with_its_own_diagonal(kernel: Kernel) -> None:
+    X = points(40, D)
+    K = kernel(X)
+    torch.testing.assert_close(K, K.mT)
+    torch.testing.assert_close(K, kernel(X, X.clone()))
+    torch.testing.assert_close(K.diagonal(), kernel.diag(X))
+    assert torch.linalg.eigvalsh(K)[0] > -1e-9 * K.diagonal().max()
+
+
+def test_batched_equals_looped(kernel: Kernel) -> None:
+    X, Z = points(2, 4, 5, D), points(2, 4, 7, D, seed=1)
+    K, d = kernel(X, Z), kernel.diag(X)
+    assert K.shape == (2, 4, 5, 7)
+    for i in range(2):
+        for j in range(4):
+            torch.testing.assert_close(K[i, j], kernel(X[i, j], Z[i, j]))
+            torch.testing.assert_close(d[i, j], kernel.diag(X[i, j]))
+    torch.testing.assert_close(
+        kernel(X, Z[0, 0])[1, 2], kernel(X[1, 2], Z[0, 0])
+    )  # leading dimensions broadcast
+
+
+def test_each_entry_is_the_function_of_two_points(kernel: Kernel) -> None:
+    X, Z = points(4, D), points(3, D, seed=1)
+    one_by_one = torch.stack([torch.cat([kernel(x[None], z[None])[0] for z in Z]) for x in X])
+    torch.testing.assert_close(kernel(X, Z), one_by_one)
+
+
+def test_features_reproduce_the_kernel_or_say_that_there_are_none(kernel: Kernel) -> None:
+    X, Z = points(2, 6, D), points(2, 4, D, seed=1)
+    if kernel.has_features:
+        torch.testing.assert_close(kernel.features(X) @ kernel.features(Z).mT, kernel(X, Z))
+    else:
+        with pytest.raises(NotImplementedError, match="no finite feature map"):
+            kernel.features(X)
+
+
+def test_gradients(kernel: Kernel) -> None:
+    X, Z = points(4, D).requires_grad_(), points(3, D, seed=1).requires_grad_()
+    names, parameters = (
+        zip(*kernel.named_parameters(), strict=True) if list(kernel.parameters()) else ((), ())
+    )
+
+    def gram(X: Tensor, Z: Tensor, *values: Tensor) -> Tensor:
+        return torch.func.functional_call(kernel, dict(zip(names, values, strict=True)), (X, Z))
+
+    inputs = (X, Z, *(p.detach().requires_grad_() for p in parameters))
+    assert torch.autograd.gradcheck(gram, inputs)
+    assert torch.autograd.gradgradcheck(gram, inputs)
+    kernel(X, Z).sum().backward()
+    assert all(p.grad is not None for p in parameters)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_low_precision_in_low_precision_out_computed_in_full(kernel: Kernel, dtype: torch.dtype) -> None:
+    X, Z = points(5, D, dtype=dtype), points(4, D, seed=1, dtype=dtype)
+    K = kernel(X, Z)
+    assert K.dtype == kernel.diag(X).dtype == dtype
+    exact = kernel(X.double(), Z.double())  # the inputs as rounded
+    torch.testing.assert_close(K, exact.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+def test_autocast_has_no_effect(kernel: Kernel) -> None:
+    kernel.float()
+    X, Z = points(5, D, dtype=torch.float32), points(4, D, seed=1, dtype=torch.float32)
+    expected = kernel(X, Z)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = kernel(X, Z)
+    assert inside.dtype == torch.float32
+    torch.testing.assert_close(inside, expected, rtol=0, atol=0)
+
+
+def test_moves_copies_and_saves(kernel: Kernel) -> None:
+    X = points(5, D)
+    other = copy.deepcopy(kernel)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(0.3)
+    other.load_state_dict(kernel.state_dict())
+    torch.testing.assert_close(other(X), kernel(X), rtol=0, atol=0)
+    assert kernel.float()(X.float()).dtype == torch.float32
+    assert kernel.bfloat16()(X).dtype == torch.float64
+    assert kernel.to("meta")(X.to("meta")).shape == (5, 5)
+
+
+def test_empty_sets(kernel: Kernel) -> None:
+    X = points(3, D)
+    assert kernel(X[:0], X).shape == (0, 3)
+    assert kernel(X, X[:0]).shape == (3, 0)
+    assert kernel.diag(X[:0]).shape == (0,)
+
+
+def test_wrong_inputs_are_told(kernel: Kernel) -> None:
+    with pytest.raises(ValueError, match=r"\(\.\.\., n, D\)"):
+        kernel(points(D))
+    with pytest.raises(ValueError, match="floating point"):
+        kernel(torch.ones(2, D, dtype=torch.long))
+    with pytest.raises(ValueError, match="3 dimensions, Z of 4"):
+        kernel(points(2, D), points(2, 4))
+
+
+# ---- values ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reference"),
+    [
+        (Gaussian(0.7, **DOUBLE), lambda x, z: pairwise.rbf_kernel(x, z, gamma=1 / (2 * 0.7**2))),
+        (Laplacian(0.4, **DOUBLE), lambda x, z: pairwise.laplacian_kernel(x, z, gamma=1 / 0.4)),
+        (Linear(), pairwise.linear_kernel),
+        (Polynomial(3, 0.5, 1.5, **DOUBLE), lambda x, z: pairwise.polynomial_kernel(x, z, 3, 0.5, 1.5)),
+        (Polynomial(2, 0.5, 0, **DOUBLE), lambda x, z: pairwise.polynomial_kernel(x, z, 2, 0.5, 0)),
+    ],
+    ids=["gaussian", "laplacian", "linear", "polynomial", "homogeneous"],
+)
+def test_scikit_learn_agrees(kernel: Kernel, reference) -> None:
+    X, Z = points(30, 8), points(20, 8, seed=1)
+    torch.testing.assert_close(kernel(X, Z).detach(), torch.from_numpy(reference(X.numpy(), Z.numpy())))
+
+
+def test_precision_is_the_matrix_of_a_quadratic_form() -> None:
+    P = spd()
+    kernel = PrecisionGaussian(D, P, **DOUBLE)
+    torch.testing.assert_close(kernel.precision.detach(), P)
+    X, Z = points(6, D), points(5, D, seed=1)
+    difference = X[:, None] - Z
+    expected = torch.exp(-0.5 * torch.einsum("nmd,de,nme->nm", difference, P, difference))
+    torch.testing.assert_close(kernel(X, Z).detach(), expected)
+
+
+def test_a_diagonal_precision_is_one_lengthscale_per_dimension() -> None:
+    scales = torch.tensor([0.5, 1.0, 2.0], **DOUBLE)
+    X, Z = points(6, D), points(5, D, seed=1)
+    full = PrecisionGaussian(D, torch.diag(scales**-2), **DOUBLE)
+    torch.testing.assert_close(full(X, Z), Gaussian(scales, **DOUBLE)(X, Z))
+    torch.testing.assert_close(Gaussian([2.0] * D, **DOUBLE)(X, Z), Gaussian(2.0, **DOUBLE)(X, Z))
+
+
+def test_precision_elements_fill_the_lower_triangle_row_by_row() -> None:
+    kernel = PrecisionGaussian(D, **DOUBLE)
+    with torch.no_grad():
+        kernel.precision_elements.copy_(torch.arange(1.0, 7.0))
+    assert kernel.factor.tolist() == [[1, 0, 0], [2, 3, 0], [4, 5, 6]]
+
+
+def test_precision_may_be_singular_and_is_cut_to_the_rank() -> None:
+    vector = points(D, 1)
+    singular = vector @ vector.mT
+    for rank in (1, 2, 3):
+        torch.testing.assert_close(
+            PrecisionGaussian(D, singular, rank=rank, **DOUBLE).precision.detach(), singular
+        )
+    P = spd()
+    best = PrecisionGaussian(D, P, rank=2, **DOUBLE).precision.detach()
+    torch.testing.assert_close(torch.linalg.matrix_norm(P - best, 2), torch.linalg.eigvalsh(P)[0])
+    for wrong in (-torch.eye(D), points(D, D), torch.full((D, D), torch.nan)):
+        with pytest.raises(ValueError, match="symmetric positive semidefinite"):
+            PrecisionGaussian(D, wrong)
+    with pytest.raises(ValueError, match="must be \\(3, 3\\)"):
+        PrecisionGaussian(D, torch.eye(2))
+    with pytest.raises(ValueError, match="rank between"):
+        PrecisionGaussian(D, rank=4)
+
+
+def test_composition_reads_as_mathematics() -> None:
+    X, Z = points(6, D), points(5, D, seed=1)
+    a, b, c = Gaussian(0.7, **DOUBLE), Linear(), Laplacian(**DOUBLE)
+    torch.testing.assert_close((a + b * c)(X, Z), a(X, Z) + b(X, Z) * c(X, Z))
+    torch.testing.assert_close((3 * a)(X, Z), 3 * a(X, Z))
+    torch.testing.assert_close((a * 0.5 + b)(X, Z), 0.5 * a(X, Z) + b(X, Z))
+    assert len((a + b + c).kernels) == 3  # flat, so that the state's names do not depend on brackets
+    assert len((a * (b * c)).kernels) == 3
+    with pytest.raises(TypeError):
+        a + 1
+    with pytest.raises(ValueError, match="must be positive"):
+        -1 * a
+    with pytest.raises(ValueError, match="one or more Kernels"):
+        Sum()
+    with pytest.raises(ValueError, match="one or more Kernels"):
+        Product(nn.Identity())
+
+
+def test_a_shared_network_is_a_kernel_and_trains() -> None:
+    kernel = FeatureKernel(nn.Sequential(nn.Linear(D, 8), nn.Tanh())).bfloat16()
+    X = points(6, D, dtype=torch.float32)
+    assert kernel(X).dtype == torch.float32
+    kernel(X).sum().backward()
+    assert all(p.grad is not None for p in kernel.parameters())
+
+
+# ---- hyper-parameters --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [1e-4, 0.1, 1.0, 19.9, 20.1, 39.0, 45.0, 1e4])
+def test_positive_views_return_what_was_set(value: float) -> None:
+    for kernel in (Gaussian(value, **DOUBLE), Gaussian(**DOUBLE)):
+        kernel.lengthscale = value
+        torch.testing.assert_close(kernel.lengthscale.item(), value, rtol=1e-10, atol=0)
+    scaled = Scaled(Linear(), value, **DOUBLE)
+    torch.testing.assert_close(scaled.scale.item(), value, rtol=1e-12, atol=0)
+
+
+def test_positive_stays_positive_wherever_training_goes() -> None:
+    kernel = Gaussian([1.0, 2.0])
+    with torch.no_grad():
+        kernel.raw_lengthscale.fill_(-200.0)
+    assert (kernel.lengthscale > 0).all()
+    assert torch.isfinite(kernel(points(4, 2, dtype=torch.float32))).all()
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), [1.0, -2.0]])
+def test_not_positive_is_refused(value) -> None:
+    with pytest.raises(ValueError, match="lengthscale must be positive"):
+        Gaussian(value)
+
+
+def test_setting_keeps_the_shape() -> None:
+    kernel = Gaussian([1.0, 2.0, 3.0])
+    kernel.lengthscale = 4.0
+    assert kernel.lengthscale.shape == (3,)
+    with pytest.raises(ValueError, match="does not fit"):
+        kernel.lengthscale = [1.0, 2.0]
+    with pytest.raises(ValueError, match="one per dimension"):
+        Gaussian(torch.ones(2, 2))
+    with pytest.raises(ValueError, match="lengthscale has 3"):
+        kernel(points(2, 4))
+    homogeneous = Polynomial(offset=0)
+    assert homogeneous.offset == 0
+    with pytest.raises(ValueError, match="fixed at 0"):
+        homogeneous.offset = 1.0
+    with pytest.raises(ValueError, match="degree"):
+        Polynomial(0)
+    with pytest.raises(ValueError, match="softplus"):
+        Positive("square")  # type: ignore[arg-type]
+
+
+def test_fixed_hyper_parameters_are_saved_but_not_trained() -> None:
+    for build in (Gaussian, Laplacian, Polynomial, lambda **k: PrecisionGaussian(2, **k)):
+        kernel = build(learnable=False)
+        assert not list(kernel.parameters())
+        assert set(kernel.state_dict()) == set(build().state_dict())
+
+
+# ---- distances ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["expand", "direct", "auto"])
+@pytest.mark.parametrize("shift", [0.0, 1e3])
+def test_float32_distances_far_from_zero(method, shift: float) -> None:
+    X, Z = points(300, 16, dtype=torch.float32) + shift, points(200, 16, seed=1, dtype=torch.float32) + shift
+    exact = squared_distances(X.double(), Z.double(), method="direct")
+    q = squared_distances(X, Z, method=method)
+    torch.testing.assert_close(q.double(), exact, rtol=1e-5, atol=1e-5)
+    for kernel in (Gaussian(2.0), PrecisionGaussian(16), Laplacian(10.0)):
+        exact_gram = kernel.double()(X.double(), Z.double())
+        torch.testing.assert_close(kernel.float()(X, Z).double(), exact_gram, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["expand", "direct"])
+def test_distances_at_coinciding_points(method) -> None:
+    X = points(20, 5, dtype=torch.float32)
+    assert (squared_distances(X, method=method).diagonal() == 0).all()
+    assert (squared_distances(X, X.clone(), method=method) >= 0).all()
+    twice = torch.cat([points(2, 3), points(2, 3)]).requires_grad_()
+    fixed = twice.detach().clone()
+
+    def gram(Y: Tensor) -> Tensor:
+        return torch.exp(-0.5 * squared_distances(Y, fixed, method=method))
+
+    assert torch.autograd.gradcheck(gram, (twice,))
+    assert torch.autograd.gradgradcheck(gram, (twice,))
+
+
+@pytest.mark.parametrize("method", ["expand", "direct"])
+def test_root_of_the_distance_has_a_finite_derivative(method) -> None:
+    X = points(5, 3).requires_grad_()
+    distances(X, method=method).sum().backward()
+    assert X.grad is not None
+    assert torch.isfinite(X.grad).all()
+    Z = points(4, 3, seed=1)
+    torch.testing.assert_close(distances(X, Z, method=method), torch.cdist(X, Z))
+    assert torch.autograd.gradcheck(lambda x: distances(x, Z, method=method), (X,))
+
+
+def test_distances_keep_their_digits_when_products_may_lose_theirs() -> None:
+    X, Z = points(100, 64, dtype=torch.float32), points(90, 64, seed=1, dtype=torch.float32)
+    exact = squared_distances(X.double(), Z.double(), method="direct")
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        torch.testing.assert_close(
+            squared_distances(X, Z, method="expand").double(), exact, rtol=1e-5, atol=1e-5
+        )
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_method_is_checked() -> None:
+    with pytest.raises(ValueError, match="expand"):
+        squared_distances(points(2, 2), method="fast")  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_on_a_gpu_as_on_the_cpu(precision: str) -> None:
+    X, Z = points(500, 64, dtype=torch.float32) + 1e3, points(300, 64, seed=1, dtype=torch.float32) + 1e3
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        for kernel in (Gaussian(8.0), PrecisionGaussian(64, 0.02 * torch.eye(64)), Laplacian(50.0)):
+            exact = kernel.double()(X.double(), Z.double())
+            kernel.float().cuda()
+            with torch.autocast("cuda", torch.bfloat16):
+                torch.testing.assert_close(
+                    kernel(X.cuda(), Z.cuda()).double().cpu(), exact, rtol=1e-4, atol=1e-5
+                )
+    finally:
+        torch.set_float32_matmul_precision(before)

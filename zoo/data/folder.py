@@ -1,0 +1,396 @@
+"""Folders of images, one folder per class, with timm's transforms: ImageNet and everything laid out like it.
+
+Images are decoded and augmented one by one, each under its own seed, because timm's and torchvision's
+transforms draw from three global generators: torch's, numpy's and that of `random`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from zoo.data.checks import DataError, checked
+from zoo.data.image import ImageDataModule, Probability, Share
+from zoo.data.sampling import KeyedDataset, SampleKey, isolated_rng, sample_seed, seed_rng, stratified_split
+from zoo.data.sources import SPLIT_SEED
+
+__all__ = ["ImageFolder", "ImageNet"]
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+_TRAIN, _VAL, _TEST = "train", ("val", "valid", "validation"), "test"
+
+Range = Annotated[tuple[float, float], Field(description="lowest and highest value")]
+Channels = tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]]
+Transform = Callable[[Image.Image], Tensor]
+
+
+class FolderImages(KeyedDataset):
+    """Images in files, decoded, transformed and stacked into a batch.
+
+    Args:
+        paths: File of each image.
+        targets: Class of each image.
+        transform: From an RGB picture to a tensor `(3, H, W)`.
+        seed: Seed of the augmentation; `None` for a transform without randomness.
+    """
+
+    def __init__(
+        self, paths: Sequence[str], targets: Sequence[int], transform: Transform, seed: int | None
+    ) -> None:
+        super().__init__(targets)
+        # one block of bytes: of a million strings, each worker would get its own copy as it touches them
+        self.paths = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
+        self.transform, self.seed = transform, seed
+
+    def images(self, keys: Sequence[SampleKey]) -> Tensor:
+        """The transformed images of `keys`, `(B, 3, H, W)`.
+
+        Raises:
+            DataError: If a file cannot be read as an image.
+        """
+        with nullcontext() if self.seed is None else isolated_rng():
+            return torch.stack([self._image(key) for key in keys])
+
+    def _image(self, key: SampleKey) -> Tensor:
+        picture = self.picture(key.sample)
+        if self.seed is not None:
+            seed_rng(sample_seed(self.seed, key.epoch, key.sample))
+        return self.transform(picture)
+
+    def picture(self, index: int) -> Image.Image:
+        """The decoded image, RGB."""
+        path = os.fsdecode(self.paths[index])
+        try:
+            with Image.open(path) as file:
+                return file.convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            unknown = isinstance(error, UnidentifiedImageError)
+            reason = "no known image format" if unknown else getattr(error, "strerror", None) or str(error)
+            raise DataError(f"cannot read the image {path} ({reason}): repair or remove it") from error
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Names of the class folders in `folder`, sorted; hidden ones do not count.
+
+    Raises:
+        DataError: If the folder is missing or holds no folder.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    except OSError as error:
+        raise DataError(
+            f"no data folder {folder} ({error.strerror}): set root=... to a folder with train/ and val/, "
+            "or to one with a folder for each class"
+        ) from error
+    if not names:
+        raise DataError(
+            f"{folder} holds no class folders: put the images of each class into a folder of its name"
+        )
+    return names
+
+
+def scan(folder: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Image files below each class folder, sorted, and the position of their class in `names`.
+
+    Raises:
+        DataError: If a class has no image; the message names it.
+    """
+    paths: list[str] = []
+    targets: list[int] = []
+    for target, name in enumerate(names):
+        found = sorted(
+            os.path.join(where, file)
+            for where, _, files in os.walk(folder / name, followlinks=True)
+            for file in files
+            if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
+        )
+        if not found:
+            kinds = " ".join(EXTENSIONS)
+            raise DataError(
+                f"class folder {folder / name} holds no image ({kinds}): add some or remove the folder"
+            )
+        paths += found
+        targets += [target] * len(found)
+    return paths, targets
+
+
+class ImageFolder(ImageDataModule):
+    """Images in folders, one per class, augmented with timm's transforms.
+
+    `root` holds `train/` and `val/` (or `valid/`, `validation/`), and perhaps `test/`, each with one folder
+    per class; or the class folders themselves, or only `train/`. Without a validation folder, `val_fraction`
+    of each class's training images is split off, the same for every seed. Without a test folder, the
+    validation part is also the test part.
+
+    For evaluation, an image smaller than 384 is resized so that its short side is `size / 0.875` and cropped
+    in the centre; from 384 on it is squashed to the size without a crop (the rule of UniRepLKNet's
+    checkpoints, after ConvNeXt). `crop_pct` and `crop_mode` override the rule.
+
+    Args:
+        root: Folder of the images.
+        image_size: Side of the model's input in pixels.
+        val_fraction: Share of the training images used for validation where there is no validation folder.
+        crop_scale: Smallest and largest share of the image's area that a random crop covers.
+        crop_ratio: Smallest and largest width / height of a random crop.
+        hflip: Probability of a horizontal flip.
+        vflip: Probability of a vertical flip.
+        auto_augment: timm's policy string, such as `rand-m9-mstd0.5-inc1`, `augmix-m3-w3`, `original`; `None`
+            for none.
+        color_jitter: Strength of brightness, contrast and saturation changes; unused while a policy is set,
+            as in timm.
+        re_prob: Probability of erasing a rectangle.
+        re_mode: What it is filled with: `const` the mean, `rand` one random colour, `pixel` a random colour
+            per pixel.
+        re_count: Largest number of erased rectangles.
+        interpolation: Of all resizing.
+        crop_pct: Share of the resized image that the centre crop keeps; `None` follows the rule above.
+        crop_mode: `center`, `squash` or `border`; `None` follows the rule above.
+        mean: Mean of the red, green and blue channel on the scale [0, 1].
+        std: Standard deviation of the channels.
+        seed: Decides the order of the training images and every augmentation, together with the epoch.
+        batch_size: Training images of one step of one process.
+        eval_batch_size: Images of one evaluation step of one process; `None` means `batch_size`.
+        num_workers: Processes that load images; 0 loads in the training process. The result is the same.
+        drop_last: Leave out the last, incomplete training batch of an epoch.
+        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+        DataError: On the first look at the folders (`class_names`, `num_classes`, `setup`), if one is missing
+            or empty or the parts' classes differ; while loading, if an image cannot be read.
+    """
+
+    @checked
+    def __init__(
+        self,
+        root: str | Path,
+        image_size: PositiveInt = 224,
+        val_fraction: Share = 0.1,
+        crop_scale: Range = (0.08, 1.0),
+        crop_ratio: Range = (3 / 4, 4 / 3),
+        hflip: Probability = 0.5,
+        vflip: Probability = 0.0,
+        auto_augment: str | None = None,
+        color_jitter: Annotated[float, Field(ge=0)] = 0.4,
+        re_prob: Probability = 0.0,
+        re_mode: Literal["const", "rand", "pixel"] = "pixel",
+        re_count: PositiveInt = 1,
+        interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic",
+        crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None,
+        crop_mode: Literal["center", "squash", "border"] | None = None,
+        mean: Channels = (0.485, 0.456, 0.406),
+        std: Channels = (0.229, 0.224, 0.225),
+        seed: NonNegativeInt = 0,
+        batch_size: PositiveInt = 64,
+        eval_batch_size: PositiveInt | None = None,
+        num_workers: NonNegativeInt = 4,
+        drop_last: bool = True,
+        pin_memory: bool | None = None,
+    ) -> None:
+        super().__init__(
+            seed=seed,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            drop_last=drop_last,
+            pin_memory=pin_memory,
+        )
+        for name, (low, high) in {"crop_scale": crop_scale, "crop_ratio": crop_ratio}.items():
+            if not 0 < low <= high:
+                raise ValueError(
+                    f"{type(self).__name__}({name}=({low}, {high})): give two positive numbers, low <= high"
+                )
+        if crop_scale[1] > 1:
+            raise ValueError(
+                f"{type(self).__name__}(crop_scale={crop_scale}): a crop cannot be larger than the image, 1"
+            )
+        if not all(std):
+            raise ValueError(f"{type(self).__name__}(std={std}): every value must be greater than 0")
+        self.root = Path(root).expanduser()
+        self.image_size, self.val_fraction = image_size, val_fraction
+        self.mean, self.std, self.interpolation = mean, std, interpolation
+        large = image_size >= 384
+        self.crop_pct = crop_pct or (1.0 if large else 0.875)
+        self.crop_mode = crop_mode or ("squash" if large else "center")
+        self.train_options: dict[str, Any] = {
+            "scale": crop_scale,
+            "ratio": crop_ratio,
+            "hflip": hflip,
+            "vflip": vflip,
+            "auto_augment": auto_augment,
+            "color_jitter": color_jitter or None,
+            "re_prob": re_prob,
+            "re_mode": re_mode,
+            "re_count": re_count,
+        }
+        self._class_names: list[str] = []
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the class folders, by target.
+
+        Raises:
+            DataError: If the folder is missing or has no class folders.
+        """
+        if not self._class_names:
+            self._class_names = class_folders(self._train_folder)
+        return list(self._class_names)
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image as the model sees it."""
+        return 3, self.image_size, self.image_size
+
+    @property
+    def _train_folder(self) -> Path:
+        inside = self.root / _TRAIN
+        return inside if inside.is_dir() else self.root
+
+    def _folder(self, *names: str) -> Path | None:
+        if self._train_folder == self.root:  # then every folder in it is a class, whatever its name
+            return None
+        return next((self.root / name for name in names if (self.root / name).is_dir()), None)
+
+    def setup(self, stage: str | None = None) -> None:
+        """List the images, once; none is opened. Training images are listed only if they are needed."""
+        val_folder, test_folder = self._folder(*_VAL), self._folder(_TEST)
+        evaluation = self.transform(training=False)
+        if "train" not in self.datasets and (stage in (None, "fit") or val_folder is None):
+            paths, targets = scan(self._train_folder, self.class_names)
+            first, second = stratified_split(targets, 0.0 if val_folder else self.val_fraction, SPLIT_SEED)
+            self.datasets["train"] = FolderImages(
+                [paths[i] for i in first],
+                [targets[i] for i in first],
+                self.transform(training=True),
+                self.seed,
+            )
+            if len(second):
+                rest = [paths[i] for i in second], [targets[i] for i in second]
+                self.datasets["val"] = FolderImages(*rest, evaluation, None)
+        if "val" not in self.datasets and val_folder:
+            self.datasets["val"] = FolderImages(*self._scan_like_training(val_folder), evaluation, None)
+        if "test" not in self.datasets and test_folder:
+            self.datasets["test"] = FolderImages(*self._scan_like_training(test_folder), evaluation, None)
+        elif "test" not in self.datasets and "val" in self.datasets:
+            self.datasets["test"] = self.datasets["val"]
+
+    def _scan_like_training(self, folder: Path) -> tuple[list[str], list[int]]:
+        mine, theirs = set(self.class_names), set(class_folders(folder))
+        for names, there, missing in (
+            (mine - theirs, self._train_folder, folder),
+            (theirs - mine, folder, self._train_folder),
+        ):
+            if names:
+                some = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
+                raise DataError(
+                    f"{len(names)} class folder(s) of {there} are missing in {missing}: {some}; "
+                    "both need the same classes"
+                )
+        return scan(folder, self.class_names)
+
+    def transform(self, training: bool, normalize: bool = True) -> Transform:
+        """The transform from a picture to a tensor: normalised float32, or uint8 with `normalize=False`.
+
+        Raises:
+            ValueError: If timm does not know the `auto_augment` policy.
+        """
+        from timm.data import create_transform
+
+        options = self.train_options if training else {"crop_pct": self.crop_pct, "crop_mode": self.crop_mode}
+        try:
+            return create_transform(
+                input_size=self.input_size,
+                is_training=training,
+                interpolation=self.interpolation,
+                mean=self.mean,
+                std=self.std,
+                normalize=normalize,
+                **options,
+            )
+        except (AssertionError, KeyError, ValueError) as error:
+            policy = self.train_options["auto_augment"]
+            raise ValueError(
+                f"{type(self).__name__}(auto_augment={policy!r}): timm does not know this policy; "
+                "examples are rand-m9-mstd0.5-inc1, augmix-m3-w3, original and v0"
+            ) from error
+
+    def _pictures(self, dataset: KeyedDataset, keys: Sequence[SampleKey], seed: int, augment: bool) -> Tensor:
+        assert isinstance(dataset, FolderImages)
+        view = FolderImages([], [], self.transform(augment, normalize=False), seed)
+        view.paths = dataset.paths
+        return view.images(keys)
+
+
+class ImageNet(ImageFolder):
+    """ImageNet-1k in its usual layout: `root/train/n01440764/*.JPEG`, `root/val/n01440764/*.JPEG`.
+
+    Arguments are those of `ImageFolder`, with the augmentation of ConvNeXt's and UniRepLKNet's recipes as the
+    default. The classes are the folder names, so subsets such as ImageNet-100 work too.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+        DataError: As for `ImageFolder`.
+    """
+
+    @checked
+    def __init__(
+        self,
+        root: str | Path,
+        image_size: PositiveInt = 224,
+        val_fraction: Share = 0.1,
+        crop_scale: Range = (0.08, 1.0),
+        crop_ratio: Range = (3 / 4, 4 / 3),
+        hflip: Probability = 0.5,
+        vflip: Probability = 0.0,
+        auto_augment: str | None = "rand-m9-mstd0.5-inc1",
+        color_jitter: Annotated[float, Field(ge=0)] = 0.4,
+        re_prob: Probability = 0.25,
+        re_mode: Literal["const", "rand", "pixel"] = "pixel",
+        re_count: PositiveInt = 1,
+        interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic",
+        crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None,
+        crop_mode: Literal["center", "squash", "border"] | None = None,
+        mean: Channels = (0.485, 0.456, 0.406),
+        std: Channels = (0.229, 0.224, 0.225),
+        seed: NonNegativeInt = 0,
+        batch_size: PositiveInt = 128,
+        eval_batch_size: PositiveInt | None = None,
+        num_workers: NonNegativeInt = 8,
+        drop_last: bool = True,
+        pin_memory: bool | None = None,
+    ) -> None:
+        super().__init__(
+            root=root,
+            image_size=image_size,
+            val_fraction=val_fraction,
+            crop_scale=crop_scale,
+            crop_ratio=crop_ratio,
+            hflip=hflip,
+            vflip=vflip,
+            auto_augment=auto_augment,
+            color_jitter=color_jitter,
+            re_prob=re_prob,
+            re_mode=re_mode,
+            re_count=re_count,
+            interpolation=interpolation,
+            crop_pct=crop_pct,
+            crop_mode=crop_mode,
+            mean=mean,
+            std=std,
+            seed=seed,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            drop_last=drop_last,
+            pin_memory=pin_memory,
+        )

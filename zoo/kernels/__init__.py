@@ -1,0 +1,57 @@
+"""Operators and kernel functions: pure tensors in and out, usable on their own."""
+
+from zoo.kernels.base import (
+    FeatureKernel,
+    Gaussian,
+    Kernel,
+    Laplacian,
+    Linear,
+    Polynomial,
+    Positive,
+    PrecisionGaussian,
+    Product,
+    Scaled,
+    Sum,
+    distances,
+    squared_distances,
+)
+from zoo.kernels.large_kernel import DepthwiseConv2d, DilatedReparamBlock, depthwise_conv2d
+from zoo.kernels.linalg import (
+    Factor,
+    NotPositiveDefiniteError,
+    cholesky,
+    chunked_gram,
+    gram_product,
+    log_det,
+    solve_feature_ridge,
+    solve_ridge,
+    solve_spd,
+)
+
+__all__ = [
+    "DepthwiseConv2d",
+    "DilatedReparamBlock",
+    "Factor",
+    "FeatureKernel",
+    "Gaussian",
+    "Kernel",
+    "Laplacian",
+    "Linear",
+    "NotPositiveDefiniteError",
+    "Polynomial",
+    "Positive",
+    "PrecisionGaussian",
+    "Product",
+    "Scaled",
+    "Sum",
+    "cholesky",
+    "chunked_gram",
+    "depthwise_conv2d",
+    "distances",
+    "gram_product",
+    "log_det",
+    "solve_feature_ridge",
+    "solve_ridge",
+    "solve_spd",
+    "squared_distances",
+]

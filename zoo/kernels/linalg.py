@@ -1,0 +1,283 @@
+"""Linear algebra of symmetric positive definite matrices, for every closed-form learner.
+
+Everything is solved with a Cholesky factor and triangular systems, in float64 and with autocast off, whatever
+precision the surrounding network trains in; nothing is inverted. Where rounding has cost a Gram matrix its
+positive eigenvalues, a growing multiple of the identity is added until the factor exists, and :class:`Factor`
+reports how much. Matrices too large to be built in one piece are built, or only multiplied, in blocks of
+rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from zoo.kernels.base import no_autocast
+
+__all__ = [
+    "Factor",
+    "NotPositiveDefiniteError",
+    "cholesky",
+    "chunked_gram",
+    "gram_product",
+    "log_det",
+    "solve_feature_ridge",
+    "solve_ridge",
+    "solve_spd",
+]
+
+#: A function of two point sets that returns their Gram matrix, such as a `Kernel`.
+GramFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+class NotPositiveDefiniteError(torch.linalg.LinAlgError):
+    """A matrix that has no Cholesky factor even with the largest jitter allowed."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A Cholesky factor, A + jitter * I = L L^T, and what can be computed from it.
+
+    Attributes:
+        lower: L (..., n, n), lower triangular.
+        jitter: What was added to the diagonal of each matrix (...); zero where nothing was needed.
+    """
+
+    lower: Tensor
+    jitter: Tensor
+
+    def solve(self, B: Tensor) -> Tensor:
+        """X with A X = B, for B (..., n) or (..., n, k)."""
+        columns, vector = _columns(self.lower, B)
+        with no_autocast(self.lower.device):
+            half = torch.linalg.solve_triangular(self.lower, columns, upper=False)
+            X = torch.linalg.solve_triangular(self.lower.mT, half, upper=True)
+        return X.squeeze(-1) if vector else X
+
+    def whiten(self, B: Tensor) -> Tensor:
+        """L^-1 B, for B (..., n) or (..., n, k): |L^-1 b|^2 = b^T A^-1 b."""
+        columns, vector = _columns(self.lower, B)
+        with no_autocast(self.lower.device):
+            X = torch.linalg.solve_triangular(self.lower, columns, upper=False)
+        return X.squeeze(-1) if vector else X
+
+    def log_det(self) -> Tensor:
+        """Log |A|, shape (...)."""
+        return 2 * self.lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+def _columns(lower: Tensor, B: Tensor) -> tuple[Tensor, bool]:
+    """B as a matrix of columns, and whether it was a vector (by the rule of `torch.linalg.solve`)."""
+    n = lower.shape[-1]
+    vector = B.ndim == 1 or (B.ndim == lower.ndim - 1 and B.shape == lower.shape[:-1])
+    columns = (B.unsqueeze(-1) if vector else B).to(lower.dtype)
+    if columns.shape[-2] != n:
+        raise ValueError(f"the right-hand side has shape {tuple(B.shape)}; the matrix has {n} rows")
+    return columns, vector
+
+
+def solver_dtype(device: torch.device) -> torch.dtype:
+    """float64 wherever the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def cholesky(A: Tensor, *, jitter: float = 1e-12, max_jitter: float = 1e-4) -> Factor:
+    """Factor symmetric positive definite matrices, with as little jitter as each of them needs.
+
+    First nothing is added; where that fails, `jitter` times the mean diagonal, then ten times as much at each
+    attempt. The jitter is a constant for derivatives. Only the lower triangle of A is read.
+
+    Args:
+        A: (..., n, n).
+        jitter: First amount to add, relative to the mean of the diagonal.
+        max_jitter: Last amount to try; 0 adds nothing at all.
+
+    Returns:
+        The float64 factor and the absolute jitter of each matrix.
+
+    Raises:
+        NotPositiveDefiniteError: The matrix has entries that are not finite, or is not positive definite with
+            the largest jitter.
+        ValueError: A is not square.
+    """
+    if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
+        raise ValueError(f"a square matrix is needed, got shape {tuple(A.shape)}")
+    with no_autocast(A.device):
+        A = A.to(solver_dtype(A.device))
+        if not bool(torch.isfinite(A.detach()).all()):
+            raise NotPositiveDefiniteError(
+                "the matrix has entries that are not finite: check the kernel's inputs"
+            )
+        scale = A.detach().diagonal(dim1=-2, dim2=-1).abs().mean(-1)
+        lower, info = torch.linalg.cholesky_ex(A)
+        added = torch.zeros_like(scale)
+        relative = jitter
+        while bool((info > 0).any()):
+            if relative > max_jitter * (1 + 1e-9):  # 1e-12 times ten, eight times, is not quite 1e-4
+                raise NotPositiveDefiniteError(_why(A.detach(), info, max_jitter))
+            added = torch.where(info > 0, relative * scale, added)
+            eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+            lower, info = torch.linalg.cholesky_ex(A + added[..., None, None] * eye)
+            relative *= 10
+    return Factor(lower, added)
+
+
+def _why(A: Tensor, info: Tensor, max_jitter: float) -> str:
+    n = A.shape[-1]
+    bad = A[info > 0] if A.ndim > 2 else A.unsqueeze(0)
+    symmetric = torch.tril(bad[0]) + torch.tril(bad[0], -1).mT
+    smallest = f" (smallest eigenvalue {torch.linalg.eigvalsh(symmetric)[0].item():.3g})" if n <= 4096 else ""
+    return (
+        f"the {n} x {n} matrix is not positive definite{smallest}, even with {max_jitter:g} of its mean "
+        "diagonal added: use a larger ridge, or check that it comes from a positive definite kernel"
+    )
+
+
+def solve_spd(A: Tensor, B: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Solve A X = B for symmetric positive definite A.
+
+    Args:
+        A: (..., n, n).
+        B: (..., n) or (..., n, k).
+        dtype: Type of the answer; float64 if None. Pass the caller's own to get back to it.
+
+    Raises:
+        NotPositiveDefiniteError: See :func:`cholesky`.
+    """
+    X = cholesky(A).solve(B)
+    return X if dtype is None else X.to(dtype)
+
+
+def log_det(A: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Log |A| (...) of symmetric positive definite matrices A (..., n, n), in float64 or in `dtype`."""
+    value = cholesky(A).log_det()
+    return value if dtype is None else value.to(dtype)
+
+
+def solve_ridge(K: Tensor, Y: Tensor, ridge: float | Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Dual coefficients of kernel ridge regression, (K + ridge I)^-1 Y; predictions are K(query, support) @
+    them.
+
+    Args:
+        K: Gram matrix of the support (..., n, n).
+        Y: Targets (..., n) or (..., n, k).
+        ridge: Non-negative number, or tensor of shape (...), which may carry a gradient.
+        dtype: Type of the answer; float64 if None.
+
+    Raises:
+        NotPositiveDefiniteError: See :func:`cholesky`.
+        ValueError: The ridge is negative or not a number.
+    """
+    A, ridge = _in_solver(K, ridge)
+    eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    return solve_spd(A + ridge[..., None, None] * eye, Y, dtype=dtype)
+
+
+def solve_feature_ridge(
+    phi: Tensor, Y: Tensor, ridge: float | Tensor, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Primal coefficients of ridge regression on features, (phi^T phi + ridge I)^-1 phi^T Y.
+
+    With more features than points the equal expression phi^T (phi phi^T + ridge I)^-1 Y is solved, so the
+    matrix is never larger than the smaller side.
+
+    Args:
+        phi: Features (..., n, F).
+        Y: Targets (..., n) or (..., n, k).
+        ridge: Non-negative number, or tensor of shape (...).
+        dtype: Type of the answer; float64 if None.
+
+    Returns:
+        (..., F) or (..., F, k): predictions are phi @ them.
+
+    Raises:
+        NotPositiveDefiniteError: See :func:`cholesky`.
+        ValueError: The ridge is negative or not a number.
+    """
+    phi, ridge = _in_solver(phi, ridge)
+    vector = Y.ndim == phi.ndim - 1
+    Y = (Y.unsqueeze(-1) if vector else Y).to(phi.dtype)
+    with no_autocast(phi.device):
+        if phi.shape[-1] <= phi.shape[-2]:
+            W = solve_ridge(phi.mT @ phi, phi.mT @ Y, ridge)
+        else:
+            W = phi.mT @ solve_ridge(phi @ phi.mT, Y, ridge)
+    W = W.squeeze(-1) if vector else W
+    return W if dtype is None else W.to(dtype)
+
+
+def _in_solver(A: Tensor, ridge: float | Tensor) -> tuple[Tensor, Tensor]:
+    ridge = torch.as_tensor(ridge)
+    if not bool((ridge.detach() >= 0).all()):
+        raise ValueError(f"ridge={ridge.detach().flatten()[:4].tolist()} must not be negative")
+    dtype = solver_dtype(A.device)
+    return A.to(dtype), ridge.to(A.device, dtype)
+
+
+# ---- in blocks ---------------------------------------------------------------------------------------------
+
+
+def chunked_gram(
+    kernel: GramFunction, X: Tensor, Z: Tensor | None = None, *, chunk_size: int = 1024
+) -> Tensor:
+    """A Gram matrix built in blocks of rows, for kernels whose intermediate results are larger than the
+    matrix.
+
+    With gradients, each block is computed again in the backward pass instead of being remembered.
+
+    Args:
+        kernel: A kernel, or any function of two point sets.
+        X: Points (..., n, D).
+        Z: Points (..., m, D); X itself if None.
+        chunk_size: Rows per block.
+
+    Returns:
+        (..., n, m), as `kernel(X, Z)` but for rounding.
+    """
+    blocks = list(_blocks(kernel, X, X if Z is None else Z, chunk_size))
+    gram = torch.cat(blocks, -2) if blocks else kernel(X, X if Z is None else Z)
+    diag = getattr(kernel, "diag", None)
+    if Z is None and callable(
+        diag
+    ):  # a block does not know that it meets its own points; the diagonal must be exact
+        eye = torch.eye(gram.shape[-1], dtype=torch.bool, device=gram.device)
+        gram = torch.where(eye, diag(X).unsqueeze(-1), gram)
+    return gram
+
+
+def gram_product(kernel: GramFunction, X: Tensor, Z: Tensor, V: Tensor, *, chunk_size: int = 1024) -> Tensor:
+    """k(X, Z) @ V without ever holding the n x m matrix: predictions of kernel ridge regression for many
+    queries.
+
+    Args:
+        kernel: A kernel, or any function of two point sets.
+        X: Points (..., n, D).
+        Z: Points (..., m, D).
+        V: Coefficients (..., m, k) or (m,).
+        chunk_size: Rows per block.
+
+    Returns:
+        (..., n, k) or (..., n), in the type of V.
+    """
+
+    def rows(x: Tensor, z: Tensor) -> Tensor:
+        gram = kernel(x, z).to(V.dtype)
+        with no_autocast(V.device):
+            return gram @ V.unsqueeze(-1) if V.ndim == 1 else gram @ V
+
+    product = torch.cat(list(_blocks(rows, X, Z, chunk_size)) or [rows(X, Z)], -2)
+    return product.squeeze(-1) if V.ndim == 1 else product
+
+
+def _blocks(function: GramFunction, X: Tensor, Z: Tensor, chunk_size: int) -> Iterator[Tensor]:
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+    for x in X.split(chunk_size, dim=-2) if X.shape[-2] else ():
+        if torch.is_grad_enabled():
+            yield checkpoint(function, x, Z, use_reentrant=False)
+        else:
+            yield function(x, Z)
