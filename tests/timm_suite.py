@@ -1,7 +1,8 @@
 """A pytest plugin that points timm's own test suite at this package's models: `pytest -p timm_suite`.
 
-timm's tests (in its source distribution, not in the wheel) build their parameter lists from `timm.list_models` while
-they are imported. A plugin named on the command line is imported earlier, so it can narrow that function to our models.
+timm's tests (in its source distribution, not in the wheel) build their parameter lists from
+`timm.list_models` while they are imported. A plugin named on the command line is imported earlier, so it can
+narrow that function to our models.
 
 Environment variables, all optional:
 
@@ -13,6 +14,7 @@ Proved with timm 1.0.31. See `tests/models/test_timm_suite.py` for how it is run
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -20,10 +22,12 @@ from typing import Any
 import pytest
 import timm
 
-import zoo.models  # noqa: F401 (registers them)
+importlib.import_module("zoo.models")  # registers them
 
 OURS = {
-    name for name in timm.list_models() if timm.model_entrypoint(name).__module__.split(".")[:2] == ["zoo", "models"]
+    name
+    for name in timm.list_models()
+    if timm.model_entrypoint(name).__module__.split(".")[:2] == ["zoo", "models"]
 }
 all_models = timm.list_models
 
@@ -41,7 +45,7 @@ def ours(name: object) -> bool:
 
 
 def list_models(
-    filter: str | list[str] = "",  # noqa: A002 (timm's own argument names)
+    filter: str | list[str] = "",
     module: str | list[str] = "",
     pretrained: bool = False,
     exclude_filters: str | list[str] = "",

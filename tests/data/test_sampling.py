@@ -247,7 +247,7 @@ def test_a_clock_overrules_announcements() -> None:
 def test_a_position_of_other_settings_is_refused(name: str, settings: dict[str, int]) -> None:
     written = loader()
     next(iter(written))
-    changed = loader(**settings)  # type: ignore[arg-type]
+    changed = loader(**settings)
     with pytest.raises(DataError, match=rf"after batch 1 of epoch 0 with {name}=.*this run has {name}="):
         changed.load_state_dict(written.state_dict())
     rows(written)

@@ -373,6 +373,8 @@ class _LazyEpoch(Iterator[Batch]):
             self.batches = self.loader.start()
         batch = next(self.batches)
         if isinstance(batch, _Failure):
+            # end the workers now: left to the collector, together with the traceback, each takes seconds
+            self.batches = self.loader._iterator = None
             raise DataError(batch.message)
         self.loader.order.deliver()
         return batch

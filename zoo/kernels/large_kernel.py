@@ -1,8 +1,8 @@
 """Depthwise convolution with large kernels, and the re-parameterisation that makes it trainable and cheap.
 
 A large depthwise kernel sees far with one layer, but trains poorly on its own. The Dilated Reparam Block of
-UniRepLKNet (Ding et al., 2024, arXiv 2311.15599, section 3.1 and figure 2) adds parallel branches of small kernels with
-gaps between their taps (dilation), each with its own batch normalisation:
+UniRepLKNet (Ding et al., 2024, arXiv 2311.15599, section 3.1 and figure 2) adds parallel branches of small
+kernels with gaps between their taps (dilation), each with its own batch normalisation:
 
     D(x) = BN_0( DW_K(x) ) + sum over branches (k, r) of BN_kr( DW_{k, dilation r}(x) ).
 
@@ -11,9 +11,10 @@ All of it is linear once the normalisations are frozen, and a dilated k x k kern
 
 This file has three layers, each usable on its own:
 
-* the algebra of kernels: :func:`fuse_conv_bn`, :func:`dilate_kernel`, :func:`place_kernel`, :func:`merge_branches`;
-* the operator :func:`depthwise_conv2d`, equal to the library's convolution but routed to whatever is fastest for the
-  map at hand (:func:`crop_kernel`, :func:`toeplitz`);
+* the algebra of kernels: :func:`fuse_conv_bn`, :func:`dilate_kernel`, :func:`place_kernel`,
+  :func:`merge_branches`;
+* the operator :func:`depthwise_conv2d`, equal to the library's convolution but routed to whatever is fastest
+  for the map at hand (:func:`crop_kernel`, :func:`toeplitz`);
 * the modules :class:`DepthwiseConv2d` and :class:`DilatedReparamBlock`.
 """
 
@@ -49,13 +50,14 @@ BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
 }
 
 
-# ---- the algebra of kernels -----------------------------------------------------------------------------------
+# ---- the algebra of kernels --------------------------------------------------------------------------------
 
 
 def fuse_conv_bn(weight: Tensor, bias: Tensor | None, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Fold an eval-mode batch normalisation into the convolution before it.
 
-    With t = bn.weight / sqrt(running_var + eps), the pair is (t * weight, bn.bias + (bias - running_mean) * t).
+    With t = bn.weight / sqrt(running_var + eps), the pair is (t * weight, bn.bias + (bias - running_mean) *
+    t).
 
     Args:
         weight: convolution weight, (C_out, C_in / groups, k, k), or a linear weight (C_out, C_in).
@@ -63,15 +65,15 @@ def fuse_conv_bn(weight: Tensor, bias: Tensor | None, bn: nn.BatchNorm2d) -> tup
         bn: normalisation over the C_out output channels, with running statistics.
 
     Returns:
-        Weight and bias of the equal convolution, **in float64**: merging is done once, so it can afford to be exact,
-        and whoever stores the result rounds it once.
+        Weight and bias of the equal convolution, **in float64**: merging is done once, so it can afford to be
+        exact, and whoever stores the result rounds it once.
 
     Raises:
         ValueError: `bn` keeps no running statistics, so it is not a fixed affine map.
     """
     if bn.running_mean is None or bn.running_var is None:
         raise ValueError(
-            "cannot fold a batch normalisation that keeps no running statistics; build it with track_running_stats=True"
+            "cannot fold batch normalisation without running statistics; use track_running_stats=True"
         )
     scale = (bn.running_var.double() + bn.eps).rsqrt()
     shift = -bn.running_mean.double()
@@ -86,7 +88,7 @@ def fuse_conv_bn(weight: Tensor, bias: Tensor | None, bn: nn.BatchNorm2d) -> tup
 
 
 def dilate_kernel(weight: Tensor, dilation: int) -> Tensor:
-    """Write a dilated k x k kernel as the dense kernel of size (k - 1) * dilation + 1 with zeros between its taps.
+    """Write a dilated k x k kernel as the dense kernel of size (k - 1) * dilation + 1 with zeros in between.
 
     Args:
         weight: (C_out, C_in / groups, k, k).
@@ -152,8 +154,8 @@ def merge_branches(
 def crop_kernel(weight: Tensor, height: int, width: int, dilation: int = 1) -> Tensor:
     """Drop the taps of a centred odd kernel that only ever meet zero padding on a height x width map.
 
-    On a map of n pixels two pixels are at most n - 1 apart, so a tap further than that from the centre is never used:
-    a 13 x 13 kernel on a 2 x 2 map has nine live taps, not 169.
+    On a map of n pixels two pixels are at most n - 1 apart, so a tap further than that from the centre is
+    never used: a 13 x 13 kernel on a 2 x 2 map has nine live taps, not 169.
     """
     (k_h, k_w), (n_h, n_w) = weight.shape[-2:], ((height - 1) // dilation, (width - 1) // dilation)
     trim_y, trim_x = max(k_h // 2 - n_h, 0), max(k_w // 2 - n_w, 0)
@@ -161,7 +163,7 @@ def crop_kernel(weight: Tensor, height: int, width: int, dilation: int = 1) -> T
 
 
 def live_taps(weight: Tensor, height: int, width: int, dilation: int = 1) -> Tensor:
-    """The tap of a (dilated) depthwise kernel for every offset that occurs on a map, (C, 2 height - 1, 2 width - 1)."""
+    """Taps of a (dilated) depthwise kernel for all offsets on a map, (C, 2 height - 1, 2 width - 1)."""
     return place_kernel(
         crop_kernel(weight[:, 0], height, width, dilation), (2 * height - 1, 2 * width - 1), dilation
     )
@@ -170,8 +172,8 @@ def live_taps(weight: Tensor, height: int, width: int, dilation: int = 1) -> Ten
 def toeplitz(taps: Tensor, height: int, width: int) -> Tensor:
     """Dense matrix of a depthwise convolution on one fixed, small map, zero padding included.
 
-    M[p, q] = taps[q - p], the tap through which output pixel p sees input pixel q (pixels in C order, offsets counted
-    from the centre).
+    M[p, q] = taps[q - p], the tap through which output pixel p sees input pixel q (pixels in C order, offsets
+    counted from the centre).
 
     Args:
         taps: (..., 2 height - 1, 2 width - 1), see :func:`live_taps`.
@@ -181,12 +183,17 @@ def toeplitz(taps: Tensor, height: int, width: int) -> Tensor:
     Returns:
         (..., height * width, height * width), differentiable in `taps`.
     """
-    # windows[a, b, i, j] = taps[a + i, b + j]; output pixel (y, x) is a = height - 1 - y, b = width - 1 - x
-    windows = taps.unfold(-2, height, 1).unfold(-2, width, 1).flip(-4, -3)
+    return reversed_rows(taps, height, width).flip(-2)
+
+
+def reversed_rows(taps: Tensor, height: int, width: int) -> Tensor:
+    """:func:`toeplitz` with its rows, the output pixels, in reverse order; for sums over all of them."""
+    # windows[a, b, i, j] = taps[a + i, b + j]: output pixel (height - 1 - a, width - 1 - b) sees input (i, j)
+    windows = taps.unfold(-2, height, 1).unfold(-2, width, 1)
     return windows.reshape(*taps.shape[:-2], height * width, height * width)
 
 
-# ---- the operator ---------------------------------------------------------------------------------------------
+# ---- the operator ------------------------------------------------------------------------------------------
 
 #: Largest map, pixels, whose dense matrix is worth building.
 SMALL_MAP = 64
@@ -196,8 +203,9 @@ SMALL_MAP = 64
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
     """Depthwise convolution, stride 1, zero padding that keeps the map's size.
 
-    Equal to `torch.nn.functional.conv2d` up to rounding, forward and backward, but computed the fastest way known for
-    the device, the precision and the size of the map. Compilers, exporters and tracers see the library's convolution.
+    Equal to `torch.nn.functional.conv2d` up to rounding, forward and backward, but computed the fastest way
+    known for the device, the precision and the size of the map. Compilers, exporters and tracers see the
+    library's convolution.
 
     Args:
         x: (B, C, H, W), any memory format.
@@ -208,7 +216,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dila
     Returns:
         (B, C, H, W), in whichever memory format is cheapest.
     """
-    if not torch.jit.is_scripting():
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half of an `and`)
         if not is_recorded(x):
             return _fastest_depthwise(x, weight, bias, dilation)
     return _library_depthwise(x, weight, bias, dilation)
@@ -221,7 +229,7 @@ def _library_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation:
 
 
 def is_recorded(x: Tensor) -> bool:
-    """Whether a compiler, exporter or tracer is watching: the sizes it sees now need not be those of later calls."""
+    """Whether a compiler, exporter or tracer is watching: later calls may have other sizes than this one."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy)
 
 
@@ -236,7 +244,9 @@ def _fastest_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation:
         y = channels_outer(x) @ matrix.transpose(1, 2)
         return channels_inner(y if bias is None else y + bias[:, None, None], x)
     if x.device.type == "cpu" and x.dtype != torch.float64:
-        x = x.contiguous(memory_format=torch.channels_last)  # (B, C, H, W) kernels collapse from width 11 to 14 on
+        x = x.contiguous(
+            memory_format=torch.channels_last
+        )  # (B, C, H, W) kernels collapse from width 11 to 14 on
         weight, dilation = _suit_cpu(weight, dilation)
     return _library_depthwise(x, weight, bias, dilation)
 
@@ -244,8 +254,8 @@ def _fastest_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation:
 def _matrix_is_faster(x: Tensor, weight: Tensor, dilation: int) -> bool:
     """Whether one dense matrix per channel beats the library's convolution.
 
-    In float64 the CPU library has no depthwise kernel at all. In float32 its weight gradient is slow where most taps
-    meet padding; its forward pass is fine.
+    In float64 the CPU library has no depthwise kernel at all. In float32 its weight gradient is slow where
+    most taps meet padding; its forward pass is fine.
     """
     height, width = x.shape[-2:]
     if x.device.type != "cpu" or height * width > SMALL_MAP:
@@ -258,10 +268,10 @@ def _matrix_is_faster(x: Tensor, weight: Tensor, dilation: int) -> bool:
 
 
 def _suit_cpu(weight: Tensor, dilation: int) -> tuple[Tensor, int]:
-    """Step around the slow corners of the channels_last CPU kernels by adding zero taps, which changes nothing.
+    """Step around slow corners of the channels_last CPU kernels with zero taps, which change nothing.
 
-    With AVX-512 kernels 12 or 13 taps wide run at less than half the speed of wider ones; with AVX2 dilated kernels that
-    reach five pixels or more run at a tenth of the speed of dense ones (oneDNN 3.12).
+    With AVX-512 kernels 12 or 13 taps wide run at less than half the speed of wider ones; with AVX2 dilated
+    kernels that reach five pixels or more run at a tenth of the speed of dense ones (oneDNN 3.12).
     """
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
         if dilation == 1 and weight.shape[-1] == 13:
@@ -272,7 +282,9 @@ def _suit_cpu(weight: Tensor, dilation: int) -> tuple[Tensor, int]:
 
 
 class _Transpose(torch.autograd.Function):
-    """Transposed copy of a matrix whose gradient is a transposed copy too (autograd alone would hand on a view)."""
+    """Transposed copy of a matrix; its gradient is a transposed copy too, where autograd takes a view."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -283,7 +295,7 @@ class _Transpose(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         return _Transpose.apply(grad)
 
 
@@ -305,11 +317,11 @@ def channels_inner(y: Tensor, like: Tensor) -> Tensor:
     return rows.view(batch, height, width, chans).permute(0, 3, 1, 2)
 
 
-# ---- modules --------------------------------------------------------------------------------------------------
+# ---- modules -----------------------------------------------------------------------------------------------
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """Depthwise k x k convolution (k odd) that keeps the map's size; computes with :func:`depthwise_conv2d`."""
+    """Depthwise k x k convolution (k odd) that keeps the map's size, by :func:`depthwise_conv2d`."""
 
     def __init__(
         self,
@@ -336,8 +348,9 @@ class DepthwiseConv2d(nn.Conv2d):
 class DilatedReparamBlock(nn.ModuleDict):
     """Large depthwise kernel with parallel dilated branches, mergeable into one convolution.
 
-    D(x) = BN_0(DW_K(x)) + sum_(k, r) BN_kr(DW_k,r(x)), see the module's docstring. It is a dictionary of layers
-    because the authors' checkpoints name them so: `lk_origin`, `origin_bn`, `dil_conv_k{k}_{r}`, `dil_bn_k{k}_{r}`.
+    D(x) = BN_0(DW_K(x)) + sum_(k, r) BN_kr(DW_k,r(x)), see the module's docstring. It is a dictionary of
+    layers because the authors' checkpoints name them so: `lk_origin`, `origin_bn`, `dil_conv_k{k}_{r}`,
+    `dil_bn_k{k}_{r}`.
 
     Args:
         dim: channels C.
@@ -376,7 +389,7 @@ class DilatedReparamBlock(nn.ModuleDict):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
-        if not torch.jit.is_scripting():
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
             if self._moments_are_faster(x):
                 return self._forward_by_moments(x)
         # Each convolution is followed by its normalisation; the merged form is the first convolution alone.
@@ -415,8 +428,8 @@ class DilatedReparamBlock(nn.ModuleDict):
     def _forward_by_moments(self, x: Tensor) -> Tensor:
         """The same sum with one convolution instead of one per branch.
 
-        On a map of P pixels branch b of a channel is y_b = T_b x with a P x P matrix T_b. Its batch statistics follow
-        from the mean m and the covariance S of the channel's pixels over the batch,
+        On a map of P pixels branch b of a channel is y_b = T_b x with a P x P matrix T_b. Its batch
+        statistics follow from the mean m and the covariance S of the channel's pixels over the batch,
 
             mean_b = mean_p (T_b m)_p,    var_b = mean_p (T_b S T_b')_pp + var_p (T_b m)_p,
 
@@ -427,7 +440,7 @@ class DilatedReparamBlock(nn.ModuleDict):
         height, width = x.shape[-2:]
         convs, norms = zip(*self._branches(), strict=True)
         taps = torch.stack([live_taps(conv.weight, height, width, conv.dilation[0]) for conv in convs], 1)
-        rows = toeplitz(taps, height, width).flatten(1, 2)  # (C, K P, P): the rows of all K branches
+        rows = reversed_rows(taps, height, width).flatten(1, 2)  # (C, K P, P): the rows of all K branches
         samples = channels_outer(x)  # (C, B, P)
         center = samples.mean(1, keepdim=True)  # (C, 1, P)
         spread = samples - center
@@ -453,7 +466,7 @@ class DilatedReparamBlock(nn.ModuleDict):
             return origin.weight.double(), origin.bias.double()
         (conv, bn), *others = self._branches()
         branches = [(c.weight, c.dilation[0], n) for c, n in others]
-        return merge_branches(self.kernel_size, branches, conv.weight, bn)  # type: ignore[arg-type]
+        return merge_branches(self.kernel_size, branches, conv.weight, bn)
 
     @torch.jit.ignore
     @torch.no_grad()
@@ -470,16 +483,21 @@ class DilatedReparamBlock(nn.ModuleDict):
 
 @torch.no_grad()
 def record_statistics(norms: Sequence[nn.BatchNorm2d], mean: Tensor, var: Tensor, count: int) -> None:
-    """Update the running statistics as each normalisation would: row i of `mean` and `var` belongs to norm i."""
+    """Update the running statistics as the normalisations would; row i of `mean` and `var` is for norm i."""
     for bn, m, v in zip(norms, mean, var, strict=True):
-        if bn.track_running_stats and bn.running_mean is not None and bn.running_var is not None:
+        if bn.track_running_stats and bn.running_mean is not None:
+            assert bn.running_var is not None
+            assert bn.num_batches_tracked is not None
+            assert bn.momentum is not None
             bn.running_mean.lerp_(m, bn.momentum)
-            bn.running_var.lerp_(v * (count / (count - 1)), bn.momentum)
+            bn.running_var.lerp_(
+                v * (count / (count - 1)), bn.momentum
+            )  # unbiased, as the library records it
             bn.num_batches_tracked.add_(1)
 
 
 def store_convolution(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
-    """Give a convolution or linear layer a merged weight and bias, in its own dtype, frozen as its weight was."""
+    """Give a convolution or linear layer a merged weight and bias, in its dtype, frozen if its weight was."""
     old = layer.weight
     assert isinstance(old, nn.Parameter)
     layer.weight = nn.Parameter(weight.to(old), requires_grad=old.requires_grad)

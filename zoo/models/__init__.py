@@ -1,6 +1,6 @@
 """Architectures, one file per family, registered by name in timm's registry when this package is imported."""
 
-from zoo.models import unireplknet
+from zoo.models import grbf, unireplknet
 from zoo.models.deploy import to_deploy
 
-__all__ = ["to_deploy", "unireplknet"]
+__all__ = ["grbf", "to_deploy", "unireplknet"]

@@ -16,12 +16,13 @@ def to_deploy(model: Model, inplace: bool = False) -> Model:
     """Bring a model to its cheaper, equal form for inference.
 
     Every module of the tree that has a `reparameterize()` method merges itself (UniRepLKNet blocks fold their
-    branches and normalisations); models without any are returned as they are. The result gives the same outputs in
-    eval mode. A second call changes nothing.
+    branches and normalisations); models without any are returned as they are. The result gives the same
+    outputs in eval mode. A second call changes nothing.
 
     Args:
         model: any module.
-        inplace: convert `model` itself; by default a deep copy is converted and `model` stays trainable as it was.
+        inplace: convert `model` itself; by default a deep copy is converted and `model` stays trainable as it
+            was.
 
     Returns:
         The converted model: same device, dtype, training flags and `requires_grad` flags.

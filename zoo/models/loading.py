@@ -122,16 +122,12 @@ def skeleton(model: nn.Module) -> Any:
 
 
 def _loose_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Tensors that modules keep beside their state, such as losses of the last forward, which cannot be copied."""
+    """Tensors that modules keep beside their state (losses of the last forward), which cannot be copied."""
     for module in model.modules():
         for value in vars(module).values():
-            inside = (
-                value.values()
-                if isinstance(value, dict)
-                else value
-                if isinstance(value, list | tuple)
-                else (value,)
-            )
+            if isinstance(value, dict):
+                value = list(value.values())
+            inside = value if isinstance(value, list | tuple) else [value]
             yield from (v for v in inside if isinstance(v, Tensor))
 
 

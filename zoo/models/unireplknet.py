@@ -1,25 +1,28 @@
 """UniRepLKNet: a convolutional network whose few large kernels see the whole image.
 
-Paper: Ding, Zhang, Ge, Zhao, Song, Yue, Shan: "UniRepLKNet: A Universal Perception Large-Kernel ConvNet for Audio,
-Video, Point Cloud, Time-Series and Image Recognition", CVPR 2024, arXiv 2311.15599; journal version: Zhang, Ding, Yue,
-"Scaling Up Your Kernels: Large Kernel Design in ConvNets towards Universal Representations", arXiv 2410.08049.
-Origin of architecture and published weights: https://github.com/AILab-CVC/UniRepLKNet, Apache-2.0. The code below is an
-independent implementation; it keeps the authors' state-dict names so that their checkpoints load as they are.
+Paper: Ding, Zhang, Ge, Zhao, Song, Yue, Shan: "UniRepLKNet: A Universal Perception Large-Kernel ConvNet for
+Audio, Video, Point Cloud, Time-Series and Image Recognition", CVPR 2024, arXiv 2311.15599; journal version:
+Zhang, Ding, Yue, "Scaling Up Your Kernels: Large Kernel Design in ConvNets towards Universal
+Representations", arXiv 2410.08049. Origin of architecture and published weights:
+https://github.com/AILab-CVC/UniRepLKNet, Apache-2.0. The code below is an independent implementation; it
+keeps the authors' state-dict names so that their checkpoints load as they are.
 
-The network in one breath: a stem that shrinks the image four times, four stages of blocks with a stride-2 convolution
-before each of the last three, mean pooling, LayerNorm, linear head. A block is
+The network in one breath: a stem that shrinks the image four times, four stages of blocks with a stride-2
+convolution before each of the last three, mean pooling, LayerNorm, linear head. A block is
 
     y = BN( D(x) )                       depthwise: a Dilated Reparam Block (K >= 7) or a plain 3x3 / 5x5
     y = y * SE(y)                        channel attention
     z = BN( W2 GRN( GELU( W1 y + b1 )))  per-pixel feed-forward network, 4 times as wide inside
     x + DropPath( gamma * z )
 
-In eval mode every normalisation of a block is a constant, so `reparameterize()` (or `zoo.models.to_deploy`) merges the
-branches, both normalisations and gamma into three plain layers with the same outputs: the *deploy* form.
+In eval mode every normalisation of a block is a constant, so `reparameterize()` (or `zoo.models.to_deploy`)
+merges the branches, both normalisations and gamma into three plain layers with the same outputs: the *deploy*
+form.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,11 +51,14 @@ KERNEL_SIZES: dict[tuple[int, ...], tuple[tuple[int, ...], ...]] = {
     (3, 3, 27, 3): ((3,) * 3, (13,) * 3, (13, 3, 3) * 9, (13,) * 3),
 }
 
-PLAIN_KERNELS = (3, 5)  # plain depthwise convolution; larger ones are Dilated Reparam Blocks, 0 means none at all
+PLAIN_KERNELS = (
+    3,
+    5,
+)  # plain depthwise convolution; larger ones are Dilated Reparam Blocks, 0 means none at all
 REPARAM_KERNELS = tuple(sorted(k for k in BRANCHES if k > max(PLAIN_KERNELS)))
 
 
-# ---- layers ---------------------------------------------------------------------------------------------------
+# ---- layers ------------------------------------------------------------------------------------------------
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -84,7 +90,7 @@ class ToChannelsFirst(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Channel attention (Hu et al., 2018): y * sigmoid(B relu(A mean(y) + a) + b), with C // 4 hidden units."""
+    """Channel attention (Hu et al., 2018): y * sigmoid(B relu(A mean(y) + a) + b), C // 4 hidden units."""
 
     def __init__(self, dim: int, **dd: Any) -> None:
         super().__init__()
@@ -101,33 +107,6 @@ class SqueezeExcite(nn.Module):
         return x * self.scale(x)[:, :, None, None]
 
 
-class _MapNorm(torch.autograd.Function):
-    """L2 norm over the map, (B, H, W, C) -> (B, 1, 1, C): `torch.linalg.vector_norm` in fewer passes over memory."""
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        return x.square().sum((1, 2), keepdim=True).sqrt_()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0], output)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        x, norm = ctx.saved_tensors
-        slope = torch.where(norm > 0, grad / norm, 0)  # a channel that is zero everywhere stays put
-        return x * slope.to(x.dtype)
-
-
-def map_norm(x: Tensor) -> Tensor:
-    """L2 norm of every channel over its map, (B, H, W, C) -> (B, 1, 1, C); in float32 for half precision."""
-    if not torch.jit.is_scripting():
-        if not is_recorded(x):
-            return _MapNorm.apply(x)
-    return torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
-
-
 class GlobalResponseNorm(nn.Module):
     """Channels compete by their energy over the map (Woo et al., ConvNeXt V2, 2023, section 3).
 
@@ -139,16 +118,64 @@ class GlobalResponseNorm(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1, 1, 1, dim, **dd))
         self.beta = nn.Parameter(torch.zeros(1, 1, 1, dim, **dd)) if bias else None
 
-    def scale(self, x: Tensor) -> Tensor:
-        """1 + gamma N, (B, H, W, C) -> (B, 1, 1, C)."""
-        energy = map_norm(x)
-        return (1 + self.gamma * (energy / (energy.mean(-1, keepdim=True) + 1e-6))).to(x.dtype)
+    def scale(self, norm: Tensor) -> Tensor:
+        """1 + gamma N for the energies G, (B, 1, 1, C) both."""
+        return 1 + self.gamma * (norm / (norm.mean(-1, keepdim=True) + 1e-6))
 
     def forward(self, x: Tensor) -> Tensor:
         """Rescale and shift (B, H, W, C)."""
-        if self.beta is None:
-            return x * self.scale(x)
-        return torch.addcmul(self.beta.to(x.dtype), x, self.scale(x))
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
+            if not is_recorded(x):
+                return _ResponseNorm.apply(x, self.gamma, self.beta)[0]
+        x = x * self.scale(torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)).to(x.dtype)
+        return x if self.beta is None else x + self.beta.to(x.dtype)
+
+
+def map_norm(x: Tensor) -> Tensor:
+    """L2 norm of every channel over its map, (B, H, W, C) -> (B, 1, 1, C), float32 for half precision.
+
+    The library's own norm takes 1.6 to 8 times as long on a CPU. Not differentiable where a channel is zero.
+    """
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.square().sum((1, 2), keepdim=True).sqrt()
+
+
+class _ResponseNorm(torch.autograd.Function):
+    """Forward and backward pass of :class:`GlobalResponseNorm` with as few passes over memory as there can be."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, gamma: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+        norm = map_norm(x)
+        scale = (1 + gamma * (norm / (norm.mean(-1, keepdim=True) + 1e-6))).to(x.dtype)
+        return x * scale if beta is None else torch.addcmul(beta.to(x.dtype), x, scale), norm
+
+    @staticmethod
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: tuple[Tensor, Tensor]
+    ) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(inputs[0], inputs[1], output[1])
+        ctx.beta_dtype = None if inputs[2] is None else inputs[2].dtype
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        x, gamma, norm = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody wants second derivatives: the norm must depend on x again
+            norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=norm.dtype)
+        mean = norm.mean(-1, keepdim=True) + 1e-6
+        relative = norm / mean
+        d_scale = (grad * x).sum((1, 2), keepdim=True, dtype=norm.dtype)  # (B, 1, 1, C)
+        d_relative = d_scale * gamma
+        d_norm = (d_relative - (d_relative * relative).mean(-1, keepdim=True)) / mean
+        slope = torch.where(norm > 0, d_norm / norm, 0)  # a channel that is zero everywhere stays put
+        d_x = grad * (1 + gamma * relative).to(x.dtype)
+        d_x = d_x.addcmul_(x, slope.to(x.dtype))
+        d_gamma = (d_scale * relative).sum(0, keepdim=True).to(gamma.dtype)
+        if ctx.beta_dtype is None:
+            return d_x, d_gamma, None
+        return d_x, d_gamma, grad.sum((0, 1, 2), keepdim=True).to(ctx.beta_dtype)
 
 
 def depthwise(dim: int, kernel_size: int, deploy: bool, **dd: Any) -> nn.Module:
@@ -160,7 +187,9 @@ def depthwise(dim: int, kernel_size: int, deploy: bool, **dd: Any) -> nn.Module:
     if kernel_size in REPARAM_KERNELS:
         return DilatedReparamBlock(dim, kernel_size, deploy=deploy, **dd)
     allowed = sorted((0, *PLAIN_KERNELS, *REPARAM_KERNELS))
-    raise ValueError(f"kernel size {kernel_size} is not supported; choose one of {allowed} (0 leaves the layer out)")
+    raise ValueError(
+        f"kernel size {kernel_size} is not supported; choose one of {allowed} (0 leaves the layer out)"
+    )
 
 
 def runs_in_place(x: Tensor) -> bool:
@@ -171,11 +200,12 @@ def runs_in_place(x: Tensor) -> bool:
 
 
 class UniRepLKNetBlock(nn.Module):
-    """One block: depthwise convolution, SE, feed-forward network with GRN, residual (equations in the file's head).
+    """Depthwise convolution, SE, feed-forward network with GRN, residual (equations in the file's head).
 
     Args:
         dim: channels C.
-        kernel_size: 0 for no depthwise layer, 3 or 5 for a plain one, 7 to 17 (odd) for a Dilated Reparam Block.
+        kernel_size: 0 for no depthwise layer, 3 or 5 for a plain one, 7 to 17 (odd) for a Dilated Reparam
+            Block.
         drop_path: probability of dropping the residual branch of a sample while training.
         layer_scale_init_value: start of gamma; None or <= 0 leaves gamma out.
         deploy: build the merged form.
@@ -205,15 +235,15 @@ class UniRepLKNetBlock(nn.Module):
         self.pwconv2 = nn.Sequential(nn.Linear(4 * dim, dim, bias=deploy, **dd), ToChannelsFirst())
         if not deploy:
             self.pwconv2.append(nn.BatchNorm2d(dim, **dd))
-        has_gamma = not deploy and layer_scale_init_value is not None and layer_scale_init_value > 0
-        self.gamma = nn.Parameter(torch.full((dim,), layer_scale_init_value, **dd)) if has_gamma else None
+        start = 0.0 if deploy or layer_scale_init_value is None else layer_scale_init_value
+        self.gamma = nn.Parameter(torch.full((dim,), start, **dd)) if start > 0 else None
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
         y = self.norm(self.dwconv(x))
-        if self.deploy and not torch.jit.is_scripting():
-            if runs_in_place(y):
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
+            if self.deploy and runs_in_place(y):
                 return self._infer(x, y)
         y = self.pwconv2(self.act(self.pwconv1(self.se(y))))
         if self.gamma is not None:
@@ -222,31 +252,31 @@ class UniRepLKNetBlock(nn.Module):
 
     @torch.jit.ignore
     def _infer(self, x: Tensor, y: Tensor) -> Tensor:
-        """What follows the depthwise layer, for the deploy form on a CPU without gradients: same mathematics, less memory.
+        """All that follows the depthwise layer, for the deploy form on a CPU without gradients.
 
-        The hidden layer is four times as wide as the map, so passes over it decide the speed. It is changed in place;
-        on large maps it is computed sample by sample, which keeps it in the cache, and both channel scales (SE and GRN)
-        go into the weights, which are then smaller than the activations.
+        The hidden layer is four times as wide as the map, so passes over it decide the speed. It is changed
+        in place; on large maps it is computed sample by sample, which keeps it in the cache, and both channel
+        scales (SE and GRN) go into the weights, which are smaller than the activations there.
         """
-        grn, gate = self.act[1], self.se.scale(y)  # gate: (B, C)
-        w1, b1, w2, b2 = self.pwconv1[1].weight, self.pwconv1[1].bias, self.pwconv2[0].weight, self.pwconv2[0].bias
+        gate, grn = self.se.scale(y), self.act[1]  # gate: (B, C)
+        assert isinstance(grn, GlobalResponseNorm)
+        (w1, b1), (w2, b2) = affine(self.pwconv1[1]), affine(self.pwconv2[0])
         batch, chans, height, width = y.shape
         rows = y.permute(0, 2, 3, 1).reshape(batch, height * width, chans)
         if height * width < 4 * chans:
             h = torch.ops.aten.gelu_(F.linear(rows * gate[:, None], w1, b1))[:, None]  # (B, 1, H W, 4 C)
-            z = F.linear(h.mul_(grn.scale(h)), w2, b2)
+            z = F.linear(h.mul_(grn.scale(map_norm(h))), w2, b2)
         else:
             z = torch.empty_like(rows)
             for i in range(batch):
                 h = torch.ops.aten.gelu_(torch.addmm(b1, rows[i], (w1 * gate[i]).t()))  # (H W, 4 C)
-                torch.addmm(b2, h, (w2 * grn.scale(h[None, None]).flatten()).t(), out=z[i])
-        z = z.view(batch, height, width, chans).permute(0, 3, 1, 2)
-        return z.add_(x)
+                torch.addmm(b2, h, (w2 * grn.scale(map_norm(h[None, None])).flatten()).t(), out=z[i])
+        return z.view(batch, height, width, chans).permute(0, 3, 1, 2).add_(x)
 
     @torch.jit.ignore
     @torch.no_grad()
     def reparameterize(self) -> None:
-        """Merge normalisations, branches, gamma and the GRN bias into the layers before them, in place, once."""
+        """Merge normalisations, branches, gamma and the GRN bias into the other layers; in place, once."""
         if self.deploy:
             return
         self._merge_depthwise()
@@ -265,11 +295,15 @@ class UniRepLKNetBlock(nn.Module):
             assert isinstance(self.dwconv, DepthwiseConv2d)
             conv, weight, bias = self.dwconv, self.dwconv.weight, self.dwconv.bias
         store_convolution(conv, *fuse_conv_bn(weight, bias, self.norm))
-        self.norm = nn.Identity()
+        self.norm = nn.Identity().train(self.training)
 
     def _merge_ffn(self) -> None:
-        """z = gamma BN(W2 (h + beta)) is affine in h: fold beta, BN and gamma into weight and bias of W2."""
+        """Z = gamma BN(W2 (h + beta)) is affine in h: fold beta, BN and gamma into weight and bias of W2."""
         linear, grn, bn = self.pwconv2[0], self.act[1], self.pwconv2[2]
+        assert isinstance(linear, nn.Linear)
+        assert isinstance(grn, GlobalResponseNorm)
+        assert isinstance(bn, nn.BatchNorm2d)
+        assert grn.beta is not None
         weight, bias = fuse_conv_bn(linear.weight, linear.weight.double() @ grn.beta.double().flatten(), bn)
         if self.gamma is not None:
             weight, bias = weight * self.gamma.double()[:, None], bias * self.gamma.double()
@@ -279,17 +313,25 @@ class UniRepLKNetBlock(nn.Module):
         self.gamma = None
 
 
-# ---- the network ----------------------------------------------------------------------------------------------
+def affine(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a linear layer that has both."""
+    assert isinstance(layer, nn.Linear)
+    return layer.weight, layer.bias
+
+
+# ---- the network -------------------------------------------------------------------------------------------
 
 
 @torch.fx.wrap
 def check_images(x: Tensor, in_chans: int) -> None:
     """Refuse anything that is not a batch of images with the right number of channels."""
     if x.dim() != 4:
-        raise ValueError(f"expected images of shape (batch, {in_chans}, height, width), got a {x.dim()}-D tensor")
+        raise ValueError(
+            f"expected images of shape (batch, {in_chans}, height, width), got a {x.dim()}-D tensor"
+        )
     if x.shape[1] != in_chans:
         raise ValueError(
-            f"expected {in_chans} input channels, got {x.shape[1]}; build the model with in_chans={x.shape[1]}"
+            f"expected {in_chans} channels, got {x.shape[1]}: build the model with in_chans={x.shape[1]}"
         )
 
 
@@ -340,13 +382,16 @@ class UniRepLKNet(nn.Module):
         global_pool: "avg", "max", "avgmax", or "" for no pooling (the head then works per pixel).
         depths: blocks per stage, four numbers.
         dims: channels per stage, four numbers; the first is even.
-        kernel_sizes: kernel size of every block, one tuple per stage; None looks the published table up by `depths`.
-        stem_strides: strides of the two stem convolutions; (2, 2) as published, (2, 1) or (1, 1) suit tiny images.
+        kernel_sizes: kernel size of every block, one tuple per stage; None looks the published table up by
+            `depths`.
+        stem_strides: strides of the two stem convolutions; (2, 2) as published, (2, 1) or (1, 1) suit tiny
+            images.
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first one.
         layer_scale_init_value: start of the residual scale gamma; None or <= 0 leaves it out.
         head_init_scale: factor on the initial head weights (0.001 for fine-tuning in the paper).
-        dense_output: for dense tasks: no head; `forward` returns the four stage maps, each with its own LayerNorm.
+        dense_output: for dense tasks: no head; `forward` returns the four stage maps, each with its own
+            LayerNorm.
         deploy: build the merged form, for deploy-form weights.
         device: where the parameters live ("meta" works).
         dtype: their type.
@@ -355,7 +400,7 @@ class UniRepLKNet(nn.Module):
         ValueError: an option is outside of what is allowed; the message names both.
     """
 
-    __constants__ = ["dense_output"]
+    __constants__ = ("dense_output",)  # TorchScript compiles only the branch that is taken
 
     def __init__(
         self,
@@ -378,7 +423,7 @@ class UniRepLKNet(nn.Module):
         super().__init__()
         if len(depths) != 4 or len(dims) != 4:
             raise ValueError(
-                f"depths and dims need four numbers, one per stage, got depths={tuple(depths)}, dims={tuple(dims)}"
+                f"depths and dims need four numbers each, one a stage, got {tuple(depths)}, {tuple(dims)}"
             )
         kernel_sizes = kernel_table(depths, kernel_sizes)
         check_pooling(global_pool)
@@ -391,7 +436,8 @@ class UniRepLKNet(nn.Module):
         self.grad_checkpointing = False
         reduction = stem_strides[0] * stem_strides[1]
         self.feature_info = [
-            {"num_chs": dim, "reduction": reduction * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
+            {"num_chs": dim, "reduction": reduction * 2**i, "module": f"stages.{i}"}
+            for i, dim in enumerate(dims)
         ]
 
         def down(chans: int, dim: int, stride: int = 2) -> list[nn.Module]:
@@ -443,13 +489,14 @@ class UniRepLKNet(nn.Module):
     def layer_ids(self) -> tuple[dict[str, int], int]:
         """Depth id of every parameter for layer-wise learning-rate decay, and the largest id, 13.
 
-        The learning rate of a parameter is lr * decay ** (13 - id), with the ids of the authors' fine-tuning recipe.
+        The learning rate of a parameter is lr * decay ** (13 - id), with the ids of the authors' fine-tuning
+        recipe.
         """
         return {name: layer_id(name) for name, _ in self.named_parameters()}, 13
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Nothing beyond what optimisers exempt anyway (1-D parameters): the authors decay the GRN parameters."""
+        """Nothing beyond the 1-D parameters that optimisers exempt anyway: the authors decay those of GRN."""
         return set()
 
     @torch.jit.ignore
@@ -479,7 +526,9 @@ class UniRepLKNet(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the head by a fresh one (0 classes: none) and, if given, the pooling."""
         if self.dense_output:
-            raise ValueError("a model built with dense_output=True has no head to reset; build it with dense_output=False")
+            raise ValueError(
+                "a model built with dense_output=True has no head to reset; build it with dense_output=False"
+            )
         if global_pool is not None:
             check_pooling(global_pool)
             self.global_pool = global_pool
@@ -507,7 +556,8 @@ class UniRepLKNet(nn.Module):
 
         Args:
             x: images, (B, in_chans, H, W).
-            indices: which stages: the last n if an int, all if None, else a list (negative ones count from the end).
+            indices: which stages: the last n if an int, all if None, else a list (negative ones count from
+                the end).
             norm: normalise the maps; only a `dense_output` model has norms for maps, the others ignore it.
             stop_early: stop after the last wanted stage.
             output_fmt: "NCHW", the only format.
@@ -555,14 +605,14 @@ class UniRepLKNet(nn.Module):
         if not (self.grad_checkpointing and torch.is_grad_enabled()):
             return stage(x)
         for block in stage.children():
-            x = checkpoint(block, x, use_reentrant=False, context_fn=lambda b=block: recompute_contexts(b))
+            x = checkpoint(block, x, use_reentrant=False, context_fn=partial(recompute_contexts, block))
         return x
 
     def stage_maps(self, x: Tensor) -> list[Tensor]:
         """Images (B, in_chans, H, W) to the output of every stage, before any norm."""
         check_images(x, self.in_chans)
         maps: list[Tensor] = []
-        for down, stage in zip(self.downsample_layers, self.stages):  # noqa: B905 (TorchScript knows no strict=)
+        for down, stage in zip(self.downsample_layers, self.stages):  # noqa: B905 (not in TorchScript)
             x = down(x)
             if self.grad_checkpointing and not torch.jit.is_scripting():
                 x = self._run_stage(stage, x)
@@ -572,7 +622,7 @@ class UniRepLKNet(nn.Module):
         return maps
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) to the last stage's map (B, num_features, H / 32, W / 32), before any norm."""
+        """Images (B, in_chans, H, W) to the last stage's map (B, num_features, H / 32, W / 32)."""
         return self.stage_maps(x)[-1]
 
     def forward_dense(self, x: Tensor) -> list[Tensor]:
@@ -589,7 +639,7 @@ class UniRepLKNet(nn.Module):
         return x if self.global_pool else x.permute(0, 3, 1, 2)
 
     def forward(self, x: Tensor):
-        """Images (B, in_chans, H, W) to logits (B, num_classes); with `dense_output` to the list of four maps."""
+        """Images (B, in_chans, H, W) to logits (B, num_classes), or to four maps with `dense_output`."""
         if self.dense_output:
             return self.forward_dense(x)
         else:
@@ -604,7 +654,7 @@ def init_layer(layer: nn.Conv2d | nn.Linear) -> None:
 
 
 def layer_id(name: str) -> int:
-    """Depth id, 0 to 13, of a parameter name: stage 3 counts three blocks as one layer, the other stages are one each."""
+    """Depth id, 0 to 13, of a parameter: three blocks of stage 3 are one layer, the other stages one each."""
     parts = name.split(".")
     if parts[0] == "downsample_layers":
         return (0, 2, 3, 12)[int(parts[1])]
@@ -615,48 +665,52 @@ def layer_id(name: str) -> int:
 
 
 def stage_indices(stages: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
-    """Stages named by `indices` (the last n, all, or a list, negative from the end) and the largest of them."""
+    """Stages named by `indices` (the last n, all, or a list, negative from the end), and the largest."""
     if indices is None:
         indices = stages
-    wanted = list(range(stages - indices, stages)) if isinstance(indices, int) else [i % stages for i in indices if -stages <= i < stages]
-    if not wanted or wanted[0] < 0 or (not isinstance(indices, int) and len(wanted) != len(indices)):
-        raise ValueError(f"stage indices {indices} are out of range; there are {stages} stages, 0 to {stages - 1}")
+    wanted = list(range(-indices, 0)) if isinstance(indices, int) else list(indices)
+    if not wanted or not all(-stages <= i < stages for i in wanted):
+        raise ValueError(f"stage indices {indices} do not exist: there are stages 0 to {stages - 1}")
+    wanted = [i % stages for i in wanted]
     return wanted, max(wanted)
 
 
 @contextmanager
-def frozen_statistics(block: nn.Module) -> Iterator[None]:
-    """Let batch normalisation use its batch statistics without recording them."""
-    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+def borrowed_statistics(block: nn.Module) -> Iterator[None]:
+    """Let the batch normalisations of a block record into copies of their running statistics."""
+    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers(recurse=False)]
+    for norm, name, buffer in kept:
+        setattr(norm, name, buffer.clone())
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, name, buffer in kept:
+            setattr(norm, name, buffer)
 
 
 def recompute_contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Contexts of a checkpointed forward pass and of its repetition, which must not count a batch twice."""
-    return nullcontext(), frozen_statistics(block) if block.training else nullcontext()
+    return nullcontext(), borrowed_statistics(block)
 
 
-# ---- weights --------------------------------------------------------------------------------------------------
+# ---- weights -----------------------------------------------------------------------------------------------
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     """Turn an authors' checkpoint into a state dict of this network.
 
-    The names inside are ours already; what is taken off is packaging: a `model` or `state_dict` entry around the
-    weights, and the `module.` or `backbone.` prefix of a wrapped or dense-task model. The detector or decoder parts
-    of a dense-task checkpoint are left out.
+    The names inside are ours already; what is taken off is packaging: a `model` or `state_dict` entry around
+    the weights, and the `module.` or `backbone.` prefix of a wrapped or dense-task model. The detector or
+    decoder parts of a dense-task checkpoint are left out.
     """
     for wrapper in ("model", "state_dict"):
         if isinstance(state_dict.get(wrapper), dict):
             state_dict = state_dict[wrapper]
     for prefix in ("module.", "backbone."):
-        inside = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+        inside = {
+            name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)
+        }
         state_dict = inside or state_dict
     return state_dict
 
@@ -673,7 +727,7 @@ def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **defaults: 
 
 
 def _cfg(file: str = "", top1: float | None = None, sha256: str = "", **kwargs: Any) -> dict[str, Any]:
-    """Record of one set of weights; `top1` is the accuracy its authors published, `sha256` the digest of the file."""
+    """Record of one set of weights; `top1` is the accuracy published with it, `sha256` the file's digest."""
     notes = []
     if top1 is not None:
         notes.append(f"published ImageNet-1K top-1: {top1:.2f} %")
@@ -779,7 +833,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-# ---- variants -------------------------------------------------------------------------------------------------
+# ---- variants ----------------------------------------------------------------------------------------------
 
 
 @register_model
@@ -838,19 +892,19 @@ def unireplknet_xl(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
 
 @register_model
 def unireplknet_z(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
-    """UniRepLKNet-Z (zepto), ours: for 28 x 28 images trained on a CPU; stage maps of 7, 4, 2 and 1 pixels."""
+    """UniRepLKNet-Z (zepto), ours: for 28 x 28 images on a CPU; stage maps of 7, 4, 2 and 1 pixels."""
     return _create(
         "unireplknet_z",
         pretrained,
         kwargs,
         depths=(2, 2, 2, 1),
-        dims=(32, 64, 96, 128),
+        dims=(32, 64, 80, 96),
         kernel_sizes=((13, 13), (7, 7), (3, 3), (0,)),
     )
 
 
 @register_model
-def test_unireplknet(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+def test_unireplknet(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:  # noqa: PT028 (not a test)
     """A few thousand parameters and one block of every kind, for tests."""
     return _create(
         "test_unireplknet",

@@ -1,0 +1,776 @@
+"""GRBF: Gaussian radial basis function networks with one learnable precision matrix.
+
+D'Agostino, Ilievski, Shoemaker, "Learning Active Subspaces and Discovering Important Features with Gaussian Radial
+Basis Functions Neural Networks", arXiv 2307.05639 (Neural Networks 176, 2024); the model is the HyperBF network of
+Poggio and Girosi (1990) with a regularised metric that is read afterwards. The authors' code is MIT-licensed; this is an
+implementation of its own, with their losses and initialisation beside ours.
+
+    q_nm   = (x_n - c_m)^T P (x_n - c_m),   P = L L^T               one metric, shared by all centres
+    phi_nm = exp(-q_nm / 2)
+    f_n    = W phi_n + b                                            logits, or the regression value
+
+Since q_nm = |L^T (x_n - c_m)|^2, the network is an isotropic one on z = L^T x: the eigenvectors of P with large
+eigenvalues span the directions along which the output changes, and |L|^2 = tr P, the nuclear norm of P, is the penalty
+that switches the others off.
+
+What is read from a trained network is in units of standardised features, shared between correlated features, and the
+same for all classes where it comes from P alone. The eigenvectors of P are not exactly those of the average gradient
+outer product E[grad f grad f^T]; that one lies in the range of P and is offered beside it (`kind="gradient"`).
+"""
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge
+from pydantic import PositiveInt
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_function
+from torch import Tensor, nn
+
+from zoo.kernels.base import no_autocast
+
+__all__ = [
+    "LOSSES",
+    "GaussianRBFNetwork",
+    "Spectrum",
+    "activations",
+    "eigen",
+    "importance_from_precision",
+    "network_loss",
+    "penalty_terms",
+]
+
+Precision = Literal["full", "diag", "isotropic"] | PositiveInt
+Penalty = Literal["squared", "plain"]
+NonNegative = Annotated[float, Ge(0)]
+
+#: Below this median kernel value at the start, the gradient of the data term is too small to train.
+DEAD = 1e-6
+
+
+# ---- the kernel --------------------------------------------------------------------------------------------
+
+
+def project(x: Tensor, factor: Tensor) -> Tensor:
+    """Points (..., n, D) in the metric's own coordinates: x L for a matrix L (..., D, R), x * s for scales
+    (..., 1, D) or (..., 1, 1), which diagonal and isotropic metrics are stored as.
+    """
+    if factor.shape[-2] == 1:
+        return x * factor
+    return x @ factor
+
+
+def activations(x: Tensor, centers: Tensor, factor: Tensor) -> Tensor:
+    """Kernel values exp(-|L^T (x_n - c_m)|^2 / 2), with two matrix products and no n x M x D difference.
+
+    The origin is moved into the centres before the square is expanded, so that points far from zero lose no
+    digits. Cost O((n + M) D R + n M R), memory O(n M).
+
+    Args:
+        x: Points (..., n, D).
+        centers: Centres (..., M, D).
+        factor: L (..., D, R), or scales (..., 1, D) or (..., 1, 1); leading dimensions are separate networks.
+
+    Returns:
+        (..., n, M), in (0, 1].
+    """
+    origin = centers.detach().mean(-2, keepdim=True)
+    z = project(x - origin, factor)
+    k = project(centers - origin, factor)
+    half = 0.5 * z.square().sum(-1, keepdim=True) + 0.5 * k.square().sum(-1).unsqueeze(-2)
+    return torch.exp((z @ k.mT - half).clamp_max(0.0))  # rounding may leave a distance just below zero
+
+
+def unpack(elements: Tensor, dim: int) -> Tensor:
+    """L (..., D, D), lower triangular, from its entries (..., D (D + 1) / 2) row by row."""
+    places = torch.tril_indices(dim, dim, device=elements.device)
+    shape = list(elements.shape[:-1])
+    flat = torch.zeros(shape + [dim * dim], dtype=elements.dtype, device=elements.device)  # noqa: RUF005 (TorchScript)
+    return flat.index_copy(-1, places[0] * dim + places[1], elements).view(shape + [dim, dim])  # noqa: RUF005
+
+
+def factor_of(precision: Tensor, dim: int, form: str) -> Tensor:
+    """What :func:`activations` takes, from the stored parameter of a metric of this form."""
+    if form == "full":
+        return unpack(precision, dim)
+    if form == "low_rank":
+        return precision
+    return precision.exp().unsqueeze(-2)
+
+
+# ---- losses ------------------------------------------------------------------------------------------------
+
+
+def _one_hot(targets: Tensor, like: Tensor) -> Tensor:
+    return F.one_hot(targets.long(), like.shape[-1]).to(like.dtype)
+
+
+def _mse(f: Tensor, y: Tensor) -> Tensor:
+    return (f - y).square().mean(-1)
+
+
+def _cross_entropy(f: Tensor, y: Tensor) -> Tensor:
+    if f.shape[-1] == 1:
+        return F.binary_cross_entropy_with_logits(f, y, reduction="none").squeeze(-1)
+    chosen = f.gather(-1, y.long().unsqueeze(-1)).squeeze(-1)
+    return torch.logsumexp(f, -1) - chosen
+
+
+#: Loss of every row by name. `f` are outputs (..., n, K); targets are values (..., n, K) for `mse` and for single-output
+#: losses, class indices (..., n) otherwise. The official ones are those of the authors' code, their quirks included:
+#: `official_nll` is -p_y without a logarithm (2024), `official_ce` applies cross-entropy to probabilities (2023).
+LOSSES = {
+    "mse": _mse,
+    "cross_entropy": _cross_entropy,
+    "official_nll": lambda f, y: -f.softmax(-1).gather(-1, y.long().unsqueeze(-1)).squeeze(-1),
+    "official_ce": lambda f, y: _cross_entropy(f.softmax(-1), y),
+    "official_half_sse": lambda f, y: 0.5 * (f - y).square().sum(-1),
+}
+
+
+def network_loss(
+    outputs: Tensor,
+    targets: Tensor,
+    kind: str = "cross_entropy",
+    *,
+    weight: Tensor | None = None,
+    reduction: Literal["mean", "sum"] = "mean",
+) -> Tensor:
+    """The data term: mean squared error, cross-entropy on logits, or one of the authors' forms.
+
+    The authors' classes of 2023 sum where those of 2024 average: `reduction="sum"` gives theirs (a sum of
+    squares divided by the size of the whole training set is `"sum"` with `weight=1 / n_train`).
+
+    Args:
+        outputs: (..., n, K) from the network.
+        targets: Class indices (..., n), or values (..., n) or (..., n, K) for one output and for `mse`.
+        kind: A name of :data:`LOSSES`.
+        weight: Weight of each row (..., n); None for ones.
+        reduction: Weighted mean or weighted sum over the rows.
+
+    Returns:
+        (...), one number per network.
+
+    Raises:
+        ValueError: The kind is unknown or the shapes do not belong together.
+    """
+    if kind not in LOSSES:
+        raise ValueError(f"loss {kind!r} is not one of {', '.join(LOSSES)}")
+    values = kind in ("mse", "official_half_sse") or outputs.shape[-1] == 1
+    if values and targets.ndim == outputs.ndim - 1:
+        targets = targets.unsqueeze(-1)
+    wanted = outputs.shape if values else outputs.shape[:-1]
+    if targets.shape != wanted:
+        raise ValueError(f"targets of shape {tuple(targets.shape)} do not belong to outputs of shape "
+                         f"{tuple(outputs.shape)}: give {tuple(wanted)}")  # fmt: skip
+    rows = LOSSES[kind](outputs, targets.to(outputs.dtype) if values else targets)
+    weight = torch.ones_like(rows) if weight is None else weight
+    total = (weight * rows).sum(-1)
+    return total if reduction == "sum" else total / weight.sum(-1)
+
+
+def penalty_terms(
+    factor: Tensor, weights: Tensor, centers: Tensor, kind: Penalty = "squared"
+) -> dict[str, Tensor]:
+    """Unweighted penalties of the three blocks, one number per network.
+
+    `"squared"` sums squares (the one on L is tr P, smooth everywhere); `"plain"` is the authors': the 2-norm of the
+    whole block, whose gradient has constant length.
+
+    Args:
+        factor: L (..., D, R), or scales (..., 1, D); an isotropic metric passes its scale expanded to D.
+        weights: Output weights (..., K, M).
+        centers: Centres (..., M, D).
+        kind: `"squared"` or `"plain"`.
+    """
+    if kind not in ("squared", "plain"):
+        raise ValueError(f"penalty={kind!r} is not one of 'squared', 'plain'")
+    sums = {"precision": factor, "weights": weights, "centers": centers}
+    squares = {name: block.square().sum((-2, -1)) for name, block in sums.items()}
+    return squares if kind == "squared" else {name: value.sqrt() for name, value in squares.items()}
+
+
+# ---- what a metric says ------------------------------------------------------------------------------------
+
+
+class Spectrum(NamedTuple):
+    """Eigenvalues (..., D), largest first, and their unit eigenvectors in the rows of (..., D, D)."""
+
+    values: Tensor
+    components: Tensor
+
+
+def eigen(matrix: Tensor) -> Spectrum:
+    """Eigen-decomposition of symmetric positive semidefinite matrices (..., D, D), repeatable.
+
+    Eigenvalues come in decreasing order with rounding below zero removed; of each eigenvector the entry of
+    largest magnitude is positive.
+    """
+    values, vectors = torch.linalg.eigh(matrix)
+    values, rows = values.flip(-1).clamp_min(0), vectors.flip(-1).mT
+    top = rows.gather(-1, rows.abs().argmax(-1, keepdim=True))
+    return Spectrum(values, rows * torch.where(top < 0, -1.0, 1.0).to(rows.dtype))
+
+
+def importance_from_precision(precision: Tensor, kind: Literal["official", "trace"] = "official") -> Tensor:
+    """Share of each feature in a metric P (..., D, D); the shares of one metric add up to 1.
+
+    `"official"` is the paper's sum_k gamma_k |v_jk| over the eigenpairs of P, which depends on the choice of vectors
+    where eigenvalues coincide; `"trace"` is diag(P) / tr P = sum_k gamma_k v_jk^2 / sum_k gamma_k, which does not.
+    A metric of zeros has no opinion: all features get the same share, with a warning.
+    """
+    if kind not in ("official", "trace"):
+        raise ValueError(f"importance kind={kind!r} is not one of 'official', 'trace'")
+    if kind == "official":
+        values, components = eigen(precision)
+        raw = (values.unsqueeze(-1) * components.abs()).sum(-2)
+    else:
+        raw = precision.diagonal(dim1=-2, dim2=-1)
+    return shares(raw, "the precision matrix is zero")
+
+
+def shares(raw: Tensor, why: str) -> Tensor:
+    """Non-negative numbers (..., D) divided by their sum; equal shares and a warning where all are zero."""
+    total = raw.sum(-1, keepdim=True)
+    if bool((total <= 0).any()):
+        warnings.warn(f"{why}: every feature gets the same importance", RuntimeWarning, stacklevel=3)
+    return torch.where(total > 0, raw / total.clamp_min(torch.finfo(raw.dtype).tiny), 1.0 / raw.shape[-1])
+
+
+# ---- the network -------------------------------------------------------------------------------------------
+
+
+class GaussianRBFNetwork(nn.Module):
+    """M Gaussian units with one shared, learnable precision matrix, and a linear readout.
+
+    A row of a table is an input (B, in_chans); an image (B, in_chans, H, W) is flattened. Fresh centres are standard
+    normal draws, which suits standardised inputs; :meth:`initialize` puts them into the data.
+
+    Args:
+        in_chans: Features of a row, or channels of an image.
+        num_classes: Outputs: classes, or 1 for a regression or a single binary logit; 0 returns the unit activations.
+        n_centers: Number of units M.
+        img_size: Side or (height, width) of image inputs; 1 for tables.
+        precision: `"full"` (a packed lower triangle), `"diag"` (one scale per feature), `"isotropic"` (one scale), or the
+            rank of a D x rank factor, advisable above a few hundred features.
+        learn_centers: Train the centres; otherwise they are a buffer.
+        bias: Give the readout an intercept. The authors' networks have none.
+        reg_precision: Weight of the penalty on L, the decisive one.
+        reg_weights: Weight of the penalty on the output weights.
+        reg_centers: Weight of the penalty on the centres, if they are trained.
+        penalty: `"squared"` norms, or the authors' `"plain"` ones.
+        global_pool: There is nothing to pool; only "" is accepted.
+        device: Where the parameters live.
+        dtype: Their type.
+
+    Attributes:
+        dim: Number of features D after flattening.
+        input_mean: Subtracted from the inputs (D); 0 until initialised.
+        input_scale: What the inputs are then divided by (D); 1 until initialised.
+    """
+
+    def __init__(
+        self,
+        in_chans: PositiveInt = 16,
+        num_classes: Annotated[int, Ge(0)] = 10,
+        n_centers: PositiveInt = 32,
+        *,
+        img_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 1,
+        precision: Precision = "full",
+        learn_centers: bool = True,
+        bias: bool = True,
+        reg_precision: NonNegative = 0.01,
+        reg_weights: NonNegative = 1e-4,
+        reg_centers: NonNegative = 0.0,
+        penalty: Penalty = "squared",
+        global_pool: str = "",
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.in_chans, self.num_classes, self.dim = in_chans, num_classes, in_chans * height * width
+        self.num_features = self.head_hidden_size = n_centers
+        self.form, self.rank = _form_of(precision, self.dim)
+        self.bias, self.learn_centers, self.penalty = bias, learn_centers, penalty
+        self.reg_precision, self.reg_weights, self.reg_centers = reg_precision, reg_weights, reg_centers
+        self.feature_info = [{"num_chs": n_centers, "reduction": 1, "module": "head"}]
+        if global_pool:
+            raise ValueError(
+                f"global_pool={global_pool!r}: the units have no positions to pool; leave it empty"
+            )
+        if penalty not in ("squared", "plain"):
+            raise ValueError(f"penalty={penalty!r} is not one of 'squared', 'plain'")
+
+        self.register_buffer("input_mean", torch.zeros(self.dim, **dd))
+        self.register_buffer("input_scale", torch.ones(self.dim, **dd))
+        centers = torch.empty(n_centers, self.dim, **dd)
+        if learn_centers:
+            self.centers = nn.Parameter(centers)
+        else:
+            self.register_buffer("centers", centers)
+        size = {"full": (self.dim * (self.dim + 1) // 2,), "low_rank": (self.dim, self.rank)}
+        size |= {"diag": (self.dim,), "isotropic": (1,)}
+        self.precision_elements = nn.Parameter(
+            torch.empty(size[self.form], **dd)
+        )  # diag, isotropic: log-scales
+        self.head: nn.Module = self._new_head(num_classes, **dd)
+        self.init_weights()
+
+    def _new_head(self, num_classes: int, **dd: Any) -> nn.Module:
+        return nn.Linear(self.num_features, num_classes, self.bias, **dd) if num_classes else nn.Identity()
+
+    @torch.jit.ignore
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Standard normal centres, a metric under which their median activation is about e^-1/2, a small readout."""
+        nn.init.normal_(self.centers, generator=generator)
+        self._init_metric(1 / math.sqrt(2 * self.dim), generator)  # two normal points are 2 D apart, squared
+        self._init_head(generator)
+
+    def _init_head(self, generator: torch.Generator | None) -> None:
+        if isinstance(self.head, nn.Linear):
+            nn.init.normal_(self.head.weight, std=0.1, generator=generator)
+            if self.head.bias is not None:
+                nn.init.zeros_(self.head.bias)
+
+    @torch.no_grad()
+    def _init_metric(self, scale: float, generator: torch.Generator | None) -> None:
+        """L = scale (I + 0.05 T / sqrt(D)), T standard normal; low rank: a random orthogonal frame of the same trace."""
+        elements, D = self.precision_elements, self.dim
+        if elements.is_meta:
+            return
+        if self.form in ("diag", "isotropic"):
+            elements.fill_(math.log(scale))
+            return
+        noise = torch.empty(elements.shape, dtype=elements.dtype).normal_(generator=generator)
+        if self.form == "full":
+            noise *= 0.05 / math.sqrt(D)
+            diagonal = torch.arange(D)
+            noise[diagonal * (diagonal + 3) // 2] += 1
+        else:
+            noise = torch.linalg.qr(noise.double()).Q.to(noise.dtype) * math.sqrt(D / self.rank)
+        elements.copy_(scale * noise)
+
+    # ---- data-dependent start -----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def initialize(
+        self,
+        X: Tensor,
+        y: Tensor | None = None,
+        *,
+        centers: Literal["kmeans", "random", "all"] | Tensor = "kmeans",
+        init: Literal["median", "official"] | float = "median",
+        standardize: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Put the network into a table: standardisation, centres, a metric under which the units are alive, intercept.
+
+        Args:
+            X: Training rows (n, D) or images (n, C, H, W).
+            y: Targets (n,): class indices, or values for one output. Sets the intercept to the classes' log-odds or to
+                the mean; None leaves 0.
+            centers: `"kmeans"`, a `"random"` subset of the rows, `"all"` rows, or a tensor (M, D) in standardised
+                units, which is copied.
+            init: `"median"` scales the metric by the median squared distance between rows and centres; a positive
+                number is the width of every unit in standardised units; `"official"` draws L and the weights from
+                N(0, 1) as the authors do, which leaves all units dead above some 13 features.
+            standardize: Store the rows' mean and standard deviation; constant columns are divided by 1.
+            generator: Source of every draw.
+
+        Raises:
+            ValueError: There are fewer distinct rows than centres, or an option is unknown.
+        """
+        rows = X.reshape(len(X), -1).to(self.centers.device, self.centers.dtype)
+        _check_rows(rows, self.dim)
+        if standardize:
+            mean, scale = standardisation(rows)
+            self.input_mean.copy_(mean)
+            self.input_scale.copy_(scale)
+        rows = (rows - self.input_mean) / self.input_scale
+        self.centers.copy_(choose_centers(rows, self.num_features, centers, generator))
+        if init == "official":
+            self.precision_elements.copy_(_draw(self.precision_elements, generator))
+            if isinstance(self.head, nn.Linear):
+                self.head.weight.copy_(_draw(self.head.weight, generator))
+        else:
+            self._init_metric(starting_scale(rows, self.centers, init), generator)
+            self._init_head(generator)
+        if y is not None and isinstance(self.head, nn.Linear) and self.head.bias is not None:
+            self.head.bias.copy_(starting_bias(y, self.num_classes, self.head.bias))
+        median = activations(rows, self.centers, self.factor()).median()
+        if median < DEAD:
+            warnings.warn(
+                f"the units are dead: their median activation is {float(median):.1e}, so the data has no gradient; "
+                'use init="median"',
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    # ---- forward ------------------------------------------------------------------------------------------
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Unit activations phi (B, M) of rows (B, D) or images (B, C, H, W)."""
+        return units(x, self.centers, self.precision_elements, self.input_mean, self.input_scale, self.form)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Outputs (B, num_classes) of activations (B, M); the activations themselves with `pre_logits`."""
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rows (B, D) or images (B, C, H, W) to raw outputs (B, num_classes): logits or values, never probabilities."""
+        return self.forward_head(self.forward_features(x))
+
+    def factor(self) -> Tensor:
+        """L (D, R) with P = L L^T; for diagonal and isotropic metrics its diagonal as (1, D) or (1, 1)."""
+        return factor_of(self.precision_elements, self.dim, self.form)
+
+    @torch.jit.ignore
+    def precision(self) -> Tensor:
+        """P (D, D), in standardised units of the features."""
+        L = self.factor()
+        if L.shape[-2] == 1:
+            return torch.diag(L.square().expand(1, self.dim).squeeze(0))
+        return L @ L.mT
+
+    # ---- training -----------------------------------------------------------------------------------------
+
+    @torch.jit.ignore
+    def penalties(self, kind: Penalty | None = None) -> dict[str, Tensor]:
+        """The weighted penalty of each block that has a weight; `kind` overrides the model's own."""
+        L = self.factor()
+        L = L.expand(1, self.dim) if self.form == "isotropic" else L
+        weights = self.head.weight if isinstance(self.head, nn.Linear) else L.new_zeros(1, 1)
+        terms = penalty_terms(L, weights, self.centers, kind or self.penalty)
+        factors = {"precision": self.reg_precision, "weights": self.reg_weights}
+        factors["centers"] = self.reg_centers if self.learn_centers else 0.0
+        return {name: factors[name] * terms[name] for name in terms if factors[name]}
+
+    @torch.jit.ignore
+    def aux_losses(self) -> dict[str, Tensor]:
+        """The weighted penalties, for tasks that add them to the loss."""
+        return {f"{name}_penalty": value for name, value in self.penalties().items()}
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Everything: the penalties are the only regularisation."""
+        return {"precision_elements", "centers", "head.weight", "head.bias"}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Two groups: the units, then the readout."""
+        return {"stem": r"^precision_elements|^centers|^input_", "blocks": [(r"^head", (0,))]}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """There is nothing to recompute in a network of one layer."""
+        assert not enable, "a network of one layer has no blocks to checkpoint"
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The readout."""
+        return self.head
+
+    @torch.jit.ignore
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the readout by a fresh one; 0 outputs: none."""
+        if global_pool:
+            raise ValueError(
+                f"global_pool={global_pool!r}: the units have no positions to pool; leave it empty"
+            )
+        training, self.num_classes = self.head.training, num_classes
+        self.head = self._new_head(num_classes, device=self.centers.device, dtype=self.centers.dtype)
+        self._init_head(None)
+        self.head.train(training)
+
+    # ---- reading a trained network ------------------------------------------------------------------------
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def spectrum(self) -> Spectrum:
+        """Eigenvalues of P, largest first, and its unit eigenvectors in rows: the active subspace."""
+        return eigen(self.precision())
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def input_gradients(self, X: Tensor) -> Tensor:
+        """Exact derivatives of every output in every standardised feature, (n, K, D).
+
+        df_k/dx = -P sum_m w_km phi_m (x - c_m), with matrix products only.
+        """
+        assert isinstance(self.head, nn.Linear), "a network without outputs has no gradients"
+        rows = (X.reshape(len(X), -1).to(self.centers.dtype) - self.input_mean) / self.input_scale
+        L, C = self.factor(), self.centers
+        weighted = activations(rows, C, L).unsqueeze(1) * self.head.weight  # (n, K, M)
+        pull = weighted @ C - weighted.sum(-1, keepdim=True) * rows.unsqueeze(1)  # (n, K, D)
+        return pull * L.square() if L.shape[-2] == 1 else (pull @ L) @ L.mT
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def gradient_outer_product(self, X: Tensor, per_output: bool = False) -> Tensor:
+        """Average of grad f grad f^T over rows and, unless `per_output`, summed over outputs: (D, D) or (K, D, D)."""
+        g = self.input_gradients(X)
+        if g.shape[1] > 1:
+            g = g - g.mean(1, keepdim=True)  # what all logits share does not change a decision
+        G = torch.einsum("nkd,nke->kde", g, g) / len(g)
+        return G if per_output else G.sum(0)
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def feature_importance(
+        self, kind: Literal["official", "trace", "gradient"] = "official", X: Tensor | None = None
+    ) -> Tensor:
+        """Share of each (standardised) feature (D), adding up to 1.
+
+        Args:
+            kind: `"official"`, the paper's sum_k gamma_k |v_jk|; `"trace"`, diag(P) / tr P; `"gradient"`, the mean
+                squared derivative of the outputs over the rows X, which alone also uses centres, weights and data.
+            X: Rows for `"gradient"`.
+
+        Raises:
+            ValueError: The kind is unknown, or `"gradient"` without rows.
+        """
+        if kind != "gradient":
+            return importance_from_precision(self.precision(), kind)
+        if X is None:
+            raise ValueError('kind="gradient" averages over rows: pass X')
+        return shares(
+            self.gradient_outer_product(X).diagonal(), "the output does not change with any feature"
+        )
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def active_subspace(
+        self, kind: Literal["precision", "gradient"] = "precision", X: Tensor | None = None
+    ) -> Spectrum:
+        """Directions that matter, most important first: eigenpairs of P, or of the average gradient outer product."""
+        if kind == "precision":
+            return self.spectrum()
+        if kind != "gradient":
+            raise ValueError(f"kind={kind!r} is not one of 'precision', 'gradient'")
+        if X is None:
+            raise ValueError('kind="gradient" averages over rows: pass X')
+        return eigen(self.gradient_outer_product(X))
+
+    # ---- the authors' files -------------------------------------------------------------------------------
+
+    @classmethod
+    def from_authors(
+        cls, state_dict: Mapping[str, Tensor], centers: Tensor | None = None, **kwargs: Any
+    ) -> "GaussianRBFNetwork":
+        """A network from a `state_dict` of the authors' 2024 modules.
+
+        Args:
+            state_dict: `precision_elements`, `weights` and, if they were trained, `centers`.
+            centers: Fixed centres (M, D), which the authors do not save.
+            **kwargs: Further arguments of the constructor (`reg_precision`, `penalty="plain"`, ...).
+
+        Raises:
+            ValueError: The centres are in neither place.
+        """
+        fixed = "centers" not in state_dict
+        if fixed and centers is None:
+            raise ValueError(
+                "the file has no centers: they were fixed, and its authors do not save those; pass centers="
+            )
+        state = {**state_dict, **({"centers": centers} if fixed else {})}
+        M, D = state["centers"].shape
+        outputs = 1 if state["weights"].ndim == 1 else state["weights"].shape[1]
+        network = cls(
+            D, outputs, M, learn_centers=not fixed, bias=False, dtype=state["weights"].dtype, **kwargs
+        )
+        network.load_state_dict(state)
+        return network
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Also take the authors' names: `weights` (M,) or (M, K) is the readout; they neither scale nor shift."""
+        weights = state_dict.pop(f"{prefix}weights", None)
+        if weights is not None:
+            state_dict[f"{prefix}head.weight"] = weights.reshape(len(weights), -1).mT
+            neutral = {"input_mean": torch.zeros(self.dim), "input_scale": torch.ones(self.dim)}
+            if getattr(self.head, "bias", None) is not None:
+                neutral["head.bias"] = torch.zeros(self.num_classes)
+            for name, value in neutral.items():
+                state_dict.setdefault(f"{prefix}{name}", value)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _form_of(precision: Precision, dim: int) -> tuple[str, int]:
+    """Name and rank of a metric."""
+    if isinstance(precision, int) and not isinstance(precision, bool):
+        if not 1 <= precision <= dim:
+            raise ValueError(
+                f"precision={precision} is a rank; with {dim} features it lies between 1 and {dim}"
+            )
+        return "low_rank", precision
+    if precision not in ("full", "diag", "isotropic"):
+        raise ValueError(f"precision={precision!r} is not 'full', 'diag', 'isotropic' or a rank")
+    return precision, dim
+
+
+@register_notrace_function
+def units(x: Tensor, centers: Tensor, elements: Tensor, mean: Tensor, scale: Tensor, form: str) -> Tensor:
+    """Activations (B, M) of raw inputs (B, ...), in the dtype of the centres.
+
+    Half precision cannot hold squared distances, so everything is computed in float32 or better, also under autocast.
+    """
+    dim = centers.shape[1]
+    if x.dim() < 2 or x[0:1].numel() != min(x.shape[0], 1) * dim:
+        raise ValueError(
+            f"expected a batch of rows of {dim} features (or images of as many values), got {x.shape}"
+        )
+    own = centers.dtype
+    wide = torch.float32 if own == torch.float16 or own == torch.bfloat16 else own
+    rows = (x.flatten(1).to(wide) - mean.to(wide)) / scale.to(wide)
+    if torch.jit.is_scripting():
+        return activations(rows, centers.to(wide), factor_of(elements.to(wide), dim, form)).to(own)
+    with no_autocast(centers.device):
+        return activations(rows, centers.to(wide), factor_of(elements.to(wide), dim, form)).to(own)
+
+
+def _check_rows(rows: Tensor, dim: int) -> None:
+    if rows.shape[1] != dim:
+        raise ValueError(
+            f"the rows have {rows.shape[1]} features, the model {dim}: build it with in_chans={rows.shape[1]}"
+        )
+    if not bool(torch.isfinite(rows).all()):
+        raise ValueError("Input X contains NaN or infinity.")
+
+
+def _draw(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.empty(like.shape, dtype=like.dtype).normal_(generator=generator)
+
+
+def standardisation(rows: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each column, (..., D), under row weights (..., n); constant columns get 1."""
+    weight = torch.ones(len(rows), dtype=rows.dtype, device=rows.device) if weight is None else weight
+    weight = (weight / weight.sum(-1, keepdim=True)).unsqueeze(-2)  # (..., 1, n)
+    mean = weight @ rows
+    variance = (weight @ (rows - mean).square()).squeeze(-2)
+    mean = mean.squeeze(-2)
+    varies = variance > (1e-12 * mean.square()).clamp_min(torch.finfo(rows.dtype).tiny)
+    return mean, torch.where(varies, variance, 1.0).sqrt()
+
+
+def choose_centers(
+    rows: Tensor, count: int, how: str | Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """`count` centres (M, D) for standardised rows (n, D): k-means, a random subset of the distinct rows, or given."""
+    if isinstance(how, Tensor):
+        if how.shape != (count, rows.shape[1]):
+            raise ValueError(f"centers have shape {tuple(how.shape)}; expected ({count}, {rows.shape[1]})")
+        return how.to(rows).clone()
+    if how == "all":
+        if len(rows) != count:
+            raise ValueError(f'centers="all" needs n_centers={len(rows)}, one per row; it is {count}')
+        return rows.clone()
+    if how not in ("kmeans", "random"):
+        raise ValueError(f"centers={how!r} is not 'kmeans', 'random', 'all' or a tensor")
+    distinct = torch.unique(rows, dim=0) if how == "kmeans" else rows[first_of_each(rows)]
+    if len(distinct) < count:
+        raise ValueError(
+            f"n_centers={count} is more than the {len(distinct)} distinct rows; use fewer centres"
+        )
+    if how == "random" or len(distinct) == count:
+        order = torch.randperm(len(distinct), generator=generator)[:count]
+        return distinct[order.to(distinct.device)]
+    from sklearn.cluster import KMeans
+
+    seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
+    found = KMeans(count, n_init=1, random_state=seed).fit(rows.detach().cpu().numpy())
+    return torch.from_numpy(found.cluster_centers_).to(rows)
+
+
+def first_of_each(rows: Tensor) -> Tensor:
+    """Index of the first copy of every distinct row, in order."""
+    _, inverse = torch.unique(rows, dim=0, return_inverse=True)
+    first = torch.full((int(inverse.max()) + 1,), len(rows), device=rows.device)
+    first.scatter_reduce_(0, inverse, torch.arange(len(rows), device=rows.device), "amin")
+    return first.sort().values
+
+
+def starting_scale(rows: Tensor, centers: Tensor, init: str | float) -> float:
+    """Scale s of the starting metric s^2 I: from a width, or such that the median activation is e^-1/2."""
+    if isinstance(init, int | float):
+        if not init > 0:
+            raise ValueError(f"init={init} is a width and must be positive")
+        return 1.0 / init
+    if init != "median":
+        raise ValueError(f"init={init!r} is not 'median', 'official' or a width")
+    sample = rows[:: max(1, len(rows) // 2000)]  # the median of two thousand rows is as good
+    q = (sample.unsqueeze(1) - centers).square().sum(-1) if sample.numel() * len(centers) < 2**22 else (
+        torch.cdist(sample, centers).square())  # fmt: skip
+    median = float(q.median())
+    return 1.0 / math.sqrt(median) if median > 0 else 1.0
+
+
+def starting_bias(y: Tensor, outputs: int, like: Tensor) -> Tensor:
+    """Intercepts (K): log priors for class indices (log-odds for one output), the mean for values."""
+    if outputs > 1:
+        counts = torch.bincount(y.long().flatten(), minlength=outputs).to(like)
+        prior = (counts + 0.5) / (counts + 0.5).sum()
+        return prior.log() - prior.log().mean()
+    mean = y.to(like).mean()
+    if y.is_floating_point():
+        return mean.reshape(1)
+    return torch.logit(mean.clamp(1e-3, 1 - 1e-3)).reshape(1)
+
+
+# ---- variants ----------------------------------------------------------------------------------------------
+
+
+def _cfg(**kwargs: Any) -> dict[str, Any]:
+    return {
+        "num_classes": 10,
+        "input_size": (16, 1, 1),
+        "pool_size": None,
+        "fixed_input_size": True,
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "mean": (0.0,),
+        "std": (1.0,),
+        "first_conv": (),
+        "classifier": "head",
+        "license": "apache-2.0",
+        "paper_ids": "arXiv:2307.05639",
+        "paper_name": "Learning Active Subspaces and Discovering Important Features with Gaussian Radial Basis "
+        "Functions Neural Networks",
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {name: _cfg() for name in ("grbf", "grbf_diag", "grbf_rank8", "test_grbf")}
+)
+
+
+def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **defaults: Any) -> GaussianRBFNetwork:
+    return build_model_with_cfg(GaussianRBFNetwork, variant, pretrained, **{**defaults, **kwargs})
+
+
+@register_model
+def grbf(pretrained: bool = False, **kwargs: Any) -> GaussianRBFNetwork:
+    """GRBF with a full precision matrix and 32 trained centres."""
+    return _create("grbf", pretrained, kwargs)
+
+
+@register_model
+def grbf_diag(pretrained: bool = False, **kwargs: Any) -> GaussianRBFNetwork:
+    """GRBF with one width per feature (automatic relevance determination)."""
+    return _create("grbf_diag", pretrained, kwargs, precision="diag")
+
+
+@register_model
+def grbf_rank8(pretrained: bool = False, **kwargs: Any) -> GaussianRBFNetwork:
+    """GRBF with a precision matrix of rank 8, for hundreds of features."""
+    return _create("grbf_rank8", pretrained, kwargs, precision=8)
+
+
+@register_model
+def test_grbf(pretrained: bool = False, **kwargs: Any) -> GaussianRBFNetwork:
+    """GRBF with 4 centres, for tests."""
+    return _create("test_grbf", pretrained, kwargs, n_centers=4)
