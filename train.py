@@ -1,8 +1,8 @@
 """Train a model of the zoo.
 
-    python train.py                                        the default experiment: UniRepLKNet on MNIST digits
-    python train.py experiment=digits trainer.max_epochs=5
-    python train.py --help                                 every group, choice and experiment
+python train.py                                        the default experiment: UniRepLKNet on MNIST digits
+python train.py experiment=digits trainer.max_epochs=5
+python train.py --help                                 every group, choice and experiment
 """
 
 from zoo.launch import main

@@ -19,9 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(autouse=True)
-def _restored_state(
-    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[None]:
+def _restored_state(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Give W&B a folder of its own, and put back torch's global switches."""
     import torch
 
@@ -42,13 +40,9 @@ def train(tmp_path: Path) -> Train:
     def run(*arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
         command = [sys.executable, str(ROOT / "train.py"), *arguments]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False
-        )
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
         if check and done.returncode:
-            raise AssertionError(
-                f"{' '.join(arguments)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
-            )
+            raise AssertionError(f"{' '.join(arguments)} ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done
 
     return run

@@ -79,9 +79,7 @@ def refused(model: nn.Module, where: Any, match: str, **kwargs: Any) -> str:
 
 def same(a: nn.Module, b: nn.Module, images: Tensor, **tolerance: float) -> None:
     with torch.no_grad():
-        torch.testing.assert_close(
-            a.eval()(images), b.eval()(images), **(tolerance or {"rtol": 0, "atol": 0})
-        )
+        torch.testing.assert_close(a.eval()(images), b.eval()(images), **(tolerance or {"rtol": 0, "atol": 0}))
 
 
 # ---- reading every form ------------------------------------------------------------------------------------
@@ -111,9 +109,7 @@ WRAPPED = {
 
 
 @pytest.mark.parametrize("form", WRAPPED)
-def test_wrapped_forms(
-    form: str, source: nn.Module, model: nn.Module, images: Tensor, tmp_path: Path
-) -> None:
+def test_wrapped_forms(form: str, source: nn.Module, model: nn.Module, images: Tensor, tmp_path: Path) -> None:
     content = WRAPPED[form](source.state_dict())
     torch.save(content, tmp_path / "weights.pth")
     assert load_checkpoint(model, tmp_path / "weights.pth") is model
@@ -134,9 +130,7 @@ def test_the_content_decides_not_the_suffix(
     same(load_checkpoint(model, str(path)), source, images)
 
 
-def test_a_real_training_checkpoint(
-    source: nn.Module, model: nn.Module, images: Tensor, tmp_path: Path
-) -> None:
+def test_a_real_training_checkpoint(source: nn.Module, model: nn.Module, images: Tensor, tmp_path: Path) -> None:
     import lightning as L
 
     class Module(L.LightningModule):
@@ -154,15 +148,11 @@ def test_a_real_training_checkpoint(
 
     data = torch.utils.data.DataLoader([(images[0], 1), (images[1], 2)], batch_size=2)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = L.Trainer(
-        max_steps=1, accelerator="cpu", enable_checkpointing=False, default_root_dir=tmp_path, **quiet
-    )
+    trainer = L.Trainer(max_steps=1, accelerator="cpu", enable_checkpointing=False, default_root_dir=tmp_path, **quiet)
     trainer.fit(Module(), data)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     same(load_checkpoint(model, tmp_path / "last.ckpt"), source, images)
-    assert {"state_dict", "optimizer_states", "hyper_parameters"} <= read_checkpoint(
-        tmp_path / "last.ckpt"
-    ).keys()
+    assert {"state_dict", "optimizer_states", "hyper_parameters"} <= read_checkpoint(tmp_path / "last.ckpt").keys()
 
 
 def test_wrapped_models_are_loaded_inside(source: nn.Module, images: Tensor) -> None:
@@ -176,9 +166,7 @@ def test_wrapped_models_are_loaded_inside(source: nn.Module, images: Tensor) -> 
 
 def test_weights_take_the_models_precision_and_flags(source: nn.Module) -> None:
     model = build(seed=3).double().requires_grad_(False)
-    load_checkpoint(
-        model, {k: v.half() if v.is_floating_point() else v for k, v in source.state_dict().items()}
-    )
+    load_checkpoint(model, {k: v.half() if v.is_floating_point() else v for k, v in source.state_dict().items()})
     assert next(model.parameters()).dtype == torch.float64
     assert not any(p.requires_grad for p in model.parameters())
     torch.testing.assert_close(model.head.weight.float(), source.head.weight, rtol=1e-3, atol=1e-3)
@@ -187,9 +175,7 @@ def test_weights_take_the_models_precision_and_flags(source: nn.Module) -> None:
 # ---- training form and deploy form -------------------------------------------------------------------------
 
 
-def test_deploy_weights_bring_the_model_to_deploy_form(
-    source: nn.Module, model: nn.Module, images: Tensor
-) -> None:
+def test_deploy_weights_bring_the_model_to_deploy_form(source: nn.Module, model: nn.Module, images: Tensor) -> None:
     merged = to_deploy(source)
     load_checkpoint(model, {"state_dict": {"model." + k: v for k, v in merged.state_dict().items()}})
     assert model.state_dict().keys() == merged.state_dict().keys()
@@ -220,9 +206,7 @@ def test_other_classes(source: nn.Module, images: Tensor, tmp_path: Path) -> Non
     head = model.head.weight.clone()
     load_checkpoint(model, tmp_path / "seven.pth", strict="backbone")
     torch.testing.assert_close(model.head.weight, head, rtol=0, atol=0)
-    torch.testing.assert_close(
-        model.forward_features(images), source.forward_features(images), rtol=0, atol=0
-    )
+    torch.testing.assert_close(model.forward_features(images), source.forward_features(images), rtol=0, atol=0)
     features = build(seed=2, num_classes=0)
     refused(features, tmp_path / "seven.pth", "has 7 classes, the model 0")
     load_checkpoint(features, tmp_path / "seven.pth", strict="backbone")
@@ -289,9 +273,7 @@ def test_loading_in_part_is_asked_for_and_logged(source: nn.Module, model: nn.Mo
         load_checkpoint(model, state, strict="head")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "content", [{}, {"epoch": 1}, {"state_dict": {}}, {"model": {"a": 1}}, {1: torch.ones(1)}]
-)
+@pytest.mark.parametrize("content", [{}, {"epoch": 1}, {"state_dict": {}}, {"model": {"a": 1}}, {1: torch.ones(1)}])
 def test_no_weights_inside(content: dict, model: nn.Module, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "odd.pth")
     refused(model, tmp_path / "odd.pth", "holds no weights")
@@ -415,9 +397,7 @@ def test_folders_and_missing_files(source: nn.Module, model: nn.Module, tmp_path
     refused(model, tmp_path / "pipe.pth", "not a regular file")  # and does not wait for a writer
 
 
-@pytest.mark.filterwarnings(
-    "ignore::FutureWarning"
-)  # TorchScript is on its way out, its files are still around
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # TorchScript is on its way out, its files are still around
 def test_other_archives(source: nn.Module, model: nn.Module, tmp_path: Path, images: Tensor) -> None:
     import numpy as np
 
@@ -520,9 +500,7 @@ def test_a_saved_folder_rebuilds_the_model(
     config = json.loads((tmp_path / "new" / "best" / "config.json").read_text())
     assert config["architecture"] == NAME
     assert config["zoo"] == {"version": zoo.__version__, "form": form}
-    assert config["sha256"] == {
-        "model.safetensors": sha256_of(tmp_path / "new" / "best" / "model.safetensors")
-    }
+    assert config["sha256"] == {"model.safetensors": sha256_of(tmp_path / "new" / "best" / "model.safetensors")}
     assert sorted(p.name for p in (tmp_path / "new" / "best").iterdir()) == [
         "config.json",
         "model.safetensors",
@@ -554,9 +532,7 @@ def test_precision_memory_order_and_tied_weights_survive(dtype: torch.dtype, tmp
     assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
 
 
-def test_saving_again_replaces_or_refuses(
-    source: nn.Module, model: nn.Module, images: Tensor, tmp_path: Path
-) -> None:
+def test_saving_again_replaces_or_refuses(source: nn.Module, model: nn.Module, images: Tensor, tmp_path: Path) -> None:
     save_pretrained(model, tmp_path)
     with pytest.raises(CheckpointError, match=r"model\.safetensors and config\.json already"):
         save_pretrained(source, tmp_path, overwrite=False)
@@ -670,9 +646,7 @@ def test_a_full_disk_leaves_the_old_model(source: nn.Module, tmp_path: Path) -> 
 # ---- hashes ------------------------------------------------------------------------------------------------
 
 
-def test_a_changed_file_is_noticed_wherever_it_is_loaded(
-    source: nn.Module, model: nn.Module, tmp_path: Path
-) -> None:
+def test_a_changed_file_is_noticed_wherever_it_is_loaded(source: nn.Module, model: nn.Module, tmp_path: Path) -> None:
     save_pretrained(source, tmp_path)
     path = tmp_path / "model.safetensors"
     data = bytearray(path.read_bytes())
@@ -749,9 +723,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return cache_folder()
 
 
-def test_an_address_that_cannot_be_reached(
-    source: nn.Module, model: nn.Module, images: Tensor, offline: Path
-) -> None:
+def test_an_address_that_cannot_be_reached(source: nn.Module, model: nn.Module, images: Tensor, offline: Path) -> None:
     url = "https://example.org/weights/best.pth?download=1"
     message = refused(model, url, r"cannot download https://example.org/.* place it at .*-best\.pth")
     place = Path(message.rsplit(" place it at ", 1)[1])
@@ -764,9 +736,7 @@ def test_an_address_that_cannot_be_reached(
     refused(model, "https://example.org/", "https addresses")
 
 
-def test_an_address_that_names_its_hash(
-    source: nn.Module, model: nn.Module, offline: Path, monkeypatch
-) -> None:
+def test_an_address_that_names_its_hash(source: nn.Module, model: nn.Module, offline: Path, monkeypatch) -> None:
     def download(url: str, target: str, **kwargs: Any) -> None:
         torch.save(source.state_dict(), target)
 
@@ -787,17 +757,13 @@ def test_released_weights_that_cannot_be_reached(source: nn.Module, offline: Pat
 
 
 def test_a_hub_name_that_cannot_be_reached(model: nn.Module, offline: Path) -> None:
-    refused(
-        model, "hf-hub:somebody/something", "cannot download model.safetensors of hf-hub:somebody/something"
-    )
+    refused(model, "hf-hub:somebody/something", "cannot download model.safetensors of hf-hub:somebody/something")
     refused(model, "hf-hub:something", "hf-hub:<organisation>/<name>")
     with pytest.raises(CheckpointError, match="local-dir"):
         zoo.create_model("hf-hub:somebody/something", pretrained=True)
 
 
-def test_a_hub_repository(
-    source: nn.Module, model: nn.Module, images: Tensor, tmp_path: Path, monkeypatch
-) -> None:
+def test_a_hub_repository(source: nn.Module, model: nn.Module, images: Tensor, tmp_path: Path, monkeypatch) -> None:
     """The layout of `save_pretrained` is the hub's: such a repository loads, hash and all."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError

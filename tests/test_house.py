@@ -42,7 +42,7 @@ def imported_rooms(path: Path) -> set[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "zoo" else [node.module]
-        rooms |= {(name.split(".") + ["zoo"])[1] for name in names if name.split(".")[0] == "zoo"}
+        rooms |= {[*name.split("."), "zoo"][1] for name in names if name.split(".")[0] == "zoo"}
     return rooms
 
 

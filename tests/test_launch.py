@@ -10,16 +10,15 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, Train
-from zoo.launch import ResumeError, find_run, merge_overrides
+from zoo.launch import ResumeError, find_run, main, merge_overrides
 
 
 def test_help_fits_a_screen_and_lists_the_experiments(train: Train) -> None:
-    lines = train("--help").stdout.splitlines()
-    assert len(lines) <= 45
-    assert max(map(len, lines)) <= 140
-    (experiments,) = [line for line in lines if line.startswith("experiment:")]
+    text = train("--help").stdout
+    assert len(text.splitlines()) <= 45
+    assert max(map(len, text.splitlines())) <= 120
     for path in (ROOT / "configs" / "experiment").glob("*.yaml"):
-        assert path.stem in experiments
+        assert path.stem in text
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -38,7 +37,14 @@ assert not {"torch", "lightning", "timm", "wandb"} & set(sys.modules)
     [
         (["optimizer.lrr=1"], ["optimizer.lrr is not a key", "did you mean optimizer.lr", "+optimizer.lrr="]),
         (["modle=unireplknet_a"], ["modle is not a key", "did you mean model"]),
-        (["experiment=mnist5"], ["experiment=mnist5: there is no such choice", "did you mean mnist5k", "configs/experiment/mnist5.yaml"]),
+        (
+            ["experiment=mnist5"],
+            [
+                "experiment=mnist5: there is no such choice",
+                "did you mean mnist5k",
+                "configs/experiment/mnist5.yaml",
+            ],
+        ),
         (["model=unireplknet_q"], ["did you mean unireplknet_", "configs/model/unireplknet_q.yaml"]),
         (["trainer.max_epoch=3"], ["trainer.max_epoch is not a key", "did you mean trainer.max_epochs"]),
         (["optimizer.lr=fast"], ["optimizer.lr = 'fast'"]),
@@ -50,12 +56,21 @@ assert not {"torch", "lightning", "timm", "wandb"} & set(sys.modules)
     ],
     ids=lambda x: x[0] if isinstance(x, list) else "",
 )
-def test_mistakes_are_told_in_words(arguments: list[str], told: list[str], train: Train) -> None:
-    done = train(*arguments, "hydra.run.dir=run", check=False)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    for words in told:
-        assert words in done.stderr, done.stderr
+def test_mistakes_are_told_in_words(
+    arguments: list[str],
+    told: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments, "hydra.run.dir=run"])
+    with pytest.raises(SystemExit) as ended:  # anything else would be a stack trace for the user
+        main()
+    assert ended.value.code == 1
+    words = capsys.readouterr().err
+    for part in told:
+        assert part in words
 
 
 def test_unwritable_output_folder_is_told(train: Train, tmp_path: Path) -> None:
@@ -78,7 +93,10 @@ def test_malicious_checkpoint_is_refused_and_runs_nothing(train: Train, tmp_path
     (run / ".hydra" / "overrides.yaml").write_text("[experiment=digits]\n")
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "step=00000005.ckpt").write_bytes(pickle.dumps({"state_dict": Payload()}))
-    for arguments in (["resume=run"], ["experiment=digits", f"model.checkpoint_path='{run}/checkpoints/step=00000005.ckpt'"]):
+    for arguments in (
+        ["resume=run"],
+        ["experiment=digits", f"model.checkpoint_path='{run}/checkpoints/step=00000005.ckpt'"],
+    ):
         done = train(*arguments, check=False)
         assert done.returncode == 1
         assert "step=00000005.ckpt" in done.stderr
@@ -100,6 +118,20 @@ def test_find_run(tmp_path: Path) -> None:
 
 
 def test_multirun_joblib(train: Train, tmp_path: Path) -> None:
-    quick = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "logger=none", "test=false")
-    train("-m", "experiment=digits", "model=test_unireplknet", *quick, "seed=0,1", "hydra/launcher=joblib", "hydra.sweep.dir=sweep")
+    quick = (
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=2",
+        "trainer.limit_val_batches=1",
+        "logger=none",
+        "test=false",
+    )
+    train(
+        "-m",
+        "experiment=digits",
+        "model=test_unireplknet",
+        *quick,
+        "seed=0,1",
+        "hydra/launcher=joblib",
+        "hydra.sweep.dir=sweep",
+    )
     assert sorted(p.name for p in (tmp_path / "sweep").iterdir() if p.is_dir()) == ["0", "1"]

@@ -17,7 +17,16 @@ from tests.conftest import ROOT
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with nothing but the unpacked wheel."""
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder / "dist"), str(ROOT)]
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(folder / "dist"),
+        str(ROOT),
+    ]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     (wheel,) = (folder / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -26,24 +35,38 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(code: str, installed: Path, tmp_path: Path) -> str:
-    # -P and no editable finder: only the unpacked wheel and the environment's own packages can be imported
-    script = f"import sys; sys.path.insert(0, {str(installed)!r}); sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in str(f)]\n"
-    script += f"sys.path[:] = [p for p in sys.path if p != {str(ROOT)!r}]\n" + code
+    # -P and without the source tree: only the unpacked wheel and the environment's own packages can be imported
+    script = f"import sys; sys.path[:] = [{str(installed)!r}, *(p for p in sys.path if p != {str(ROOT)!r})]\n{code}"
     done = subprocess.run(
-        [sys.executable, "-P", "-c", script], cwd=tmp_path, env={**os.environ}, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-P", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_wheel_holds_what_is_needed(installed: Path) -> None:
-    for name in ("zoo/py.typed", "zoo/configs/train.yaml", "zoo/configs/experiment/mnist5k.yaml", "zoo/models/unireplknet.py"):
+    for name in (
+        "zoo/py.typed",
+        "zoo/configs/train.yaml",
+        "zoo/configs/experiment/mnist5k.yaml",
+        "zoo/models/unireplknet.py",
+    ):
         assert (installed / name).is_file(), name
     assert not (installed / "tests").exists()
 
 
 def test_wheel_models_work_outside_the_source_tree(installed: Path, tmp_path: Path) -> None:
-    out = run("import zoo; m = zoo.create_model('test_unireplknet', num_classes=3); print(zoo.__file__, m.num_classes)", installed, tmp_path)
+    out = run(
+        "import zoo; m = zoo.create_model('test_unireplknet', num_classes=3); print(zoo.__file__, m.num_classes)",
+        installed,
+        tmp_path,
+    )
     assert out.split() == [str(installed / "zoo" / "__init__.py"), "3"]
 
 

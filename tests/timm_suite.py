@@ -25,9 +25,7 @@ import timm
 importlib.import_module("zoo.models")  # registers them
 
 OURS = {
-    name
-    for name in timm.list_models()
-    if timm.model_entrypoint(name).__module__.split(".")[:2] == ["zoo", "models"]
+    name for name in timm.list_models() if timm.model_entrypoint(name).__module__.split(".")[:2] == ["zoo", "models"]
 }
 all_models = timm.list_models
 

@@ -26,7 +26,7 @@ _HOME = {
     "save_pretrained": "zoo.checkpoints",
     "to_deploy": "zoo.models.deploy",
 }
-__all__ = ["__version__", *_HOME]
+__all__ = list(_HOME)
 
 if TYPE_CHECKING:
     from zoo.checkpoints import CheckpointError, load_checkpoint, save_pretrained

@@ -29,7 +29,9 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def check_call(target: Callable[..., Any], values: Mapping[str, Any], key: str = "", given: Iterable[str] = ()) -> list[str]:
+def check_call(
+    target: Callable[..., Any], values: Mapping[str, Any], key: str = "", given: Iterable[str] = ()
+) -> list[str]:
     """Problems of calling `target(**values)`, one sentence each; an empty list means that the types fit.
 
     Args:
@@ -39,7 +41,7 @@ def check_call(target: Callable[..., Any], values: Mapping[str, Any], key: str =
         key: Dotted key of this section, for the messages.
         given: Parameters that the program itself supplies later; they need not be in `values`.
     """
-    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    function = target.__init__ if inspect.isclass(target) else target
     parameters = dict(inspect.signature(target).parameters)
     try:
         hints = typing.get_type_hints(function, include_extras=True)
@@ -86,7 +88,9 @@ def _check_value(hint: Any, value: Any, key: str) -> list[str]:
     except PydanticUserError:  # a hint that pydantic has no schema for says nothing about YAML values
         return []
     except ValidationError as error:
-        reasons = dict.fromkeys(e["msg"][:1].lower() + e["msg"][1:] for e in error.errors() if e["type"] != "is_instance_of")
+        reasons = dict.fromkeys(
+            e["msg"][:1].lower() + e["msg"][1:] for e in error.errors() if e["type"] != "is_instance_of"
+        )
         return [f"{key} = {value!r}: {' or '.join(reasons) or 'allowed is ' + _describe(hint)}"]
     return []
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +18,15 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.suggest import suggestion
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads that spin starve everything else on a small machine
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # waiting threads that spin starve everything else on a small machine
 
 _HERE = Path(__file__).resolve().parent
 CONFIGS = next(path for path in (_HERE.parent / "configs", _HERE / "configs") if path.is_dir())
@@ -36,7 +40,7 @@ def _job(cfg: DictConfig) -> float | None:
     from zoo.training.run import run_config
 
     config: Any = OmegaConf.to_container(cfg, resolve=True)
-    multirun = HydraConfig.get().mode.name == "MULTIRUN"
+    multirun = HydraConfig.get().mode is RunMode.MULTIRUN
     try:
         return run_config(config, multirun=multirun, command=_command())
     except Exception as error:
@@ -47,8 +51,11 @@ def _job(cfg: DictConfig) -> float | None:
 
 
 def main() -> None:
-    """Run `train.py`: exit 0 when training ends, 1 on an error told in words, 128 + signal when it was asked to stop."""
+    """Run `train.py`: exit 0 when training ends, 1 on an error told in words, 128 + signal when asked to stop."""
     try:
+        if {"--help", "-h"} & set(sys.argv[1:]):
+            print(help_text(_command()))
+            return
         sys.argv[1:] = _prepare(sys.argv[1:])
         with _hydra_raises():
             _job()
@@ -104,7 +111,39 @@ def _command() -> str:
     return f"python {script.name}" if script.suffix == ".py" else script.name
 
 
-# --- resume and distributed starts: which overrides Hydra gets to see ---------------------------------------------------
+def help_text(command: str = "python train.py") -> str:
+    """Examples, then every group with its choices, on one screen."""
+    examples = {
+        "": "the default experiment: UniRepLKNet, MNIST digits",
+        "experiment=digits": "another experiment",
+        "model=unireplknet_a data=cifar10 data.root=DIR": "any model on any data",
+        "trainer.max_epochs=50 optimizer.lr=1e-3 seed=1": "any value of the configuration",
+        "-m seed=0,1,2": "several runs; hydra/launcher=joblib: side by side",
+        "resume=outputs/mnist5k/DATE": "continue a run where it stopped",
+        "--cfg job": "print the whole configuration, every key",
+        "--cfg job -p model": "... of one section",
+    }
+    lines = ["Train a model of Kernel Zoo.", ""]
+    lines += [f"  {command} {arguments:<47} {what}" for arguments, what in examples.items()]
+    lines += ["", "Choices, as group=choice:", ""]
+    for group in (
+        "experiment",
+        "model",
+        "data",
+        "task",
+        "optimizer",
+        "scheduler",
+        "trainer",
+        "callbacks",
+        "logger",
+        "debug",
+    ):
+        choices = ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
+        lines += textwrap.wrap(choices, 110, initial_indent=f"  {group:<11} ", subsequent_indent=" " * 14)
+    return "\n".join([*lines, "", "Hydra's own flags: --hydra-help"])
+
+
+# --- resume and distributed starts: which overrides Hydra gets to see ---
 
 
 def _prepare(arguments: list[str]) -> list[str]:
@@ -113,7 +152,12 @@ def _prepare(arguments: list[str]) -> list[str]:
         arguments = _continue_run(Path(resume), arguments)
     if _is_secondary_process() and not any(a.startswith("hydra.run.dir=") for a in arguments):
         # every process of torchrun or srun would make a folder of its own; only the first one writes
-        quiet = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
+        quiet = [
+            "hydra.run.dir=.",
+            "hydra.output_subdir=null",
+            "hydra/job_logging=none",
+            "hydra/hydra_logging=none",
+        ]
         arguments = [*arguments, *quiet]
     return arguments
 
@@ -123,7 +167,7 @@ def _continue_run(target: Path, arguments: list[str]) -> list[str]:
     recorded = run / ".hydra" / "overrides.yaml"
     if not recorded.is_file():
         raise ResumeError(f"resume={target}: {run} is not the folder of a run (it has no .hydra/overrides.yaml)")
-    merged = merge_overrides(list(OmegaConf.load(recorded)), arguments)  # type: ignore[arg-type]
+    merged = merge_overrides(list(OmegaConf.load(recorded)), arguments)
     folder = [f"hydra.run.dir='{run}'", "hydra.output_subdir=null"]
     return merge_overrides(merged, folder)
 
@@ -162,7 +206,7 @@ def _is_secondary_process() -> bool:
     return int(rank or 0) > 0
 
 
-# --- what went wrong, in words -----------------------------------------------------------------------------------------
+# --- what went wrong, in words ---
 
 
 def _explain(error: Exception, arguments: list[str]) -> str:

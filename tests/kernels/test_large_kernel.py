@@ -141,17 +141,13 @@ def test_every_path_equals_the_library(
     got = torch.autograd.grad(out, (x, weight, bias), cotangent)
     want = torch.autograd.grad(expected, (x, weight, bias), cotangent)
     for g, w in zip(got, want, strict=True):
-        torch.testing.assert_close(
-            g, w, rtol=1e-4 if dtype == torch.float32 else 1e-10, atol=tolerance["atol"]
-        )
+        torch.testing.assert_close(g, w, rtol=1e-4 if dtype == torch.float32 else 1e-10, atol=tolerance["atol"])
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (4, 2)])
 def test_operator_against_the_textbook_loop(shape: tuple[int, int]) -> None:
     x, weight, bias = normal(2, 3, *shape), normal(3, 1, 5, 5, seed=2), normal(3, seed=3)
-    torch.testing.assert_close(
-        depthwise_conv2d(x, weight, bias), textbook(x, weight, bias), rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(depthwise_conv2d(x, weight, bias), textbook(x, weight, bias), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
@@ -256,9 +252,7 @@ def test_merging_keeps_type_training_flag_and_freezing() -> None:
 
 
 def test_unknown_kernel_size_is_named() -> None:
-    with pytest.raises(
-        ValueError, match=r"kernel_size 19 has no set of dilated branches; choose one of \[5, 7, 9"
-    ):
+    with pytest.raises(ValueError, match=r"kernel_size 19 has no set of dilated branches; choose one of \[5, 7, 9"):
         DilatedReparamBlock(4, 19)
 
 
@@ -279,9 +273,7 @@ def test_statistics_from_moments_equal_those_of_the_branches(
         z = x.clone().requires_grad_()
         y = forward(z)
         y.backward(cotangent)
-        results.append(
-            [y, z.grad, *(p.grad for p in block.parameters()), *(b.double() for b in block.buffers())]
-        )
+        results.append([y, z.grad, *(p.grad for p in block.parameters()), *(b.double() for b in block.buffers())])
     assert fast._moments_are_faster(x)
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)

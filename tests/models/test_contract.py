@@ -44,9 +44,7 @@ def build(name: str, **kwargs: object) -> nn.Module:
     return model
 
 
-def images(
-    model: nn.Module, batch: int = 2, dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> Tensor:
+def images(model: nn.Module, batch: int = 2, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
     shape = (batch, model.in_chans, *model.pretrained_cfg["input_size"][1:])
     return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
 
@@ -129,8 +127,9 @@ def test_head_can_be_replaced(name: str) -> None:
 
 @small_models
 def test_input_channels(name: str) -> None:
-    model = timm.create_model(name, in_chans=5)
-    assert model.in_chans == 5
+    in_chans = 2 + timm.create_model(name, device="meta").in_chans
+    model = timm.create_model(name, in_chans=in_chans)
+    assert model.in_chans == in_chans
     assert model(images(model)).shape == (2, model.num_classes)
 
 
@@ -152,9 +151,7 @@ def test_type_moves(name: str, dtype: torch.dtype) -> None:
 @small_models
 def test_built_in_a_type(name: str) -> None:
     model = timm.create_model(name, dtype=torch.float64)
-    assert {t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()} == {
-        torch.float64
-    }
+    assert {t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()} == {torch.float64}
 
 
 @small_models
@@ -200,9 +197,7 @@ def test_deploy_form_is_equal(name: str) -> None:
     merged = to_deploy(model)
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
-            torch.testing.assert_close(
-                merged(x), expected, rtol=0, atol=1e-12 * max(1, expected.abs().max().item())
-            )
+            torch.testing.assert_close(merged(x), expected, rtol=0, atol=1e-12 * max(1, expected.abs().max().item()))
     state = copy.deepcopy(merged.state_dict())
     again = to_deploy(merged)
     assert again.state_dict().keys() == state.keys()
@@ -256,7 +251,10 @@ def test_checkpointing_changes_neither_values_nor_statistics(name: str) -> None:
     if not hasattr(model, "set_grad_checkpointing"):
         pytest.skip("has no activation checkpointing")
     twin = copy.deepcopy(model)
-    twin.set_grad_checkpointing()
+    try:
+        twin.set_grad_checkpointing()
+    except AssertionError as reason:  # timm's way of saying that there is nothing to recompute
+        pytest.skip(str(reason))
     outputs = []
     for m in (model, twin):
         out = m(images(model, batch=4))

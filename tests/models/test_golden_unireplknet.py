@@ -198,9 +198,7 @@ def check_block(record: dict[str, Any]) -> None:
         weight, bias = block.merged()
         check_summary(weight, record["merged_weight"], "merged")
         if "channel0" in record["merged_weight"]:
-            np.testing.assert_allclose(
-                weight[0, 0].numpy(), record["merged_weight"]["channel0"], rtol=0, atol=1e-9
-            )
+            np.testing.assert_allclose(weight[0, 0].numpy(), record["merged_weight"]["channel0"], rtol=0, atol=1e-9)
         np.testing.assert_allclose(bias.numpy(), record["merged_bias"], rtol=0, atol=1e-9)
         block.reparameterize()
         check_keys(block, record["keys_deploy"])
@@ -262,9 +260,7 @@ def check_gradients(
     for name, first in expected["grad_first4"].items():
         if name not in zero:
             atol = limit["grad"] * max(map(abs, first))
-            np.testing.assert_allclose(
-                grads[name].flatten()[:4].tolist(), first, rtol=0, atol=atol, err_msg=name
-            )
+            np.testing.assert_allclose(grads[name].flatten()[:4].tolist(), first, rtol=0, atol=atol, err_msg=name)
 
     for name, after in expected["bn_after"].items():
         bn = model.get_submodule(name)
@@ -283,9 +279,7 @@ def check_optimizer_groups(record: dict[str, Any]) -> None:
     weight_decay = record["weight_decay"]
     decayed = {
         names[id(p)]: group["weight_decay"]
-        for group in param_groups_weight_decay(
-            model, weight_decay, no_weight_decay_list=model.no_weight_decay()
-        )
+        for group in param_groups_weight_decay(model, weight_decay, no_weight_decay_list=model.no_weight_decay())
         for p in group["params"]
     }
     if "plain" in record:
@@ -299,6 +293,4 @@ def check_optimizer_groups(record: dict[str, Any]) -> None:
         expected = dict(zip(columns, row, strict=True))
         assert ids[name] == expected["layer_id"], name
         assert decayed[name] == expected["weight_decay"], name
-        np.testing.assert_allclose(
-            record["layer_decay"] ** (last - ids[name]), expected["lr_scale"], rtol=1e-12
-        )
+        np.testing.assert_allclose(record["layer_decay"] ** (last - ids[name]), expected["lr_scale"], rtol=1e-12)

@@ -29,9 +29,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--no-binary",
         "timm",
     ]
-    done = subprocess.run(
-        [*command, "-d", str(folder)], capture_output=True, text=True, timeout=300, check=False
-    )
+    done = subprocess.run([*command, "-d", str(folder)], capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:
         pytest.skip(f"timm's source distribution cannot be fetched: {done.stderr.strip().splitlines()[-1:]}")
     with tarfile.open(next(folder.glob("timm-*.tar.gz"))) as archive:
@@ -41,16 +39,12 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    "selection", [["-k", RUN_IN_FULL], ["-m", "cfg"]], ids=["small models", "cfg of all models"]
-)
+@pytest.mark.parametrize("selection", [["-k", RUN_IN_FULL], ["-m", "cfg"]], ids=["small models", "cfg of all models"])
 def test_timm_suite(suite: Path, selection: list[str]) -> None:
     pytest.importorskip("expecttest", reason="timm's tests import expecttest")
     env = {**os.environ, "PYTHONPATH": str(PLUGIN), "ZOO_INTERMEDIATES": "unireplknet"}
     options = ["-p", "timm_suite", "-p", "no:cacheprovider", "-c", "../pyproject.toml", "--rootdir", ".."]
     command = [sys.executable, "-m", "pytest", *options, "test_models.py", "-q", *selection]
-    done = subprocess.run(
-        command, cwd=suite, env=env, capture_output=True, text=True, timeout=1700, check=False
-    )
+    done = subprocess.run(command, cwd=suite, env=env, capture_output=True, text=True, timeout=1700, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout

@@ -92,9 +92,7 @@ def test_maps_of_odd_images() -> None:
 def test_stem_strides(strides: tuple[int, int], side: int) -> None:
     model = tiny(stem_strides=strides)
     assert model.stage_maps(normal(1, 3, 28, 28))[0].shape[-1] == side
-    assert [info["reduction"] for info in model.feature_info] == [
-        strides[0] * strides[1] * 2**i for i in range(4)
-    ]
+    assert [info["reduction"] for info in model.feature_info] == [strides[0] * strides[1] * 2**i for i in range(4)]
 
 
 # ---- equations ---------------------------------------------------------------------------------------------
@@ -128,9 +126,7 @@ def test_global_response_norm() -> None:
         energy = [math.sqrt(sum(float(v) ** 2 for v in x[b, :, :, c].flatten())) for c in range(6)]
         for c in range(6):
             relative = energy[c] / (sum(energy) / 6 + 1e-6)
-            expected[b, :, :, c] = (
-                x[b, :, :, c] * (1 + grn.gamma.flatten()[c] * relative) + grn.beta.flatten()[c]
-            )
+            expected[b, :, :, c] = x[b, :, :, c] * (1 + grn.gamma.flatten()[c] * relative) + grn.beta.flatten()[c]
     torch.testing.assert_close(grn(x), expected, rtol=0, atol=1e-12)
 
 
@@ -194,6 +190,23 @@ def test_block_and_its_merged_form(kernel_size: int, layer_scale: float | None) 
             before = x.clone()
             merged(x)
             assert torch.equal(x, before), "the input must not be overwritten"
+
+
+def test_nobody_is_left_out_by_the_fast_path() -> None:
+    """Hooks run, replaced layers are used, and drop path acts, with and without gradients alike."""
+    block, x = to_deploy(randomised(UniRepLKNetBlock(8, 7, drop_path=0.5).double()).eval()), normal(64, 8, 3, 3)
+    seen = []
+    handle = block.act[0].register_forward_hook(lambda *args: seen.append(args[2]))
+    with torch.no_grad():
+        expected = block(x)
+        assert len(seen) == 1
+        handle.remove()
+        torch.testing.assert_close(block(x), expected, rtol=0, atol=1e-11)
+        assert len(seen) == 1
+        dropped = (block.train()(x) == x).flatten(1).all(1)
+        assert 0 < int(dropped.sum()) < 64
+        block.eval().act[0] = nn.ReLU()
+        assert not torch.allclose(block(x), expected)
 
 
 def test_timm_finds_the_blocks() -> None:
@@ -349,10 +362,7 @@ def test_checkpointed_statistics_are_counted_once() -> None:
 
 def test_records_of_published_weights() -> None:
     tags = {
-        f"{arch}.{tag}": cfg
-        for arch, row in default_cfgs.items()
-        for tag, cfg in row.cfgs.items()
-        if cfg.hf_hub_id
+        f"{arch}.{tag}": cfg for arch, row in default_cfgs.items() for tag, cfg in row.cfgs.items() if cfg.hf_hub_id
     }
     assert len(tags) == 14
     assert len({cfg.hf_hub_filename for cfg in tags.values()}) == 14
@@ -368,9 +378,7 @@ def test_records_of_published_weights() -> None:
             assert not note.startswith("sha256: ") or len(note) == 8 + 64
 
 
-@pytest.mark.parametrize(
-    "wrap", [lambda s: s, lambda s: {"model": s, "epoch": 3}, lambda s: {"state_dict": s}]
-)
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s, "epoch": 3}, lambda s: {"state_dict": s}])
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone."])
 def test_packaging_of_checkpoints_is_taken_off(wrap: Any, prefix: str) -> None:
     state = {f"{prefix}{key}": value for key, value in tiny().state_dict().items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import zoo
-from zoo.tasks import ClassificationTask, NonFiniteLossError, Task, create_optimizer, create_scheduler, load_task, param_groups
+from zoo.tasks import (
+    ClassificationTask,
+    NonFiniteLossError,
+    Task,
+    create_optimizer,
+    create_scheduler,
+    load_task,
+    param_groups,
+)
 
 SPEC = {"model_name": "test_unireplknet", "num_classes": 3, "in_chans": 1}
 
@@ -40,7 +49,12 @@ def loader(batch_size: int = 8, n: int = 32) -> DataLoader[Any]:
 
 
 def trainer(folder: Path, **options: Any) -> L.Trainer:
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "logger": False}
+    quiet = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "logger": False,
+    }
     return L.Trainer(**{"max_epochs": 3, "default_root_dir": folder, "accelerator": "cpu", **quiet, **options})
 
 
@@ -92,7 +106,10 @@ def test_manual_optimisation_with_two_loaders(tmp_path: Path) -> None:
             self.log_strength = nn.Parameter(torch.zeros(()))
 
         def configure_optimizers(self) -> Any:
-            return [torch.optim.SGD(self.model.parameters(), lr=0.1), torch.optim.SGD([self.log_strength], lr=0.1)]
+            return [
+                torch.optim.SGD(self.model.parameters(), lr=0.1),
+                torch.optim.SGD([self.log_strength], lr=0.1),
+            ]
 
         def training_step(self, batch: Any, batch_idx: int) -> None:
             for optimizer, (x, y) in zip(self.optimizers(), (batch["train"], batch["hyper"]), strict=True):
@@ -128,7 +145,9 @@ def test_padding_rows_count_nowhere() -> None:
     assert task.val_loss.compute() == pytest.approx(other.val_loss.compute())
 
 
-@pytest.mark.parametrize("mix", [{"mixup_alpha": 0.5}, {"cutmix_alpha": 1.0}, {"mixup_alpha": 0.5, "cutmix_alpha": 1.0}])
+@pytest.mark.parametrize(
+    "mix", [{"mixup_alpha": 0.5}, {"cutmix_alpha": 1.0}, {"mixup_alpha": 0.5, "cutmix_alpha": 1.0}]
+)
 def test_mixed_labels_train(mix: dict[str, float]) -> None:
     task = ClassificationTask(SPEC, label_smoothing=0.1, **mix)
     loss = task.losses((torch.randn(6, 1, 32, 32), torch.tensor([0, 1, 2, 0, 1, -100])))["cross_entropy"]
@@ -192,7 +211,7 @@ def test_cosine_warms_up_peaks_and_ends_at_the_minimum() -> None:
     assert max(rates) == pytest.approx(1.0)
     assert rates.index(max(rates)) == pytest.approx(19, abs=1)
     assert rates[-1] == pytest.approx(0.01, abs=1e-3)
-    assert all(a >= b for a, b in zip(rates[20:], rates[21:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[20:]))
 
 
 def test_wrong_names_are_told_with_the_nearest() -> None:

@@ -15,7 +15,13 @@ import torch
 from tests.conftest import ROOT, Train
 
 # 100 images a step in every case: one process with 100, or two with 50 each
-COMMON = ("experiment=digits", "model=test_unireplknet", "trainer.max_epochs=3", "optimizer.lr=2e-3", "hydra.run.dir=run")
+COMMON = (
+    "experiment=digits",
+    "model=test_unireplknet",
+    "trainer.max_epochs=3",
+    "optimizer.lr=2e-3",
+    "hydra.run.dir=run",
+)
 TOLERANCE = 0.05  # batch-norm statistics are per process on a CPU, so the runs are alike, not equal
 
 
@@ -49,12 +55,27 @@ def test_torchrun_with_two_nodes(single: dict[str, float], tmp_path: Path) -> No
         port = probe.getsockname()[1]
     processes = []
     for node in (0, 1):
-        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}", "--nproc-per-node=1"]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nnodes=2",
+            f"--node-rank={node}",
+            "--nproc-per-node=1",
+        ]
         command += ["--master-addr=127.0.0.1", f"--master-port={port}", str(ROOT / "train.py"), *COMMON[:-1]]
-        command += ["trainer=torchrun", "trainer.accelerator=cpu", "trainer.num_nodes=2", "data.batch_size=50", "hydra.run.dir=run"]
+        command += [
+            "trainer=torchrun",
+            "trainer.accelerator=cpu",
+            "trainer.num_nodes=2",
+            "data.batch_size=50",
+            "hydra.run.dir=run",
+        ]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
         processes.append(
-            subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            subprocess.Popen(
+                command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
         )
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
@@ -63,7 +84,14 @@ def test_torchrun_with_two_nodes(single: dict[str, float], tmp_path: Path) -> No
 
 
 def test_interrupted_ddp_run_resumes(train: Train, tmp_path: Path) -> None:
-    setup = (*COMMON, "trainer=ddp_cpu", "data.batch_size=50", "callbacks=ema", "logger=none", "callbacks.resume.every_n_steps=4")
+    setup = (
+        *COMMON,
+        "trainer=ddp_cpu",
+        "data.batch_size=50",
+        "callbacks=ema",
+        "logger=none",
+        "callbacks.resume.every_n_steps=4",
+    )
     kill = "{_target_:tests.training.kill_at.KillAt,step:9,signum:15}"
     stopped = train(*setup, f"+callbacks.kill={kill}", check=False, PYTHONPATH=str(ROOT))
     assert "stopped by SIGTERM" in stopped.stderr, stopped.stderr

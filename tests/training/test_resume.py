@@ -60,7 +60,14 @@ def assert_same_training(a: Path, b: Path) -> None:
     """Weights, averages, optimizer, schedule and random states of the newest checkpoints agree bit for bit."""
     first, second = final_state(a), final_state(b)
     assert first["global_step"] == second["global_step"]
-    for part in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers", "random_states"):
+    for part in (
+        "state_dict",
+        "current_model_state",
+        "averaging_state",
+        "optimizer_states",
+        "lr_schedulers",
+        "random_states",
+    ):
         assert_same(first[part], second[part], part)
 
 
@@ -99,7 +106,9 @@ def test_killed_and_resumed_equals_unbroken(
     assert_same_training(tmp_path / "run", unbroken)
 
 
-@pytest.mark.parametrize(("signum", "moment"), [(signal.SIGTERM, "on_train_batch_end"), (signal.SIGINT, "on_validation_start")])
+@pytest.mark.parametrize(
+    ("signum", "moment"), [(signal.SIGTERM, "on_train_batch_end"), (signal.SIGINT, "on_validation_start")]
+)
 def test_asked_to_stop_saves_says_how_to_continue_and_does(
     signum: signal.Signals, moment: str, unbroken: Path, train: Train, tmp_path: Path
 ) -> None:
@@ -138,7 +147,11 @@ def test_truncated_checkpoint_is_named_and_the_one_before_offered(unbroken: Path
 
 @pytest.mark.parametrize(
     ("target", "told"),
-    [("nowhere", "there is no such folder or file"), (".", "is not the folder of a run"), ("loose.ckpt", "model.checkpoint_path")],
+    [
+        ("nowhere", "there is no such folder or file"),
+        (".", "is not the folder of a run"),
+        ("loose.ckpt", "model.checkpoint_path"),
+    ],
 )
 def test_resume_of_something_else_is_told(target: str, told: str, train: Train, tmp_path: Path) -> None:
     (tmp_path / "loose.ckpt").write_bytes(b"x")

@@ -24,7 +24,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
     folder = tmp_path_factory.mktemp("run")
     done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *SHORT], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, str(ROOT / "train.py"), *SHORT],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "run", done.stdout
@@ -32,7 +37,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_summary_tells_results_places_and_commands(run: tuple[Path, str]) -> None:
     folder, output = run
-    for told in ("test/acc", "val/acc", "parameters", "time", "run/checkpoints/best.ckpt", "resume=run", "run/wandb/offline-run"):
+    for told in (
+        "test/acc",
+        "val/acc",
+        "parameters",
+        "time",
+        "run/checkpoints/best.ckpt",
+        "resume=run",
+        "run/wandb/offline-run",
+    ):
         assert told in output, told
     assert 'zoo.create_model("local-dir:run/model", pretrained=True)' in output
     assert json.loads((folder / "summary.json").read_text())["metrics"]["test/acc"] > 0.1
@@ -43,7 +56,15 @@ def test_offline_wandb_run_holds_everything(run: tuple[Path, str]) -> None:
     (file,) = offline_wandb.run_files(folder)
     rows = offline_wandb.history(file)
     logged = {key for row in rows for key in row}
-    for key in ("train/loss", "val/acc", "val/loss", "test/acc", "train/lr", "train/grad_norm", "train/samples_per_second"):
+    for key in (
+        "train/loss",
+        "val/acc",
+        "val/loss",
+        "test/acc",
+        "train/lr",
+        "train/grad_norm",
+        "train/samples_per_second",
+    ):
         assert key in logged, f"{key} not in {sorted(logged)}"
     assert "val/samples" in {key.split("/_type")[0] for key in logged} or any("val/samples" in key for key in logged)
     summary = json.loads((folder / "summary.json").read_text())["metrics"]
@@ -90,7 +111,14 @@ def test_seed_zero_is_a_seed(run: tuple[Path, str]) -> None:
 
 
 def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(train: Train, tmp_path: Path) -> None:
-    done = train(*SHORT, "logger=none", "callbacks.resume.every_n_steps=1", "optimizer.lr=1e30", "scheduler=constant", check=False)
+    done = train(
+        *SHORT,
+        "logger=none",
+        "callbacks.resume.every_n_steps=1",
+        "optimizer.lr=1e30",
+        "scheduler=constant",
+        check=False,
+    )
     assert done.returncode == 1
     assert "the loss is not finite at step" in done.stderr
     assert "the last good checkpoint is step" in done.stderr
@@ -106,7 +134,12 @@ def test_wandb_is_finished_after_an_exception(train: Train, tmp_path: Path) -> N
 
 
 def test_two_runs_in_one_process_have_their_own_wandb_runs(train: Train, tmp_path: Path) -> None:
-    quick = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "test=false")
+    quick = (
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=2",
+        "trainer.limit_val_batches=1",
+        "test=false",
+    )
     train("-m", *SHORT[:2], *quick, "seed=0,1", "hydra.sweep.dir=sweep")
     files = offline_wandb.run_files(tmp_path / "sweep")
     assert len(files) == 2

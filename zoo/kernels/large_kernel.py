@@ -72,9 +72,7 @@ def fuse_conv_bn(weight: Tensor, bias: Tensor | None, bn: nn.BatchNorm2d) -> tup
         ValueError: `bn` keeps no running statistics, so it is not a fixed affine map.
     """
     if bn.running_mean is None or bn.running_var is None:
-        raise ValueError(
-            "cannot fold batch normalisation without running statistics; use track_running_stats=True"
-        )
+        raise ValueError("cannot fold batch normalisation without running statistics; use track_running_stats=True")
     scale = (bn.running_var.double() + bn.eps).rsqrt()
     shift = -bn.running_mean.double()
     if bias is not None:
@@ -164,9 +162,7 @@ def crop_kernel(weight: Tensor, height: int, width: int, dilation: int = 1) -> T
 
 def live_taps(weight: Tensor, height: int, width: int, dilation: int = 1) -> Tensor:
     """Taps of a (dilated) depthwise kernel for all offsets on a map, (C, 2 height - 1, 2 width - 1)."""
-    return place_kernel(
-        crop_kernel(weight[:, 0], height, width, dilation), (2 * height - 1, 2 * width - 1), dilation
-    )
+    return place_kernel(crop_kernel(weight[:, 0], height, width, dilation), (2 * height - 1, 2 * width - 1), dilation)
 
 
 def toeplitz(taps: Tensor, height: int, width: int) -> Tensor:
@@ -244,9 +240,8 @@ def _fastest_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation:
         y = channels_outer(x) @ matrix.transpose(1, 2)
         return channels_inner(y if bias is None else y + bias[:, None, None], x)
     if x.device.type == "cpu" and x.dtype != torch.float64:
-        x = x.contiguous(
-            memory_format=torch.channels_last
-        )  # (B, C, H, W) kernels collapse from width 11 to 14 on
+        # the kernels for (B, C, H, W) in that order collapse from width 11 (AVX2) or 14 (AVX-512) on
+        x = x.contiguous(memory_format=torch.channels_last)
         weight, dilation = _suit_cpu(weight, dilation)
     return _library_depthwise(x, weight, bias, dilation)
 
@@ -336,9 +331,7 @@ class DepthwiseConv2d(nn.Conv2d):
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd so that it has a centre, got {kernel_size}")
         padding = dilation * (kernel_size // 2)
-        super().__init__(
-            dim, dim, kernel_size, 1, padding, dilation, groups=dim, bias=bias, device=device, dtype=dtype
-        )
+        super().__init__(dim, dim, kernel_size, 1, padding, dilation, groups=dim, bias=bias, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, C, H, W) to the same shape."""
@@ -419,8 +412,10 @@ class DilatedReparamBlock(nn.ModuleDict):
         if not 1 < height * width <= min(SMALL_MAP, batch) or torch.is_autocast_enabled("cpu"):
             return False
         plain = [
-            type(bn) is nn.BatchNorm2d and bn.training and bn.affine and bn.momentum is not None
-            for _, bn in self._branches()
+            is_untouched(conv, DepthwiseConv2d)
+            and is_untouched(bn, nn.BatchNorm2d)
+            and (bn.training and bn.affine and bn.momentum is not None)
+            for conv, bn in self._branches()
         ]
         return len(plain) > 0 and all(plain) and x.dtype == self["lk_origin"].weight.dtype
 
@@ -481,6 +476,14 @@ class DilatedReparamBlock(nn.ModuleDict):
         store_convolution(origin, kernel, bias)
 
 
+def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer is of exactly this kind and nobody hooked into it, so that its call may be left out.
+
+    Adapters, parametrisations, quantisation and synchronised normalisation change the kind.
+    """
+    return type(module) is kind and not (module._forward_hooks or module._forward_pre_hooks)
+
+
 @torch.no_grad()
 def record_statistics(norms: Sequence[nn.BatchNorm2d], mean: Tensor, var: Tensor, count: int) -> None:
     """Update the running statistics as the normalisations would; row i of `mean` and `var` is for norm i."""
@@ -490,9 +493,7 @@ def record_statistics(norms: Sequence[nn.BatchNorm2d], mean: Tensor, var: Tensor
             assert bn.num_batches_tracked is not None
             assert bn.momentum is not None
             bn.running_mean.lerp_(m, bn.momentum)
-            bn.running_var.lerp_(
-                v * (count / (count - 1)), bn.momentum
-            )  # unbiased, as the library records it
+            bn.running_var.lerp_(v * (count / (count - 1)), bn.momentum)  # unbiased, as the library records it
             bn.num_batches_tracked.add_(1)
 
 

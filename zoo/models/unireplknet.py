@@ -38,6 +38,7 @@ from zoo.kernels.large_kernel import (
     DilatedReparamBlock,
     fuse_conv_bn,
     is_recorded,
+    is_untouched,
     store_convolution,
 )
 
@@ -118,17 +119,19 @@ class GlobalResponseNorm(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1, 1, 1, dim, **dd))
         self.beta = nn.Parameter(torch.zeros(1, 1, 1, dim, **dd)) if bias else None
 
-    def scale(self, norm: Tensor) -> Tensor:
-        """1 + gamma N for the energies G, (B, 1, 1, C) both."""
-        return 1 + self.gamma * (norm / (norm.mean(-1, keepdim=True) + 1e-6))
-
     def forward(self, x: Tensor) -> Tensor:
         """Rescale and shift (B, H, W, C)."""
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
             if not is_recorded(x):
                 return _ResponseNorm.apply(x, self.gamma, self.beta)[0]
-        x = x * self.scale(torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)).to(x.dtype)
+        norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+        x = x * response_scale(norm, self.gamma).to(x.dtype)
         return x if self.beta is None else x + self.beta.to(x.dtype)
+
+
+def response_scale(norm: Tensor, gamma: Tensor) -> Tensor:
+    """1 + gamma N for the energies G, (B, 1, 1, C) both."""
+    return 1 + gamma * (norm / (norm.mean(-1, keepdim=True) + 1e-6))
 
 
 def map_norm(x: Tensor) -> Tensor:
@@ -141,20 +144,18 @@ def map_norm(x: Tensor) -> Tensor:
 
 
 class _ResponseNorm(torch.autograd.Function):
-    """Forward and backward pass of :class:`GlobalResponseNorm` with as few passes over memory as there can be."""
+    """Forward and backward pass of :class:`GlobalResponseNorm` in as few passes over memory as there can be."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, gamma: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
         norm = map_norm(x)
-        scale = (1 + gamma * (norm / (norm.mean(-1, keepdim=True) + 1e-6))).to(x.dtype)
+        scale = response_scale(norm, gamma).to(x.dtype)
         return x * scale if beta is None else torch.addcmul(beta.to(x.dtype), x, scale), norm
 
     @staticmethod
-    def setup_context(
-        ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: tuple[Tensor, Tensor]
-    ) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(inputs[0], inputs[1], output[1])
         ctx.beta_dtype = None if inputs[2] is None else inputs[2].dtype
@@ -187,16 +188,7 @@ def depthwise(dim: int, kernel_size: int, deploy: bool, **dd: Any) -> nn.Module:
     if kernel_size in REPARAM_KERNELS:
         return DilatedReparamBlock(dim, kernel_size, deploy=deploy, **dd)
     allowed = sorted((0, *PLAIN_KERNELS, *REPARAM_KERNELS))
-    raise ValueError(
-        f"kernel size {kernel_size} is not supported; choose one of {allowed} (0 leaves the layer out)"
-    )
-
-
-def runs_in_place(x: Tensor) -> bool:
-    """Whether activations may be overwritten: plain inference on a CPU, nobody records or differentiates."""
-    if is_recorded(x) or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-        return False
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    raise ValueError(f"kernel size {kernel_size} is not supported; choose one of {allowed} (0 leaves the layer out)")
 
 
 class UniRepLKNetBlock(nn.Module):
@@ -243,12 +235,30 @@ class UniRepLKNetBlock(nn.Module):
         """Map (B, C, H, W) to (B, C, H, W)."""
         y = self.norm(self.dwconv(x))
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
-            if self.deploy and runs_in_place(y):
+            if self.deploy and self._may_overwrite(y):
                 return self._infer(x, y)
         y = self.pwconv2(self.act(self.pwconv1(self.se(y))))
         if self.gamma is not None:
             y = y * self.gamma.view(-1, 1, 1)
         return x + self.drop_path(y)
+
+    @torch.jit.ignore
+    def _may_overwrite(self, x: Tensor) -> bool:
+        """Plain inference on a CPU: nobody records, differentiates, or looks into the layers between."""
+        if self.training or is_recorded(x) or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return False
+        layers = (
+            (self.se, SqueezeExcite),
+            (self.pwconv1, nn.Sequential),
+            (self.pwconv1[1], nn.Linear),
+            (self.act, nn.Sequential),
+            (self.act[0], nn.GELU),
+            (self.act[1], GlobalResponseNorm),
+            (self.pwconv2, nn.Sequential),
+            (self.pwconv2[0], nn.Linear),
+        )
+        precise = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+        return precise and all(is_untouched(layer, kind) for layer, kind in layers)
 
     @torch.jit.ignore
     def _infer(self, x: Tensor, y: Tensor) -> Tensor:
@@ -258,19 +268,21 @@ class UniRepLKNetBlock(nn.Module):
         in place; on large maps it is computed sample by sample, which keeps it in the cache, and both channel
         scales (SE and GRN) go into the weights, which are smaller than the activations there.
         """
-        gate, grn = self.se.scale(y), self.act[1]  # gate: (B, C)
+        grn = self.act[1]
         assert isinstance(grn, GlobalResponseNorm)
+        gate, gamma = self.se.scale(y), grn.gamma  # (B, C) and (1, 1, 1, 4 C)
         (w1, b1), (w2, b2) = affine(self.pwconv1[1]), affine(self.pwconv2[0])
         batch, chans, height, width = y.shape
         rows = y.permute(0, 2, 3, 1).reshape(batch, height * width, chans)
         if height * width < 4 * chans:
             h = torch.ops.aten.gelu_(F.linear(rows * gate[:, None], w1, b1))[:, None]  # (B, 1, H W, 4 C)
-            z = F.linear(h.mul_(grn.scale(map_norm(h))), w2, b2)
+            z = F.linear(h.mul_(response_scale(map_norm(h), gamma)), w2, b2)
         else:
             z = torch.empty_like(rows)
             for i in range(batch):
                 h = torch.ops.aten.gelu_(torch.addmm(b1, rows[i], (w1 * gate[i]).t()))  # (H W, 4 C)
-                torch.addmm(b2, h, (w2 * grn.scale(map_norm(h[None, None])).flatten()).t(), out=z[i])
+                scale = response_scale(map_norm(h[None, None]), gamma).flatten()
+                torch.addmm(b2, h, (w2 * scale).t(), out=z[i])
         return z.view(batch, height, width, chans).permute(0, 3, 1, 2).add_(x)
 
     @torch.jit.ignore
@@ -298,7 +310,7 @@ class UniRepLKNetBlock(nn.Module):
         self.norm = nn.Identity().train(self.training)
 
     def _merge_ffn(self) -> None:
-        """Z = gamma BN(W2 (h + beta)) is affine in h: fold beta, BN and gamma into weight and bias of W2."""
+        """Fold beta, BN and gamma of gamma * BN(W2 (h + beta)), which is affine in h, into W2 and a bias."""
         linear, grn, bn = self.pwconv2[0], self.act[1], self.pwconv2[2]
         assert isinstance(linear, nn.Linear)
         assert isinstance(grn, GlobalResponseNorm)
@@ -326,13 +338,9 @@ def affine(layer: nn.Module) -> tuple[Tensor, Tensor]:
 def check_images(x: Tensor, in_chans: int) -> None:
     """Refuse anything that is not a batch of images with the right number of channels."""
     if x.dim() != 4:
-        raise ValueError(
-            f"expected images of shape (batch, {in_chans}, height, width), got a {x.dim()}-D tensor"
-        )
+        raise ValueError(f"expected images of shape (batch, {in_chans}, height, width), got a {x.dim()}-D tensor")
     if x.shape[1] != in_chans:
-        raise ValueError(
-            f"expected {in_chans} channels, got {x.shape[1]}: build the model with in_chans={x.shape[1]}"
-        )
+        raise ValueError(f"expected {in_chans} channels, got {x.shape[1]}: build the model with in_chans={x.shape[1]}")
 
 
 def check_pooling(global_pool: str) -> None:
@@ -352,9 +360,7 @@ def pool(x: Tensor, how: str) -> Tensor:
     return x.permute(0, 2, 3, 1)
 
 
-def kernel_table(
-    depths: Sequence[int], kernel_sizes: Sequence[Sequence[int]] | None
-) -> tuple[tuple[int, ...], ...]:
+def kernel_table(depths: Sequence[int], kernel_sizes: Sequence[Sequence[int]] | None) -> tuple[tuple[int, ...], ...]:
     """Kernel size of every block, from the published tables or as given, checked against `depths`."""
     depths = tuple(depths)
     if kernel_sizes is None:
@@ -422,9 +428,7 @@ class UniRepLKNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(depths) != 4 or len(dims) != 4:
-            raise ValueError(
-                f"depths and dims need four numbers each, one a stage, got {tuple(depths)}, {tuple(dims)}"
-            )
+            raise ValueError(f"depths and dims need four numbers each, one a stage, got {tuple(depths)}, {tuple(dims)}")
         kernel_sizes = kernel_table(depths, kernel_sizes)
         check_pooling(global_pool)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -436,8 +440,7 @@ class UniRepLKNet(nn.Module):
         self.grad_checkpointing = False
         reduction = stem_strides[0] * stem_strides[1]
         self.feature_info = [
-            {"num_chs": dim, "reduction": reduction * 2**i, "module": f"stages.{i}"}
-            for i, dim in enumerate(dims)
+            {"num_chs": dim, "reduction": reduction * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
         ]
 
         def down(chans: int, dim: int, stride: int = 2) -> list[nn.Module]:
@@ -708,9 +711,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
         if isinstance(state_dict.get(wrapper), dict):
             state_dict = state_dict[wrapper]
     for prefix in ("module.", "backbone."):
-        inside = {
-            name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)
-        }
+        inside = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
         state_dict = inside or state_dict
     return state_dict
 
@@ -812,9 +813,7 @@ default_cfgs = generate_default_cfgs(
             sha256="aa3d4d70eb992e5e9f4dee0a4542fbad71c3cea7e2f08c03720c7308c1d62c51",
             **IN22K,
         ),
-        "unireplknet_l.in22k_ft_in1k_384": _cfg(
-            "unireplknet_l_in22k_to_in1k_384_acc87.88.pth", top1=87.88, **FT_384
-        ),
+        "unireplknet_l.in22k_ft_in1k_384": _cfg("unireplknet_l_in22k_to_in1k_384_acc87.88.pth", top1=87.88, **FT_384),
         "unireplknet_l.in22k": _cfg(
             "unireplknet_l_in22k_pretrain.pth",
             sha256="b46656fb33fab335b1a2844822c76b325ba4c404186303649d84762e08ef5fb2",
@@ -897,9 +896,9 @@ def unireplknet_z(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
         "unireplknet_z",
         pretrained,
         kwargs,
-        depths=(2, 2, 2, 1),
-        dims=(32, 64, 80, 96),
-        kernel_sizes=((13, 13), (7, 7), (3, 3), (0,)),
+        depths=(1, 1, 1, 1),
+        dims=(48, 96, 128, 160),
+        kernel_sizes=((13,), (7,), (3,), (0,)),
     )
 
 

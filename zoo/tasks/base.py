@@ -5,8 +5,8 @@ What a model may offer a task, all of it optional:
 - `aux_losses() -> dict[str, Tensor]`: extra training losses of the last forward pass, already weighted;
 - `no_weight_decay() -> set[str]` and `layer_ids() -> (dict[str, int], int)`: see `zoo.tasks.optim.param_groups`.
 
-What a task may do differently, without touching this file: return several losses from `losses` (they are summed and logged
-by name); leave `optimizer=None` and fit in closed form when the last batch has been seen; set
+What a task may do differently, without touching this file: return several losses from `losses` (they are summed and
+logged by name); leave `optimizer=None` and fit in closed form when the last batch has been seen; set
 `automatic_optimization = False` and step itself; use one batch an epoch and L-BFGS, whose closure Lightning supplies.
 """
 
@@ -37,7 +37,7 @@ class Task(L.LightningModule):
     `SomeTask.load_from_checkpoint(path)` rebuilds model and task from the file alone.
 
     Args:
-        model: Keyword arguments of `zoo.create_model` (with `model_name`), or a module. A module that `zoo.create_model`
+        model: Keyword arguments of `zoo.create_model` (with `model_name`), or a module. One that `zoo.create_model`
             built is remembered by its name and arguments; any other must be passed again on loading.
         optimizer: Keyword arguments of `create_optimizer`; None for a task that takes no gradient steps.
         scheduler: Keyword arguments of `create_scheduler`; None for a constant rate.
@@ -69,7 +69,7 @@ class Task(L.LightningModule):
             logger=False,
         )
         if channels_last:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.model.to(memory_format=torch.channels_last)
         if compile:
             self.model.compile()
 
@@ -93,7 +93,9 @@ class Task(L.LightningModule):
         total = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(total):
             values = ", ".join(f"{name} = {value.item():g}" for name, value in losses.items())
-            raise NonFiniteLossError(f"the loss is not finite at step {self.global_step}, epoch {self.current_epoch}: {values}")
+            raise NonFiniteLossError(
+                f"the loss is not finite at step {self.global_step}, epoch {self.current_epoch}: {values}"
+            )
         self.log("train/loss", total.detach(), prog_bar=True)
         if len(losses) > 1:
             self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
@@ -116,7 +118,7 @@ class Task(L.LightningModule):
         scheduler.step_update(self.global_step)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("train/lr", max(group["lr"] for group in optimizer.param_groups))
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
@@ -139,11 +141,15 @@ def load_task(path: str | Path) -> Task:
     checkpoint = read_checkpoint(path)
     name = checkpoint.get("zoo", {}).get("task")
     if name not in _TASKS or "hyper_parameters" not in checkpoint:
-        raise CheckpointError(f"{path} is not a training checkpoint of the zoo; load plain weights with zoo.load_checkpoint")
+        raise CheckpointError(
+            f"{path} is not a training checkpoint of the zoo; load plain weights with zoo.load_checkpoint"
+        )
     hparams = dict(checkpoint["hyper_parameters"])
     if hparams.get("model") is None:
-        raise CheckpointError(f"{path} was trained with a model that zoo.create_model did not build; pass it yourself: "
-                              f"{name}.load_from_checkpoint(path, model=...)")
+        raise CheckpointError(
+            f"{path} was trained with a model that zoo.create_model did not build; pass it yourself: "
+            f"{name}.load_from_checkpoint(path, model=...)"
+        )
     hparams["model"] = {**hparams["model"], "pretrained": False, "checkpoint_path": None}
     task = _TASKS[name](**hparams)
     task.load_state_dict(checkpoint["state_dict"])

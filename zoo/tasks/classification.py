@@ -21,9 +21,9 @@ IGNORE_INDEX = -100  # rows that only pad a batch, so that every process sees as
 class ClassificationTask(Task):
     """Cross-entropy classification of `(inputs, targets)` batches.
 
-    Inputs are what the model takes, targets are class indices of shape (B,); a target of -100 marks a padding row, which
-    counts nowhere. Logs `train/loss`, `val/loss`, `val/acc` and the same for `test`, exact over all processes; `acc5` joins
-    them above ten classes.
+    Inputs are what the model takes, targets are class indices of shape (B,); a target of -100 marks a padding row,
+    which counts nowhere. Logs `train/loss`, `val/loss`, `val/acc` and the same for `test`, exact over all processes;
+    `acc5` joins them above ten classes.
 
     Args:
         model, optimizer, scheduler, channels_last, compile: See `Task`.
@@ -65,8 +65,10 @@ class ClassificationTask(Task):
         self.preprocessing = preprocessing
         num_classes: int = self.model.num_classes  # type: ignore[assignment]
         if class_names is not None and len(class_names) != num_classes:
-            raise ValueError(f"the model has {num_classes} classes and the data has {len(class_names)}: "
-                             "leave model.num_classes at null to take it from the data")
+            raise ValueError(
+                f"the model has {num_classes} classes and the data has {len(class_names)}: "
+                "leave model.num_classes at null to take it from the data"
+            )
         self.mix = self._mixes(num_classes, mixup_alpha, cutmix_alpha)
         accuracy = {"acc": MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORE_INDEX)}
         if num_classes > 10:

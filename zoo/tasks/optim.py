@@ -24,7 +24,7 @@ def param_groups(model: nn.Module, weight_decay: float = 0.0, layer_decay: float
 
     Vectors (norm weights, layer scale), biases and whatever `model.no_weight_decay()` names are not decayed. With
     `layer_decay` a parameter of depth id `i` gets `lr_scale = layer_decay ** (max_id - i)`; ids come from
-    `model.layer_ids()` where the model has them (UniRepLKNet's twelve groups) and from timm's `group_matcher` otherwise.
+    `model.layer_ids()` where the model has them (UniRepLKNet's twelve groups), else from timm's `group_matcher`.
 
     Args:
         model: Any module; parameters that do not require a gradient are left out.
@@ -34,11 +34,13 @@ def param_groups(model: nn.Module, weight_decay: float = 0.0, layer_decay: float
     Returns:
         Groups for a `torch.optim.Optimizer`, in a fixed order. `lr_scale` is applied by the schedule.
     """
-    patterns = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    patterns = set(getattr(model, "no_weight_decay", set)())
     if layer_decay is not None and not hasattr(model, "layer_ids"):
-        return param_groups_layer_decay(model, weight_decay, no_weight_decay_list=sorted(patterns), layer_decay=layer_decay)
+        return param_groups_layer_decay(
+            model, weight_decay, no_weight_decay_list=sorted(patterns), layer_decay=layer_decay
+        )
 
-    ids, max_id = model.layer_ids() if layer_decay is not None else ({}, 0)  # type: ignore[operator]
+    ids, max_id = getattr(model, "layer_ids")() if layer_decay is not None else ({}, 0)  # noqa: B009 (not a tensor)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -80,11 +82,14 @@ def create_optimizer(
     Raises:
         ValueError: If no optimizer is called `opt`.
     """
-    if opt not in list_optimizers():
-        raise ValueError(f"opt = {opt!r} is not an optimizer{suggestion(opt, list_optimizers())}")
-    extra = {k: v for k, v in {"betas": betas and tuple(betas), "eps": eps}.items() if v is not None}
+    known = [str(name) for name in list_optimizers()]
+    if opt not in known:
+        raise ValueError(f"opt = {opt!r} is not an optimizer{suggestion(opt, known)}")
+    extra: dict[str, Any] = {k: v for k, v in {"betas": betas and tuple(betas), "eps": eps}.items() if v is not None}
     groups = param_groups(model, weight_decay, layer_decay)
-    return create_optimizer_v2(groups, opt=opt, lr=lr, weight_decay=weight_decay, momentum=momentum, **extra, **(kwargs or {}))
+    return create_optimizer_v2(
+        groups, opt=opt, lr=lr, weight_decay=weight_decay, momentum=momentum, **extra, **(kwargs or {})
+    )
 
 
 def create_scheduler(
@@ -122,8 +127,8 @@ def create_scheduler(
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=sched,
-        num_epochs=max(epochs - warmup_epochs, 1 / steps_per_epoch),
-        warmup_epochs=warmup_epochs,
+        num_epochs=max(epochs - warmup_epochs, 1 / steps_per_epoch),  # type: ignore[arg-type]
+        warmup_epochs=warmup_epochs,  # type: ignore[arg-type]
         warmup_lr=warmup_lr,
         min_lr=min_lr,
         decay_epochs=decay_epochs,
@@ -131,7 +136,6 @@ def create_scheduler(
         decay_rate=decay_rate,
         warmup_prefix=True,
         step_on_epochs=False,
-        updates_per_epoch=steps_per_epoch,
+        updates_per_epoch=steps_per_epoch,  # type: ignore[arg-type]
     )
     return scheduler
-

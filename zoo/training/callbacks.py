@@ -36,7 +36,7 @@ class Throughput(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._samples += batch_size(batch) * trainer.world_size
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             now = time.perf_counter()
             pl_module.log("train/samples_per_second", self._samples / (now - self._since), prog_bar=True)
             self._samples, self._since = 0, now
@@ -61,7 +61,13 @@ class SamplePictures(Callback):
         self.count = count
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        *args: Any,
     ) -> None:
         loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
         if batch_idx > 0 or trainer.sanity_checking or not loggers or not trainer.is_global_zero:
@@ -70,7 +76,9 @@ class SamplePictures(Callback):
             return
         names = getattr(pl_module, "class_names", None) or [str(i) for i in range(outputs["logits"].shape[-1])]
         predicted = outputs["logits"][: self.count].argmax(-1).tolist()
-        captions = [f"{names[p]} (true: {names[t]})" for p, t in zip(predicted, batch[1][: self.count].tolist(), strict=True)]
+        captions = [
+            f"{names[p]} (true: {names[t]})" for p, t in zip(predicted, batch[1][: self.count].tolist(), strict=True)
+        ]
         images = [_picture(image, getattr(pl_module, "preprocessing", None)) for image in batch[0][: self.count]]
         for logger in loggers:
             logger.log_image("val/samples", images, step=None, caption=captions)

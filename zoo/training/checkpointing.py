@@ -44,7 +44,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def _serialise(checkpoint: dict[str, Any], file: BinaryIO) -> None:
     try:
         torch.save(checkpoint, file)
-    except RuntimeError as error:  # torch's writer hides the reason, a full disk for example, behind an error of its own
+    except (
+        RuntimeError
+    ) as error:  # torch's writer hides the reason, a full disk for example, behind an error of its own
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
@@ -53,11 +55,11 @@ def _serialise(checkpoint: dict[str, Any], file: BinaryIO) -> None:
 class ResumeCheckpoint(Checkpoint):
     """Keeps the newest states of a training, so that it can be continued exactly.
 
-    A state holds weights, optimizer, schedule, averages, loop position and the random states of every process. It is written
-    every `every_n_steps` optimizer steps, before the last step of an epoch, after its validation, and on SIGINT or SIGTERM,
-    after which training stops with `StopRequested`. A second signal stops at once. No state lies between an epoch's
-    last step and the end of its validation, so that a resumed run never misses a validation; a run that is stopped
-    there repeats one step.
+    A state holds weights, optimizer, schedule, averages, loop position and the random states of every process. It is
+    written every `every_n_steps` optimizer steps, before the last step of an epoch, after its validation, and on SIGINT
+    or SIGTERM, after which training stops with `StopRequested`. A second signal stops at once. No state lies between an
+    epoch's last step and the end of its validation, so that a resumed run never misses a validation; a run that is
+    stopped there repeats one step.
 
     Args:
         folder: Where `step=<n>.ckpt` files go.
@@ -85,7 +87,9 @@ class ResumeCheckpoint(Checkpoint):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if self._random_states is not None:  # last moment before the step: nothing else may draw in between
             set_random_states(self._random_states[trainer.global_rank % len(self._random_states)])
             self._random_states = None
@@ -189,7 +193,7 @@ def step_files(folder: Path) -> list[tuple[int, Path]]:
 
 
 def find_resumable(run: Path, checkpoint: Path | None = None) -> Path:
-    """The state to continue from: the one that was named, or the newest of the run; read once, so that damage shows now.
+    """The state to continue from, the named one or the newest; read once, so that damage shows now.
 
     Args:
         run: Folder of the run.
@@ -201,13 +205,17 @@ def find_resumable(run: Path, checkpoint: Path | None = None) -> Path:
     candidates = [path for _, path in step_files(run / FOLDER)]
     chosen = checkpoint or next(iter(candidates), None)
     if chosen is None:
-        raise CheckpointError(f"{run} holds no {FOLDER}/step=*.ckpt to resume from: it stopped before its first checkpoint; start it again")
+        raise CheckpointError(
+            f"{run} holds no {FOLDER}/step=*.ckpt to resume from: it stopped before its first one; start it again"
+        )
     try:
         read_checkpoint(chosen)
     except CheckpointError as error:
         for path in candidates:
             if path != chosen and _readable(path):
-                raise CheckpointError(f"{error}\nthe checkpoint before it is intact, continue with: resume='{path}'") from None
+                raise CheckpointError(
+                    f"{error}\nthe checkpoint before it is intact, continue with: resume='{path}'"
+                ) from None
         raise CheckpointError(f"{error}\nno other checkpoint in {run / FOLDER} can be read") from None
     return chosen
 

@@ -28,15 +28,16 @@ def logged_in() -> bool:
 class WandbRun(WandbLogger):
     """One W&B run for the whole life of a training, also over interruptions.
 
-    The run's id is drawn by the caller before anything starts and kept in the run folder, so a resumed training continues the
-    same run. Offline runs are sent later with `wandb sync <run folder>/wandb/offline-run-*`.
+    The run's id is drawn by the caller before anything starts and kept in the run folder, so a resumed training
+    continues the same run. Offline runs are sent later with `wandb sync <run folder>/wandb/offline-run-*`.
 
     Args:
         save_dir: The run folder; W&B writes into its `wandb/`.
         run_id: Id of the run; None lets W&B draw one.
         project: W&B project.
         name: Display name.
-        mode: `auto` is `online` with credentials and `offline` without (or what WANDB_MODE says); `disabled` logs nothing.
+        mode: `auto` is what WANDB_MODE says, else `online` with credentials and `offline` without; `disabled` logs
+            nothing.
         tags: Tags of the run.
         log_model: Send the best checkpoint as an artifact when training ends.
     """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-import os
 import secrets
 import signal
 import time
@@ -13,6 +12,7 @@ import typing
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,18 +127,31 @@ def run(
     if optimizer is not None:
         _build("optimizer", lambda: create_optimizer(task_module.model, **optimizer))
     loggers = [
-        _build(f"logger.{key}", lambda s=section: _instantiate(s, run_id=notes["wandb_id"], name=name))
+        _build(f"logger.{key}", partial(_instantiate, section, run_id=notes["wandb_id"], name=name))
         for key, section in (logger or {}).items()
         if section
     ]
-    hooks = [_build(f"callbacks.{key}", lambda s=section: _instantiate(s)) for key, section in (callbacks or {}).items() if section]
+    hooks = [
+        _build(f"callbacks.{key}", partial(_instantiate, section))
+        for key, section in (callbacks or {}).items()
+        if section
+    ]
     engine: L.Trainer = _build(
         "trainer",
         lambda: _instantiate(
-            trainer, callbacks=hooks, logger=loggers, plugins=[AtomicCheckpointIO()], default_root_dir=str(folder)
+            trainer,
+            callbacks=hooks,
+            logger=loggers,
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=str(folder),
         ),
     )
-    config = {"model": dict(task_module.hparams["model"] or {}), "data": data, "task": task, "trainer": trainer}
+    config: dict[str, Any] = {
+        "model": dict(task_module.hparams["model"] or {}),
+        "data": data,
+        "task": task,
+        "trainer": trainer,
+    }
     config |= {"optimizer": optimizer, "scheduler": scheduler, "seed": notes["seed"], "name": name}
     for entry in engine.loggers:
         entry.log_hyperparams(config)
@@ -164,7 +177,7 @@ def run(
     except CheckpointError as error:
         raise RunFailed(f"{error}\n{_last_good(folder, command)}") from None
     finally:
-        if rank_zero_only.rank == 0:
+        if _is_first_process():
             _note_seconds(folder, notes, time.perf_counter() - started)
         for entry in engine.loggers:
             if isinstance(entry, WandbRun):
@@ -172,7 +185,7 @@ def run(
     return result
 
 
-# --- checks before anything is built ------------------------------------------------------------------------------------
+# --- checks before anything is built ---
 
 
 def check_config(config: Mapping[str, Any], *, multirun: bool = False) -> None:
@@ -198,15 +211,18 @@ def check_config(config: Mapping[str, Any], *, multirun: bool = False) -> None:
     if isinstance(config.get("scheduler"), Mapping):
         given = {"optimizer", "total_steps", "steps_per_epoch"}
         problems += check_call(create_scheduler, config["scheduler"], "scheduler", given=given)
-        epochs, warmup = (config.get("trainer") or {}).get("max_epochs"), config["scheduler"].get("warmup_epochs")
+        epochs, warmup = (
+            (config.get("trainer") or {}).get("max_epochs"),
+            config["scheduler"].get("warmup_epochs"),
+        )
         if isinstance(epochs, int) and isinstance(warmup, (int, float)) and 0 < epochs < warmup:
             problems.append(f"scheduler.warmup_epochs = {warmup} is longer than trainer.max_epochs = {epochs}")
     if isinstance(config.get("trainer"), Mapping):
         problems += check_section(config["trainer"], "trainer")
         if multirun and _starts_processes(config["trainer"]):
             problems.append(
-                "trainer.strategy: a multirun cannot start processes of its own, each of them would repeat the whole sweep; "
-                "use trainer.strategy=auto with trainer.devices=1, or start single runs with torchrun"
+                "trainer.strategy: a multirun cannot start processes of its own, each of them would repeat the whole "
+                "sweep; use trainer.strategy=auto with trainer.devices=1, or start single runs with torchrun"
             )
     for group in ("callbacks", "logger"):
         for key, entry in (config.get(group) or {}).items():
@@ -231,7 +247,7 @@ def _check_constructor(section: Mapping[str, Any]) -> list[str]:
         return []
     own = inspect.signature(create_model).parameters
     values = {k: v for k, v in section.items() if k not in own and v is not None}
-    return check_call(returned, values, "model")
+    return check_call(returned, values, "model", given=inspect.signature(returned).parameters)
 
 
 def _starts_processes(trainer: Mapping[str, Any]) -> bool:
@@ -240,7 +256,7 @@ def _starts_processes(trainer: Mapping[str, Any]) -> bool:
     return several or (isinstance(trainer.get("strategy"), str) and "ddp" in trainer["strategy"])
 
 
-# --- building -----------------------------------------------------------------------------------------------------------
+# --- building ---
 
 
 def _build(key: str, build: Callable[[], Any]) -> Any:
@@ -256,7 +272,7 @@ def _build(key: str, build: Callable[[], Any]) -> Any:
 
 
 def _instantiate(section: Mapping[str, Any], **offered: Any) -> Any:
-    """Build a section through its `_target_`; `offered` fills parameters that the target has and the section leaves open."""
+    """Build a section through its `_target_`; `offered` fills what the target takes and the section leaves open."""
     accepted = inspect.signature(hydra.utils.get_object(section["_target_"])).parameters
     extra = {k: v for k, v in offered.items() if k in accepted and section.get(k) is None}
     return hydra.utils.instantiate({**section}, **extra, _convert_="all")
@@ -289,7 +305,7 @@ def _run_notes(folder: Path, seed: int | None) -> dict[str, Any]:
         return json.loads(path.read_text())
     drawn = secrets.randbelow(2**31) if seed is None else seed
     notes = {"seed": drawn, "wandb_id": secrets.token_hex(4), "seconds_before": 0.0}
-    if rank_zero_only.rank == 0:
+    if _is_first_process():
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(notes, indent=2) + "\n")
     return notes
@@ -303,12 +319,16 @@ def _note_seconds(folder: Path, notes: dict[str, Any], seconds: float) -> None:
         _log.debug("run.json not updated: %s", error)
 
 
+def _is_first_process() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def _named_checkpoint(resume: str) -> Path | None:
     path = Path(resume).expanduser()
     return path.absolute() if path.is_file() else None
 
 
-# --- the end of a run ---------------------------------------------------------------------------------------------------
+# --- the end of a run ---
 
 
 def _scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -316,7 +336,7 @@ def _scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _load_best(engine: L.Trainer, task: Task) -> Path | None:
-    """Put the best weights by the monitored validation metric into the task; the last ones stay where nothing was monitored."""
+    """Put the best weights by the monitored metric into the task; the last ones stay where nothing was monitored."""
     best = next((c for c in engine.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path), None)
     if best is None:
         return next((path for _, path in step_files(Path(engine.default_root_dir) / FOLDER)), None)
@@ -356,7 +376,8 @@ def _last_good(folder: Path, command: str) -> str:
     states = step_files(folder / FOLDER)
     if not states:
         return "no checkpoint had been written yet"
-    return f"the last good checkpoint is step {states[0][0]}; continue from it with: {command} resume={_shown(folder)} optimizer.lr=..."
+    resume = f"{command} resume={_shown(folder)} optimizer.lr=..."
+    return f"the last good checkpoint is step {states[0][0]}; continue from it with: {resume}"
 
 
 def _shown(path: Path) -> Path:

@@ -1,0 +1,467 @@
+"""Solvers for tables: Adam, L-BFGS and variable projection, for one GRBF network or for many at once.
+
+B networks of one shape (folds, settings of a grid, bootstrap samples, restarts) are tensors with a leading
+dimension B, trained by batched matrix products with one Adam: their losses are summed, so each takes the steps
+that it would take alone. The rows may be shared by all networks; what differs are their weights, zero where a
+network must not see a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo.kernels.linalg import solve_spd
+from zoo.models.grbf import Penalty, activations, factor_of, network_loss, penalty_terms, project
+
+__all__ = ["Fit", "Networks", "Objective", "fit_adam", "fit_lbfgs", "fit_varpro"]
+
+
+@dataclass
+class Networks:
+    """B networks of one shape.
+
+    Attributes:
+        elements: Their metrics, (B, ...) as `GaussianRBFNetwork.precision_elements`.
+        centers: (B, M, D).
+        weights: (B, K, M).
+        bias: (B, K); None for none.
+        form: Form of the metrics.
+    """
+
+    elements: Tensor
+    centers: Tensor
+    weights: Tensor
+    bias: Tensor | None
+    form: str
+
+    def factor(self) -> Tensor:
+        """What :func:`zoo.models.grbf.activations` takes."""
+        return factor_of(self.elements, self.centers.shape[-1], self.form)
+
+    def phi(self, X: Tensor) -> Tensor:
+        """Activations (B, n, M) of rows (B, n, D) or (n, D)."""
+        return activations(X, self.centers, self.factor())
+
+    def readout(self, phi: Tensor) -> Tensor:
+        """Outputs (B, n, K) of activations."""
+        outputs = phi @ self.weights.mT
+        return outputs if self.bias is None else outputs + self.bias.unsqueeze(-2)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a solver may change, by name."""
+        named = {"elements": self.elements, "centers": self.centers, "weights": self.weights, "bias": self.bias}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def one(self, i: int) -> Networks:
+        """Network i, still with its leading dimension."""
+        return replace(self, **{name: value[i : i + 1] for name, value in self.tensors().items()})
+
+    def detached(self, learn: bool = False) -> Networks:
+        """A copy without history."""
+        return replace(
+            self, **{k: v.detach().clone().requires_grad_(learn) for k, v in self.tensors().items()}
+        )
+
+    @torch.no_grad()
+    def put(self, i: int, other: Networks) -> None:
+        """Overwrite network i by the only one of `other`."""
+        for name, value in self.tensors().items():
+            value[i] = other.tensors()[name][0]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weighted data term plus weighted penalties of B networks.
+
+    Attributes:
+        X: Standardised rows, (n, D) for all or (B, n, D).
+        y: Class indices (n,), or values (n, 1) or (B, n, 1).
+        weight: Weight of each row in each network (B, n); every network's add up to 1.
+        loss: `"mse"` or `"cross_entropy"`.
+        reg_precision: (B,).
+        reg_weights: (B,).
+        reg_centers: (B,).
+        penalty: `"squared"` or `"plain"`.
+    """
+
+    X: Tensor
+    y: Tensor
+    weight: Tensor
+    loss: str
+    reg_precision: Tensor
+    reg_weights: Tensor
+    reg_centers: Tensor
+    penalty: Penalty = "squared"
+
+    def targets(self) -> Tensor:
+        """Targets with the networks' dimension."""
+        wanted = 2 if self.loss == "cross_entropy" and not self.y.is_floating_point() else 3
+        return self.y if self.y.ndim == wanted else self.y.expand(len(self.weight), *self.y.shape)
+
+    def data(self, networks: Networks) -> Tensor:
+        """Data term (B,)."""
+        return network_loss(
+            networks.readout(networks.phi(self.X)),
+            self.targets(),
+            self.loss,
+            weight=self.weight,
+            reduction="sum",
+        )
+
+    def penalties(self, networks: Networks) -> Tensor:
+        """Sum of the weighted penalties (B,)."""
+        L, D = networks.factor(), networks.centers.shape[-1]
+        L = L.expand(-1, 1, D) if networks.form == "isotropic" else L
+        terms = penalty_terms(L, networks.weights, networks.centers, self.penalty)
+        total = self.reg_precision * terms["precision"] + self.reg_weights * terms["weights"]
+        return total + self.reg_centers * terms["centers"] if bool((self.reg_centers > 0).any()) else total
+
+    def __call__(self, networks: Networks) -> Tensor:
+        """Objective (B,)."""
+        return self.data(networks) + self.penalties(networks)
+
+    @torch.no_grad()
+    def gradient(self, networks: Networks, learn_centers: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
+        """Objective (B,) and its derivative in every tensor of the networks, by hand.
+
+        What autograd would compute, in a third of the operations: with r_nm = df_n w_m phi_nm, the metric's gradient is
+        -S L for S = sum r_nm (x_n - c_m)(x_n - c_m)^T, and both it and the centres' need products of (n, M) with (n, R) only.
+        """
+        C, W, L = networks.centers, networks.weights, networks.factor()
+        X = self.X if self.X.ndim == 3 else self.X.unsqueeze(0)
+        z, k = project(X, L), project(C, L)
+        half = 0.5 * z.square().sum(-1, keepdim=True) + 0.5 * k.square().sum(-1).unsqueeze(-2)
+        phi = (z @ k.mT).sub_(half).clamp_max_(0.0).exp_()
+        values, r = _data_gradient(networks.readout(phi), self.targets(), self.weight.unsqueeze(-1), self.loss)
+        grad = {"weights": r.mT @ phi}
+        if networks.bias is not None:
+            grad["bias"] = r.sum(-2)
+        phi *= r @ W
+        dz = phi @ k - phi.sum(-1, keepdim=True) * z
+        dk = phi.mT @ z - phi.sum(-2).unsqueeze(-1) * k
+        dL = _project_gradient(X, dz, L) + _project_gradient(C, dk, L)
+        if learn_centers:
+            grad["centers"] = project(dk, L.mT if L.shape[-2] > 1 else L)
+        D = C.shape[-1]
+        width = D / L.shape[-1] if L.shape[-2] == 1 else 1.0  # an isotropic scale stands for D of them
+        blocks = {"precision": (L, self.reg_precision, width), "weights": (W, self.reg_weights, 1.0)}
+        blocks |= {"centers": (C, self.reg_centers, 1.0)}
+        for name, (block, reg, times) in blocks.items():
+            if name == "centers" and not bool((reg > 0).any()):
+                continue
+            square = times * block.square().sum((-2, -1))
+            size = square if self.penalty == "squared" else square.sqrt()
+            values = values + reg * size
+            slope = 2.0 * reg if self.penalty == "squared" else reg / size.clamp_min(1e-300)
+            push = (times * slope)[:, None, None] * block
+            if name == "precision":
+                dL = dL + push
+            elif name in grad:
+                grad[name] = grad[name] + push
+        grad["elements"] = _pack_gradient(dL, L, networks.form)
+        return values, grad
+
+    def one(self, i: int) -> Objective:
+        """The objective of network i alone."""
+        values: dict[str, Tensor] = {
+            k: getattr(self, k)[i : i + 1]
+            for k in ("weight", "reg_precision", "reg_weights", "reg_centers")
+        }
+        return replace(self, X=self.X[i] if self.X.ndim == 3 else self.X, y=self.targets()[i], **values)
+
+    def rows(self, chosen: Tensor) -> Objective:
+        """The objective on some of the rows, scaled to stay an estimate of the whole."""
+        X = self.X[..., chosen, :]
+        y = self.targets()[:, chosen]
+        return replace(self, X=X, y=y, weight=self.weight[:, chosen] * (self.weight.shape[1] / len(chosen)))
+
+
+@dataclass
+class Fit:
+    """What a solver returns.
+
+    Attributes:
+        networks: The trained networks, detached.
+        history: Objective before every step, (steps, B).
+        n_iter: Steps that each network took.
+        converged: Whether the objective had settled before `max_iter`.
+    """
+
+    networks: Networks
+    history: Tensor
+    n_iter: int
+    converged: bool
+
+
+def _data_gradient(f: Tensor, y: Tensor, weight: Tensor, loss: str) -> tuple[Tensor, Tensor]:
+    """Data term (B,) and its derivative in the outputs f (B, n, K), under row weights (B, n, 1)."""
+    if loss == "mse":
+        error = f - y
+        slope = weight * error
+        return (slope * error).sum((-2, -1)) / f.shape[-1], slope * (2 / f.shape[-1])
+    if f.shape[-1] == 1:
+        return (weight * (F.softplus(f) - y * f)).sum((-2, -1)), weight * (f.sigmoid() - y)
+    log_p = f.log_softmax(-1)
+    place = y.unsqueeze(-1)
+    value = -(weight * log_p.gather(-1, place)).sum((-2, -1))
+    p = log_p.exp_()
+    return value, weight * p.scatter_add_(-1, place, -torch.ones_like(place, dtype=p.dtype))
+
+
+def _project_gradient(x: Tensor, dz: Tensor, factor: Tensor) -> Tensor:
+    """Derivative in the factor, from that in z = project(x, factor)."""
+    if factor.shape[-2] > 1 or x.shape[-1] == 1:
+        return x.mT @ dz
+    summed = (x * dz).sum(-2, keepdim=True)
+    return summed if factor.shape[-1] > 1 else summed.sum(-1, keepdim=True)
+
+
+def _pack_gradient(dL: Tensor, L: Tensor, form: str) -> Tensor:
+    """Derivative in the stored parameter, from that in the factor."""
+    if form == "full":
+        D = dL.shape[-1]
+        rows, columns = torch.tril_indices(D, D, device=dL.device)
+        return dL.flatten(-2).index_select(-1, rows * D + columns)
+    return dL if form == "low_rank" else (dL * L).squeeze(-2)
+
+
+# ---- Adam --------------------------------------------------------------------------------------------------
+
+
+def fit_adam(
+    networks: Networks,
+    objective: Objective,
+    *,
+    learn_centers: bool = True,
+    learning_rate: float = 0.02,
+    max_iter: int = 500,
+    batch_size: int | None = None,
+    tol: float = 1e-6,
+    n_iter_no_change: int = 50,
+    validation: Objective | None = None,
+    generator: torch.Generator | None = None,
+) -> Fit:
+    """Adam on all parameters, with a cosine decay to zero.
+
+    Args:
+        networks: Where to start; not changed.
+        objective: What to minimise.
+        learn_centers: Train the centres.
+        learning_rate: First rate.
+        max_iter: Steps.
+        batch_size: Rows of a step, drawn without replacement; None for all of them.
+        tol: Stop when no network's objective has become this much better, relative to its size...
+        n_iter_no_change: ... for so many steps (ten times as many evaluations with `validation`).
+        validation: Stop by its data term instead, and return each network at its best.
+        generator: Source of the order of the rows.
+    """
+    state = networks.detached()
+    parameters = {name: p for name, p in state.tensors().items() if learn_centers or name != "centers"}
+    fused = state.centers.device.type in ("cpu", "cuda")
+    optimizer = torch.optim.Adam(list(parameters.values()), lr=learning_rate, fused=fused)
+    batches = _batches(objective, batch_size, generator)
+    history: list[Tensor] = []
+    best, best_at, kept = torch.full_like(objective.reg_precision, math.inf), 0, state.detached()
+    for step in range(max_iter):
+        optimizer.param_groups[0]["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / max_iter))
+        values, gradients = next(batches).gradient(state, learn_centers)
+        for name, parameter in parameters.items():
+            parameter.grad = gradients[name]
+        history.append(values)
+        if validation is None:
+            score = history[-1]
+        elif step % 10 == 0:
+            with torch.no_grad():
+                score = validation.data(state)
+            for i in torch.nonzero(score < best).flatten().tolist():
+                kept.put(i, state.one(i))
+        else:
+            optimizer.step()
+            continue
+        better = score < best - tol * best.abs().nan_to_num(posinf=0.0).clamp_min(1e-3)
+        best = torch.where(score < best, score, best)
+        best_at = step if bool(better.any()) else best_at
+        if step - best_at >= n_iter_no_change:
+            break
+        optimizer.step()
+    result = state.detached() if validation is None else kept
+    return Fit(result, torch.stack(history), len(history), len(history) < max_iter)
+
+
+def _batches(objective: Objective, size: int | None, generator: torch.Generator | None) -> Iterator[Objective]:
+    n = objective.weight.shape[1]
+    if size is None or size >= n:
+        while True:
+            yield objective
+    while True:
+        order = torch.randperm(n, generator=generator).to(objective.weight.device)
+        for start in range(0, n - size + 1, size):
+            yield objective.rows(order[start : start + size])
+
+
+# ---- L-BFGS ------------------------------------------------------------------------------------------------
+
+
+def _lbfgs(parameters: list[Tensor], evaluate: Callable[[], Tensor], max_iter: int, tol: float) -> tuple[list[float], int]:
+    """Minimise with strong-Wolfe L-BFGS; `evaluate` returns the objective and sets every gradient, each time."""
+    optimizer = torch.optim.LBFGS(
+        parameters,
+        max_iter=max_iter,
+        max_eval=2 * max_iter,
+        tolerance_grad=1e-7,
+        tolerance_change=tol * 1e-3,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+    seen: list[float] = []
+
+    def closure() -> Tensor:
+        loss = evaluate()
+        seen.append(float(loss))
+        return loss
+
+    optimizer.step(closure)  # type: ignore[arg-type]
+    return seen, int(optimizer.state[parameters[0]].get("n_iter", 1))
+
+
+def _each(networks: Networks, solve: Callable[[int, Networks], tuple[Networks, list[float], int]], max_iter: int) -> Fit:
+    """Networks one after another: a line search has one step length, which cannot serve several."""
+    result = networks.detached()
+    histories, steps = [], []
+    for i in range(len(networks.centers)):
+        one, seen, n_iter = solve(i, networks.one(i))
+        result.put(i, one.detached())
+        histories.append(seen)
+        steps.append(n_iter)
+    longest = max(map(len, histories))
+    history = torch.tensor([h + h[-1:] * (longest - len(h)) for h in histories], dtype=torch.float64).T
+    return Fit(result, history, max(1, max(steps)), max(steps) < max_iter)
+
+
+def fit_lbfgs(
+    networks: Networks,
+    objective: Objective,
+    *,
+    learn_centers: bool = True,
+    max_iter: int = 500,
+    tol: float = 1e-6,
+) -> Fit:
+    """L-BFGS on all parameters jointly, with the whole table in every evaluation."""
+
+    def solve(i: int, start: Networks) -> tuple[Networks, list[float], int]:
+        state, own = start.detached(), objective.one(i)
+        free = {name: p for name, p in state.tensors().items() if learn_centers or name != "centers"}
+
+        def evaluate() -> Tensor:
+            value, gradients = own.gradient(state, learn_centers)
+            for name, parameter in free.items():
+                parameter.grad = gradients[name]
+            return value.sum()
+
+        return state, *_lbfgs(list(free.values()), evaluate, max_iter, tol)
+
+    return _each(networks, solve, max_iter)
+
+
+# ---- variable projection -----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def project_weights(networks: Networks, objective: Objective, targets: Tensor) -> Networks:
+    """The networks with the output weights that are optimal for their metrics and centres.
+
+    Weighted ridge regression on the activations, (Phi^T D Phi + reg I) w = Phi^T D y with an unpenalised intercept, solved
+    with a Cholesky factor in float64; differentiable in the metric and the centres.
+
+    Args:
+        networks: Their metrics and centres are used.
+        objective: Gives rows, weights and `reg_weights`; its loss is not used.
+        targets: Values (n, K) or (B, n, K).
+    """
+    phi = networks.phi(objective.X).double()  # (B, n, M)
+    weight = objective.weight.double().unsqueeze(-1)
+    y = targets.double().expand(len(phi), -1, -1)
+    shift = torch.zeros((), dtype=phi.dtype), torch.zeros((), dtype=phi.dtype)
+    if networks.bias is not None:
+        shift = (weight * phi).sum(-2, keepdim=True), (weight * y).sum(-2, keepdim=True)
+    phi_c, y_c = phi - shift[0], y - shift[1]
+    gram = phi_c.mT @ (weight * phi_c)
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    w = solve_spd(gram + objective.reg_weights.double()[:, None, None] * eye, phi_c.mT @ (weight * y_c))
+    own = networks.weights.dtype
+    bias = None if networks.bias is None else (shift[1] - shift[0] @ w).squeeze(-2).to(own)
+    return replace(networks, weights=w.mT.to(own), bias=bias)
+
+
+def fit_varpro(
+    networks: Networks,
+    objective: Objective,
+    *,
+    learn_centers: bool = True,
+    max_iter: int = 500,
+    tol: float = 1e-6,
+) -> Fit:
+    """Variable projection: L-BFGS over the metric (and the centres), the output weights in closed form at every step.
+
+    There is no learning rate and no start of the weights. A classifier's metric is fitted to the one-hot classes by
+    least squares; its readout is then fitted by cross-entropy, which is convex.
+    """
+    if objective.penalty != "squared":
+        raise ValueError('variable projection solves for squared norms: use penalty="squared"')
+
+    def solve(i: int, start: Networks) -> tuple[Networks, list[float], int]:
+        state, own = start.detached(), objective.one(i)
+        classes = own.loss == "cross_entropy"
+        targets = _as_values(own.y, start.weights.shape[1]).to(start.weights) if classes else own.y
+        squared = replace(own, loss="mse", y=targets)
+        free = {"elements": state.elements} | ({"centers": state.centers} if learn_centers else {})
+        K = targets.shape[-1]
+        whole = replace(squared, reg_precision=own.reg_precision / K, reg_centers=own.reg_centers / K)
+        whole = replace(whole, reg_weights=own.reg_weights / K)  # the mean over K outputs, times K, is their sum
+
+        def evaluate() -> Tensor:
+            # at the optimal weights the objective's derivative in them is 0: what is left is the partial derivative
+            solved = project_weights(state, squared, targets)
+            value, gradients = whole.gradient(solved, learn_centers)
+            for name, parameter in free.items():
+                parameter.grad = K * gradients[name]
+            return K * value.sum()
+
+        seen, n_iter = _lbfgs(list(free.values()), evaluate, max_iter, tol)
+        result = project_weights(state, squared, targets).detached()
+        if classes:
+            _fit_readout(result, own, max_iter, tol)
+        return result, seen, n_iter
+
+    return _each(networks, solve, max_iter)
+
+
+def _fit_readout(networks: Networks, objective: Objective, max_iter: int, tol: float) -> None:
+    """Fit the output weights alone, in place; a convex problem."""
+    free = {k: v for k, v in networks.tensors().items() if k in ("weights", "bias")}
+    phi = networks.phi(objective.X)
+
+    def evaluate() -> Tensor:
+        value, r = _data_gradient(
+            networks.readout(phi), objective.targets(), objective.weight.unsqueeze(-1), objective.loss
+        )
+        reg, W = objective.reg_weights[:, None, None], networks.weights
+        networks.weights.grad = r.mT @ phi + 2 * reg * W
+        if networks.bias is not None:
+            networks.bias.grad = r.sum(-2)
+        return value.sum() + (reg * W.square()).sum()
+
+    _lbfgs(list(free.values()), evaluate, max_iter, tol)
+
+
+def _as_values(y: Tensor, outputs: int) -> Tensor:
+    """Targets of least squares for classes: one column of +-1 for a single logit, centred one-hot columns otherwise."""
+    if outputs == 1:
+        return 2 * y.reshape(-1, 1) - 1
+    return torch.nn.functional.one_hot(y.long(), outputs) - 1 / outputs
