@@ -4,10 +4,8 @@ timm's tests (in its source distribution, not in the wheel) build their paramete
 `timm.list_models` while they are imported. A plugin named on the command line is imported earlier, so it can
 narrow that function to our models.
 
-Environment variables, all optional:
-
-* `ZOO_NON_STD`: comma-separated name patterns of models without spatial features (vectors in, vectors out);
-* `ZOO_INTERMEDIATES`: last components of the modules of ours that have `forward_intermediates()`.
+Two of the suite's lists are hard-coded names of timm's: models without spatial features, and modules that have
+`forward_intermediates()`. Ours are added: the former have no `pool_size` in their configuration.
 
 Proved with timm 1.0.31. See `tests/models/test_timm_suite.py` for how it is run.
 """
@@ -15,7 +13,7 @@ Proved with timm 1.0.31. See `tests/models/test_timm_suite.py` for how it is run
 from __future__ import annotations
 
 import importlib
-import os
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,8 +28,14 @@ OURS = {
 all_models = timm.list_models
 
 
-def words(variable: str) -> list[str]:
-    return [word for word in os.environ.get(variable, "").split(",") if word]
+def has_intermediates(name: str) -> bool:
+    module = sys.modules[timm.model_entrypoint(name).__module__]
+    own = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__]
+    return any(hasattr(value, "forward_intermediates") for value in own)
+
+
+FLAT = [name for name in OURS if timm.get_pretrained_cfg(name).pool_size is None]
+STAGED = sorted({timm.model_entrypoint(name).__module__.split(".")[-1] for name in OURS if has_intermediates(name)})
 
 
 def as_list(value: str | Iterable[str]) -> list[str]:
@@ -53,9 +57,9 @@ def list_models(
     filters, modules, excluded = as_list(filter), as_list(module), as_list(exclude_filters)
     for patterns in (filters, excluded):
         if "vit_*" in patterns:  # the suite's sign for "models without spatial features"
-            patterns += words("ZOO_NON_STD")
+            patterns += FLAT
     if modules:  # the suite's allow-list of modules with forward_intermediates()
-        modules += words("ZOO_INTERMEDIATES")
+        modules += STAGED
     return [name for name in all_models(filters, modules, pretrained, excluded, **kwargs) if ours(name)]
 
 

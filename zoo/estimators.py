@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -54,6 +54,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         "reg_weights": [Interval(Real, 0, None, closed="left")],
         "reg_centers": [Interval(Real, 0, None, closed="left")],
         "penalty": [StrOptions({"squared", "plain"})],
+        "shrink_to": [StrOptions({"zero", "start"})],
         "fit_intercept": ["boolean"],
         "init": [StrOptions({"median", "official"}), Interval(Real, 0, None, closed="neither")],
         "solver": [StrOptions({"adam", "lbfgs", "varpro"})],
@@ -84,6 +85,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         reg_weights=1e-4,
         reg_centers=0.0,
         penalty="squared",
+        shrink_to="zero",
         fit_intercept=True,
         init="median",
         solver="adam",
@@ -110,6 +112,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.reg_weights = reg_weights
         self.reg_centers = reg_centers
         self.penalty = penalty
+        self.shrink_to = shrink_to
         self.fit_intercept = fit_intercept
         self.init = init
         self.solver = solver
@@ -383,6 +386,9 @@ class GRBFRegressor(RegressorMixin, _GRBF):
         reg_weights: Penalty on the output weights.
         reg_centers: Penalty on trained centres.
         penalty: `"squared"` norms, or the authors' `"plain"` ones.
+        shrink_to: What the penalty on the factor pulls it to: `"zero"`, the paper's, which switches directions off; or the
+            `"start"`, an isotropic metric, which makes a Gaussian-kernel machine that bends only where the data insists: often
+            the more accurate on small tables with many relevant features, with many centres.
         fit_intercept: Give the readout an intercept.
         init: `"median"`, a positive width of the units, or the authors' `"official"` draw, dead above 13 features.
         solver: `"adam"`; `"lbfgs"` on everything; or `"varpro"`, L-BFGS on the metric with output weights in closed form,
@@ -454,6 +460,7 @@ class GRBFClassifier(ClassifierMixin, _GRBF):
         reg_weights=1e-4,
         reg_centers=0.0,
         penalty="squared",
+        shrink_to="zero",
         fit_intercept=True,
         init="median",
         solver="adam",
@@ -482,6 +489,7 @@ class GRBFClassifier(ClassifierMixin, _GRBF):
             reg_weights=reg_weights,
             reg_centers=reg_centers,
             penalty=penalty,
+            shrink_to=shrink_to,
             fit_intercept=fit_intercept,
             init=init,
             solver=solver,
@@ -610,7 +618,9 @@ def _fit_group(members: list[Any], X: np.ndarray, y: np.ndarray, weights: np.nda
         regs["reg_centers"] = torch.zeros_like(regs["reg_centers"])
     loss = "mse" if lead._is_regressor else "cross_entropy"
     objective = Objective(Z, targets, training, loss, penalty=lead.penalty, **regs)
-    held_out = Objective(Z, targets, validation, loss, penalty=lead.penalty, **regs) if validation is not None else None
+    if lead.shrink_to == "start":
+        objective = replace(objective, anchor=networks.factor().detach())
+    held_out = None if validation is None else replace(objective, weight=validation)
     fit = _solve(lead, networks, objective, held_out, generators[0])
 
     if lead.verbose and not fit.converged:

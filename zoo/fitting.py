@@ -88,6 +88,7 @@ class Objective:
         reg_weights: (B,).
         reg_centers: (B,).
         penalty: `"squared"` or `"plain"`.
+        anchor: Factor (B, D, R) that the penalty on L pulls to; None for zero.
     """
 
     X: Tensor
@@ -98,6 +99,7 @@ class Objective:
     reg_weights: Tensor
     reg_centers: Tensor
     penalty: Penalty = "squared"
+    anchor: Tensor | None = None
 
     def targets(self) -> Tensor:
         """Targets with the networks' dimension."""
@@ -117,6 +119,7 @@ class Objective:
     def penalties(self, networks: Networks) -> Tensor:
         """Sum of the weighted penalties (B,)."""
         L, D = networks.factor(), networks.centers.shape[-1]
+        L = L if self.anchor is None else L - self.anchor
         L = L.expand(-1, 1, D) if networks.form == "isotropic" else L
         terms = penalty_terms(L, networks.weights, networks.centers, self.penalty)
         total = self.reg_precision * terms["precision"] + self.reg_weights * terms["weights"]
@@ -150,7 +153,8 @@ class Objective:
             grad["centers"] = project(dk, L.mT if L.shape[-2] > 1 else L)
         D = C.shape[-1]
         width = D / L.shape[-1] if L.shape[-2] == 1 else 1.0  # an isotropic scale stands for D of them
-        blocks = {"precision": (L, self.reg_precision, width), "weights": (W, self.reg_weights, 1.0)}
+        pulled = L if self.anchor is None else L - self.anchor
+        blocks = {"precision": (pulled, self.reg_precision, width), "weights": (W, self.reg_weights, 1.0)}
         blocks |= {"centers": (C, self.reg_centers, 1.0)}
         for name, (block, reg, times) in blocks.items():
             if name == "centers" and not bool((reg > 0).any()):
@@ -173,7 +177,9 @@ class Objective:
             k: getattr(self, k)[i : i + 1]
             for k in ("weight", "reg_precision", "reg_weights", "reg_centers")
         }
-        return replace(self, X=self.X[i] if self.X.ndim == 3 else self.X, y=self.targets()[i], **values)
+        values["X"] = self.X[i] if self.X.ndim == 3 else self.X
+        anchor = None if self.anchor is None else self.anchor[i : i + 1]
+        return replace(self, y=self.targets()[i], anchor=anchor, **values)
 
     def rows(self, chosen: Tensor) -> Objective:
         """The objective on some of the rows, scaled to stay an estimate of the whole."""
@@ -256,7 +262,7 @@ def fit_adam(
         learning_rate: First rate.
         max_iter: Steps.
         batch_size: Rows of a step, drawn without replacement; None for all of them.
-        tol: Stop when no network's objective has become this much better, relative to its size...
+        tol: Stop when, without mini-batches, no network's objective has become this much better, relatively, ...
         n_iter_no_change: ... for so many steps (ten times as many evaluations with `validation`).
         validation: Stop by its data term instead, and return each network at its best.
         generator: Source of the order of the rows.
@@ -274,8 +280,11 @@ def fit_adam(
         for name, parameter in parameters.items():
             parameter.grad = gradients[name]
         history.append(values)
-        if validation is None:
+        if validation is None and batch_size is None:
             score = history[-1]
+        elif validation is None:  # the objective of one batch says little: no stopping by it
+            optimizer.step()
+            continue
         elif step % 10 == 0:
             with torch.no_grad():
                 score = validation.data(state)

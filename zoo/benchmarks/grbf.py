@@ -1,0 +1,334 @@
+"""GRBF: speed of a training step, the authors' examples, and the features found on synthetic problems."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoo.benchmarks.records import Records, markdown, mean_sd, put_section, surroundings
+from zoo.benchmarks.timing import interleaved, peak_memory
+from zoo.data.tabular import PROBLEMS, load_table, synthetic
+from zoo.fitting import Networks, Objective, fit_adam
+from zoo.models.grbf import GaussianRBFNetwork, network_loss
+
+__all__ = ["examples", "select_features", "speed"]
+
+Step = Callable[[], Any]
+
+
+# ---- speed -------------------------------------------------------------------------------------------------
+
+
+def original_step(n: int, D: int, M: int) -> Step:
+    """A training step as first published: an einsum over the n x M x D differences, probabilities, plain norms, Adam."""
+    X, y, network = _problem(n, D, M)
+    elements = network.elements[0].clone().requires_grad_()
+    weights = network.weights[0, 0].clone().requires_grad_()
+    centers = network.centers[0]
+    optimizer = torch.optim.Adam([elements, weights], lr=0.01)
+    rows, columns = torch.tril_indices(D, D)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        L = torch.zeros(D, D).index_put((rows, columns), elements)
+        difference = X.unsqueeze(1) - centers  # (n, M, D)
+        q = torch.einsum("nmi,ij,nmj->nm", difference, L @ L.T, difference)
+        p = torch.sigmoid(torch.exp(-0.5 * q) @ weights)
+        loss = torch.nn.functional.binary_cross_entropy(p, y.squeeze(-1))
+        (loss + 0.01 * elements.norm() + 1e-5 * weights.norm()).backward()
+        optimizer.step()
+
+    return step
+
+
+def module_step(n: int, D: int, M: int) -> Step:
+    """The same step with the zoo's module, autograd and Adam."""
+    X, y, start = _problem(n, D, M)
+    network = GaussianRBFNetwork(D, 1, M, learn_centers=False, penalty="plain", reg_weights=1e-5, bias=False)
+    state = {"precision_elements": start.elements[0], "centers": start.centers[0], "head.weight": start.weights[0]}
+    network.load_state_dict(state, strict=False)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        (network_loss(network(X), y) + sum(network.penalties().values())).backward()
+        optimizer.step()
+
+    return step
+
+
+def solver_step(n: int, D: int, M: int) -> Step:
+    """The same step as the estimators take it: gradients by hand, fused Adam."""
+    X, y, network = _problem(n, D, M)
+    reg = torch.tensor([0.01])
+    objective = Objective(X, y, torch.full((1, n), 1 / n), "cross_entropy", reg, reg / 1000, 0 * reg, "plain")
+    parameters = [network.elements, network.weights]
+    optimizer = torch.optim.Adam(parameters, lr=0.01, fused=True)
+
+    def step() -> None:
+        _, gradients = objective.gradient(network, learn_centers=False)
+        network.elements.grad, network.weights.grad = gradients["elements"], gradients["weights"]
+        optimizer.step()
+
+    return step
+
+
+def _problem(n: int, D: int, M: int) -> tuple[Tensor, Tensor, Networks]:
+    draw = torch.Generator().manual_seed(0)
+    X = torch.randn(n, D, generator=draw)
+    y = (X[:, :1] > 0).float()
+    eye = torch.eye(D) / math.sqrt(2 * D)  # the units are alive, so that no denormal number slows anybody down
+    rows, columns = torch.tril_indices(D, D)
+    weights = 0.1 * torch.randn(1, 1, M, generator=draw)
+    return X, y, Networks(eye[rows, columns][None], X[None, :M].clone(), weights, None, "full")
+
+
+def batched_fits(B: int, together: bool) -> Step:
+    """Thirty steps of B small networks (n = 150, D = 10, M = 16) on shared rows, together or one after another."""
+    draw = torch.Generator().manual_seed(0)
+    n, D, M = 150, 10, 16
+    X, y, one = _problem(n, D, M)
+    many = Networks(
+        one.elements.repeat(B, 1), torch.randn(B, M, D, generator=draw), one.weights.repeat(B, 1, 1), torch.zeros(B, 1), "full"
+    )
+    reg = torch.logspace(-3, -1, B)
+    objective = Objective(X, y, torch.full((B, n), 1 / n), "cross_entropy", reg, 0.01 * reg, 0 * reg)
+    options: dict[str, Any] = {"max_iter": 30, "tol": 0.0, "n_iter_no_change": 10**9}
+
+    def run() -> None:
+        if together:
+            fit_adam(many, objective, **options)
+        else:
+            for i in range(B):
+                fit_adam(many.one(i), objective.one(i), **options)
+
+    return run
+
+
+STEPS = {"original": original_step, "module": module_step, "solver": solver_step}
+#: n, D, M, and the least speed-up that is promised there.
+SIZES = ((256, 64, 32, 5.0), (1024, 64, 128, 25.0), (2048, 64, 128, None), (4096, 64, 128, None))
+
+
+def speed(folder: Path) -> Iterator[str]:
+    """Time a training step, its growth with n, peak memory, and batched fits; one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield from _speed(folder)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _speed(folder: Path) -> Iterator[str]:
+    rows = []
+    for n, D, M, promised in SIZES:
+        found = interleaved({name: make(n, D, M) for name, make in STEPS.items()})
+        ms = {name: 1e3 * seconds for name, seconds in found.items()}
+        ratios = {name: ms["original"] / ms[name] for name in ("module", "solver")}
+        rows.append([f"{n}, {D}, {M}", *(f"{ms[name]:.2f}" for name in STEPS), *(f"{r:.1f}" for r in ratios.values())])
+        rows[-1].append(f"{promised:g}" if promised else "")
+        yield f"n, D, M = {n}, {D}, {M}: original {ms['original']:.2f} ms, module {ms['module']:.2f} ms, solver {ms['solver']:.2f} ms"
+    peaks = {name: peak_memory(__name__, f"{name}_step", (8, 4, 2), (1024, 64, 128)) for name in STEPS}
+    memory = ", ".join(f"{name} {peak:.1f} MiB" for name, peak in peaks.items())
+    yield f"peak memory, n, D, M = 1024, 64, 128: {memory}"
+    batch = interleaved({"together": batched_fits(32, True), "one by one": batched_fits(32, False)}, rounds=5, warmup=1)
+    gain = batch["one by one"] / batch["together"]
+    fits = f"32 networks (n, D, M = 150, 10, 16) together {1e3 * batch['together']:.0f} ms, one by one " \
+           f"{1e3 * batch['one by one']:.0f} ms: {gain:.1f} times"  # fmt: skip
+    yield fits
+    header = ["n, D, M", *(f"{name}, ms" for name in STEPS), "module, times", "solver, times", "promised"]
+    text = (
+        "## GRBF: speed\n\n`python -m zoo benchmark grbf speed`\n\nOne training step (forward, backward, Adam), float32, median "
+        "CPU time of interleaved calls. Original: einsum over the n x M x D differences; module: `GaussianRBFNetwork` with "
+        f"autograd; solver: what the estimators run. {surroundings()}.\n\n{markdown(header, rows)}\n\n"
+        f"Peak memory at n, D, M = 1024, 64, 128, beyond a tiny problem's: {memory}. {fits[0].upper() + fits[1:]}."
+    )
+    put_section(folder.parent / "RESULTS.md", "grbf speed", text)
+
+
+# ---- features found on synthetic problems ------------------------------------------------------------------
+
+KINDS = ("official", "trace", "gradient")
+SEEDS = 20
+LEARNERS = ("GRBF", "original recipe", "random forest")
+
+
+def _learner(name: str, regression: bool, seed: int) -> Any:
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+
+    from zoo.estimators import GRBFClassifier, GRBFRegressor
+
+    grbf: Any = GRBFRegressor if regression else GRBFClassifier
+    if name == "GRBF":
+        return grbf(reg_precision=1e-2, random_state=seed)
+    if name == "original recipe":  # N(0, 1) start, no intercept, plain norms, constant objective; the authors' lambdas
+        return grbf(n_centers=16, init="official", fit_intercept=False, penalty="plain", reg_precision=1e-2,
+                    reg_weights=1e-5, learning_rate=0.01, max_iter=600, random_state=seed)  # fmt: skip
+    return (RandomForestRegressor if regression else RandomForestClassifier)(200, random_state=seed)
+
+
+def found_features(problem: str, rows: int, seed: int, name: str) -> dict[str, Any]:
+    """Fit on a training draw; rank the features, and score on 1000 fresh rows."""
+    k = PROBLEMS[problem]
+    X, y = synthetic(problem, rows, 1000 + seed)
+    model = _learner(name, problem == "P3", seed)
+    begin = time.process_time()
+    model.fit(X, y)
+    row: dict[str, Any] = {"fit_s": time.process_time() - begin}
+    row["score"] = float(model.score(*synthetic(problem, 1000, 5000 + seed)))
+    for kind in KINDS:
+        importance = model.feature_importance(kind) if hasattr(model, "feature_importance") else model.feature_importances_
+        row[kind] = float((np.argsort(-importance)[:k] < k).mean())
+    return row
+
+
+def select_features(folder: Path) -> Iterator[str]:
+    """True-feature rate at k on P1, P2, P3 with 1000 and with 300 rows, over twenty seeds."""
+    keys = ("problem", "rows", "learner", "seed")
+    records = Records(folder / "grbf_synthetic.csv", keys, (*KINDS, "score", "fit_s"))
+    lines = []
+    for rows in (1000, 300):
+        for problem in PROBLEMS:
+            for name in LEARNERS:
+                for seed in range(SEEDS):
+                    key = {"problem": problem, "rows": rows, "learner": name, "seed": seed}
+                    if key not in records:
+                        records.add(key | found_features(problem, rows, seed, name))
+                same = {"problem": problem, "rows": rows, "learner": name}
+                cells = [mean_sd(records.numbers(column, **same)) for column in (*KINDS, "score")]
+                if name == "random forest":
+                    cells[1:3] = ["", ""]
+                lines.append([f"{problem}, {rows}", name, *cells, f"{np.mean(records.numbers('fit_s', **same)):.2f}"])
+                yield "  ".join(lines[-1])
+    header = ["problem, rows", "learner", *(f"rate, {kind}" for kind in KINDS), "test accuracy or R²", "s"]
+    text = (
+        "## GRBF: features found\n\n`python -m zoo benchmark grbf synthetic`\n\nShare of the true features among the k most "
+        f"important (k = 4, 3, 4 of 10), mean (standard deviation) over {SEEDS} seeds; score on 1000 fresh rows; CPU seconds of "
+        "a fit. GRBF with `reg_precision=0.01` and otherwise default; the original recipe is its N(0, 1) start with 16 trained "
+        "centres, plain norms and no intercept; the forest's importance is impurity. "
+        f"{surroundings()}.\n\n" + markdown(header, lines)
+    )
+    put_section(folder.parent / "RESULTS.md", "grbf synthetic", text)
+
+
+# ---- the authors' examples ---------------------------------------------------------------------------------
+
+
+def _split(X: np.ndarray, y: np.ndarray, test: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from sklearn.model_selection import train_test_split
+    from sklearn.preprocessing import StandardScaler
+
+    train, held, y_train, y_held = train_test_split(X, y, test_size=test, random_state=42)
+    scaler = StandardScaler().fit(train)
+    parts = (scaler.transform(train), scaler.transform(held), y_train, y_held)
+    return tuple(torch.from_numpy(np.asarray(part)) for part in parts)  # type: ignore[return-value]
+
+
+def _centers(train: Tensor, count: int) -> Tensor:
+    from sklearn.cluster import KMeans
+
+    return torch.from_numpy(KMeans(count, random_state=0).fit(train.numpy()).cluster_centers_)
+
+
+def wine_example(seed: int, epochs: int = 10_000) -> dict[str, Any]:
+    """Wine with three trained centres and cross-entropy applied to probabilities, as in the notebook of 2023."""
+    table = load_table("wine")
+    train, held, y, y_held = _split(table.X, table.y, 0.2)
+    draw = torch.randn(3 * 3 + 13 * 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    network = GaussianRBFNetwork(
+        13, 3, 3, bias=False, penalty="plain", reg_precision=1e-4, reg_weights=1e-6, reg_centers=1e-6, dtype=torch.float64
+    )
+    state = {"weights": draw[:9].reshape(3, 3), "precision_elements": draw[9:], "centers": _centers(train, 3)}
+    network.load_state_dict(state)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
+    for _ in range(epochs):
+        optimizer.zero_grad()
+        loss = network_loss(network(train), y, "official_ce") + sum(network.penalties().values())
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        p = network(held).softmax(-1)
+        accuracy = [float((network(x).argmax(-1) == t).double().mean()) for x, t in ((train, y), (held, y_held))]
+    importance = network.feature_importance()
+    shown = " ".join(f"{v:.6g}" for v in torch.cat([p[0], p[2]]).tolist())
+    return {"train": accuracy[0], "test": accuracy[1], "loss": float(loss.detach()), "shown": shown,
+            "top": table.feature_names[int(importance.argmax())]}  # fmt: skip
+
+
+def binary_example(data: str, seed: int) -> dict[str, Any]:
+    """Digits 3 against 8, or the two-feature set, with fixed centres and binary cross-entropy."""
+    if data == "digits 3 vs 8":
+        table = load_table("digits")
+        kept = np.isin(table.y, (3, 8))
+        X, y, share, M, regs, lr, epochs, size = table.X[kept], table.y[kept] == 8, 0.3, 4, (1e-2, 1e-5), 0.01, 5000, None
+    else:
+        from sklearn.datasets import make_classification
+
+        X, y = make_classification(1000, 2, n_informative=2, n_redundant=0, n_clusters_per_class=1, random_state=0)
+        share, M, regs, lr, epochs, size = 0.2, 2, (1e-3, 1e-10), 1e-3, 500, 5
+    train, held, y_train, y_held = _split(X, y.astype(np.float64), share)
+    D, draw = X.shape[1], torch.Generator().manual_seed(seed)
+    elements = torch.randn(1, D * (D + 1) // 2, generator=draw, dtype=torch.float64)
+    weights = torch.randn(1, 1, M, generator=draw, dtype=torch.float64)
+    state = Networks(elements, _centers(train, M)[None], weights, None, "full")
+    n = len(train)
+    reg_p, reg_w = (torch.tensor([r], dtype=torch.float64) for r in regs)
+    objective = Objective(
+        train, y_train[:, None], torch.full((1, n), 1 / n, dtype=torch.float64), "cross_entropy", reg_p, reg_w, 0 * reg_w, "plain"
+    )
+    optimizer = torch.optim.Adam([state.elements, state.weights], lr=lr, fused=True)
+    value = torch.zeros(1)
+    for _ in range(epochs):
+        order = torch.randperm(n, generator=draw).split(size) if size else [None]
+        for rows in order:
+            value, gradients = (objective if rows is None else objective.rows(rows)).gradient(state, learn_centers=False)
+            state.elements.grad, state.weights.grad = gradients["elements"], gradients["weights"]
+            optimizer.step()
+    network = GaussianRBFNetwork.from_authors(
+        {"precision_elements": state.elements[0], "weights": state.weights[0, 0]}, state.centers[0]
+    )
+    with torch.no_grad():
+        accuracy = [float(((network(x)[:, 0].sigmoid() > 0.5) == (t > 0.5)).double().mean()) for x, t in ((train, y_train), (held, y_held))]
+    importance = network.feature_importance()
+    shown = " ".join(f"{v:.3f}" for v in importance.tolist()) if D == 2 else f"{float(network.spectrum().values[0] / network.spectrum().values.sum()):.4f}"
+    return {"train": accuracy[0], "test": accuracy[1], "loss": float(value), "shown": shown, "top": f"x{int(importance.argmax())}"}
+
+
+EXAMPLES: dict[str, Callable[[int], dict[str, Any]]] = {
+    "wine": wine_example,
+    "digits 3 vs 8": lambda seed: binary_example("digits 3 vs 8", seed),
+    "two features": lambda seed: binary_example("two features", seed),
+}
+PRINTED = {
+    "wine": "train 1.0, test 1.0; first row 0.99989, 7.17e-5, 4.11e-5, third 1.43e-4, 0.02139, 0.97846",
+    "digits 3 vs 8": "train 1.0, test 0.9907, loss 0.0053",
+    "two features": "train 0.915, test 0.925, importances 0.852, 0.148",
+}
+
+
+def examples(folder: Path) -> Iterator[str]:
+    """The authors' three notebooks, over five seeds; seed 0 of wine is theirs."""
+    records = Records(folder / "grbf_examples.csv", ("example", "seed"), ("train", "test", "loss", "shown", "top"))
+    lines = []
+    for name, run in EXAMPLES.items():
+        for seed in range(5):
+            if {"example": name, "seed": seed} not in records:
+                records.add({"example": name, "seed": seed} | run(seed))
+            yield f"{name}, seed {seed}: " + ", ".join(f"{k} {v}" for k, v in records.select(example=name, seed=seed)[0].items())
+        means = [mean_sd(records.numbers(column, example=name), 4) for column in ("train", "test", "loss")]
+        lines.append([name, *means, records.select(example=name, seed=0)[0]["shown"], PRINTED[name]])
+    text = (
+        "## GRBF: the authors' examples\n\n`python -m zoo benchmark grbf examples`\n\nTheir recipes with this implementation, mean "
+        "(standard deviation) over five seeds; only wine's seed is known (0). Shown, of seed 0: wine, class probabilities of the "
+        "first and third test rows; digits, share of the first eigenvalue; two features, importances.\n\n"
+        + markdown(["example", "train", "test", "loss", "shown, seed 0", "the authors print"], lines)
+    )
+    put_section(folder.parent / "RESULTS.md", "grbf examples", text)
