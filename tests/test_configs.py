@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,22 @@ from zoo.training.run import check_config
 
 CONFIGS = ROOT / "configs"
 GROUPS = sorted(p.name for p in CONFIGS.iterdir() if p.is_dir() and p.name not in ("hydra", "local"))
-CHOICES = [(g, p.stem) for g in GROUPS for p in sorted((CONFIGS / g).glob("*.yaml"))]
 
-# values that a user must give, with what the tests give
-NEEDED = {"imagefolder": "data.root=.", "imagenet": "data.root=."}
+
+def needed(choice: str) -> list[str]:
+    """Values that only a user can give, as the tests give them."""
+    return ["data.root=."] if choice.startswith(("imagefolder", "imagenet")) else []
+
+
+OPTUNA = pytest.mark.skipif(
+    importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is None,
+    reason="needs the extra: pip install -e '.[optuna]'",
+)
+CHOICES = [
+    pytest.param(g, p.stem, marks=[OPTUNA] if p.stem == "optuna" else [], id=f"{g}-{p.stem}")
+    for g in GROUPS
+    for p in sorted((CONFIGS / g).glob("*.yaml"))
+]
 
 
 def composed(overrides: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -40,15 +53,15 @@ def composed(overrides: Sequence[str], folder: Path) -> dict[str, Any]:
         return OmegaConf.to_container(OmegaConf.create(config), resolve=True)  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda x: x)
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_yaml_composes_and_passes_the_checks(group: str, choice: str, tmp_path: Path) -> None:
-    config = composed([f"{group}={choice}", *([NEEDED[choice]] if choice in NEEDED else [])], tmp_path)
+    config = composed([f"{group}={choice}", *needed(choice)], tmp_path)
     check_config(config)
 
 
-@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda x: x)
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_yaml_builds(group: str, choice: str, tmp_path: Path) -> None:
-    config = composed([f"{group}={choice}", *([NEEDED[choice]] if choice in NEEDED else [])], tmp_path)
+    config = composed([f"{group}={choice}", *needed(choice)], tmp_path)
     if group == "trainer":
         if choice in ("gpu", "bf16", "ddp", "fsdp", "slurm") and not torch.cuda.is_available():
             strategy = config["trainer"]["strategy"]
@@ -57,7 +70,7 @@ def test_every_yaml_builds(group: str, choice: str, tmp_path: Path) -> None:
         if choice == "torchrun":
             pytest.skip("built inside torchrun: tests/training/test_distributed.py")
         assert hydra.utils.instantiate(config["trainer"], logger=False) is not None
-    elif group == "data" and choice not in NEEDED:
+    elif group == "data" and not needed(choice):
         assert hydra.utils.instantiate(config["data"]).num_classes > 1
     elif group in ("callbacks", "logger"):
         for section in config[group].values():

@@ -19,6 +19,9 @@ __version__ = "0.1.0"
 
 _HOME = {
     "CheckpointError": "zoo.checkpoints",
+    "GRBFClassifier": "zoo.estimators",
+    "GRBFRegressor": "zoo.estimators",
+    "GaussianRBFNetwork": "zoo.models.grbf",
     "create_model": "zoo.models.registry",
     "list_models": "zoo.models.registry",
     "load_checkpoint": "zoo.checkpoints",
@@ -30,7 +33,9 @@ __all__ = list(_HOME)
 
 if TYPE_CHECKING:
     from zoo.checkpoints import CheckpointError, load_checkpoint, save_pretrained
+    from zoo.estimators import GRBFClassifier, GRBFRegressor
     from zoo.models.deploy import to_deploy
+    from zoo.models.grbf import GaussianRBFNetwork
     from zoo.models.registry import create_model, list_models
     from zoo.tasks import load_task
 

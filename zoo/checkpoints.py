@@ -110,9 +110,7 @@ def _training_twin(model: nn.Module) -> nn.Module | None:
     return twin
 
 
-def _load_merged(
-    model: nn.Module, twin: nn.Module, checkpoint: Mapping[str, Any], strict: Strict, origin: str
-) -> None:
+def _load_merged(model: nn.Module, twin: nn.Module, checkpoint: Mapping[str, Any], strict: Strict, origin: str) -> None:
     load_state(twin, checkpoint, strict=strict, origin=origin)
     kept = tuple(f"{n}." for n in classifier_names(model)) if strict == "backbone" else ()
     merged = to_deploy(twin, inplace=True).state_dict()
@@ -159,9 +157,7 @@ def save_pretrained(
     folder, model = Path(folder), _unwrap(model)
     taken = [n for n in (WEIGHTS_NAME, CONFIG_NAME) if (folder / n).exists()]
     if taken and not overwrite:
-        raise CheckpointError(
-            f"{folder} holds {' and '.join(taken)} already: choose another folder, or overwrite=True"
-        )
+        raise CheckpointError(f"{folder} holds {' and '.join(taken)} already: choose another folder, or overwrite=True")
     config = _configuration(model, class_names, preprocessing)
     weights = _serialise(model)
     config["sha256"] = {WEIGHTS_NAME: hashlib.sha256(weights).hexdigest()}
@@ -184,9 +180,7 @@ def _serialise(model: nn.Module) -> bytes:
     seen: set[int] = set()
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor):
-            raise CheckpointError(
-                f"{name} of the state dict is a {type(tensor).__name__}; only tensors can be saved"
-            )
+            raise CheckpointError(f"{name} of the state dict is a {type(tensor).__name__}; only tensors can be saved")
         if tensor.is_meta:
             raise CheckpointError(f"{name} is on the meta device and has no values to save")
         tensor = tensor.detach().cpu().contiguous()
@@ -227,9 +221,7 @@ def _configuration(
 
 def _arguments(model: nn.Module) -> dict[str, Any]:
     """Constructor arguments as plain values, brought up to date with what the model has become."""
-    arguments = {
-        k: v for k, v in getattr(model, "_model_args", {}).items() if k not in ("device", "dtype", "deploy")
-    }
+    arguments = {k: v for k, v in getattr(model, "_model_args", {}).items() if k not in ("device", "dtype", "deploy")}
     arguments.pop("pretrained_model_args", None)
     for key in ("num_classes", "in_chans"):
         if isinstance(value := getattr(model, key, None), int):
@@ -280,9 +272,7 @@ def _label_names(class_names: Sequence[str] | None, cfg: Mapping[str, Any], clas
         return list(kept) if kept and len(kept) == classes else None
     names = [str(name) for name in class_names]
     if len(names) != classes:
-        raise ValueError(
-            f"class_names has {len(names)} names, the model {classes} classes; give one name per class"
-        )
+        raise ValueError(f"class_names has {len(names)} names, the model {classes} classes; give one name per class")
     return names
 
 
@@ -309,9 +299,7 @@ def _pretrained_cfg(
             f"preprocessing has unknown entries {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}"
         )
     kept = {k: v for k, v in cfg.items() if k not in _NOT_SAVED}
-    kept["notes"] = [
-        n for n in kept.get("notes") or () if not n.startswith("sha256:")
-    ]  # of other weights than these
+    kept["notes"] = [n for n in kept.get("notes") or () if not n.startswith("sha256:")]  # of other weights than these
     if "input_size" in given and tuple(given["input_size"]) != tuple(kept.get("input_size", ())):
         kept["pool_size"] = None
         for key in ("test_input_size", "test_pool_size", "test_crop_pct"):

@@ -1,7 +1,7 @@
 """The command line of the zoo, `python -m zoo COMMAND`. Nothing heavy is imported before a command runs.
 
-    python -m zoo benchmark                     list the families and their measurements
-    python -m zoo benchmark grbf speed          measure, print, and write results/ and RESULTS.md
+python -m zoo benchmark                     list the families and their measurements
+python -m zoo benchmark grbf speed          measure, print, and write results/ and RESULTS.md
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     listing = "\n".join(
-        f"  {family} {name:10} {shown}" for family, entries in BENCHMARKS.items() for name, (shown, _, _) in entries.items()
+        f"  {family} {name:10} {shown}"
+        for family, entries in BENCHMARKS.items()
+        for name, (shown, _, _) in entries.items()
     )
     parser = commands.add_parser(
         "benchmark",

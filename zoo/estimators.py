@@ -19,7 +19,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, RegressorMixin, TransformerMixin, clone
+from sklearn.base import (
+    BaseEstimator,
+    ClassifierMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    RegressorMixin,
+    TransformerMixin,
+    clone,
+)
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -29,7 +36,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from torch import Tensor
 
 from zoo.fitting import Fit, Networks, Objective, fit_adam, fit_lbfgs, fit_varpro
-from zoo.models.grbf import GaussianRBFNetwork, Spectrum, choose_centers, eigen, shares, standardisation
+from zoo.models.grbf import GaussianRBFNetwork, Spectrum, eigen, shares, standardisation
 from zoo.suggest import suggestion
 
 __all__ = ["Bootstrap", "GRBFClassifier", "GRBFRegressor", "fit_many"]
@@ -56,7 +63,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         "penalty": [StrOptions({"squared", "plain"})],
         "shrink_to": [StrOptions({"zero", "start"})],
         "fit_intercept": ["boolean"],
-        "init": [StrOptions({"median", "official"}), Interval(Real, 0, None, closed="neither")],
+        "init": [StrOptions({"median", "scale", "official"}), Interval(Real, 0, None, closed="neither")],
         "solver": [StrOptions({"adam", "lbfgs", "varpro"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
@@ -176,7 +183,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _take(self, networks: Networks, rows: Tensor, scaling: dict[str, Tensor], fit: Fit, losses: np.ndarray) -> None:
         """Set the fitted attributes from the only network of `networks`."""
         M, D = networks.centers.shape[1:]
-        precision = self.precision if isinstance(self.precision, str) else min(self.precision, D)
+        precision: Any = self.precision if isinstance(self.precision, str) else min(self.precision, D)
         network = GaussianRBFNetwork(
             D,
             networks.weights.shape[1],
@@ -191,16 +198,19 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             dtype=networks.centers.dtype,
         )
         state = {"precision_elements": networks.elements[0], "centers": networks.centers[0]}
-        state |= {"head.weight": networks.weights[0] * scaling["y_scale"]}
+        K = networks.weights.shape[1]
+        state |= {"head.weight": networks.weights[0], "head.scale": scaling["y_scale"].expand(K)}
+        state["head.mean"] = scaling["y_mean"].expand(K)
         if networks.bias is not None:
-            state["head.bias"] = networks.bias[0] * scaling["y_scale"] + scaling["y_mean"]
+            state["head.bias"] = networks.bias[0]
         state |= {"input_mean": scaling["mean"], "input_scale": scaling["scale"]}
         network.load_state_dict(state)
         self.network_ = network.eval().requires_grad_(False)
         values, components = network.spectrum()
         self.centers_ = network.centers.numpy().copy()
-        self.weights_ = network.head.weight.numpy().T.copy()
-        self.intercept_ = network.head.bias.numpy().copy() if networks.bias is not None else np.zeros(self.weights_.shape[1])
+        head: Any = network.head
+        self.weights_ = (head.weight * head.scale.unsqueeze(-1)).numpy().T.copy()
+        self.intercept_ = (head.mean if head.bias is None else head.bias * head.scale + head.mean).numpy().copy()
         self.factor_ = network.factor().numpy().copy()
         self.precision_ = network.precision().numpy().copy()
         self.eigenvalues_ = values.numpy().astype(np.float64)
@@ -297,7 +307,9 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             names = getattr(self, "feature_names_in_", [f"x{i}" for i in range(len(importance))])
             unknown = [name for name in groups if name not in names]
             if unknown:
-                raise ValueError(f"groups names {unknown[0]!r}, which is no feature{suggestion(str(unknown[0]), map(str, names))}")
+                raise ValueError(
+                    f"groups names {unknown[0]!r}, which is no feature{suggestion(str(unknown[0]), map(str, names))}"
+                )
             groups = [groups.get(name, name) for name in names]
         if len(groups) != len(importance):
             raise ValueError(f"groups has {len(groups)} entries for {len(importance)} features; give one each")
@@ -379,20 +391,22 @@ class GRBFRegressor(RegressorMixin, _GRBF):
 
     Args:
         n_centers: Gaussian units; reduced, with a warning, where there are fewer distinct rows.
-        centers: Start of the centres: `"kmeans"`, `"random"` rows, `"all"` rows, or an array (M, D) in standardised units.
+        centers: Start of the centres: `"kmeans"`, `"random"` rows, `"all"` rows, or an array (M, D) in standardised
+            units.
         learn_centers: Train the centres; worth having in every grid.
         precision: `"full"`, `"diag"`, `"isotropic"`, or a rank, advisable above a few hundred features.
         reg_precision: Penalty on the precision factor: the decisive parameter. Noisy data wants 1e-2 to 1e-1.
         reg_weights: Penalty on the output weights.
         reg_centers: Penalty on trained centres.
         penalty: `"squared"` norms, or the authors' `"plain"` ones.
-        shrink_to: What the penalty on the factor pulls it to: `"zero"`, the paper's, which switches directions off; or the
-            `"start"`, an isotropic metric, which makes a Gaussian-kernel machine that bends only where the data insists: often
-            the more accurate on small tables with many relevant features, with many centres.
+        shrink_to: What the penalty on the factor pulls it to: `"zero"`, the paper's, which switches directions off; or
+            the `"start"`, an isotropic metric, which makes a Gaussian-kernel machine that bends only where the data
+            insists: often the more accurate on small tables with many relevant features, with many centres.
         fit_intercept: Give the readout an intercept.
-        init: `"median"`, a positive width of the units, or the authors' `"official"` draw, dead above 13 features.
-        solver: `"adam"`; `"lbfgs"` on everything; or `"varpro"`, L-BFGS on the metric with output weights in closed form,
-            by far the quickest for regression, with a regularisation of its own to tune.
+        init: `"median"` distance; the narrower width of `gamma="scale"`, for many centres; a positive width of the
+            units; or the authors' `"official"` draw, dead above 13 features.
+        solver: `"adam"`; `"lbfgs"` on everything; or `"varpro"`, L-BFGS on the metric with output weights in closed
+            form, by far the quickest for regression, with a regularisation of its own to tune.
         learning_rate: First rate of Adam; it decays to 0 as a cosine.
         max_iter: Most steps.
         batch_size: Rows of a step of Adam; None for all, or 1024 where there are more than 4096.
@@ -597,7 +611,9 @@ def _fit_group(members: list[Any], X: np.ndarray, y: np.ndarray, weights: np.nda
     device, dtype = torch.device(lead.device), getattr(torch, lead.dtype)
     rows = torch.from_numpy(X).to(device, dtype)
     weight = torch.from_numpy(weights / weights.sum(1, keepdims=True)).to(device, dtype)
-    generators = [torch.Generator().manual_seed(int(check_random_state(m.random_state).randint(2**31 - 1))) for m in members]
+    generators = [
+        torch.Generator().manual_seed(int(check_random_state(m.random_state).randint(2**31 - 1))) for m in members
+    ]
 
     training, validation = _hold_out(lead, weight, generators)
     scaling = _scaling(lead, rows, y, training)
@@ -633,7 +649,7 @@ def _fit_group(members: list[Any], X: np.ndarray, y: np.ndarray, weights: np.nda
         member._take(one, seen[: 4 * BLOCK], own, fit, fit.history[:, i].cpu().numpy().astype(np.float64))
 
 
-def _missing(networks: Networks) -> dict[str, None]:
+def _missing(networks: Networks) -> dict[str, Any]:
     return {} if networks.bias is not None else {"bias": None}
 
 
@@ -687,11 +703,11 @@ def _start(
 ) -> Networks:
     """The networks before training."""
     lead, (B, _, D) = members[0], Z.shape
-    if lead.warm_start and hasattr(lead, "network_") and B == 1:
-        if (again := _continue(lead, D, outputs, Z.device)) is not None:
-            return again
+    again = _continue(lead, D, outputs, Z.device) if lead.warm_start and B == 1 else None
+    if again is not None:
+        return again
     M = _center_count(members, Z, weight)
-    precision = lead.precision if isinstance(lead.precision, str) else min(lead.precision, D)
+    precision: Any = lead.precision if isinstance(lead.precision, str) else min(lead.precision, D)
     states: list[dict[str, Tensor]] = []
     for i, member in enumerate(members):
         present = weight[i] > 0
@@ -711,9 +727,7 @@ def _start(
     bias = stacked.get("head.bias")
     if bias is not None and not lead._is_regressor:
         bias = _priors(targets, weight, outputs)
-    return Networks(
-        stacked["precision_elements"], stacked["centers"], stacked["head.weight"], bias, network.form
-    )
+    return Networks(stacked["precision_elements"], stacked["centers"], stacked["head.weight"], bias, network.form)
 
 
 def _center_count(members: list[Any], Z: Tensor, weight: Tensor) -> int:
@@ -766,8 +780,13 @@ def _priors(targets: Tensor, weight: Tensor, outputs: int) -> Tensor:
 
 def _continue(lead: Any, D: int, outputs: int, device: torch.device) -> Networks | None:
     """The last fit's network, if it has the shape that this fit needs."""
-    network = lead.network_
-    if network.dim != D or network.num_classes != outputs or network.bias != bool(lead.fit_intercept):
+    network = getattr(lead, "network_", None)
+    if (
+        network is None
+        or network.dim != D
+        or network.num_classes != outputs
+        or network.bias != bool(lead.fit_intercept)
+    ):
         return None
     state = {k: v[None].to(device).clone() for k, v in network.state_dict().items()}
     return Networks(

@@ -221,10 +221,12 @@ def plot_output(model: Any, X: Any, y: Any = None, *, resolution: int = 80, ax: 
         ax.figure.colorbar(drawn, ax=ax, label=f"probability of {classes[1]}")
     else:
         place = model.predict_proba(rows).argmax(1).reshape(first.shape)
-        ax.contourf(first, second, place, np.arange(len(classes) + 1) - 0.5, cmap="tab10", vmin=-0.5, vmax=9.5, alpha=0.35)
+        ax.contourf(
+            first, second, place, np.arange(len(classes) + 1) - 0.5, cmap="tab10", vmin=-0.5, vmax=9.5, alpha=0.35
+        )
     _points(ax, model, z, y)
     centers = model.centers_ @ model.components_[:2].T
-    ax.scatter(*centers.T, marker="x", s=28, color="black", linewidths=1.2, label="centres")
+    ax.scatter(centers[:, 0], centers[:, 1], marker="x", s=28, color="black", linewidths=1.2, label="centres")
     ax.set_xlim(low[0], high[0])
     ax.set_ylim(low[1], high[1])
     ax.set_xlabel("z1")
@@ -235,12 +237,14 @@ def plot_output(model: Any, X: Any, y: Any = None, *, resolution: int = 80, ax: 
 
 def _points(ax: Axes, model: Any, z: np.ndarray, y: Any) -> None:
     """The rows, coloured by class or value."""
-    common = {"s": 12, "edgecolors": "white", "linewidths": 0.4}
+    common: dict[str, Any] = {"s": 12, "edgecolors": "white", "linewidths": 0.4}
+    first, second = z.T
     if y is None:
-        ax.scatter(*z.T, color=GREY, **common)
+        ax.scatter(first, second, color=GREY, **common)
     elif not hasattr(model, "classes_"):
-        ax.scatter(*z.T, c=np.asarray(y), cmap="viridis", **common)
+        ax.scatter(first, second, c=np.asarray(y), cmap="viridis", **common)
     else:
         for i, label in enumerate(model.classes_):
             color = ("#2166ac", "#b2182b")[i] if len(model.classes_) == 2 else f"C{i % 10}"
-            ax.scatter(*z[np.asarray(y) == label].T, color=color, label=str(label), **common)
+            own = np.asarray(y) == label
+            ax.scatter(first[own], second[own], color=color, label=str(label), **common)

@@ -114,9 +114,7 @@ def _stage(target: Path, write: Callable[[BinaryIO], None]) -> Path:
 
 
 def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(
-        OSError
-    ):  # some file systems refuse to sync a folder; the file itself is safe by then
+    with contextlib.suppress(OSError):  # some file systems refuse to sync a folder; the file itself is safe by then
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -170,9 +168,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except CheckpointError:
         raise
     except MemoryError as error:
-        raise CheckpointError(
-            f"{path} claims more memory than this machine has: it is damaged or hostile"
-        ) from error
+        raise CheckpointError(f"{path} claims more memory than this machine has: it is damaged or hostile") from error
     except Exception as error:  # bytes that nobody vouches for can make a parser raise anything
         raise CheckpointError(
             f"{path} is damaged or cut off ({_first_line(error)}); copy or download it again"
@@ -245,18 +241,11 @@ def _check_archive(path: Path, size: int) -> None:
         ) from error
     names = [entry.filename for entry in entries]
     if any(n.endswith("constants.pkl") or "/code/" in n for n in names):
-        raise CheckpointError(
-            f"{path} is a TorchScript program, not weights; save its state_dict() and load that file"
-        )
+        raise CheckpointError(f"{path} is a TorchScript program, not weights; save its state_dict() and load that file")
     if not any(n.rsplit("/", 1)[-1] == "data.pkl" for n in names):
-        kind = (
-            "a NumPy archive" if any(n.endswith(".npy") for n in names) else "a zip archive without weights"
-        )
+        kind = "a NumPy archive" if any(n.endswith(".npy") for n in names) else "a zip archive without weights"
         raise CheckpointError(f"{path} is not a checkpoint: it is {kind}")
-    if (
-        any(e.compress_type != zipfile.ZIP_STORED for e in entries)
-        or sum(e.file_size for e in entries) > size
-    ):
+    if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > size:
         raise CheckpointError(f"{path} has compressed entries, which torch.save never writes: it is refused")
 
 
@@ -287,9 +276,7 @@ def _refused_globals(path: Path) -> list[str]:
     import torch._weights_only_unpickler as unpickler
 
     allowed = {*unpickler._get_allowed_globals(), "argparse.Namespace"}
-    with contextlib.suppress(
-        Exception
-    ):  # only serves the message: a pickle too odd to list is refused all the same
+    with contextlib.suppress(Exception):  # only serves the message: a pickle too odd to list is refused all the same
         return [name for name in dict.fromkeys(_globals(_pickle_bytes(path))) if name not in allowed]
     return []
 
@@ -364,32 +351,22 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"there is no folder {folder}")
     try:
         if path.stat().st_size > _MAX_CONFIG:
-            raise CheckpointError(
-                f"{path} is larger than any model's configuration: it is damaged or hostile"
-            )
+            raise CheckpointError(f"{path} is larger than any model's configuration: it is damaged or hostile")
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder} has no {CONFIG_NAME}; write such a folder with zoo.save_pretrained"
-        ) from None
+        raise CheckpointError(f"{folder} has no {CONFIG_NAME}; write such a folder with zoo.save_pretrained") from None
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {_reason(error)}") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is not valid JSON ({_first_line(error)}); write the folder again"
-        ) from error
+        raise CheckpointError(f"{path} is not valid JSON ({_first_line(error)}); write the folder again") from error
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
-        raise CheckpointError(
-            f"{path} names no architecture; write the folder again with zoo.save_pretrained"
-        )
+        raise CheckpointError(f"{path} names no architecture; write the folder again with zoo.save_pretrained")
     for key in ("pretrained_cfg", "model_args", "sha256", "zoo"):
         if not isinstance(config.get(key, {}), dict):
             raise CheckpointError(f"{path}: {key} must be an object, not {config[key]!r:.60}")
     for name, digest in config.get("sha256", {}).items():
         if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
-            raise CheckpointError(
-                f"{path}: sha256 of {name} must be 64 hexadecimal digits, not {digest!r:.60}"
-            )
+            raise CheckpointError(f"{path}: sha256 of {name} must be 64 hexadecimal digits, not {digest!r:.60}")
     return config
 
 
@@ -462,9 +439,7 @@ def _weights_of(folder: Path) -> Path:
     if not preferred and (len(found) != 1 or hashes):
         has = f"it has {', '.join(p.name for p in found[:5])}" if found else "it has no weight file at all"
         wanted = next(iter(hashes), WEIGHTS_NAME)
-        raise CheckpointError(
-            f"{folder} has no {wanted} ({has}); name the file itself, or place {wanted} there"
-        )
+        raise CheckpointError(f"{folder} has no {wanted} ({has}); name the file itself, or place {wanted} there")
     path = (preferred or found)[0]
     verify(path, hashes.get(path.name))
     return path
@@ -475,9 +450,7 @@ def fetch_url(url: str) -> Path:
     parts = urllib.parse.urlsplit(url)
     name = Path(urllib.parse.unquote(parts.path)).name
     if parts.scheme != "https" or not name:
-        raise CheckpointError(
-            f"{url} cannot be used: weights come from https addresses that end in a file name"
-        )
+        raise CheckpointError(f"{url} cannot be used: weights come from https addresses that end in a file name")
     # two addresses may end in the same name; known names are unique and keep theirs
     key = "" if name in RECORDS else hashlib.sha256(url.encode()).hexdigest()[:10] + "-"
     target = cache_folder() / f"{key}{name}"
@@ -512,9 +485,7 @@ def fetch_hub(repository: str, filename: str | None = None) -> Path:
         if (path := _hub_file(identifier, name, revision or None)) is not None:
             expected = None
             if (config := _hub_file(identifier, CONFIG_NAME, revision or None)) is not None:
-                expected = (
-                    read_config(config.parent).get("sha256", {}).get(name) if filename is None else None
-                )
+                expected = read_config(config.parent).get("sha256", {}).get(name) if filename is None else None
             verify(path, expected)
             return path
     raise CheckpointError(f"hf-hub:{repository} has no file {' or '.join(names)}")
@@ -532,11 +503,7 @@ def _hub_file(repository: str, name: str, revision: str | None) -> Path | None:
         if name == CONFIG_NAME or (isinstance(error, EntryNotFoundError) and not offline):
             return None
         why = "no connection, and it is not in the cache" if offline else _first_line(error)
-        by_hand = (
-            f"place it at {cache_folder() / name}"
-            if name not in _HUB_NAMES
-            else "pass the path of its folder"
-        )
+        by_hand = f"place it at {cache_folder() / name}" if name not in _HUB_NAMES else "pass the path of its folder"
         raise CheckpointError(
             f"cannot download {name} of hf-hub:{repository} ({why}); fetch it elsewhere and {by_hand}"
         ) from error

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,13 +61,13 @@ class Networks:
 
     def one(self, i: int) -> Networks:
         """Network i, still with its leading dimension."""
-        return replace(self, **{name: value[i : i + 1] for name, value in self.tensors().items()})
+        parts: dict[str, Any] = {name: value[i : i + 1] for name, value in self.tensors().items()}
+        return replace(self, **parts)
 
     def detached(self, learn: bool = False) -> Networks:
         """A copy without history."""
-        return replace(
-            self, **{k: v.detach().clone().requires_grad_(learn) for k, v in self.tensors().items()}
-        )
+        copies: dict[str, Any] = {k: v.detach().clone().requires_grad_(learn) for k, v in self.tensors().items()}
+        return replace(self, **copies)
 
     @torch.no_grad()
     def put(self, i: int, other: Networks) -> None:
@@ -134,7 +135,8 @@ class Objective:
         """Objective (B,) and its derivative in every tensor of the networks, by hand.
 
         What autograd would compute, in a third of the operations: with r_nm = df_n w_m phi_nm, the metric's gradient is
-        -S L for S = sum r_nm (x_n - c_m)(x_n - c_m)^T, and both it and the centres' need products of (n, M) with (n, R) only.
+        -S L for S = sum r_nm (x_n - c_m)(x_n - c_m)^T, and both it and the centres' need products of (n, M) with (n, R)
+        only.
         """
         C, W, L = networks.centers, networks.weights, networks.factor()
         X = self.X if self.X.ndim == 3 else self.X.unsqueeze(0)
@@ -173,9 +175,8 @@ class Objective:
 
     def one(self, i: int) -> Objective:
         """The objective of network i alone."""
-        values: dict[str, Tensor] = {
-            k: getattr(self, k)[i : i + 1]
-            for k in ("weight", "reg_precision", "reg_weights", "reg_centers")
+        values: dict[str, Any] = {
+            k: getattr(self, k)[i : i + 1] for k in ("weight", "reg_precision", "reg_weights", "reg_centers")
         }
         values["X"] = self.X[i] if self.X.ndim == 3 else self.X
         anchor = None if self.anchor is None else self.anchor[i : i + 1]
@@ -317,7 +318,9 @@ def _batches(objective: Objective, size: int | None, generator: torch.Generator 
 # ---- L-BFGS ------------------------------------------------------------------------------------------------
 
 
-def _lbfgs(parameters: list[Tensor], evaluate: Callable[[], Tensor], max_iter: int, tol: float) -> tuple[list[float], int]:
+def _lbfgs(
+    parameters: list[Tensor], evaluate: Callable[[], Tensor], max_iter: int, tol: float
+) -> tuple[list[float], int]:
     """Minimise with strong-Wolfe L-BFGS; `evaluate` returns the objective and sets every gradient, each time."""
     optimizer = torch.optim.LBFGS(
         parameters,
@@ -335,11 +338,13 @@ def _lbfgs(parameters: list[Tensor], evaluate: Callable[[], Tensor], max_iter: i
         seen.append(float(loss))
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     return seen, int(optimizer.state[parameters[0]].get("n_iter", 1))
 
 
-def _each(networks: Networks, solve: Callable[[int, Networks], tuple[Networks, list[float], int]], max_iter: int) -> Fit:
+def _each(
+    networks: Networks, solve: Callable[[int, Networks], tuple[Networks, list[float], int]], max_iter: int
+) -> Fit:
     """Networks one after another: a line search has one step length, which cannot serve several."""
     result = networks.detached()
     histories, steps = [], []
@@ -385,8 +390,8 @@ def fit_lbfgs(
 def project_weights(networks: Networks, objective: Objective, targets: Tensor) -> Networks:
     """The networks with the output weights that are optimal for their metrics and centres.
 
-    Weighted ridge regression on the activations, (Phi^T D Phi + reg I) w = Phi^T D y with an unpenalised intercept, solved
-    with a Cholesky factor in float64; differentiable in the metric and the centres.
+    Weighted ridge regression on the activations, (Phi^T D Phi + reg I) w = Phi^T D y with an unpenalised intercept,
+    solved with a Cholesky factor in float64; differentiable in the metric and the centres.
 
     Args:
         networks: Their metrics and centres are used.

@@ -32,6 +32,8 @@ _HERE = Path(__file__).resolve().parent
 CONFIGS = next(path for path in (_HERE.parent / "configs", _HERE / "configs") if path.is_dir())
 
 
+DEFAULT_EXPERIMENT = "mnist5k"  # where the command line chooses neither experiment nor model, data or task
+
 _told: list[Exception] = []
 
 
@@ -150,6 +152,8 @@ def _prepare(arguments: list[str]) -> list[str]:
     resume = next((a.split("=", 1)[1].strip("'\"") for a in arguments if a.startswith("resume=")), None)
     if resume and resume != "null":
         arguments = _continue_run(Path(resume), arguments)
+    if not {a.split("=", 1)[0] for a in arguments} & {"experiment", "model", "data", "task", "resume"}:
+        arguments = [*arguments, f"experiment={DEFAULT_EXPERIMENT}"]
     if _is_secondary_process() and not any(a.startswith("hydra.run.dir=") for a in arguments):
         # every process of torchrun or srun would make a folder of its own; only the first one writes
         quiet = [

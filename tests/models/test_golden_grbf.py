@@ -119,17 +119,13 @@ def check_forward(record: Record, block: Record | None = None) -> None:
             close(terms[ours], block["loss_terms"][theirs], record, theirs)
     close(loss(), block["loss"], record, "loss")
     loss().backward()
-    check_parameters(
-        {n: p.grad for n, p in network.named_parameters()}, block["grads"], record, "gradient of"
-    )  # type: ignore[misc]
+    check_parameters({n: p.grad for n, p in network.named_parameters()}, block["grads"], record, "gradient of")  # type: ignore[misc]
     check_importances(network.precision().detach(), block, record)
     if "adam" in block:
         check_adam(network, loss, block["adam"], record)
 
 
-def check_adam(
-    network: GaussianRBFNetwork, loss: Callable[[], Tensor], wanted: Record, record: Record
-) -> None:
+def check_adam(network: GaussianRBFNetwork, loss: Callable[[], Tensor], wanted: Record, record: Record) -> None:
     optimizer = torch.optim.Adam(network.parameters(), lr=wanted["lr"])
     before = []
     for _ in range(wanted["steps"]):
@@ -149,9 +145,7 @@ def check_importances(precision: Tensor, block: Record, record: Record) -> None:
     close(importance_from_precision(precision), block["feature_importance"], record, "importance")
     close(values.flip(-1), block["eigenvalues_ascending"], record, "eigenvalues")
     vectors, wanted = components.flip(0).abs(), tensor(block["abs_eigenvectors_columns"]).mT
-    apart = (
-        torch.diff(values.flip(-1)).abs() > 1e-8 * values.sum()
-    )  # inside a repeated eigenvalue any basis is right
+    apart = torch.diff(values.flip(-1)).abs() > 1e-8 * values.sum()  # inside a repeated eigenvalue any basis is right
     alone = torch.cat([torch.tensor([True]), apart]) & torch.cat([apart, torch.tensor([True])])
     close(vectors[alone], wanted[alone].tolist(), record, "eigenvectors")
 
@@ -179,9 +173,7 @@ def check_multi(record: Record) -> None:
         total = data + sum(network.penalties().values())
         close(total, wanted["loss"], record, "corrected loss")
         total.backward()
-        check_parameters(
-            {n: p.grad for n, p in network.named_parameters()}, wanted["grads"], record, "gradient of"
-        )  # type: ignore[misc]
+        check_parameters({n: p.grad for n, p in network.named_parameters()}, wanted["grads"], record, "gradient of")  # type: ignore[misc]
 
 
 def check_legacy(record: Record) -> None:

@@ -27,12 +27,14 @@ Step = Callable[[], Any]
 
 
 def original_step(n: int, D: int, M: int) -> Step:
-    """A training step as first published: an einsum over the n x M x D differences, probabilities, plain norms, Adam."""
+    """A training step as first published: an einsum over the n x M x D differences, probabilities, plain norms,
+    Adam.
+    """
     X, y, network = _problem(n, D, M)
     elements = network.elements[0].clone().requires_grad_()
     weights = network.weights[0, 0].clone().requires_grad_()
     centers = network.centers[0]
-    optimizer = torch.optim.Adam([elements, weights], lr=0.01)
+    optimizer = torch.optim.Adam([elements, weights], lr=0.01, fused=True)
     rows, columns = torch.tril_indices(D, D)
 
     def step() -> None:
@@ -54,7 +56,7 @@ def module_step(n: int, D: int, M: int) -> Step:
     network = GaussianRBFNetwork(D, 1, M, learn_centers=False, penalty="plain", reg_weights=1e-5, bias=False)
     state = {"precision_elements": start.elements[0], "centers": start.centers[0], "head.weight": start.weights[0]}
     network.load_state_dict(state, strict=False)
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01, fused=True)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -65,7 +67,7 @@ def module_step(n: int, D: int, M: int) -> Step:
 
 
 def solver_step(n: int, D: int, M: int) -> Step:
-    """The same step as the estimators take it: gradients by hand, fused Adam."""
+    """The same step as the estimators take it: gradients by hand."""
     X, y, network = _problem(n, D, M)
     reg = torch.tensor([0.01])
     objective = Objective(X, y, torch.full((1, n), 1 / n), "cross_entropy", reg, reg / 1000, 0 * reg, "plain")
@@ -96,7 +98,11 @@ def batched_fits(B: int, together: bool) -> Step:
     n, D, M = 150, 10, 16
     X, y, one = _problem(n, D, M)
     many = Networks(
-        one.elements.repeat(B, 1), torch.randn(B, M, D, generator=draw), one.weights.repeat(B, 1, 1), torch.zeros(B, 1), "full"
+        one.elements.repeat(B, 1),
+        torch.randn(B, M, D, generator=draw),
+        one.weights.repeat(B, 1, 1),
+        torch.zeros(B, 1),
+        "full",
     )
     reg = torch.logspace(-3, -1, B)
     objective = Objective(X, y, torch.full((B, n), 1 / n), "cross_entropy", reg, 0.01 * reg, 0 * reg)
@@ -135,7 +141,7 @@ def _speed(folder: Path) -> Iterator[str]:
         ratios = {name: ms["original"] / ms[name] for name in ("module", "solver")}
         rows.append([f"{n}, {D}, {M}", *(f"{ms[name]:.2f}" for name in STEPS), *(f"{r:.1f}" for r in ratios.values())])
         rows[-1].append(f"{promised:g}" if promised else "")
-        yield f"n, D, M = {n}, {D}, {M}: original {ms['original']:.2f} ms, module {ms['module']:.2f} ms, solver {ms['solver']:.2f} ms"
+        yield f"n, D, M = {n}, {D}, {M}: " + ", ".join(f"{name} {value:.2f} ms" for name, value in ms.items())
     peaks = {name: peak_memory(__name__, f"{name}_step", (8, 4, 2), (1024, 64, 128)) for name in STEPS}
     memory = ", ".join(f"{name} {peak:.1f} MiB" for name, peak in peaks.items())
     yield f"peak memory, n, D, M = 1024, 64, 128: {memory}"
@@ -146,8 +152,10 @@ def _speed(folder: Path) -> Iterator[str]:
     yield fits
     header = ["n, D, M", *(f"{name}, ms" for name in STEPS), "module, times", "solver, times", "promised"]
     text = (
-        "## GRBF: speed\n\n`python -m zoo benchmark grbf speed`\n\nOne training step (forward, backward, Adam), float32, median "
-        "CPU time of interleaved calls. Original: einsum over the n x M x D differences; module: `GaussianRBFNetwork` with "
+        "## GRBF: speed\n\n`python -m zoo benchmark grbf speed`\n\nOne training step (forward, backward, fused Adam), "
+        "float32, median "
+        "CPU time of interleaved calls. Original: einsum over the n x M x D differences; module: `GaussianRBFNetwork` "
+        "with "
         f"autograd; solver: what the estimators run. {surroundings()}.\n\n{markdown(header, rows)}\n\n"
         f"Peak memory at n, D, M = 1024, 64, 128, beyond a tiny problem's: {memory}. {fits[0].upper() + fits[1:]}."
     )
@@ -185,7 +193,9 @@ def found_features(problem: str, rows: int, seed: int, name: str) -> dict[str, A
     row: dict[str, Any] = {"fit_s": time.process_time() - begin}
     row["score"] = float(model.score(*synthetic(problem, 1000, 5000 + seed)))
     for kind in KINDS:
-        importance = model.feature_importance(kind) if hasattr(model, "feature_importance") else model.feature_importances_
+        importance = (
+            model.feature_importance(kind) if hasattr(model, "feature_importance") else model.feature_importances_
+        )
         row[kind] = float((np.argsort(-importance)[:k] < k).mean())
     return row
 
@@ -210,9 +220,12 @@ def select_features(folder: Path) -> Iterator[str]:
                 yield "  ".join(lines[-1])
     header = ["problem, rows", "learner", *(f"rate, {kind}" for kind in KINDS), "test accuracy or R²", "s"]
     text = (
-        "## GRBF: features found\n\n`python -m zoo benchmark grbf synthetic`\n\nShare of the true features among the k most "
-        f"important (k = 4, 3, 4 of 10), mean (standard deviation) over {SEEDS} seeds; score on 1000 fresh rows; CPU seconds of "
-        "a fit. GRBF with `reg_precision=0.01` and otherwise default; the original recipe is its N(0, 1) start with 16 trained "
+        "## GRBF: features found\n\n`python -m zoo benchmark grbf synthetic`\n\nShare of the true features among the "
+        "k most "
+        f"important (k = 4, 3, 4 of 10), mean (standard deviation) over {SEEDS} seeds; score on 1000 fresh rows; CPU "
+        f"seconds of "
+        "a fit. GRBF with `reg_precision=0.01` and otherwise default; the original recipe is its N(0, 1) start with "
+        "16 trained "
         "centres, plain norms and no intercept; the forest's importance is impurity. "
         f"{surroundings()}.\n\n" + markdown(header, lines)
     )
@@ -244,7 +257,15 @@ def wine_example(seed: int, epochs: int = 10_000) -> dict[str, Any]:
     train, held, y, y_held = _split(table.X, table.y, 0.2)
     draw = torch.randn(3 * 3 + 13 * 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     network = GaussianRBFNetwork(
-        13, 3, 3, bias=False, penalty="plain", reg_precision=1e-4, reg_weights=1e-6, reg_centers=1e-6, dtype=torch.float64
+        13,
+        3,
+        3,
+        bias=False,
+        penalty="plain",
+        reg_precision=1e-4,
+        reg_weights=1e-6,
+        reg_centers=1e-6,
+        dtype=torch.float64,
     )
     state = {"weights": draw[:9].reshape(3, 3), "precision_elements": draw[9:], "centers": _centers(train, 3)}
     network.load_state_dict(state)
@@ -268,7 +289,16 @@ def binary_example(data: str, seed: int) -> dict[str, Any]:
     if data == "digits 3 vs 8":
         table = load_table("digits")
         kept = np.isin(table.y, (3, 8))
-        X, y, share, M, regs, lr, epochs, size = table.X[kept], table.y[kept] == 8, 0.3, 4, (1e-2, 1e-5), 0.01, 5000, None
+        X, y, share, M, regs, lr, epochs, size = (
+            table.X[kept],
+            table.y[kept] == 8,
+            0.3,
+            4,
+            (1e-2, 1e-5),
+            0.01,
+            5000,
+            None,
+        )
     else:
         from sklearn.datasets import make_classification
 
@@ -282,24 +312,46 @@ def binary_example(data: str, seed: int) -> dict[str, Any]:
     n = len(train)
     reg_p, reg_w = (torch.tensor([r], dtype=torch.float64) for r in regs)
     objective = Objective(
-        train, y_train[:, None], torch.full((1, n), 1 / n, dtype=torch.float64), "cross_entropy", reg_p, reg_w, 0 * reg_w, "plain"
+        train,
+        y_train[:, None],
+        torch.full((1, n), 1 / n, dtype=torch.float64),
+        "cross_entropy",
+        reg_p,
+        reg_w,
+        0 * reg_w,
+        "plain",
     )
     optimizer = torch.optim.Adam([state.elements, state.weights], lr=lr, fused=True)
     value = torch.zeros(1)
     for _ in range(epochs):
         order = torch.randperm(n, generator=draw).split(size) if size else [None]
         for rows in order:
-            value, gradients = (objective if rows is None else objective.rows(rows)).gradient(state, learn_centers=False)
+            value, gradients = (objective if rows is None else objective.rows(rows)).gradient(
+                state, learn_centers=False
+            )
             state.elements.grad, state.weights.grad = gradients["elements"], gradients["weights"]
             optimizer.step()
     network = GaussianRBFNetwork.from_authors(
         {"precision_elements": state.elements[0], "weights": state.weights[0, 0]}, state.centers[0]
     )
     with torch.no_grad():
-        accuracy = [float(((network(x)[:, 0].sigmoid() > 0.5) == (t > 0.5)).double().mean()) for x, t in ((train, y_train), (held, y_held))]
+        accuracy = [
+            float(((network(x)[:, 0].sigmoid() > 0.5) == (t > 0.5)).double().mean())
+            for x, t in ((train, y_train), (held, y_held))
+        ]
     importance = network.feature_importance()
-    shown = " ".join(f"{v:.3f}" for v in importance.tolist()) if D == 2 else f"{float(network.spectrum().values[0] / network.spectrum().values.sum()):.4f}"
-    return {"train": accuracy[0], "test": accuracy[1], "loss": float(value), "shown": shown, "top": f"x{int(importance.argmax())}"}
+    shown = (
+        " ".join(f"{v:.3f}" for v in importance.tolist())
+        if D == 2
+        else f"{float(network.spectrum().values[0] / network.spectrum().values.sum()):.4f}"
+    )
+    return {
+        "train": accuracy[0],
+        "test": accuracy[1],
+        "loss": float(value),
+        "shown": shown,
+        "top": f"x{int(importance.argmax())}",
+    }
 
 
 EXAMPLES: dict[str, Callable[[int], dict[str, Any]]] = {
@@ -322,12 +374,16 @@ def examples(folder: Path) -> Iterator[str]:
         for seed in range(5):
             if {"example": name, "seed": seed} not in records:
                 records.add({"example": name, "seed": seed} | run(seed))
-            yield f"{name}, seed {seed}: " + ", ".join(f"{k} {v}" for k, v in records.select(example=name, seed=seed)[0].items())
+            yield f"{name}, seed {seed}: " + ", ".join(
+                f"{k} {v}" for k, v in records.select(example=name, seed=seed)[0].items()
+            )
         means = [mean_sd(records.numbers(column, example=name), 4) for column in ("train", "test", "loss")]
         lines.append([name, *means, records.select(example=name, seed=0)[0]["shown"], PRINTED[name]])
     text = (
-        "## GRBF: the authors' examples\n\n`python -m zoo benchmark grbf examples`\n\nTheir recipes with this implementation, mean "
-        "(standard deviation) over five seeds; only wine's seed is known (0). Shown, of seed 0: wine, class probabilities of the "
+        "## GRBF: the authors' examples\n\n`python -m zoo benchmark grbf examples`\n\nTheir recipes with this "
+        "implementation, mean "
+        "(standard deviation) over five seeds; only wine's seed is known (0). Shown, of seed 0: wine, class "
+        "probabilities of the "
         "first and third test rows; digits, share of the first eigenvalue; two features, importances.\n\n"
         + markdown(["example", "train", "test", "loss", "shown, seed 0", "the authors print"], lines)
     )

@@ -16,8 +16,9 @@ from zoo.data.tabular import Table, load_table
 __all__ = ["report", "run"]
 
 TABLES = (
-    "iris wine sonar heart bupa ionosphere saheart breast_cancer pima vehicle diabetes autompg boston vowel german digits"
-).split()
+    "iris", "wine", "sonar", "heart", "bupa", "ionosphere", "saheart", "pima", "diabetes", "autompg", "boston",
+    "breast_cancer", "wisconsin", "vehicle", "vowel", "german", "digits",
+)  # fmt: skip
 MODELS = ("GRBF", "SVM", "random forest", "gradient boosting", "MLP", "linear")
 FOLDS, INNER, CANDIDATES = 5, 3, 6
 
@@ -37,17 +38,26 @@ def learners(regression: bool) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
 
     from zoo.estimators import GRBFClassifier, GRBFRegressor
 
-    grids = {
-        "GRBF": {"reg_precision": [3e-3, 2e-2, 1e-1], "learn_centers": [True, False]},
+    machine = {"shrink_to": ["start"], "init": ["scale"], "n_centers": [150], "learn_centers": [False]}
+    grids: dict[str, Any] = {
+        "GRBF": [
+            {"reg_precision": [3e-3, 2e-2, 1e-1]},
+            {**machine, "reg_precision": [0.03, 3.0], "reg_weights": [1e-4]},
+            {**machine, "reg_precision": [0.3], "reg_weights": [1e-3]},
+        ],
         "SVM": {"C": [0.3, 3.0, 30.0], "gamma": ["scale", 0.02]},
         "random forest": {"max_features": ["sqrt", 0.4, 0.8], "min_samples_leaf": [1, 4]},
         "gradient boosting": {"learning_rate": [0.05, 0.15], "max_leaf_nodes": [4, 10, 31]},
         "MLP": {"hidden_layer_sizes": [(32,), (128,)], "alpha": [1e-4, 1e-2, 1.0]},
-        "linear": {"alpha": [1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0]} if regression else {"C": [0.01, 0.1, 0.3, 1, 10, 100]},
+        "linear": {"alpha": [1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0]}
+        if regression
+        else {"C": [0.01, 0.1, 0.3, 1, 10, 100]},
     }
     one = {"random_state": 0}
     made: dict[str, Any] = {
-        "GRBF": (GRBFRegressor if regression else GRBFClassifier)(n_centers=48, max_iter=400, learning_rate=0.03, **one),
+        "GRBF": (GRBFRegressor if regression else GRBFClassifier)(
+            n_centers=48, max_iter=400, learning_rate=0.03, **one
+        ),
         "SVM": SVR() if regression else SVC(),
         "random forest": (RandomForestRegressor if regression else RandomForestClassifier)(n_estimators=100, **one),
         "gradient boosting": (HistGradientBoostingRegressor if regression else HistGradientBoostingClassifier)(**one),
@@ -155,14 +165,19 @@ def report(folder: Path) -> Iterator[str]:
     if not complete:
         yield "no table is complete yet"
         return
-    times = {m: np.mean([float(r["fit_s"]) for r in records.rows if r["model"] == m and r["table"] in complete]) for m in MODELS}
+    times = {
+        m: np.mean([float(r["fit_s"]) for r in records.rows if r["model"] == m and r["table"] in complete])
+        for m in MODELS
+    }
     rows.append(["mean rank", *(f"{np.mean(ranks[m]):.2f}" for m in MODELS), "", "", ""])
     rows.append(["mean s of a fit", *(f"{times[m]:.2f}" for m in MODELS), "", "", ""])
     text = (
         "## GRBF on real tables\n\n`python -m zoo benchmark grbf tables`\n\n"
-        f"Accuracy, R² for diabetes, autompg and boston: mean (standard deviation) over {FOLDS} folds. Each learner chooses "
+        f"Accuracy, R² for diabetes, autompg and boston: mean (standard deviation) over {FOLDS} folds. Each learner "
+        f"chooses "
         f"among {CANDIDATES} settings on {INNER} inner folds of the training part; features, and the targets of a "
-        "regression, are standardised inside each fold. Near: GRBF is within one standard error (over folds, of the best) of "
+        "regression, are standardised inside each fold. Near: GRBF is within one standard error (over folds, of the "
+        "best) of "
         f"the best. Seconds are CPU time of one fit. {surroundings()}.\n\n"
         + markdown(["table", *MODELS, "rank of GRBF", "near", "s, GRBF"], rows)
         + f"\n\nBest or within one standard error of the best on {close} of {len(complete)} tables; last on "

@@ -30,19 +30,27 @@ def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int = 15,
 
 
 _PROBE = """
-import resource, sys
+import sys
 from {module} import {factory}
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(name + ":"))
+
 {factory}(*{small})()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 step = {factory}(*{large})
+before = status("VmRSS")
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # forget the peak so far
 for _ in range(3):
     step()
-sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+sys.stdout.write(str(status("VmHWM") - before))
 """
 
 
 def peak_memory(module: str, factory: str, small: tuple[object, ...], large: tuple[object, ...]) -> float:
-    """Peak resident memory in MiB that `factory(*large)()` needs beyond that of `factory(*small)()`, in a new process.
+    """Peak resident memory in MiB that `factory(*large)()` needs beyond that of `factory(*small)()`, in a new process;
+    on Linux only.
 
     Args:
         module: Module that has the factory.

@@ -42,9 +42,7 @@ def checked(init: Init) -> Init:
         adapters = _adapters(init)
         for name, value in bound.arguments.items():
             if name in adapters:
-                bound.arguments[name] = _validated(
-                    adapters[name], value, f"{type(self).__name__}({name}={value!r})"
-                )
+                bound.arguments[name] = _validated(adapters[name], value, f"{type(self).__name__}({name}={value!r})")
         init(*bound.args, **bound.kwargs)
 
     return typing.cast(Init, wrapper)

@@ -43,9 +43,7 @@ class FolderImages(KeyedDataset):
         seed: Seed of the augmentation; `None` for a transform without randomness.
     """
 
-    def __init__(
-        self, paths: Sequence[str], targets: Sequence[int], transform: Transform, seed: int | None
-    ) -> None:
+    def __init__(self, paths: Sequence[str], targets: Sequence[int], transform: Transform, seed: int | None) -> None:
         super().__init__(targets)
         # one block of bytes: of a million strings, each worker would get its own copy as it touches them
         self.paths = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
@@ -93,9 +91,7 @@ def class_folders(folder: Path) -> list[str]:
             "or to one with a folder for each class"
         ) from error
     if not names:
-        raise DataError(
-            f"{folder} holds no class folders: put the images of each class into a folder of its name"
-        )
+        raise DataError(f"{folder} holds no class folders: put the images of each class into a folder of its name")
     return names
 
 
@@ -116,9 +112,7 @@ def scan(folder: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:
         )
         if not found:
             kinds = " ".join(EXTENSIONS)
-            raise DataError(
-                f"class folder {folder / name} holds no image ({kinds}): add some or remove the folder"
-            )
+            raise DataError(f"class folder {folder / name} holds no image ({kinds}): add some or remove the folder")
         paths += found
         targets += [target] * len(found)
     return paths, targets

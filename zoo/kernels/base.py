@@ -70,9 +70,7 @@ class Positive:
         optional: Allow 0 at registration, which then stays 0 and has no raw number.
     """
 
-    def __init__(
-        self, transform: Transform = "softplus", floor: float = 1e-6, *, optional: bool = False
-    ) -> None:
+    def __init__(self, transform: Transform = "softplus", floor: float = 1e-6, *, optional: bool = False) -> None:
         if transform not in ("softplus", "exp"):
             raise ValueError(f"transform={transform!r} is not one of 'softplus', 'exp'")
         self.transform, self.floor, self.optional = transform, floor, optional
@@ -98,9 +96,7 @@ class Positive:
     def __set__(self, module: nn.Module, value: Value) -> None:
         raw = getattr(module, f"raw_{self.name}")
         if raw is None:
-            raise ValueError(
-                f"{self.name} was fixed at 0 when {type(module).__name__} was built; build another"
-            )
+            raise ValueError(f"{self.name} was fixed at 0 when {type(module).__name__} was built; build another")
         new = self.inverse(torch.as_tensor(value, dtype=torch.float64, device="cpu"))
         try:
             new = new.expand(raw.shape)
@@ -119,9 +115,7 @@ class Positive:
         """
         above = value - self.floor
         if not bool(torch.all((above > 0) & torch.isfinite(value))):
-            raise ValueError(
-                f"{self.name} must be positive (more than {self.floor:g}) and finite, got {_shown(value)}"
-            )
+            raise ValueError(f"{self.name} must be positive (more than {self.floor:g}) and finite, got {_shown(value)}")
         return above.log() if self.transform == "exp" else above + torch.log(-torch.expm1(-above))
 
     @staticmethod
@@ -151,11 +145,7 @@ class Positive:
 
 
 def _shown(value: Tensor) -> str:
-    return (
-        f"{value.item():g}"
-        if value.numel() == 1
-        else f"{[round(v, 6) for v in value.flatten().tolist()[:8]]}"
-    )
+    return f"{value.item():g}" if value.numel() == 1 else f"{[round(v, 6) for v in value.flatten().tolist()[:8]]}"
 
 
 # ---- distances ---------------------------------------------------------------------------------------------
@@ -211,9 +201,7 @@ def squared_distances(
         return q
 
 
-def distances(
-    X: Tensor, Z: Tensor | None = None, *, method: Literal["auto", "expand", "direct"] = "auto"
-) -> Tensor:
+def distances(X: Tensor, Z: Tensor | None = None, *, method: Literal["auto", "expand", "direct"] = "auto") -> Tensor:
     """Euclidean distances (..., n, m); the derivative at coinciding points is zero instead of infinite.
 
     Args:
@@ -293,9 +281,7 @@ class Kernel(nn.Module):
         """
         _check(X)
         if not self.has_features:
-            raise NotImplementedError(
-                f"{type(self).__name__} has no finite feature map; call the kernel itself"
-            )
+            raise NotImplementedError(f"{type(self).__name__} has no finite feature map; call the kernel itself")
         return self._in_full(lambda x, _: self._features(x), X)
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
@@ -589,9 +575,7 @@ class FeatureKernel(Kernel):
         return self.feature_map(X.to(own)).to(X.dtype)  # a half-precision network computes as it is
 
 
-def _register_scales(
-    module: nn.Module, name: str, value: Value, learnable: bool, device: Any, dtype: Any
-) -> None:
+def _register_scales(module: nn.Module, name: str, value: Value, learnable: bool, device: Any, dtype: Any) -> None:
     if torch.as_tensor(value).ndim > 1:
         raise ValueError(
             f"{name} must be one number or one per dimension, got shape {tuple(torch.as_tensor(value).shape)}"
@@ -671,9 +655,7 @@ class Scaled(Kernel):
     scale = Positive("exp", floor=0.0)
     kernel: Kernel
 
-    def __init__(
-        self, kernel: Kernel, scale: float = 1.0, *, learnable: bool = True, device=None, dtype=None
-    ) -> None:
+    def __init__(self, kernel: Kernel, scale: float = 1.0, *, learnable: bool = True, device=None, dtype=None) -> None:
         super().__init__()
         self.kernel = kernel
         Positive.register(self, "scale", scale, learnable=learnable, device=device, dtype=dtype)

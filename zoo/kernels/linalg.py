@@ -109,9 +109,7 @@ def cholesky(A: Tensor, *, jitter: float = 1e-12, max_jitter: float = 1e-4) -> F
     with no_autocast(A.device):
         A = A.to(solver_dtype(A.device))
         if not bool(torch.isfinite(A.detach()).all()):
-            raise NotPositiveDefiniteError(
-                "the matrix has entries that are not finite: check the kernel's inputs"
-            )
+            raise NotPositiveDefiniteError("the matrix has entries that are not finite: check the kernel's inputs")
         scale = A.detach().diagonal(dim1=-2, dim2=-1).abs().mean(-1)
         lower, info = torch.linalg.cholesky_ex(A)
         added = torch.zeros_like(scale)
@@ -177,9 +175,7 @@ def solve_ridge(K: Tensor, Y: Tensor, ridge: float | Tensor, *, dtype: torch.dty
     return solve_spd(A + ridge[..., None, None] * eye, Y, dtype=dtype)
 
 
-def solve_feature_ridge(
-    phi: Tensor, Y: Tensor, ridge: float | Tensor, *, dtype: torch.dtype | None = None
-) -> Tensor:
+def solve_feature_ridge(phi: Tensor, Y: Tensor, ridge: float | Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
     """Primal coefficients of ridge regression on features, (phi^T phi + ridge I)^-1 phi^T Y.
 
     With more features than points the equal expression phi^T (phi phi^T + ridge I)^-1 Y is solved, so the
@@ -221,9 +217,7 @@ def _in_solver(A: Tensor, ridge: float | Tensor) -> tuple[Tensor, Tensor]:
 # ---- in blocks ---------------------------------------------------------------------------------------------
 
 
-def chunked_gram(
-    kernel: GramFunction, X: Tensor, Z: Tensor | None = None, *, chunk_size: int = 1024
-) -> Tensor:
+def chunked_gram(kernel: GramFunction, X: Tensor, Z: Tensor | None = None, *, chunk_size: int = 1024) -> Tensor:
     """A Gram matrix built in blocks of rows, for kernels whose intermediate results are larger than the
     matrix.
 
@@ -241,9 +235,7 @@ def chunked_gram(
     blocks = list(_blocks(kernel, X, X if Z is None else Z, chunk_size))
     gram = torch.cat(blocks, -2) if blocks else kernel(X, X if Z is None else Z)
     diag = getattr(kernel, "diag", None)
-    if Z is None and callable(
-        diag
-    ):  # a block does not know that it meets its own points; the diagonal must be exact
+    if Z is None and callable(diag):  # a block does not know that it meets its own points; the diagonal must be exact
         eye = torch.eye(gram.shape[-1], dtype=torch.bool, device=gram.device)
         gram = torch.where(eye, diag(X).unsqueeze(-1), gram)
     return gram

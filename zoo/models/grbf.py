@@ -2,8 +2,8 @@
 
 D'Agostino, Ilievski, Shoemaker, "Learning Active Subspaces and Discovering Important Features with Gaussian Radial
 Basis Functions Neural Networks", arXiv 2307.05639 (Neural Networks 176, 2024); the model is the HyperBF network of
-Poggio and Girosi (1990) with a regularised metric that is read afterwards. The authors' code is MIT-licensed; this is an
-implementation of its own, with their losses and initialisation beside ours.
+Poggio and Girosi (1990) with a regularised metric that is read afterwards. The authors' code is MIT-licensed; this is
+an implementation of its own, with their losses and initialisation beside ours.
 
     q_nm   = (x_n - c_m)^T P (x_n - c_m),   P = L L^T               one metric, shared by all centres
     phi_nm = exp(-q_nm / 2)
@@ -119,9 +119,10 @@ def _cross_entropy(f: Tensor, y: Tensor) -> Tensor:
     return torch.logsumexp(f, -1) - chosen
 
 
-#: Loss of every row by name. `f` are outputs (..., n, K); targets are values (..., n, K) for `mse` and for single-output
-#: losses, class indices (..., n) otherwise. The official ones are those of the authors' code, their quirks included:
-#: `official_nll` is -p_y without a logarithm (2024), `official_ce` applies cross-entropy to probabilities (2023).
+#: Loss of every row by name. `f` are outputs (..., n, K); targets are values (..., n, K) for `mse` and for
+#: single-output losses, class indices (..., n) otherwise. The official ones are those of the authors' code, their
+#: quirks included: `official_nll` is -p_y without a logarithm (2024), `official_ce` applies cross-entropy to
+#: probabilities (2023).
 LOSSES = {
     "mse": _mse,
     "cross_entropy": _cross_entropy,
@@ -172,9 +173,7 @@ def network_loss(
     return total if reduction == "sum" else total / weight.sum(-1)
 
 
-def penalty_terms(
-    factor: Tensor, weights: Tensor, centers: Tensor, kind: Penalty = "squared"
-) -> dict[str, Tensor]:
+def penalty_terms(factor: Tensor, weights: Tensor, centers: Tensor, kind: Penalty = "squared") -> dict[str, Tensor]:
     """Unweighted penalties of the three blocks, one number per network.
 
     `"squared"` sums squares (the one on L is tr P, smooth everywhere); `"plain"` is the authors': the 2-norm of the
@@ -240,6 +239,22 @@ def shares(raw: Tensor, why: str) -> Tensor:
     return torch.where(total > 0, raw / total.clamp_min(torch.finfo(raw.dtype).tiny), 1.0 / raw.shape[-1])
 
 
+class Readout(nn.Linear):
+    """Linear outputs in the units of the targets: (W phi + b) * scale + mean, the latter two not trained."""
+
+    scale: Tensor
+    mean: Tensor
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None) -> None:
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
+        self.register_buffer("scale", torch.ones(out_features, device=device, dtype=dtype))
+        self.register_buffer("mean", torch.zeros(out_features, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activations (..., M) to outputs (..., K)."""
+        return F.linear(x, self.weight, self.bias) * self.scale + self.mean
+
+
 # ---- the network -------------------------------------------------------------------------------------------
 
 
@@ -254,8 +269,8 @@ class GaussianRBFNetwork(nn.Module):
         num_classes: Outputs: classes, or 1 for a regression or a single binary logit; 0 returns the unit activations.
         n_centers: Number of units M.
         img_size: Side or (height, width) of image inputs; 1 for tables.
-        precision: `"full"` (a packed lower triangle), `"diag"` (one scale per feature), `"isotropic"` (one scale), or the
-            rank of a D x rank factor, advisable above a few hundred features.
+        precision: `"full"` (a packed lower triangle), `"diag"` (one scale per feature), `"isotropic"` (one scale), or
+            the rank of a D x rank factor, advisable above a few hundred features.
         learn_centers: Train the centres; otherwise they are a buffer.
         bias: Give the readout an intercept. The authors' networks have none.
         reg_precision: Weight of the penalty on L, the decisive one.
@@ -271,6 +286,10 @@ class GaussianRBFNetwork(nn.Module):
         input_mean: Subtracted from the inputs (D); 0 until initialised.
         input_scale: What the inputs are then divided by (D); 1 until initialised.
     """
+
+    centers: Tensor
+    input_mean: Tensor
+    input_scale: Tensor
 
     def __init__(
         self,
@@ -300,9 +319,7 @@ class GaussianRBFNetwork(nn.Module):
         self.reg_precision, self.reg_weights, self.reg_centers = reg_precision, reg_weights, reg_centers
         self.feature_info = [{"num_chs": n_centers, "reduction": 1, "module": "head"}]
         if global_pool:
-            raise ValueError(
-                f"global_pool={global_pool!r}: the units have no positions to pool; leave it empty"
-            )
+            raise ValueError(f"global_pool={global_pool!r}: the units have no positions to pool; leave it empty")
         if penalty not in ("squared", "plain"):
             raise ValueError(f"penalty={penalty!r} is not one of 'squared', 'plain'")
 
@@ -315,14 +332,12 @@ class GaussianRBFNetwork(nn.Module):
             self.register_buffer("centers", centers)
         size = {"full": (self.dim * (self.dim + 1) // 2,), "low_rank": (self.dim, self.rank)}
         size |= {"diag": (self.dim,), "isotropic": (1,)}
-        self.precision_elements = nn.Parameter(
-            torch.empty(size[self.form], **dd)
-        )  # diag, isotropic: log-scales
+        self.precision_elements = nn.Parameter(torch.empty(size[self.form], **dd))  # diag, isotropic: log-scales
         self.head: nn.Module = self._new_head(num_classes, **dd)
         self.init_weights()
 
     def _new_head(self, num_classes: int, **dd: Any) -> nn.Module:
-        return nn.Linear(self.num_features, num_classes, self.bias, **dd) if num_classes else nn.Identity()
+        return Readout(self.num_features, num_classes, self.bias, **dd) if num_classes else nn.Identity()
 
     @torch.jit.ignore
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -332,14 +347,16 @@ class GaussianRBFNetwork(nn.Module):
         self._init_head(generator)
 
     def _init_head(self, generator: torch.Generator | None) -> None:
-        if isinstance(self.head, nn.Linear):
+        if isinstance(self.head, Readout):
             nn.init.normal_(self.head.weight, std=0.1, generator=generator)
             if self.head.bias is not None:
                 nn.init.zeros_(self.head.bias)
 
     @torch.no_grad()
     def _init_metric(self, scale: float, generator: torch.Generator | None) -> None:
-        """L = scale (I + 0.05 T / sqrt(D)), T standard normal; low rank: a random orthogonal frame of the same trace."""
+        """L = scale (I + 0.05 T / sqrt(D)), T standard normal; low rank: a random orthogonal frame of the same
+        trace.
+        """
         elements, D = self.precision_elements, self.dim
         if elements.is_meta:
             return
@@ -364,7 +381,7 @@ class GaussianRBFNetwork(nn.Module):
         y: Tensor | None = None,
         *,
         centers: Literal["kmeans", "random", "all"] | Tensor = "kmeans",
-        init: Literal["median", "official"] | float = "median",
+        init: Literal["median", "scale", "official"] | float = "median",
         standardize: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -372,11 +389,12 @@ class GaussianRBFNetwork(nn.Module):
 
         Args:
             X: Training rows (n, D) or images (n, C, H, W).
-            y: Targets (n,): class indices, or values for one output. Sets the intercept to the classes' log-odds or to
-                the mean; None leaves 0.
+            y: Targets (n,): integer class indices set the intercepts to the log-odds, floating-point values for one
+                output set the mean and unit of the outputs; None leaves both.
             centers: `"kmeans"`, a `"random"` subset of the rows, `"all"` rows, or a tensor (M, D) in standardised
                 units, which is copied.
-            init: `"median"` scales the metric by the median squared distance between rows and centres; a positive
+            init: `"median"` scales the metric by the median squared distance between rows and centres;
+                `"scale"` is the width of scikit-learn's `gamma="scale"`, narrower, for many centres; a positive
                 number is the width of every unit in standardised units; `"official"` draws L and the weights from
                 N(0, 1) as the authors do, which leaves all units dead above some 13 features.
             standardize: Store the rows' mean and standard deviation; constant columns are divided by 1.
@@ -395,13 +413,13 @@ class GaussianRBFNetwork(nn.Module):
         self.centers.copy_(choose_centers(rows, self.num_features, centers, generator))
         if init == "official":
             self.precision_elements.copy_(_draw(self.precision_elements, generator))
-            if isinstance(self.head, nn.Linear):
+            if isinstance(self.head, Readout):
                 self.head.weight.copy_(_draw(self.head.weight, generator))
         else:
             self._init_metric(starting_scale(rows, self.centers, init), generator)
             self._init_head(generator)
-        if y is not None and isinstance(self.head, nn.Linear) and self.head.bias is not None:
-            self.head.bias.copy_(starting_bias(y, self.num_classes, self.head.bias))
+        if y is not None and isinstance(self.head, Readout):
+            self._init_outputs(y)
         median = activations(rows, self.centers, self.factor()).median()
         if median < DEAD:
             warnings.warn(
@@ -410,6 +428,17 @@ class GaussianRBFNetwork(nn.Module):
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+    def _init_outputs(self, y: Tensor) -> None:
+        """Units of a regression's targets, or the classes' log-odds as intercepts."""
+        head = self.head
+        assert isinstance(head, Readout)
+        if y.is_floating_point() and self.num_classes == 1:
+            mean, scale = standardisation(y.reshape(-1, 1).to(head.weight))
+            head.scale.copy_(scale)
+            head.mean.copy_(mean if self.bias else torch.zeros_like(mean))
+        elif head.bias is not None:
+            head.bias.copy_(starting_bias(y, self.num_classes, head.bias))
 
     # ---- forward ------------------------------------------------------------------------------------------
 
@@ -444,7 +473,7 @@ class GaussianRBFNetwork(nn.Module):
         """The weighted penalty of each block that has a weight; `kind` overrides the model's own."""
         L = self.factor()
         L = L.expand(1, self.dim) if self.form == "isotropic" else L
-        weights = self.head.weight if isinstance(self.head, nn.Linear) else L.new_zeros(1, 1)
+        weights = self.head.weight if isinstance(self.head, Readout) else L.new_zeros(1, 1)
         terms = penalty_terms(L, weights, self.centers, kind or self.penalty)
         factors = {"precision": self.reg_precision, "weights": self.reg_weights}
         factors["centers"] = self.reg_centers if self.learn_centers else 0.0
@@ -479,9 +508,7 @@ class GaussianRBFNetwork(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the readout by a fresh one; 0 outputs: none."""
         if global_pool:
-            raise ValueError(
-                f"global_pool={global_pool!r}: the units have no positions to pool; leave it empty"
-            )
+            raise ValueError(f"global_pool={global_pool!r}: the units have no positions to pool; leave it empty")
         training, self.num_classes = self.head.training, num_classes
         self.head = self._new_head(num_classes, device=self.centers.device, dtype=self.centers.dtype)
         self._init_head(None)
@@ -502,10 +529,11 @@ class GaussianRBFNetwork(nn.Module):
 
         df_k/dx = -P sum_m w_km phi_m (x - c_m), with matrix products only.
         """
-        assert isinstance(self.head, nn.Linear), "a network without outputs has no gradients"
+        assert isinstance(self.head, Readout), "a network without outputs has no gradients"
         rows = (X.reshape(len(X), -1).to(self.centers.dtype) - self.input_mean) / self.input_scale
         L, C = self.factor(), self.centers
-        weighted = activations(rows, C, L).unsqueeze(1) * self.head.weight  # (n, K, M)
+        readout = self.head.weight * self.head.scale.unsqueeze(-1)
+        weighted = activations(rows, C, L).unsqueeze(1) * readout  # (n, K, M)
         pull = weighted @ C - weighted.sum(-1, keepdim=True) * rows.unsqueeze(1)  # (n, K, D)
         return pull * L.square() if L.shape[-2] == 1 else (pull @ L) @ L.mT
 
@@ -538,9 +566,7 @@ class GaussianRBFNetwork(nn.Module):
             return importance_from_precision(self.precision(), kind)
         if X is None:
             raise ValueError('kind="gradient" averages over rows: pass X')
-        return shares(
-            self.gradient_outer_product(X).diagonal(), "the output does not change with any feature"
-        )
+        return shares(self.gradient_outer_product(X).diagonal(), "the output does not change with any feature")
 
     @torch.jit.ignore
     @torch.no_grad()
@@ -577,12 +603,10 @@ class GaussianRBFNetwork(nn.Module):
             raise ValueError(
                 "the file has no centers: they were fixed, and its authors do not save those; pass centers="
             )
-        state = {**state_dict, **({"centers": centers} if fixed else {})}
+        state: dict[str, Any] = {**state_dict, **({"centers": centers} if fixed else {})}
         M, D = state["centers"].shape
         outputs = 1 if state["weights"].ndim == 1 else state["weights"].shape[1]
-        network = cls(
-            D, outputs, M, learn_centers=not fixed, bias=False, dtype=state["weights"].dtype, **kwargs
-        )
+        network = cls(D, outputs, M, learn_centers=not fixed, bias=False, dtype=state["weights"].dtype, **kwargs)
         network.load_state_dict(state)
         return network
 
@@ -592,6 +616,7 @@ class GaussianRBFNetwork(nn.Module):
         if weights is not None:
             state_dict[f"{prefix}head.weight"] = weights.reshape(len(weights), -1).mT
             neutral = {"input_mean": torch.zeros(self.dim), "input_scale": torch.ones(self.dim)}
+            neutral |= {"head.mean": torch.zeros(self.num_classes), "head.scale": torch.ones(self.num_classes)}
             if getattr(self.head, "bias", None) is not None:
                 neutral["head.bias"] = torch.zeros(self.num_classes)
             for name, value in neutral.items():
@@ -603,9 +628,7 @@ def _form_of(precision: Precision, dim: int) -> tuple[str, int]:
     """Name and rank of a metric."""
     if isinstance(precision, int) and not isinstance(precision, bool):
         if not 1 <= precision <= dim:
-            raise ValueError(
-                f"precision={precision} is a rank; with {dim} features it lies between 1 and {dim}"
-            )
+            raise ValueError(f"precision={precision} is a rank; with {dim} features it lies between 1 and {dim}")
         return "low_rank", precision
     if precision not in ("full", "diag", "isotropic"):
         raise ValueError(f"precision={precision!r} is not 'full', 'diag', 'isotropic' or a rank")
@@ -620,9 +643,7 @@ def units(x: Tensor, centers: Tensor, elements: Tensor, mean: Tensor, scale: Ten
     """
     dim = centers.shape[1]
     if x.dim() < 2 or x[0:1].numel() != min(x.shape[0], 1) * dim:
-        raise ValueError(
-            f"expected a batch of rows of {dim} features (or images of as many values), got {x.shape}"
-        )
+        raise ValueError(f"expected a batch of rows of {dim} features (or images of as many values), got {x.shape}")
     own = centers.dtype
     wide = torch.float32 if own == torch.float16 or own == torch.bfloat16 else own
     rows = (x.flatten(1).to(wide) - mean.to(wide)) / scale.to(wide)
@@ -656,9 +677,7 @@ def standardisation(rows: Tensor, weight: Tensor | None = None) -> tuple[Tensor,
     return mean, torch.where(varies, variance, 1.0).sqrt()
 
 
-def choose_centers(
-    rows: Tensor, count: int, how: str | Tensor, generator: torch.Generator | None = None
-) -> Tensor:
+def choose_centers(rows: Tensor, count: int, how: str | Tensor, generator: torch.Generator | None = None) -> Tensor:
     """`count` centres (M, D) for standardised rows (n, D): k-means, a random subset of the distinct rows, or given."""
     if isinstance(how, Tensor):
         if how.shape != (count, rows.shape[1]):
@@ -672,9 +691,7 @@ def choose_centers(
         raise ValueError(f"centers={how!r} is not 'kmeans', 'random', 'all' or a tensor")
     distinct = torch.unique(rows, dim=0) if how == "kmeans" else rows[first_of_each(rows)]
     if len(distinct) < count:
-        raise ValueError(
-            f"n_centers={count} is more than the {len(distinct)} distinct rows; use fewer centres"
-        )
+        raise ValueError(f"n_centers={count} is more than the {len(distinct)} distinct rows; use fewer centres")
     if how == "random" or len(distinct) == count:
         order = torch.randperm(len(distinct), generator=generator)[:count]
         return distinct[order.to(distinct.device)]
@@ -699,8 +716,10 @@ def starting_scale(rows: Tensor, centers: Tensor, init: str | float) -> float:
         if not init > 0:
             raise ValueError(f"init={init} is a width and must be positive")
         return 1.0 / init
+    if init == "scale":
+        return math.sqrt(2 / (rows.shape[1] * max(float(rows.var(correction=0)), 1e-12)))
     if init != "median":
-        raise ValueError(f"init={init!r} is not 'median', 'official' or a width")
+        raise ValueError(f"init={init!r} is not 'median', 'scale', 'official' or a width")
     sample = rows[:: max(1, len(rows) // 2000)]  # the median of two thousand rows is as good
     q = (sample.unsqueeze(1) - centers).square().sum(-1) if sample.numel() * len(centers) < 2**22 else (
         torch.cdist(sample, centers).square())  # fmt: skip
@@ -709,15 +728,12 @@ def starting_scale(rows: Tensor, centers: Tensor, init: str | float) -> float:
 
 
 def starting_bias(y: Tensor, outputs: int, like: Tensor) -> Tensor:
-    """Intercepts (K): log priors for class indices (log-odds for one output), the mean for values."""
-    if outputs > 1:
-        counts = torch.bincount(y.long().flatten(), minlength=outputs).to(like)
-        prior = (counts + 0.5) / (counts + 0.5).sum()
-        return prior.log() - prior.log().mean()
-    mean = y.to(like).mean()
-    if y.is_floating_point():
-        return mean.reshape(1)
-    return torch.logit(mean.clamp(1e-3, 1 - 1e-3)).reshape(1)
+    """Intercepts (K) from class indices: centred log priors, or the log-odds for one output."""
+    if outputs == 1:
+        return torch.logit(y.to(like).mean().clamp(1e-3, 1 - 1e-3)).reshape(1)
+    counts = torch.bincount(y.long().flatten(), minlength=outputs).to(like) + 0.5
+    prior = (counts / counts.sum()).log()
+    return prior - prior.mean()
 
 
 # ---- variants ----------------------------------------------------------------------------------------------
@@ -743,9 +759,7 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs(
-    {name: _cfg() for name in ("grbf", "grbf_diag", "grbf_rank8", "test_grbf")}
-)
+default_cfgs = generate_default_cfgs({name: _cfg() for name in ("grbf", "grbf_diag", "grbf_rank8", "test_grbf")})
 
 
 def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **defaults: Any) -> GaussianRBFNetwork:
@@ -771,6 +785,6 @@ def grbf_rank8(pretrained: bool = False, **kwargs: Any) -> GaussianRBFNetwork:
 
 
 @register_model
-def test_grbf(pretrained: bool = False, **kwargs: Any) -> GaussianRBFNetwork:
+def test_grbf(pretrained: bool = False, **kwargs: Any) -> GaussianRBFNetwork:  # noqa: PT028
     """GRBF with 4 centres, for tests."""
     return _create("test_grbf", pretrained, kwargs, n_centers=4)

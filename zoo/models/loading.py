@@ -51,9 +51,7 @@ def find_state_dict(checkpoint: Mapping[str, Any], origin: str) -> dict[str, Ten
     """
     content: Any = checkpoint
     for _ in range(4):
-        inner = next(
-            (content[k] for k in _ENTRIES if isinstance(content.get(k), Mapping) and content[k]), None
-        )
+        inner = next((content[k] for k in _ENTRIES if isinstance(content.get(k), Mapping) and content[k]), None)
         if inner is None:
             break
         content = inner
@@ -91,9 +89,7 @@ class Fit:
 
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
-    shapes: dict[str, tuple[Shape, Shape]] = field(
-        default_factory=dict
-    )  # name -> (in the file, in the model)
+    shapes: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)  # name -> (in the file, in the model)
 
     @property
     def complete(self) -> bool:
@@ -131,9 +127,7 @@ def _loose_tensors(model: nn.Module) -> Iterator[Tensor]:
             yield from (v for v in inside if isinstance(v, Tensor))
 
 
-_SIZE_MISMATCH = re.compile(
-    r"size mismatch for (\S+): copying a param with shape torch\.Size\(\[(.*?)\]\) from"
-)
+_SIZE_MISMATCH = re.compile(r"size mismatch for (\S+): copying a param with shape torch\.Size\(\[(.*?)\]\) from")
 
 
 def _try(model: nn.Module, state: Mapping[str, Tensor]) -> Fit:
@@ -248,9 +242,7 @@ def _check_kinds(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> 
 # ---- how to say it -----------------------------------------------------------------------------------------
 
 
-def _explain(
-    fit: Fit, heads: tuple[str, ...], model: nn.Module, state: Mapping[str, Tensor], origin: str
-) -> str:
+def _explain(fit: Fit, heads: tuple[str, ...], model: nn.Module, state: Mapping[str, Tensor], origin: str) -> str:
     name = type(model).__name__
     if fit.outside(heads).complete and heads:
         return _explain_classes(fit, heads[0], model, state, origin)

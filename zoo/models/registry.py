@@ -90,9 +90,7 @@ def create_model(
     register()
     source, name = _parse(model_name)
     given = {k: v for k, v in kwargs.items() if v is not None}
-    theirs = (
-        pretrained and not source and not _is_ours(name)
-    )  # timm's own weights go through timm's own loader
+    theirs = pretrained and not source and not _is_ours(name)  # timm's own weights go through timm's own loader
     model = _build(model_name, source, name, pretrained=theirs, kwargs=given)
     if pretrained and not theirs:
         _load_pretrained(model, source, name)
@@ -154,9 +152,7 @@ def _parse(model_name: str) -> tuple[str, str]:
     if tag:
         tags = [n.partition(".")[2] for n in timm.list_models(arch, include_tags=True) if "." in n]
         if tag not in tags:
-            raise ValueError(
-                f"{arch} has no weights tagged {tag!r}{suggestion(tag, tags) or '; it has no tags'}"
-            )
+            raise ValueError(f"{arch} has no weights tagged {tag!r}{suggestion(tag, tags) or '; it has no tags'}")
     return source, name
 
 
@@ -173,9 +169,7 @@ def _check_config(folder: Path) -> str:
         )
     arch = config["architecture"]
     if not timm.is_model(arch):
-        raise CheckpointError(
-            f"{folder}/config.json names the architecture {arch!r}, which is not registered"
-        )
+        raise CheckpointError(f"{folder}/config.json names the architecture {arch!r}, which is not registered")
     return arch
 
 
@@ -254,7 +248,5 @@ def _pretrained_path(cfg: dict[str, Any], source: str, name: str) -> Path:
         return fetch_url(cfg["url"])
     arch = name.partition(".")[0]
     tagged = [n for n in list_models(pretrained=True) if n.partition(".")[0] == arch]
-    instead = (
-        f"choose one of {', '.join(tagged)}" if tagged else "pass checkpoint_path=<file>, or pretrained=False"
-    )
+    instead = f"choose one of {', '.join(tagged)}" if tagged else "pass checkpoint_path=<file>, or pretrained=False"
     raise CheckpointError(f"no weights were released for {name}: {instead}")

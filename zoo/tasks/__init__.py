@@ -6,10 +6,12 @@ A task owns losses, metrics and optimisation; the architecture stays a plain `nn
 from zoo.tasks.base import NonFiniteLossError, Task, load_task
 from zoo.tasks.classification import ClassificationTask
 from zoo.tasks.optim import create_optimizer, create_scheduler, param_groups
+from zoo.tasks.tabular import TabularTask
 
 __all__ = [
     "ClassificationTask",
     "NonFiniteLossError",
+    "TabularTask",
     "Task",
     "create_optimizer",
     "create_scheduler",

@@ -54,6 +54,10 @@ class WandbRun(WandbLogger):
     ) -> None:
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")  # type: ignore[assignment]
+        if mode == "online" and not logged_in():
+            raise ValueError(
+                "mode = online needs credentials: run `wandb login`, set WANDB_API_KEY, or choose mode=offline"
+            )
         if mode != "online":  # only the environment variables keep W&B from opening a telemetry connection
             os.environ["WANDB_MODE"] = mode
             os.environ["WANDB_ERROR_REPORTING"] = "false"

@@ -173,7 +173,7 @@ def run(
         message = f"stopped by {signal.Signals(stop.signum).name}; the state after step {stop.step} is saved"
         raise RunStopped(f"{message}\ncontinue with: {command} resume={_shown(folder)}", exit_code) from None
     except NonFiniteLossError as error:
-        raise RunFailed(f"{error}\n{_last_good(folder, command)}") from None
+        raise RunFailed(f"{error}\n{_last_good(folder, command)} optimizer.lr=...") from None
     except CheckpointError as error:
         raise RunFailed(f"{error}\n{_last_good(folder, command)}") from None
     finally:
@@ -266,9 +266,14 @@ def _build(key: str, build: Callable[[], Any]) -> Any:
         cause = error.__cause__ or error
         if not isinstance(cause, (ValueError, TypeError, OSError, MisconfigurationException, ImportError)):
             raise cause from None
-        raise ConfigError(f"{key}: {cause}") from None
+        raise _located(key, cause) from None
     except (ValueError, TypeError, OSError, MisconfigurationException) as error:
-        raise ConfigError(f"{key}: {error}") from None
+        raise _located(key, error) from None
+
+
+def _located(key: str, error: BaseException) -> BaseException:
+    """Say which section an error is about, unless it is the zoo's own and says so itself."""
+    return error if type(error).__module__.startswith("zoo.") else ConfigError(f"{key}: {error}")
 
 
 def _instantiate(section: Mapping[str, Any], **offered: Any) -> Any:
@@ -376,7 +381,7 @@ def _last_good(folder: Path, command: str) -> str:
     states = step_files(folder / FOLDER)
     if not states:
         return "no checkpoint had been written yet"
-    resume = f"{command} resume={_shown(folder)} optimizer.lr=..."
+    resume = f"{command} resume={_shown(folder)}"
     return f"the last good checkpoint is step {states[0][0]}; continue from it with: {resume}"
 
 
