@@ -15,14 +15,21 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from torch import Tensor, nn
 
 __all__ = [
+    "as_array",
+    "merged_kernels",
     "plot_importance_image",
     "plot_importances",
+    "plot_kernels",
     "plot_loadings",
     "plot_output",
+    "plot_receptive_field",
     "plot_spectrum",
     "plot_summary",
+    "receptive_field",
+    "square_of_share",
 ]
 
 COLOR, ACCENT, GREY = "#3b6ea5", "#c8553d", "#8a8a8a"
@@ -248,3 +255,180 @@ def _points(ax: Axes, model: Any, z: np.ndarray, y: Any) -> None:
             color = ("#2166ac", "#b2182b")[i] if len(model.classes_) == 2 else f"C{i % 10}"
             own = np.asarray(y) == label
             ax.scatter(first[own], second[own], color=color, label=str(label), **common)
+
+
+# ---- spatial models ----------------------------------------------------------------------------------------
+
+
+def receptive_field(model: nn.Module, images: Tensor, stage: int = -1) -> np.ndarray:
+    """What a unit in the middle of a feature map looks at: its effective receptive field (Luo et al., 2016).
+
+    The channels of the middle pixel are summed with random signs, drawn for each image from a fixed seed, and the size
+    of the gradient with respect to the input is averaged over images and input channels. (Without the signs, a map that
+    ends in a layer normalisation would have a constant sum and no gradient.) In a fresh model a tiny layer scale or a
+    zero last weight of each block hides the blocks; the picture means most for trained weights.
+
+    Args:
+        model: Any model that makes maps: one with timm's `forward_intermediates`, else with a `forward_features` that
+            returns (B, C, H, W). It is run in eval mode and left as it was.
+        images: Normalised images (B, C, H, W).
+        stage: Which of its feature maps, counted as timm does; -1 is the last one.
+
+    Returns:
+        Shares (H, W) that sum to one.
+
+    Raises:
+        ValueError: The model makes no maps, has no such stage, or its middle does not depend on the input.
+    """
+    import torch
+
+    kept = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.inference_mode(False), torch.enable_grad():  # Lightning validates in inference mode
+            inputs = images.detach().clone().requires_grad_()
+            maps = _feature_map(model, inputs, stage)
+            middle = maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2]
+            draw = torch.Generator().manual_seed(0)
+            signs = torch.randint(0, 2, middle.shape, generator=draw).to(middle) * 2 - 1
+            (gradient,) = torch.autograd.grad((middle * signs).sum(), inputs)
+    finally:
+        for module, training in kept.items():
+            module.training = training
+    field = gradient.abs().double().mean((0, 1)).cpu().numpy()
+    if not field.sum() > 0:
+        raise ValueError("the middle of the feature map does not depend on the images; are the weights finite?")
+    return field / field.sum()
+
+
+def _feature_map(model: nn.Module, images: Tensor, stage: int) -> Tensor:
+    name = type(model).__name__
+    if hasattr(model, "forward_intermediates"):
+        try:
+            maps = model.forward_intermediates(images, indices=[stage], intermediates_only=True)[0]  # type: ignore[operator]
+        except (AssertionError, IndexError) as error:
+            raise ValueError(f"{name} has no feature map {stage}; -1 is the last one") from error
+    elif hasattr(model, "forward_features"):
+        maps = model.forward_features(images)  # type: ignore[operator]
+    else:
+        raise ValueError(f"{name} has neither forward_intermediates nor forward_features, so no map to look at")
+    if maps.ndim != 4:
+        raise ValueError(f"{name} makes features of shape {tuple(maps.shape)}, not maps (B, C, H, W)")
+    return maps
+
+
+def square_of_share(field: np.ndarray, share: float) -> tuple[int, int, int]:
+    """The smallest square around a field's centre of mass that holds a share of it.
+
+    Returns:
+        Row and column of the centre, and the side in pixels, odd; the square may reach over the border.
+    """
+    height, width = field.shape
+    row = round(float(np.average(np.arange(height), weights=field.sum(1))))
+    column = round(float(np.average(np.arange(width), weights=field.sum(0))))
+    y, x = np.abs(np.arange(height) - row)[:, None], np.abs(np.arange(width) - column)[None, :]
+    distance = np.maximum(y, x)  # of each pixel: half the side of the square on whose border it lies
+    held = np.cumsum(np.bincount(distance.ravel(), weights=field.ravel())) / field.sum()
+    return row, column, 2 * int(np.searchsorted(held, share - 1e-12)) + 1
+
+
+def plot_receptive_field(
+    field: np.ndarray, *, shares: Sequence[float] = (0.5, 0.95), title: str | None = None, ax: Axes | None = None
+) -> Axes:
+    """Map of an effective receptive field on a logarithmic scale, with the squares that hold some shares of it.
+
+    Args:
+        field: Shares (H, W), as from :func:`receptive_field`.
+        shares: Squares to draw; the legend gives their sides in pixels.
+        title: Heading.
+        ax: Where to draw.
+    """
+    from matplotlib.colors import LogNorm
+    from matplotlib.patches import Rectangle
+
+    ax = _axes(ax, (4.8, 4.2))
+    height, width = field.shape
+    relative = np.clip(field / field.max(), 1e-4, None)
+    image = ax.imshow(relative, cmap="magma", norm=LogNorm(1e-4, 1), interpolation="nearest")
+    for share, style in zip(shares, ("-", "--", ":", "-.") * len(shares), strict=False):
+        row, column, side = square_of_share(field, share)
+        corner = (column - side / 2, row - side / 2)
+        label = f"{share:.0%} within {side} px"
+        ax.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="white", linestyle=style, label=label))
+    ax.set_xlim(-0.5, width - 0.5)
+    ax.set_ylim(height - 0.5, -0.5)
+    ax.set_xticks([0, width // 2, width - 1])
+    ax.set_yticks([0, height // 2, height - 1])
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=2, fontsize="small", facecolor=GREY, frameon=True)
+    ax.figure.colorbar(image, ax=ax, label="gradient, share of the largest")
+    if title:
+        ax.set_title(title)
+    return ax
+
+
+def merged_kernels(model: nn.Module, layer: str | None = None) -> tuple[str, np.ndarray]:
+    """Kernels of a depthwise layer as inference uses them: branches and normalisations merged.
+
+    Args:
+        model: Any model; its deploy form is looked at, it stays as it is.
+        layer: Name of a depthwise convolution or of the block that holds it, such as `stages.1.0`; None takes the first
+            one of the largest size.
+
+    Returns:
+        The layer's name and its kernels (C, k, k).
+
+    Raises:
+        ValueError: There is no such layer, or no depthwise layer at all.
+    """
+    from torch import nn
+
+    from zoo.models.deploy import to_deploy
+    from zoo.suggest import suggestion
+
+    found = {
+        name: module.weight.detach()[:, 0].double().cpu().numpy()
+        for name, module in to_deploy(model).named_modules()
+        if isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels and max(module.kernel_size) > 1
+    }
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no depthwise convolution")
+    if layer is None:
+        layer = max(found, key=lambda name: found[name].shape[-1])
+    name = next((name for name in found if name == layer or name.startswith(f"{layer}.")), None)
+    if name is None:
+        raise ValueError(f"no depthwise layer {layer!r}{suggestion(layer, found)}")
+    return name, found[name]
+
+
+def plot_kernels(kernels: np.ndarray, *, count: int = 32, title: str | None = None, ax: Axes | None = None) -> Axes:
+    """Depthwise kernels side by side, each on its own scale: red adds, blue subtracts, white is zero.
+
+    Args:
+        kernels: (C, k, k).
+        count: How many to show, spread evenly over the channels.
+        title: Heading.
+        ax: Where to draw.
+    """
+    chosen = kernels[np.unique(np.linspace(0, len(kernels) - 1, min(count, len(kernels))).round().astype(int))]
+    columns = int(np.ceil(np.sqrt(2 * len(chosen))))
+    rows = -(-len(chosen) // columns)
+    k_h, k_w = chosen.shape[-2:]
+    mosaic = np.full((rows * (k_h + 1) - 1, columns * (k_w + 1) - 1), np.nan)  # a pixel of nothing in between
+    for i, kernel in enumerate(chosen):
+        top, left = i // columns * (k_h + 1), i % columns * (k_w + 1)
+        mosaic[top : top + k_h, left : left + k_w] = kernel / (np.abs(kernel).max() or 1.0)
+    ax = _axes(ax, (0.85 * columns, 0.85 * rows + 0.4))
+    ax.set_facecolor("black")
+    ax.imshow(mosaic, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    if title:
+        ax.set_title(title, fontsize="medium")
+    return ax
+
+
+def as_array(ax: Axes) -> np.ndarray:
+    """The figure around some axes as bytes (H, W, 3), for a logger."""
+    canvas: Any = ax.figure.canvas
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -104,7 +104,7 @@ class Objective:
 
     def targets(self) -> Tensor:
         """Targets with the networks' dimension."""
-        wanted = 2 if self.loss == "cross_entropy" and not self.y.is_floating_point() else 3
+        wanted = 3 if self.y.is_floating_point() else 2
         return self.y if self.y.ndim == wanted else self.y.expand(len(self.weight), *self.y.shape)
 
     def data(self, networks: Networks) -> Tensor:

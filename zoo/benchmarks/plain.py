@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from zoo.kernels.large_kernel import DepthwiseConv2d, DilatedReparamBlock
 from zoo.models.unireplknet import GlobalResponseNorm, SqueezeExcite, UniRepLKNetBlock
 
-__all__ = ["plain_copy"]
+__all__ = ["has_plain_form", "plain_copy"]
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
@@ -26,14 +26,19 @@ def plain_copy(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: The model has none of the family's blocks.
     """
-    if not any(isinstance(module, UniRepLKNetBlock) for module in model.modules()):
+    if not has_plain_form(model):
         raise ValueError(f"{type(model).__name__} has no plain form; there is one for UniRepLKNet")
     return _plain(copy.deepcopy(model))
 
 
+def has_plain_form(model: nn.Module) -> bool:
+    """Whether a model consists of UniRepLKNet's blocks."""
+    return any(isinstance(module, UniRepLKNetBlock) for module in model.modules())
+
+
 def _plain(module: nn.Module) -> Any:
     for name, child in list(module.named_children()):
-        setattr(module, name, _plain(child)) if name.isidentifier() else module.__setitem__(int(name), _plain(child))  # type: ignore[operator]
+        module.add_module(name, _plain(child))
     for kind, build in _FORMS.items():
         if type(module) is kind:
             return build(module)

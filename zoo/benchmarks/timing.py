@@ -6,9 +6,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
 
-__all__ = ["interleaved", "peak_memory"]
+__all__ = ["Times", "interleaved", "interleaved_times", "peak_memory"]
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int = 15, warmup: int = 2) -> dict[str, float]:
@@ -19,14 +23,30 @@ def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int = 15,
         rounds: Timed calls of each.
         warmup: Calls of each before that.
     """
-    times: dict[str, list[float]] = {name: [] for name in functions}
+    return {name: statistics.median(times.cpu) for name, times in interleaved_times(functions, rounds, warmup).items()}
+
+
+@dataclass
+class Times:
+    """Seconds of every timed call of a function: on the clock, and summed over the threads of the process."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+
+def interleaved_times(
+    functions: Mapping[Name, Callable[[], object]], rounds: int = 15, warmup: int = 2
+) -> dict[Name, Times]:
+    """As :func:`interleaved`, every single time: position i of each list belongs to the same round."""
+    times: dict[Name, Times] = {name: Times() for name in functions}
     for turn in range(warmup + rounds):
         for name, function in functions.items():
-            begin = time.process_time()
+            clock, cpu = time.perf_counter(), time.process_time()
             function()
             if turn >= warmup:
-                times[name].append(time.process_time() - begin)
-    return {name: statistics.median(values) for name, values in times.items()}
+                times[name].wall.append(time.perf_counter() - clock)
+                times[name].cpu.append(time.process_time() - cpu)
+    return times
 
 
 _PROBE = """

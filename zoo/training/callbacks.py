@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from pydantic import PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
+
+from zoo.figures import as_array, merged_kernels, plot_kernels, plot_receptive_field, receptive_field
 
 
 class ProgressBar(RichProgressBar):
@@ -92,3 +97,45 @@ def _picture(image: Tensor, preprocessing: dict[str, Any] | None) -> Any:
         image = image * std + mean
     array = (image.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()  # (C, H, W) -> (H, W, C)
     return array[..., 0] if array.shape[-1] not in (3, 4) else array
+
+
+class ModelPictures(Callback):
+    """Sends the model's effective receptive field and merged kernels to W&B as it learns.
+
+    The field is averaged over the first validation images. A model without maps, or without depthwise layers, leaves
+    that picture out.
+
+    Args:
+        every_n_epochs: Interval in epochs; the first epoch always has pictures.
+        count: Number of images.
+        layer: Whose kernels, see `zoo.figures.merged_kernels`; None for the first layer of the largest size.
+    """
+
+    def __init__(self, every_n_epochs: PositiveInt = 10, count: PositiveInt = 16, layer: str | None = None) -> None:
+        self.every_n_epochs, self.count, self.layer = every_n_epochs, count, layer
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        *args: Any,
+    ) -> None:
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        if batch_idx > 0 or trainer.sanity_checking or not loggers or not trainer.is_global_zero:
+            return
+        if trainer.current_epoch % self.every_n_epochs or not isinstance(batch[0], Tensor) or batch[0].ndim != 4:
+            return
+        model = getattr(pl_module, "model", pl_module)
+        for name, picture in self._pictures(model, batch[0][: self.count]):
+            for logger in loggers:
+                logger.log_image(f"model/{name}", [picture], step=None)
+
+    def _pictures(self, model: nn.Module, images: Tensor) -> Iterator[tuple[str, np.ndarray]]:
+        with suppress(ValueError):  # no maps
+            yield "receptive_field", as_array(plot_receptive_field(receptive_field(model, images)))
+        with suppress(ValueError):  # no depthwise layer
+            name, kernels = merged_kernels(model, self.layer)
+            yield "kernels", as_array(plot_kernels(kernels, title=name))

@@ -1,0 +1,97 @@
+"""The plain yardstick is the same network, and the measurement tells what it measured."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from zoo.benchmarks.models import BenchmarkError, Cell, _compare, inference, lively, training
+from zoo.benchmarks.plain import plain_copy
+from zoo.cli import main
+from zoo.models.deploy import to_deploy
+from zoo.models.registry import create_model
+
+ZOO_KINDS = {"DepthwiseConv2d", "DilatedReparamBlock", "SqueezeExcite", "GlobalResponseNorm", "UniRepLKNetBlock"}
+
+
+@pytest.mark.parametrize("deploy", [False, True])
+def test_plain_form_is_the_same_function_with_the_same_names(deploy: bool) -> None:
+    model = lively(create_model("test_unireplknet")).double().eval()
+    model = to_deploy(model) if deploy else model
+    plain = plain_copy(model)
+    assert not {type(m).__name__ for m in plain.modules()} & ZOO_KINDS
+    assert plain.state_dict().keys() == model.state_dict().keys()
+    images = torch.randn(2, 3, 64, 48, dtype=torch.float64)
+    torch.testing.assert_close(plain(images), model(images), rtol=1e-12, atol=1e-12)
+
+
+def test_plain_form_trains_alike() -> None:
+    model = lively(create_model("test_unireplknet")).double().train()
+    plain = plain_copy(model)
+    images = torch.randn(4, 3, 64, 64, dtype=torch.float64)
+    for form in (model, plain):
+        form(images).square().sum().backward()
+    theirs = dict(plain.named_parameters())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-8, atol=1e-8)
+
+
+def test_a_model_without_plain_form_is_refused() -> None:
+    with pytest.raises(ValueError, match="has no plain form"):
+        plain_copy(torch.nn.Linear(1, 1))
+    with pytest.raises(BenchmarkError, match="has no plain form"):
+        list(training(Path(), models=["test_convnext"], size=32, batch=2))
+
+
+def test_inference_is_measured_told_and_kept(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    models = ["test_unireplknet", "test_convnext"]
+    lines = list(inference(tmp_path / "results", models, batch=2, size=32, threads=[1, 2], rounds=2))
+    assert torch.get_num_threads() == before
+    with (tmp_path / "results" / "models_inference.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * (6 + 2)
+    assert {row["threads"] for row in rows} == {"1", "2"}
+    assert all(float(row["ms"]) > 0 and row["n"] == "2" and "torch" in row["machine"] for row in rows)
+    assert sum(float(row["times"]) == 1 for row in rows if row["form"] == "plain deploy") >= 2
+    assert all(row["times"] == "" for row in rows if row["model"] == "test_convnext")
+    table = (tmp_path / "RESULTS.md").read_text()
+    assert "zoo deploy" in table
+    assert "python -m zoo benchmark models inference" in table
+    assert "2 rounds" in lines[-1]
+
+
+def test_training_is_measured(tmp_path: Path) -> None:
+    list(training(tmp_path / "results", ["test_unireplknet"], batch=2, size=32, threads=[1], rounds=1))
+    with (tmp_path / "results" / "models_training.csv").open() as file:
+        forms = [(row["form"], row["layout"]) for row in csv.DictReader(file)]
+    assert forms == [(form, layout) for form in ("plain", "zoo") for layout in ("NCHW", "channels_last")]
+
+
+def test_forms_that_differ_are_not_timed() -> None:
+    results = {Cell("m", "plain", "NCHW"): torch.ones(3), Cell("m", "zoo", "NCHW"): torch.tensor([1.0, 1.0, 1.1])}
+    with pytest.raises(BenchmarkError, match=r"m, zoo, NCHW differs from m, plain, NCHW by 1\.0e-01"):
+        _compare(results, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["models", "inference", "--models", "unireplknet_aa"], "did you mean unireplknet_a"),
+        (["models", "training", "--compile"], "models training has no option --compile"),
+        (["grbf", "speed", "--batch", "3"], "grbf speed has no option --batch"),
+        (["models", "inference", "--rounds", "0"], "'0' is not a whole number above 0"),
+        (["models", "inference", "--device", "gpu"], "'gpu' is neither cpu nor cuda"),
+        (["model"], "did you mean models"),
+    ],
+)
+def test_mistakes_are_told(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    try:
+        status = main(["benchmark", *arguments, "--out", str(tmp_path)])
+    except SystemExit as ended:
+        status = ended.code  # type: ignore[assignment]
+    assert status in (1, 2)
+    assert told in capsys.readouterr().err

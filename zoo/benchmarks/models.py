@@ -1,0 +1,316 @@
+"""Speed of whole models: the zoo's forms, the same network written straightforwardly, and timm's peers.
+
+Every form of every model is called once a round, in turn, so that a busy machine is busy for all of them; outputs (and
+gradients, for training) are compared before anything is timed.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import os
+import platform
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.benchmarks.plain import has_plain_form, plain_copy
+from zoo.benchmarks.records import Records, markdown, put_section
+from zoo.benchmarks.timing import Times, interleaved_times
+from zoo.models.deploy import to_deploy
+from zoo.models.registry import create_model
+
+__all__ = ["BenchmarkError", "inference", "training"]
+
+#: Two of ours and, after each, the peers of timm that it is compared with.
+MODELS = ("unireplknet_a", "convnextv2_atto", "unireplknet_t", "convnext_tiny")
+LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+KEYS = ("date", "model", "form", "layout", "compiled", "threads", "batch", "size", "device")
+VALUES = ("ms", "q1", "q3", "cpu_ms", "n", "times", "times_cpu", "machine")
+
+
+class BenchmarkError(RuntimeError):
+    """Two forms that should agree do not, or a model cannot be measured."""
+
+
+class Cell(NamedTuple):
+    """What is timed: one form of one model in one memory layout."""
+
+    model: str
+    form: str
+    layout: str
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.model}, {self.form}, {self.layout}{', compiled' if self.compiled else ''}"
+
+
+def inference(
+    folder: Path,
+    models: Sequence[str] = MODELS,
+    batch: int = 8,
+    size: int = 224,
+    threads: Sequence[int] = (),
+    rounds: int = 9,
+    compile: bool = False,
+    device: str = "cpu",
+) -> Iterator[str]:
+    """Time forward passes in float32: plain and zoo, training form and deploy form, and other models as they are.
+
+    A process that has run larger models before keeps more memory at hand, which helps forms that allocate much: measure
+    a model with its own peers only, in a process of its own.
+
+    Args:
+        folder: Where `models_inference.csv` is kept; the table goes into RESULTS.md beside the folder.
+        models: Names of the zoo or of timm. Only UniRepLKNet has a plain form; other models run as they are.
+        batch: Images a call.
+        size: Side of the images, pixels.
+        threads: Numbers of threads to measure with, one after the other; none means what torch uses now.
+        rounds: Timed calls of each form.
+        compile: Also measure the deploy forms after `torch.compile` (minutes for each model).
+        device: Where to run, `cpu` or `cuda`.
+
+    Yields:
+        Lines of a table: median wall time an image with quartiles, CPU time, and how many times faster than the plain
+        deploy form in its better layout (uncompiled), both by the clock and by CPU time.
+
+    Raises:
+        BenchmarkError: Two forms of a model give different outputs.
+    """
+    images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    cells: dict[Cell, Callable[[], Any]] = {}
+    for name in models:
+        yield f"building {name}"
+        cells |= _inference_cells(name, images, compile)
+    yield from _measure("inference", folder, cells, images, threads, rounds, plain="plain deploy")
+
+
+def training(
+    folder: Path,
+    models: Sequence[str] = ("unireplknet_a", "unireplknet_t"),
+    batch: int = 8,
+    size: int = 224,
+    threads: Sequence[int] = (),
+    rounds: int = 7,
+    device: str = "cpu",
+) -> Iterator[str]:
+    """Time a training step (forward, cross-entropy, backward) of the training form in float32, plain and zoo.
+
+    Arguments, lines and errors as for :func:`inference`, the file is `models_training.csv`; loss and gradients of the
+    forms are compared before.
+    """
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randn(batch, 3, size, size, generator=draw).to(device)
+    cells: dict[Cell, Callable[[], Any]] = {}
+    for name in models:
+        yield f"building {name}"
+        cells |= _training_cells(name, images)
+    yield from _measure("training", folder, cells, images, threads, rounds, plain="plain")
+
+
+# ---- what is timed -----------------------------------------------------------------------------------------
+
+
+def _inference_cells(name: str, images: Tensor, compile: bool) -> dict[Cell, Callable[[], Tensor]]:
+    model = _built(name).to(images.device).eval()
+    forms: list[tuple[Cell, nn.Module]] = []
+    if has_plain_form(model):
+        deploy = to_deploy(model)
+        forms += [(Cell(name, "plain training form", "NCHW"), plain_copy(model))]
+        forms += [(Cell(name, "plain deploy", layout), plain_copy(deploy)) for layout in LAYOUTS]
+        forms += [(Cell(name, "zoo training form", "NCHW"), model)]
+        forms += [(Cell(name, "zoo deploy", layout), to_deploy(model)) for layout in LAYOUTS]
+        if compile:
+            forms += [(Cell(name, f, "channels_last", True), m) for f, m in
+                      (("plain deploy", plain_copy(deploy)), ("zoo deploy", to_deploy(model)))]  # fmt: skip
+    else:
+        forms += [(Cell(name, "as it is", layout), copy.deepcopy(model)) for layout in LAYOUTS]
+        if compile:
+            forms += [(Cell(name, "as it is", "channels_last", True), copy.deepcopy(model))]
+    cells = {cell: _forward(cell, module.to(images.device), images) for cell, module in forms}
+    _compare({cell: run() for cell, run in cells.items()}, 1e-4)
+    return cells
+
+
+def _built(name: str) -> nn.Module:
+    try:
+        return lively(create_model(name, in_chans=3))
+    except (ValueError, TypeError) as error:  # a mistyped name
+        raise BenchmarkError(str(error)) from None
+
+
+def _forward(cell: Cell, model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    order = LAYOUTS[cell.layout]
+    model, images = model.to(memory_format=order), images.to(memory_format=order)
+    run: Any = torch.compile(model) if cell.compiled else model
+
+    def call() -> Tensor:
+        with torch.inference_mode():
+            return _finished(run(images))
+
+    return call
+
+
+def _training_cells(name: str, images: Tensor) -> dict[Cell, Callable[[], Tensor]]:
+    model = _built(name).train().to(images.device)
+    if not has_plain_form(model):
+        raise BenchmarkError(f"{name} has no plain form to compare a training step with; choose a UniRepLKNet")
+    forms = {Cell(name, "plain", layout): plain_copy(model) for layout in LAYOUTS}
+    forms |= {Cell(name, "zoo", layout): model if layout == "NCHW" else copy.deepcopy(model) for layout in LAYOUTS}
+    cells = {cell: _step(cell, module, images) for cell, module in forms.items()}
+    _compare({cell: step().clone() for cell, step in cells.items()}, 1e-3)
+    return cells
+
+
+def _step(cell: Cell, model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    order = LAYOUTS[cell.layout]
+    model, images = model.to(memory_format=order), images.to(memory_format=order)
+    targets = torch.arange(len(images), device=images.device)
+    first = next(model.parameters())
+
+    def call() -> Tensor:
+        model.zero_grad(set_to_none=True)
+        F.cross_entropy(model(images), targets).backward()
+        assert first.grad is not None
+        return _finished(first.grad)
+
+    return call
+
+
+def _finished(result: Tensor) -> Tensor:
+    if result.is_cuda:
+        torch.cuda.synchronize(result.device)
+    return result
+
+
+@torch.no_grad()
+def lively(model: nn.Module) -> nn.Module:
+    """Give every weight and statistic a value that matters, as training would.
+
+    A fresh layer scale of 1e-6 would hide any error inside a block.
+
+    Returns:
+        The same model.
+    """
+    draw = torch.Generator().manual_seed(0)
+    for name, value in model.state_dict().items():
+        if not value.is_floating_point():
+            continue
+        noise = torch.randn(value.shape, generator=draw).to(value)
+        if name.endswith("running_var"):
+            value.copy_(1 + 0.1 * noise.abs())
+        elif value.squeeze().ndim <= 1:
+            value.add_(0.1 * noise)
+    return model
+
+
+def _compare(results: dict[Cell, Tensor], tolerance: float) -> None:
+    """All results of one model must agree with its first one, relative to that one's largest entry."""
+    (first, expected), *others = results.items()
+    for cell, result in others:
+        apart = float((result - expected).abs().max() / expected.abs().max())
+        if not apart <= tolerance:
+            raise BenchmarkError(
+                f"{cell} differs from {first} by {apart:.1e} of the largest value, allowed {tolerance}"
+            )
+
+
+# ---- measuring and telling ---------------------------------------------------------------------------------
+
+
+def _measure(
+    name: str,
+    folder: Path,
+    cells: dict[Cell, Callable[[], Any]],
+    images: Tensor,
+    threads: Sequence[int],
+    rounds: int,
+    plain: str,
+) -> Iterator[str]:
+    records = Records(folder / f"models_{name}.csv", KEYS, VALUES)
+    before = torch.get_num_threads()
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
+    shared = {"date": date, "batch": len(images), "size": images.shape[-1], "device": images.device.type, "n": rounds}
+    rows = []
+    for count in threads or (before,):
+        torch.set_num_threads(count)
+        try:
+            machine = surroundings(images.device)
+            found = interleaved_times(cells, rounds)
+        finally:
+            torch.set_num_threads(before)
+        for row in _rows(found, len(images), plain):
+            records.add(shared | row | {"threads": count, "machine": machine})
+            rows.append(_shown(records.rows[-1]))
+            yield "  ".join(f"{cell:>{width}}" for cell, width in zip(rows[-1], WIDTHS, strict=True))
+    title = {"inference": "forward pass", "training": "training step (forward, loss, backward)"}[name]
+    models = " ".join(dict.fromkeys(cell.model for cell in cells))
+    text = (
+        f"## {models.replace(' ', ', ')}: {title}\n\n`python -m zoo benchmark models {name} --models {models}`\n\n"
+        f"float32, batch {len(images)}, {images.shape[-1]} x {images.shape[-1]}, {images.device.type}; {rounds} "
+        "interleaved rounds. Milliseconds an image: median on the clock [quartiles], and CPU time summed over threads. "
+        f"Times: against the plain form in its better layout, median over rounds. {machine}.\n\n"
+        + markdown(HEADER, rows)
+    )
+    put_section(folder.parent / "RESULTS.md", f"models {name} {models}", text)
+    yield f"{machine}; {rounds} rounds; rows in {records.path}"
+
+
+HEADER = ("model", "form", "layout", "compiled", "threads", "ms an image", "CPU-ms", "times", "times, CPU")
+WIDTHS = (16, 20, 13, 8, 7, 22, 7, 6, 6)
+
+
+def _rows(found: dict[Cell, Times], batch: int, plain: str) -> Iterator[dict[str, Any]]:
+    for cell, times in found.items():
+        quartiles = statistics.quantiles(times.wall, n=4) if len(times.wall) > 1 else times.wall * 3
+        row = {**cell._asdict(), "compiled": "yes" if cell.compiled else "no"}
+        row |= {"q1": 1e3 * quartiles[0] / batch, "q3": 1e3 * quartiles[2] / batch}
+        row |= {"ms": 1e3 * statistics.median(times.wall) / batch, "cpu_ms": 1e3 * statistics.median(times.cpu) / batch}
+        row |= {"times": "", "times_cpu": ""}
+        rivals = [t for c, t in found.items() if c.model == cell.model and c.form == plain and not c.compiled]
+        if rivals:
+            by_clock = min(rivals, key=lambda t: statistics.median(t.wall))
+            by_cpu = min(rivals, key=lambda t: statistics.median(t.cpu))
+            row["times"] = _gain(by_clock.wall, times.wall)
+            row["times_cpu"] = _gain(by_cpu.cpu, times.cpu)
+        yield row
+
+
+def _gain(plain: Sequence[float], ours: Sequence[float]) -> float:
+    return statistics.median(p / o for p, o in zip(plain, ours, strict=True))
+
+
+def _shown(row: dict[str, str]) -> list[str]:
+    spread = f"{float(row['ms']):.1f} [{float(row['q1']):.1f}, {float(row['q3']):.1f}]"
+    gains = [f"{float(row[k]):.2f}" if row[k] else "" for k in ("times", "times_cpu")]
+    return [
+        *(row[k] for k in ("model", "form", "layout", "compiled", "threads")),
+        spread,
+        f"{float(row['cpu_ms']):.1f}",
+        *gains,
+    ]
+
+
+def surroundings(device: torch.device) -> str:
+    """Hardware, versions and how busy the machine is, in one line."""
+    chip = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        chip = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), chip)
+    except OSError:  # not Linux: the short name will do
+        pass
+    busy = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    where = f"{torch.cuda.get_device_name(device)}, " if device.type == "cuda" else ""
+    return (
+        f"{where}{chip} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores{busy}; "
+        f"torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()}"
+    )
+
+
+COMMANDS: dict[str, Callable[..., Iterator[str]]] = {"inference": inference, "training": training}

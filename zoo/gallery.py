@@ -1,0 +1,103 @@
+"""Pictures of a model by name, as PNG files: what `python -m zoo figure` runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from zoo.data.checks import DataError
+from zoo.data.folder import EXTENSIONS, FolderImages
+from zoo.data.sampling import SampleKey
+from zoo.figures import merged_kernels, plot_kernels, plot_receptive_field, receptive_field
+from zoo.files import write_atomic
+from zoo.models.registry import create_model
+
+__all__ = ["PictureError", "draw"]
+
+
+class PictureError(ValueError):
+    """A picture that cannot be drawn; the message says why."""
+
+
+def draw(
+    kind: Literal["receptive-field", "kernels"],
+    model: str,
+    out: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    pretrained: bool = False,
+    data: str | Path | None = None,
+    count: int | None = None,
+    stage: int = -1,
+    layer: str | None = None,
+) -> str:
+    """Draw one picture of a model and save it.
+
+    Args:
+        kind: `receptive-field` (see :func:`zoo.figures.receptive_field`) or `kernels`.
+        model: Name of the zoo or of timm, or `local-dir:<folder>`, which brings its weights.
+        out: The PNG.
+        checkpoint: A file with the model's weights.
+        pretrained: Fetch the released weights.
+        data: Folder of images (at any depth) to average the receptive field over; None takes noise.
+        count: Images to average over, 16 by default, or kernels to show, 32 by default.
+        stage: Which feature map the receptive field belongs to.
+        layer: Which layer's kernels.
+
+    Returns:
+        A line about the picture.
+
+    Raises:
+        PictureError: The model is unknown or has nothing of that kind.
+        CheckpointError: The weights cannot be loaded, or the PNG cannot be written.
+        DataError: The folder has no readable images.
+    """
+    try:
+        pretrained = pretrained or model.startswith("local-dir:")
+        network = create_model(model, pretrained=pretrained, checkpoint_path=checkpoint).eval()
+        if kind == "kernels":
+            name, kernels = merged_kernels(network, layer)
+            ax = plot_kernels(kernels, count=count or 32, title=f"{model}: {name}, {_size(kernels)}")
+            told = f"{min(count or 32, len(kernels))} of {len(kernels)} merged {_size(kernels)} kernels of {name}"
+        else:
+            images = _noise(network, count or 16) if data is None else _images(network, Path(data), count or 16)
+            field = receptive_field(network, images, stage)
+            ax = plot_receptive_field(field, title=model)
+            told = f"effective receptive field of {model}, {len(images)} images of {_size(field)}"
+    except (DataError, PictureError):
+        raise
+    except (ValueError, TypeError) as error:
+        raise PictureError(str(error)) from None
+    write_atomic(out, lambda file: ax.figure.savefig(file, format="png", dpi=150))  # type: ignore[union-attr]
+    return f"{out}: {told}" + ("" if pretrained or checkpoint else "; the weights are untrained")
+
+
+def _size(array: Any) -> str:
+    return " x ".join(map(str, array.shape[-2:]))
+
+
+def _preprocessing(network: nn.Module) -> dict[str, Any]:
+    from timm.data import resolve_model_data_config
+
+    return resolve_model_data_config(network)
+
+
+def _noise(network: nn.Module, count: int) -> Tensor:
+    return torch.randn(count, *_preprocessing(network)["input_size"], generator=torch.Generator().manual_seed(0))
+
+
+def _images(network: nn.Module, folder: Path, count: int) -> Tensor:
+    """The first images below a folder, prepared as the model's record says."""
+    from timm.data import create_transform
+
+    paths = sorted(str(p) for p in folder.expanduser().rglob("*") if p.suffix.lower() in EXTENSIONS)[:count]
+    if not paths:
+        raise DataError(f"there is no image ({' '.join(EXTENSIONS)}) below {folder}")
+    how = _preprocessing(network)
+    if how["input_size"][0] != 3:
+        raise PictureError(f"the model takes {how['input_size'][0]} channels; leave --data out to draw it with noise")
+    transform: Any = create_transform(is_training=False, **how)
+    return FolderImages(paths, [0] * len(paths), transform, seed=None).images([SampleKey(i) for i in range(len(paths))])
