@@ -35,9 +35,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def make(root: Path, **arguments: Any) -> ImageFolder:
-    data = ImageFolder(
-        **{"root": str(root), "image_size": 32, "batch_size": 4, "num_workers": 0, **arguments}
-    )
+    data = ImageFolder(**{"root": str(root), "image_size": 32, "batch_size": 4, "num_workers": 0, **arguments})
     data.prepare_data()
     data.setup()
     return data
@@ -176,31 +174,23 @@ def test_imagenet_is_the_same_with_the_usual_recipe(root: Path) -> None:
 
 
 def test_missing_and_empty_folders(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"no data folder .*nowhere \(No such file or directory\): set root=\.\.\."
-    ):
+    with pytest.raises(DataError, match=r"no data folder .*nowhere \(No such file or directory\): set root=\.\.\."):
         _ = ImageFolder(root=tmp_path / "nowhere").class_names
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty holds no class folders: put the images of each class"):
         make(tmp_path / "empty")
     (root / "train" / "emu").mkdir()
     (root / "train" / "emu" / "notes.txt").write_text("no image")
-    with pytest.raises(
-        DataError, match=r"class folder .*train/emu holds no image .*add some or remove the folder"
-    ):
+    with pytest.raises(DataError, match=r"class folder .*train/emu holds no image .*add some or remove the folder"):
         make(root)
 
 
 def test_different_classes_are_named(root: Path) -> None:
     write_images(root / "train", ("emu", "fox"))
-    with pytest.raises(
-        DataError, match=r"2 class folder\(s\) of .*train are missing in .*val: emu, fox; both need"
-    ):
+    with pytest.raises(DataError, match=r"2 class folder\(s\) of .*train are missing in .*val: emu, fox; both need"):
         make(root)
     write_images(root / "val", ("emu", "fox", "gnu"))
-    with pytest.raises(
-        DataError, match=r"1 class folder\(s\) of .*val are missing in .*train: gnu; both need"
-    ):
+    with pytest.raises(DataError, match=r"1 class folder\(s\) of .*val are missing in .*train: gnu; both need"):
         make(root)
 
 
@@ -210,9 +200,7 @@ def test_an_unreadable_image_is_named_in_one_sentence(root: Path, num_workers: i
     victim = root / "train" / "dog" / "3.jpg"
     content = victim.read_bytes()
     data = make(root, num_workers=num_workers)
-    victim.write_bytes(
-        {"text": b"hello", "empty": b"", "truncated": content[: len(content) // 2]}.get(damage, b"")
-    )
+    victim.write_bytes({"text": b"hello", "empty": b"", "truncated": content[: len(content) // 2]}.get(damage, b""))
     if damage == "missing":
         victim.unlink()
     with pytest.raises(DataError) as caught:

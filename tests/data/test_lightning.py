@@ -109,9 +109,7 @@ def make_trainer(**options: Any) -> L.Trainer:
     )
 
 
-def fit(
-    num_workers: int = 0, resume: Path | None = None, asks_for_length: bool = False, **options: Any
-) -> Reader:
+def fit(num_workers: int = 0, resume: Path | None = None, asks_for_length: bool = False, **options: Any) -> Reader:
     torch.manual_seed(0)
     reader = Reader(asks_for_length)
     trainer = make_trainer(**options)

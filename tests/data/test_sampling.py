@@ -153,9 +153,7 @@ def test_ranks_share_the_global_batches(world_size: int, drop_last: bool) -> Non
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_evaluation_sees_every_sample_once(world_size: int) -> None:
-    parts = [
-        loader(21, 4, shuffle=False, pad=True, rank=rank, world_size=world_size) for rank in range(world_size)
-    ]
+    parts = [loader(21, 4, shuffle=False, pad=True, rank=rank, world_size=world_size) for rank in range(world_size)]
     seen, lengths = [], set()
     for part in parts:
         batches = list(part)
@@ -169,9 +167,7 @@ def test_evaluation_sees_every_sample_once(world_size: int) -> None:
 
 
 def test_too_few_samples_say_so() -> None:
-    with pytest.raises(
-        DataError, match=r"10 samples make no batch of 8 on 2 process\(es\); use a smaller batch_size"
-    ):
+    with pytest.raises(DataError, match=r"10 samples make no batch of 8 on 2 process\(es\); use a smaller batch_size"):
         EpochBatches(10, 8, world_size=2, drop_last=True)
     with pytest.raises(DataError, match="empty"):
         EpochBatches(0, 8)

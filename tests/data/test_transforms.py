@@ -34,9 +34,7 @@ def test_no_augmentation_is_resizing_and_normalising() -> None:
     images = pictures()
     plain = ImagePipeline(8, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), Augmentation())
     expected = F.interpolate(images.float() / 255, (8, 8), mode="bilinear", antialias=True)
-    expected = (expected - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / torch.tensor([0.2, 0.3, 0.4]).view(
-        3, 1, 1
-    )
+    expected = (expected - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
     torch.testing.assert_close(plain(images, [0] * 12), expected)
 
 

@@ -82,9 +82,7 @@ def test_batched_equals_looped(kernel: Kernel) -> None:
         for j in range(4):
             torch.testing.assert_close(K[i, j], kernel(X[i, j], Z[i, j]))
             torch.testing.assert_close(d[i, j], kernel.diag(X[i, j]))
-    torch.testing.assert_close(
-        kernel(X, Z[0, 0])[1, 2], kernel(X[1, 2], Z[0, 0])
-    )  # leading dimensions broadcast
+    torch.testing.assert_close(kernel(X, Z[0, 0])[1, 2], kernel(X[1, 2], Z[0, 0]))  # leading dimensions broadcast
 
 
 def test_each_entry_is_the_function_of_two_points(kernel: Kernel) -> None:
@@ -104,9 +102,7 @@ def test_features_reproduce_the_kernel_or_say_that_there_are_none(kernel: Kernel
 
 def test_gradients(kernel: Kernel) -> None:
     X, Z = points(4, D).requires_grad_(), points(3, D, seed=1).requires_grad_()
-    names, parameters = (
-        zip(*kernel.named_parameters(), strict=True) if list(kernel.parameters()) else ((), ())
-    )
+    names, parameters = zip(*kernel.named_parameters(), strict=True) if list(kernel.parameters()) else ((), ())
 
     def gram(X: Tensor, Z: Tensor, *values: Tensor) -> Tensor:
         return torch.func.functional_call(kernel, dict(zip(names, values, strict=True)), (X, Z))
@@ -214,9 +210,7 @@ def test_precision_may_be_singular_and_is_cut_to_the_rank() -> None:
     vector = points(D, 1)
     singular = vector @ vector.mT
     for rank in (1, 2, 3):
-        torch.testing.assert_close(
-            PrecisionGaussian(D, singular, rank=rank, **DOUBLE).precision.detach(), singular
-        )
+        torch.testing.assert_close(PrecisionGaussian(D, singular, rank=rank, **DOUBLE).precision.detach(), singular)
     P = spd()
     best = PrecisionGaussian(D, P, rank=2, **DOUBLE).precision.detach()
     torch.testing.assert_close(torch.linalg.matrix_norm(P - best, 2), torch.linalg.eigvalsh(P)[0])
@@ -355,9 +349,7 @@ def test_distances_keep_their_digits_when_products_may_lose_theirs() -> None:
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
-        torch.testing.assert_close(
-            squared_distances(X, Z, method="expand").double(), exact, rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(squared_distances(X, Z, method="expand").double(), exact, rtol=1e-5, atol=1e-5)
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -379,8 +371,6 @@ def test_on_a_gpu_as_on_the_cpu(precision: str) -> None:
             exact = kernel.double()(X.double(), Z.double())
             kernel.float().cuda()
             with torch.autocast("cuda", torch.bfloat16):
-                torch.testing.assert_close(
-                    kernel(X.cuda(), Z.cuda()).double().cpu(), exact, rtol=1e-4, atol=1e-5
-                )
+                torch.testing.assert_close(kernel(X.cuda(), Z.cuda()).double().cpu(), exact, rtol=1e-4, atol=1e-5)
     finally:
         torch.set_float32_matmul_precision(before)

@@ -74,9 +74,7 @@ def test_jitter_grows_until_the_factor_exists_and_is_reported_per_matrix() -> No
     assert 1e-9 < jitter[2] < 1e-7 * scale[2]
     eye = torch.eye(6, dtype=torch.float64)
     torch.testing.assert_close(factor.lower @ factor.lower.mT, batch + jitter[:, None, None] * eye)
-    torch.testing.assert_close(
-        factor.lower[0], cholesky(spd()).lower, rtol=0, atol=0
-    )  # neighbours do not matter
+    torch.testing.assert_close(factor.lower[0], cholesky(spd()).lower, rtol=0, atol=0)  # neighbours do not matter
 
 
 def test_a_kernel_matrix_of_repeated_points_is_solved() -> None:
@@ -208,9 +206,7 @@ def test_blocks_equal_the_whole(chunk_size: int) -> None:
         torch.testing.assert_close(gram_product(kernel, X, Z, V, chunk_size=chunk_size), kernel(X, Z) @ V)
     v = points(11, seed=3)
     kernel = Gaussian(dtype=torch.float64)
-    torch.testing.assert_close(
-        gram_product(kernel, X[0], Z[0], v, chunk_size=chunk_size), kernel(X[0], Z[0]) @ v
-    )
+    torch.testing.assert_close(gram_product(kernel, X[0], Z[0], v, chunk_size=chunk_size), kernel(X[0], Z[0]) @ v)
     assert chunked_gram(kernel, X[:, :0], Z, chunk_size=chunk_size).shape == (2, 0, 11)
     assert gram_product(kernel, X[:, :0], Z, V).shape == (2, 0, 4)
 

@@ -48,9 +48,7 @@ def test_wildcards_and_tags() -> None:
 
 
 def test_a_model_remembers_its_name_and_arguments_as_plain_values() -> None:
-    model = create_model(
-        NAME, num_classes=5, in_chans=1, depths=(1, 1, 1, 1), kernel_sizes=((3,), (5,), (3,), (0,))
-    )
+    model = create_model(NAME, num_classes=5, in_chans=1, depths=(1, 1, 1, 1), kernel_sizes=((3,), (5,), (3,), (0,)))
     assert model.zoo_config == {
         "model_name": NAME,
         "num_classes": 5,
@@ -60,12 +58,8 @@ def test_a_model_remembers_its_name_and_arguments_as_plain_values() -> None:
     }
     assert json.loads(json.dumps(model.zoo_config)) == model.zoo_config
     again = create_model(**model.zoo_config)
-    assert {k: v.shape for k, v in again.state_dict().items()} == {
-        k: v.shape for k, v in model.state_dict().items()
-    }
-    assert create_model("unireplknet_a.in1k", drop_path_rate=None).zoo_config == {
-        "model_name": "unireplknet_a.in1k"
-    }
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+    assert create_model("unireplknet_a.in1k", drop_path_rate=None).zoo_config == {"model_name": "unireplknet_a.in1k"}
     assert "device" not in create_model(NAME, device="meta").zoo_config
 
 
