@@ -74,3 +74,38 @@ def test_steps_of_the_speed_benchmark_are_the_same_step() -> None:
 
     for make in STEPS.values():
         make(32, 4, 3)()
+
+
+def finished_run(folder: Path, seed: int, accuracy: float, overrides: str = "[experiment=digits]") -> Path:
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / "summary.json").write_text(f'{{"metrics": {{"test/acc": {accuracy}}}, "seconds": 10, "seed": {seed}}}')
+    (folder / ".hydra" / "config.yaml").write_text("name: digits\nmodel: {model_name: unireplknet_z}\n")
+    (folder / ".hydra" / "overrides.yaml").write_text(overrides)
+    return folder
+
+
+def test_results_puts_the_seeds_of_an_experiment_in_one_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("# x\n\n<!-- begin runs -->\n<!-- end runs -->\n\nthe rest\n")
+    runs = [finished_run(tmp_path / str(seed), seed, 0.9 + seed / 10) for seed in (0, 1)]
+    runs.append(finished_run(tmp_path / "other", 0, 0.5, "[experiment=digits, optimizer.lr=1]"))
+    assert main(["results", *map(str, runs)]) == 0
+    printed = capsys.readouterr().out
+    assert "test/acc 0.9500 (0.0707) | 2 | 10 | `python train.py -m experiment=digits seed=0,1`" in printed
+    assert "`python train.py experiment=digits optimizer.lr=1 seed=0`" in printed
+    for name in ("README.md", "RESULTS.md"):
+        assert "0.9500 (0.0707)" in (tmp_path / name).read_text()
+    assert (tmp_path / "README.md").read_text().endswith("the rest\n")
+
+
+def test_results_tells_what_is_not_a_run_and_what_is_there_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["results", "nowhere"]) == 1
+    assert "nowhere is not the folder of a finished run" in capsys.readouterr().err
+    twice = [finished_run(tmp_path / name, 0, 0.9) for name in ("a", "b")]
+    assert main(["results", *map(str, twice)]) == 1
+    assert "second run of digits with seed 0" in capsys.readouterr().err

@@ -25,7 +25,7 @@ ALLOWED = {
     "gallery": {"data", "figures", "files", "models"},
     "validation": {"data", "models"},
     "benchmarks": {"data", "estimators", "fitting", "kernels", "models"},
-    "cli": {"gallery", "validation"},
+    "cli": {"benchmarks", "gallery", "validation"},
     "__main__": {"cli"},
     "tasks": {"models", "kernels", "checkpoints"},
     "training": {"tasks", "models", "data", "checkpoints", "config", "figures"},

@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_benchmark(commands)
     _add_validate(commands)
     _add_figure(commands)
+    _add_results(commands)
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -109,6 +110,25 @@ def _given(parser: argparse.ArgumentParser, options: argparse.Namespace, measure
 
 
 _OPTIONS = ("models", "batch", "size", "threads", "rounds", "compile", "device")
+
+
+def _add_results(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "results",
+        help="table of finished runs, written into RESULTS.md and README.md",
+        description="Tabulate run folders, the seeds of an experiment in one row, and write the table into RESULTS.md "
+        "and, between its marks, into README.md.",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs, for example outputs/mnist5k/*")
+    parser.set_defaults(run=_results)
+
+
+def _results(options: argparse.Namespace) -> int:
+    from zoo.benchmarks.runs import tabulate
+
+    for line in tabulate(options.runs, [Path("RESULTS.md"), Path("README.md")]):
+        print(line)
+    return 0
 
 
 def _add_validate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -1,0 +1,90 @@
+"""Tables of trained runs, from the run folders themselves: `python -m zoo results outputs/mnist5k/*`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zoo.benchmarks.records import markdown, mean_sd, put_section, surroundings
+
+_OWN = ("seed=", "experiment=", "hydra.", "hydra/", "logger", "resume=")  # what does not change a result
+
+
+class RunsError(ValueError):
+    """Folders that cannot be tabulated; the message names the first one and why."""
+
+
+@dataclass
+class Run:
+    """One finished run, as its folder tells it."""
+
+    name: str
+    model: str
+    changes: tuple[str, ...]
+    seed: int
+    metrics: dict[str, float]
+    seconds: float
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        RunsError: If it is not a finished run.
+    """
+    try:
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+        config: dict[str, Any] = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())
+        overrides: list[str] = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RunsError(f"{folder} is not the folder of a finished run ({error})") from None
+    changes = tuple(sorted(o for o in overrides if not o.startswith(_OWN)))
+    return Run(
+        config["name"], config["model"]["model_name"], changes, summary["seed"], summary["metrics"], summary["seconds"]
+    )
+
+
+def tabulate(folders: Sequence[Path], documents: Sequence[Path]) -> Iterator[str]:
+    """Write the table of some runs into documents, seeds of the same experiment in one row.
+
+    Args:
+        folders: Run folders.
+        documents: Markdown files; the section `runs` is written between its marks, where a file has them, and
+            appended to the first file where it does not.
+
+    Yields:
+        The table, to be printed.
+
+    Raises:
+        RunsError: If a folder is not a finished run, or two of them are the same experiment with the same seed.
+    """
+    groups: dict[tuple[str, str, tuple[str, ...]], list[Run]] = defaultdict(list)
+    for folder in folders:
+        run = read_run(folder)
+        same = groups[run.name, run.model, run.changes]
+        if any(other.seed == run.seed for other in same):
+            raise RunsError(f"{folder} is a second run of {run.name} with seed {run.seed}: name one of them")
+        same.append(run)
+    rows = []
+    for (name, model, changes), runs in sorted(groups.items()):
+        runs.sort(key=lambda run: run.seed)
+        metric = next(m for m in ("test/acc", "test/score", "val/acc", *runs[0].metrics) if m in runs[0].metrics)
+        seeds = ",".join(str(run.seed) for run in runs)
+        command = " ".join(["python train.py", *(["-m"] if len(runs) > 1 else []), f"experiment={name}", *changes])
+        score = mean_sd([run.metrics[metric] for run in runs], digits=4)
+        seconds = f"{sum(run.seconds for run in runs) / len(runs):.0f}"
+        rows.append([name, model, f"{metric} {score}", str(len(runs)), seconds, f"`{command} seed={seeds}`"])
+    table = markdown(["experiment", "model", "mean (standard deviation)", "seeds", "seconds a run", "command"], rows)
+    text = f"{table}\n\n{surroundings()}."
+    for i, document in enumerate(documents):
+        marked = document.is_file() and re.search("<!-- begin runs -->", document.read_text())
+        if i == 0 or marked:
+            put_section(document, "runs", f"## Trained runs\n\n{text}" if i == 0 else text)
+    yield text
