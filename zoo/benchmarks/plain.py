@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels.large_kernel import DepthwiseConv2d, DilatedReparamBlock
-from zoo.models.unireplknet import GlobalResponseNorm, SqueezeExcite, UniRepLKNetBlock
+from zoo.models.unireplknet import GlobalResponseNorm, LayerNorm2d, SqueezeExcite, UniRepLKNetBlock
 
 __all__ = ["has_plain_form", "plain_copy"]
 
@@ -64,6 +64,20 @@ class PlainReparamBlock(nn.ModuleDict):
             if name.startswith("dil_conv"):
                 out = out + self[name.replace("conv", "bn")](self[name](x))
         return out
+
+
+class PlainLayerNorm(nn.Module):
+    """The library's layer normalisation on channels moved last, and GELU as a step of its own."""
+
+    def __init__(self, norm: LayerNorm2d) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps, self.gelu = norm.weight, norm.bias, norm.eps, norm.gelu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H, W)."""
+        x = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
+        x = x.permute(0, 3, 1, 2)
+        return F.gelu(x) if self.gelu else x
 
 
 class PlainSqueezeExcite(nn.Module):
@@ -117,6 +131,7 @@ class PlainBlock(nn.Module):
 _FORMS: dict[type[nn.Module], Any] = {
     DepthwiseConv2d: _convolution,
     DilatedReparamBlock: lambda block: PlainReparamBlock(dict(block.items())),
+    LayerNorm2d: PlainLayerNorm,
     SqueezeExcite: PlainSqueezeExcite,
     GlobalResponseNorm: PlainResponseNorm,
     UniRepLKNetBlock: PlainBlock,

@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.kernels import native
+
 __all__ = [
     "BRANCHES",
     "DepthwiseConv2d",
@@ -200,8 +202,8 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dila
     """Depthwise convolution, stride 1, zero padding that keeps the map's size.
 
     Equal to `torch.nn.functional.conv2d` up to rounding, forward and backward, but computed the fastest way
-    known for the device, the precision and the size of the map. Compilers, exporters and tracers see the
-    library's convolution.
+    known for the device, the precision and the size of the map. Exporters and tracers see the library's
+    convolution, and so do compilers, except for large kernels in inference on a CPU.
 
     Args:
         x: (B, C, H, W), any memory format.
@@ -212,9 +214,11 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dila
     Returns:
         (B, C, H, W), in whichever memory format is cheapest.
     """
-    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half of an `and`)
+    if not torch.jit.is_scripting():
         if not is_recorded(x):
             return _fastest_depthwise(x, weight, bias, dilation)
+        if not is_exported(x) and _suits_native(x, weight, bias, dilation):
+            return _opaque_depthwise(x, weight, bias)
     return _library_depthwise(x, weight, bias, dilation)
 
 
@@ -229,7 +233,19 @@ def is_recorded(x: Tensor) -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy)
 
 
-def _fastest_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+def is_exported(x: Tensor) -> bool:
+    """Whether an exporter or tracer is watching, who wants the library's operators."""
+    return is_recorded(x) and not (torch.compiler.is_compiling() and not torch.compiler.is_exporting())
+
+
+def _suits_native(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> bool:
+    """Whether this is inference with a large, dense kernel in float32 on a CPU."""
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
+    large = dilation == 1 and weight.shape[-1] >= 7
+    return large and not learns and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+
+
+def _fastest_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1) -> Tensor:
     height, width = x.shape[-2:]
     weight = crop_kernel(weight, height, width, dilation)
     if weight.shape[-2:] == (1, 1):  # one live tap
@@ -240,10 +256,22 @@ def _fastest_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation:
         y = channels_outer(x) @ matrix.transpose(1, 2)
         return channels_inner(y if bias is None else y + bias[:, None, None], x)
     if x.device.type == "cpu" and x.dtype != torch.float64:
+        if _suits_native(x, weight, bias, dilation) and native.available(x, weight, *([] if bias is None else [bias])):
+            return native.depthwise(x, weight, bias)
         # the kernels for (B, C, H, W) in that order collapse from width 11 (AVX2) or 14 (AVX-512) on
         x = x.contiguous(memory_format=torch.channels_last)
         weight, dilation = _suit_cpu(weight, dilation)
     return _library_depthwise(x, weight, bias, dilation)
+
+
+#: One node in the graph of a compiler.
+_opaque_depthwise = torch.library.custom_op(
+    "kernel_zoo::depthwise",
+    lambda x, weight, bias: _fastest_depthwise(x, weight, bias).contiguous(memory_format=torch.channels_last),
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+)
+_opaque_depthwise.register_fake(lambda x, weight, bias: torch.empty_like(x, memory_format=torch.channels_last))
 
 
 def _matrix_is_faster(x: Tensor, weight: Tensor, dilation: int) -> bool:

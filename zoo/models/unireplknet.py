@@ -32,11 +32,14 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from zoo.kernels import native
+from zoo.kernels.feed_forward import feed_forward, response_norm, response_scale
 from zoo.kernels.large_kernel import (
     BRANCHES,
     DepthwiseConv2d,
     DilatedReparamBlock,
     fuse_conv_bn,
+    is_exported,
     is_recorded,
     is_untouched,
     store_convolution,
@@ -63,15 +66,23 @@ REPARAM_KERNELS = tuple(sorted(k for k in BRANCHES if k > max(PLAIN_KERNELS)))
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Layer normalisation over the channels of each pixel of a (B, C, H, W) map, eps 1e-6."""
+    """Layer normalisation over the channels of each pixel of a (B, C, H, W) map, eps 1e-6; GELU after it if asked."""
 
-    def __init__(self, dim: int, **dd: Any) -> None:
+    def __init__(self, dim: int, *, gelu: bool = False, **dd: Any) -> None:
         super().__init__(dim, eps=1e-6, **dd)
+        self.gelu = gelu
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, H, W) over C."""
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
+            if not is_recorded(x) and native.available(x, self.weight, self.bias):
+                return native.layer_norm(x, self.weight, self.bias, self.eps, self.gelu)
         x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
-        return x.permute(0, 3, 1, 2)
+        return (F.gelu(x) if self.gelu else x).permute(0, 3, 1, 2)
+
+    def extra_repr(self) -> str:
+        """Arguments, for printing."""
+        return f"{super().extra_repr()}{', gelu=True' if self.gelu else ''}"
 
 
 class ToChannelsLast(nn.Module):
@@ -109,10 +120,7 @@ class SqueezeExcite(nn.Module):
 
 
 class GlobalResponseNorm(nn.Module):
-    """Channels compete by their energy over the map (Woo et al., ConvNeXt V2, 2023, section 3).
-
-    G_c = sqrt(sum_hw x_c^2), N_c = G_c / (mean_c G + 1e-6), out = x (1 + gamma N) + beta, on (B, H, W, C).
-    """
+    """Channels compete by their energy over the map, see :mod:`zoo.kernels.feed_forward`; on (B, H, W, C)."""
 
     def __init__(self, dim: int, *, bias: bool = True, **dd: Any) -> None:
         super().__init__()
@@ -123,60 +131,10 @@ class GlobalResponseNorm(nn.Module):
         """Rescale and shift (B, H, W, C)."""
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
             if not is_recorded(x):
-                return _ResponseNorm.apply(x, self.gamma, self.beta)[0]
+                return response_norm(x, self.gamma, self.beta)
         norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
         x = x * response_scale(norm, self.gamma).to(x.dtype)
         return x if self.beta is None else x + self.beta.to(x.dtype)
-
-
-def response_scale(norm: Tensor, gamma: Tensor) -> Tensor:
-    """1 + gamma N for the energies G, (B, 1, 1, C) both."""
-    return 1 + gamma * (norm / (norm.mean(-1, keepdim=True) + 1e-6))
-
-
-def map_norm(x: Tensor) -> Tensor:
-    """L2 norm of every channel over its map, (B, H, W, C) -> (B, 1, 1, C), float32 for half precision.
-
-    The library's own norm takes 1.6 to 8 times as long on a CPU. Not differentiable where a channel is zero.
-    """
-    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    return x.square().sum((1, 2), keepdim=True).sqrt()
-
-
-class _ResponseNorm(torch.autograd.Function):
-    """Forward and backward pass of :class:`GlobalResponseNorm` in as few passes over memory as there can be."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, gamma: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
-        norm = map_norm(x)
-        scale = response_scale(norm, gamma).to(x.dtype)
-        return x * scale if beta is None else torch.addcmul(beta.to(x.dtype), x, scale), norm
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(inputs[0], inputs[1], output[1])
-        ctx.beta_dtype = None if inputs[2] is None else inputs[2].dtype
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        x, gamma, norm = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody wants second derivatives: the norm must depend on x again
-            norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=norm.dtype)
-        mean = norm.mean(-1, keepdim=True) + 1e-6
-        relative = norm / mean
-        d_scale = (grad * x).sum((1, 2), keepdim=True, dtype=norm.dtype)  # (B, 1, 1, C)
-        d_relative = d_scale * gamma
-        d_norm = (d_relative - (d_relative * relative).mean(-1, keepdim=True)) / mean
-        slope = torch.where(norm > 0, d_norm / norm, 0)  # a channel that is zero everywhere stays put
-        d_x = grad * (1 + gamma * relative).to(x.dtype)
-        d_x = d_x.addcmul_(x, slope.to(x.dtype))
-        d_gamma = (d_scale * relative).sum(0, keepdim=True).to(gamma.dtype)
-        if ctx.beta_dtype is None:
-            return d_x, d_gamma, None
-        return d_x, d_gamma, grad.sum((0, 1, 2), keepdim=True).to(ctx.beta_dtype)
 
 
 def depthwise(dim: int, kernel_size: int, deploy: bool, **dd: Any) -> nn.Module:
@@ -235,17 +193,18 @@ class UniRepLKNetBlock(nn.Module):
         """Map (B, C, H, W) to (B, C, H, W)."""
         y = self.norm(self.dwconv(x))
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
-            if self.deploy and self._may_overwrite(y):
-                return self._infer(x, y)
+            if self.deploy and self._is_plain_inference(y):
+                (w1, b1), (w2, b2) = affine(self.pwconv1[1]), affine(self.pwconv2[0])
+                return feed_forward(y, self.se.scale(y), w1, b1, self.act[1].gamma, w2, b2, shortcut=x)
         y = self.pwconv2(self.act(self.pwconv1(self.se(y))))
         if self.gamma is not None:
             y = y * self.gamma.view(-1, 1, 1)
         return x + self.drop_path(y)
 
     @torch.jit.ignore
-    def _may_overwrite(self, x: Tensor) -> bool:
-        """Plain inference on a CPU: nobody records, differentiates, or looks into the layers between."""
-        if self.training or is_recorded(x) or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    def _is_plain_inference(self, x: Tensor) -> bool:
+        """Inference on a CPU: nobody differentiates, exports, or looks into the layers between."""
+        if self.training or is_exported(x) or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return False
         layers = (
             (self.se, SqueezeExcite),
@@ -259,31 +218,6 @@ class UniRepLKNetBlock(nn.Module):
         )
         precise = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
         return precise and all(is_untouched(layer, kind) for layer, kind in layers)
-
-    @torch.jit.ignore
-    def _infer(self, x: Tensor, y: Tensor) -> Tensor:
-        """All that follows the depthwise layer, for the deploy form on a CPU without gradients.
-
-        The hidden layer is four times as wide as the map, so passes over it decide the speed. It is changed
-        in place; on large maps it is computed sample by sample, which keeps it in the cache, and both channel
-        scales (SE and GRN) go into the weights, which are smaller than the activations there.
-        """
-        grn = self.act[1]
-        assert isinstance(grn, GlobalResponseNorm)
-        gate, gamma = self.se.scale(y), grn.gamma  # (B, C) and (1, 1, 1, 4 C)
-        (w1, b1), (w2, b2) = affine(self.pwconv1[1]), affine(self.pwconv2[0])
-        batch, chans, height, width = y.shape
-        rows = y.permute(0, 2, 3, 1).reshape(batch, height * width, chans)
-        if height * width < 4 * chans:
-            h = torch.ops.aten.gelu_(F.linear(rows * gate[:, None], w1, b1))[:, None]  # (B, 1, H W, 4 C)
-            z = F.linear(h.mul_(response_scale(map_norm(h), gamma)), w2, b2)
-        else:
-            z = torch.empty_like(rows)
-            for i in range(batch):
-                h = torch.ops.aten.gelu_(torch.addmm(b1, rows[i], (w1 * gate[i]).t()))  # (H W, 4 C)
-                scale = response_scale(map_norm(h[None, None]), gamma).flatten()
-                torch.addmm(b2, h, (w2 * scale).t(), out=z[i])
-        return z.view(batch, height, width, chans).permute(0, 3, 1, 2).add_(x)
 
     @torch.jit.ignore
     @torch.no_grad()
@@ -443,11 +377,12 @@ class UniRepLKNet(nn.Module):
             {"num_chs": dim, "reduction": reduction * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
         ]
 
-        def down(chans: int, dim: int, stride: int = 2) -> list[nn.Module]:
-            return [nn.Conv2d(chans, dim, 3, stride, 1, **dd), LayerNorm2d(dim, **dd)]
+        def down(chans: int, dim: int, stride: int = 2, gelu: bool = False) -> list[nn.Module]:
+            return [nn.Conv2d(chans, dim, 3, stride, 1, **dd), LayerNorm2d(dim, gelu=gelu, **dd)]
 
         half = dims[0] // 2
-        stem = [*down(in_chans, half, stem_strides[0]), nn.GELU(), *down(half, dims[0], stem_strides[1])]
+        stem = [*down(in_chans, half, stem_strides[0], gelu=True), nn.Identity()]  # number 2 is a GELU of the authors'
+        stem += down(half, dims[0], stem_strides[1])
         self.downsample_layers = nn.ModuleList([nn.Sequential(*stem)])
         for i in range(3):
             self.downsample_layers.append(nn.Sequential(*down(dims[i], dims[i + 1])))

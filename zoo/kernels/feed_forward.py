@@ -1,0 +1,146 @@
+"""Feed-forward network with global response normalisation (GRN), as UniRepLKNet and ConvNeXt V2 have it.
+
+GRN lets the channels of a map compete by their energy (Woo et al., ConvNeXt V2, 2023, section 3): on (B, H, W, C)
+
+    G_c = sqrt(sum_hw x_c^2),    N_c = G_c / (mean_c G + 1e-6),    out = x (1 + gamma N) + beta.
+
+The hidden layer is four times as wide as the map, so passes over its memory decide the speed on a CPU.
+:func:`response_norm` needs few of them, forward and backward; :func:`feed_forward` is the whole network in inference.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.kernels import native
+
+__all__ = ["feed_forward", "map_norm", "response_norm", "response_scale"]
+
+
+# ---- the normalisation -------------------------------------------------------------------------------------
+
+
+def response_norm(x: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
+    """GRN of x (B, H, W, C), with gamma and beta (1, 1, 1, C); beta may be None."""
+    return _ResponseNorm.apply(x, gamma, beta)[0]
+
+
+def response_scale(norm: Tensor, gamma: Tensor) -> Tensor:
+    """1 + gamma N for the energies G: (..., C) and a gamma that broadcasts with it."""
+    return 1 + gamma * (norm / (norm.mean(-1, keepdim=True) + 1e-6))
+
+
+def map_norm(x: Tensor) -> Tensor:
+    """L2 norm of every channel over its map, (B, H, W, C) -> (B, 1, 1, C), float32 for half precision.
+
+    The library's own norm takes 1.6 to 8 times as long on a CPU. Not differentiable where a channel is zero.
+    """
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.square().sum((1, 2), keepdim=True).sqrt()
+
+
+class _ResponseNorm(torch.autograd.Function):
+    """Forward and backward pass of GRN in as few passes over memory as there can be."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, gamma: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+        norm = map_norm(x)
+        scale = response_scale(norm, gamma).to(x.dtype)
+        return x * scale if beta is None else torch.addcmul(beta.to(x.dtype), x, scale), norm
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(inputs[0], inputs[1], output[1])
+        ctx.beta_dtype = None if inputs[2] is None else inputs[2].dtype
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        x, gamma, norm = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody wants second derivatives: the norm must depend on x again
+            norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=norm.dtype)
+        mean = norm.mean(-1, keepdim=True) + 1e-6
+        relative = norm / mean
+        d_scale = (grad * x).sum((1, 2), keepdim=True, dtype=norm.dtype)  # (B, 1, 1, C)
+        d_relative = d_scale * gamma
+        d_norm = (d_relative - (d_relative * relative).mean(-1, keepdim=True)) / mean
+        slope = torch.where(norm > 0, d_norm / norm, 0)  # a channel that is zero everywhere stays put
+        d_x = grad * (1 + gamma * relative).to(x.dtype)
+        d_x = d_x.addcmul_(x, slope.to(x.dtype))
+        d_gamma = (d_scale * relative).sum(0, keepdim=True).to(gamma.dtype)
+        if ctx.beta_dtype is None:
+            return d_x, d_gamma, None
+        return d_x, d_gamma, grad.sum((0, 1, 2), keepdim=True).to(ctx.beta_dtype)
+
+
+# ---- the network in inference ------------------------------------------------------------------------------
+
+#: Rows of the hidden layer that are computed at once: many enough for the matrix products, few enough for the cache.
+ROWS = 2048
+
+
+def feed_forward(
+    x: Tensor, gate: Tensor, w1: Tensor, b1: Tensor, gamma: Tensor, w2: Tensor, b2: Tensor, shortcut: Tensor
+) -> Tensor:
+    """Pixel by pixel shortcut + W2 GRN(GELU(W1 (gate * x) + b1)) + b2, for inference on a CPU.
+
+    The hidden layer is computed for a few samples at a time, in one buffer. A channel scale (the gate, and GRN's) goes
+    into the weights where they are smaller than the activations, on large maps.
+
+    Args:
+        x: (B, C, H, W), float32 or float64, best in channels_last order.
+        gate: scale of each channel, (B, C).
+        w1: (D, C).
+        b1: (D,).
+        gamma: of the GRN without bias, D numbers of any shape.
+        w2: (C, D).
+        b2: (C,).
+        shortcut: (B, C, H, W).
+
+    Returns:
+        (B, C, H, W) in channels_last order; no gradients.
+    """
+    compute = _opaque if torch.compiler.is_compiling() else _compute
+    return compute(x, gate, w1, b1, gamma, w2, b2, shortcut)
+
+
+def _compute(
+    x: Tensor, gate: Tensor, w1: Tensor, b1: Tensor, gamma: Tensor, w2: Tensor, b2: Tensor, shortcut: Tensor
+) -> Tensor:
+    batch, chans, height, width = x.shape
+    pixels, wide = height * width, len(w1)
+    rows = x.permute(0, 2, 3, 1).reshape(batch, pixels, chans)
+    out = torch.add(shortcut.permute(0, 2, 3, 1), b2).contiguous().view(-1, chans)
+    into_weights = pixels >= wide
+    samples = 1 if into_weights else min(max(1, ROWS // pixels), batch)
+    hidden = x.new_empty(samples * pixels, wide)
+    for i in range(0, batch, samples):
+        part, scale = rows[i : i + samples], gate[i : i + samples]
+        h, to = hidden[: len(part) * pixels], out[i * pixels : (i + len(part)) * pixels]
+        if into_weights:
+            torch.mm(part[0], (w1 * scale).t(), out=h)
+        else:
+            torch.mm((part * scale[:, None]).flatten(0, 1), w1.t(), out=h)
+        maps = h.view(-1, pixels, wide)
+        scale = response_scale(_gelu_energy_(maps, b1).sqrt(), gamma.flatten())
+        if into_weights:
+            to.addmm_(h, (w2 * scale).t())
+        else:
+            maps.mul_(scale[:, None])
+            to.addmm_(h, w2.t())
+    return out.view(batch, height, width, chans).permute(0, 3, 1, 2)
+
+
+#: One node in the graph of a compiler, which would need more passes over memory.
+_opaque = torch.library.custom_op("kernel_zoo::feed_forward", _compute, mutates_args=())
+_opaque.register_fake(lambda x, *others: torch.empty_like(x, memory_format=torch.channels_last))
+
+
+def _gelu_energy_(h: Tensor, bias: Tensor) -> Tensor:
+    """In place GELU of h + bias, and the sum of its squares over the pixels: (B, P, D) -> (B, D)."""
+    if native.available(h, bias):
+        return native.gelu_energy_(h, bias)
+    return torch.ops.aten.gelu_(h.add_(bias)).square().sum(1)
