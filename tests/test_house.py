@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 
 ZOO = ROOT / "zoo"
 
-# what each room may import from the zoo, besides itself and the two helpers that everybody may use
+# what each room may import from the zoo, besides itself and the helpers that everybody may use
 ALLOWED = {
     "kernels": set(),
     "models": {"kernels", "files"},
@@ -32,10 +32,11 @@ ALLOWED = {
     "checkpoints": {"models", "files"},
     "files": set(),
     "suggest": set(),
+    "facts": set(),
     "config": set(),
     "launch": {"config", "training"},
 }
-HELPERS = {"suggest", "zoo"}
+HELPERS = {"facts", "suggest", "zoo"}
 
 
 def room_of(path: Path) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from zoo.benchmarks.plain import has_plain_form, plain_copy
 from zoo.benchmarks.records import Records, markdown, put_section
 from zoo.benchmarks.timing import Times, interleaved_times
+from zoo.facts import chip
 from zoo.models.deploy import to_deploy
 from zoo.models.registry import create_model
 
@@ -299,16 +300,10 @@ def _shown(row: dict[str, str]) -> list[str]:
 
 def surroundings(device: torch.device) -> str:
     """Hardware, versions and how busy the machine is, in one line."""
-    chip = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        chip = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), chip)
-    except OSError:  # not Linux: the short name will do
-        pass
     busy = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     where = f"{torch.cuda.get_device_name(device)}, " if device.type == "cuda" else ""
     return (
-        f"{where}{chip} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores{busy}; "
+        f"{where}{chip()} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores{busy}; "
         f"torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()}"
     )
 

@@ -26,6 +26,7 @@ from pydantic import NonNegativeInt
 
 from zoo.checkpoints import CheckpointError, read_checkpoint, save_pretrained
 from zoo.config import ConfigError, check_call, check_section, flatten
+from zoo.facts import hardware, versions
 from zoo.models.registry import create_model
 from zoo.tasks import NonFiniteLossError, Task, create_optimizer, create_scheduler
 from zoo.training.checkpointing import FOLDER, AtomicCheckpointIO, StopRequested, find_resumable, step_files
@@ -359,6 +360,7 @@ def _finish(engine: L.Trainer, task: Task, result: RunResult, notes: dict[str, A
         preprocessing=task.hparams.get("preprocessing"),
     )
     summary = {"metrics": result.metrics, "seconds": round(result.seconds, 1), "seed": notes["seed"]}
+    summary |= {"data": _data_facts(engine), "versions": versions(), "hardware": hardware()}
     (result.output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     wandb_dirs = []
     for entry in engine.loggers:
@@ -375,6 +377,15 @@ def _finish(engine: L.Trainer, task: Task, result: RunResult, notes: dict[str, A
         tracked=wandb_dirs,
         resume=f"{command} resume={_shown(result.output_dir)} trainer.max_epochs={2 * max(engine.current_epoch, 1)}",
     )
+
+
+def _data_facts(engine: L.Trainer) -> dict[str, Any]:
+    """Sizes of the parts and names of the columns, for the record of weights that may be shipped."""
+    data: Any = getattr(engine, "datamodule", None)
+    facts: dict[str, Any] = {part: len(rows) for part, rows in (getattr(data, "datasets", None) or {}).items()}
+    if names := getattr(data, "feature_names", None):
+        facts["feature_names"] = list(names)
+    return facts
 
 
 def _last_good(folder: Path, command: str) -> str:

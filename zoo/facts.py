@@ -1,0 +1,43 @@
+"""What a result depends on besides the code: versions and hardware, as plain values for records and tables."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+__all__ = ["chip", "hardware", "versions"]
+
+_PACKAGES = ("kernel-zoo", "torch", "timm", "lightning", "numpy", "scikit-learn")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # the source tree is on the path without being installed
+            continue
+    return found
+
+
+def chip() -> str:
+    """The processor as the system names it."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux: the short name will do
+        return name
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+
+
+def hardware() -> dict[str, str | int]:
+    """Processor, cores, threads in use, and the first GPU if there is one."""
+    import torch
+
+    found: dict[str, str | int] = {"cpu": chip(), "cores": os.cpu_count() or 1, "threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
