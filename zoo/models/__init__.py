@@ -1,6 +1,10 @@
 """Architectures, one file per family, registered by name in timm's registry when this package is imported."""
 
-from zoo.models import grbf, unireplknet
+from zoo.models import grbf, terminator, unireplknet
+from zoo.models import plugins, shipped
 from zoo.models.deploy import to_deploy
 
-__all__ = ["grbf", "to_deploy", "unireplknet"]
+__all__ = ["grbf", "terminator", "to_deploy", "unireplknet"]
+
+plugins.load()
+shipped.register()

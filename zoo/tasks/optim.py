@@ -15,6 +15,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from zoo.suggest import suggestion
+from zoo.tasks.kar import ChainedCosine
 
 UnitInterval = Annotated[float, Gt(0), Le(1)]
 
@@ -70,7 +71,7 @@ def create_optimizer(
 
     Args:
         model: The module whose parameters are optimised.
-        opt: Name in timm's optimizer registry, for example `adamw`, `sgd`, `lamb`, `muon`.
+        opt: Name in timm's optimizer registry, for example `adamw`, `sgd`, `lamb`, `muon`, or `kar2`, `kar3`.
         lr: Peak learning rate.
         weight_decay: Decay of matrices and filters; vectors and biases are never decayed.
         layer_decay: Factor per depth, see `param_groups`.
@@ -96,7 +97,7 @@ def create_scheduler(
     optimizer: torch.optim.Optimizer,
     total_steps: int,
     steps_per_epoch: float,
-    sched: Literal["cosine", "constant", "step", "multistep", "poly", "tanh", "wsd"] = "cosine",
+    sched: Literal["cosine", "constant", "step", "multistep", "poly", "tanh", "wsd", "chained"] = "cosine",
     warmup_epochs: NonNegativeFloat = 0.0,
     warmup_lr: NonNegativeFloat = 0.0,
     min_lr: NonNegativeFloat = 1e-6,
@@ -110,7 +111,7 @@ def create_scheduler(
         optimizer: Its groups' `lr` is the peak; a group's `lr_scale` multiplies whatever the schedule says.
         total_steps: Optimizer steps of the whole training, warm-up included.
         steps_per_epoch: Optimizer steps in an epoch.
-        sched: Form of the decay after the warm-up.
+        sched: Form of the decay after the warm-up; `chained` is Terminator's, see `zoo.tasks.kar.chained_factor`.
         warmup_epochs: Length of the warm-up in epochs; fractions are fine.
         warmup_lr: Rate at step 0.
         min_lr: Rate at the last step (`cosine`, `tanh`, `poly`, `wsd`).
@@ -124,6 +125,8 @@ def create_scheduler(
     epochs = total_steps / steps_per_epoch
     if warmup_epochs > epochs:
         raise ValueError(f"warmup_epochs = {warmup_epochs:g} is longer than the whole training of {epochs:g} epochs")
+    if sched == "chained":
+        return ChainedCosine(optimizer, total_steps, round(warmup_epochs * steps_per_epoch))
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=sched,

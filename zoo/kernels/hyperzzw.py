@@ -1,0 +1,619 @@
+"""HyperZ·Z·W: kernels that a small network writes and the input completes, in two dimensions and in one.
+
+Zhang: "HyperZ.Z.W Operator Connects Slow-Fast Networks for Full Context Interaction", 2024, arXiv 2401.17948. A *slow
+network* maps coordinates to a *hyper-kernel* W; multiplied by an activation Z1 it becomes a context-dependent kernel,
+which is then applied to another activation Z2 of the *fast network*:
+
+    global, 2-D     (W * Z1) Z2, a matrix product over rows and columns      :func:`global_product`
+    global, 1-D     a long convolution (ours; no definition was published)   :func:`causal_conv`, :func:`same_conv`,
+                                                                             :func:`fold_product`
+    local           depthwise convolution, the context inside the kernel     :func:`local_conv`
+    channel, space  W * z * z, the score of a gate                           :func:`elementwise_score`
+
+Activations are (B, C, N, N) or (B, C, L). The slow networks are :class:`SlowNet` and :class:`LocalSlowNet`. Their
+frequencies can be so high that half precision would return noise: they compute in float32 or better, also under
+autocast, and stay there when a model is cast to half precision. So do the Fourier transforms.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.kernels.base import no_autocast
+from zoo.kernels.large_kernel import depthwise_conv2d, is_recorded
+
+__all__ = [
+    "LocalSlowNet",
+    "SlowNet",
+    "batch_standardise",
+    "causal_conv",
+    "coordinate_grid",
+    "elementwise_score",
+    "fold_product",
+    "global_product",
+    "group_standardise",
+    "instance_standardise",
+    "local_conv",
+    "mix_channels",
+    "renormalise",
+    "same_conv",
+    "slow_loss",
+]
+
+EPS = 1e-5
+GROUPS = 12  # of group_standardise
+HALF = (torch.float16, torch.bfloat16)
+SLOW_LOSSES = ("tile", "channel_sum", "none")
+
+
+# ---- standardisation: normalisation without affine parameters ----------------------------------------------
+
+
+def instance_standardise(x: Tensor) -> Tensor:
+    """(x - mean) / sqrt(var + 1e-5) of every map of every sample, biased variance; (B, C, ...) -> same."""
+    points = x.flatten(2)
+    return F.layer_norm(points, points.shape[-1:], eps=EPS).view(x.shape)
+
+
+def batch_standardise(x: Tensor, mean: Tensor | None = None, var: Tensor | None = None) -> Tensor:
+    """(x - mean) / sqrt(var + 1e-5) of every channel over batch and space, biased variance.
+
+    Args:
+        x: (B, C, ...).
+        mean: (C,), used instead of the batch's own.
+        var: (C,), likewise.
+    """
+    if mean is not None and var is not None:
+        return F.batch_norm(x, mean, var, training=False, eps=EPS)
+    return F.batch_norm(x, None, None, training=True, eps=EPS)
+
+
+def group_standardise(x: Tensor, mean: Tensor | None = None, var: Tensor | None = None) -> Tensor:
+    """G-IBS: twelve contiguous groups of channels, standardised by batch (even groups) and by instance (odd ones).
+
+    Args:
+        x: (B, C, ...), C divisible by 12.
+        mean: (C / 2,), statistics of the even groups' channels used instead of the batch's own.
+        var: (C / 2,), likewise.
+
+    Raises:
+        ValueError: C is not divisible by 12.
+    """
+    even, odd = split_groups(x)
+    return join_groups(batch_standardise(even, mean, var), instance_standardise(odd))
+
+
+def split_groups(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Channels of the even and of the odd groups, (B, C / 2, ...) each."""
+    if not torch.jit.is_scripting() and not isinstance(x, torch.fx.Proxy) and x.shape[1] % GROUPS:
+        raise ValueError(f"group standardisation needs a multiple of {GROUPS} channels, got {x.shape[1]}")
+    pairs = x.unflatten(1, (GROUPS // 2, 2, -1))
+    return pairs[:, :, 0].flatten(1, 2), pairs[:, :, 1].flatten(1, 2)
+
+
+def join_groups(even: Tensor, odd: Tensor) -> Tensor:
+    """The inverse of :func:`split_groups`."""
+    pairs = [half.unflatten(1, (GROUPS // 2, 1, -1)) for half in (even, odd)]
+    return torch.cat(pairs, 2).flatten(1, 3)
+
+
+def renormalise(h: Tensor) -> Tensor:
+    """h + 0.1 h / max(|h|, 1e-12), the norm over the last axis; the gradient flows through the second term only."""
+    return h.detach() + 0.1 * F.normalize(h, dim=-1, eps=1e-12)
+
+
+# ---- the operators -----------------------------------------------------------------------------------------
+
+
+def global_product(w: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
+    """Global operator in 2-D: out[b, c] = (w[c] * z1[b, c]) z2[b, c], a matrix product of N x N maps.
+
+    It mixes position (i, k) with (k, j), so it is neither equivariant to shifts nor to a transposition of the image.
+
+    Args:
+        w: hyper-kernel (1, C, N, N).
+        z1: context (B, C, N, N).
+        z2: what it is applied to, (B, C, N, N).
+    """
+    return torch.matmul(w * z1, z2)
+
+
+def causal_conv(kernel: Tensor, z: Tensor) -> Tensor:
+    """out[t] = sum over s <= t of kernel[s] z[t - s], by a real Fourier transform of length 2 L.
+
+    Computed in float32 or better whatever the inputs and autocast; answers in the type of `z`.
+
+    Args:
+        kernel: (..., L), for example a context-dependent kernel w * z1, (B, C, L).
+        z: (..., L); leading axes broadcast, so several right-hand sides can be stacked in front.
+    """
+    return _long_conv(kernel, z, 0)
+
+
+def same_conv(kernel: Tensor, z: Tensor) -> Tensor:
+    """out[t] = sum over s of kernel[s] z[t - s + L // 2], zeros outside; otherwise as :func:`causal_conv`."""
+    return _long_conv(kernel, z, z.shape[-1] // 2)
+
+
+def _long_conv(kernel: Tensor, z: Tensor, start: int) -> Tensor:
+    length = z.shape[-1]
+    wide = torch.promote_types(torch.promote_types(kernel.dtype, z.dtype), torch.float32)
+    spectrum = torch.fft.rfft(kernel.to(wide), 2 * length) * torch.fft.rfft(z.to(wide), 2 * length)
+    return torch.fft.irfft(spectrum, 2 * length)[..., start : start + length].to(z.dtype)
+
+
+def fold_product(kernel: Tensor, z: Tensor) -> Tensor:
+    """Both sequences folded row by row to squares, and their matrix product.
+
+    Args:
+        kernel: (..., L), L a square number.
+        z: (..., L).
+
+    Raises:
+        ValueError: L is not a square number.
+    """
+    side = square_side(z.shape[-1])
+    return (kernel.unflatten(-1, (side, side)) @ z.unflatten(-1, (side, side))).flatten(-2)
+
+
+def square_side(length: int) -> int:
+    """The square root of a square number; a ValueError otherwise."""
+    side = math.isqrt(length)
+    if side * side != length:
+        raise ValueError(f"a sequence of {length} points cannot be folded to a square; use another global_1d")
+    return side
+
+
+def local_conv(z: Tensor, kernel: Tensor, causal: bool = False) -> Tensor:
+    """Depthwise cross-correlation, stride 1, that keeps the map's size.
+
+    Args:
+        z: (B, C, N, N) or (B, C, L), any memory format.
+        kernel: (C, 1, k, k) or (C, 1, k), k odd; or one per sample, (B, C, k, k) or (B, C, k).
+        causal: in 1-D, k - 1 zeros on the left instead of (k - 1) // 2 on either side.
+    """
+    if z.dim() == 4 and kernel.dim() == 4:
+        return _local_conv2d(z, kernel)
+    if causal:  # nothing to the right of the centre
+        kernel = F.pad(kernel, (0, kernel.shape[-1] - 1))
+    return _local_conv2d(z.unsqueeze(2), kernel.unsqueeze(2)).squeeze(2)
+
+
+@torch.fx.wrap
+def _local_conv2d(z: Tensor, kernel: Tensor) -> Tensor:
+    if kernel.shape[1] == 1:
+        return depthwise_conv2d(z, kernel)
+    maps = z.reshape(1, -1, z.shape[2], z.shape[3])
+    taps = kernel.reshape(-1, 1, kernel.shape[2], kernel.shape[3])
+    return depthwise_conv2d(maps, taps).view(z.shape)
+
+
+def elementwise_score(w: Tensor, z: Tensor) -> Tensor:
+    """The channel and the spatial operator, w * z * z: pooled activations z against their hyper-kernel w."""
+    return w * z * z
+
+
+def slow_loss(kernels: list[Tensor], form: str = "tile") -> Tensor:
+    """How far the global hyper-kernels of the blocks are from each other: the slow networks' own loss.
+
+    `"tile"`: over all pairs i > j the mean of (K_j repeated to C_i channels - K_i)^2, whole blocks of channels
+    repeated. `"channel_sum"`: the mean of (sum of K_j over channels - sum of K_i over channels)^2.
+
+    Args:
+        kernels: (1, C_i, N, N) or (1, C_i, L).
+        form: `"tile"` or `"channel_sum"`.
+    """
+    loss = kernels[0].new_zeros(())
+    if form == "channel_sum":
+        kernels = [k.sum(1) for k in kernels]
+    elif form != "tile":
+        raise ValueError(f"form={form!r} is not one of {', '.join(map(repr, SLOW_LOSSES[:2]))}")
+    for i, deep in enumerate(kernels):
+        for shallow in kernels[:i]:
+            if form == "tile":
+                shallow = repeat_channels(shallow, deep.shape[1])
+            loss = loss + (shallow - deep).square().mean()
+    return loss
+
+
+def repeat_channels(x: Tensor, channels: int) -> Tensor:
+    """The whole block of channels again and again until there are `channels` (the last round may be cut)."""
+    rounds = -(-channels // x.shape[1])
+    return torch.cat([x] * rounds, 1)[:, :channels]
+
+
+# ---- a linear map over channels ----------------------------------------------------------------------------
+
+
+def mix_channels(parts: list[Tensor], weights: list[Tensor], bias: Tensor) -> Tensor:
+    """sum over parts of W_i x_i, plus bias: a 1 x 1 convolution of concatenated maps without the concatenation.
+
+    Args:
+        parts: maps (B, C_i, ...), contiguous or channels_last, in any mixture.
+        weights: (C_out, C_i) each.
+        bias: (C_out,).
+
+    Returns:
+        (B, C_out, ...), contiguous.
+    """
+    first = parts[0]
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
+        if not is_recorded(first) and first.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+            shape = (first.shape[0], bias.shape[0], *first.shape[2:])
+            return _MixChannels.apply(bias, len(parts), *(p.flatten(2) for p in parts), *weights).view(shape)
+    x, weight = torch.cat(parts, 1), torch.cat(weights, 1)
+    if x.dim() == 4:
+        return F.conv2d(x, weight[:, :, None, None], bias)
+    return F.conv1d(x, weight[:, :, None], bias)
+
+
+def mix_rows(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The 1 x 1 convolution of a channels_last map (B, C, H, W), which stays channels_last."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
+        if not is_recorded(x) and x.device.type == "cpu":
+            return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+    return F.conv2d(x, weight[:, :, None, None], bias)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """A map (B, C, H, W) in the memory order that depthwise convolutions on a CPU are fast in; others stay."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
+        if not is_recorded(x) and x.device.type == "cpu" and x.dtype != torch.float64:
+            return _ChannelsLast.apply(x)
+    return x
+
+
+class _ChannelsLast(torch.autograd.Function):
+    """One plain transposition an image, four times as fast as the library's own reordering."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        if not x.is_contiguous():
+            return x.contiguous(memory_format=torch.channels_last)
+        batch, chans, height, width = x.shape
+        rows = x.new_empty(batch, height * width, chans)
+        for source, target in zip(x.flatten(2), rows, strict=True):
+            target.copy_(source.t())
+        return rows.view(batch, height, width, chans).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.contiguous()
+
+
+class _MixChannels(torch.autograd.Function):
+    """:func:`mix_channels` on (B, C_i, P), one product an image; gradients keep the memory order of their part."""
+
+    @staticmethod
+    def forward(bias: Tensor, count: int, *tensors: Tensor) -> Tensor:
+        parts, weights = tensors[:count], tensors[count:]
+        batch, _, points = parts[0].shape
+        out = bias[:, None].expand(batch, -1, points).contiguous()
+        for x, w in zip(parts, weights, strict=True):
+            out.baddbmm_(w.expand(batch, *w.shape), x)
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.count = inputs[1]
+        ctx.save_for_backward(*inputs[2:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        parts, weights = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        wanted, batch = ctx.needs_input_grad, len(grad)
+        d_parts: list[Tensor | None] = [None] * len(parts)
+        d_weights: list[Tensor | None] = [None] * len(parts)
+        for i, (x, w) in enumerate(zip(parts, weights, strict=True)):
+            weight = w.expand(batch, *w.shape)
+            if wanted[2 + i]:
+                last = x.stride(1) == 1 and x.shape[1] > 1  # channels_last
+                d_parts[i] = (grad.mT @ weight).mT if last else weight.mT @ grad
+            if wanted[2 + len(parts) + i]:
+                d_weights[i] = (grad @ x.mT).sum(0)
+        return grad.sum((0, 2)), None, *d_parts, *d_weights
+
+
+# ---- slow networks -----------------------------------------------------------------------------------------
+
+
+def coordinate_grid(points: int, dims: int, *, device: Any = None, dtype: torch.dtype | None = None) -> Tensor:
+    """Coordinates of a regular grid on [-1, 1]^dims, both ends included: (dims, points^dims), rows first ("ij").
+
+    They are drawn up in float64 on the CPU and rounded once, so that they are the same everywhere.
+    """
+    axis = torch.linspace(-1, 1, points, dtype=torch.float64, device="cpu")
+    axes = torch.meshgrid([axis] * dims, indexing="ij")
+    return torch.stack(axes).flatten(1).to(device=device, dtype=dtype or torch.get_default_dtype())
+
+
+def matched_omega(points: int, dims: int, alpha: float = 6.0, beta: float = 1.0) -> float:
+    """The frequency scale whose first layer has a mean |frequency| of half the Nyquist frequency of the grid.
+
+    The Nyquist frequency of `points` samples on [-1, 1] is pi (points - 1) / 2; a weight is
+    U(-1 / sqrt(dims), 1 / sqrt(dims)) 2 pi omega gamma with mean gamma = alpha / beta.
+    """
+    return max(points - 1, 1) * math.sqrt(dims) * beta / (4 * alpha)
+
+
+class SlowNet(nn.Module):
+    """Slow network: coordinates to a hyper-kernel, a multiplicative filter network of sines (paper, section 3).
+
+        h = sin(F_0 g);   h = sin(F_l g) * (M_l h) + pos_bias  for l = 1..L;   W = out(h)
+
+    The kernel is a function of the parameters only. After `reparameterize()` it is computed once and kept while no
+    gradient is asked for; a change of a parameter, of the mode, the type or the device drops it.
+
+    Args:
+        points: grid points n of every axis.
+        dims: axes d, 1 or 2.
+        hidden: width h.
+        layers: L >= 1.
+        out: output channels o.
+        omega_0: frequency scale; the authors' 2000 makes white noise at first, `"grid"` is :func:`matched_omega`.
+        alpha: shape of the Gamma distribution of frequencies, divided by l + 1 in layer l.
+        beta: its rate.
+        device: where the parameters live.
+        dtype: their type; half precision is raised to float32.
+
+    Raises:
+        ValueError: a size is not positive.
+    """
+
+    kept: Tensor | None
+
+    def __init__(
+        self,
+        points: int,
+        dims: int,
+        hidden: int,
+        layers: int,
+        out: int,
+        *,
+        omega_0: float | Literal["grid"] = 2000.0,
+        alpha: float = 6.0,
+        beta: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if min(points, dims, hidden, layers, out) < 1:
+            raise ValueError(
+                f"sizes of a slow network must be positive, got {points=}, {dims=}, {hidden=}, {layers=}, {out=}"
+            )
+        dtype = torch.float32 if dtype in HALF else dtype
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.points, self.dims, self.layers = points, dims, layers
+        self.omega_0 = matched_omega(points, dims, alpha, beta) if omega_0 == "grid" else float(omega_0)
+        self.alpha, self.beta = alpha, beta
+        self.shape = (points,) * dims
+        self.filters = nn.ModuleList(nn.Linear(dims, hidden, **dd) for _ in range(layers + 1))
+        self.mix = nn.ModuleList(nn.Linear(hidden, hidden, **dd) for _ in range(layers))
+        self.out = nn.Linear(hidden, out, **dd)
+        self.pos_bias = nn.Parameter(torch.zeros(self.shape, **dd))
+        self.register_buffer("grid", coordinate_grid(points, dims, **dd), persistent=False)
+        self.deploy = False
+        self.kept = None
+        self._versions: list[tuple[int, int]] = []
+        if type(self) is SlowNet:
+            self.reset_parameters()
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the parameters as the authors do, the factor 1 / sqrt(number of grid points) included."""
+        for layer, linear in enumerate(cast("list[nn.Linear]", list(self.filters))):
+            gamma = torch.distributions.Gamma(self.alpha / (layer + 1), self.beta).sample(linear.weight.shape)
+            bound = 2 * math.pi * self.omega_0 / math.sqrt(self.dims)
+            linear.weight.uniform_(-bound, bound).mul_(gamma.to(linear.weight))
+            linear.bias.zero_()
+        for linear in cast("list[nn.Linear]", [*self.mix, *getattr(self, "ctx_mix", [])]):
+            uniform_(linear)
+            linear.bias.fill_(1.0)
+        uniform_(self.out)
+        self.out.weight.mul_(self.points ** (-self.dims / 2))
+        self.pos_bias.zero_()
+
+    def forward(self) -> Tensor:
+        """The hyper-kernel (1, o, n, ..., n)."""
+        if torch.jit.is_scripting():  # an outer autocast does not reach into TorchScript
+            return self._kernel()
+        if self.deploy and not self.training:
+            return self._kept_kernel()
+        with no_autocast(self.out.weight.device):
+            return self._kernel()
+
+    def _kernel(self) -> Tensor:
+        h = torch.sin(affine(self.filters[0], self.grid))
+        bias = self.pos_bias.flatten()
+        for i, mix in enumerate(self.mix):
+            h = torch.sin(affine(self.filters[i + 1], self.grid)) * affine(mix, h) + bias
+        return affine(self.out, h).view([1, -1] + list(self.shape))
+
+    # ---- the deploy form
+
+    @torch.jit.ignore
+    def reparameterize(self) -> None:
+        """Keep the hyper-kernel from now on while no gradient is asked for (deploy form)."""
+        if not self.deploy:
+            self.deploy = True
+            if not self.training:
+                self._keep()
+
+    @torch.jit.ignore
+    def _kept_kernel(self) -> Tensor:
+        if torch.compiler.is_compiling():
+            if self.kept is not None:
+                return self.kept
+        elif not (torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())):
+            if self.kept is None or self._versions != self._state():
+                self._keep()
+            return cast("Tensor", self.kept)
+        with no_autocast(self.out.weight.device):
+            return self._kernel()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _keep(self) -> None:
+        with no_autocast(self.out.weight.device):
+            self.kept = self._kernel()
+        self._versions = self._state()
+
+    def _state(self) -> list[tuple[int, int]]:
+        """What changes when a parameter or statistic is replaced or written to."""
+        tensors = (*self.parameters(), *self.buffers())
+        return [(id(t), 0 if t.is_inference() else t._version) for t in tensors]
+
+    def _drop(self) -> None:
+        self.kept = None
+
+    def train(self, mode: bool = True) -> "SlowNet":
+        self._drop()
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._drop()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SlowNet":
+        """Move or convert, but never below float32, and with a grid rounded anew."""
+
+        def full(t: Tensor) -> Tensor:
+            moved = fn(t)
+            return t.to(moved.device) if moved.dtype in HALF and t.dtype not in HALF else moved
+
+        self._drop()
+        super()._apply(full, recurse)
+        like = self.out.weight
+        self.grid = coordinate_grid(self.points, self.dims, device=like.device, dtype=like.dtype)
+        return self
+
+
+class LocalSlowNet(SlowNet):
+    """Slow network of a local kernel, with the context inside the generation (paper, section 3).
+
+        c = GELU(ctx_fc(mean over the batch of ctx_reduce(pool(x))))
+        h = sin(F_0 g);   h = ctx_mix_l(c) * renormalise(sin(F_l g) * (M_l h) + pos_bias)   for l = 1..L;   out(h)
+
+    Args:
+        points: kernel size k.
+        dims: axes, 1 or 2.
+        hidden: width h.
+        layers: L.
+        out: channels C, of the context too.
+        context: `"batch"`: the mean of the batch at hand, as published, so that a prediction depends on its batch;
+            `"running"`: in eval mode a moving average over training (momentum 0.1); `"sample"`: a kernel for every
+            sample.
+        **kwargs: as of :class:`SlowNet`.
+    """
+
+    def __init__(
+        self,
+        points: int,
+        dims: int,
+        hidden: int,
+        layers: int,
+        out: int,
+        *,
+        context: Literal["batch", "running", "sample"] = "batch",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(points, dims, hidden, layers, out, **kwargs)
+        dd: dict[str, Any] = {"device": self.out.weight.device, "dtype": self.out.weight.dtype}
+        self.context = context
+        self.ctx_reduce = nn.Linear(out, hidden, **dd)
+        self.ctx_fc = nn.Linear(hidden, hidden, **dd)
+        self.ctx_mix = nn.ModuleList(nn.Linear(hidden, hidden, **dd) for _ in range(layers))
+        mean = torch.zeros(out, points**dims, **dd) if context == "running" else None
+        self.register_buffer("context_mean", mean)
+        self.reset_parameters()
+
+    @torch.jit.ignore
+    def reset_parameters(self) -> None:
+        """Draw the parameters; `ctx_reduce` and `ctx_fc` as the library does."""
+        super().reset_parameters()
+        self.ctx_reduce.reset_parameters()
+        self.ctx_fc.reset_parameters()
+        if self.context_mean is not None:
+            self.context_mean.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Local kernels of a batch of activations or of its mean.
+
+        Args:
+            x: activations (B, C, N, ...); (1, C, N, ...), their mean over the batch, gives the same unless the context
+                is by sample.
+
+        Returns:
+            (C, 1, k, ...), or (B, C, k, ...) by sample.
+        """
+        if torch.jit.is_scripting():
+            return self._local_kernel(self._context(x))
+        if self.context == "running" and not self.training and self.deploy:
+            return self._kept_kernel()
+        with no_autocast(x.device):
+            return self._local_kernel(self._context(x))
+
+    def _context(self, x: Tensor) -> Tensor:
+        """Pooled activations (C, P), or (B, C, P) by sample."""
+        if self.context == "running" and not self.training:
+            assert self.context_mean is not None
+            return self.context_mean
+        x = x.to(self.out.weight.dtype)
+        if self.context != "sample":  # the mean first: it is linear, and so are the pooling and ctx_reduce
+            x = x.mean(0, keepdim=True)
+        if self.dims == 1:
+            pooled = F.adaptive_avg_pool1d(x.flatten(2), self.points)
+        else:
+            pooled = F.adaptive_avg_pool2d(x, self.shape).flatten(2)
+        if self.context == "sample":
+            return pooled
+        if self.context == "running":
+            assert self.context_mean is not None
+            with torch.no_grad():
+                self.context_mean.lerp_(pooled[0], 0.1)
+        return pooled[0]
+
+    def _local_kernel(self, context: Tensor) -> Tensor:
+        c = F.gelu(affine(self.ctx_fc, affine(self.ctx_reduce, context)))
+        h = torch.sin(affine(self.filters[0], self.grid))
+        bias = self.pos_bias.flatten()
+        for i, (mix, ctx_mix) in enumerate(zip(self.mix, self.ctx_mix)):  # noqa: B905 (not in TorchScript)
+            h = torch.sin(affine(self.filters[i + 1], self.grid)) * affine(mix, h) + bias
+            h = renormalise(h) * affine(ctx_mix, c)
+        kernel = affine(self.out, h)
+        return (
+            kernel.view([-1, kernel.shape[-2]] + list(self.shape))
+            if context.dim() == 3
+            else kernel.view([-1, 1] + list(self.shape))
+        )
+
+    @torch.jit.ignore
+    def reparameterize(self) -> None:
+        """Keep the kernel too, where it does not depend on the input."""
+        if self.context == "running":
+            super().reparameterize()
+
+    def _kernel(self) -> Tensor:
+        assert self.context_mean is not None
+        return self._local_kernel(self.context_mean)
+
+
+def affine(layer: nn.Linear, h: Tensor) -> Tensor:
+    """A linear layer on features first: (..., C_in, P) -> (..., C_out, P)."""
+    return layer.weight @ h + layer.bias[:, None]
+
+
+def uniform_(linear: nn.Linear) -> None:
+    """Weight from U(+-sqrt(3 / fan_in)), bias 0."""
+    bound = math.sqrt(3 / linear.in_features)
+    nn.init.uniform_(linear.weight, -bound, bound)
+    nn.init.zeros_(linear.bias)
