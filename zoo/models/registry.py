@@ -22,6 +22,7 @@ from timm.models import get_pretrained_cfg, model_entrypoint
 from torch import nn
 
 from zoo.files import RECORDS, CheckpointError, fetch_hub, fetch_url, locate, read_checkpoint, read_config
+from zoo.models import plugins, shipped
 from zoo.models.deploy import to_deploy
 from zoo.models.loading import Strict, load_state
 from zoo.suggest import nearest, suggestion
@@ -48,7 +49,8 @@ def list_models(filter: str | Iterable[str] = "", pretrained: bool = False) -> l
 
     Args:
         filter: Shell wildcards, one or several: `"unireplknet_*"`.
-        pretrained: Only models with released weights, with their tags: `"unireplknet_a.in1k"`.
+        pretrained: Only models with weights, with their tags: `"unireplknet_a.in1k"` (published by the authors, to
+            be fetched), `"unireplknet_z.mnist5k"` (trained by an experiment of the zoo, shipped with it).
     """
     register()
     names = timm.list_models(filter if isinstance(filter, str) else list(filter), pretrained=pretrained)
@@ -126,7 +128,7 @@ _NOTED: set[str] = set()
 
 
 def _is_ours(name: str) -> bool:
-    return model_entrypoint(name.split(".")[0]).__module__.startswith("zoo.models")
+    return model_entrypoint(name.split(".")[0]).__module__.startswith(plugins.modules())
 
 
 def _parse(model_name: str) -> tuple[str, str]:
@@ -152,6 +154,8 @@ def _parse(model_name: str) -> tuple[str, str]:
     if tag:
         tags = [n.partition(".")[2] for n in timm.list_models(arch, include_tags=True) if "." in n]
         if tag not in tags:
+            if (shipped.folder() / f"{name}.json").is_file():
+                shipped.record(name)  # damaged, which the error says
             raise ValueError(f"{arch} has no weights tagged {tag!r}{suggestion(tag, tags) or '; it has no tags'}")
     return source, name
 

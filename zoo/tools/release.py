@@ -1,0 +1,189 @@
+"""From run folders to a weight that ships: the file, its record, and nothing typed by hand.
+
+>>> ship([Path("outputs/digits/a"), Path("outputs/digits/b")])      # the seeds of one experiment
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zoo.benchmarks.runs import read_run
+from zoo.data.origins import origin
+from zoo.files import WEIGHTS_NAME, read_config, sha256_of, write_all
+from zoo.models import shipped
+from zoo.models.registry import create_model
+from zoo.tools.errors import ToolError
+
+__all__ = ["METRICS", "describe", "ship"]
+
+#: What a weight is judged by, first match: the test metric, and the validation metric that chooses among the seeds.
+METRICS = (
+    ("test/acc", "val/acc"),
+    ("test/score", "val/score"),
+    ("test/accuracy", "val/accuracy"),
+    ("test/mse", "val/mse"),
+)
+_SMALLER_IS_BETTER = re.compile("loss|mse|mae|rmse|error")
+CODE_LICENSE = "Apache-2.0"
+
+
+def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apache-2.0") -> dict[str, Any]:
+    """The record of the best of some runs, chosen by its validation metric.
+
+    Args:
+        runs: Folders of finished runs of one experiment that differ in the seed.
+        tag: What follows the dot of the name; the experiment's name without the family by default.
+        license: Of the weights.
+
+    Raises:
+        ToolError: The runs are not seeds of one experiment, or have no metric that is known.
+        RunsError: A folder is not that of a finished run.
+    """
+    found = {folder: read_run(folder) for folder in runs}
+    kinds = {(run.name, run.model, run.changes) for run in found.values()}
+    if len(kinds) != 1:
+        raise ToolError("the runs differ in more than their seed: ship one experiment at a time")
+    if len({run.seed for run in found.values()}) != len(found):
+        raise ToolError("two of the runs have the same seed")
+    first = next(iter(found.values()))
+    judged, chosen_by = _metric(first.metrics)
+    sign = -1 if _SMALLER_IS_BETTER.search(judged) else 1
+    best = max(found, key=lambda f: _validation(found[f].metrics, chosen_by, sign))
+    values = [run.metrics[judged] for run in found.values()]
+    run, summary = found[best], json.loads((best / "summary.json").read_text())
+    config = yaml.safe_load((best / ".hydra" / "config.yaml").read_text())
+    model = read_config(best / "model")
+    weights = best / "model" / WEIGHTS_NAME
+    tag = tag or _tag(model["architecture"], run.name)
+    data = _data_section(config)
+    facts = summary.get("data", {})
+    where = origin(data)
+    return {
+        "name": f"{model['architecture']}.{tag}",
+        "architecture": model["architecture"],
+        "tag": tag,
+        "model_args": model["model_args"],
+        "pretrained_cfg": {**model["pretrained_cfg"], "license": license},
+        "class_names": model.get("label_names", []),
+        "feature_names": facts.get("feature_names", []),
+        "preprocessing": {
+            k: model["pretrained_cfg"][k]
+            for k in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+            if k in model["pretrained_cfg"]
+        },
+        "parameters": _parameters(best / "model"),
+        "sha256": sha256_of(weights),
+        "bytes": weights.stat().st_size,
+        "metric": {
+            "name": judged,
+            "value": run.metrics[judged],
+            "seed": run.seed,
+            "mean": statistics.fmean(values),
+            "sd": statistics.stdev(values) if len(values) > 1 else 0.0,
+            "n": len(values),
+            "seeds": [r.seed for r in found.values()],
+            "values": values,
+            "chosen_by": chosen_by,
+        },
+        "metrics": {k: v for k, v in run.metrics.items() if k.startswith(("test/", "val/"))},
+        "data": {
+            "title": where.title,
+            "license": where.license,
+            "source": where.source,
+            "rows": {part: facts[part] for part in ("train", "val", "test") if part in facts},
+            "config": data,
+        },
+        "task": _resolved(config["task"], config),
+        "license": license,
+        "code_license": CODE_LICENSE,
+        "experiment": run.name,
+        "command": " ".join(["python train.py", f"experiment={run.name}", *run.changes, f"seed={run.seed}"]),
+        "seconds": summary["seconds"],
+        "versions": summary.get("versions", {}),
+        "hardware": summary.get("hardware", {}),
+    }
+
+
+def ship(
+    runs: Sequence[Path], tag: str | None = None, folder: Path | None = None, license: str = "apache-2.0"
+) -> tuple[Path, dict[str, Any]]:
+    """Write the weights and the record of the best run into the folder of shipped weights.
+
+    Returns:
+        The weight file and the record.
+
+    Raises:
+        ToolError: As :func:`describe`, or the weights are too large, or the name is not one that can ship.
+    """
+    record = describe(runs, tag, license)
+    folder = folder or shipped.folder()
+    if not shipped.NAME.fullmatch(record["name"]):
+        raise ToolError(f"{record['name']!r} cannot be the name of a weight: use a-z, 0-9 and _ in the tag")
+    if record["bytes"] > shipped.MAX_BYTES:
+        raise ToolError(
+            f"the weights have {record['bytes'] / 1e6:.1f} MB, more than the {shipped.MAX_BYTES / 1e6:.0f} that may "
+            "ship: train a smaller variant"
+        )
+    others = sum(p.stat().st_size for p in folder.glob("*.safetensors") if p.stem != record["name"])
+    if others + record["bytes"] > shipped.MAX_FOLDER:
+        raise ToolError(f"{folder} would hold more than {shipped.MAX_FOLDER / 1e6:.0f} MB: remove a weight first")
+    source = next(run for run in runs if sha256_of(run / "model" / WEIGHTS_NAME) == record["sha256"])
+    target = shipped.weights_path(record["name"], folder)
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+
+    def copy(file: Any) -> None:
+        with (source / "model" / WEIGHTS_NAME).open("rb") as weights:
+            shutil.copyfileobj(weights, file)
+
+    write_all({target: copy, target.with_suffix(".json"): lambda file: file.write(text.encode()) and None})
+    return target, record
+
+
+def _metric(metrics: dict[str, float]) -> tuple[str, str]:
+    for pair in METRICS:
+        if pair[0] in metrics:
+            return pair
+    raise ToolError(f"the runs have none of the metrics {', '.join(m for m, _ in METRICS)}")
+
+
+def _validation(metrics: dict[str, float], chosen_by: str, sign: int) -> tuple[float, float]:
+    return sign * metrics.get(chosen_by, 0.0), -metrics.get("val/loss", 0.0)  # the loss breaks ties
+
+
+def _tag(architecture: str, experiment: str) -> str:
+    family = architecture.split("_")[0]
+    return experiment.removeprefix(f"{family}_").replace("-", "_") or experiment
+
+
+def _parameters(folder: Path) -> int:
+    model = create_model(f"local-dir:{folder}", pretrained=True)
+    return sum(p.numel() for p in model.parameters())
+
+
+def _resolved(value: Any, config: dict[str, Any]) -> Any:
+    """A value of the recorded configuration with its references to other keys replaced."""
+    if isinstance(value, dict):
+        return {k: _resolved(v, config) for k, v in value.items()}
+    if isinstance(value, str) and (found := re.fullmatch(r"\$\{([\w.]+)\}", value)):
+        node: Any = config
+        for key in found[1].split("."):
+            node = node.get(key) if isinstance(node, dict) else None
+        return node
+    return value
+
+
+def _data_section(config: dict[str, Any]) -> dict[str, Any]:
+    """The `data` section without what belongs to the machine."""
+    section = _resolved(config["data"], config)
+    if isinstance(section.get("root"), str):
+        section["root"] = None
+    section["seed"] = config.get("seed")
+    return section
