@@ -25,7 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.kernels import native
+from zoo.kernels import gpu, native
+from zoo.kernels.watching import is_exported, is_recorded
 
 __all__ = [
     "BRANCHES",
@@ -203,7 +204,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dila
 
     Equal to `torch.nn.functional.conv2d` up to rounding, forward and backward, but computed the fastest way
     known for the device, the precision and the size of the map. Exporters and tracers see the library's
-    convolution, and so do compilers, except for large kernels in inference on a CPU.
+    convolution, and so do compilers, except for large kernels on a GPU or in inference on a CPU.
 
     Args:
         x: (B, C, H, W), any memory format.
@@ -217,8 +218,11 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dila
     if not torch.jit.is_scripting():
         if not is_recorded(x):
             return _fastest_depthwise(x, weight, bias, dilation)
-        if not is_exported(x) and _suits_native(x, weight, bias, dilation):
-            return _opaque_depthwise(x, weight, bias)
+        if not is_exported(x):
+            if _suits_native(x, weight, bias, dilation):
+                return _opaque_depthwise(x, weight, bias)
+            if gpu.suits(x, weight, dilation):
+                return gpu.depthwise(x, weight, bias)
     return _library_depthwise(x, weight, bias, dilation)
 
 
@@ -226,16 +230,6 @@ def _library_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation:
     reach_y = dilation * (weight.shape[-2] // 2)
     reach_x = dilation * (weight.shape[-1] // 2)
     return F.conv2d(x, weight, bias, 1, [reach_y, reach_x], [dilation, dilation], x.shape[1])
-
-
-def is_recorded(x: Tensor) -> bool:
-    """Whether a compiler, exporter or tracer is watching: later calls may have other sizes than this one."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy)
-
-
-def is_exported(x: Tensor) -> bool:
-    """Whether an exporter or tracer is watching, who wants the library's operators."""
-    return is_recorded(x) and not (torch.compiler.is_compiling() and not torch.compiler.is_exporting())
 
 
 def _suits_native(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> bool:
@@ -248,6 +242,8 @@ def _suits_native(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int)
 def _fastest_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1) -> Tensor:
     height, width = x.shape[-2:]
     weight = crop_kernel(weight, height, width, dilation)
+    if gpu.suits(x, weight, dilation):
+        return gpu.depthwise(x, weight, bias)
     if weight.shape[-2:] == (1, 1):  # one live tap
         y = x * weight.view(-1, 1, 1)
         return y if bias is None else y + bias.view(-1, 1, 1)

@@ -17,8 +17,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch import Tensor
+
+from zoo.kernels.watching import is_ordinary
 
 __all__ = ["available", "depthwise", "gelu_energy_", "layer_norm"]
 
@@ -49,10 +50,9 @@ def library() -> ctypes.CDLL | None:
 def available(*tensors: Tensor) -> bool:
     """Whether the loops may run on the memory of these tensors: ordinary, float32, on the CPU, nobody recording."""
     return (
-        all(type(t) in (Tensor, nn.Parameter) for t in tensors)
+        is_ordinary(*tensors)
         and all(t.dtype == torch.float32 and t.device.type == "cpu" and t.numel() > 0 for t in tensors)
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
-        and not (is_in_torch_dispatch_mode() or any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors)))
         and library() is not None
     )
 

@@ -1,0 +1,119 @@
+"""The loops in C against torch's operators in float64, and who gets them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import zoo
+from zoo.kernels import native
+from zoo.kernels.large_kernel import depthwise_conv2d
+
+needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler, or an OpenMP that torch lacks")
+
+
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+def normal(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def close(got: Tensor, want: Tensor, tolerance: float) -> None:
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance * float(want.abs().max()))
+
+
+@needs_compiler
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 5, 3), (3, 49, 24), (1, 1100, 40)])
+def test_gelu_and_its_energy(shape: tuple[int, int, int]) -> None:
+    h, bias = 2 * normal(*shape), normal(shape[-1], seed=2)
+    want = F.gelu(h.double() + bias.double())
+    energy = native.gelu_energy_(h, bias)
+    close(h, want, 2e-7)
+    close(energy, want.square().sum(1), 2e-6)
+
+
+@needs_compiler
+def test_gelu_of_every_size_of_number() -> None:
+    h = torch.cat([torch.linspace(-12, 12, 20001), torch.logspace(-30, 30, 61), -torch.logspace(-30, 30, 61)])
+    got = h.clone().view(1, 1, -1)
+    native.gelu_energy_(got, torch.zeros(len(h)))
+    apart = (got.flatten().double() - F.gelu(h.double())).abs() / (1 + h.double().abs())
+    assert float(apart.max()) < 2e-7
+    assert got.flatten()[h < -6].abs().max() == 0
+    special = torch.tensor([torch.nan, torch.inf]).view(1, 1, -1)
+    native.gelu_energy_(special, torch.zeros(2))
+    assert special.isnan().tolist() == [[[True, False]]]
+    assert float(special[..., 1]) == torch.inf
+
+
+@needs_compiler
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("shape", [(2, 1, 1, 1), (2, 5, 3, 4), (1, 40, 9, 7)])
+def test_layer_norm(shape: tuple[int, ...], gelu: bool) -> None:
+    x, weight, bias = 3 + normal(*shape), normal(shape[1], seed=2), normal(shape[1], seed=3)
+    rows = x.double().movedim(1, -1)
+    want = F.layer_norm(rows, rows.shape[-1:], weight.double(), bias.double(), 1e-6).movedim(-1, 1)
+    close(native.layer_norm(x, weight, bias, 1e-6, gelu), F.gelu(want) if gelu else want, 1e-5)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 8, 7, 7), (1, 17, 3, 20), (2, 5, 15, 8)])
+@pytest.mark.parametrize("kernel", [(7, 7), (13, 13), (3, 9), (31, 15)])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_depthwise(shape: tuple[int, ...], kernel: tuple[int, int], order: torch.memory_format) -> None:
+    x, weight, bias = normal(*shape), normal(shape[1], 1, *kernel, seed=2), normal(shape[1], seed=3)
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    want = F.conv2d(x.double(), weight.double(), bias.double(), padding=padding, groups=shape[1])
+    x = x.contiguous(memory_format=order)
+    close(native.depthwise(x, weight, bias), want, 1e-6)
+    close(native.depthwise(x, weight, None), want - bias.double()[:, None, None], 1e-6)
+
+
+@needs_compiler
+def test_it_steps_aside_where_somebody_would_notice() -> None:
+    x = normal(2, 3)
+    parameter = nn.Parameter(normal(3))
+    assert native.available(x, parameter.detach())
+    assert not native.available(x, parameter)  # gradients
+    with torch.no_grad():
+        assert native.available(x, parameter)
+        assert not native.available(x.double())
+        assert not native.available(x.to("meta"))
+        assert not native.available(x[:0])
+        assert not native.available(x.as_subclass(type("Sub", (Tensor,), {})))
+        with FlopCounterMode(display=False):
+            assert not native.available(x)
+    seen = []
+    torch.func.vmap(lambda row: (seen.append(native.available(row)), row)[1])(x)
+    assert seen == [False]
+
+
+@pytest.mark.parametrize("setting", [("ZOO_NATIVE", "0"), ("CC", "no-such-compiler"), ("CC", "false")])
+def test_without_it_the_numbers_are_the_same(setting: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = zoo.to_deploy(zoo.create_model("test_unireplknet").eval())
+    images, x, weight = normal(3, 3, 64, 48), normal(2, 4, 9, 9), normal(4, 1, 7, 7)
+    with torch.inference_mode():
+        usual = model(images), depthwise_conv2d(x, weight)
+        native.library.cache_clear()
+        monkeypatch.setenv(*setting)
+        try:
+            assert native.library() is None
+            without = model(images), depthwise_conv2d(x, weight)
+        finally:
+            native.library.cache_clear()
+    torch.testing.assert_close(usual, without, rtol=1e-5, atol=1e-5)

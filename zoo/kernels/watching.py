@@ -1,0 +1,27 @@
+"""Who is watching a computation: shortcuts are taken only where nobody would notice but by the clock."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+__all__ = ["is_exported", "is_ordinary", "is_recorded"]
+
+
+def is_recorded(x: Tensor) -> bool:
+    """Whether a compiler, exporter or tracer is watching (later calls may have other sizes), or a mode that counts."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy):
+        return True
+    return is_in_torch_dispatch_mode()
+
+
+def is_exported(x: Tensor) -> bool:
+    """Whether an exporter or tracer is watching, who wants the library's operators."""
+    return is_recorded(x) and (torch.compiler.is_exporting() or not torch.compiler.is_compiling())
+
+
+def is_ordinary(*tensors: Tensor) -> bool:
+    """Whether these are tensors with memory of their own, no subclasses, and nobody is recording."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return (
+        all(type(t) in (Tensor, nn.Parameter) and not wrapped(t) for t in tensors) and not is_in_torch_dispatch_mode()
+    )
