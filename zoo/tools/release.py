@@ -56,7 +56,7 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
     first = next(iter(found.values()))
     judged, chosen_by = _metric(first.metrics)
     sign = -1 if _SMALLER_IS_BETTER.search(judged) else 1
-    best = max(found, key=lambda f: _validation(found[f].metrics, chosen_by, sign))
+    best = max(found, key=lambda folder: sign * found[folder].metrics.get(chosen_by, 0.0))
     values = [run.metrics[judged] for run in found.values()]
     run, summary = found[best], json.loads((best / "summary.json").read_text())
     config = yaml.safe_load((best / ".hydra" / "config.yaml").read_text())
@@ -152,10 +152,6 @@ def _metric(metrics: dict[str, float]) -> tuple[str, str]:
         if pair[0] in metrics:
             return pair
     raise ToolError(f"the runs have none of the metrics {', '.join(m for m, _ in METRICS)}")
-
-
-def _validation(metrics: dict[str, float], chosen_by: str, sign: int) -> tuple[float, float]:
-    return sign * metrics.get(chosen_by, 0.0), -metrics.get("val/loss", 0.0)  # the loss breaks ties
 
 
 def _tag(architecture: str, experiment: str) -> str:

@@ -162,7 +162,7 @@ def run(
     try:
         engine.fit(task_module, datamodule=datamodule, ckpt_path=str(state) if state else None)
         result.metrics = _scalars(engine.callback_metrics)
-        result.checkpoint = _load_best(engine, task_module)
+        result.checkpoint = _load_best(engine, task_module, result.metrics)
         if test and datamodule.test_dataloader.__func__ is not L.LightningDataModule.test_dataloader:
             engine.test(task_module, datamodule=datamodule, verbose=False)
             result.metrics |= _scalars(engine.callback_metrics)
@@ -341,12 +341,16 @@ def _scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if torch.as_tensor(value).numel() == 1}
 
 
-def _load_best(engine: L.Trainer, task: Task) -> Path | None:
-    """Put the best weights by the monitored metric into the task; the last ones stay where nothing was monitored."""
+def _load_best(engine: L.Trainer, task: Task, metrics: dict[str, float]) -> Path | None:
+    """Put the best weights by the monitored metric into the task, and their value of it into the metrics; the last ones
+    stay where nothing was monitored.
+    """
     best = next((c for c in engine.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path), None)
     if best is None:
         return next((path for _, path in step_files(Path(engine.default_root_dir) / FOLDER)), None)
     task.load_state_dict(read_checkpoint(best.best_model_path)["state_dict"])
+    if best.monitor and best.best_model_score is not None:
+        metrics[best.monitor] = float(best.best_model_score)
     return Path(best.best_model_path)
 
 

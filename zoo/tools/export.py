@@ -1,0 +1,264 @@
+"""Out of Python: exported programs and ONNX files with a dynamic batch, checked against the model they came from.
+
+>>> result = export("unireplknet_z.mnist5k", "deployed")        # model.pt2, model.onnx, deployment.json
+>>> result["onnx"]["max_difference"]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zoo.benchmarks.timing import interleaved_times
+from zoo.files import sha256_of, write_atomic
+from zoo.tools.errors import ToolError
+from zoo.tools.evaluation import build_data, load, record_of
+from zoo.tools.info import example
+
+__all__ = ["FORMATS", "export", "quantize", "run_elsewhere"]
+
+FORMATS = ("program", "onnx")
+TOLERANCE = 1e-5
+_NAMES = {"program": "model.pt2", "onnx": "model.onnx"}
+
+
+def export(
+    model: str | nn.Module, folder: str | Path, formats: tuple[str, ...] = FORMATS, size: int | None = None
+) -> dict[str, Any]:
+    """Write a model in deploy form for other runtimes, and compare it with eager PyTorch on batches of 1, 2 and 5.
+
+    Args:
+        model: Name with a tag, `local-dir:<folder>`, the folder of a run, or a module.
+        folder: Created if missing; files in it are replaced once they are whole.
+        formats: Of :data:`FORMATS`: `program` (`torch.export`, model.pt2) and `onnx` (model.onnx).
+        size: Side of the images, pixels; the record's own by default.
+
+    Returns:
+        By format `file`, `sha256`, `max_difference` and `batches`; with `preprocessing` and `class_names` beside, it
+        is `deployment.json` of the folder.
+
+    Raises:
+        ToolError: The model cannot be exported, or the export differs by more than 1e-5 of its largest output.
+    """
+    if unknown := [f for f in formats if f not in FORMATS]:
+        raise ToolError(f"format {unknown[0]!r} is not one of {', '.join(FORMATS)}")
+    folder = Path(folder)
+    network = model if isinstance(model, nn.Module) else load(model)
+    network = network.eval()
+    cfg: Any = getattr(network, "pretrained_cfg", None) or {}
+    inputs = example(network, 2, size)
+    told: dict[str, Any] = {"model": model if isinstance(model, str) else type(network).__name__}
+    told |= {"input": ["batch", *inputs.shape[1:]], "preprocessing": _preprocessing(cfg)}
+    told["class_names"] = list(cfg.get("label_names") or ())
+    batches = {n: example(network, n, size) for n in (1, 2, 5)}
+    with torch.no_grad():
+        expected = {n: network(x).numpy() for n, x in batches.items()}
+    with _quiet():
+        program = _program(network, inputs)
+        for kind in formats:
+            path = folder / _NAMES[kind]
+            write_atomic(path, (_write_program if kind == "program" else _write_onnx)(program, inputs))
+            found = _run(kind, path, batches)
+            worst = max(float(np.abs(found[n] - expected[n]).max()) for n in batches)
+            scale = max(1.0, max(float(np.abs(y).max()) for y in expected.values()))
+            if not worst <= TOLERANCE * scale:
+                raise ToolError(f"{path} differs from the model by {worst:.2g}, more than {TOLERANCE * scale:.2g}")
+            told[kind] = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+            told[kind] |= {"max_difference": worst, "batches": list(batches)}
+    text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+    write_atomic(folder / "deployment.json", lambda file: file.write(text.encode()) and None)
+    return told
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters talk on every channel there is."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _preprocessing(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+    return {k: cfg[k] for k in keys if cfg.get(k) is not None}
+
+
+def _program(network: nn.Module, inputs: Tensor) -> Any:
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        with torch.no_grad():
+            return torch.export.export(network, (inputs,), dynamic_shapes=({0: batch},))
+    except Exception as error:  # torch.export raises errors of many kinds
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise ToolError(f"{type(network).__name__} cannot be exported: {reason}") from error
+
+
+def _write_program(program: Any, inputs: Tensor) -> Any:
+    return lambda file: torch.export.save(program, file)
+
+
+def _write_onnx(program: Any, inputs: Tensor) -> Any:
+    _require("onnxscript")
+    onnx = torch.onnx.export(
+        program,
+        (inputs,),
+        input_names=["input"],
+        output_names=["output"],
+        dynamic_shapes=({0: "batch"},),
+        dynamo=True,
+        verbose=False,
+    )
+    assert onnx is not None
+    return lambda file: file.write(onnx.model_proto.SerializeToString()) and None
+
+
+def _require(package: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise ToolError(f"this needs {package}: pip install 'kernel-zoo[export]'") from None
+
+
+def session(path: Path, threads: int = 0) -> Any:
+    """An onnxruntime session on the CPU."""
+    runtime = _require("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _run(kind: str, path: Path, batches: Mapping[int, Tensor]) -> dict[int, np.ndarray]:
+    if kind == "onnx":
+        runner = session(path)
+        name = runner.get_inputs()[0].name
+        return {n: runner.run(None, {name: x.numpy()})[0] for n, x in batches.items()}
+    module = torch.export.load(path).module()
+    with torch.no_grad():
+        return {n: module(x).numpy() for n, x in batches.items()}
+
+
+# ---- elsewhere ---------------------------------------------------------------------------------------------
+
+_ELSEWHERE = """
+import sys
+
+class NoZoo:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("zoo", "timm", "lightning"):
+            raise ImportError(name + " is not installed here")
+
+sys.meta_path.insert(0, NoZoo())
+import numpy as np
+kind, path, inputs, outputs = sys.argv[1:]
+x = np.load(inputs)
+if kind == "onnx":
+    import onnxruntime
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    y = session.run(None, {session.get_inputs()[0].name: x})[0]
+else:
+    import torch
+    with torch.no_grad():
+        y = torch.export.load(path).module()(torch.from_numpy(x)).numpy()
+assert not {"zoo", "timm"} & set(sys.modules)
+np.save(outputs, y)
+"""
+
+
+def run_elsewhere(kind: str, path: Path, inputs: np.ndarray, folder: Path) -> np.ndarray:
+    """Outputs of an exported file in a new process in which the zoo, timm and Lightning cannot be imported.
+
+    Args:
+        kind: Of :data:`FORMATS`.
+        path: The exported file.
+        inputs: A batch.
+        folder: For the arrays that go to and fro.
+    """
+    given, made = folder / "inputs.npy", folder / "outputs.npy"
+    np.save(given, inputs)
+    command = [sys.executable, "-P", "-c", _ELSEWHERE, kind, str(path.absolute()), str(given), str(made)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=env, timeout=300)
+    if done.returncode:
+        raise ToolError(f"{path} does not run elsewhere: {done.stderr.strip().splitlines()[-1][:200]}")
+    return np.load(made)
+
+
+# ---- eight bits --------------------------------------------------------------------------------------------
+
+
+def quantize(model: str, folder: str | Path, limit: float = 0.005, rounds: int = 15) -> dict[str, Any]:
+    """Dynamic int8 weights of an exported ONNX model, kept where the test accuracy stays within a limit.
+
+    Args:
+        model: A shipped weight or the folder of a run, whose record names the data.
+        folder: Where :func:`export` wrote `model.onnx`; `model.int8.onnx` goes beside it.
+        limit: Largest loss of accuracy, as a share.
+        rounds: Timed calls of each form, interleaved.
+
+    Returns:
+        `accuracy`, `accuracy_int8`, `kept`, `bytes`, `bytes_int8`, and `times_faster` (median over rounds of one batch
+        of 32, CPU time; below 1 is slower).
+
+    Raises:
+        ToolError: There is no class to be right about, or no exported file.
+    """
+    folder = Path(folder)
+    source, target = folder / "model.onnx", folder / "model.int8.onnx"
+    if not source.is_file():
+        raise ToolError(f"there is no {source}: export the model first")
+    quantization = _require("onnxruntime.quantization")
+    record = record_of(model)
+    if not record["class_names"]:
+        raise ToolError(f"{record['name']} predicts values; int8 is judged by the accuracy of classes")
+    with _quiet():
+        quantization.quantize_dynamic(str(source), str(target), weight_type=quantization.QuantType.QUInt8)
+    inputs, targets = test_part(record)
+    exact, small = session(source), session(target)
+    name = exact.get_inputs()[0].name
+    scores = [float((_decide(s, name, inputs) == targets).mean()) for s in (exact, small)]
+    batch = {name: inputs[:32]}
+    times = interleaved_times(
+        {"exact": lambda: exact.run(None, batch), "small": lambda: small.run(None, batch)}, rounds
+    )
+    ratio = statistics.median(a / b for a, b in zip(times["exact"].cpu, times["small"].cpu, strict=True))
+    found = {"accuracy": scores[0], "accuracy_int8": scores[1], "n": len(targets)}
+    found |= {"kept": bool(scores[0] - scores[1] <= limit), "bytes": source.stat().st_size}
+    found |= {"bytes_int8": target.stat().st_size, "times_faster": ratio}
+    if not found["kept"]:
+        target.unlink()
+    return found
+
+
+def test_part(record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets of the test part of a record's data."""
+    loader = build_data(record).test_dataloader()
+    pairs = [(x.numpy(), y.numpy()) for x, y in loader]
+    inputs, targets = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    kept = targets >= 0 if targets.dtype.kind == "i" else np.isfinite(targets)
+    return inputs[kept], targets[kept]
+
+
+def _decide(runner: Any, name: str, inputs: np.ndarray) -> np.ndarray:
+    out = np.concatenate([runner.run(None, {name: inputs[i : i + 64]})[0] for i in range(0, len(inputs), 64)])
+    return (out[:, 0] > 0).astype(np.int64) if out.shape[1] == 1 else out.argmax(1)

@@ -1,0 +1,133 @@
+"""What a model is and costs: parameters, multiply-adds, memory, receptive field, and the record of its weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.figures import receptive_field, square_of_share
+from zoo.models import shipped
+from zoo.models.deploy import to_deploy
+from zoo.models.registry import create_model, list_models
+
+__all__ = ["describe", "example", "listing"]
+
+SHIPPED, PUBLISHED, FRESH = "shipped, trained by the zoo", "published by the authors, fetched, not retrained", ""
+
+
+def listing(filter: str = "", pretrained: bool = False) -> list[dict[str, Any]]:
+    """The zoo's models, or its weights, one row each.
+
+    Returns:
+        `name`, `weights` (where they come from; empty without), `metric`, `value`, `n` and `data` of shipped ones.
+    """
+    records = shipped.records()
+    rows: list[dict[str, Any]] = []
+    for name in list_models(filter, pretrained=pretrained):
+        row: dict[str, Any] = {"name": name, "weights": PUBLISHED if "." in name else FRESH}
+        if record := records.get(name):
+            metric = record["metric"]
+            row |= {"weights": SHIPPED, "metric": metric["name"], "value": metric["value"], "n": metric["n"]}
+            row |= {"mean": metric["mean"], "sd": metric["sd"], "data": record["data"]["title"]}
+        rows.append(row)
+    return rows
+
+
+def example(model: nn.Module, batch: int = 2, size: int | None = None) -> Tensor:
+    """Random inputs of the shape that a model names: images (B, C, H, W), waveforms (B, samples), or rows (B, D), which
+    are drawn around what the model standardises with.
+    """
+    cfg: Any = getattr(model, "pretrained_cfg", None) or {}
+    draw = torch.Generator().manual_seed(0)
+    if shape := getattr(model, "input_shape", None):
+        return torch.randn(batch, *shape, generator=draw)
+    shape = tuple(cfg.get("input_size") or (3, 224, 224))
+    chans = getattr(model, "in_chans", None)
+    shape = (chans if isinstance(chans, int) else shape[0], *shape[1:])
+    if size and len(shape) == 3 and shape[1:] != (1, 1):
+        shape = (shape[0], size, size)
+    if shape[1:] == (1, 1):
+        rows = torch.randn(batch, shape[0], generator=draw)
+        if isinstance(mean := getattr(model, "input_mean", None), Tensor):
+            return rows * model.input_scale + mean  # type: ignore[operator]
+        return rows
+    return torch.randn(batch, *shape, generator=draw)
+
+
+def describe(name: str, size: int | None = None, **kwargs: Any) -> dict[str, Any]:
+    """Facts about a model by name, with its weights where a tag names shipped ones.
+
+    Args:
+        name: Of the zoo or of timm, with or without a tag, or `local-dir:<folder>`.
+        size: Side of the images, pixels; the configuration's own by default.
+        **kwargs: Arguments of :func:`zoo.create_model`.
+
+    Returns:
+        `parameters` and `parameters_deploy`; `macs` of one input in deploy form (convolutions and matrix products;
+        Fourier transforms are not counted); `weights_mib`, `largest_layer_mib` (inputs and outputs of the largest
+        layer, one input); `receptive_field`: sides in pixels of the squares that hold half and 90 % of the effective
+        receptive field, or None for a model without maps; `record` of shipped weights.
+    """
+    record = shipped.records().get(name)
+    local = name.startswith("local-dir:")
+    model = create_model(name, pretrained=bool(record) or local, **kwargs).eval()
+    inputs = example(model, 1, size)
+    merged = to_deploy(model)
+    facts: dict[str, Any] = {
+        "name": name,
+        "class": type(model).__name__,
+        "input": list(inputs.shape[1:]),
+        "num_classes": getattr(model, "num_classes", None),
+        "num_features": getattr(model, "num_features", None),
+        "parameters": _count(model),
+        "parameters_deploy": _count(merged),
+        "macs": _macs(merged, inputs),
+        "weights_mib": round(sum(p.numel() * p.element_size() for p in merged.state_dict().values()) / 2**20, 3),
+        "largest_layer_mib": round(_largest(merged, inputs) / 2**20, 3),
+        "receptive_field": _field(model, inputs),
+        "weights": SHIPPED if record else PUBLISHED if "." in name and not local else FRESH,
+    }
+    cfg: Any = getattr(model, "pretrained_cfg", None) or {}
+    facts |= {key: cfg[key] for key in ("license", "paper_name", "paper_ids", "origin_url") if cfg.get(key)}
+    return facts | ({"record": record} if record else {})
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _macs(model: nn.Module, inputs: Tensor) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:  # with gradients, where no kernel of our own hides the products
+        model(inputs)
+    return counter.get_total_flops() // 2
+
+
+def _largest(model: nn.Module, inputs: Tensor) -> int:
+    sizes = [0]
+
+    def note(_module: nn.Module, given: tuple[Any, ...], made: Any) -> None:
+        outs = made if isinstance(made, list | tuple) else (made,)
+        sizes.append(sum(t.numel() * t.element_size() for t in (*given, *outs) if isinstance(t, Tensor)))
+
+    hooks = [m.register_forward_hook(note) for m in model.modules() if not list(m.children())]
+    try:
+        with torch.no_grad():
+            model(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(sizes)
+
+
+def _field(model: nn.Module, inputs: Tensor) -> dict[str, int] | None:
+    if inputs.ndim != 4:
+        return None
+    try:
+        field = receptive_field(model, torch.randn(4, *inputs.shape[1:], generator=torch.Generator().manual_seed(0)))
+    except (ValueError, RuntimeError):
+        return None
+    return {f"{share:.0%}": square_of_share(field, share)[2] for share in (0.5, 0.9)}
