@@ -144,6 +144,8 @@ def ship(
             shutil.copyfileobj(weights, file)
 
     write_all({target: copy, target.with_suffix(".json"): lambda file: file.write(text.encode()) and None})
+    if folder == shipped.folder():
+        shipped.register([record])
     return target, record
 
 

@@ -1,0 +1,168 @@
+"""Cards and tables of the shipped weights, made from their records, and the check that every page agrees with them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo.benchmarks.records import markdown, put_section
+from zoo.models import shipped
+
+__all__ = ["card", "check", "table", "write"]
+
+_EXPERIMENT = re.compile(r"(?<![\w+])experiment=([\w,]+)")
+SECTION = "weights"
+
+
+def _score(metric: Mapping[str, Any]) -> str:
+    """The metric of the file, and its mean and deviation over the seeds of the experiment."""
+    one = f"{metric['value']:.4f}"
+    if metric["n"] < 2:
+        return f"{one} (one seed)"
+    return f"{one} (mean {metric['mean']:.4f}, s.d. {metric['sd']:.4f}, {metric['n']} seeds)"
+
+
+def card(record: Mapping[str, Any]) -> str:
+    """The card of a weight, Markdown with the front matter that hubs read."""
+    metric, data = record["metric"], record["data"]
+    classes = record["class_names"]
+    lines = [
+        "---",
+        f"license: {record['license']}",
+        "library_name: kernel-zoo",
+        f"tags: [kernel-zoo, timm, {record['architecture'].split('_')[0]}]",
+        "---",
+        f"# {record['name']}",
+        "",
+        f"`{record['architecture']}` trained on {data['title']}: {metric['name']} {_score(metric)}.",
+        "",
+        "```python",
+        "import zoo",
+        "",
+        f'model = zoo.create_model("{record["name"]}", pretrained=True).eval()',
+        "```",
+        "",
+    ]
+    how = ", ".join(f"{k} {_short(v)}" for k, v in record["preprocessing"].items())
+    arguments = ", ".join(f"{k}={v!r}" for k, v in record["model_args"].items() if k not in ("num_classes", "in_chans"))
+    rows = [
+        ("figure of this file", f"{metric['name']} {metric['value']:.4f}, seed {metric['seed']}"),
+        ("over seeds", f"mean {metric['mean']:.4f}, s.d. {metric['sd']:.4f}, n = {metric['n']}"),
+        ("seed chosen by", metric.get("chosen_by", "")),
+        ("reproduced by", f"`python -m zoo validate {record['name']}`"),
+        ("trained by", f"`{record['command']}`, {record['seconds']:.0f} s"),
+        ("data", f"{data['title']}; {', '.join(f'{v} {k}' for k, v in data['rows'].items())}"),
+        ("data from", f"{data['source']}; terms: {data['license']}"),
+        ("licence of the code", record["code_license"]),
+        ("licence of the weights", record["license"]),
+        ("parameters", f"{record['parameters']:,}"),
+        ("file", f"{record['bytes']:,} bytes, sha256 `{record['sha256']}`"),
+        ("arguments", f"`{arguments}`" if arguments else "the variant's own"),
+        ("preprocessing", how),
+        ("classes", ", ".join(classes) if classes else "none: it predicts a value"),
+        *([("features", ", ".join(record["feature_names"]))] if record["feature_names"] else []),
+        ("versions", ", ".join(f"{k} {v}" for k, v in record["versions"].items())),
+        ("hardware", ", ".join(f"{k} {v}" for k, v in record["hardware"].items())),
+    ]
+    lines.append(markdown(["", ""], [(k, str(v).replace("|", "/")) for k, v in rows]))
+    return "\n".join(lines) + "\n"
+
+
+def _short(value: Any) -> str:
+    return "x".join(f"{v:g}" if isinstance(v, int | float) else str(v) for v in value) if isinstance(
+        value, list | tuple) else str(value)  # fmt: skip
+
+
+def table(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """One row a weight."""
+    header = ["weights", "data", "metric", "this file", "mean (s.d.) over seeds", "n", "parameters", "MB", "trained by"]
+    rows = []
+    for name, record in sorted(records.items()):
+        m = record["metric"]
+        spread = f"{m['mean']:.4f} ({m['sd']:.4f})"
+        size = f"{record['bytes'] / 1e6:.2f}"
+        row = [f"[{name}](checkpoints/{name}.md)", record["data"]["title"], m["name"], f"{m['value']:.4f}", spread]
+        rows.append([*row, m["n"], f"{record['parameters']:,}", size, f"`{record['command']}`"])
+    return markdown(header, rows)
+
+
+def _pages(root: Path) -> list[Path]:
+    """Documents that quote results or commands."""
+    found = [root / name for name in ("README.md", "RESULTS.md", "CONTRIBUTING.md")]
+    return [p for p in (*found, *sorted((root / "docs").glob("**/*.md")), *sorted((root / "checkpoints").glob("*.md")))
+            if p.is_file()]  # fmt: skip
+
+
+def write(root: Path, documents: Sequence[str] = ("RESULTS.md", "README.md")) -> list[Path]:
+    """Write the card of every weight of a checkout, and the table of all of them into the documents.
+
+    Args:
+        root: The checkout, with `checkpoints/`.
+        documents: The first gets the section in any case, others where they have its marks.
+
+    Returns:
+        Files that were written.
+    """
+    folder = root / "checkpoints"
+    records = shipped.records(folder)
+    written = []
+    for name, record in records.items():
+        written.append(folder / f"{name}.md")
+        written[-1].write_text(card(record), encoding="utf-8")
+    for i, name in enumerate(documents):
+        path = root / name
+        if i == 0 or (path.is_file() and f"<!-- begin {SECTION} -->" in path.read_text(encoding="utf-8")):
+            put_section(path, SECTION, _section(records, title=i == 0))
+            written.append(path)
+    return written
+
+
+def _section(records: Mapping[str, Mapping[str, Any]], title: bool) -> str:
+    head = "## Shipped weights\n\n`python -m zoo cards`\n\n" if title else ""
+    return f"{head}{table(records)}"
+
+
+def check(root: Path) -> list[str]:
+    """What does not agree in a checkout: weights with records, cards and tables with records, experiments with files.
+
+    Returns:
+        One line for each problem; nothing where all is well.
+    """
+    folder = root / "checkpoints"
+    problems = shipped.check(folder)
+    records = shipped.records(folder)
+    for name, record in records.items():
+        path = folder / f"{name}.md"
+        if not path.is_file() or path.read_text(encoding="utf-8") != card(record):
+            problems.append(f"{path} is not the card of its record: run `python -m zoo cards`")
+        if not (root / "configs" / "experiment" / f"{record['experiment']}.yaml").is_file():
+            problems.append(f"{name} was trained by experiment={record['experiment']}, which has no file")
+    for extra in {p.stem for p in folder.glob("*.md")} - set(records) - {"README"}:
+        problems.append(f"{folder / extra}.md is the card of no weight")
+    for name in ("RESULTS.md", "README.md"):
+        problems += _check_table(root / name, records)
+    known = {p.stem for p in (root / "configs" / "experiment").glob("*.yaml")}
+    for page in _pages(root):
+        text = page.read_text(encoding="utf-8")
+        named = {n for found in _EXPERIMENT.findall(text) for n in found.split(",") if n}
+        problems += [f"{page} names experiment={n}, which has no file" for n in sorted(named - known)]
+        problems += [f"{page} links to {link}, which is not there" for link in _dead_links(page, text)]
+    return problems
+
+
+def _check_table(path: Path, records: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    if not path.is_file():
+        return [f"there is no {path}"]
+    found = re.search(f"<!-- begin {SECTION} -->\n(.*?)\n?<!-- end {SECTION} -->", path.read_text("utf-8"), re.DOTALL)
+    if found is None:
+        return [f"{path} has no table of weights: run `python -m zoo cards`"] if path.name == "RESULTS.md" else []
+    if found[1].strip() != _section(records, title=path.name == "RESULTS.md").strip():
+        return [f"{path}: the table of weights is not that of the records: run `python -m zoo cards`"]
+    return []
+
+
+def _dead_links(page: Path, text: str) -> list[str]:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
+    return sorted({link for link in links if "://" not in link and not (page.parent / link).exists()})

@@ -1,0 +1,140 @@
+"""Two models on one data set: who is right where, and at what cost.
+
+>>> compare("unireplknet_z.mnist5k", "unireplknet_z.digits")["b"]["accuracy"]
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zoo.benchmarks.timing import interleaved_times
+from zoo.tools.errors import ToolError
+from zoo.tools.evaluation import build_data, load, record_of
+
+__all__ = ["compare", "outputs_of"]
+
+
+def compare(a: str, b: str, data: str | None = None, rounds: int = 9) -> dict[str, Any]:
+    """Run two models over the same test rows, and time them in turn.
+
+    Args:
+        a: A shipped weight or the folder of a run.
+        b: Another one with the same classes, in the same order.
+        data: The one whose data set is used; `a` by default. Images are resized and normalised as each model's record
+            says.
+        rounds: Timed calls of each, on one batch of 32.
+
+    Returns:
+        `a` and `b`, each with `name`, `parameters`, `ms` (an input, median), and `accuracy` or `rmse` and `r2`;
+        `agreement`; of classifiers `only_a`, `only_b` (rows that only one has right) and `p` (exact sign test on those
+        rows); `n`, `data`; and the arrays `outputs_a`, `outputs_b`, `targets`.
+
+    Raises:
+        ToolError: The two do not answer the same question.
+    """
+    records = [record_of(a), record_of(b)]
+    names = [records[0]["class_names"], records[1]["class_names"]]
+    if names[0] != names[1]:
+        shown = [", ".join(n[:4]) + (", ..." if len(n) > 4 else "") or "values" for n in names]
+        raise ToolError(f"{a} answers {shown[0]}; {b} answers {shown[1]}: they cannot be compared")
+    source = record_of(data) if data else records[0]
+    found: dict[str, Any] = {"data": source["data"]["title"]}
+    calls, outs = {}, []
+    targets: Tensor = torch.empty(0)
+    for key, name, record in zip("ab", (a, b), records, strict=True):
+        network = load(name)
+        outputs, targets, first = outputs_of(network, source, record)
+        outs.append(outputs)
+        found[key] = {"name": str(name), "parameters": sum(p.numel() for p in network.parameters())}
+        calls[key] = _call(network, first[:32])
+        found[key] |= _scores(outputs, targets, record)
+    times = interleaved_times(calls, rounds)
+    for key in "ab":
+        found[key]["ms"] = 1000 * statistics.median(times[key].cpu) / min(32, len(targets))
+    found |= {"n": len(targets), "outputs_a": outs[0].numpy(), "outputs_b": outs[1].numpy()}
+    return found | {"targets": targets.numpy()} | _agreement(outs[0], outs[1], targets, bool(names[0]))
+
+
+def _call(network: nn.Module, batch: Tensor) -> Any:
+    def run() -> Tensor:
+        with torch.inference_mode():
+            return network(batch)
+
+    return run
+
+
+@torch.inference_mode()
+def outputs_of(
+    network: nn.Module, source: Mapping[str, Any], record: Mapping[str, Any]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs (N, K), targets (N,), and the first batch of inputs, on the test part of one record's data, prepared as
+    another record says.
+    """
+    theirs, ours = source["preprocessing"], record["preprocessing"]
+    changes = {}
+    size, other = ours["input_size"], theirs["input_size"]
+    if size[1:] != other[1:]:
+        if "image_size" not in source["data"]["config"]:
+            raise ToolError(f"{record['name']} takes inputs of {size}, the data set has {other}")
+        changes["image_size"] = size[-1]
+    if size[0] != other[0]:
+        raise ToolError(f"{record['name']} takes {size[0]} channels, the data set has {other[0]}")
+    same = all(theirs.get(k) == ours.get(k) for k in ("mean", "std"))
+    outputs, targets, first = [], [], None
+    for x, y in build_data(source, **changes).test_dataloader():
+        kept = ~y.isnan() if y.is_floating_point() else y >= 0
+        x, y = x[kept], y[kept]
+        if not same:
+            x = (x * _wide(theirs["std"], x) + _wide(theirs["mean"], x) - _wide(ours["mean"], x)) / _wide(
+                ours["std"], x
+            )
+        first = x if first is None else first
+        outputs.append(network(x).float())
+        targets.append(y)
+    assert first is not None
+    return torch.cat(outputs), torch.cat(targets), first
+
+
+def _wide(values: Any, x: Tensor) -> Tensor:
+    return torch.tensor(values).view(-1, *[1] * (x.ndim - 2)) if len(values) > 1 else torch.tensor(values)
+
+
+def decide(outputs: Tensor) -> Tensor:
+    """Classes of outputs (N, K), or of single logits (N, 1)."""
+    return (outputs[:, 0] > 0).long() if outputs.shape[1] == 1 else outputs.argmax(1)
+
+
+def _scores(outputs: Tensor, targets: Tensor, record: Mapping[str, Any]) -> dict[str, float]:
+    if record["class_names"]:
+        return {"accuracy": float((decide(outputs) == targets).float().mean())}
+    error = outputs.squeeze(-1) - targets
+    spread = (targets - targets.mean()).square().sum()
+    return {"rmse": float(error.square().mean().sqrt()), "r2": 1 - float(error.square().sum() / spread)}
+
+
+def _agreement(a: Tensor, b: Tensor, targets: Tensor, classes: bool) -> dict[str, Any]:
+    if not classes:
+        pair = np.corrcoef(a.squeeze(-1).numpy(), b.squeeze(-1).numpy())
+        return {"agreement": float(pair[0, 1])}
+    right = [decide(o) == targets for o in (a, b)]
+    only = [int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())]
+    return {
+        "agreement": float((decide(a) == decide(b)).float().mean()),
+        "only_a": only[0],
+        "only_b": only[1],
+        "p": _sign_test(*only),
+    }
+
+
+def _sign_test(first: int, second: int) -> float:
+    """Two-sided exact binomial test that both counts are equally likely."""
+    n = first + second
+    tail = sum(math.comb(n, k) for k in range(min(first, second) + 1)) / 2**n
+    return min(1.0, 2 * tail)

@@ -1,0 +1,73 @@
+"""Weights to and from a hub repository in the standard layout: `config.json`, `model.safetensors`, `README.md`.
+
+>>> push("unireplknet_z.mnist5k", "local-dir:mirror")              # or "hf-hub:<organisation>/<name>"
+>>> zoo.create_model("local-dir:mirror", pretrained=True)          # so does timm.create_model
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from zoo.checkpoints import save_pretrained
+from zoo.files import CONFIG_NAME, WEIGHTS_NAME, write_all
+from zoo.tools.cards import card
+from zoo.tools.errors import ToolError
+from zoo.tools.evaluation import load, record_of
+
+__all__ = ["push"]
+
+
+def push(model: str, target: str, *, private: bool = False, api: Any = None) -> str:
+    """Publish a shipped weight, or the model of a run, with its card.
+
+    Args:
+        model: Name of a shipped weight, or the folder of a finished run.
+        target: `hf-hub:<organisation>/<name>`, or `local-dir:<folder>`.
+        private: Whether a new repository is private.
+        api: Client of the hub; `huggingface_hub.HfApi()` by default, which knows who is logged in.
+
+    Returns:
+        The name under which `zoo.create_model` loads it.
+
+    Raises:
+        ToolError: The target is no such place, or the hub refuses; nothing was changed then.
+    """
+    place, _, rest = target.partition(":")
+    place = place.replace("_", "-")
+    if place == "hf-hub" and not re.fullmatch(r"[\w.-]+/[\w.-]+", rest):
+        raise ToolError(f"{target} is not of the form hf-hub:<organisation>/<name>")
+    if place not in ("hf-hub", "local-dir") or not rest:
+        raise ToolError(f"{target!r} is no place: write hf-hub:<organisation>/<name> or local-dir:<folder>")
+    record = record_of(model)
+    network = load(model, deploy=False)
+    with tempfile.TemporaryDirectory() as folder:
+        staged = save_pretrained(network, folder, class_names=record["class_names"] or None)
+        files = {name: (staged / name).read_bytes() for name in (WEIGHTS_NAME, CONFIG_NAME)}
+        files["README.md"] = card(record).replace(f'"{record["name"]}"', f'"{place}:{rest}"').encode()
+        if place == "local-dir":
+            write_all({Path(rest) / name: _writer(content) for name, content in files.items()})
+        else:
+            (staged / "README.md").write_bytes(files["README.md"])
+            _upload(staged, rest, record["name"], private, api)
+    return f"{place}:{rest}"
+
+
+def _writer(content: bytes) -> Any:
+    return lambda file: file.write(content) and None
+
+
+def _upload(folder: Path, repository: str, name: str, private: bool, api: Any) -> None:
+    from huggingface_hub import HfApi
+
+    client = api or HfApi()
+    try:
+        client.create_repo(repository, private=private, exist_ok=True)
+        client.upload_folder(repo_id=repository, folder_path=str(folder), commit_message=f"{name} of Kernel Zoo")
+    except Exception as error:  # the client raises errors of several libraries
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise ToolError(
+            f"the hub refuses {repository} ({reason}); log in with `hf auth login`, or check the name"
+        ) from (error)
