@@ -90,7 +90,7 @@ def test_operators_are_well_formed() -> None:
     torch.library.opcheck(torch.ops.kernel_zoo.feed_forward, (x, *others, shortcut), test_utils=tests)
     weight = normal(4, 1, 7, 7, dtype=torch.float32)
     for bias in (None, others[-1]):
-        torch.library.opcheck(torch.ops.kernel_zoo.depthwise, (x, weight, bias), test_utils=tests)
+        torch.library.opcheck(torch.ops.kernel_zoo.depthwise, (x, weight, bias, 1), test_utils=tests)
 
 
 def test_export_sees_the_library_only() -> None:

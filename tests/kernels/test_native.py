@@ -72,16 +72,20 @@ def test_layer_norm(shape: tuple[int, ...], gelu: bool) -> None:
 
 @needs_compiler
 @pytest.mark.usefixtures("_threads")
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 8, 7, 7), (1, 17, 3, 20), (2, 5, 15, 8)])
-@pytest.mark.parametrize("kernel", [(7, 7), (13, 13), (3, 9), (31, 15)])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 8, 7, 7), (1, 17, 3, 20), (3, 5, 15, 8)])
+@pytest.mark.parametrize("kernel", [(7, 7, 1), (13, 13, 1), (3, 9, 1), (31, 15, 1), (3, 3, 5), (5, 7, 2)])
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
-def test_depthwise(shape: tuple[int, ...], kernel: tuple[int, int], order: torch.memory_format) -> None:
-    x, weight, bias = normal(*shape), normal(shape[1], 1, *kernel, seed=2), normal(shape[1], seed=3)
-    padding = (kernel[0] // 2, kernel[1] // 2)
-    want = F.conv2d(x.double(), weight.double(), bias.double(), padding=padding, groups=shape[1])
-    x = x.contiguous(memory_format=order)
-    close(native.depthwise(x, weight, bias), want, 1e-6)
-    close(native.depthwise(x, weight, None), want - bias.double()[:, None, None], 1e-6)
+def test_depthwise(shape: tuple[int, ...], kernel: tuple[int, int, int], order: torch.memory_format) -> None:
+    *sizes, dilation = kernel
+    x, weight, bias = normal(*shape), normal(shape[1], 1, *sizes, seed=2), normal(shape[1], seed=3)
+    exact, grad = weight.double().requires_grad_(), normal(*shape, seed=4)
+    padding = [dilation * (k // 2) for k in sizes]
+    want = F.conv2d(x.double(), exact, bias.double(), 1, padding, dilation, shape[1])
+    want.backward(grad.double())
+    x, grad = (t.contiguous(memory_format=order) for t in (x, grad))
+    close(native.depthwise(x, weight, bias, dilation), want.detach(), 1e-6)
+    close(native.depthwise(x, weight, None, dilation), want.detach() - bias.double()[:, None, None], 1e-6)
+    close(native.depthwise_weight_gradient(x, grad, (sizes[0], sizes[1]), dilation), exact.grad, 1e-6)
 
 
 @needs_compiler
@@ -89,7 +93,10 @@ def test_it_steps_aside_where_somebody_would_notice() -> None:
     x = normal(2, 3)
     parameter = nn.Parameter(normal(3))
     assert native.available(x, parameter.detach())
-    assert not native.available(x, parameter)  # gradients
+    assert not native.available(x, parameter)
+    assert native.available(x, parameter, gradients=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not native.available(x)
     with torch.no_grad():
         assert native.available(x, parameter)
         assert not native.available(x.double())

@@ -219,8 +219,8 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dila
         if not is_recorded(x):
             return _fastest_depthwise(x, weight, bias, dilation)
         if not is_exported(x):
-            if _suits_native(x, weight, bias, dilation):
-                return _opaque_depthwise(x, weight, bias)
+            if _is_large(weight, dilation) and _is_inference(x, weight, bias):
+                return _opaque_depthwise(x, weight, bias, dilation)
             if gpu.suits(x, weight, dilation):
                 return gpu.depthwise(x, weight, bias)
     return _library_depthwise(x, weight, bias, dilation)
@@ -232,14 +232,13 @@ def _library_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation:
     return F.conv2d(x, weight, bias, 1, [reach_y, reach_x], [dilation, dilation], x.shape[1])
 
 
-def _suits_native(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> bool:
-    """Whether this is inference with a large, dense kernel in float32 on a CPU."""
+def _is_inference(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a compiler sees float32 on a CPU and nobody who wants gradients."""
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
-    large = dilation == 1 and weight.shape[-1] >= 7
-    return large and not learns and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    return not learns and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
 
 
-def _fastest_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1) -> Tensor:
+def _fastest_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
     height, width = x.shape[-2:]
     weight = crop_kernel(weight, height, width, dilation)
     if gpu.suits(x, weight, dilation):
@@ -247,27 +246,66 @@ def _fastest_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation:
     if weight.shape[-2:] == (1, 1):  # one live tap
         y = x * weight.view(-1, 1, 1)
         return y if bias is None else y + bias.view(-1, 1, 1)
+    given = (x, weight) if bias is None else (x, weight, bias)
+    if _is_large(weight, dilation) and native.available(*given, gradients=True):
+        return _NativeDepthwise.apply(x, weight, bias, dilation)
     if _matrix_is_faster(x, weight, dilation):
         matrix = toeplitz(live_taps(weight, height, width, dilation), height, width)
         y = channels_outer(x) @ matrix.transpose(1, 2)
         return channels_inner(y if bias is None else y + bias[:, None, None], x)
     if x.device.type == "cpu" and x.dtype != torch.float64:
-        if _suits_native(x, weight, bias, dilation) and native.available(x, weight, *([] if bias is None else [bias])):
-            return native.depthwise(x, weight, bias)
         # the kernels for (B, C, H, W) in that order collapse from width 11 (AVX2) or 14 (AVX-512) on
         x = x.contiguous(memory_format=torch.channels_last)
         weight, dilation = _suit_cpu(weight, dilation)
     return _library_depthwise(x, weight, bias, dilation)
 
 
+def _is_large(weight: Tensor, dilation: int) -> bool:
+    """Whether a kernel reaches further than its neighbours, which is all that the library's kernels are good at."""
+    return dilation * (weight.shape[-1] // 2) > 1
+
+
+class _NativeDepthwise(torch.autograd.Function):
+    """The convolution by the loops in C. The gradient of its input is the convolution with the taps reversed."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+        return native.depthwise(x, weight, bias, dilation)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, int], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.dilation = inputs[3]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        d_bias = grad.sum((0, 2, 3)) if wants_bias else None
+        if torch.is_grad_enabled():  # somebody wants second derivatives: the library knows them
+            reach = [ctx.dilation * (k // 2) for k in weight.shape[-2:]]
+            how = {"padding": reach, "dilation": ctx.dilation, "groups": len(weight)}
+            d_x = torch.nn.grad.conv2d_input(x.shape, weight, grad, **how) if wants_x else None
+            d_weight = torch.nn.grad.conv2d_weight(x, weight.shape, grad, **how) if wants_weight else None
+            return d_x, d_weight, d_bias, None
+        d_x = depthwise_conv2d(grad, weight.flip(-2, -1), None, ctx.dilation) if wants_x else None
+        kernel = (weight.shape[-2], weight.shape[-1])
+        d_weight = native.depthwise_weight_gradient(x, grad, kernel, ctx.dilation) if wants_weight else None
+        return d_x, d_weight, d_bias, None
+
+
 #: One node in the graph of a compiler.
 _opaque_depthwise = torch.library.custom_op(
     "kernel_zoo::depthwise",
-    lambda x, weight, bias: _fastest_depthwise(x, weight, bias).contiguous(memory_format=torch.channels_last),
+    lambda x, weight, bias, dilation: _fastest_depthwise(x, weight, bias, dilation).contiguous(
+        memory_format=torch.channels_last
+    ),
     mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    schema="(Tensor x, Tensor weight, Tensor? bias, int dilation) -> Tensor",
 )
-_opaque_depthwise.register_fake(lambda x, weight, bias: torch.empty_like(x, memory_format=torch.channels_last))
+_opaque_depthwise.register_fake(
+    lambda x, weight, bias, dilation: torch.empty_like(x, memory_format=torch.channels_last)
+)
 
 
 def _matrix_is_faster(x: Tensor, weight: Tensor, dilation: int) -> bool:

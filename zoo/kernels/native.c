@@ -71,50 +71,125 @@ void layer_norm(const float *x, const float *weight, const float *bias, float *y
     }
 }
 
+/* A block of channels of one sample, copied into a padded map that fits the first-level cache: pixel (i, j) of
+   x (height, width, chans) goes to map[i * padded + left + j]. */
+static void copy_block(const float *x, lanes *map, long chans, long first, long height, long width, long padded,
+                       long left) {
+    size_t bytes = (chans - first < LANES ? chans - first : LANES) * sizeof(float);
+    for (long i = 0; i < height; i++)
+        for (long j = 0; j < width; j++)
+            memcpy(map + i * padded + left + j, x + (i * width + j) * chans + first, bytes);
+}
+
+static lanes *zeros(long count) {
+    lanes *memory = aligned_alloc(sizeof(lanes), count * sizeof(lanes));
+    memset(memory, 0, count * sizeof(lanes));
+    return memory;
+}
+
+/* Rows [*from, *to) of taps through which pixels of row i see the map and not only its padding. */
+static void live_rows(long i, long height, long k_h, long dilation, long *from, long *to) {
+    long above = i / dilation, below = (height - 1 - i) / dilation, top = k_h / 2;
+    *from = above < top ? top - above : 0;
+    *to = below < top ? top + below + 1 : k_h;
+}
+
 /* Depthwise convolution with zero padding that keeps the map's size; k_h and k_w are odd.
    x and y (batch, height, width, chans), taps (k_h, k_w, chans), bias (chans).
-   A block of channels of one sample is copied into a padded map that fits the first-level cache, where the sums of a
-   strip of output pixels stay in registers. Rows of taps that meet padding only are left out. */
+   The sums of a strip of output pixels stay in registers. */
 void depthwise(const float *x, const float *taps, const float *bias, float *y, long batch, long chans, long height,
-               long width, long k_h, long k_w) {
-    long blocks = (chans + LANES - 1) / LANES, top = k_h / 2, left = k_w / 2;
-    long padded = (width + STRIP - 1) / STRIP * STRIP + k_w - 1;
+               long width, long k_h, long k_w, long dilation) {
+    long blocks = (chans + LANES - 1) / LANES, top = k_h / 2, left = k_w / 2 * dilation;
+    long padded = (width + STRIP - 1) / STRIP * STRIP + 2 * left;
 #pragma omp parallel
     {
-        lanes *map = aligned_alloc(sizeof(lanes), height * padded * sizeof(lanes));
-        lanes *kernel = aligned_alloc(sizeof(lanes), k_h * k_w * sizeof(lanes));
-        memset(map, 0, height * padded * sizeof(lanes));
-        memset(kernel, 0, k_h * k_w * sizeof(lanes));
+        lanes *map = zeros(height * padded), *kernel = zeros(k_h * k_w);
 #pragma omp for collapse(2) schedule(static)
         for (long sample = 0; sample < batch; sample++) {
             for (long block = 0; block < blocks; block++) {
-                long first = block * LANES;
+                long first = block * LANES, start = sample * height * width * chans;
                 size_t bytes = (chans - first < LANES ? chans - first : LANES) * sizeof(float);
-                lanes start = {0};
-                memcpy(&start, bias + first, bytes);
-                for (long i = 0; i < k_h * k_w; i++) memcpy(kernel + i, taps + i * chans + first, bytes);
-                for (long i = 0; i < height; i++)
-                    for (long j = 0; j < width; j++)
-                        memcpy(map + i * padded + left + j, x + ((sample * height + i) * width + j) * chans + first, bytes);
+                lanes shift = {0};
+                memcpy(&shift, bias + first, bytes);
+                copy_block(taps, kernel, chans, first, k_h, k_w, k_w, 0);
+                copy_block(x + start, map, chans, first, height, width, padded, left);
                 for (long i = 0; i < height; i++) {
-                    long above = i < top ? top - i : 0, below = height + top - i < k_h ? height + top - i : k_h;
+                    long from, to;
+                    live_rows(i, height, k_h, dilation, &from, &to);
                     for (long j = 0; j < width; j += STRIP) {
                         lanes sum[STRIP];
-                        for (int s = 0; s < STRIP; s++) sum[s] = start;
-                        for (long k_y = above; k_y < below; k_y++) {
-                            const lanes *from = map + (i + k_y - top) * padded + j;
-                            for (long k_x = 0; k_x < k_w; k_x++) {
+                        for (int s = 0; s < STRIP; s++) sum[s] = shift;
+                        for (long k_y = from; k_y < to; k_y++) {
+                            const lanes *pixels = map + (i + (k_y - top) * dilation) * padded + j;
+                            for (long k_x = 0; k_x < k_w; k_x++, pixels += dilation) {
                                 lanes tap = kernel[k_y * k_w + k_x];
-                                for (int s = 0; s < STRIP; s++) sum[s] += tap * from[k_x + s];
+                                for (int s = 0; s < STRIP; s++) sum[s] += tap * pixels[s];
                             }
                         }
-                        float *to = y + ((sample * height + i) * width + j) * chans + first;
-                        for (int s = 0; s < STRIP && j + s < width; s++) memcpy(to + s * chans, &sum[s], bytes);
+                        float *out = y + start + (i * width + j) * chans + first;
+                        for (int s = 0; s < STRIP && j + s < width; s++) memcpy(out + s * chans, &sum[s], bytes);
                     }
                 }
             }
         }
         free(map);
         free(kernel);
+    }
+}
+
+/* sum[s] += the gradient of tap (k_y, k_x + s) over a map, for `strip` neighbouring taps at once. */
+static inline __attribute__((always_inline)) void gradient_strip(const lanes *map, const lanes *slope, lanes *total,
+                                                                 long height, long width, long padded, long k_y,
+                                                                 long k_x, long top, long dilation, const int strip) {
+    lanes sum[STRIP] = {{0}};
+    long down = (k_y - top) * dilation;
+    for (long i = down < 0 ? -down : 0; i < height && i + down < height; i++) {
+        const lanes *pixels = map + (i + down) * padded + k_x * dilation;
+        for (long j = 0; j < width; j++)
+            for (int s = 0; s < strip; s++) sum[s] += slope[i * width + j] * pixels[j + s * dilation];
+    }
+    for (int s = 0; s < strip; s++) total[s] += sum[s];
+}
+
+/* Gradient of the taps of `depthwise`, a part of the batch at a time.
+   x and grad (batch, height, width, chans), out (parts, k_h, k_w, chans). */
+void depthwise_taps(const float *x, const float *grad, float *out, long batch, long chans, long height, long width,
+                    long k_h, long k_w, long dilation, long parts) {
+    long blocks = (chans + LANES - 1) / LANES, top = k_h / 2, left = k_w / 2 * dilation;
+    long strip = k_w <= 3 ? 3 : k_w <= 5 ? 5 : STRIP, wide = (k_w + strip - 1) / strip * strip;
+    long padded = width + (wide - 1) * dilation;
+#pragma omp parallel
+    {
+        lanes *map = zeros(height * padded), *slope = zeros(height * width), *total = zeros(k_h * wide);
+#pragma omp for collapse(2) schedule(static)
+        for (long part = 0; part < parts; part++) {
+            for (long block = 0; block < blocks; block++) {
+                long first = block * LANES;
+                memset(total, 0, k_h * wide * sizeof(lanes));
+                for (long sample = batch * part / parts; sample < batch * (part + 1) / parts; sample++) {
+                    copy_block(x + sample * height * width * chans, map, chans, first, height, width, padded, left);
+                    copy_block(grad + sample * height * width * chans, slope, chans, first, height, width, width, 0);
+                    for (long k_y = 0; k_y < k_h; k_y++) {
+                        for (long k_x = 0; k_x < k_w; k_x += strip) {
+                            lanes *sums = total + k_y * wide + k_x;
+                            if (strip == 3)
+                                gradient_strip(map, slope, sums, height, width, padded, k_y, k_x, top, dilation, 3);
+                            else if (strip == 5)
+                                gradient_strip(map, slope, sums, height, width, padded, k_y, k_x, top, dilation, 5);
+                            else
+                                gradient_strip(map, slope, sums, height, width, padded, k_y, k_x, top, dilation, STRIP);
+                        }
+                    }
+                }
+                size_t bytes = (chans - first < LANES ? chans - first : LANES) * sizeof(float);
+                float *to = out + part * k_h * k_w * chans + first;
+                for (long k_y = 0; k_y < k_h; k_y++)
+                    for (long k_x = 0; k_x < k_w; k_x++)
+                        memcpy(to + (k_y * k_w + k_x) * chans, total + k_y * wide + k_x, bytes);
+            }
+        }
+        free(map);
+        free(slope);
+        free(total);
     }
 }

@@ -1,4 +1,4 @@
-"""Inner loops in C for inference in float32 on a CPU, compiled in half a second when they are first needed.
+"""Inner loops in C for float32 on a CPU, compiled in half a second when they are first needed.
 
 They do in one pass over memory what takes torch's operators several. Without a C compiler (`cc`, or what the
 environment variable CC names), or with ZOO_NATIVE=0, callers use those operators instead, which give the same numbers
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from zoo.kernels.watching import is_ordinary
 
-__all__ = ["available", "depthwise", "gelu_energy_", "layer_norm"]
+__all__ = ["available", "depthwise", "depthwise_weight_gradient", "gelu_energy_", "layer_norm"]
 
 # Products and sums are contracted to one instruction; not-a-numbers pass through the formulas as they are written.
 FLAGS = ["-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC"]
@@ -47,12 +47,18 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def available(*tensors: Tensor) -> bool:
-    """Whether the loops may run on the memory of these tensors: ordinary, float32, on the CPU, nobody recording."""
+def available(*tensors: Tensor, gradients: bool = False) -> bool:
+    """Whether the loops may run on the memory of these tensors: ordinary, float32, on the CPU, nobody recording.
+
+    Args:
+        tensors: what a loop would read.
+        gradients: whether the caller supplies gradients; otherwise nobody may want any.
+    """
     return (
-        is_ordinary(*tensors)
-        and all(t.dtype == torch.float32 and t.device.type == "cpu" and t.numel() > 0 for t in tensors)
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        all(t.dtype == torch.float32 and t.device.type == "cpu" and t.numel() > 0 for t in tensors)
+        and (gradients or not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)))
+        and not torch.is_autocast_enabled("cpu")
+        and is_ordinary(*tensors)
         and library() is not None
     )
 
@@ -95,13 +101,14 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool =
     return y
 
 
-def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1) -> Tensor:
     """Depthwise convolution with zero padding that keeps the size of the map.
 
     Args:
         x: (B, C, H, W), :func:`available`.
         weight: (C, 1, k_h, k_w), both odd.
         bias: (C,) or None.
+        dilation: distance between taps, pixels.
 
     Returns:
         (B, C, H, W) in channels_last order.
@@ -109,9 +116,28 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty_like(x)
     taps = weight.flatten(1).t().contiguous()
-    bias = torch.zeros(len(taps[0])) if bias is None else bias.contiguous()
-    _call("depthwise", x, taps, bias, y, *x.shape, *weight.shape[-2:])
+    bias = torch.zeros(len(weight)) if bias is None else bias.contiguous()
+    _call("depthwise", x, taps, bias, y, *x.shape, *weight.shape[-2:], dilation)
     return y
+
+
+def depthwise_weight_gradient(x: Tensor, grad: Tensor, kernel: tuple[int, int], dilation: int = 1) -> Tensor:
+    """Gradient of the weight of :func:`depthwise`.
+
+    Args:
+        x: its input, (B, C, H, W), :func:`available`.
+        grad: gradient of its output, as well.
+        kernel: (k_h, k_w).
+        dilation: distance between taps, pixels.
+
+    Returns:
+        (C, 1, k_h, k_w).
+    """
+    x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
+    chans, parts = x.shape[1], min(len(x), torch.get_num_threads())
+    taps = torch.empty(parts, kernel[0] * kernel[1], chans)
+    _call("depthwise_taps", x, grad, taps, *x.shape, *kernel, dilation, parts)
+    return taps.sum(0).t().reshape(chans, 1, *kernel)
 
 
 def _call(name: str, *arguments: Tensor | int | float) -> None:
