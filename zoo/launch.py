@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def help_text(command: str = "python train.py") -> str:
         "model=unireplknet_a data=cifar10 data.root=DIR": "any model on any data",
         "trainer.max_epochs=50 optimizer.lr=1e-3 seed=1": "any value of the configuration",
         "-m seed=0,1,2": "several runs; hydra/launcher=joblib: side by side",
-        "resume=outputs/mnist5k/DATE": "continue a run where it stopped",
+        "resume=outputs/mnist5k/latest": "continue a run where it stopped",
         "--cfg job": "print the whole configuration, every key",
         "--cfg job -p model": "... of one section",
     }
@@ -140,9 +140,21 @@ def help_text(command: str = "python train.py") -> str:
         "logger",
         "debug",
     ):
-        choices = ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
+        choices = ", ".join(_compact(path.stem for path in (CONFIGS / group).glob("*.yaml")))
         lines += textwrap.wrap(choices, 110, initial_indent=f"  {group:<11} ", subsequent_indent=" " * 14)
     return "\n".join([*lines, "", "Hydra's own flags: --hydra-help"])
+
+
+def _compact(names: Iterable[str]) -> Iterator[str]:
+    """Sorted names, where three or more of a family are told as one: `imagenet_unireplknet_{a, f, n}`."""
+    left = sorted(names)
+    while left:
+        prefixes = [left[0][: i + 1] for i, letter in enumerate(left[0]) if letter == "_"]
+        shared = {prefix: [name for name in left if name.startswith(prefix)] for prefix in prefixes}
+        prefix, family = max(shared.items(), key=lambda item: (len(item[1]), len(item[0])), default=("", left[:1]))
+        family = family if len(family) > 2 else left[:1]
+        left = [name for name in left if name not in family]
+        yield prefix + "{" + ", ".join(name.removeprefix(prefix) for name in family) + "}" if family[1:] else family[0]
 
 
 # --- resume and distributed starts: which overrides Hydra gets to see ---
@@ -186,7 +198,7 @@ def find_run(target: Path) -> Path:
     Raises:
         ResumeError: If the path does not exist or lies in no run.
     """
-    path = target.expanduser().absolute()
+    path = target.expanduser().resolve()  # `latest` is a link
     if not path.exists():
         raise ResumeError(f"resume={target}: there is no such folder or file")
     if path.is_dir():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -55,7 +54,8 @@ def tabulate(folders: Sequence[Path], documents: Sequence[Path]) -> Iterator[str
     """Write the table of some runs into documents, seeds of the same experiment in one row.
 
     Args:
-        folders: Run folders.
+        folders: Run folders. What the first one printed when it ended goes into the section `summary` of the documents
+            that have its marks.
         documents: Markdown files; the section `runs` is written between its marks, where a file has them, and
             appended to the first file where it does not.
 
@@ -66,7 +66,7 @@ def tabulate(folders: Sequence[Path], documents: Sequence[Path]) -> Iterator[str
         RunsError: If a folder is not a finished run, or two of them are the same experiment with the same seed.
     """
     groups: dict[tuple[str, str, tuple[str, ...]], list[Run]] = defaultdict(list)
-    for folder in folders:
+    for folder in dict.fromkeys(folder.resolve() for folder in folders):  # `latest` is a link to one of them
         run = read_run(folder)
         same = groups[run.name, run.model, run.changes]
         if any(other.seed == run.seed for other in same):
@@ -83,8 +83,11 @@ def tabulate(folders: Sequence[Path], documents: Sequence[Path]) -> Iterator[str
         rows.append([name, model, f"{metric} {score}", str(len(runs)), seconds, f"`{command} seed={seeds}`"])
     table = markdown(["experiment", "model", "mean (standard deviation)", "seeds", "seconds a run", "command"], rows)
     text = f"{table}\n\n{surroundings()}."
+    shown = folders[0] / "summary.txt"
     for i, document in enumerate(documents):
-        marked = document.is_file() and re.search("<!-- begin runs -->", document.read_text())
-        if i == 0 or marked:
+        before = document.read_text() if document.is_file() else ""
+        if i == 0 or "<!-- begin runs -->" in before:
             put_section(document, "runs", f"## Trained runs\n\n{text}" if i == 0 else text)
+        if shown.is_file() and "<!-- begin summary -->" in before:
+            put_section(document, "summary", f"```text\n{shown.read_text().strip()}\n```")
     yield text

@@ -11,6 +11,7 @@ import time
 import typing
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -93,7 +94,8 @@ def run(
     Args:
         output_dir: The run folder; checkpoints, logs, the trained model and the summary go here.
         name: Display name of the run.
-        model: Arguments of `zoo.create_model`; `num_classes` and `in_chans` are taken from the data where null.
+        model: Arguments of `zoo.create_model`; what is null and known to the data (`num_classes`,
+            `in_chans`, `seq_len`, ...) is taken from there.
         data: `_target_` and arguments of a LightningDataModule.
         task: `_target_` and arguments of a `zoo.tasks.Task`.
         trainer: `_target_` and arguments of `lightning.Trainer`.
@@ -120,7 +122,7 @@ def run(
     folder = Path(output_dir).absolute()
     started = time.perf_counter()
     state = find_resumable(folder, _named_checkpoint(resume)) if resume else None
-    notes = _run_notes(folder, seed)
+    notes = _run_notes(folder, seed, name)
     L.seed_everything(notes["seed"], workers=False, verbose=False)
 
     datamodule = _build("data", lambda: _instantiate(data, seed=notes["seed"]))
@@ -292,7 +294,7 @@ def _build_task(
     scheduler: dict[str, Any] | None,
 ) -> Task:
     spec = {**model}
-    for key in ("num_classes", "in_chans"):
+    for key in ("num_classes", "in_chans", *(k for k, value in model.items() if value is None)):
         if spec.get(key) is None and getattr(datamodule, key, None) is not None:
             spec[key] = getattr(datamodule, key)
     arguments = {"model": spec, "optimizer": optimizer, "scheduler": scheduler}
@@ -304,7 +306,7 @@ def _build_task(
     return target(**arguments, **{k: v for k, v in task.items() if k not in arguments and not k.startswith("_")})
 
 
-def _run_notes(folder: Path, seed: int | None) -> dict[str, Any]:
+def _run_notes(folder: Path, seed: int | None, name: str) -> dict[str, Any]:
     """Seed, W&B id and seconds so far: drawn once when the run begins, kept when it is resumed."""
     path = folder / "run.json"
     if path.is_file():
@@ -314,7 +316,17 @@ def _run_notes(folder: Path, seed: int | None) -> dict[str, Any]:
     if _is_first_process():
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(notes, indent=2) + "\n")
+        _link_latest(folder, name)
     return notes
+
+
+def _link_latest(folder: Path, name: str) -> None:
+    """Let `outputs/<name>/latest` lead to the newest run, where the runs of a name lie side by side."""
+    link = folder.parent / "latest"
+    if folder.parent.name == name and (link.is_symlink() or not link.exists()):
+        with suppress(OSError):  # not every file system has links
+            link.unlink(missing_ok=True)
+            link.symlink_to(folder.name)
 
 
 def _note_seconds(folder: Path, notes: dict[str, Any], seconds: float) -> None:
@@ -372,7 +384,7 @@ def _finish(engine: L.Trainer, task: Task, result: RunResult, notes: dict[str, A
             if result.checkpoint is not None:
                 entry.log_best(result.checkpoint, summary)
             wandb_dirs.append(str(_shown(Path(entry.experiment.dir).parent)))
-    print_summary(
+    told = print_summary(
         metrics=result.metrics,
         seconds=result.seconds,
         parameters=sum(p.numel() for p in task.model.parameters()),
@@ -381,6 +393,7 @@ def _finish(engine: L.Trainer, task: Task, result: RunResult, notes: dict[str, A
         tracked=wandb_dirs,
         resume=f"{command} resume={_shown(result.output_dir)} trainer.max_epochs={2 * max(engine.current_epoch, 1)}",
     )
+    (result.output_dir / "summary.txt").write_text(told)
 
 
 def _data_facts(engine: L.Trainer) -> dict[str, Any]:

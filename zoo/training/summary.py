@@ -18,7 +18,7 @@ def print_summary(
     model_dir: Path,
     tracked: Sequence[str],
     resume: str,
-) -> None:
+) -> str:
     """Print a run's results as a table and its files and commands as plain lines that can be copied.
 
     Args:
@@ -29,6 +29,9 @@ def print_summary(
         model_dir: Folder of the exported model.
         tracked: Folders of the tracked runs.
         resume: Command that continues the run.
+
+    Returns:
+        What was printed, without colours.
     """
     table = Table(title="results", title_justify="left", show_header=False)
     table.add_column(style="bold")
@@ -37,8 +40,8 @@ def print_summary(
         if name.startswith(("test/", "val/")) or name == "train/loss":
             table.add_row(name, f"{value:.4f}")
     table.add_row("parameters", f"{parameters:,}")
-    table.add_row("time", f"{int(seconds // 60)} min {seconds % 60:.0f} s")
-    console = Console()
+    table.add_row("time", "{} min {} s".format(*divmod(round(seconds), 60)))
+    console = Console(record=True)
     console.print(table)
     lines = [f"checkpoint   {checkpoint}"] if checkpoint else []
     lines += [f"tracked run  {folder}" for folder in tracked]
@@ -49,3 +52,4 @@ def print_summary(
     ]
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+    return console.export_text()
