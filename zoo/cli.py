@@ -1,7 +1,8 @@
 """The command line of the zoo, `python -m zoo COMMAND`. Nothing heavy is imported before a command runs.
 
-python -m zoo benchmark                     list the families and their measurements
-python -m zoo benchmark grbf speed          measure, print, and write results/ and RESULTS.md
+python -m zoo list --pretrained                     the weights, and what they reach
+python -m zoo predict grbf.wine wine.csv            classes or values of a file
+python -m zoo benchmark grbf speed                  measure, print, and write results/ and RESULTS.md
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -29,17 +31,15 @@ BENCHMARKS: dict[str, dict[str, tuple[str, str, str]]] = {
         "inference": ("forward passes: plain, zoo and timm's peers", "zoo.benchmarks.models", "inference"),
         "training": ("a training step: plain and zoo", "zoo.benchmarks.models", "training"),
     },
+    "deploy": {
+        "export": ("shipped weights exported, run without the zoo, and in int8", "zoo.tools.deployment", "run"),
+    },
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 when it is done, 1 on an error told in words, 2 on a wrong call."""
-    parser = argparse.ArgumentParser(prog="python -m zoo", description="Kernel Zoo.")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    _add_benchmark(commands)
-    _add_validate(commands)
-    _add_figure(commands)
-    _add_results(commands)
+    parser = build_parser()
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -54,7 +54,273 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _add_benchmark(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+Commands = Any  # argparse's own name for it is private
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m zoo",
+        description="Kernel Zoo: look at models, use their weights, measure and deploy them. Training is train.py.",
+        epilog="`python -m zoo COMMAND --help` tells more; --json prints for machines where a command has it.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for add in (
+        _add_list,
+        _add_info,
+        _add_predict,
+        _add_validate,
+        _add_compare,
+        _add_report,
+        _add_figure,
+        _add_export,
+        _add_benchmark,
+        _add_results,
+        _add_ship,
+        _add_cards,
+        _add_push,
+        _add_completion,
+    ):
+        add(commands)
+    return parser
+
+
+# ---- looking at models -------------------------------------------------------------------------------------
+
+_MODEL = "name with its tag (grbf.wine), local-dir:FOLDER, or the folder of a run"
+
+
+def _json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON, for machines")
+
+
+def _told(options: argparse.Namespace, content: Any, lines: Sequence[str]) -> int:
+    """Print a result for people, or as JSON."""
+    if options.json:
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(lines))
+    return 0
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as aligned text."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _add_list(commands: Commands) -> None:
+    parser = commands.add_parser("list", help="models and weights", description="List the zoo's models or weights.")
+    parser.add_argument("filter", nargs="?", default="", help="with wildcards: 'unireplknet_*'")
+    parser.add_argument("--pretrained", action="store_true", help="weights instead of architectures")
+    _json_option(parser)
+    parser.set_defaults(run=_list)
+
+
+def _list(options: argparse.Namespace) -> int:
+    from zoo.tools.info import listing
+
+    rows = listing(options.filter, options.pretrained)
+    if not rows:
+        print(f"nothing matches {options.filter!r}", file=sys.stderr)
+        return 1
+    if not options.pretrained:
+        return _told(options, rows, [row["name"] for row in rows])
+    shown = [["name", "figure", "data", "weights"]]
+    for row in rows:
+        figure = f"published top-1 {row['published_top1']:.2f} %" if "published_top1" in row else ""
+        if "value" in row:
+            figure = f"{row['metric']} {row['value']:.4f} ({row['n']} seeds: {row['mean']:.4f})"
+        shown.append([row["name"], figure, row.get("data", ""), row["weights"]])
+    return _told(options, rows, _columns(shown))
+
+
+def _add_info(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "info",
+        help="parameters, multiply-adds, memory, receptive field, card",
+        description="Tell what a model is and costs.",
+    )
+    parser.add_argument("model", help="name of the zoo or of timm, with or without a tag, or local-dir:FOLDER")
+    parser.add_argument("--size", type=_positive, help="side of the images in pixels (the record's own)")
+    parser.add_argument("--card", action="store_true", help="print the card of shipped weights instead")
+    _json_option(parser)
+    parser.set_defaults(run=_info)
+
+
+def _info(options: argparse.Namespace) -> int:
+    if options.card:
+        from zoo.models import shipped
+        from zoo.tools.cards import card
+
+        record = shipped.record(options.model)
+        return _told(options, record, [card(record)])
+    from zoo.tools.info import describe
+
+    facts = describe(options.model, options.size)
+    field = facts["receptive_field"]
+    rows = [
+        ["model", f"{facts['name']} ({facts['class']})"],
+        ["input", " x ".join(map(str, facts["input"]))],
+        ["outputs", f"{facts['num_classes']}, from {facts['num_features']} features"],
+        ["parameters", f"{facts['parameters']:,}; {facts['parameters_deploy']:,} in deploy form"],
+        ["multiply-adds", f"{facts['macs']:,} an input, deploy form"],
+        ["memory", f"weights {facts['weights_mib']} MiB, largest layer {facts['largest_layer_mib']} MiB an input"],
+        ["effective field", ", ".join(f"{k} within {v} px" for k, v in field.items()) if field else "no maps"],
+        ["weights", facts["weights"] or "fresh"],
+    ]
+    rows += [["published", f"top-1 {facts['published_top1']:.2f} %"]] if "published_top1" in facts else []
+    rows += [[key, str(facts[key])] for key in ("license", "paper_ids", "origin_url") if key in facts]
+    if "record" in facts:
+        record = facts["record"]
+        metric = record["metric"]
+        rows += [["trained on", record["data"]["title"]], ["trained by", record["command"]]]
+        rows += [["figure", f"{metric['name']} {metric['value']:.4f}; {metric['n']} seeds: mean {metric['mean']:.4f}, "
+                  f"s.d. {metric['sd']:.4f}"]]  # fmt: skip
+    return _told(options, facts, _columns(rows))
+
+
+# ---- using weights -----------------------------------------------------------------------------------------
+
+
+def _add_predict(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "predict",
+        help="classes or values of images, recordings or tables",
+        description="Classify images or recordings, or classify or evaluate the rows of CSV files.",
+    )
+    parser.add_argument("model", help=_MODEL)
+    parser.add_argument("files", nargs="+", type=Path, help="images, recordings (wav, flac, ogg, mp3) or CSV files")
+    parser.add_argument("--top", type=_positive, default=5, help="classes to name (5)")
+    parser.add_argument("--out", type=Path, help="PNG with a picture of the first answer")
+    _json_option(parser)
+    parser.set_defaults(run=_predict)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from zoo.tools.prediction import draw, predict
+
+    found = predict(options.model, options.files, options.top)
+    lines = []
+    for entry in found:
+        where = f"{entry['file']}{', row ' + str(entry['row']) if 'row' in entry else ''}"
+        if "value" in entry:
+            lines.append(f"{where}: {entry['value']:.6g}")
+        else:
+            answers = ", ".join(f"{p['class']} {p['probability']:.1%}" for p in entry["predictions"])
+            lines.append(f"{where}: {answers}")
+    if options.out:
+        from zoo.files import write_atomic
+
+        figure = draw(found[0], options.model)
+        write_atomic(options.out, lambda file: figure.savefig(file, format="png", dpi=120))
+        lines.append(f"picture: {options.out}")
+    return _told(options, found, lines)
+
+
+def _add_compare(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="two models on one data set",
+        description="Run two models over the same test rows: accuracy, agreement, sign test, cost.",
+    )
+    parser.add_argument("a", help=_MODEL)
+    parser.add_argument("b", help="the other one")
+    parser.add_argument("--data", help="the one whose data set is used (the first)")
+    parser.add_argument("--html", type=Path, help="also write a report with the confusion matrices")
+    _json_option(parser)
+    parser.set_defaults(run=_compare)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from zoo.tools.comparison import compare
+
+    found = compare(options.a, options.b, options.data)
+    plain = {k: v for k, v in found.items() if k not in ("outputs_a", "outputs_b", "targets")}
+    keys = [k for k in ("accuracy", "rmse", "r2", "parameters", "ms") if k in found["a"]]
+    rows = [["", found["a"]["name"], found["b"]["name"]]]
+    for key in keys:
+        cells = [found[side][key] for side in "ab"]
+        label = "CPU ms an input" if key == "ms" else key
+        rows.append([label, *(f"{c:,}" if isinstance(c, int) else f"{c:.4f}" for c in cells)])
+    lines = [f"{found['n']} test rows of {found['data']}", *_columns(rows)]
+    if "p" in found:
+        lines.append(
+            f"agree on {found['agreement']:.1%}; only the first right on {found['only_a']}, only the second on "
+            f"{found['only_b']}, sign test p = {found['p']:.3g}"
+        )
+    else:
+        lines.append(f"values correlate at {found['agreement']:.4f}")
+    if options.html:
+        from zoo.tools.report import write_report
+
+        lines.append(f"report: {write_report(options.html, options.a, options.b)['file']}")
+    return _told(options, plain, lines)
+
+
+def _add_report(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="one HTML file about a run, a weight, or two of them",
+        description="Write one HTML file with everything in it: curves, confusion, mistakes, importances, kernels, "
+        "accuracy matrix, facts.",
+    )
+    parser.add_argument("model", help=_MODEL)
+    parser.add_argument("other", nargs="?", help="one to compare it with, on the data of the first")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the file (report.html)")
+    _json_option(parser)
+    parser.set_defaults(run=_report)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from zoo.tools.report import write_report
+
+    found = write_report(options.out, options.model, options.other)
+    return _told(options, found, [f"{found['file']}: {', '.join(found['sections'])}"])
+
+
+def _add_export(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="exported program and ONNX with a dynamic batch, checked",
+        description="Write model.pt2 (torch.export) and model.onnx in deploy form, with a dynamic batch, and compare "
+        "both with eager PyTorch.",
+    )
+    parser.add_argument("model", help=_MODEL)
+    parser.add_argument("--out", type=Path, help="folder (MODEL-export)")
+    parser.add_argument("--format", nargs="+", choices=("program", "onnx"), default=["program", "onnx"])
+    parser.add_argument("--size", type=_positive, help="side of the images in pixels (the record's own)")
+    parser.add_argument(
+        "--int8", action="store_true", help="also dynamic int8, kept if accuracy falls by at most 0.5 %%"
+    )
+    _json_option(parser)
+    parser.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from zoo.tools.export import export, quantize
+
+    folder = options.out or Path(f"{Path(options.model.removeprefix('local-dir:')).name}-export")
+    found = export(options.model, folder, tuple(options.format), options.size)
+    lines = [
+        f"{folder / found[kind]['file']}: {found[kind]['bytes']:,} bytes, largest difference "
+        f"{found[kind]['max_difference']:.2g} on batches of {', '.join(map(str, found[kind]['batches']))}"
+        for kind in options.format
+    ]
+    if options.int8:
+        small = found["int8"] = quantize(options.model, folder)
+        lines.append(
+            f"int8: accuracy {small['accuracy']:.4f} -> {small['accuracy_int8']:.4f} (n = {small['n']}), "
+            f"{small['bytes']:,} -> {small['bytes_int8']:,} bytes, {small['times_faster']:.2f} times as fast; "
+            + ("kept" if small["kept"] else "not kept")
+        )
+    return _told(options, found, lines)
+
+
+# ---- measuring ---------------------------------------------------------------------------------------------
+
+
+def _add_benchmark(commands: Commands) -> None:
     listing = "\n".join(
         f"  {family} {name:10} {shown}"
         for family, entries in BENCHMARKS.items()
@@ -112,7 +378,7 @@ def _given(parser: argparse.ArgumentParser, options: argparse.Namespace, measure
 _OPTIONS = ("models", "batch", "size", "threads", "rounds", "compile", "device")
 
 
-def _add_results(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_results(commands: Commands) -> None:
     parser = commands.add_parser(
         "results",
         help="table of finished runs, written into RESULTS.md and README.md",
@@ -131,39 +397,60 @@ def _results(options: argparse.Namespace) -> int:
     return 0
 
 
-def _add_validate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_validate(commands: Commands) -> None:
     parser = commands.add_parser(
         "validate",
-        help="accuracy of released weights on a folder of images",
-        description="Classify a folder of images, prepared as the weights' record says, and print the accuracy beside "
-        "the published one.",
+        help="the figure of a card again, or accuracy on a folder of images",
+        description="Without --data: evaluate shipped weights, or a run, on the test part of their own data, prepared "
+        "as the record says, and compare with the record. With --data: classify a folder of images and print the "
+        "accuracy beside the published one.",
     )
-    parser.add_argument("--model", required=True, help="name with its tag (unireplknet_a.in1k), or local-dir:FOLDER")
-    parser.add_argument("--data", required=True, type=Path, help="folder with val/, or with one folder per class")
-    parser.add_argument("--checkpoint", type=Path, help="a file with the weights, instead of fetching them")
+    parser.add_argument("model", nargs="?", help=_MODEL)
+    parser.add_argument("--model", dest="named", metavar="MODEL", help=argparse.SUPPRESS)  # the older form
+    parser.add_argument("--data", type=Path, help="folder with val/, or with one folder per class")
+    parser.add_argument("--root", help="without --data: where the data set of the record lies (the cache)")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="with --data: a file with the weights, instead of fetching them"
+    )
     parser.add_argument("--batch", type=_positive, default=64, help="images a step (64)")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode images (0: this one)")
     parser.add_argument("--device", type=_device, default="cpu", help="cpu (default) or cuda")
-    parser.set_defaults(run=_validate)
+    _json_option(parser)
+    parser.set_defaults(run=lambda options: _validate(parser, options))
 
 
-def _validate(options: argparse.Namespace) -> int:
+def _validate(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    model = options.model or options.named
+    if model is None:
+        parser.error("name a model")
+    if options.data is None:
+        return _validate_record(model, options)
     from zoo.validation import validate
 
-    print(
-        validate(
-            options.model,
-            options.data,
-            checkpoint=options.checkpoint,
-            batch_size=options.batch,
-            num_workers=options.workers,
-            device=options.device,
-        )
+    found = validate(
+        model,
+        options.data,
+        checkpoint=options.checkpoint,
+        batch_size=options.batch,
+        num_workers=options.workers,
+        device=options.device,
     )
-    return 0
+    return _told(options, vars(found), [str(found)])
 
 
-def _add_figure(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _validate_record(model: str, options: argparse.Namespace) -> int:
+    from zoo.tools.evaluation import validate
+
+    found = validate(model, root=options.root, progress=sys.stderr.isatty() and not options.json)
+    lines = [f"{found['name']} on {found['rows']} test rows of {found['data']}, deploy form"]
+    lines += [f"  {key} {value:.4f}; on record {found['recorded'][key]:.4f}" for key, value in found["found"].items()]
+    how = ", ".join(f"{k} {v}" for k, v in found["preprocessing"].items())
+    lines += [f"  prepared with {how}", "reproduced" if found["reproduced"] else "NOT reproduced"]
+    _told(options, found, lines)
+    return 0 if found["reproduced"] else 1
+
+
+def _add_figure(commands: Commands) -> None:
     parser = commands.add_parser(
         "figure",
         help="a picture of what a model looks at, as PNG",
@@ -190,6 +477,124 @@ def _figure(options: argparse.Namespace) -> int:
 
 
 _DRAWN = ("checkpoint", "pretrained", "data", "count", "stage", "layer")
+
+
+# ---- weights that ship -------------------------------------------------------------------------------------
+
+
+def _add_ship(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "ship",
+        help="weights, record and card from run folders",
+        description="Of the runs of one experiment with several seeds, ship the one with the best validation metric: "
+        "copy its weights and write their record, card and row of the tables.",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs that differ in the seed")
+    parser.add_argument("--tag", help="what follows the dot of the name (the experiment's name)")
+    parser.add_argument("--license", default="apache-2.0", help="of the weights (apache-2.0)")
+    parser.add_argument("--folder", type=Path, default=Path("checkpoints"), help="where they go (checkpoints)")
+    _json_option(parser)
+    parser.set_defaults(run=_ship)
+
+
+def _ship(options: argparse.Namespace) -> int:
+    from zoo.tools.cards import write
+    from zoo.tools.release import ship
+
+    path, record = ship(options.runs, options.tag, options.folder, options.license)
+    if options.folder == Path("checkpoints"):
+        write(Path())
+    metric = record["metric"]
+    line = f"{path}: {metric['name']} {metric['value']:.4f}, seed {metric['seed']} of {metric['n']}"
+    return _told(options, record, [line])
+
+
+def _add_cards(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "cards",
+        help="write the cards and tables of the shipped weights, or check them",
+        description="Write the card of every shipped weight, and the tables of RESULTS.md and README.md, from the "
+        "records.",
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if anything disagrees")
+    parser.add_argument("--root", type=Path, default=Path(), help="the checkout (here)")
+    _json_option(parser)
+    parser.set_defaults(run=_cards)
+
+
+def _cards(options: argparse.Namespace) -> int:
+    from zoo.tools.cards import check, write
+
+    if not options.check:
+        written = list(map(str, write(options.root)))
+        return _told(options, written, written)
+    problems = check(options.root)
+    _told(options, problems, problems or ["pages, cards and records agree"])
+    return 1 if problems else 0
+
+
+def _add_push(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "push",
+        help="publish weights with their card in the standard hub layout",
+        description="Write config.json, model.safetensors and README.md to a hub repository or a folder.",
+    )
+    parser.add_argument("model", help="shipped weight, or the folder of a run")
+    parser.add_argument("target", help="hf-hub:ORGANISATION/NAME or local-dir:FOLDER")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.set_defaults(run=_push)
+
+
+def _push(options: argparse.Namespace) -> int:
+    from zoo.tools.hub import push
+
+    place = push(options.model, options.target, private=options.private)
+    print(f'zoo.create_model("{place}", pretrained=True)')
+    return 0
+
+
+# ---- completion --------------------------------------------------------------------------------------------
+
+
+def _add_completion(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "completion",
+        help="completion of commands, options and models for bash or zsh",
+        description="Print a script that completes `kernel-zoo` and `python -m zoo`: eval it in your shell's start-up "
+        'file, `eval "$(python -m zoo completion bash)"`.',
+    )
+    parser.add_argument("shell", choices=("bash", "zsh"))
+    parser.set_defaults(run=_completion)
+
+
+def _completion(options: argparse.Namespace) -> int:
+    import zoo
+
+    (commands,) = (a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    models = " ".join([*zoo.list_models(pretrained=True), *zoo.list_models()])
+    cases = []
+    for name, parser in commands.choices.items():
+        flags = " ".join(o for a in parser._actions for o in a.option_strings if o.startswith("--"))
+        extra = " $models" if name in ("info", "predict", "validate", "compare", "report", "export", "push") else ""
+        if name == "benchmark":
+            extra = " " + " ".join([*BENCHMARKS, *(n for entries in BENCHMARKS.values() for n in entries)])
+        cases.append(f'    {name}) words="{flags}{extra}" ;;')
+    script = _SCRIPT.format(commands=" ".join(commands.choices), cases="\n".join(cases), models=models)
+    print(("autoload -U +X bashcompinit && bashcompinit\n" if options.shell == "zsh" else "") + script)
+    return 0
+
+
+_SCRIPT = """_kernel_zoo() {{
+  local at=1 words models="{models}"
+  [[ ${{COMP_WORDS[0]}} == python* ]] && at=3
+  if [[ $at == 3 && ( ${{COMP_WORDS[1]}} != -m || ${{COMP_WORDS[2]}} != zoo ) ]]; then return; fi
+  local now="${{COMP_WORDS[COMP_CWORD]}}"
+  if (( COMP_CWORD == at )); then words="{commands}"; else case "${{COMP_WORDS[at]}}" in
+{cases}
+  esac; fi
+  COMPREPLY=( $(compgen -W "$words" -- "$now") )
+}}
+complete -o default -F _kernel_zoo kernel-zoo python python3"""
 
 
 # ---- values ------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from zoo.data.sampling import EpochBatches, ResumableLoader
 from zoo.models.deploy import to_deploy
 from zoo.models.registry import create_model
 
-__all__ = ["Validation", "ValidationError", "validate"]
+__all__ = ["Validation", "ValidationError", "published", "validate"]
 
 _PUBLISHED = re.compile(r"published ImageNet-1K top-1: ([\d.]+) %")
 _PARTS = ("val", "valid", "validation", "test")
@@ -99,8 +99,13 @@ def validate(
         hits1 += int(right[:, 0].sum())
         hits5 += int(right.any(1).sum())
     count = len(images)
-    published = next((float(found[1]) for note in cfg.get("notes") or () if (found := _PUBLISHED.match(note))), None)
-    return Validation(model, count, 100 * hits1 / count, 100 * hits5 / count, published, preprocessing)
+    top1 = published(cfg.get("notes"))
+    return Validation(model, count, 100 * hits1 / count, 100 * hits5 / count, top1, preprocessing)
+
+
+def published(notes: Sequence[str] | None) -> float | None:
+    """The ImageNet accuracy in percent that the notes of a configuration say its authors published."""
+    return next((float(found[1]) for note in notes or () if (found := _PUBLISHED.match(note))), None)
 
 
 def _image_folder(data: Path) -> Path:

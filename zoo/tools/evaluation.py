@@ -18,7 +18,7 @@ from zoo.models.registry import create_model
 from zoo.tasks import Task
 from zoo.tools.errors import ToolError
 
-__all__ = ["build_data", "build_task", "evaluate", "load", "record_of"]
+__all__ = ["build_data", "build_task", "evaluate", "load", "record_of", "validate"]
 
 
 def record_of(model: str | Path) -> dict[str, Any]:
@@ -39,7 +39,10 @@ def load(model: str | Path, deploy: bool = True) -> nn.Module:
     name = str(model)
     if (Path(name) / "model" / "config.json").is_file():
         name = f"local-dir:{Path(name) / 'model'}"
-    built = create_model(name, pretrained=True).eval()
+    try:
+        built = create_model(name, pretrained=True).eval()
+    except (ValueError, TypeError) as error:  # an unknown name or tag
+        raise ToolError(str(error)) from None
     return to_deploy(built, inplace=True) if deploy else built
 
 
@@ -100,3 +103,32 @@ def evaluate(record: Mapping[str, Any], model: nn.Module, progress: bool = False
     finally:
         quiet.setLevel(level)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def validate(model: str, root: str | None = None, progress: bool = False, tolerance: float = 1e-3) -> dict[str, Any]:
+    """Reproduce the figures of a record: its weights, in deploy form, on the test part of its data.
+
+    Args:
+        model: A shipped weight or the folder of a run.
+        root: Where the data set lies, if it is not one that the zoo fetches itself.
+        progress: Show a bar.
+        tolerance: Largest difference from the record, absolute for shares and relative above one.
+
+    Returns:
+        `found` and `recorded` metrics by name, `reproduced`, and what was measured how.
+    """
+    record = record_of(model)
+    metrics = evaluate(record, load(model), progress, **({"root": root} if root else {}))
+    recorded = {k: v for k, v in record["metrics"].items() if k.startswith("test/") and k in metrics}
+    found = {k: metrics[k] for k in recorded}
+    judged = record["metric"]["name"]
+    close = abs(found[judged] - recorded[judged]) <= tolerance * max(1.0, abs(recorded[judged]))
+    return {
+        "name": record["name"],
+        "data": record["data"]["title"],
+        "rows": record["data"]["rows"].get("test"),
+        "found": found,
+        "recorded": recorded,
+        "reproduced": close,
+        "preprocessing": record["preprocessing"],
+    }

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from zoo.figures import receptive_field, square_of_share
 from zoo.models import shipped
 from zoo.models.deploy import to_deploy
 from zoo.models.registry import create_model, list_models
+from zoo.tools.errors import ToolError
+from zoo.validation import published
 
 __all__ = ["describe", "example", "listing"]
 
@@ -21,12 +24,15 @@ def listing(filter: str = "", pretrained: bool = False) -> list[dict[str, Any]]:
     """The zoo's models, or its weights, one row each.
 
     Returns:
-        `name`, `weights` (where they come from; empty without), `metric`, `value`, `n` and `data` of shipped ones.
+        `name`, `weights` (where they come from; empty without), `published_top1` of the authors' ImageNet weights in
+        percent, `metric`, `value`, `n`, `mean`, `sd` and `data` of shipped ones.
     """
     records = shipped.records()
     rows: list[dict[str, Any]] = []
     for name in list_models(filter, pretrained=pretrained):
         row: dict[str, Any] = {"name": name, "weights": PUBLISHED if "." in name else FRESH}
+        if "." in name and (top1 := published(getattr(get_pretrained_cfg(name), "notes", None))) is not None:
+            row["published_top1"] = top1
         if record := records.get(name):
             metric = record["metric"]
             row |= {"weights": SHIPPED, "metric": metric["name"], "value": metric["value"], "n": metric["n"]}
@@ -72,7 +78,10 @@ def describe(name: str, size: int | None = None, **kwargs: Any) -> dict[str, Any
     """
     record = shipped.records().get(name)
     local = name.startswith("local-dir:")
-    model = create_model(name, pretrained=bool(record) or local, **kwargs).eval()
+    try:
+        model = create_model(name, pretrained=bool(record) or local, **kwargs).eval()
+    except (ValueError, TypeError) as error:  # an unknown name or argument
+        raise ToolError(str(error)) from None
     inputs = example(model, 1, size)
     merged = to_deploy(model)
     facts: dict[str, Any] = {
@@ -91,6 +100,8 @@ def describe(name: str, size: int | None = None, **kwargs: Any) -> dict[str, Any
     }
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     facts |= {key: cfg[key] for key in ("license", "paper_name", "paper_ids", "origin_url") if cfg.get(key)}
+    if (top1 := published(cfg.get("notes"))) is not None:
+        facts["published_top1"] = top1
     return facts | ({"record": record} if record else {})
 
 

@@ -111,7 +111,8 @@ def _compared(a: str, b: str) -> Iterator[tuple[str, str]]:
     records = [record_of(a), record_of(b)]
     yield "head", _head(f"{records[0]['name']} and {records[1]['name']}", f"{found['n']} test rows of {found['data']}")
     keys = [k for k in ("accuracy", "rmse", "r2", "parameters", "ms") if k in found["a"]]
-    shown = [[key, *(_number(found[side][key]) for side in "ab")] for key in keys]
+    labels = {"ms": "CPU ms an input"}
+    shown = [[labels.get(key, key), *(_number(found[side][key]) for side in "ab")] for key in keys]
     names = [found["a"]["name"], found["b"]["name"]]
     text = f"They agree on {found['agreement']:.1%} of the rows." if "p" in found else (
         f"Their values correlate at {found['agreement']:.3f}.")  # fmt: skip
@@ -282,7 +283,8 @@ def plot_confusion(answers: np.ndarray, targets: np.ndarray, names: Sequence[str
     ax.imshow(counts / np.maximum(counts.sum(1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
     if k <= 20:
         for i, j in np.argwhere(counts):
-            ax.text(j, i, counts[i, j], ha="center", va="center", fontsize=8, color="white" if i == j else "black")
+            color = "white" if 2 * counts[i, j] > counts[i].sum() else "black"
+            ax.text(j, i, counts[i, j], ha="center", va="center", fontsize=8, color=color)
         ax.set_xticks(range(k), names, rotation=45 if max(map(len, names)) > 3 else 0)
         ax.set_yticks(range(k), names)
     ax.set(xlabel="answer", ylabel="truth")
