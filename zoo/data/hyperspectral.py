@@ -1,0 +1,237 @@
+"""Indian Pines: a field in Indiana seen in 200 narrow bands, cut into patches around its labelled pixels.
+
+Every batch is `(patches, targets)`: float32 (B, 200, patch, patch), each band standardised over the training pixels,
+and int64 (B,), the class of the patch's middle pixel.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from zoo.data import sources
+from zoo.data.checks import DataError, checked
+from zoo.data.image import ImageDataModule
+from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
+
+__all__ = ["IndianPines", "Patches"]
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+_SHA256 = "90becb3d28023638ec60d19fbf8d87735b4ce1537fe3eb881897d69e107b882d"
+_MEMBERS = {"scene": "Indian_pines_corrected.npy", "labels": "Indian_pines_gt.npy"}
+
+
+class Patches(KeyedDataset):
+    """Patches of a scene around given pixels.
+
+    Args:
+        scene: The scene with a margin of half a patch on every side, (C, H + patch - 1, W + patch - 1).
+        places: Row and column of each middle pixel in the scene without its margin, (N, 2).
+        targets: Class of each middle pixel.
+        patch: Side of a patch.
+        seed: Seed of the turns and flips; None for none.
+    """
+
+    def __init__(self, scene: Tensor, places: Tensor, targets: Tensor, patch: int, seed: int | None = None) -> None:
+        super().__init__(targets)
+        self.scene, self.places, self.patch, self.seed = scene, places, patch, seed
+
+    def images(self, keys: Sequence[SampleKey]) -> Tensor:
+        """Patches of `keys`, (B, C, patch, patch)."""
+        around = torch.arange(self.patch)
+        rows, columns = self.places[[key.sample for key in keys]].unbind(1)
+        x = self.scene[:, (rows[:, None] + around)[:, :, None], (columns[:, None] + around)[:, None]].transpose(0, 1)
+        if self.seed is None:
+            return x.contiguous()
+        ways = [sample_seed(self.seed, key.epoch, key.sample) % 8 for key in keys]
+        turned = [patch.rot90(way % 4, (1, 2)).flip(1 + way // 4) for patch, way in zip(x, ways, strict=True)]
+        return torch.stack(turned)
+
+
+class IndianPines(ImageDataModule):
+    """145 x 145 pixels in 200 bands, of which 10,249 belong to one of 16 kinds of crop or cover (AVIRIS, 1992).
+
+    Out of the `tensorly` 0.10.0 wheel (the scene is CC-BY-3.0). Neighbouring pixels are nearly the same, so a random
+    split flatters: patches of test pixels have been seen in training. The blocked split is the honest one: the scene is
+    cut into squares that are wholly for training, validation or testing, and training and validation pixels whose patch
+    reaches into a test square are left out.
+
+    Args:
+        root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
+        download: Fetch missing files with pip.
+        patch: Side of a patch in pixels, odd.
+        split: `random` (half of each class for testing) or `blocks`.
+        block: Side of a square of the blocked split, in pixels.
+        val_fraction: Share of the training part that is used for validation.
+        augment: Turn and flip the training patches.
+        seed: Decides the order of the training patches, their turns and flips.
+        batch_size: Training patches of one step of one process.
+        eval_batch_size: Patches of one evaluation step of one process; `None` means `batch_size`.
+        num_workers: Processes that load patches; 0 loads in the training process.
+        drop_last: Leave out the last, incomplete training batch.
+        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+        DataError: If the files cannot be had or are damaged.
+    """
+
+    in_chans = 200
+    names = (
+        "alfalfa",
+        "corn, no till",
+        "corn, little till",
+        "corn",
+        "grass, pasture",
+        "grass, trees",
+        "grass, pasture, mowed",
+        "hay, windrowed",
+        "oats",
+        "soybean, no till",
+        "soybean, little till",
+        "soybean, clean",
+        "wheat",
+        "woods",
+        "buildings, grass, trees, drives",
+        "stone, steel, towers",
+    )
+
+    @checked
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        download: bool = True,
+        patch: PositiveInt = 7,
+        split: Literal["random", "blocks"] = "random",
+        block: PositiveInt = 12,
+        val_fraction: Share = 0.1,
+        augment: bool = True,
+        seed: NonNegativeInt = 0,
+        batch_size: PositiveInt = 64,
+        eval_batch_size: PositiveInt | None = 256,
+        num_workers: NonNegativeInt = 0,
+        drop_last: bool = True,
+        pin_memory: bool | None = None,
+    ) -> None:
+        super().__init__(
+            seed=seed,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            drop_last=drop_last,
+            pin_memory=pin_memory,
+        )
+        if patch % 2 == 0:
+            raise DataError(f"IndianPines(patch={patch}): a patch has a middle pixel, so its side is odd")
+        self.root = sources.cache_folder() if root is None else Path(root).expanduser()
+        self.download, self.patch, self.split, self.block = download, patch, split, block
+        self.val_fraction, self.augment = val_fraction, augment
+
+    @property
+    def class_names(self) -> list[str]:
+        """The 16 kinds of cover."""
+        return list(self.names)
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Bands, and the side of a patch."""
+        return self.in_chans, self.patch, self.patch
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Bands are standardised by the training pixels' mean and deviation."""
+        scene, _ = self._read()
+        mean, std = self._statistics(scene, self.places()["train"])
+        return {"input_size": list(self.input_size), "mean": mean.tolist(), "std": std.tolist()}
+
+    def prepare_data(self) -> None:
+        """Fetch the scene unless the cache has it."""
+        for member in _MEMBERS.values():
+            wheel = sources.Wheel("tensorly", "0.10.0", _SHA256, f"tensorly/datasets/data/{member}")
+            wheel.fetch(self.root / member, self.download)
+
+    def _read(self) -> tuple[Tensor, np.ndarray]:
+        """The scene (200, 145, 145) and the labels (145, 145), 0 where there is none."""
+        arrays = {}
+        for name, member in _MEMBERS.items():
+            path = self.root / member
+            try:
+                arrays[name] = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+            except FileNotFoundError:
+                raise DataError(f"{path} is missing: call prepare_data() first, with download=true") from None
+            except (OSError, ValueError, EOFError) as error:
+                raise DataError(f"{path} is damaged ({error}): delete it and run again") from error
+        scene = torch.from_numpy(arrays["scene"].astype(np.float32)).permute(2, 0, 1)
+        return scene, arrays["labels"].astype(np.int64)
+
+    def places(self) -> dict[str, np.ndarray]:
+        """Row and column of the labelled pixels of each part, (N, 2); fixed, whatever the seed."""
+        _, labels = self._read()
+        places = np.argwhere(labels > 0)
+        targets = labels[labels > 0]
+        if self.split == "random":
+            rest, test = stratified_split(targets, 0.5, sources.SPLIT_SEED)
+            train, val = stratified_split(targets[rest], self.val_fraction, sources.SPLIT_SEED)
+            return {"train": places[rest[train]], "val": places[rest[val]], "test": places[test]}
+        return self._blocked(places, targets, labels.shape)
+
+    def _blocked(self, places: np.ndarray, targets: np.ndarray, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+        """Of 100 draws, the one with most classes in training and test: many draws lack some."""
+        draws = [self._draw(places, shape, np.random.RandomState(sources.SPLIT_SEED + i)) for i in range(100)]
+
+        def covered(parts: dict[str, np.ndarray]) -> tuple[int, int]:
+            kinds = [set(targets[parts[part]].tolist()) for part in ("train", "test")]
+            return len(kinds[0] & kinds[1]), len(parts["train"])
+
+        return {name: places[chosen] for name, chosen in max(draws, key=covered).items()}
+
+    def _draw(
+        self, places: np.ndarray, shape: tuple[int, ...], chooser: np.random.RandomState
+    ) -> dict[str, np.ndarray]:
+        """Indices of `places` in each part: half of the squares for testing, `val_fraction` of the rest to validate."""
+        rows, columns = (-(-side // self.block) for side in shape)
+        order = chooser.permutation(rows * columns)
+        kinds = np.zeros(rows * columns, np.int64)  # 0 train, 1 val, 2 test
+        kinds[order[::2]] = 2
+        training = order[1::2]
+        kinds[training[: round(self.val_fraction * len(training))]] = 1
+        area = np.kron(kinds.reshape(rows, columns), np.ones((self.block, self.block), np.int64))
+        area = area[: shape[0], : shape[1]]
+        half = self.patch // 2
+        reach = np.lib.stride_tricks.sliding_window_view(np.pad(area == 2, half), (self.patch, self.patch)).any((2, 3))
+        part, touched = (layer[places[:, 0], places[:, 1]] for layer in (area, reach))
+        return {
+            "train": np.flatnonzero((part == 0) & ~touched),
+            "val": np.flatnonzero((part == 1) & ~touched),
+            "test": np.flatnonzero(part == 2),
+        }
+
+    @staticmethod
+    def _statistics(scene: Tensor, places: np.ndarray) -> tuple[Tensor, Tensor]:
+        pixels = scene[:, places[:, 0], places[:, 1]].double()
+        return pixels.mean(1).float(), pixels.std(1).clamp_min(1e-6).float()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the scene and split its pixels, once."""
+        if self.datasets:
+            return
+        scene, labels = self._read()
+        parts = self.places()
+        mean, std = self._statistics(scene, parts["train"])
+        half = self.patch // 2
+        scene = (scene - mean[:, None, None]) / std[:, None, None]
+        scene = torch.nn.functional.pad(scene[None], (half,) * 4, mode="reflect")[0]
+        for part, places in parts.items():
+            if len(places):
+                targets = torch.from_numpy(labels[places[:, 0], places[:, 1]] - 1)
+                seed = self.seed if part == "train" and self.augment else None
+                self.datasets[part] = Patches(  # type: ignore[index]
+                    scene, torch.from_numpy(places), targets, self.patch, seed
+                )

@@ -1,0 +1,167 @@
+"""Point clouds: PointMNIST, the lit pixels of real digits as points in space.
+
+Every batch is `(points, targets)`: float32 (B, num_points, 3), and int64 (B,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from zoo.data import sources
+from zoo.data.checks import checked
+from zoo.data.image import ImageDataModule
+from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
+
+__all__ = ["PointMnist", "Points", "farthest_points"]
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+def farthest_points(points: Tensor, number: int) -> Tensor:
+    """Indices of points that lie as far apart as can be, chosen greedily from the first one, (B, P, 3) -> (B, number).
+
+    With fewer points than asked for, the choice begins again from the first point.
+    """
+    batch = torch.arange(len(points))
+    distance = torch.full(points.shape[:2], torch.inf)
+    chosen = torch.zeros(len(points), number, dtype=torch.int64)
+    for i in range(1, number):
+        last = points[batch, chosen[:, i - 1]][:, None]
+        distance = torch.minimum(distance, (points - last).square().sum(-1))
+        chosen[:, i] = distance.argmax(1)
+        distance[distance.amax(1) == 0] = torch.inf  # all are taken
+    return chosen
+
+
+class Points(KeyedDataset):
+    """Clouds held in memory.
+
+    Args:
+        points: (N, P, 3).
+        targets: Class of each cloud.
+        stretch: Largest factor by which training stretches or squeezes each axis, at least 1.
+        shift: Largest shift of training along each axis.
+        seed: Seed of both; None leaves the clouds alone.
+    """
+
+    def __init__(
+        self, points: Tensor, targets: Tensor, stretch: float = 1.0, shift: float = 0.0, seed: int | None = None
+    ) -> None:
+        super().__init__(targets)
+        self.points, self.stretch, self.shift, self.seed = points, stretch, shift, seed
+
+    def images(self, keys: Sequence[SampleKey]) -> Tensor:
+        """Points of `keys`, (B, P, 3)."""
+        x = self.points[[key.sample for key in keys]]
+        if self.seed is None:
+            return x
+        draws = torch.empty(len(keys), 2, 1, 3)
+        generator = torch.Generator()
+        for row, key in zip(draws, keys, strict=True):
+            generator.manual_seed(sample_seed(self.seed, key.epoch, key.sample))
+            torch.rand(row.shape, generator=generator, out=row)
+        low = 1 / self.stretch
+        return x * (low + draws[:, 0] * (self.stretch - low)) + (2 * draws[:, 1] - 1) * self.shift
+
+
+class PointMnist(ImageDataModule):
+    """5,000 digits as point clouds: x and y of the lit pixels in [-1, 1], and the brightness, 0 to 0.5, as z.
+
+    The digits are those of `Mnist5k`, with its split; of the lit pixels, `num_points` that lie far apart are kept.
+
+    Args:
+        root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
+        download: Fetch missing files with pip.
+        num_points: Points of a cloud.
+        stretch: Largest factor by which training stretches or squeezes each axis, at least 1.
+        shift: Largest shift of training along each axis.
+        val_fraction: Share of the training part that is used for validation.
+        seed: Decides the order of the training clouds and their changes.
+        batch_size: Training clouds of one step of one process.
+        eval_batch_size: Clouds of one evaluation step of one process; `None` means `batch_size`.
+        num_workers: Processes that load clouds; 0 loads in the training process.
+        drop_last: Leave out the last, incomplete training batch.
+        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+        DataError: If the file cannot be had or is damaged.
+    """
+
+    in_chans = 3
+
+    @checked
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        download: bool = True,
+        num_points: PositiveInt = 96,
+        stretch: Annotated[float, Field(ge=1)] = 1.5,
+        shift: Annotated[float, Field(ge=0)] = 0.2,
+        val_fraction: Share = 0.1,
+        seed: NonNegativeInt = 0,
+        batch_size: PositiveInt = 64,
+        eval_batch_size: PositiveInt | None = 256,
+        num_workers: NonNegativeInt = 0,
+        drop_last: bool = True,
+        pin_memory: bool | None = None,
+    ) -> None:
+        super().__init__(
+            seed=seed,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            drop_last=drop_last,
+            pin_memory=pin_memory,
+        )
+        self.root = sources.cache_folder() if root is None else Path(root).expanduser()
+        self.download, self.num_points = download, num_points
+        self.stretch, self.shift, self.val_fraction = stretch, shift, val_fraction
+
+    @property
+    def class_names(self) -> list[str]:
+        """The ten digits."""
+        return list("0123456789")
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Three coordinates of every point."""
+        return 3, 1, self.num_points
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Points go into the model as they are."""
+        return {"input_size": list(self.input_size), "mean": [0.0], "std": [1.0]}
+
+    def prepare_data(self) -> None:
+        """Fetch the digits unless the cache has them."""
+        sources.fetch_mnist5k(self.root, self.download)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Turn the digits into clouds, once."""
+        if self.datasets:
+            return
+        (images, targets), (test_images, test_targets) = sources.load_mnist5k(self.root)
+        first, second = stratified_split(targets, self.val_fraction, sources.SPLIT_SEED)
+        points = self.clouds(images)
+        self.datasets["train"] = Points(points[first], targets[first], self.stretch, self.shift, self.seed)
+        if len(second):
+            self.datasets["val"] = Points(points[second], targets[second])
+        self.datasets["test"] = Points(self.clouds(test_images), test_targets)
+
+    def clouds(self, images: Tensor) -> Tensor:
+        """Images (N, 1, 28, 28) of bytes to clouds (N, num_points, 3)."""
+        found = []
+        for image in images[:, 0]:
+            y, x = torch.nonzero(image > 32, as_tuple=True)
+            found.append(torch.stack([x / 13.5 - 1, 1 - y / 13.5, image[y, x] / 510], 1))
+        most = max(map(len, found))
+        # a padded point repeats the first one: its distance is 0, so it is never chosen before the others
+        padded = torch.stack([torch.cat([cloud, cloud[:1].expand(most - len(cloud), 3)]) for cloud in found])
+        return padded[torch.arange(len(padded))[:, None], farthest_points(padded, self.num_points)]
