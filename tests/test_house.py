@@ -29,6 +29,7 @@ ALLOWED = {
         "benchmarks",
         "checkpoints",
         "data",
+        "estimators",
         "figures",
         "files",
         "gallery",

@@ -31,6 +31,9 @@ BENCHMARKS: dict[str, dict[str, tuple[str, str, str]]] = {
         "inference": ("forward passes: plain, zoo and timm's peers", "zoo.benchmarks.models", "inference"),
         "training": ("a training step: plain and zoo", "zoo.benchmarks.models", "training"),
     },
+    "compose": {
+        "heads": ("GRBF, kernel ridge and linear heads on frozen features", "zoo.tools.compose", "heads"),
+    },
     "deploy": {
         "export": ("shipped weights exported, run without the zoo, and in int8", "zoo.tools.deployment", "run"),
     },
@@ -43,7 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        return options.run(options)
+        status = options.run(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130

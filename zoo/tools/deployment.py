@@ -67,8 +67,9 @@ def run(folder: Path) -> Iterator[str]:
     text = (
         "## Deployment\n\n`python -m zoo benchmark deploy`\n\nLargest difference from eager PyTorch of the exported "
         "program and of the ONNX file, each loaded in a new process in which the zoo, timm and Lightning cannot be "
-        "imported, on five inputs. Int8: weights quantised, activations quantised at run time (onnxruntime), kept where "
-        f"the accuracy falls by at most half a point; CPU time of a batch of 32, interleaved. {surroundings()}.\n\n"
+        "imported, on five inputs. Int8: weights quantised, activations at run time (onnxruntime), kept "
+        "where the accuracy falls by at most half a point; CPU time of a batch of 32, interleaved. "
+        f"{surroundings()}.\n\n"
     )
     put_section(folder.parent / "RESULTS.md", "deployment", text + markdown(header, shown))
     yield markdown(header, shown)
