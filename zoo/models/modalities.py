@@ -202,7 +202,7 @@ class LogMel(nn.Module):
         if waveform.shape[-1] < self.length:
             raise ValueError(f"clips of {waveform.shape[-1]} samples are shorter than a frame of {self.length}")
         exact = torch.promote_types(waveform.dtype, torch.float32)
-        with torch.autocast(waveform.device.type, enabled=False):
+        with torch.autocast("cuda" if waveform.is_cuda else "cpu", enabled=False):
             x = waveform.to(exact)
             x = self.fbank(x - x.mean(-1, keepdim=True))
         x = F.pad(x, (0, 0, 0, max(0, self.num_frames - x.shape[-2])))[..., : self.num_frames, :]
@@ -298,7 +298,9 @@ def tile_frames(clip: Tensor, how: Literal["tile", "reshape"] = "tile") -> Tenso
     if clip.dim() != 5:
         raise ValueError(f"expected clips of shape (batch, channels, frames, height, width), got {tuple(clip.shape)}")
     batch, chans, frames, height, width = clip.shape
-    rows = max(p for p in range(1, math.isqrt(frames) + 1) if frames % p == 0)
+    rows = int(frames**0.5)
+    while frames % rows:
+        rows -= 1
     columns = frames // rows
     if how == "tile":
         clip = clip.unflatten(2, (rows, columns)).transpose(3, 4)  # B C p H q W
@@ -464,17 +466,19 @@ class PointViews(nn.Module):
     def splat(self, points: Tensor, features: Tensor) -> Tensor:
         """Add features (N, P, dim) of points (N, P, 3), seen along z, to maps (N, dim, size, size)."""
         flat = points[..., :2].detach()
+        flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
         low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
         cell = ((high - low).amax(-1, keepdim=True) / (self.size - 3)).clamp_min(1e-12)
         pixel = ((flat - (low + high) / 2) / cell + (self.size - 1) / 2).round().long()  # within [1, size - 2]
         around = torch.arange(-1, 2, device=points.device)
         x, y = pixel[..., 0, None, None] + around[:, None], pixel[..., 1, None, None] + around
-        samples = torch.arange(len(points), device=points.device)[:, None, None, None]
+        batch = points.shape[0]
+        samples = torch.arange(batch, device=points.device)[:, None, None, None]
         index = (samples * self.size + x) * self.size + y  # N P 3 3
         spread = features[:, :, None].expand(-1, -1, 9, -1)
-        maps = features.new_zeros(len(points) * self.size**2, features.shape[-1])
+        maps = features.new_zeros(batch * self.size**2, features.shape[-1])
         maps = maps.index_add(0, index.flatten(), spread.flatten(0, 2))
-        return maps.view(len(points), self.size, self.size, -1).permute(0, 3, 1, 2)
+        return maps.view(batch, self.size, self.size, -1).permute(0, 3, 1, 2)
 
     def forward(self, points: Tensor) -> Tensor:
         """Points (B, P, in_chans) to pictures (B V, 3, size, size), the views of an object one after the other.
@@ -641,7 +645,7 @@ class SeriesImage(nn.Module):
         check_shape(x, "windows", "batch", self.seq_len, self.in_chans)
         x = self.value(x.transpose(1, 2)).transpose(1, 2)
         if self.time is not None and marks is not None:
-            check_shape(marks, "calendar marks", len(x), self.seq_len, self.time_features)
+            check_shape(marks, "calendar marks", x.shape[0], self.seq_len, self.time_features)
             x = x + self.time(marks)
         if self.place is not None and place is not None:
             x = x + self.place(place)[:, None]
