@@ -786,3 +786,6 @@ def test_a_hub_repository(source: nn.Module, model: nn.Module, images: Tensor, t
     refused(model, "hf-hub:somebody/something@v1", "not the file on record")
     path.rename(path.with_name("unusual.safetensors"))
     refused(model, "hf-hub:somebody/something@v1", "has no file model.safetensors or")
+    refused(model, "hf-hub:somebody/something@v1", "hf-hub:somebody/something@v1/<file>")
+    load_checkpoint(model, "hf-hub:somebody/something@v1/unusual.safetensors")
+    refused(model, "hf-hub:somebody/something@v1/absent.pth", "has no file absent.pth")

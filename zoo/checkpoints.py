@@ -56,7 +56,7 @@ def load_checkpoint(model: Model, source: str | Path | Mapping[str, Any], *, str
     Args:
         model: Any module; one built by :func:`zoo.create_model` gives the most helpful messages.
         source: A file (safetensors, or PyTorch's format with weights only), a folder written by
-            :func:`save_pretrained`, an https address, `"hf-hub:<organisation>/<name>"`, or a state dict.
+            :func:`save_pretrained`, an https address, `"hf-hub:<organisation>/<name>[/<file>]"`, or a state dict.
             Downloads are kept in torch's cache, where a file placed by hand is found too.
         strict: True: every name and shape must fit. `"backbone"`: the classifier stays as the model has it,
             everything else must fit. False: load what fits and log the rest; at least something must fit.

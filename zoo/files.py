@@ -407,7 +407,7 @@ def locate(source: str | Path) -> Path:
 
     Args:
         source: A file, a folder, `local-dir:<folder>`, an https address, or
-            `hf-hub:<organisation>/<name>[@revision]`.
+            `hf-hub:<organisation>/<name>[@revision][/<file>]`.
 
     Raises:
         CheckpointError: There is no such file, it cannot be fetched (the message names the file and where to
@@ -416,7 +416,9 @@ def locate(source: str | Path) -> Path:
     text = str(source)
     prefix, _, rest = text.partition(":")
     if prefix in ("hf-hub", "hf_hub"):
-        return fetch_hub(rest)
+        organisation, _, place = rest.partition("/")
+        name, _, filename = place.partition("/")
+        return fetch_hub(f"{organisation}/{name}", filename or None)
     if prefix == "local-dir":
         return _weights_of(Path(rest))
     if "://" in text:
@@ -488,7 +490,8 @@ def fetch_hub(repository: str, filename: str | None = None) -> Path:
                 expected = read_config(config.parent).get("sha256", {}).get(name) if filename is None else None
             verify(path, expected)
             return path
-    raise CheckpointError(f"hf-hub:{repository} has no file {' or '.join(names)}")
+    other = "" if filename else f"; name another one as hf-hub:{repository}/<file>"
+    raise CheckpointError(f"hf-hub:{repository} has no file {' or '.join(names)}{other}")
 
 
 def _hub_file(repository: str, name: str, revision: str | None) -> Path | None:
