@@ -27,6 +27,16 @@ BENCHMARKS: dict[str, dict[str, tuple[str, str, str]]] = {
         "synthetic": ("true features found on P1, P2, P3", "zoo.benchmarks.grbf", "select_features"),
         "tables": ("real tables against five other learners", "zoo.benchmarks.grbf_tables", "run"),
     },
+    "snnk": {
+        "speed": ("folded and unfolded layers against dense ones", "zoo.benchmarks.snnk", "speed"),
+        "approximation": ("error of every map against its width", "zoo.benchmarks.snnk", "approximation"),
+        "mlp": ("a perceptron in layers, bundled, in closed form", "zoo.benchmarks.snnk", "mlp"),
+        "conversion": ("feed-forward networks of a text encoder, converted", "zoo.benchmarks.snnk_text", "conversion"),
+        "adapters": ("adapters on a text encoder", "zoo.benchmarks.snnk_text", "adapters"),
+    },
+    "modalities": {
+        "floors": ("what linear models reach on the modalities' data", "zoo.benchmarks.modalities", "floors"),
+    },
     "models": {
         "inference": ("forward passes: plain, zoo and timm's peers", "zoo.benchmarks.models", "inference"),
         "training": ("a training step: plain and zoo", "zoo.benchmarks.models", "training"),
@@ -394,13 +404,14 @@ def _add_results(commands: Commands) -> None:
         "and, between its marks, into README.md.",
     )
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs, for example outputs/mnist5k/*")
+    parser.add_argument("--section", default="runs", help="section of the documents that is written (runs)")
     parser.set_defaults(run=_results)
 
 
 def _results(options: argparse.Namespace) -> int:
     from zoo.benchmarks.runs import tabulate
 
-    for line in tabulate(options.runs, [Path("RESULTS.md"), Path("README.md")]):
+    for line in tabulate(options.runs, [Path("RESULTS.md"), Path("README.md")], options.section):
         print(line)
     return 0
 

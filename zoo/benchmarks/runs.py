@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from zoo.benchmarks.records import markdown, mean_sd, put_section, surroundings
+from zoo.benchmarks.records import Records, markdown, mean_sd, put_section, surroundings
 
 _OWN = ("seed=", "experiment=", "hydra.", "hydra/", "logger", "resume=")  # what does not change a result
 
@@ -50,14 +50,19 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def tabulate(folders: Sequence[Path], documents: Sequence[Path]) -> Iterator[str]:
+def tabulate(
+    folders: Sequence[Path], documents: Sequence[Path], section: str = "runs", floors: Path = Path("results/floors.csv")
+) -> Iterator[str]:
     """Write the table of some runs into documents, seeds of the same experiment in one row.
 
     Args:
         folders: Run folders. What the first one printed when it ended goes into the section `summary` of the documents
             that have its marks.
-        documents: Markdown files; the section `runs` is written between its marks, where a file has them, and
-            appended to the first file where it does not.
+        documents: Markdown files; the section is written between its marks, where a file has them, and appended to
+            the first file where it does not.
+        section: Name of the section.
+        floors: What linear models reach (`python -m zoo benchmark modalities floors`), shown beside the experiments
+            that have such a floor.
 
     Yields:
         The table, to be printed.
@@ -72,22 +77,30 @@ def tabulate(folders: Sequence[Path], documents: Sequence[Path]) -> Iterator[str
         if any(other.seed == run.seed for other in same):
             raise RunsError(f"{folder} is a second run of {run.name} with seed {run.seed}: name one of them")
         same.append(run)
+    measured = Records(floors, ("experiment", "learner"), ("metric", "score", "train", "test"))
     rows = []
     for (name, model, changes), runs in sorted(groups.items()):
         runs.sort(key=lambda run: run.seed)
-        metric = next(m for m in ("test/acc", "test/score", "val/acc", *runs[0].metrics) if m in runs[0].metrics)
+        metric = next(
+            m for m in ("test/acc", "test/score", "test/mse", "val/acc", *runs[0].metrics) if m in runs[0].metrics
+        )
         seeds = ",".join(str(run.seed) for run in runs)
         command = " ".join(["python train.py", *(["-m"] if len(runs) > 1 else []), f"experiment={name}", *changes])
         score = mean_sd([run.metrics[metric] for run in runs], digits=4)
         seconds = f"{sum(run.seconds for run in runs) / len(runs):.0f}"
-        rows.append([name, model, f"{metric} {score}", str(len(runs)), seconds, f"`{command} seed={seeds}`"])
-    table = markdown(["experiment", "model", "mean (standard deviation)", "seeds", "seconds a run", "command"], rows)
+        known = measured.numbers("score", experiment=" ".join([name, *changes]), metric=metric)
+        floor = f"{known[0]:.4f}" if known else ""
+        rows.append([name, model, f"{metric} {score}", floor, str(len(runs)), seconds, f"`{command} seed={seeds}`"])
+    header = ["experiment", "model", "mean (standard deviation)", "linear floor", "seeds", "seconds a run", "command"]
+    if not any(row[3] for row in rows):
+        header, rows = header[:3] + header[4:], [row[:3] + row[4:] for row in rows]
+    table = markdown(header, rows)
     text = f"{table}\n\n{surroundings()}."
     shown = folders[0] / "summary.txt"
     for i, document in enumerate(documents):
         before = document.read_text() if document.is_file() else ""
-        if i == 0 or "<!-- begin runs -->" in before:
-            put_section(document, "runs", f"## Trained runs\n\n{text}" if i == 0 else text)
+        if i == 0 or f"<!-- begin {section} -->" in before:
+            put_section(document, section, f"## Trained {section}\n\n{text}" if i == 0 else text)
         if shown.is_file() and "<!-- begin summary -->" in before:
             put_section(document, "summary", f"```text\n{shown.read_text().strip()}\n```")
     yield text
