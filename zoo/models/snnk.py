@@ -1,0 +1,565 @@
+"""SNNK: scalable neural network kernels, layers in which inputs and weights meet in one dot product only.
+
+Sehanobish, Choromanski, Zhao, Dubey and Likhosherstov, "Scalable Neural Network Kernels", arXiv 2310.13225 (ICLR 2024).
+The authors' code is Apache-2.0; this is an implementation of its own, with their ReLU map, bundling and adapters (see
+`zoo.models.adapters`) beside better ways to get the weights.
+
+    f(W x + b)  ~  Psi Phi(x),    Phi: d -> m without parameters,    Psi = Psi_f(W, b): l x m, trained
+
+- the layer has l m parameters in place of l (d + 1), and costs m d + l m;
+- Psi meets the next linear layer in a product of two matrices: fold them, and the hidden width l is gone;
+- a whole network bundles into random features and one matrix, whose optimum for squared error has a closed form.
+
+Random features of width m span what they span: a converted layer is best fitted by least squares to the outputs of the
+one that it replaces (`method="lstsq"`). The map of its weights (`method="map"`) is the paper's idea; it estimates the
+layer only where the kernel is the activation and norms are small.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge
+from pydantic import PositiveInt
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from zoo.kernels.heads import Head, LeastSquares, LeaveOneOut, fit_logistic, leave_one_out
+from zoo.kernels.random_features import (
+    FeatureMap,
+    OscillatoryFeatures,
+    ProjectionKind,
+    ReLUFeatures,
+    find_activation,
+)
+
+__all__ = ["SNNK", "SNNKFeedForward", "SNNKLinear", "Tower", "bundle", "solve_head"]
+
+Method = Literal["lstsq", "map"]
+
+
+# ---- the layer ---------------------------------------------------------------------------------------------
+
+
+class SNNKLinear(nn.Module):
+    """A feed-forward layer on random features: Psi Phi(x) + c, any leading dimensions.
+
+    Args:
+        features: The map Phi, from `zoo.kernels.random_features`.
+        out_features: Width l of the output.
+        bias: Add a trained c. The bias of a converted layer is inside Psi; c serves `method="lstsq"`.
+        device: Where the parameters live.
+        dtype: Their type.
+
+    Attributes:
+        weight: Psi (l, m). At the start it is the map of a Kaiming-uniform matrix, as if a linear layer had been
+            converted.
+    """
+
+    def __init__(self, features: FeatureMap, out_features: int, bias: bool = False, device=None, dtype=None) -> None:
+        super().__init__()
+        if out_features < 1:
+            raise ValueError(f"out_features={out_features} must be at least 1")
+        self.features, self.in_features, self.out_features = features, features.in_features, out_features
+        self.weight = nn.Parameter(torch.empty(out_features, features.out_features, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Psi of a fresh Kaiming-uniform matrix; zeros for c."""
+        if not self.weight.is_meta:
+            start = self.weight.new_empty(self.out_features, self.in_features)
+            nn.init.kaiming_uniform_(start, a=math.sqrt(5))
+            self.weight.copy_(self.features.encode(start))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        return F.linear(self.features(x), self.weight, self.bias)
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        activation: str = "relu",
+        method: Method = "lstsq",
+        *,
+        calibration: Tensor | Iterable[Tensor] | None = None,
+        features: FeatureMap | None = None,
+        num_features: int = 256,
+        ridge: float = 1e-4,
+        seed: int = 0,
+    ) -> SNNKLinear:
+        """Replace a linear layer and the activation behind it.
+
+        Args:
+            linear: W and b.
+            activation: What follows it: a name of `zoo.kernels.random_features.ACTIVATIONS`.
+            method: `"lstsq"` fits Psi to the layer's outputs on the calibration inputs, in one pass of float64 normal
+                equations; `"map"` takes Psi = Psi_f(W, b).
+            calibration: Inputs (..., d), or batches of them, for `"lstsq"`.
+            features: The map; None: ReLU features for `"lstsq"` and for relu, the activation's own ones otherwise.
+            num_features: Of the default map.
+            ridge: Relative to the mean of the diagonal of Phi^T Phi.
+            seed: Of the default map.
+
+        Returns:
+            A layer in the type and on the device of `linear`.
+
+        Raises:
+            ValueError: The activation or method is unknown, widths do not match, there are no calibration inputs, or
+                Psi cannot estimate this activation.
+        """
+        function = find_activation(activation).function
+        weight = linear.weight.detach()
+        like: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+        if method not in ("lstsq", "map"):
+            raise ValueError(f"method={method!r} is not one of 'lstsq', 'map'")
+        if method == "lstsq" and calibration is None:
+            raise ValueError("method='lstsq' fits the layer's outputs: pass calibration=<inputs, or batches of them>")
+        if features is None:
+            seeds: dict[str, Any] = {"seed": seed, "bias": True, **like}
+            if method == "lstsq" or activation == "relu":
+                features = ReLUFeatures(linear.in_features, num_features, antithetic=method == "lstsq", **seeds)
+            else:
+                norm = float(weight.float().norm(dim=1).mean())
+                features = OscillatoryFeatures(linear.in_features, num_features, activation, weight_norm=norm, **seeds)
+        if features.in_features != linear.in_features:
+            raise ValueError(f"the map takes {features.in_features} features, the linear layer {linear.in_features}")
+        layer = cls(features, linear.out_features, method == "lstsq", **like)
+        if method == "map":
+            if activation == "relu" and isinstance(features, ReLUFeatures):
+                warnings.warn(
+                    "the map of ReLU features estimates an arc-cosine kernel, not relu(W x + b): train on, or use "
+                    "method='lstsq'",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            bias = None if linear.bias is None else linear.bias.detach()
+            with torch.no_grad():
+                layer.weight.copy_(features.encode(weight, bias))
+            return layer
+        assert calibration is not None
+        system = LeastSquares()
+        with torch.no_grad():
+            for x in [calibration] if isinstance(calibration, Tensor) else calibration:
+                x = x.to(**like)
+                system.add(features(x), function(linear(x).double()))
+        layer.load_head(_relative_ridge(system, ridge))
+        return layer
+
+    @torch.no_grad()
+    def load_head(self, head: Head) -> None:
+        """Take Psi and c from a closed form."""
+        self.weight.copy_(head.weight)
+        if self.bias is not None:
+            self.bias.copy_(head.bias)
+
+    @torch.no_grad()
+    def fold(self, following: nn.Linear) -> SNNKLinear:
+        """The layer with the next linear one multiplied in: (W2 Psi) Phi(x) + (W2 c + b2), equal up to rounding.
+
+        Raises:
+            ValueError: The widths do not match.
+        """
+        if following.in_features != self.out_features:
+            raise ValueError(f"the next layer takes {following.in_features} features; this one has {self.out_features}")
+        folded = copy.deepcopy(self)
+        W2, b2 = following.weight.double(), following.bias
+        folded.out_features = following.out_features
+        folded.weight = nn.Parameter((W2 @ self.weight.double()).to(self.weight.dtype), self.weight.requires_grad)
+        if self.bias is not None or b2 is not None:
+            bias = W2.new_zeros(len(W2)) if b2 is None else b2.double()
+            bias = bias if self.bias is None else bias + W2 @ self.bias.double()
+            folded.bias = nn.Parameter(bias.to(self.weight.dtype), self.weight.requires_grad)
+        return folded
+
+    def extra_repr(self) -> str:
+        """Widths."""
+        return f"{self.in_features} -> {self.features.out_features} -> {self.out_features}"
+
+
+def _relative_ridge(system: LeastSquares, ridge: float) -> Head:
+    PP, _ = system._moments()
+    return system.ridge(ridge * float(PP.diagonal()[: system.features].mean()))
+
+
+class SNNKFeedForward(nn.Module):
+    """Psi Phi(x), then a linear layer: the feed-forward network of a transformer on random features.
+
+    In deploy form (`zoo.to_deploy`) the two matrices are one, and what is left is m (d + d2) multiplications a token.
+
+    Args:
+        features: The map Phi.
+        hidden: Width between the two.
+        out_features: Width of the output.
+        drop: Dropout between the two, in training.
+    """
+
+    def __init__(
+        self, features: FeatureMap, hidden: int, out_features: int, drop: float = 0.0, device=None, dtype=None
+    ) -> None:
+        super().__init__()
+        self.layer: SNNKLinear = SNNKLinear(features, hidden, device=device, dtype=dtype)
+        self.drop = nn.Dropout(drop)
+        self.out: nn.Linear | None = nn.Linear(hidden, out_features, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d) -> (..., out_features)."""
+        x = self.layer(x)
+        return x if self.out is None else self.out(self.drop(x))
+
+    def reparameterize(self) -> None:
+        """Merge the two matrices, for `zoo.to_deploy`."""
+        if self.out is not None:
+            self.layer, self.out = self.layer.fold(self.out), None
+            self.drop = nn.Dropout(0.0)
+
+
+# ---- whole networks ----------------------------------------------------------------------------------------
+
+
+class Tower(nn.Sequential):
+    """Random features of random features: the input side of a bundled network, without a parameter."""
+
+    out_features: int
+
+    def __init__(self, *maps: FeatureMap) -> None:
+        super().__init__(*maps)
+        for one, two in itertools.pairwise(maps):
+            if one.out_features != two.in_features:
+                raise ValueError(f"a map of {one.out_features} features meets one that takes {two.in_features}")
+        self.out_features = maps[-1].out_features
+
+
+@torch.no_grad()
+def bundle(layers: Sequence[nn.Linear], maps: Sequence[FeatureMap]) -> tuple[Tower, nn.Linear]:
+    """Bundle a whole network f_L(W_L ... f_1(W_1 x + b_1)) [+ a linear head] into a tower of maps and one matrix.
+
+    With V_1 = W_1 and V_(i+1) = W_(i+1) Psi_i(V_i, b_i), the weights collapse from the input to the output. The maps
+    decide what the activations are. Error grows from level to level: give later maps more features, or solve the
+    matrix anew (:func:`solve_head`).
+
+    Args:
+        layers: Linear layers in order. As many as maps, or one more: the head.
+        maps: One for each activation; the first takes the input, each further one the features of the one before.
+
+    Returns:
+        The tower and the linear layer that follows it.
+
+    Raises:
+        ValueError: Numbers or widths do not match.
+    """
+    if len(layers) - len(maps) not in (0, 1) or not maps:
+        raise ValueError(f"{len(layers)} linear layers need as many maps, or one less with a head; got {len(maps)}")
+    for first, second in itertools.pairwise(layers):
+        if first.out_features != second.in_features:
+            raise ValueError(f"a layer of {first.out_features} outputs meets one that takes {second.in_features}")
+    V, bias = layers[0].weight, layers[0].bias
+    for i, features in enumerate(maps):
+        if V.shape[1] != features.in_features:
+            raise ValueError(f"map {i} takes {features.in_features} features and should take {V.shape[1]}")
+        V = features.encode(V, bias if features.bias else None)
+        bias = None
+        if i + 1 < len(layers):
+            V, bias = layers[i + 1].weight @ V, layers[i + 1].bias
+    head = nn.Linear(V.shape[1], V.shape[0], bias is not None, device=V.device, dtype=V.dtype)
+    head.weight.copy_(V)
+    if bias is not None:
+        head.bias.copy_(bias)
+    return Tower(*maps), head
+
+
+def solve_head(
+    tower: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    loss: Literal["mse", "classification", "inner_product", "procrustes", "logistic"] = "mse",
+    ridge: float | Literal["loo"] = "loo",
+    *,
+    num_classes: int | None = None,
+    bias: bool = True,
+    ridges: Sequence[float] | None = None,
+) -> tuple[Head, LeaveOneOut | None]:
+    """The optimal linear head on a network without trained parameters, in one pass over a data loader.
+
+    Args:
+        tower: Inputs (n, ...) to features (n, F).
+        loader: Batches `(x, y)`; it is read once, and the features are kept for the choice of the ridge if asked for.
+        loss: `"mse"`; `"classification"`: squared error on one-hot targets; `"logistic"`: softmax regression (Newton,
+            several passes over kept features); `"inner_product"` or `"procrustes"`: the maximum of sum_i y_i . A p_i
+            over |A|_F = 1 or over orthonormal rows.
+        ridge: Penalty on |A|^2, or `"loo"`: the one of smallest leave-one-out error.
+        num_classes: Of class indices y.
+        bias: Fit an unpenalised intercept (the losses with a maximum have none).
+        ridges: Candidates of `"loo"`.
+
+    Returns:
+        The head, and the leave-one-out errors if the ridge was chosen by them.
+
+    Raises:
+        ValueError: The loss is unknown, or class indices come without `num_classes`.
+    """
+    losses = ("mse", "classification", "inner_product", "procrustes", "logistic")
+    if loss not in losses:
+        raise ValueError(f"loss={loss!r} is not one of {', '.join(losses)}")
+    if loss in ("classification", "logistic") and not num_classes:
+        raise ValueError(f"loss={loss!r} needs num_classes")
+    maxima = loss in ("inner_product", "procrustes")
+    system, kept = LeastSquares(bias and not maxima), []
+    training = tower.training
+    tower.eval()
+    with torch.no_grad():
+        for x, y in loader:
+            p = tower(x)
+            target = F.one_hot(y.long(), num_classes or -1).double() if loss == "classification" else y
+            if loss != "logistic":
+                system.add(p, target)
+            if loss == "logistic" or (ridge == "loo" and not maxima):
+                kept.append((p, target))
+    tower.train(training)
+    if maxima:
+        return (system.inner_product() if loss == "inner_product" else system.procrustes()), None
+    if loss == "logistic":
+        return fit_logistic(lambda: kept, num_classes or 2, 1e-3 if ridge == "loo" else ridge, bias=bias), None
+    if ridge != "loo":
+        return system.ridge(ridge), None
+    errors = leave_one_out(system, lambda: kept, ridges)
+    return system.ridge(errors.best), errors
+
+
+class SNNK(nn.Module):
+    """A multilayer perceptron of SNNK layers on flattened inputs, in layers or fully bundled.
+
+    Args:
+        in_chans: Channels of an image, or features of a row.
+        num_classes: Outputs; 0 returns the last features.
+        hidden: Widths of the hidden layers.
+        num_features: Random features of each layer; one number for all or one for each.
+        img_size: Side or (height, width) of image inputs; 1 for tables.
+        bundled: Only the last matrix is trained, on a tower of random features; :meth:`solve` has its optimum.
+        projection: `"orthogonal"`, `"iid"` or `"hadamard"`.
+        antithetic: Use every projection with both signs.
+        normalize: Bring the input of every layer to this norm first; None leaves it. The root of the width is usual.
+        drop_rate: Dropout before the head.
+        seed: Of the projections; layer i has seed + i.
+        persistent: Save the projections with the weights; otherwise they are drawn again and checked on loading.
+        global_pool: There is nothing to pool; only "" is accepted.
+        device: Where everything lives.
+        dtype: Its type.
+
+    Attributes:
+        input_mean, input_scale: Subtracted from the flattened inputs, and what they are then divided by.
+    """
+
+    input_mean: Tensor
+    input_scale: Tensor
+
+    def __init__(
+        self,
+        in_chans: PositiveInt = 16,
+        num_classes: Annotated[int, Ge(0)] = 10,
+        hidden: Sequence[PositiveInt] = (256,),
+        num_features: PositiveInt | Sequence[PositiveInt] = 256,
+        *,
+        img_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 1,
+        bundled: bool = False,
+        projection: ProjectionKind = "orthogonal",
+        antithetic: bool = False,
+        normalize: float | None = None,
+        drop_rate: float = 0.0,
+        seed: int = 0,
+        persistent: bool = True,
+        global_pool: str = "",
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        if global_pool:
+            raise ValueError(f"global_pool={global_pool!r}: a perceptron has no positions to pool; leave it empty")
+        counts = [num_features] * len(hidden) if isinstance(num_features, int) else list(num_features)
+        if not hidden or len(counts) != len(hidden):
+            raise ValueError(
+                f"hidden={list(hidden)} needs one number of features each, not num_features={num_features}"
+            )
+        self.in_chans, self.num_classes, self.dim = in_chans, num_classes, in_chans * height * width
+        self.bundled = bundled
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        options: dict[str, Any] = {"projection": projection, "antithetic": antithetic, "persistent": persistent, **dd}
+        self.register_buffer("input_mean", torch.zeros(self.dim, **dd))
+        self.register_buffer("input_scale", torch.ones(self.dim, **dd))
+        layers: list[nn.Module] = []
+        size = self.dim
+        for i, (wide, m) in enumerate(zip(hidden, counts, strict=True)):
+            features = ReLUFeatures(size, m, seed=seed + i, normalize=normalize, **options)
+            layers.append(features if bundled else SNNKLinear(features, wide, **dd))
+            size = m if bundled else wide
+        self.layers = nn.Sequential(*layers)
+        self.num_features = self.head_hidden_size = size
+        self.feature_info = [{"num_chs": size, "reduction": 1, "module": "layers"}]
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head: nn.Module = self._new_head(num_classes, **dd)
+
+    def _new_head(self, num_classes: int, **dd: Any) -> nn.Module:
+        return nn.Linear(self.num_features, num_classes, **dd) if num_classes else nn.Identity()
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, in_chans, ...) -> (B, num_features)."""
+        x = x.flatten(1)
+        if x.shape[1] != self.dim:
+            raise ValueError(f"expected a batch of {self.dim} features (or images of as many values), got {x.shape[1]}")
+        return self.layers((x - self.input_mean) / self.input_scale)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """(B, num_features) -> (B, num_classes)."""
+        x = self.head_drop(x)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_chans, ...) -> (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def initialize(self, X: Tensor, y: Tensor | None = None, **_: Any) -> None:
+        """Standardise the inputs by the training rows (n, ...)."""
+        rows = X.flatten(1).double()
+        self.input_mean.copy_(rows.mean(0))
+        scale = rows.std(0, correction=0)
+        self.input_scale.copy_(torch.where(scale > 1e-6 * rows.abs().amax(0).clamp_min(1e-12), scale, 1.0))
+
+    @torch.jit.ignore
+    def solve(
+        self, loader: Iterable[tuple[Tensor, Tensor]], ridge: float | Literal["loo"] = "loo", **options: Any
+    ) -> LeaveOneOut | None:
+        """Give a network its optimal head for the layers as they are, see :func:`solve_head`.
+
+        Raises:
+            ValueError: The network has no head.
+        """
+        if not isinstance(self.head, nn.Linear):
+            raise ValueError("a network without outputs has no head to solve")
+        body = nn.Sequential(_Body(self))
+        options = {
+            "loss": "classification" if self.num_classes > 1 else "mse",
+            "num_classes": self.num_classes,
+            **options,
+        }
+        head, errors = solve_head(body, loader, ridge=ridge, **options)
+        with torch.no_grad():
+            self.head.weight.copy_(head.weight)
+            self.head.bias.copy_(head.bias)
+        return errors
+
+    def reparameterize(self) -> None:
+        """Fold the last layer's matrix into the head, for `zoo.to_deploy`; exact up to rounding."""
+        last = self.layers[-1]
+        if isinstance(last, SNNKLinear) and isinstance(self.head, nn.Linear):
+            folded = last.fold(self.head)
+            self.layers[-1] = folded.features
+            head = nn.Linear(folded.features.out_features, self.num_classes, device="meta")
+            head.weight, head.bias = folded.weight, folded.bias
+            self.head = head.train(self.training)
+            self.num_features = self.head_hidden_size = folded.features.out_features
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Nothing beside the usual exceptions."""
+        return set()
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """One group for each layer."""
+        return {"stem": r"^input_", "blocks": r"^layers\.(\d+)"}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """There is nothing worth recomputing."""
+        assert not enable, "an SNNK perceptron has no blocks to checkpoint"
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The head."""
+        return self.head
+
+    @torch.jit.ignore
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head by a fresh one; 0 outputs: none."""
+        if global_pool:
+            raise ValueError(f"global_pool={global_pool!r}: a perceptron has no positions to pool; leave it empty")
+        like = self.input_mean
+        self.num_classes = num_classes
+        self.head = self._new_head(num_classes, device=like.device, dtype=like.dtype).train(self.training)
+
+
+class _Body(nn.Module):
+    """The features of a network, as a module."""
+
+    def __init__(self, network: SNNK) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network.forward_features(x)
+
+
+# ---- variants ----------------------------------------------------------------------------------------------
+
+
+def _cfg(**kwargs: Any) -> dict[str, Any]:
+    return {
+        "num_classes": 10,
+        "input_size": (16, 1, 1),
+        "pool_size": None,
+        "fixed_input_size": True,
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "mean": (0.0,),
+        "std": (1.0,),
+        "first_conv": (),
+        "classifier": "head",
+        "license": "apache-2.0",
+        "paper_ids": "arXiv:2310.13225",
+        "paper_name": "Scalable Neural Network Kernels",
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs({name: _cfg() for name in ("snnk_mlp", "snnk_mlp2", "snnk_bundled", "test_snnk")})
+
+
+def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **defaults: Any) -> SNNK:
+    return build_model_with_cfg(SNNK, variant, pretrained, **{**defaults, **kwargs})
+
+
+@register_model
+def snnk_mlp(pretrained: bool = False, **kwargs: Any) -> SNNK:
+    """One SNNK layer of 256 units on 256 random features, and a head."""
+    return _create("snnk_mlp", pretrained, kwargs)
+
+
+@register_model
+def snnk_mlp2(pretrained: bool = False, **kwargs: Any) -> SNNK:
+    """Two SNNK layers of 256 units on 256 and 512 random features, and a head."""
+    return _create("snnk_mlp2", pretrained, kwargs, hidden=(256, 256), num_features=(256, 512))
+
+
+@register_model
+def snnk_bundled(pretrained: bool = False, **kwargs: Any) -> SNNK:
+    """512 random features and one matrix, whose optimum has a closed form."""
+    return _create("snnk_bundled", pretrained, kwargs, bundled=True, num_features=512)
+
+
+@register_model
+def test_snnk(pretrained: bool = False, **kwargs: Any) -> SNNK:  # noqa: PT028
+    """Two tiny SNNK layers, for tests."""
+    return _create("test_snnk", pretrained, kwargs, hidden=(6, 5), num_features=8)
