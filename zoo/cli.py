@@ -37,9 +37,21 @@ BENCHMARKS: dict[str, dict[str, tuple[str, str, str]]] = {
     "modalities": {
         "floors": ("what linear models reach on the modalities' data", "zoo.benchmarks.modalities", "floors"),
     },
+    "gkcl": {
+        "speed": ("a KCL step and an evaluation against the plain form", "zoo.benchmarks.gkcl", "speed"),
+        "streams": ("every learner on 20 tasks of MNIST-5k", "zoo.benchmarks.gkcl", "streams"),
+        "split": ("every learner on split digits", "zoo.benchmarks.gkcl", "split"),
+        "ablations": ("what replay, contrast, drift control and samples do", "zoo.benchmarks.gkcl", "ablations"),
+        "full": ("the streams on whole MNIST", "zoo.benchmarks.gkcl", "full"),
+    },
     "models": {
         "inference": ("forward passes: plain, zoo and timm's peers", "zoo.benchmarks.models", "inference"),
         "training": ("a training step: plain and zoo", "zoo.benchmarks.models", "training"),
+    },
+    "terminator": {
+        "speed": ("a training step and inference against the plain form", "zoo.benchmarks.terminator_speed", "speed"),
+        "pixels": ("digits and clothes beside other networks", "zoo.benchmarks.terminator", "pixels"),
+        "options": ("what its options do to accuracy", "zoo.benchmarks.terminator", "options"),
     },
     "compose": {
         "heads": ("GRBF, kernel ridge and linear heads on frozen features", "zoo.tools.compose", "heads"),
@@ -362,6 +374,10 @@ def _add_benchmark(commands: Commands) -> None:
     own.add_argument("--rounds", type=_positive, help="timed calls of each form")
     own.add_argument("--compile", action="store_true", default=None, help="also after torch.compile")
     own.add_argument("--device", type=_device, help="cpu (default) or cuda")
+    trained = parser.add_argument_group("of measurements that train")
+    trained.add_argument("--data", nargs="+", metavar="NAME", help="which data sets")
+    trained.add_argument("--root", help="where their files lie (the cache)")
+    trained.add_argument("--steps", type=_positive, help="training steps of each run")
     parser.set_defaults(run=lambda options: _benchmark(parser, options))
 
 
@@ -393,7 +409,7 @@ def _given(parser: argparse.ArgumentParser, options: argparse.Namespace, measure
     return {k: v for k, v in given.items() if k in accepted}
 
 
-_OPTIONS = ("models", "batch", "size", "threads", "rounds", "compile", "device")
+_OPTIONS = ("models", "batch", "size", "threads", "rounds", "compile", "device", "data", "root", "steps")
 
 
 def _add_results(commands: Commands) -> None:

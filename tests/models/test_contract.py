@@ -30,7 +30,12 @@ NAMES = [name for name in list_models() if not name.endswith("_forecast")]
 RUN = [name for name in NAMES if sum(p.numel() for p in on_meta(name).parameters()) < SMALL]
 LARGE = [name for name in NAMES if name not in RUN]
 all_models = pytest.mark.parametrize("name", NAMES)
-small_models = pytest.mark.parametrize("name", RUN)
+# many small operations, or large maps: one of its kind runs by default
+SLOW = [name for name in RUN if name.startswith("terminator")]
+RUN = [name for name in RUN if name not in SLOW or name.startswith("terminator_z")]
+small_models = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in RUN]
+)
 
 
 def build(name: str, **kwargs: object) -> nn.Module:

@@ -271,7 +271,11 @@ def check_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def check_modules(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Single modules of block 2 (and block 4) of a network."""
     chans, size = arrays["global_kernel"].shape[1:3]
-    sizes = {int(k.removeprefix("local_kernel")): v.shape[-1] for k, v in arrays.items() if re.fullmatch(r"local_kernel\d", k)}
+    sizes = {
+        int(k.removeprefix("local_kernel")): v.shape[-1]
+        for k, v in arrays.items()
+        if re.fullmatch(r"local_kernel\d", k)
+    }
     fitting = [
         record
         for _, record in networks()
@@ -310,6 +314,7 @@ def check_modules(path: Path, arrays: dict[str, np.ndarray]) -> None:
             model.blocks[4](
                 given("x4", batch, widths[4], size, size),
                 [given("p1", batch, widths[3], size, size), given("p2", batch, other, size, size)],
+                model.blocks[4].global_net(),
             )
             for other in widths[1:4]
         ]
@@ -325,8 +330,8 @@ def check_modules(path: Path, arrays: dict[str, np.ndarray]) -> None:
         "rgu_slow": lambda: block.rgu_slow(x),
         "hci": lambda: block.hci(x),
         "hi": lambda: block.hi(y, x),
-        "layer_with_one_pre": lambda: block.layer(x, [pre]),
-        "block_with_one_pre": lambda: block(x, [pre]),
+        "layer_with_one_pre": lambda: block.layer(x, [pre], block.global_net()),
+        "block_with_one_pre": lambda: block(x, [pre], block.global_net()),
         "block4_with_two_pres": last_block,
     }
     for j in range(len(config["l_sizes"])):

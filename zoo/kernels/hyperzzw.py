@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels.base import no_autocast
-from zoo.kernels.large_kernel import depthwise_conv2d, is_recorded
+from zoo.kernels.large_kernel import depthwise_conv2d
+from zoo.kernels.watching import is_recorded
 
 __all__ = [
     "LocalSlowNet",
@@ -44,7 +45,6 @@ __all__ = [
     "slow_loss",
 ]
 
-EPS = 1e-5
 GROUPS = 12  # of group_standardise
 HALF = (torch.float16, torch.bfloat16)
 SLOW_LOSSES = ("tile", "channel_sum", "none")
@@ -53,23 +53,24 @@ SLOW_LOSSES = ("tile", "channel_sum", "none")
 # ---- standardisation: normalisation without affine parameters ----------------------------------------------
 
 
-def instance_standardise(x: Tensor) -> Tensor:
+def instance_standardise(x: Tensor, eps: float = 1e-5) -> Tensor:
     """(x - mean) / sqrt(var + 1e-5) of every map of every sample, biased variance; (B, C, ...) -> same."""
     points = x.flatten(2)
-    return F.layer_norm(points, points.shape[-1:], eps=EPS).view(x.shape)
+    return F.layer_norm(points, points.shape[-1:], eps=eps).view(x.shape)
 
 
-def batch_standardise(x: Tensor, mean: Tensor | None = None, var: Tensor | None = None) -> Tensor:
+def batch_standardise(x: Tensor, mean: Tensor | None = None, var: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """(x - mean) / sqrt(var + 1e-5) of every channel over batch and space, biased variance.
 
     Args:
         x: (B, C, ...).
         mean: (C,), used instead of the batch's own.
         var: (C,), likewise.
+        eps: added to the variance.
     """
     if mean is not None and var is not None:
-        return F.batch_norm(x, mean, var, training=False, eps=EPS)
-    return F.batch_norm(x, None, None, training=True, eps=EPS)
+        return F.batch_norm(x, mean, var, training=False, eps=eps)
+    return F.batch_norm(x, None, None, training=True, eps=eps)
 
 
 def group_standardise(x: Tensor, mean: Tensor | None = None, var: Tensor | None = None) -> Tensor:
@@ -87,22 +88,23 @@ def group_standardise(x: Tensor, mean: Tensor | None = None, var: Tensor | None 
     return join_groups(batch_standardise(even, mean, var), instance_standardise(odd))
 
 
-def split_groups(x: Tensor) -> tuple[Tensor, Tensor]:
+def split_groups(x: Tensor, groups: int = GROUPS) -> tuple[Tensor, Tensor]:
     """Channels of the even and of the odd groups, (B, C / 2, ...) each."""
-    if not torch.jit.is_scripting() and not isinstance(x, torch.fx.Proxy) and x.shape[1] % GROUPS:
-        raise ValueError(f"group standardisation needs a multiple of {GROUPS} channels, got {x.shape[1]}")
-    pairs = x.unflatten(1, (GROUPS // 2, 2, -1))
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
+        if not isinstance(x, torch.fx.Proxy) and x.shape[1] % groups:
+            raise ValueError(f"group standardisation needs a multiple of {groups} channels, got {x.shape[1]}")
+    pairs = x.unflatten(1, (groups // 2, 2, -1))
     return pairs[:, :, 0].flatten(1, 2), pairs[:, :, 1].flatten(1, 2)
 
 
-def join_groups(even: Tensor, odd: Tensor) -> Tensor:
+def join_groups(even: Tensor, odd: Tensor, groups: int = GROUPS) -> Tensor:
     """The inverse of :func:`split_groups`."""
-    pairs = [half.unflatten(1, (GROUPS // 2, 1, -1)) for half in (even, odd)]
+    pairs = [half.unflatten(1, (groups // 2, 1, -1)) for half in [even, odd]]
     return torch.cat(pairs, 2).flatten(1, 3)
 
 
 def renormalise(h: Tensor) -> Tensor:
-    """h + 0.1 h / max(|h|, 1e-12), the norm over the last axis; the gradient flows through the second term only."""
+    """Answer h + 0.1 h / max(|h|, 1e-12), norms over the last axis; the gradient flows through the second term only."""
     return h.detach() + 0.1 * F.normalize(h, dim=-1, eps=1e-12)
 
 
@@ -122,6 +124,7 @@ def global_product(w: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
     return torch.matmul(w * z1, z2)
 
 
+@torch.fx.wrap
 def causal_conv(kernel: Tensor, z: Tensor) -> Tensor:
     """out[t] = sum over s <= t of kernel[s] z[t - s], by a real Fourier transform of length 2 L.
 
@@ -134,6 +137,7 @@ def causal_conv(kernel: Tensor, z: Tensor) -> Tensor:
     return _long_conv(kernel, z, 0)
 
 
+@torch.fx.wrap
 def same_conv(kernel: Tensor, z: Tensor) -> Tensor:
     """out[t] = sum over s of kernel[s] z[t - s + L // 2], zeros outside; otherwise as :func:`causal_conv`."""
     return _long_conv(kernel, z, z.shape[-1] // 2)
@@ -141,11 +145,16 @@ def same_conv(kernel: Tensor, z: Tensor) -> Tensor:
 
 def _long_conv(kernel: Tensor, z: Tensor, start: int) -> Tensor:
     length = z.shape[-1]
-    wide = torch.promote_types(torch.promote_types(kernel.dtype, z.dtype), torch.float32)
-    spectrum = torch.fft.rfft(kernel.to(wide), 2 * length) * torch.fft.rfft(z.to(wide), 2 * length)
+    spectrum = torch.fft.rfft(full(kernel), 2 * length) * torch.fft.rfft(full(z), 2 * length)
     return torch.fft.irfft(spectrum, 2 * length)[..., start : start + length].to(z.dtype)
 
 
+def full(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+@torch.fx.wrap
 def fold_product(kernel: Tensor, z: Tensor) -> Tensor:
     """Both sequences folded row by row to squares, and their matrix product.
 
@@ -162,12 +171,13 @@ def fold_product(kernel: Tensor, z: Tensor) -> Tensor:
 
 def square_side(length: int) -> int:
     """The square root of a square number; a ValueError otherwise."""
-    side = math.isqrt(length)
+    side = int(length**0.5 + 0.5)
     if side * side != length:
         raise ValueError(f"a sequence of {length} points cannot be folded to a square; use another global_1d")
     return side
 
 
+@torch.fx.wrap
 def local_conv(z: Tensor, kernel: Tensor, causal: bool = False) -> Tensor:
     """Depthwise cross-correlation, stride 1, that keeps the map's size.
 
@@ -183,7 +193,6 @@ def local_conv(z: Tensor, kernel: Tensor, causal: bool = False) -> Tensor:
     return _local_conv2d(z.unsqueeze(2), kernel.unsqueeze(2)).squeeze(2)
 
 
-@torch.fx.wrap
 def _local_conv2d(z: Tensor, kernel: Tensor) -> Tensor:
     if kernel.shape[1] == 1:
         return depthwise_conv2d(z, kernel)
@@ -230,15 +239,15 @@ def repeat_channels(x: Tensor, channels: int) -> Tensor:
 
 
 def mix_channels(parts: list[Tensor], weights: list[Tensor], bias: Tensor) -> Tensor:
-    """sum over parts of W_i x_i, plus bias: a 1 x 1 convolution of concatenated maps without the concatenation.
+    """Sum over parts of W_i x_i, plus bias: a 1 x 1 convolution of concatenated maps without the concatenation.
 
     Args:
-        parts: maps (B, C_i, ...), contiguous or channels_last, in any mixture.
+        parts: maps (B, C_i, H, W), contiguous or channels_last, in any mixture.
         weights: (C_out, C_i) each.
         bias: (C_out,).
 
     Returns:
-        (B, C_out, ...), contiguous.
+        (B, C_out, H, W), contiguous.
     """
     first = parts[0]
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
@@ -246,9 +255,7 @@ def mix_channels(parts: list[Tensor], weights: list[Tensor], bias: Tensor) -> Te
             shape = (first.shape[0], bias.shape[0], *first.shape[2:])
             return _MixChannels.apply(bias, len(parts), *(p.flatten(2) for p in parts), *weights).view(shape)
     x, weight = torch.cat(parts, 1), torch.cat(weights, 1)
-    if x.dim() == 4:
-        return F.conv2d(x, weight[:, :, None, None], bias)
-    return F.conv1d(x, weight[:, :, None], bias)
+    return F.conv2d(x, weight[:, :, None, None], bias)
 
 
 def mix_rows(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -308,7 +315,8 @@ class _MixChannels(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        parts, weights = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        saved = ctx.saved_tensors
+        parts, weights = saved[: ctx.count], saved[ctx.count :]
         wanted, batch = ctx.needs_input_grad, len(grad)
         d_parts: list[Tensor | None] = [None] * len(parts)
         d_weights: list[Tensor | None] = [None] * len(parts)
@@ -411,7 +419,8 @@ class SlowNet(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the parameters as the authors do, the factor 1 / sqrt(number of grid points) included."""
         for layer, linear in enumerate(cast("list[nn.Linear]", list(self.filters))):
-            gamma = torch.distributions.Gamma(self.alpha / (layer + 1), self.beta).sample(linear.weight.shape)
+            shape, rate = (torch.tensor(v, device="cpu") for v in (self.alpha / (layer + 1), self.beta))
+            gamma = torch.distributions.Gamma(shape, rate).sample(linear.weight.shape)
             bound = 2 * math.pi * self.omega_0 / math.sqrt(self.dims)
             linear.weight.uniform_(-bound, bound).mul_(gamma.to(linear.weight))
             linear.bias.zero_()
@@ -432,11 +441,16 @@ class SlowNet(nn.Module):
             return self._kernel()
 
     def _kernel(self) -> Tensor:
-        h = torch.sin(affine(self.filters[0], self.grid))
-        bias = self.pos_bias.flatten()
+        waves, bias = self._waves(), self.pos_bias.flatten()
+        h = waves[0]
         for i, mix in enumerate(self.mix):
-            h = torch.sin(affine(self.filters[i + 1], self.grid)) * affine(mix, h) + bias
-        return affine(self.out, h).view([1, -1] + list(self.shape))
+            h = waves[i + 1] * affine(mix.weight, mix.bias, h) + bias
+        leading = [1, -1]
+        return affine(self.out.weight, self.out.bias, h).view(leading + list(self.shape))
+
+    def _waves(self) -> list[Tensor]:
+        """sin(F_l g) of every layer, (h, P) each."""
+        return [torch.sin(affine(f.weight, f.bias, self.grid)) for f in self.filters]
 
     # ---- the deploy form
 
@@ -486,12 +500,12 @@ class SlowNet(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SlowNet":
         """Move or convert, but never below float32, and with a grid rounded anew."""
 
-        def full(t: Tensor) -> Tensor:
+        def at_least_single(t: Tensor) -> Tensor:
             moved = fn(t)
             return t.to(moved.device) if moved.dtype in HALF and t.dtype not in HALF else moved
 
         self._drop()
-        super()._apply(full, recurse)
+        super()._apply(at_least_single, recurse)
         like = self.out.weight
         self.grid = coordinate_grid(self.points, self.dims, device=like.device, dtype=like.dtype)
         return self
@@ -583,18 +597,16 @@ class LocalSlowNet(SlowNet):
         return pooled[0]
 
     def _local_kernel(self, context: Tensor) -> Tensor:
-        c = F.gelu(affine(self.ctx_fc, affine(self.ctx_reduce, context)))
-        h = torch.sin(affine(self.filters[0], self.grid))
-        bias = self.pos_bias.flatten()
+        c = affine(self.ctx_reduce.weight, self.ctx_reduce.bias, context)
+        c = F.gelu(affine(self.ctx_fc.weight, self.ctx_fc.bias, c))
+        waves, bias = self._waves(), self.pos_bias.flatten()
+        h = waves[0]
         for i, (mix, ctx_mix) in enumerate(zip(self.mix, self.ctx_mix)):  # noqa: B905 (not in TorchScript)
-            h = torch.sin(affine(self.filters[i + 1], self.grid)) * affine(mix, h) + bias
-            h = renormalise(h) * affine(ctx_mix, c)
-        kernel = affine(self.out, h)
-        return (
-            kernel.view([-1, kernel.shape[-2]] + list(self.shape))
-            if context.dim() == 3
-            else kernel.view([-1, 1] + list(self.shape))
-        )
+            h = waves[i + 1] * affine(mix.weight, mix.bias, h) + bias
+            h = renormalise(h) * affine(ctx_mix.weight, ctx_mix.bias, c)
+        kernel = affine(self.out.weight, self.out.bias, h)
+        leading = [-1, kernel.shape[-2]] if context.dim() == 3 else [-1, 1]
+        return kernel.view(leading + list(self.shape))
 
     @torch.jit.ignore
     def reparameterize(self) -> None:
@@ -607,9 +619,9 @@ class LocalSlowNet(SlowNet):
         return self._local_kernel(self.context_mean)
 
 
-def affine(layer: nn.Linear, h: Tensor) -> Tensor:
+def affine(weight: Tensor, bias: Tensor, h: Tensor) -> Tensor:
     """A linear layer on features first: (..., C_in, P) -> (..., C_out, P)."""
-    return layer.weight @ h + layer.bias[:, None]
+    return weight @ h + bias[:, None]
 
 
 def uniform_(linear: nn.Linear) -> None:

@@ -1,7 +1,7 @@
 """Terminator: slow networks write the kernels of a fast network that sees the whole image in every layer.
 
-Paper: Zhang, "HyperZ.Z.W Operator Connects Slow-Fast Networks for Full Context Interaction", 2024, arXiv 2401.17948. The
-author published code for images in July 2024 and withdrew it; what follows is an independent implementation of that
+Paper: Zhang, "HyperZ.Z.W Operator Connects Slow-Fast Networks for Full Context Interaction", 2024, arXiv 2401.17948.
+The author published code for images in July 2024 and withdrew it; what follows is an independent implementation of that
 network, equal to it in outputs, losses and gradients. No weights were ever published. The author's one-dimensional
 networks were not released: :class:`Terminator` with `ndim=1` is ours.
 
@@ -27,6 +27,7 @@ needs 0.56.
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -61,10 +62,13 @@ from zoo.kernels.hyperzzw import (
     square_side,
     uniform_,
 )
+from zoo.kernels.watching import is_recorded
 from zoo.suggest import suggestion
 
 __all__ = ["RecursiveGatedUnit", "SlowFastBlock", "Terminator"]
 
+for _operator in ("causal_conv", "same_conv", "fold_product", "local_conv"):
+    torch.fx.wrap(_operator)
 register_notrace_module(SlowNet)
 register_notrace_module(LocalSlowNet)
 
@@ -79,6 +83,8 @@ ORDER = {
     "code": ("g1", "l1", "pre0", "fast", "g2", "l0", "silu", "l2", "g3", "l3", "pre1", "hi"),
     "paper": ("fast", "silu", "g1", "g2", "g3", "l0", "l1", "l2", "hi"),
 }
+#: Output channels of the blocks of the released network.
+DIMS = (12, 36, 72, 144, 288)
 #: Earlier outputs that each block of the released network sees again.
 REUSE = ((), (), (0,), (1,), (2, 1))
 GLOBAL_1D = ("causal_conv", "same_conv", "fold")
@@ -108,7 +114,7 @@ class RecursiveGatedUnit(nn.Module):
         """Everything before Y, (B, C, H, W) to the same; Q V is one matrix."""
         key = mix_channels([x], [self.k.weight], self.k.bias)
         query = mix_channels([x], [self.q.weight @ self.v.weight], self.q.weight @ self.v.bias + self.q.bias)
-        return F.gelu(instance_standardise(key * query)) + self.pos_bias
+        return F.gelu(instance_standardise(key * query)).add_(self.pos_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
@@ -163,9 +169,9 @@ class SlowFastBlock(nn.Module):
         self.pre_dims = list(pre_dims)
         self.drop_rate, self.global_1d, self.local_causal = drop_rate, global_1d, local_causal
         self.sample_context = local_context == "sample"
-        self.roles: list[tuple[str, str]] = list(ROLES[layout])
+        self.roles = list(ROLES[layout])
         absent = ("pre0", "pre1")[len(self.pre_dims) :]
-        self.order: list[str] = [name for name in ORDER[layout] if name not in absent]
+        self.order = [name for name in ORDER[layout] if name not in absent]
         points = size[-1]
         pos_shape = size[-self.ndim :]
 
@@ -177,7 +183,9 @@ class SlowFastBlock(nn.Module):
         self.hi_channel_net = slow(dim, 1, "hi_channel", layers["hi_channel"], 1)
         self.hi_spatial_net = slow(points, self.ndim, "hi_spatial", layers["hi_spatial"], 1)
         self.local_nets = nn.ModuleList(
-            LocalSlowNet(k, self.ndim, hidden["local"], layers["local"], dim, context=local_context, omega_0=omega_0, **dd)
+            LocalSlowNet(
+                k, self.ndim, hidden["local"], layers["local"], dim, context=local_context, omega_0=omega_0, **dd
+            )
             for k in local_sizes
         )
         self.rgu_slow = RecursiveGatedUnit(dim, pos_shape, **dd)
@@ -191,10 +199,6 @@ class SlowFastBlock(nn.Module):
         self.out_bias = nn.Parameter(torch.zeros(1, **dd))
         for linear in (self.mixer, *self.local_mix, self.bottleneck):
             normal_(linear)
-
-    def global_kernel(self) -> Tensor:
-        """The hyper-kernel K, (1, C, H, W)."""
-        return self.global_net().view([1, self.dim, self.size[0], self.size[1]])
 
     def hci(self, x: Tensor) -> Tensor:
         """Hyper-channel interaction: every channel of (B, C, H, W) times a gate of its own mean."""
@@ -227,9 +231,9 @@ class SlowFastBlock(nn.Module):
             kernel = F.pad(kernel, (0, kernel.shape[-1] - 1))
         return kernel.unsqueeze(2)
 
-    def layer(self, x: Tensor, pre: list[Tensor]) -> Tensor:
-        """Up to the bottleneck, (B, C, H, W) to (B, out_dim, H, W)."""
-        w = x * self.global_kernel().to(x.dtype)
+    def layer(self, x: Tensor, pre: list[Tensor], kernel: Tensor) -> Tensor:
+        """Up to the bottleneck: (B, C, H, W), earlier outputs and the hyper-kernel to (B, out_dim, H, W)."""
+        w = x * kernel.view([1, self.dim, self.size[0], self.size[1]]).to(x.dtype)
         gates = [self.rgu_slow.gate(w), self.rgu_fast.gate(x)]
         y_bias = self.rgu_slow.y.bias + self.rgu_fast.y.bias
         fast = instance_standardise(mix_channels(gates, [self.rgu_slow.y.weight, self.rgu_fast.y.weight], y_bias))
@@ -245,12 +249,12 @@ class SlowFastBlock(nn.Module):
         maps = {"x": x, "hci": hci, "mix": mixed}
         context = {name: z if self.sample_context else z.mean(0, keepdim=True) for name, z in maps.items()}
         rows = {name: channels_last(z) for name, z in maps.items()}
-        biases = [bias for bias in self.local_bias]
+        biases = [bias for bias in self.local_bias]  # noqa: C416 (TorchScript has no list() of it)
         for j, (net, mix, norm) in enumerate(zip(self.local_nets, self.local_mix, self.local_norm)):  # noqa: B905
             source, convolved = self.roles[j]
-            kernel = self.local_kernel(net(context[source]).to(x.dtype))
-            y = norm(mix_rows(local_conv(rows[convolved], kernel), mix.weight, mix.bias))
-            parts[f"l{j}"] = F.gelu(y) + biases[j]
+            taps = self.local_kernel(net(context[source]).to(x.dtype))
+            y = norm(mix_rows(local_conv(rows[convolved], taps), mix.weight, mix.bias))
+            parts[f"l{j}"] = F.gelu(y).add_(biases[j])
 
         weights: list[Tensor] = []
         for i, name in enumerate(self.order):
@@ -260,10 +264,10 @@ class SlowFastBlock(nn.Module):
             weights.append(weight)
         return mix_channels([parts[name] for name in self.order], weights, self.bottleneck.bias)
 
-    def forward(self, x: Tensor, pre: list[Tensor]) -> Tensor:
-        """Map (B, C, H, W) and earlier outputs to (B, out_dim, H, W)."""
-        even, odd = split_groups(self.layer(x, pre))
-        x = F.gelu(join_groups(self.out_norm(even), instance_standardise(odd))) + self.out_bias
+    def forward(self, x: Tensor, pre: list[Tensor], kernel: Tensor) -> Tensor:
+        """Map (B, C, H, W), earlier outputs and the global hyper-kernel to (B, out_dim, H, W)."""
+        even, odd = split_groups(self.layer(x, pre, kernel))
+        x = F.gelu(join_groups(self.out_norm(even), instance_standardise(odd))).add_(self.out_bias)
         return F.dropout2d(x, self.drop_rate, self.training)
 
 
@@ -281,6 +285,16 @@ def normal_(linear: nn.Linear) -> None:
     """Weight from N(0, 2 / fan_in), bias 0."""
     nn.init.normal_(linear.weight, std=(2 / linear.in_features) ** 0.5)
     nn.init.zeros_(linear.bias)
+
+
+class Recent(list[Tensor]):
+    """Tensors of the last training pass, with their graph; copies and files of a model do not take them along."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Recent":
+        return Recent()
+
+    def __reduce__(self) -> tuple[type["Recent"], tuple[()]]:
+        return Recent, ()
 
 
 # ---- the network -------------------------------------------------------------------------------------------
@@ -325,6 +339,8 @@ class Terminator(nn.Module):
         ValueError: an option is outside of what is allowed; the message names both.
     """
 
+    reuse: list[list[int]]  # TorchScript cannot tell from an empty list
+
     def __init__(
         self,
         in_chans: int = 3,
@@ -334,7 +350,7 @@ class Terminator(nn.Module):
         ndim: int = 2,
         seq_len: int = 0,
         permute_seed: int = -1,
-        dims: Sequence[int] = (12, 36, 72, 144, 288),
+        dims: Sequence[int] = DIMS,
         reuse: Sequence[Sequence[int]] | None = None,
         layout: str = "code",
         local_sizes: Sequence[int] | None = None,
@@ -377,8 +393,9 @@ class Terminator(nn.Module):
         self.num_features = self.head_hidden_size = dims[-1]
         self.slow_loss, self.norm_penalty = slow_loss, norm_penalty
         self.batch_dependent = standardise_eval == "batch" or local_context == "batch"
-        self.reuse: list[list[int]] = [list(earlier) for earlier in reuse]
+        self.reuse = [list(earlier) for earlier in reuse]
         self.grad_checkpointing = False
+        self._recent = Recent()
         self.feature_info = [{"num_chs": dim, "reduction": 1, "module": f"blocks.{i}"} for i, dim in enumerate(dims)]
         inputs = (in_chans, *dims)
         self.blocks = nn.ModuleList(
@@ -412,10 +429,12 @@ class Terminator(nn.Module):
 
     @torch.jit.ignore
     def aux_losses(self) -> dict[str, Tensor]:
-        """Slow loss and weight regulariser, weighted; functions of the parameters, so no forward pass is needed."""
+        """Slow loss and weight regulariser, weighted, of the last training pass; without one, of the parameters."""
         losses = {}
+        kernels = list(self._recent) or self.global_kernels()
+        self._recent.clear()
         if self.slow_loss != "none":
-            losses["slow_loss"] = slow_loss(self.global_kernels(), self.slow_loss)
+            losses["slow_loss"] = slow_loss(kernels, self.slow_loss)
         if self.norm_penalty:
             losses["norm_penalty"] = self.norm_penalty * self.weight_norms()
         return losses
@@ -531,21 +550,31 @@ class Terminator(nn.Module):
         """Images or sequences to the outputs of the first `count` blocks (all: -1), (B, C, H, W) or (B, C, 1, L)."""
         x = as_maps(x, self.in_chans, self.size, self.pixel_order)
         maps: list[Tensor] = []
+        kernels: list[Tensor] = []
         for i, block in enumerate(self.blocks):
             if count < 0 or i < count:
                 pre = [maps[j] for j in self.reuse[i]]
+                kernels.append(block.global_net())
                 if self.grad_checkpointing and not torch.jit.is_scripting():
-                    x = self._recomputed(block, x, pre)
+                    x = self._recomputed(block, x, pre, kernels[i])
                 else:
-                    x = block(x, pre)
+                    x = block(x, pre, kernels[i])
                 maps.append(x)
+        if not torch.jit.is_scripting():
+            self._remember(kernels)
         return maps
 
     @torch.jit.ignore
-    def _recomputed(self, block: nn.Module, x: Tensor, pre: list[Tensor]) -> Tensor:
+    def _recomputed(self, block: nn.Module, x: Tensor, pre: list[Tensor], kernel: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
-            return block(x, pre)
-        return checkpoint(block, x, pre, use_reentrant=False, context_fn=partial(recompute_contexts, block))
+            return block(x, pre, kernel)
+        return checkpoint(block, x, pre, kernel, use_reentrant=False, context_fn=partial(recompute_contexts, block))
+
+    @torch.jit.ignore
+    def _remember(self, kernels: list[Tensor]) -> None:
+        """Have the hyper-kernels of a training pass at hand for its slow loss."""
+        if self.training and torch.is_grad_enabled() and not is_recorded(kernels[0]):
+            self._recent[:] = kernels
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images or sequences to the last block's map, in the shape of the input and num_features channels."""
@@ -611,7 +640,7 @@ def _reuse(
     """Which earlier outputs each block sees, checked together with the widths."""
     if not dims or any(dim < 1 or dim % GROUPS for dim in dims):
         raise ValueError(f"dims must be multiples of {GROUPS} (group standardisation), got {dims}")
-    for before, dim in zip(dims, dims[1:], strict=False):
+    for before, dim in pairwise(dims):
         if dim % before:
             raise ValueError(f"every width of dims must be a multiple of the one before, got {before} before {dim}")
     if reuse is None:
@@ -644,8 +673,10 @@ def as_maps(x: Tensor, in_chans: int, size: tuple[int, int], order: Tensor | Non
     """What comes in as maps (B, C, H, W), or (B, C, 1, L) in the order of the sequence; anything else is refused."""
     height, width = size
     if x.dim() == 4 and x.shape[1] == in_chans:
-        fits = (x.shape[2] == height and x.shape[3] == width) if height > 1 else (
-            x.shape[2] == x.shape[3] and x.shape[2] * x.shape[3] == width
+        fits = (
+            (x.shape[2] == height and x.shape[3] == width)
+            if height > 1
+            else (x.shape[2] == x.shape[3] and x.shape[2] * x.shape[3] == width)
         )
     else:
         fits = x.dim() == 3 and x.shape[1] == in_chans and height == 1 and x.shape[2] == width
@@ -658,7 +689,7 @@ def as_maps(x: Tensor, in_chans: int, size: tuple[int, int], order: Tensor | Non
             "channels: build another with img_size and in_chans"
         )
     x = x.reshape([x.shape[0], in_chans, height, width])
-    return x if order is None else x[..., order]
+    return x if order is None else x.index_select(-1, order)
 
 
 @torch.fx.wrap
@@ -667,8 +698,8 @@ def as_input(y: Tensor, x: Tensor, size: tuple[int, int], order: Tensor | None) 
     if size[0] > 1:
         return y
     if order is not None:
-        y = y[..., order.argsort()]
-    return y.view([y.shape[0], y.shape[1]] + list(x.shape[2:]))
+        y = y.index_select(-1, order.argsort())
+    return y.view(y.shape[:2] + x.shape[2:])
 
 
 def stage_indices(stages: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
@@ -731,21 +762,23 @@ default_cfgs = generate_default_cfgs(
         "terminator_scifar10": _cfg(32),
         "terminator_smnist": _cfg(28, 1),
         "terminator_pmnist": _cfg(28, 1),
-        "terminator_z": _cfg(28, 1),
-        "terminator_z_smnist": _cfg(28, 1),
-        "terminator_z_pmnist": _cfg(28, 1),
+        "terminator_z": _cfg(14, 1),
+        "terminator_z_smnist": _cfg(14, 1),
+        "terminator_z_pmnist": _cfg(14, 1),
         "test_terminator": _cfg(12),
     }
 )
 
 
 def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **defaults: Any) -> Terminator:
+    arguments = {**defaults, **kwargs}
+    depth = len(arguments.get("dims", DIMS))
     return build_model_with_cfg(
         Terminator,
         variant,
         pretrained,
-        feature_cfg={"out_indices": (0, 1, 2), "feature_cls": "getter"},
-        **{**defaults, **kwargs},
+        feature_cfg={"out_indices": tuple(range(depth)), "feature_cls": "getter"},
+        **arguments,
     )
 
 
@@ -755,7 +788,7 @@ INDEPENDENT: dict[str, Any] = {"standardise_eval": "running", "local_context": "
 ZEPTO: dict[str, Any] = {
     **INDEPENDENT,
     "omega_0": "grid",
-    "dims": (12, 24, 24),
+    "dims": (12, 24),
     "hidden": {"global": 16, "local": 8, "hci": 8, "hi_channel": 8, "hi_spatial": 16},
     "layers": {"global": 2},
     "block_drop_rate": 0.0,
@@ -812,19 +845,19 @@ def terminator_pmnist(pretrained: bool = False, **kwargs: Any) -> Terminator:
 
 @register_model
 def terminator_z(pretrained: bool = False, **kwargs: Any) -> Terminator:
-    """Zepto, ours: three narrow blocks for 28 x 28 grey images on a CPU, predictions independent of the batch."""
+    """Zepto, ours: two narrow blocks for 14 x 14 grey images on a CPU, predictions independent of the batch."""
     return _create("terminator_z", pretrained, kwargs, **ZEPTO)
 
 
 @register_model
 def terminator_z_smnist(pretrained: bool = False, **kwargs: Any) -> Terminator:
-    """Zepto for 784 pixels one by one."""
+    """Zepto for 196 pixels one by one."""
     return _create("terminator_z_smnist", pretrained, kwargs, **ZEPTO, ndim=1)
 
 
 @register_model
 def terminator_z_pmnist(pretrained: bool = False, **kwargs: Any) -> Terminator:
-    """Zepto for 784 pixels one by one in a fixed random order."""
+    """Zepto for 196 pixels one by one in a fixed random order."""
     return _create("terminator_z_pmnist", pretrained, kwargs, **ZEPTO, ndim=1, permute_seed=0)
 
 
@@ -832,5 +865,5 @@ def terminator_z_pmnist(pretrained: bool = False, **kwargs: Any) -> Terminator:
 def test_terminator(pretrained: bool = False, **kwargs: Any) -> Terminator:  # noqa: PT028 (not a test)
     """Narrow slow networks and five blocks on 12 x 12 images, independent of the batch, for tests."""
     small = {"global": 8, "local": 4, "hci": 4, "hi_channel": 4, "hi_spatial": 8}
-    defaults = {**ZEPTO, "dims": (12, 12, 24, 24, 24), "hidden": small}
+    defaults = {**ZEPTO, "dims": (12, 12, 24), "reuse": ((), (0,), (1, 0)), "hidden": small}
     return _create("test_terminator", pretrained, kwargs, **defaults)

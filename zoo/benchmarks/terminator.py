@@ -1,0 +1,340 @@
+"""Terminator against other networks of its size on digits and clothes, and what its options do to accuracy.
+
+Small by design: whole data sets, images averaged to 14 x 14, a fixed number of training steps that two busy cores can
+carry. Every network is trained twice: for as many steps as Terminator (equal epochs), and for as many CPU seconds as
+Terminator needed for them (equal time).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.models.convnext import ConvNeXtBlock
+from timm.models.resnet import BasicBlock
+from torch import Tensor, nn
+
+from zoo.benchmarks.records import Records, markdown, mean_sd, put_section, surroundings
+from zoo.data import FashionMnist, Mnist
+from zoo.kernels.hyperzzw import causal_conv
+from zoo.models.registry import create_model
+
+__all__ = ["BenchmarkError", "options", "pixels"]
+
+SEEDS = (0, 1, 2)
+SIDE, BATCH, LR, WEIGHT_DECAY = 14, 64, 3e-3, 0.05
+DATA: dict[str, type[Mnist]] = {"MNIST": Mnist, "Fashion-MNIST": FashionMnist}
+KEYS = ("data", "task", "model", "equal", "steps", "seed")
+VALUES = ("parameters", "accuracy", "taken", "cpu_seconds", "machine")
+
+
+class BenchmarkError(RuntimeError):
+    """The benchmark cannot run; the message says why."""
+
+
+# ---- the other networks ------------------------------------------------------------------------------------
+
+
+def resnet(width: int) -> nn.Module:
+    """Three residual blocks of two 3 x 3 convolutions (He et al., 2016), at 14, 7 and 4 pixels."""
+    widths = (width, width, 2 * width, 2 * width)
+    layers: list[nn.Module] = [nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    for i, (before, after) in enumerate(pairwise(widths)):
+        stride = 2 if i else 1
+        down = None
+        if stride > 1 or before != after:
+            down = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+        layers.append(BasicBlock(before, after, stride, down))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, 10))
+
+
+def convnext(width: int) -> nn.Module:
+    """Four ConvNeXt blocks (Liu et al., 2022) of 7 x 7 depthwise kernels behind a 2 x 2 patch stem."""
+    blocks = [ConvNeXtBlock(width, ls_init_value=0.1) for _ in range(4)]
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(width), nn.Linear(width, 10))
+    return nn.Sequential(nn.Conv2d(1, width, 2, 2), *blocks, *head)
+
+
+class DiagonalStateSpace(nn.Module):
+    """S4D layer (Gu et al., 2022): a long convolution whose kernel is a diagonal state space, then GELU and mixing.
+
+    Args:
+        width: channels.
+        states: complex states of each channel.
+    """
+
+    def __init__(self, width: int, states: int = 16) -> None:
+        super().__init__()
+        self.log_dt = nn.Parameter(torch.empty(width).uniform_(-6.9, -2.3))  # 0.001 to 0.1
+        self.log_decay = nn.Parameter(torch.full((width, states), 0.5).log())
+        self.frequency = nn.Parameter(torch.pi * torch.arange(states).float().repeat(width, 1))
+        self.c = nn.Parameter(torch.randn(width, states, 2) * 0.5**0.5)
+        self.skip = nn.Parameter(torch.ones(width))
+        self.norm = nn.LayerNorm(width)
+        self.mix = nn.Linear(width, width)
+
+    def kernel(self, length: int) -> Tensor:
+        """(width, L)."""
+        a = torch.complex(-self.log_decay.exp(), self.frequency)
+        step = a * self.log_dt.exp()[:, None]
+        c = torch.view_as_complex(self.c) * (step.exp() - 1) / a
+        return 2 * torch.einsum("hn,hnl->hl", c, (step[..., None] * torch.arange(length)).exp()).real
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, L) to the same."""
+        y = causal_conv(self.kernel(x.shape[-1]), x) + self.skip[:, None] * x
+        return self.norm((x + self.mix(F.gelu(y).mT).mT).mT).mT
+
+
+class S4D(nn.Module):
+    """Four :class:`DiagonalStateSpace` layers over the pixels of an image, one by one."""
+
+    def __init__(self, width: int, order: Tensor | None = None) -> None:
+        super().__init__()
+        self.order = order
+        self.stem = nn.Conv1d(1, width, 1)
+        self.layers = nn.Sequential(*(DiagonalStateSpace(width) for _ in range(4)))
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 1, N, N) to logits."""
+        x = x.flatten(2)
+        x = x if self.order is None else x[..., self.order]
+        return self.head(self.layers(self.stem(x)).mean(-1))
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def fitted(build: Callable[[int], nn.Module], target: int) -> nn.Module:
+    """The network whose number of parameters comes nearest to a target, over widths from 4 to 64."""
+    width = min(range(4, 65), key=lambda w: abs(parameters(build(w)) - target))
+    return build(width)
+
+
+TERMINATOR = {"images": "terminator_z", "pixel by pixel": "terminator_z_smnist", "permuted": "terminator_z_pmnist"}
+RIVALS: dict[str, dict[str, Any]] = {
+    "images": {"ResNet": resnet, "ConvNeXt": convnext},
+    "pixel by pixel": {"S4D": S4D},
+    "permuted": {"S4D": S4D},
+}
+
+
+def built(task: str, model: str) -> nn.Module:
+    """A network by its name in the tables; rivals have about as many parameters as Terminator."""
+    own = create_model(TERMINATOR[task])
+    if model == "Terminator":
+        return own
+    build = RIVALS[task][model]
+    if task == "permuted":
+        build = partial(build, order=own.pixel_order)
+    return fitted(build, parameters(own))
+
+
+# ---- training ----------------------------------------------------------------------------------------------
+
+
+def load(data: str, root: str | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Training and test part: images (n, 1, 14, 14), standardised, and targets."""
+    module = DATA[data](root=root)
+    try:
+        module.prepare_data()
+        parts = module.load()
+    except OSError as error:
+        raise BenchmarkError(f"{data} is not there ({error}); give its folder with --root") from None
+    images = [F.avg_pool2d(torch.as_tensor(x).view(-1, 1, 28, 28).float() / 255, 2) for x, _ in parts]
+    mean, std = images[0].mean(), images[0].std()
+    return tuple(((x - mean) / std, torch.as_tensor(y).long()) for x, (_, y) in zip(images, parts, strict=True))  # type: ignore[return-value]
+
+
+def train(
+    model: nn.Module, part: tuple[Tensor, Tensor], seed: int, steps: int, seconds: float = 0.0
+) -> tuple[int, float]:
+    """AdamW with a one-cycle schedule over `steps`, or over CPU `seconds` if given.
+
+    Returns:
+        Steps taken and CPU seconds.
+    """
+    images, targets = part
+    draw = torch.Generator().manual_seed(seed)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, LR)
+    model.train()
+    begin, step = time.process_time(), 0
+    order = torch.empty(0, dtype=torch.long)
+    while True:
+        passed = (time.process_time() - begin) / seconds if seconds else step / steps
+        if passed >= 1:
+            return step, time.process_time() - begin
+        rise, fall = min(1.0, passed / 0.1 + 0.01), 0.5 * (1 + torch.cos(torch.tensor(torch.pi * passed)).item())
+        for group in optimizer.param_groups:
+            group["lr"] = LR * rise * fall
+        if len(order) < BATCH:
+            order = torch.randperm(len(images), generator=draw)
+        rows, order = order[:BATCH], order[BATCH:]
+        loss = F.cross_entropy(model(images[rows]), targets[rows], label_smoothing=0.09)
+        if hasattr(model, "aux_losses"):
+            loss = loss + torch.stack(list(model.aux_losses().values())).sum()  # type: ignore[operator]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        step += 1
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, part: tuple[Tensor, Tensor], batch: int = 500) -> float:
+    """Share of a part that is classified right, in eval mode."""
+    model.eval()
+    images, targets = part
+    right = [model(x).argmax(-1) == y for x, y in zip(images.split(batch), targets.split(batch), strict=True)]
+    return torch.cat(right).float().mean().item()
+
+
+# ---- commands ----------------------------------------------------------------------------------------------
+
+
+def pixels(
+    folder: Path,
+    data: Sequence[str] = tuple(DATA),
+    root: str | None = None,
+    steps: int = 300,
+    seeds: Sequence[int] = SEEDS,
+) -> Iterator[str]:
+    """Accuracy on 14 x 14 images, as images and pixel by pixel, beside other networks of equal size.
+
+    Args:
+        folder: Where `terminator_pixels.csv` is kept; the table goes into RESULTS.md beside the folder.
+        data: Names of data sets.
+        root: Folder of their files, as of `zoo.data.Mnist`.
+        steps: Training steps of Terminator, of 64 images.
+        seeds: Seeds of weights and order.
+
+    Yields:
+        A line for every run and the table.
+
+    Raises:
+        BenchmarkError: A data set is not there.
+    """
+    records = Records(folder / "terminator_pixels.csv", KEYS, VALUES)
+    for name in data:
+        if name not in DATA:
+            raise BenchmarkError(f"no data set {name!r}; choose from {', '.join(DATA)}")
+        parts = load(name, root)
+        for seed in seeds:
+            for task in TERMINATOR:
+                yield from _cell(records, parts, steps, data=name, task=task, model="Terminator", seed=seed)
+                for rival in RIVALS[task]:
+                    yield from _cell(records, parts, steps, data=name, task=task, model=rival, seed=seed)
+    yield _pixel_table(folder, records, steps)
+
+
+def _cell(records: Records, parts: Any, steps: int, **key: Any) -> Iterator[str]:
+    for equal in ("epochs",) if key["model"] == "Terminator" else ("epochs", "time"):
+        row = {**key, "equal": equal, "steps": steps}
+        if row in records:
+            continue
+        seconds = 0.0
+        if equal == "time":
+            seconds = records.numbers("cpu_seconds", **{**row, "model": "Terminator", "equal": "epochs"})[0]
+        torch.manual_seed(key["seed"])
+        model = built(key["task"], key["model"])
+        taken, spent = train(model, parts[0], key["seed"], steps, seconds)
+        row |= {"parameters": parameters(model), "accuracy": accuracy(model, parts[1])}
+        records.add(row | {"taken": taken, "cpu_seconds": spent, "machine": surroundings()})
+        yield _told(records.rows[-1])
+
+
+def _told(row: dict[str, str]) -> str:
+    what = f"{row['data']}, {row['task']}: {row['model']}, {row['parameters']} parameters, seed {row['seed']}"
+    return f"{what}: {100 * float(row['accuracy']):.2f} % after {row['taken']} steps, {float(row['cpu_seconds']):.0f} s"
+
+
+def _pixel_table(folder: Path, records: Records, steps: int) -> str:
+    rows = []
+    groups = dict.fromkeys((r["data"], r["task"], r["model"]) for r in records.select(steps=steps))
+    for data, task, model in sorted(groups, key=lambda g: (g[0], list(TERMINATOR).index(g[1]))):
+        cells = [data, task, model]
+        for equal in ("epochs", "time"):
+            key = {"data": data, "task": task, "model": model, "steps": steps}
+            key["equal"] = "epochs" if model == "Terminator" else equal
+            percent = [100 * a for a in records.numbers("accuracy", **key)]
+            taken = records.numbers("taken", **key)
+            if equal == "epochs":
+                cells += [str(int(records.numbers("parameters", **key)[0])), str(len(percent))]
+            cells.append(f"{mean_sd(percent, 2)}, {sum(taken) / len(taken):.0f} steps" if percent else "")
+        rows.append(cells)
+    table = markdown(("data", "task", "model", "parameters", "seeds", "equal epochs", "equal time"), rows)
+    seconds = records.numbers("cpu_seconds", model="Terminator", steps=steps)
+    text = (
+        f"## Terminator on pixels\n\n`python -m zoo benchmark terminator pixels --steps {steps}`\n\n"
+        f"Whole training sets (60,000 images) averaged to 14 x 14 pixels, {steps} steps of {BATCH} images ("
+        f"{steps * BATCH / 60000:.2f} epochs), AdamW at {LR}, the same for all, nothing tuned; test accuracy in per "
+        f"cent, mean (standard deviation) over seeds. Equal epochs: {steps} steps for all. Equal time: as many CPU "
+        f"seconds as Terminator's steps took ({min(seconds):.0f} to {max(seconds):.0f} on a busy machine). "
+        f"{surroundings()}.\n\n{table}"
+    )
+    put_section(folder.parent / "RESULTS.md", "terminator pixels", text)
+    return table
+
+
+#: What prediction and frequencies may depend on, from the published network to our recipe.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as published": {"standardise_eval": "batch", "local_context": "batch", "omega_0": 2000.0},
+    "running statistics": {"standardise_eval": "running", "local_context": "batch", "omega_0": 2000.0},
+    "running statistics, running context": {"omega_0": 2000.0},
+    "running statistics, context by sample": {"local_context": "sample", "omega_0": 2000.0},
+    "running statistics and context, matched frequencies": {},
+}
+
+
+def options(
+    folder: Path,
+    data: Sequence[str] = ("Fashion-MNIST",),
+    root: str | None = None,
+    steps: int = 300,
+    seeds: Sequence[int] = SEEDS,
+) -> Iterator[str]:
+    """What running statistics, the context of local kernels and the frequency scale do to accuracy.
+
+    Arguments, lines and errors as for :func:`pixels`; the file is `terminator_options.csv`. Each trained network is
+    tested twice, in batches of 500 and of 10 images.
+    """
+    keys = ("data", "options", "steps", "seed")
+    values = ("accuracy", "accuracy_by_10", "taken", "cpu_seconds", "machine")
+    records = Records(folder / "terminator_options.csv", keys, values)
+    for name in data:
+        parts = load(name, root)
+        for seed in seeds:
+            for what, given in OPTIONS.items():
+                row = {"data": name, "options": what, "steps": steps, "seed": seed}
+                if row in records:
+                    continue
+                torch.manual_seed(seed)
+                model = create_model("terminator_z", **given)
+                taken, spent = train(model, parts[0], seed, steps)
+                row |= {"accuracy": accuracy(model, parts[1]), "accuracy_by_10": accuracy(model, parts[1], 10)}
+                records.add(row | {"taken": taken, "cpu_seconds": spent, "machine": surroundings()})
+                yield f"{name}, {what}, seed {seed}: {100 * row['accuracy']:.2f} %, {spent:.0f} s"  # type: ignore[operator]
+    rows = []
+    for name, what in dict.fromkeys((r["data"], r["options"]) for r in records.select(steps=steps)):
+        key = {"data": name, "options": what, "steps": steps}
+        by = [[100 * a for a in records.numbers(column, **key)] for column in ("accuracy", "accuracy_by_10")]
+        seconds = records.numbers("cpu_seconds", **key)
+        rows.append([name, what, str(len(by[0])), *(mean_sd(b, 2) for b in by), f"{sum(seconds) / len(seconds):.0f}"])
+    table = markdown(("data", "options", "seeds", "batches of 500", "batches of 10", "CPU-s"), rows)
+    text = (
+        f"## Terminator's options\n\n`python -m zoo benchmark terminator options --steps {steps}`\n\n"
+        f"The images task and protocol of the table above, {steps} steps; test accuracy in per cent, mean (standard "
+        f"deviation) over seeds, of the same weights tested in two batch sizes. {surroundings()}.\n\n{table}"
+    )
+    put_section(folder.parent / "RESULTS.md", "terminator options", text)
+    yield table
