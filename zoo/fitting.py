@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.kernels.linalg import solve_spd
-from zoo.models.grbf import Penalty, activations, factor_of, network_loss, penalty_terms, project
+from zoo.models.grbf import Penalty, activations, factor_of, network_loss, penalty_term, project
 
 __all__ = ["Fit", "Networks", "Objective", "fit_adam", "fit_lbfgs", "fit_varpro"]
 
@@ -122,9 +122,11 @@ class Objective:
         L, D = networks.factor(), networks.centers.shape[-1]
         L = L if self.anchor is None else L - self.anchor
         L = L.expand(-1, 1, D) if networks.form == "isotropic" else L
-        terms = penalty_terms(L, networks.weights, networks.centers, self.penalty)
-        total = self.reg_precision * terms["precision"] + self.reg_weights * terms["weights"]
-        return total + self.reg_centers * terms["centers"] if bool((self.reg_centers > 0).any()) else total
+        total = self.reg_precision * penalty_term(L, self.penalty)
+        total = total + self.reg_weights * penalty_term(networks.weights, self.penalty)
+        if bool((self.reg_centers > 0).any()):
+            total = total + self.reg_centers * penalty_term(networks.centers, self.penalty)
+        return total
 
     def __call__(self, networks: Networks) -> Tensor:
         """Objective (B,)."""

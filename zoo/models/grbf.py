@@ -40,7 +40,7 @@ __all__ = [
     "eigen",
     "importance_from_precision",
     "network_loss",
-    "penalty_terms",
+    "penalty_term",
 ]
 
 Precision = Literal["full", "diag", "isotropic"] | PositiveInt
@@ -168,28 +168,23 @@ def network_loss(
         raise ValueError(f"targets of shape {tuple(targets.shape)} do not belong to outputs of shape "
                          f"{tuple(outputs.shape)}: give {tuple(wanted)}")  # fmt: skip
     rows = LOSSES[kind](outputs, targets.to(outputs.dtype) if values else targets)
-    weight = torch.ones_like(rows) if weight is None else weight
+    if weight is None:
+        return rows.sum(-1) if reduction == "sum" else rows.mean(-1)
     total = (weight * rows).sum(-1)
     return total if reduction == "sum" else total / weight.sum(-1)
 
 
-def penalty_terms(factor: Tensor, weights: Tensor, centers: Tensor, kind: Penalty = "squared") -> dict[str, Tensor]:
-    """Unweighted penalties of the three blocks, one number per network.
+def penalty_term(block: Tensor, kind: Penalty = "squared") -> Tensor:
+    """Unweighted penalty (...) of a block of parameters (..., p, q), one number per network.
 
-    `"squared"` sums squares (the one on L is tr P, smooth everywhere); `"plain"` is the authors': the 2-norm of the
-    whole block, whose gradient has constant length.
-
-    Args:
-        factor: L (..., D, R), or scales (..., 1, D); an isotropic metric passes its scale expanded to D.
-        weights: Output weights (..., K, M).
-        centers: Centres (..., M, D).
-        kind: `"squared"` or `"plain"`.
+    `"squared"` sums squares (on L that is tr P, smooth everywhere); `"plain"` is the authors': the 2-norm of the whole
+    block, whose gradient has constant length, and is 0 at 0.
     """
-    if kind not in ("squared", "plain"):
-        raise ValueError(f"penalty={kind!r} is not one of 'squared', 'plain'")
-    sums = {"precision": factor, "weights": weights, "centers": centers}
-    squares = {name: block.square().sum((-2, -1)) for name, block in sums.items()}
-    return squares if kind == "squared" else {name: value.sqrt() for name, value in squares.items()}
+    if kind == "squared":
+        return block.square().sum((-2, -1))
+    if kind == "plain":
+        return torch.linalg.vector_norm(block, dim=(-2, -1))
+    raise ValueError(f"penalty={kind!r} is not one of 'squared', 'plain'")
 
 
 # ---- what a metric says ------------------------------------------------------------------------------------
@@ -471,13 +466,15 @@ class GaussianRBFNetwork(nn.Module):
     @torch.jit.ignore
     def penalties(self, kind: Penalty | None = None) -> dict[str, Tensor]:
         """The weighted penalty of each block that has a weight; `kind` overrides the model's own."""
-        L = self.factor()
-        L = L.expand(1, self.dim) if self.form == "isotropic" else L
-        weights = self.head.weight if isinstance(self.head, Readout) else L.new_zeros(1, 1)
-        terms = penalty_terms(L, weights, self.centers, kind or self.penalty)
-        factors = {"precision": self.reg_precision, "weights": self.reg_weights}
-        factors["centers"] = self.reg_centers if self.learn_centers else 0.0
-        return {name: factors[name] * terms[name] for name in terms if factors[name]}
+        # a packed triangle has the norm of the matrix
+        L = self.precision_elements.unsqueeze(0) if self.form == "full" else self.factor()
+        blocks = {"precision": (self.reg_precision, L.expand(1, self.dim) if self.form == "isotropic" else L)}
+        if isinstance(self.head, Readout):
+            blocks["weights"] = (self.reg_weights, self.head.weight)
+        if self.learn_centers:
+            blocks["centers"] = (self.reg_centers, self.centers)
+        kind = kind or self.penalty
+        return {name: reg * penalty_term(block, kind) for name, (reg, block) in blocks.items() if reg}
 
     @torch.jit.ignore
     def aux_losses(self) -> dict[str, Tensor]:
