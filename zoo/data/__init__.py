@@ -19,6 +19,7 @@ __all__ = [
     "Augmentation",
     "Cifar10",
     "Cifar100",
+    "ContinualData",
     "DataError",
     "Digits",
     "EpochBatches",
@@ -31,9 +32,12 @@ __all__ = [
     "Mnist",
     "Mnist5k",
     "MovingMnist",
+    "PermutedTasks",
     "PointMnist",
     "Prompts",
     "ResumableLoader",
+    "RotatedTasks",
+    "SplitTasks",
     "SpokenDigits",
     "VideoFolder",
     "cache_folder",
@@ -45,6 +49,7 @@ _HOME = {
     "Augmentation": "transforms",
     "Cifar10": "image",
     "Cifar100": "image",
+    "ContinualData": "streams",
     "DataError": "checks",
     "Digits": "image",
     "EpochBatches": "sampling",
@@ -57,9 +62,12 @@ _HOME = {
     "Mnist": "image",
     "Mnist5k": "image",
     "MovingMnist": "video",
+    "PermutedTasks": "streams",
     "PointMnist": "points",
     "Prompts": "audio",
     "ResumableLoader": "sampling",
+    "RotatedTasks": "streams",
+    "SplitTasks": "streams",
     "SpokenDigits": "audio",
     "VideoFolder": "video",
     "cache_folder": "sources",
@@ -75,6 +83,7 @@ if TYPE_CHECKING:
     from zoo.data.sampling import IGNORE_INDEX, EpochBatches, ResumableLoader
     from zoo.data.series import Forecast
     from zoo.data.sources import cache_folder
+    from zoo.data.streams import ContinualData, PermutedTasks, RotatedTasks, SplitTasks
     from zoo.data.transforms import Augmentation
     from zoo.data.video import MovingMnist, VideoFolder
 

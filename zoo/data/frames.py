@@ -114,11 +114,14 @@ class _Name(_StandIn): ...
 
 _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
     ("pandas.core.frame", "DataFrame"): _Frame,
+    ("pandas", "DataFrame"): _Frame,
     ("pandas.core.internals.managers", "BlockManager"): _Manager,
     ("pandas._libs.internals", "_unpickle_block"): _Block,
     ("pandas.core.indexes.base", "_new_Index"): _Index,
     ("pandas.core.indexes.base", "Index"): _Name,
     ("pandas.core.indexes.range", "RangeIndex"): _Name,
+    ("pandas", "Index"): _Name,
+    ("pandas", "RangeIndex"): _Name,
     ("numpy.core.multiarray", "_reconstruct"): _Array,
     ("numpy._core.multiarray", "_reconstruct"): _Array,
     ("numpy.core.numeric", "_frombuffer"): _Buffer,

@@ -51,8 +51,9 @@ class Patches(KeyedDataset):
         if self.seed is None:
             return x.contiguous()
         ways = [sample_seed(self.seed, key.epoch, key.sample) % 8 for key in keys]
-        turned = [patch.rot90(way % 4, (1, 2)).flip(1 + way // 4) for patch, way in zip(x, ways, strict=True)]
-        return torch.stack(turned)
+        x = torch.stack([patch.rot90(way % 4, (1, 2)) for patch, way in zip(x, ways, strict=True)])
+        mirrored = torch.tensor([way >= 4 for way in ways])
+        return torch.where(mirrored[:, None, None, None], x.flip(-1), x)
 
 
 class IndianPines(ImageDataModule):

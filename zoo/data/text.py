@@ -19,11 +19,11 @@ from torch import Tensor
 
 from zoo.data import sources
 from zoo.data.checks import DataError, checked
-from zoo.data.tabular import Share
 from zoo.data.frames import read_rdataset
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, stratified_split
 from zoo.data.sources import Wheel, cache_folder
+from zoo.data.tabular import Share
 from zoo.files import CheckpointError, write_all
 
 __all__ = ["FoodReviews", "Texts", "fetch_minilm", "load_reviews", "tokenize"]

@@ -1,0 +1,374 @@
+"""Sequences of tasks made of any set of images in memory: permuted pixels, rotated images, split classes.
+
+>>> stream = PermutedTasks(train, test, tasks=20, seed=1)     # pairs of images (N, C, H, W) and classes (N,)
+>>> task = stream[3]                                          # indexable ...
+>>> for task in stream: ...                                   # ... and iterable
+>>> task.train                                                # images and classes, as they came
+
+Tasks are numbered from 0. Everything that was drawn is in `state_dict()`, which :class:`ContinualData` stores with the
+checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from lightning.pytorch import LightningDataModule
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+from zoo.data import image
+from zoo.data.checks import DataError, checked
+from zoo.data.image import Share
+from zoo.data.sampling import sample_seed, stratified_split
+from zoo.data.sources import SPLIT_SEED, Split
+
+__all__ = [
+    "ContinualData",
+    "PermutedTasks",
+    "RotatedTasks",
+    "SplitTasks",
+    "StreamTask",
+    "TaskStream",
+    "rotation_degrees",
+]
+
+
+class StreamTask(NamedTuple):
+    """One task: its number, its classes, and images (N, C, H, W) with classes (N,)."""
+
+    number: int
+    classes: list[int]
+    train: Split
+    test: Split
+
+
+class TaskStream:
+    """Base of the streams.
+
+    Args:
+        train: Training images (N, C, H, W), bytes or floating point, and classes (N,).
+        test: The same for evaluation.
+        tasks: How many.
+        seed: Of everything that is drawn.
+        train_samples: Training images of each task, drawn for each task anew; None for all.
+
+    Raises:
+        DataError: The images and classes do not fit, or a number is out of range.
+    """
+
+    def __init__(self, train: Split, test: Split, tasks: int, seed: int = 0, train_samples: int | None = None) -> None:
+        for part, (images, classes) in (("train", train), ("test", test)):
+            if images.ndim != 4 or len(images) != len(classes) or not len(images):
+                shapes = f"{tuple(images.shape)} and {tuple(classes.shape)}"
+                raise DataError(f"the {part} part needs images (N, C, H, W) and as many classes (N,), got {shapes}")
+        if tasks < 1:
+            raise DataError(f"tasks={tasks} must be at least 1")
+        if train_samples is not None and not 0 < train_samples <= len(train[0]):
+            raise DataError(f"train_samples={train_samples} must be between 1 and {len(train[0])}")
+        self.train, self.test, self.tasks, self.seed, self.train_samples = train, test, tasks, seed, train_samples
+        self._tests: dict[int, Split] = {}
+
+    def __len__(self) -> int:
+        return self.tasks
+
+    def __iter__(self) -> Iterator[StreamTask]:
+        return (self[t] for t in range(len(self)))
+
+    def __getitem__(self, task: int) -> StreamTask:
+        if not -self.tasks <= task < self.tasks:
+            raise IndexError(f"task {task} of a stream of {self.tasks}")
+        task %= self.tasks
+        images, classes = self.select(self.train, task)
+        if self.train_samples is not None:
+            draw = torch.Generator().manual_seed(sample_seed(self.seed, f"task {task}"))
+            chosen = torch.randperm(len(classes), generator=draw)[: self.train_samples].sort().values
+            images, classes = images[chosen], classes[chosen]
+        train = self.transform(images, task), classes
+        return StreamTask(task, classes.unique().tolist(), train, self.test_part(task))
+
+    def test_part(self, task: int) -> Split:
+        """Test images and classes of a task, kept once made."""
+        if task not in self._tests:
+            images, classes = self.select(self.test, task)
+            self._tests[task] = self.transform(images, task), classes
+        return self._tests[task]
+
+    def select(self, part: Split, task: int) -> Split:
+        """The images and classes that belong to a task."""
+        return part
+
+    def transform(self, images: Tensor, task: int) -> Tensor:
+        """The images as the task shows them."""
+        return images
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was drawn."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what another stream drew."""
+        self._tests = {}
+
+
+class PermutedTasks(TaskStream):
+    """The pixels of all images in another order for each task; the first task keeps them as they are.
+
+    Args:
+        train, test, tasks, seed, train_samples: See :class:`TaskStream`.
+        permutations: Places (tasks, H W) to take pixels from; drawn if None. All channels move together.
+    """
+
+    def __init__(
+        self,
+        train: Split,
+        test: Split,
+        tasks: int = 20,
+        seed: int = 0,
+        train_samples: int | None = None,
+        permutations: Tensor | None = None,
+    ) -> None:
+        super().__init__(train, test, tasks, seed, train_samples)
+        pixels = train[0].shape[-2] * train[0].shape[-1]
+        if permutations is None:
+            draw = torch.Generator().manual_seed(sample_seed(seed, "permutations"))
+            rows = [torch.arange(pixels)] + [torch.randperm(pixels, generator=draw) for _ in range(tasks - 1)]
+            permutations = torch.stack(rows)
+        self._take(permutations)
+
+    def _take(self, permutations: Tensor) -> None:
+        pixels = self.train[0].shape[-2] * self.train[0].shape[-1]
+        wanted = torch.arange(pixels).expand(self.tasks, pixels)
+        if permutations.shape != wanted.shape or not torch.equal(permutations.sort(-1).values, wanted):
+            raise DataError(
+                f"permutations must be {self.tasks} orders of {pixels} pixels, got {tuple(permutations.shape)}"
+            )
+        self.permutations = permutations
+
+    def transform(self, images: Tensor, task: int) -> Tensor:
+        """Pixels in the task's order."""
+        return images.flatten(-2)[..., self.permutations[task]].view_as(images)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"permutations": self.permutations}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._take(state["permutations"])
+
+
+def rotation_degrees(uniform: Tensor) -> Tensor:
+    """Degrees of each task from numbers in [0, 1): 10 t - 10 u_t for t = 0, 1, ..."""
+    return 10 * torch.arange(len(uniform), dtype=uniform.dtype) - 10 * uniform
+
+
+class RotatedTasks(TaskStream):
+    """Images rotated by an angle of each task, counter-clockwise: nearest neighbour, zeros outside.
+
+    Args:
+        train, test, tasks, seed, train_samples: See :class:`TaskStream`.
+        degrees: Of each task; None draws :func:`rotation_degrees`.
+    """
+
+    def __init__(
+        self,
+        train: Split,
+        test: Split,
+        tasks: int = 20,
+        seed: int = 0,
+        train_samples: int | None = None,
+        degrees: Tensor | None = None,
+    ) -> None:
+        super().__init__(train, test, tasks, seed, train_samples)
+        if degrees is None:
+            draw = torch.Generator().manual_seed(sample_seed(seed, "rotations"))
+            degrees = rotation_degrees(torch.rand(tasks, generator=draw, dtype=torch.float64))
+        if degrees.shape != (tasks,):
+            raise DataError(f"{tuple(degrees.shape)} degrees for {tasks} tasks")
+        self.degrees = degrees
+
+    def transform(self, images: Tensor, task: int) -> Tensor:
+        """Images at the task's angle."""
+        return transforms.rotate(images, float(self.degrees[task]), interpolation=InterpolationMode.NEAREST)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"degrees": self.degrees}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.degrees = state["degrees"]
+
+
+class SplitTasks(TaskStream):
+    """The classes shared out: task t has the next `classes_per_task` of them, under their own labels.
+
+    Args:
+        train, test, tasks, seed, train_samples: See :class:`TaskStream`; `tasks` None for as many as the classes give.
+        order: Order of the classes: None for the natural one, `"random"` draws one, or a tensor.
+    """
+
+    def __init__(
+        self,
+        train: Split,
+        test: Split,
+        tasks: int | None = None,
+        seed: int = 0,
+        train_samples: int | None = None,
+        order: Tensor | Literal["random"] | None = None,
+        classes_per_task: int = 2,
+    ) -> None:
+        classes = train[1].unique()
+        most = len(classes) // classes_per_task if classes_per_task > 0 else 0
+        super().__init__(train, test, most if tasks is None else tasks, seed, None)
+        if not 1 <= self.tasks <= most:
+            raise DataError(f"{len(classes)} classes make {most} tasks of {classes_per_task} each, not {self.tasks}")
+        if isinstance(order, str):
+            draw = torch.Generator().manual_seed(sample_seed(seed, "classes"))
+            order = classes[torch.randperm(len(classes), generator=draw)]
+        self.order = classes if order is None else order
+        self.classes_per_task, self.train_samples = classes_per_task, train_samples
+
+    def classes(self, task: int) -> Tensor:
+        """The classes of a task."""
+        return self.order[task * self.classes_per_task : (task + 1) * self.classes_per_task]
+
+    def select(self, part: Split, task: int) -> Split:
+        """The images of the task's classes."""
+        chosen = torch.isin(part[1], self.classes(task))
+        return part[0][chosen], part[1][chosen]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"order": self.order}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.order = state["order"]
+
+
+SCENARIOS = {"permuted": PermutedTasks, "rotated": RotatedTasks}
+_SETS = {
+    "mnist5k": image.Mnist5k,
+    "mnist": image.Mnist,
+    "fashion_mnist": image.FashionMnist,
+    "digits": image.Digits,
+    "cifar10": image.Cifar10,
+    "cifar100": image.Cifar100,
+}
+
+
+class ContinualData(LightningDataModule):
+    """A stream of tasks for `zoo.tasks.ContinualTask`, in which an epoch is a task.
+
+    Images are bytes; the task divides them by 255 and does nothing else to them.
+
+    Args:
+        name: `mnist5k`, `mnist`, `fashion_mnist`, `digits`, `cifar10` or `cifar100`.
+        scenario: `permuted`, `rotated` or `split`.
+        root: Folder of the files; None means the cache folder.
+        download: Fetch missing files.
+        tasks: Number of tasks.
+        classes_per_task: Of a split stream.
+        train_samples: Training images of each task; None for all.
+        evaluate_on: `test`, or `val`: a part of the training images that is not trained on, to choose settings with.
+        val_fraction: Its share, with `evaluate_on="val"`.
+        seed: Of everything that is drawn.
+
+    Raises:
+        ValueError: An argument is out of range.
+        DataError: In `prepare_data` or `setup`: files are missing or damaged, or do not make these tasks.
+    """
+
+    @checked
+    def __init__(
+        self,
+        name: Literal["mnist5k", "mnist", "fashion_mnist", "digits", "cifar10", "cifar100"] = "mnist5k",
+        scenario: Literal["permuted", "rotated", "split"] = "permuted",
+        root: str | Path | None = None,
+        download: bool = True,
+        tasks: PositiveInt = 20,
+        classes_per_task: PositiveInt = 2,
+        train_samples: PositiveInt | None = None,
+        evaluate_on: Literal["test", "val"] = "test",
+        val_fraction: Share = 0.2,
+        seed: NonNegativeInt = 0,
+    ) -> None:
+        super().__init__()
+        place: dict[str, Any] = {} if name == "digits" else {"root": root, "download": download}
+        self.source: image.SmallImages = _SETS[name](**place)
+        self.scenario, self.tasks, self.classes_per_task = scenario, tasks, classes_per_task
+        self.train_samples, self.evaluate_on, self.val_fraction, self.seed = (
+            train_samples,
+            evaluate_on,
+            val_fraction,
+            seed,
+        )
+        self._stream: TaskStream | None = None
+        self._drawn: dict[str, Any] | None = None
+
+    @property
+    def class_names(self) -> list[str]:
+        """Name of each class, by target."""
+        return self.source.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of all tasks together."""
+        return len(self.class_names)
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the images."""
+        return self.source.in_chans
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What makes an input of an image, in timm's words."""
+        chans = self.source.in_chans
+        return self.source.preprocessing | {"mean": [0.0] * chans, "std": [1.0] * chans}
+
+    @property
+    def stream(self) -> TaskStream:
+        """The tasks, once `setup` was called."""
+        if self._stream is None:
+            raise DataError(f"{type(self).__name__} is not loaded: call prepare_data() and setup() first")
+        return self._stream
+
+    def prepare_data(self) -> None:
+        """Fetch missing files."""
+        self.source.prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the images and draw the stream, once."""
+        if self._stream is not None:
+            return
+        train, test = self.source.load()
+        if self.evaluate_on == "val":
+            first, second = stratified_split(train[1], self.val_fraction, SPLIT_SEED)
+            train, test = (train[0][first], train[1][first]), (train[0][second], train[1][second])
+        options: dict[str, Any] = {"tasks": self.tasks, "seed": self.seed, "train_samples": self.train_samples}
+        if self.scenario == "split":
+            self._stream = SplitTasks(train, test, **options, classes_per_task=self.classes_per_task)
+        else:
+            self._stream = SCENARIOS[self.scenario](train, test, **options)
+        if self._drawn is not None:
+            self._stream.load_state_dict(self._drawn)
+
+    def train_dataloader(self) -> DataLoader[int]:
+        """One item an epoch: the task takes its images from `stream`."""
+        return DataLoader(range(1), batch_size=None)  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the stream drew, for the checkpoint."""
+        return self.stream.state_dict() if self._stream is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the stream of a checkpoint."""
+        self._drawn = state_dict
+        if self._stream is not None and state_dict:
+            self._stream.load_state_dict(state_dict)
