@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = [
     "as_array",
     "merged_kernels",
+    "plot_accuracy_matrix",
+    "plot_image_grid",
     "plot_importance_image",
     "plot_importances",
     "plot_kernels",
@@ -432,3 +434,53 @@ def as_array(ax: Axes) -> np.ndarray:
     canvas: Any = ax.figure.canvas
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def plot_accuracy_matrix(matrix: Any, *, title: str = "", ax: Axes | None = None) -> Axes:
+    """Heat map of a continual learner: the accuracy on each task (columns) after learning each task (rows).
+
+    Args:
+        matrix: (T, T) in [0, 1]; entries above the diagonal are left out.
+        title: Above the map.
+        ax: Where to draw.
+    """
+    a = np.asarray(matrix, dtype=float)
+    T = len(a)
+    ax = _axes(ax, (2.0 + 0.28 * T, 1.6 + 0.26 * T))
+    shown = np.where(np.tri(T, dtype=bool), a, np.nan)
+    image = ax.imshow(shown, cmap="viridis", vmin=np.floor(10 * np.nanmin(shown, initial=0.9)) / 10, vmax=1.0)
+    step = max(1, T // 10)
+    ticks = range(0, T, step)
+    ax.set_xticks(ticks, [str(t + 1) for t in ticks])
+    ax.set_yticks(ticks, [str(t + 1) for t in ticks])
+    if T <= 10:
+        for i, j in np.argwhere(np.isfinite(shown)):
+            ax.text(j, i, f"{100 * shown[i, j]:.0f}", ha="center", va="center", fontsize=7, color="white")
+    ax.set_xlabel("accuracy on task")
+    ax.set_ylabel("after task")
+    ax.set_title(title, fontsize=9)
+    ax.figure.colorbar(image, ax=ax)
+    return ax
+
+
+def plot_image_grid(images: Any, *, columns: int = 10, title: str = "", ax: Axes | None = None) -> Axes:
+    """Images side by side, row by row.
+
+    Args:
+        images: (N, C, H, W) in [0, 1], grey or of three colours.
+        columns: Images of a row.
+        title: Above the grid.
+        ax: Where to draw.
+    """
+    a = np.clip(np.asarray(images, dtype=float), 0, 1)
+    n, c, h, w = a.shape
+    rows = -(-n // columns)
+    grid = np.ones((rows * (h + 1) - 1, columns * (w + 1) - 1, c))
+    for i in range(n):
+        y, x = (i // columns) * (h + 1), (i % columns) * (w + 1)
+        grid[y : y + h, x : x + w] = a[i].transpose(1, 2, 0)
+    ax = _axes(ax, (0.45 * columns, 0.45 * rows + 0.3))
+    ax.imshow(grid.squeeze(-1) if c == 1 else grid[..., :3], cmap="gray", vmin=0, vmax=1)
+    ax.set_axis_off()
+    ax.set_title(title, fontsize=9)
+    return ax

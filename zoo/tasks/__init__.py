@@ -5,12 +5,14 @@ A task owns losses, metrics and optimisation; the architecture stays a plain `nn
 
 from zoo.tasks.base import NonFiniteLossError, Task, load_task
 from zoo.tasks.classification import ClassificationTask
+from zoo.tasks.continual import ContinualTask
 from zoo.tasks.forecasting import ForecastingTask
 from zoo.tasks.optim import create_optimizer, create_scheduler, param_groups
 from zoo.tasks.tabular import TabularTask
 
 __all__ = [
     "ClassificationTask",
+    "ContinualTask",
     "ForecastingTask",
     "NonFiniteLossError",
     "TabularTask",

@@ -1,0 +1,379 @@
+r"""Kernel ridge regression as a classifier whose support is a handful of points, real or generated.
+
+    alpha  = (K(Z_s, Z_s) + lambda I)^-1 Y                            support (N, d), one-hot labels Y (N, C)
+    logits = gamma K(Z_q, Z_s) alpha + beta                           queries (Q, d)
+
+Derakhshani, Zhen, Shao, Snoek, "Kernel Continual Learning", ICML 2021. One Cholesky factor serves all classes, in
+float64 and with autocast off; the backward pass uses the same factor again instead of differentiating through it.
+
+>>> head = KernelRidgeHead("laplacian")
+>>> logits = head(support, labels, queries)                           # (Q, C), differentiable in everything
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from zoo.kernels.base import Gaussian, Kernel, Laplacian, Linear, Polynomial, no_autocast
+from zoo.kernels.linalg import Factor, cholesky, solver_dtype
+from zoo.suggest import suggestion
+
+__all__ = [
+    "RIDGE_KERNELS",
+    "KernelRidgeHead",
+    "Solution",
+    "SupportError",
+    "VariationalRandomFeatures",
+    "create_kernel",
+    "diagonal_gaussian_kl",
+    "leave_one_out_errors",
+    "leave_one_out_ridge",
+    "ridge_coefficients",
+]
+
+#: Kernels by name; `rbf` is what the KCL code calls its city-block kernel.
+RIDGE_KERNELS = ("linear", "poly", "laplacian", "gaussian", "rff")
+_ALIASES = {"rbf": "laplacian", "laplace": "laplacian", "gauss": "gaussian"}
+_MASKED = -1e11  # logit of a class that does not belong to the task
+
+
+class SupportError(ValueError):
+    """Support points or features that no classifier can be made of; the message says what is wrong with them."""
+
+
+def kernel_name(name: str) -> str:
+    """The canonical name of a kernel.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    name = _ALIASES.get(name, name)
+    if name not in RIDGE_KERNELS:
+        raise ValueError(f"unknown kernel {name!r}{suggestion(name, [*RIDGE_KERNELS, *_ALIASES])}")
+    return name
+
+
+def create_kernel(name: str, width: float | None = None, *, device=None, dtype=None) -> Kernel:
+    """A kernel by its name, with fixed hyper-parameters.
+
+    Args:
+        name: `linear`, `poly` ((a.b + 1)^3), `laplacian` (exp(-width |a - b|_1)), `gaussian`
+            (exp(-width |a - b|^2)), or `rff`, whose points are random features and whose kernel is their product.
+        width: Of the Laplacian (0.25) and the Gaussian kernel (1.0).
+        device: Where the hyper-parameters live.
+        dtype: Their type.
+
+    Raises:
+        ValueError: The kernel is unknown, or the width is not positive.
+    """
+    name = kernel_name(name)
+    if width is not None and not width > 0:
+        raise ValueError(f"width={width} must be positive")
+    options: dict[str, Any] = {"learnable": False, "device": device, "dtype": dtype}
+    if name == "poly":
+        return Polynomial(3, **options)
+    if name == "laplacian":
+        return Laplacian(1 / (width or 0.25), **options)
+    if name == "gaussian":
+        return Gaussian((2 * (width or 1.0)) ** -0.5, **options)
+    return Linear()
+
+
+# ---- the solution ------------------------------------------------------------------------------------------
+
+
+class _Solve(torch.autograd.Function):
+    """A^-1 Y; with h = A^-1 g, the gradients are -h alpha^T in A and h in Y."""
+
+    @staticmethod
+    def forward(ctx: Any, A: Tensor, Y: Tensor) -> Tensor:
+        factor = cholesky(A)
+        alpha = factor.solve(Y)
+        ctx.save_for_backward(factor.lower, factor.jitter, alpha)
+        return alpha
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+        lower, jitter, alpha = ctx.saved_tensors
+        h = Factor(lower, jitter).solve(g)
+        return -h @ alpha.mT if ctx.needs_input_grad[0] else None, h if ctx.needs_input_grad[1] else None
+
+
+def ridge_coefficients(K: Tensor, Y: Tensor, ridge: float | Tensor) -> Tensor:
+    """Alpha = (K + ridge I)^-1 Y, with a gradient that costs one more solve of the same factor.
+
+    Args:
+        K: Gram matrix of the support (N, N).
+        Y: Targets (N, C).
+        ridge: Positive number, or a tensor () that may carry a gradient.
+
+    Returns:
+        (N, C) in float64, where the device has it.
+
+    Raises:
+        NotPositiveDefiniteError: See :func:`zoo.kernels.cholesky`.
+    """
+    dtype = solver_dtype(K.device)
+    with no_autocast(K.device):
+        K, Y = K.to(dtype), Y.to(dtype)
+        diagonal = torch.as_tensor(ridge, device=K.device).to(dtype).expand(K.shape[-1])
+        A = K + torch.diag_embed(diagonal)
+        if torch.compiler.is_compiling() or A.is_meta:  # no graph can hold the search for a jitter
+            return torch.cholesky_solve(Y, torch.linalg.cholesky(A))
+        return _Solve.apply(A, Y)  # type: ignore[no-any-return]
+
+
+class Solution(NamedTuple):
+    """A classifier without its training data: what evaluation keeps of a task."""
+
+    support: Tensor  # (N, d)
+    alpha: Tensor  # (N, C), in the features' type
+    gamma: Tensor  # ()
+    beta: Tensor  # ()
+
+
+class KernelRidgeHead(nn.Module):
+    """Kernel ridge regression with one ridge, scale and shift per task.
+
+    The ridge is |lambda_t| + 0.01, as in the KCL code. Columns of classes that the support does not have are exactly
+    beta_t.
+
+    Args:
+        kernel: See :func:`create_kernel`.
+        n_tasks: Length of the vectors `lam`, `gamma`, `beta`.
+        lambda_init: Where `lam` starts.
+        width: Of the kernels that have one.
+        learn: Train the three vectors; otherwise they are buffers.
+        floor: What is added to |lambda_t|.
+        device: Where the numbers live.
+        dtype: Their type.
+
+    Raises:
+        ValueError: The kernel is unknown.
+    """
+
+    def __init__(
+        self,
+        kernel: str = "linear",
+        n_tasks: int = 1,
+        lambda_init: float = 0.1,
+        *,
+        width: float | None = None,
+        learn: bool = True,
+        floor: float = 0.01,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        self.name, self.floor = kernel_name(kernel), floor
+        self.kernel = create_kernel(kernel, width, device=device, dtype=dtype)
+        for name, value in (("lam", lambda_init), ("gamma", 1.0), ("beta", 0.0)):
+            start = torch.full((n_tasks,), value, device=device, dtype=dtype)
+            if learn:
+                self.register_parameter(name, nn.Parameter(start))
+            else:
+                self.register_buffer(name, start)
+
+    def ridge(self, task: int = 0) -> Tensor:
+        """|lambda_t| + floor, shape ()."""
+        return self.lam[task].abs() + self.floor
+
+    def solve(
+        self,
+        support: Tensor,
+        targets: Tensor,
+        task: int = 0,
+        num_classes: int | None = None,
+        *,
+        gamma_of: int | None = None,
+    ) -> Solution:
+        """Fit the support.
+
+        Args:
+            support: Features (N, d).
+            targets: One-hot or any other targets (N, C), or class indices (N,).
+            task: Whose ridge, scale and shift.
+            num_classes: Columns, where targets are indices; the largest index + 1 if None.
+            gamma_of: Task whose parameters are used instead; the KCL code takes the current one at evaluation.
+
+        Raises:
+            SupportError: There is no support point, or a feature is not finite.
+        """
+        if not len(support):
+            raise SupportError(f"the coreset of task {task} is empty: a kernel classifier needs points of each class")
+        task = task if gamma_of is None else gamma_of
+        Y = targets if targets.is_floating_point() else F.one_hot(targets, num_classes or int(targets.max()) + 1)
+        self._check(support, "support")
+        alpha = ridge_coefficients(self.kernel(support), Y, self.ridge(task))
+        return Solution(support, alpha.to(support.dtype), self.gamma[task], self.beta[task])
+
+    def predict(self, queries: Tensor, solution: Solution, active: Tensor | None = None) -> Tensor:
+        """Logits (Q, C) of features (Q, d); with `active` (C,) the columns of other classes are -1e11.
+
+        Raises:
+            SupportError: A feature is not finite.
+        """
+        self._check(queries, "query")
+        with no_autocast(queries.device):
+            K = self.kernel(queries, solution.support)
+            logits = solution.gamma * (K @ solution.alpha.to(K.dtype)) + solution.beta
+        return logits if active is None else logits.masked_fill(~active, _MASKED)
+
+    def forward(
+        self, support: Tensor, targets: Tensor, queries: Tensor, task: int = 0, active: Tensor | None = None
+    ) -> Tensor:
+        """Fit and predict: see :meth:`solve` and :meth:`predict`."""
+        columns = None if active is None else len(active)
+        return self.predict(queries, self.solve(support, targets, task, columns), active)
+
+    @staticmethod
+    def _check(features: Tensor, what: str) -> None:
+        if features.is_meta or torch.compiler.is_compiling():
+            return
+        bad = ~torch.isfinite(features.detach())
+        if bool(bad.any()):
+            rows = int(bad.any(-1).sum())
+            raise SupportError(
+                f"{rows} of {len(features)} {what} features hold NaN or infinity: check the inputs and the rate"
+            )
+
+    def extra_repr(self) -> str:
+        return f"{self.name}, n_tasks={len(self.lam)}"
+
+
+# ---- choosing the ridge ------------------------------------------------------------------------------------
+
+
+def leave_one_out_errors(K: Tensor, Y: Tensor, ridges: Sequence[float] | Tensor) -> tuple[Tensor, Tensor]:
+    """Exact leave-one-out predictions of kernel ridge regression for many ridges from one eigen-decomposition.
+
+    With K = U diag(s) U^T, the residual of point i without point i is alpha_i / [(K + ridge I)^-1]_ii.
+
+    Args:
+        K: Gram matrix (N, N).
+        Y: Targets (N, C).
+        ridges: Candidates (R,).
+
+    Returns:
+        Mean squared error (R,) and, for one-hot targets, the share of wrong decisions (R,).
+
+    Raises:
+        ValueError: A ridge is not positive.
+    """
+    dtype = solver_dtype(K.device)
+    candidates = torch.as_tensor(ridges, dtype=dtype, device=K.device)
+    if not bool((candidates > 0).all()):
+        raise ValueError("every ridge must be positive")
+    with no_autocast(K.device):
+        K, Y = K.to(dtype), Y.to(dtype)
+        s, U = torch.linalg.eigh(K)
+        weights = 1 / (s.clamp_min(0) + candidates[:, None])  # (R, N)
+        alpha = torch.einsum("in,rn,nc->ric", U, weights, U.mT @ Y)
+        residual = alpha / (U.square() @ weights.mT).mT.unsqueeze(-1)
+        wrong = ((Y - residual).argmax(-1) != Y.argmax(-1)).to(dtype).mean(-1)
+    return residual.square().mean((-1, -2)), wrong
+
+
+def leave_one_out_ridge(K: Tensor, Y: Tensor, ridges: Sequence[float] | Tensor | None = None) -> float:
+    """The ridge with the smallest leave-one-out squared error.
+
+    Args:
+        K: Gram matrix (N, N).
+        Y: Targets (N, C).
+        ridges: Candidates; None takes 31 from 1e-6 to 1e3 times the mean of the diagonal.
+    """
+    if ridges is None:
+        ridges = torch.logspace(-6, 3, 31, dtype=torch.float64) * float(K.diagonal().mean())
+    errors, _ = leave_one_out_errors(K, Y, ridges)
+    return float(torch.as_tensor(ridges)[int(errors.argmin())])
+
+
+# ---- variational random features ---------------------------------------------------------------------------
+
+
+def diagonal_gaussian_kl(mean: Tensor, log_variance: Tensor, prior_mean: Tensor, prior_log_variance: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_variance)) || N(prior_mean, exp(prior_log_variance))), summed over the last dimension."""
+    ratio = (log_variance.exp() + (prior_mean - mean).square()) / prior_log_variance.exp()
+    return 0.5 * (prior_log_variance - log_variance + ratio - 1).sum(-1)
+
+
+class GaussianNet(nn.Module):
+    """Mean and log-variance (d,) from the mean feature of a batch, by two networks of their own."""
+
+    def __init__(self, dim: int, *, device=None, dtype=None) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+
+        def network() -> nn.Sequential:
+            inner = [nn.Linear(dim, dim, **dd), nn.ELU(), nn.Linear(dim, dim, **dd), nn.ELU()]
+            return nn.Sequential(*inner, nn.Linear(dim, dim, **dd))
+
+        self.mean, self.log_variance = network(), network()
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Of features (N, d)."""
+        center = z.mean(0)
+        return self.mean(center), self.log_variance(center)
+
+
+class VariationalRandomFeatures(nn.Module):
+    """Random Fourier features whose spectral basis is drawn from a posterior given the support.
+
+    phi(z) = sqrt(2 / D) cos(W z + b), rows of W from q = N(mean, exp(log_variance)) of the mean support feature; the
+    prior is the same of the mean query feature, and their KL joins the loss. The phases b are drawn once.
+    Source: Zhen et al., "Learning to Learn Kernels with Variational Random Features", 2020, as KCL uses it.
+
+    Args:
+        dim: Features d.
+        num_bases: D.
+        variational: Learn posterior and prior; False draws W from N(0, I) once.
+        device: Where everything lives.
+        dtype: Its type.
+    """
+
+    phase: Tensor
+
+    def __init__(self, dim: int, num_bases: int = 1024, *, variational: bool = True, device=None, dtype=None) -> None:
+        super().__init__()
+        if dim < 1 or num_bases < 1:
+            raise ValueError(f"dim={dim} and num_bases={num_bases} must be positive")
+        self.dim, self.num_bases, self.variational = dim, num_bases, variational
+        self.register_buffer("phase", 2 * math.pi * torch.rand(num_bases, device=device, dtype=dtype))
+        # what a fixed basis is, and what evaluation draws: the same normal numbers in every run of the model
+        self.register_buffer("eps", torch.randn(num_bases, dim, device=device, dtype=dtype))
+        if variational:
+            self.posterior = GaussianNet(dim, device=device, dtype=dtype)
+            self.prior = GaussianNet(dim, device=device, dtype=dtype)
+
+    def sample(
+        self, mean: Tensor, log_variance: Tensor, eps: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """A basis W (D, d) of N(mean, exp(log_variance)).
+
+        Args:
+            mean: (d,).
+            log_variance: (d,).
+            eps: Standard normal numbers (D, d); drawn if None.
+            generator: Source of the draw.
+        """
+        if eps is None:
+            shape = (self.num_bases, self.dim)
+            eps = torch.randn(shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return mean + eps * (0.5 * log_variance).exp()
+
+    def features(self, z: Tensor, basis: Tensor) -> Tensor:
+        """Phi (N, D) of features (N, d) for a basis (D, d)."""
+        with no_autocast(z.device):
+            return math.sqrt(2 / self.num_bases) * torch.cos(z.to(basis.dtype) @ basis.mT + self.phase)
+
+    def kl(self, support: Tensor, queries: Tensor) -> Tensor:
+        """KL of the posterior from the prior, over d once."""
+        return diagonal_gaussian_kl(*self.posterior(support), *self.prior(queries))

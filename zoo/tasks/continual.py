@@ -1,0 +1,271 @@
+"""Continual learning: one task for any learner of `zoo.models.continual`, in which a Lightning epoch is a task.
+
+After each task the learner is evaluated on the tasks seen so far, with the task id and, in the end or always, without.
+Everything measured is in buffers, so a run that is resumed between tasks ends with the same matrix as an unbroken one.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from zoo.models.continual import ContinualLearner
+from zoo.tasks.base import NonFiniteLossError, Task
+
+__all__ = ["ContinualTask", "continual_metrics", "forward_transfer", "per_sample_mean"]
+
+Forgetting = Literal["max_including_last", "max_before_last"]
+
+
+# ---- metrics -----------------------------------------------------------------------------------------------
+
+
+def continual_metrics(matrix: Tensor, forgetting: Forgetting = "max_including_last") -> dict[str, float]:
+    """Summary of an accuracy matrix.
+
+    Args:
+        matrix: (T, T), entry [i, j] the accuracy on task j after learning task i; entries above the diagonal are not
+            read.
+        forgetting: `max_including_last`, mean over j < T of max_i a[i, j] - a[T, j], which is not negative (KCL's
+            convention), or `max_before_last`, where the maximum is over j <= i < T.
+
+    Returns:
+        `average_accuracy`, `forgetting`, `backward_transfer`, `learning_accuracy`, `average_incremental_accuracy`.
+
+    Raises:
+        ValueError: The matrix is not square, or the convention is unknown.
+    """
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
+        raise ValueError(f"an accuracy matrix is (T, T), got {tuple(matrix.shape)}")
+    if forgetting not in ("max_including_last", "max_before_last"):
+        raise ValueError(f"forgetting={forgetting!r} is not one of 'max_including_last', 'max_before_last'")
+    a, T = matrix.double(), len(matrix)
+    learnt = torch.ones(T, T, dtype=torch.bool, device=a.device).tril()
+    last, diagonal = a[-1], a.diagonal()
+    lost = moved = torch.zeros((), dtype=torch.float64)
+    if T > 1:
+        before = a.masked_fill(~learnt, -torch.inf)
+        best = (before if forgetting == "max_including_last" else before[:-1]).amax(0)
+        lost, moved = (best - last)[:-1].mean(), (last - diagonal)[:-1].mean()
+    rows = a.masked_fill(~learnt, 0).sum(1) / torch.arange(1, T + 1, device=a.device)
+    return {
+        "average_accuracy": float(last.mean()),
+        "forgetting": float(lost),
+        "backward_transfer": float(moved),
+        "learning_accuracy": float(diagonal.mean()),
+        "average_incremental_accuracy": float(rows.mean()),
+    }
+
+
+def forward_transfer(matrix: Tensor, untrained: Tensor) -> float:
+    """Mean over j > 0 of a[j - 1, j] - b[j]: what the tasks before give to a task that was not learnt yet.
+
+    Args:
+        matrix: (T, T), with the entries just above the diagonal.
+        untrained: Accuracy b (T,) of the learner before the first task.
+    """
+    if len(matrix) < 2:
+        return 0.0
+    return float((matrix.diagonal(1) - untrained[1:]).double().mean())
+
+
+def per_sample_mean(values: Tensor, sizes: Tensor) -> float:
+    """Mean over samples of batch means: a batch counts by its size, whatever the last one is."""
+    return float((values.double() * sizes).sum() / sizes.sum())
+
+
+# ---- the task ----------------------------------------------------------------------------------------------
+
+
+class ContinualTask(Task):
+    """Trains a :class:`zoo.models.continual.ContinualLearner` on the stream of a `ContinualData`, one task an epoch.
+
+    Logs, with the prefix of the part evaluated on (`test/` or `val/`): `acc` (average accuracy of the tasks so far),
+    `forgetting`, `backward_transfer`, `forward_transfer`, `learning_accuracy`, `acc_agnostic` (the task id unknown),
+    `seconds` of the last task, and `kept_samples` and `kept_bytes` of the learner.
+
+    Args:
+        model, optimizer, scheduler, channels_last, compile: See `Task`. The learner's own recipe says how it is
+            trained; `optimizer` and `scheduler` must be None.
+        lr, lr_decay, batch_size, epochs: Values that replace those of the recipe; None keeps them.
+        agnostic: Evaluate without the task id after every task (`every`), after the last one (`last`), or `never`.
+        eval_batch_size: Images of one evaluation step.
+        class_names: Kept in the checkpoint.
+        preprocessing: Kept in the checkpoint.
+
+    Raises:
+        ValueError: The model is no continual learner, or an optimizer is given.
+    """
+
+    matrix: Tensor
+    matrix_agnostic: Tensor
+    untrained: Tensor
+    seconds: Tensor
+    kept_bytes: Tensor
+    kept_samples: Tensor
+
+    def __init__(
+        self,
+        model: dict[str, Any] | nn.Module,
+        optimizer: dict[str, Any] | None = None,
+        scheduler: dict[str, Any] | None = None,
+        *,
+        lr: PositiveFloat | None = None,
+        lr_decay: NonNegativeFloat | None = None,
+        batch_size: PositiveInt | None = None,
+        epochs: PositiveInt | None = None,
+        agnostic: Literal["every", "last", "never"] = "last",
+        eval_batch_size: PositiveInt = 256,
+        class_names: list[str] | None = None,
+        preprocessing: dict[str, Any] | None = None,
+        channels_last: bool = False,
+        compile: bool = False,
+    ) -> None:
+        if optimizer is not None or scheduler is not None:
+            raise ValueError("a continual learner has a recipe of its own: set optimizer and scheduler to none")
+        super().__init__(
+            model,
+            channels_last=channels_last,
+            compile=compile,
+            lr=lr,
+            lr_decay=lr_decay,
+            batch_size=batch_size,
+            epochs=epochs,
+            agnostic=agnostic,
+            eval_batch_size=eval_batch_size,
+            class_names=class_names,
+            preprocessing=preprocessing,
+        )
+        if not isinstance(self.model, ContinualLearner):
+            raise ValueError(f"{type(self.model).__name__} is no continual learner: it has no begin_task and end_task")
+        self.learner: ContinualLearner = self.model
+        given = {"lr": lr, "decay": lr_decay, "batch_size": batch_size, "epochs": epochs}
+        self.learner.recipe = replace(self.learner.recipe, **{k: v for k, v in given.items() if v is not None})
+        self.agnostic, self.eval_batch_size, self.class_names = agnostic, eval_batch_size, class_names
+        self.automatic_optimization = False
+        T = self.learner.tasks
+        for name, shape in (("matrix", (T, T)), ("matrix_agnostic", (T, T)), ("untrained", (T,)), ("seconds", (T,))):
+            self.register_buffer(name, torch.full(shape, torch.nan, dtype=torch.float64))
+        for name in ("kept_bytes", "kept_samples"):
+            self.register_buffer(name, torch.zeros(T, dtype=torch.long))
+
+    @property
+    def stream(self) -> Any:
+        """The stream of the data module."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not hasattr(data, "stream"):
+            raise ValueError("a continual learner needs a stream of tasks: use zoo.data.ContinualData")
+        return data.stream
+
+    @property
+    def part(self) -> str:
+        """Prefix of the metrics: what is evaluated on."""
+        return getattr(getattr(self.trainer, "datamodule", None), "evaluate_on", "test")
+
+    def configure_optimizers(self) -> Any:
+        parameters = [p for p in self.learner.parameters() if p.requires_grad]
+        return self.learner.optimizer() if parameters else None
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """The rate and the gradients of every step of every task would say little."""
+
+    def on_train_start(self) -> None:
+        if len(self.stream) > self.learner.tasks:
+            raise ValueError(f"the stream has {len(self.stream)} tasks, the model room for tasks={self.learner.tasks}")
+        if bool(self.untrained.isnan().all()):
+            for t in range(len(self.stream)):
+                self.untrained[t] = self.accuracy(t, None)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Learn the task of this epoch, and evaluate."""
+        t = self.current_epoch
+        x, y = self.stream[t].train
+        began = time.perf_counter()
+        self.learn(t, self.pixels(x), y.to(self.device))
+        self.seconds[t] = time.perf_counter() - began
+        kept = self.learner.kept()
+        self.kept_bytes[t], self.kept_samples[t] = kept["bytes"], kept["samples"]
+        self.evaluate(t)
+        for name, value in self.summary(t).items():
+            self.log(f"{self.part}/{name}", value, prog_bar=name == "acc")
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Bytes, or numbers, as inputs in [0, 1] on this device."""
+        images = images.to(self.device)
+        dtype = next((t.dtype for t in self.learner.parameters()), self.dtype)
+        return images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
+
+    def learn(self, t: int, x: Tensor, y: Tensor) -> None:
+        """Take the learner through one task by its recipe.
+
+        Raises:
+            TaskError: The task cannot be learnt.
+            NonFiniteLossError: A loss became NaN or infinite.
+        """
+        learner, recipe = self.learner, self.learner.recipe
+        images, labels = learner.begin_task(t, x, y)
+        optimizer: Any = self.optimizers()
+        if not recipe.keep_state:
+            optimizer.optimizer.state.clear()
+        for group in optimizer.optimizer.param_groups:
+            group["lr"] = recipe.rate(t)
+        learner.train()
+        optimizer.zero_grad()
+        for _ in range(recipe.epochs if len(labels) else 0):
+            order = torch.randperm(len(labels)).to(labels.device)
+            for chosen in order.split(recipe.batch_size):
+                losses = learner.losses(images[chosen], labels[chosen], t)
+                total = torch.stack([loss.float() for loss in losses.values()]).sum()
+                if not torch.isfinite(total):
+                    values = ", ".join(f"{name} = {float(value):g}" for name, value in losses.items())
+                    raise NonFiniteLossError(f"the loss is not finite in task {t}: {values}")
+                self.manual_backward(total)
+                optimizer.step()
+                optimizer.zero_grad()
+        if not len(labels):
+            optimizer.step()  # nothing moves; Lightning counts tasks by steps
+        learner.end_task(t, x, y)
+
+    # ---- evaluation ---------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def accuracy(self, j: int, task: int | None) -> float:
+        """Accuracy on the test images of task j, told the task id `task`."""
+        images, labels = self.stream.test_part(j)
+        training, learner = self.learner.training, self.learner.eval()
+        right = 0
+        for x, y in zip(images.split(self.eval_batch_size), labels.split(self.eval_batch_size), strict=True):
+            right += int((learner(self.pixels(x), task).argmax(-1) == y.to(self.device)).sum())
+        learner.train(training)
+        return right / len(labels)
+
+    def evaluate(self, t: int) -> None:
+        """Fill row t of both matrices."""
+        last = t + 1 == len(self.stream)
+        for j in range(t + 1):
+            self.matrix[t, j] = self.accuracy(j, j)
+            if self.agnostic == "every" or (self.agnostic == "last" and last):
+                self.matrix_agnostic[t, j] = self.accuracy(j, None)
+        if not last:
+            self.matrix_agnostic[t, t + 1] = self.accuracy(t + 1, None)
+
+    def summary(self, t: int) -> dict[str, float]:
+        """Every figure after task t."""
+        metrics = continual_metrics(self.matrix[: t + 1, : t + 1])
+        found = {"acc": metrics.pop("average_accuracy"), **metrics}
+        found["forward_transfer"] = forward_transfer(self.matrix_agnostic[: t + 1, : t + 1], self.untrained[: t + 1])
+        agnostic = self.matrix_agnostic[t, : t + 1]
+        if not bool(agnostic.isnan().any()):
+            found["acc_agnostic"] = float(agnostic.mean())
+        found |= {"seconds": float(self.seconds[t]), "kept_samples": float(self.kept_samples[t])}
+        return found | {"kept_bytes": float(self.kept_bytes[t])}
+
+    def predict_step(self, batch: Any, batch_idx: int, task: int | None = None) -> Tensor:
+        """Class probabilities (B, num_classes) of images, or of `(images, targets)`."""
+        x = batch[0] if isinstance(batch, (tuple, list)) else batch
+        return self.learner(self.pixels(x), task).float().softmax(-1)
