@@ -118,6 +118,8 @@ class LeastSquares:
         """
         if not ridge >= 0:
             raise ValueError(f"ridge={ridge} must not be negative")
+        if not self.rows:
+            raise ValueError("no rows were added")
         if ridge and output_covariance is not None:
             return self._generalised(ridge, output_covariance.double())
         if self._kept is not None:
@@ -176,14 +178,30 @@ class LeastSquares:
         U, _, Vh = torch.linalg.svd(PY[: self.features].mT, full_matrices=False)
         return Head(U @ Vh, PY.new_zeros(PY.shape[1]))
 
+    def scale(self) -> float:
+        """Mean of the diagonal of P^T P, the unit that a ridge is best given in."""
+        return float(self._moments()[0].diagonal()[: self.features].mean())
+
+    def residual(self, head: Head) -> float:
+        """Sum of the squared residuals of a head over all rows."""
+        if self._kept is not None:
+            P, Y = self._rows()
+            return float((Y - P @ self._matrix(head).mT).square().sum())
+        A = self._matrix(head)
+        PP, PY = self._moments()
+        return max(float(self._sums["YY"] - 2 * (A.mT * PY).sum() + ((A @ PP) * A).sum()), 0.0)
+
+    def _matrix(self, head: Head) -> Tensor:
+        A = head.weight.double()
+        return torch.cat([A, head.bias.double().unsqueeze(-1)], 1) if self.bias else A
+
     def gradient(self, head: Head, ridge: float = 0.0) -> Tensor:
         """Largest entry of the gradient of the mean squared error (and its ridge) at a head: 0 at the optimum."""
         PP, PY = self._moments()
-        A = head.weight.double()
+        A = self._matrix(head)
         penalty = ridge * A
         if self.bias:
-            A = torch.cat([A, head.bias.double().unsqueeze(-1)], 1)
-            penalty = torch.cat([penalty, torch.zeros_like(penalty[:, :1])], 1)
+            penalty[:, -1] = 0
         return ((A @ PP - PY.mT + penalty) * (2 / self.rows)).abs().max()
 
 

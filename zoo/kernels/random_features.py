@@ -19,6 +19,7 @@ Every draw comes from a generator of its own that is seeded by the caller; the g
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -573,6 +574,7 @@ class Series:
         return self.omega, self.cosine, self.sine
 
 
+@functools.cache
 def fourier_series(name: str, z_max: float = 3.2, harmonics: int = 3) -> Series:
     """Least-squares Fourier series of an activation with half period 1.6 z_max and a linear term.
 

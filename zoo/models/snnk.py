@@ -40,7 +40,7 @@ from zoo.kernels.random_features import (
     find_activation,
 )
 
-__all__ = ["SNNK", "SNNKFeedForward", "SNNKLinear", "Tower", "bundle", "solve_head"]
+__all__ = ["SNNK", "SNNKFeedForward", "SNNKLinear", "Tower", "bundle", "relative_ridge", "solve_head"]
 
 Method = Literal["lstsq", "map"]
 
@@ -154,7 +154,7 @@ class SNNKLinear(nn.Module):
             for x in [calibration] if isinstance(calibration, Tensor) else calibration:
                 x = x.to(**like)
                 system.add(features(x), function(linear(x).double()))
-        layer.load_head(_relative_ridge(system, ridge))
+        layer.load_head(relative_ridge(system, ridge))
         return layer
 
     @torch.no_grad()
@@ -188,9 +188,9 @@ class SNNKLinear(nn.Module):
         return f"{self.in_features} -> {self.features.out_features} -> {self.out_features}"
 
 
-def _relative_ridge(system: LeastSquares, ridge: float) -> Head:
-    PP, _ = system._moments()
-    return system.ridge(ridge * float(PP.diagonal()[: system.features].mean()))
+def relative_ridge(system: LeastSquares, ridge: float) -> Head:
+    """The head for a ridge in units of the mean squared size of a feature's column."""
+    return system.ridge(ridge * system.scale())
 
 
 class SNNKFeedForward(nn.Module):

@@ -1,0 +1,276 @@
+"""SNNK: speed of a folded layer, error of every feature map, and a perceptron in layers, bundled, in closed form."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.benchmarks.records import Records, markdown, mean_sd, put_section, surroundings
+from zoo.benchmarks.timing import interleaved_times
+from zoo.kernels.random_features import ExpFeatures, FeatureMap, OscillatoryFeatures, ReLUFeatures
+from zoo.models.snnk import SNNK, SNNKLinear
+
+__all__ = ["approximation", "mlp", "speed"]
+
+
+# ---- speed -------------------------------------------------------------------------------------------------
+
+
+class Original(nn.Module):
+    """The layer as first published: a full-size constant, scaling by steps, Psi on the features."""
+
+    def __init__(self, weight: Tensor, projection: Tensor) -> None:
+        super().__init__()
+        self.weight, self.projection = nn.Parameter(weight), projection
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d) -> (..., l)."""
+        z = torch.einsum("...d,md->...m", x, self.projection)
+        z = torch.maximum(z, torch.zeros(z.shape, dtype=z.dtype)) / math.sqrt(len(self.projection))
+        return z @ self.weight.t()
+
+
+def speed(folder: Path, rounds: int = 11) -> Iterator[str]:
+    """Dense 768 -> 3072 with GELU against SNNK layers, whole and folded into a second layer, on 2,048 tokens."""
+    d, hidden, n = 768, 3072, 2048
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(n, d, generator=draw)
+    dense, second = nn.Sequential(nn.Linear(d, hidden), nn.GELU()), nn.Linear(hidden, d)
+    functions: dict[str, nn.Module] = {"dense and GELU": dense, "dense, GELU, dense": nn.Sequential(dense, second)}
+    for m in (16, 64, 256, 512):
+        layer = SNNKLinear(ReLUFeatures(d, m, antithetic=True), hidden)
+        original = Original(layer.weight.detach().clone(), ReLUFeatures(d, m, bias=False).projection.matrix)
+        functions |= {f"original, m = {m}": original, f"layer, m = {m}": layer, f"folded, m = {m}": layer.fold(second)}
+    with torch.inference_mode():
+        times = interleaved_times({k: (lambda f=f: f(x)) for k, f in functions.items()}, rounds)
+
+    def ratio(slow: str, fast: str) -> str:
+        pairs = zip(times[slow].wall, times[fast].wall, strict=True)
+        return f"{statistics.median(a / b for a, b in pairs):.1f}"
+
+    rows = []
+    for name in functions:
+        wall, cpu = (statistics.median(v) * 1e3 for v in (times[name].wall, times[name].cpu))
+        network = ratio("dense, GELU, dense", name) if name.startswith(("folded", "dense, GELU, d")) else ""
+        rows.append([name, f"{wall:.1f}", f"{cpu:.1f}", ratio("dense and GELU", name), network])
+    table = markdown(["layer", "ms", "CPU ms", "times as fast as dense and GELU", "as the whole network"], rows)
+    put_section(folder.parent / "RESULTS.md", "snnk speed", f"""
+## SNNK: speed of a layer
+
+`python -m zoo benchmark snnk speed`. Width {d}, hidden {hidden}, {n} tokens, float32, inference; medians of {rounds}
+interleaved calls, the feature map included; ratios on the clock. A folded layer has taken in the next linear layer
+({hidden} to {d}), so that it does the work of the whole network. {surroundings()}.
+
+{table}
+""")  # fmt: skip
+    yield table
+
+
+# ---- approximation -----------------------------------------------------------------------------------------
+
+WIDTHS = (16, 64, 256, 1024, 4096)
+#: Name -> map of (d, m, seed).
+MAPS: dict[str, Callable[..., FeatureMap]] = {
+    "relu map": lambda d, m, **o: ReLUFeatures(d, m, **o),
+    "step map": lambda d, m, **o: ReLUFeatures(d, m, order=0, **o),
+    "exp": lambda d, m, **o: ExpFeatures(d, m, **o),
+    **{
+        name: (lambda d, m, name=name, **o: OscillatoryFeatures(d, m, name, **o))
+        for name in ("cos", "sin", "gaussian", "tanh", "sigmoid", "softplus", "erf", "gelu", "silu")
+    },
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "iid": {"projection": "iid"},
+    "orthogonal": {"projection": "orthogonal"},
+    "orthogonal, antithetic": {"projection": "orthogonal", "antithetic": True},
+    "hadamard": {"projection": "hadamard"},
+}
+
+
+def approximation(folder: Path) -> Iterator[str]:
+    """Error of every map against its width, with the theory's line: a table and a picture."""
+    d, draws = 64, 8
+    records = Records(folder / "snnk_approximation.csv", ["map", "projection", "m"], ["error", "theory"])
+    generator = torch.Generator().manual_seed(0)
+    x = F.normalize(torch.randn(100, d, generator=generator, dtype=torch.float64), dim=1)
+    w = F.normalize(torch.randn(50, d, generator=generator, dtype=torch.float64), dim=1)
+    for name, build in MAPS.items():
+        for kind, options in KINDS.items():
+            for m in WIDTHS:
+                if {"map": name, "projection": kind, "m": m} in records:
+                    continue
+                errors = []
+                for seed in range(draws):
+                    features = build(d, m, seed=seed, dtype=torch.float64, bias=False, **options)
+                    truth = features.expectation(x, w)
+                    errors.append(float((features(x) @ features.encode(w).mT - truth).square().mean()))
+                theory = math.sqrt(float(features.variance(x, w).mean()))
+                row = {"map": name, "projection": kind, "m": m, "error": math.sqrt(statistics.fmean(errors))}
+                records.add({**row, "theory": theory})
+        yield f"{name}: done"
+    picture = folder / "snnk_approximation.png"
+    _draw(records, picture)
+    rows = [
+        [name, *(f"{records.numbers('error', map=name, projection='iid', m=m)[0]:.4f}" for m in WIDTHS),
+         f"{records.numbers('theory', map=name, projection='iid', m=256)[0]:.4f}",
+         *(f"{records.numbers('error', map=name, projection=k, m=256)[0]:.4f}" for k in list(KINDS)[1:])]
+        for name in MAPS
+    ]  # fmt: skip
+    header = ["kernel", *(f"iid, m = {m}" for m in WIDTHS), "theory, 256", *(f"{k}, 256" for k in list(KINDS)[1:])]
+    table = markdown(header, rows)
+    put_section(folder.parent / "RESULTS.md", "snnk approximation", f"""
+## SNNK: point-wise error of the feature maps
+
+`python -m zoo benchmark snnk approximation`. Root mean square of estimate minus closed form, unit vectors in {d}
+dimensions, {draws} draws; m projections are m real features for the ReLU and exp maps and 2 m for the others. The
+picture, with the theory's line for independent projections, is `results/{picture.name}`.
+
+![error against width](results/{picture.name})
+
+{table}
+""")  # fmt: skip
+    yield table
+
+
+def _draw(records: Records, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    for ax, name in zip(figure.subplots(3, 4, sharex=True).flat, MAPS, strict=True):
+        for kind, mark in zip(KINDS, "os^d", strict=True):
+            errors = [records.numbers("error", map=name, projection=kind, m=m)[0] for m in WIDTHS]
+            ax.loglog(WIDTHS, errors, marker=mark, markersize=4, linewidth=1, label=kind)
+        theory = [records.numbers("theory", map=name, projection="iid", m=m)[0] for m in WIDTHS]
+        ax.loglog(WIDTHS, theory, color="black", linestyle="--", linewidth=1, label="theory, iid")
+        ax.set_title(name, fontsize=10)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(fontsize=7)
+    figure.supxlabel("random projections m")
+    figure.supylabel("root mean square error")
+    figure.savefig(path, dpi=110)
+
+
+# ---- a perceptron ------------------------------------------------------------------------------------------
+
+HIDDEN, EPOCHS, SEEDS, RATES = 256, 15, (0, 1, 2), (1e-3, 4e-3)
+
+
+def plain(seed: int) -> nn.Module:
+    """The usual perceptron with two hidden layers."""
+    layers = [nn.Linear(784, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 10)]
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+#: Name -> network of a seed, and whether the head is solved.
+NETWORKS: dict[str, tuple[Callable[[int], nn.Module], bool]] = {
+    "plain, 784-256-256-10": (plain, False),
+    "SNNK layers, m = 256, 256": (lambda s: _snnk(s, (256, 256)), False),
+    "SNNK layers, m = 512, 512": (lambda s: _snnk(s, (512, 512)), False),
+    "bundled, m = 512, Adam": (lambda s: _snnk(s, (512,), bundled=True), False),
+    "bundled, m = 512, closed form": (lambda s: _snnk(s, (512,), bundled=True), True),
+    "bundled, m = 2048, closed form": (lambda s: _snnk(s, (2048,), bundled=True), True),
+    "fully bundled, m = 1024, 2048, closed form": (lambda s: _snnk(s, (1024, 2048), bundled=True), True),
+}
+
+
+def _snnk(seed: int, m: tuple[int, ...], **options: Any) -> SNNK:
+    return SNNK(1, 10, (HIDDEN,) * len(m), m, img_size=28, antithetic=True, seed=1000 * seed, **options)
+
+
+def mlp(folder: Path) -> Iterator[str]:
+    """A perceptron on 5,000 MNIST digits: plain, SNNK, bundled, and fully bundled with its optimum in closed form."""
+    from zoo.data.image import Mnist5k
+
+    records = Records(
+        folder / "snnk_mlp.csv", ["network", "rate", "seed"], ["parameters", "validation", "test", "cpu_seconds"]
+    )
+    data = Mnist5k(augment=False)
+    data.prepare_data()
+    data.setup()
+    parts = {p: _arrays(data, p) for p in ("train", "val", "test")}
+    rows = []
+    for name, (build, closed) in NETWORKS.items():
+        best = 0.0
+        for rate in (0.0,) if closed else RATES:
+            yield from _measured(records, parts, name, build, rate, SEEDS[0])
+        if not closed:
+            best = max(RATES, key=lambda r: records.numbers("validation", network=name, rate=r, seed=SEEDS[0])[0])
+        for seed in SEEDS:
+            yield from _measured(records, parts, name, build, best, seed)
+        chosen = {"network": name, "rate": best}
+        rows.append([name, f"{int(records.numbers('parameters', **chosen)[0]):,}",
+                     mean_sd(records.numbers("test", **chosen)),
+                     f"{statistics.median(records.numbers('cpu_seconds', **chosen)):.2f}"])  # fmt: skip
+    table = markdown(["network", "trained parameters", "test accuracy, mean (sd)", "CPU seconds to fit"], rows)
+    put_section(folder.parent / "RESULTS.md", "snnk mlp", f"""
+## SNNK: a perceptron on MNIST digits
+
+`python -m zoo benchmark snnk mlp`. 3,600 digits to train, 400 to choose between two learning rates, 1,000 to test;
+{len(SEEDS)} seeds; Adam for {EPOCHS} epochs without augmentation, or least squares on one-hot targets with the ridge of
+smallest leave-one-out error. {surroundings()}.
+
+{table}
+""")  # fmt: skip
+    yield table
+
+
+def _arrays(data: Any, part: str) -> tuple[Tensor, Tensor]:
+    dataset = data.datasets[part]
+    x, y = dataset.batch(range(len(dataset)))
+    return x.float(), y
+
+
+def _measured(
+    records: Records,
+    parts: dict[str, tuple[Tensor, Tensor]],
+    name: str,
+    build: Callable[[int], nn.Module],
+    rate: float,
+    seed: int,
+) -> Iterator[str]:
+    key = {"network": name, "rate": rate, "seed": seed}
+    if key in records:
+        return
+    torch.manual_seed(seed)
+    model = build(seed)
+    X, y = parts["train"]
+    start = time.process_time()
+    if rate:
+        _adam(model, X, y, rate, seed)
+        parameters = sum(p.numel() for p in model.parameters())
+    else:
+        assert isinstance(model, SNNK)
+        model.solve(list(zip(X.split(512), y.split(512), strict=True)))
+        parameters = sum(p.numel() for p in model.head.parameters())
+    spent = time.process_time() - start
+    model.eval()
+    with torch.no_grad():
+        found = {p: float((model(parts[p][0]).argmax(-1) == parts[p][1]).double().mean()) for p in ("val", "test")}
+    row = {**key, "parameters": parameters, "validation": found["val"], "test": found["test"], "cpu_seconds": spent}
+    records.add(row)
+    yield f"{name}, rate {rate:g}, seed {seed}: validation {found['val']:.3f} ({spent:.1f} s)"
+
+
+def _adam(model: nn.Module, X: Tensor, y: Tensor, rate: float, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, rate, weight_decay=0.01)
+    total = EPOCHS * math.ceil(len(X) / 64)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / (0.1 * total), 1 - s / total))
+    model.train()
+    for _ in range(EPOCHS):
+        for rows in torch.randperm(len(X), generator=draw).split(64):
+            optimizer.zero_grad()
+            F.cross_entropy(model(X[rows]), y[rows]).backward()
+            optimizer.step()
+            schedule.step()
