@@ -4,6 +4,8 @@ timm's tests (in its source distribution, not in the wheel) build their paramete
 `timm.list_models` while they are imported. A plugin named on the command line is imported earlier, so it can
 narrow that function to our models.
 
+Models of sounds, clips, points and series are left out: their inputs are no images of a free size.
+
 Two of the suite's lists are hard-coded names of timm's: models without spatial features, and modules that have
 `forward_intermediates()`. Ours are added: the former have no `pool_size` in their configuration.
 
@@ -22,10 +24,17 @@ import timm
 
 importlib.import_module("zoo.models")  # registers them
 
-OURS = {
-    name for name in timm.list_models() if timm.model_entrypoint(name).__module__.split(".")[:2] == ["zoo", "models"]
-}
 all_models = timm.list_models
+
+
+def takes_images(name: str) -> bool:
+    """Whether the suite can make an input: a map (`pool_size` is known), or an array of one fixed size."""
+    cfg = timm.get_pretrained_cfg(name)
+    ours = timm.model_entrypoint(name).__module__.split(".")[:2] == ["zoo", "models"]
+    return ours and (cfg is None or cfg.pool_size is not None or bool(cfg.fixed_input_size))
+
+
+OURS = {name for name in all_models() if takes_images(name)}
 
 
 def has_intermediates(name: str) -> bool:

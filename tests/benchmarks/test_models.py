@@ -14,7 +14,14 @@ from zoo.cli import main
 from zoo.models.deploy import to_deploy
 from zoo.models.registry import create_model
 
-ZOO_KINDS = {"DepthwiseConv2d", "DilatedReparamBlock", "SqueezeExcite", "GlobalResponseNorm", "UniRepLKNetBlock"}
+ZOO_KINDS = {
+    "DepthwiseConv2d",
+    "DilatedReparamBlock",
+    "SqueezeExcite",
+    "GlobalResponseNorm",
+    "LayerNorm2d",
+    "UniRepLKNetBlock",
+}
 
 
 @pytest.mark.parametrize("deploy", [False, True])
@@ -60,7 +67,8 @@ def test_inference_is_measured_told_and_kept(tmp_path: Path) -> None:
     assert all(row["times"] == "" for row in rows if row["model"] == "test_convnext")
     table = (tmp_path / "RESULTS.md").read_text()
     assert "zoo deploy" in table
-    assert "python -m zoo benchmark models inference" in table
+    options = "--models test_unireplknet test_convnext --rounds 2 --batch 2 --size 32 --threads 1 2"
+    assert f"`python -m zoo benchmark models inference {options}`" in table
     assert "2 rounds" in lines[-1]
 
 

@@ -252,8 +252,11 @@ def _measure(
             yield "  ".join(f"{cell:>{width}}" for cell, width in zip(rows[-1], WIDTHS, strict=True))
     title = {"inference": "forward pass", "training": "training step (forward, loss, backward)"}[name]
     models = " ".join(dict.fromkeys(cell.model for cell in cells))
+    options = f"--models {models} --rounds {rounds} --batch {len(images)} --size {images.shape[-1]}"
+    options += f" --threads {' '.join(map(str, threads))}" if threads else ""
+    options += " --compile" if any(cell.compiled for cell in cells) else ""
     text = (
-        f"## {models.replace(' ', ', ')}: {title}\n\n`python -m zoo benchmark models {name} --models {models}`\n\n"
+        f"## {models.replace(' ', ', ')}: {title}\n\n`python -m zoo benchmark models {name} {options}`\n\n"
         f"float32, batch {len(images)}, {images.shape[-1]} x {images.shape[-1]}, {images.device.type}; {rounds} "
         "interleaved rounds. Milliseconds an image: median on the clock [quartiles], and CPU time summed over threads. "
         f"Times: against the plain form in its better layout, median over rounds. {machine}.\n\n"
