@@ -431,11 +431,20 @@ class SNNK(nn.Module):
     @torch.jit.ignore
     @torch.no_grad()
     def initialize(self, X: Tensor, y: Tensor | None = None, **_: Any) -> None:
-        """Standardise the inputs by the training rows (n, ...)."""
+        """Standardise the inputs by the training rows (n, ...); a bundled network with targets gets its optimal head.
+
+        Args:
+            X: All training rows.
+            y: Their class indices, or values (n,) for one output.
+            **_: What a task passes to every family.
+        """
         rows = X.flatten(1).double()
         self.input_mean.copy_(rows.mean(0))
         scale = rows.std(0, correction=0)
         self.input_scale.copy_(torch.where(scale > 1e-6 * rows.abs().amax(0).clamp_min(1e-12), scale, 1.0))
+        if self.bundled and y is not None and self.num_classes:
+            values = self.num_classes == 1
+            self.solve([(X.to(self.input_mean), y.to(self.input_mean) if values else y)])
 
     @torch.jit.ignore
     def solve(
