@@ -130,7 +130,7 @@ def speed(folder: Path, batch: int = 16, threads: Sequence[int] = (2,), rounds: 
 
 
 def _check_gradients() -> None:
-    """Gradients of plain and zoo form, relative to the largest of each tensor's kind, in float64 where they are exact."""
+    """Compare the gradients of plain and zoo form in float64, relative to the largest."""
     x, y = images(2)
     gradients = []
     for form in ("plain", "zoo"):

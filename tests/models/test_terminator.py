@@ -1,0 +1,384 @@
+"""Terminator: what it promises beyond the golden files."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import zoo
+from zoo.benchmarks.terminator_plain import PlainTerminator
+from zoo.kernels import hyperzzw as ops
+from zoo.models import to_deploy
+from zoo.models.terminator import Terminator
+from zoo.tasks.kar import Kar2, Kar3
+
+AS_PUBLISHED = {"standardise_eval": "batch", "local_context": "batch"}
+
+
+def tiny(**kwargs: Any) -> Terminator:
+    torch.manual_seed(0)
+    return zoo.create_model("test_terminator", **kwargs)  # type: ignore[return-value]
+
+
+def batch(count: int = 4, seed: int = 1) -> Tensor:
+    return torch.randn(count, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
+
+
+def trained(model: Terminator) -> Terminator:
+    """With running statistics that say something."""
+    with torch.no_grad():
+        for seed in range(3):
+            model.train()(batch(8, seed))
+    return model.eval()
+
+
+# ---- sizes and forms ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("terminator_cifar10", 1_336_855),
+        ("terminator_cifar100", 1_362_865),
+        ("terminator_mnist", 1_331_031),
+        ("terminator_stl10", 1_500_695),
+        ("terminator_scifar10", 1_332_251),
+        ("terminator_smnist", 1_326_427),
+        ("terminator_pmnist", 1_326_427),
+    ],
+)
+def test_parameter_counts(name: str, count: int) -> None:
+    model = zoo.create_model(name, device="meta")
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+def test_paper_preset_has_nine_branches_and_no_earlier_outputs() -> None:
+    model = zoo.create_model("terminator_paper", device="meta")
+    for block in model.blocks:
+        assert block.bottleneck.in_features == 9 * block.dim
+        assert [net.points for net in block.local_nets] == [5, 7, 9]
+    assert model.reuse == [[]] * 5
+
+
+@pytest.mark.parametrize("layout", ["code", "paper"])
+def test_equals_the_plain_form_with_gradients(layout: str) -> None:
+    if layout == "paper":  # the plain form knows the released branches only: the preset must still run
+        model = tiny(layout="paper", reuse=((), (), ()), **AS_PUBLISHED).double()
+        assert model(batch(2).double()).isfinite().all()
+        return
+    model = tiny(**AS_PUBLISHED).double()
+    plain = PlainTerminator(copy.deepcopy(model))
+    results = []
+    for form in (model, plain):
+        logits = form(batch().double())
+        total = F.cross_entropy(logits, torch.arange(4)) + sum(form.aux_losses().values())
+        total.backward()
+        results.append([logits, total, *(p.grad for p in form.parameters())])
+    for own, other in zip(*results, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-12)
+
+
+def test_initial_scale_is_that_of_the_released_network() -> None:
+    """Bands that hold for every seed."""
+    torch.manual_seed(3)
+    model = zoo.create_model("terminator_cifar10").eval()
+    with torch.no_grad():
+        x = torch.randn(2, 3, 32, 32)
+        for kernel in model.global_kernels():
+            assert 0.024 < kernel.std() < 0.036
+        for out in model.block_maps(x)[1:]:
+            assert 0.17 < out.mean() < 0.33
+            assert 0.5 < out.std() < 0.7
+        losses = model.train().aux_losses()
+    assert 0.0165 < losses["slow_loss"] < 0.0185
+    assert 0.0150 < losses["norm_penalty"] < 0.0158
+
+
+def test_initialisation_is_not_applied_again_by_loading() -> None:
+    model, other = tiny(**AS_PUBLISHED).eval(), zoo.create_model("test_terminator", **AS_PUBLISHED).eval()
+    first = model(batch())
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    other(batch())
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(other(batch()), first)
+    assert torch.equal(model(batch()), first)
+
+
+# ---- one image and its batch -------------------------------------------------------------------------------
+
+
+def test_published_statistics_make_predictions_depend_on_the_batch() -> None:
+    model, x = tiny(**AS_PUBLISHED).double().eval(), batch().double()
+    out, order = model(x), torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(model(x[order]), out[order], rtol=0, atol=1e-12)
+    assert (model(x[:2]) - out[:2]).abs().max() > 1e-4
+    assert model.batch_dependent
+
+
+@pytest.mark.parametrize("context", ["running", "sample"])
+def test_options_make_them_independent(context: str) -> None:
+    model = trained(tiny(local_context=context)).double()
+    x = batch().double()
+    alone = torch.cat([model(image[None]) for image in x])
+    torch.testing.assert_close(model(x), alone, rtol=0, atol=1e-12)
+    assert not model.batch_dependent
+
+
+def test_a_batch_of_one_trains() -> None:
+    model = tiny(**AS_PUBLISHED).train()
+    out = model(batch(1))
+    assert out.shape == (1, 10)
+    out.sum().backward()
+
+
+def test_context_by_sample_of_equal_samples_is_that_of_the_batch() -> None:
+    x = batch(1).double().expand(3, -1, -1, -1)
+    a = tiny(standardise_eval="batch", local_context="sample").double()
+    b = tiny(**AS_PUBLISHED).double()
+    b.load_state_dict(a.state_dict())
+    torch.testing.assert_close(a(x), b(x), rtol=0, atol=1e-11)
+
+
+# ---- deploy form -------------------------------------------------------------------------------------------
+
+
+def nets(model: nn.Module) -> list[ops.SlowNet]:
+    return [m for m in model.modules() if isinstance(m, ops.SlowNet)]
+
+
+def test_deploy_form_computes_kernels_once() -> None:
+    model = trained(tiny())
+    merged = to_deploy(model)
+    with torch.no_grad():
+        expected = model(batch())
+        for net in nets(merged):
+            net._kernel = lambda: pytest.fail("a kept kernel was computed again")  # type: ignore[method-assign]
+        assert torch.equal(merged(batch()), expected)
+
+
+def test_published_context_is_never_kept() -> None:
+    merged = to_deploy(tiny(**AS_PUBLISHED).eval())
+    assert all((net.kept is None) == isinstance(net, ops.LocalSlowNet) for net in nets(merged))
+
+
+def test_kept_kernels_are_dropped_by_any_change() -> None:
+    model = to_deploy(trained(tiny()))
+    other = trained(tiny(omega_0=1.0))
+
+    def check() -> None:
+        fresh = tiny().eval().to(next(model.parameters()).dtype)
+        fresh.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            x = batch().to(next(model.parameters()).dtype)
+            assert torch.equal(model(x), fresh(x))
+
+    check()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model(batch()).square().sum().backward()
+    optimizer.step()
+    check()
+    model.load_state_dict(other.state_dict())
+    check()
+    with torch.no_grad():
+        model.train()(batch(8))
+    model.eval()
+    check()
+    with torch.no_grad():
+        model.blocks[0].global_net.out.weight.mul_(2)
+    check()
+    model.double()
+    check()
+    assert all(net.kept is not None for net in nets(model))
+
+
+def test_deploy_form_still_has_exact_gradients() -> None:
+    model, merged = (form.double() for form in (trained(tiny()), to_deploy(trained(tiny()))))
+    for form in (model, merged):
+        form(batch().double()).square().sum().backward()
+    for a, b in zip(model.parameters(), merged.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12)
+
+
+# ---- precision and memory order ----------------------------------------------------------------------------
+
+
+def test_half_precision_leaves_the_slow_networks_in_float32() -> None:
+    model = trained(tiny())
+    expected = model(batch())
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    for net, original in zip(nets(half), nets(model), strict=True):
+        assert all(p.dtype == torch.float32 for p in net.parameters())
+        assert all(torch.equal(p, q) for p, q in zip(net.parameters(), original.parameters(), strict=True))
+    assert half.head.weight.dtype == torch.bfloat16
+    assert half(batch().bfloat16()).dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        kernels = model.global_kernels()
+        out = model(batch())
+    assert all(k.dtype == torch.float32 for k in kernels)
+    assert all(torch.equal(a, b) for a, b in zip(kernels, model.global_kernels(), strict=True))
+    assert (out.float() - expected).abs().max() < 0.1
+    assert zoo.create_model("test_terminator", dtype=torch.float16).blocks[0].hci_net.out.weight.dtype == torch.float32
+
+
+def test_memory_order_of_the_local_branches() -> None:
+    """One step out of channels_last would cost the gain of all of them."""
+    model, seen = tiny().train(), []
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and "local" in _name(model, module):
+            module.register_forward_hook(lambda m, args, out: seen.append((args[0], out)))
+    model(batch())
+    assert len(seen) == 12
+    for x, out in seen:
+        assert x.is_contiguous(memory_format=torch.channels_last)
+        assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def _name(model: nn.Module, module: nn.Module) -> str:
+    return next(name for name, m in model.named_modules() if m is module)
+
+
+def test_mix_channels_gradients_keep_the_order_of_their_part() -> None:
+    parts = [torch.randn(2, 4, 3, 5), torch.randn(2, 6, 3, 5).contiguous(memory_format=torch.channels_last)]
+    weights, bias = [torch.randn(8, 4), torch.randn(8, 6)], torch.randn(8)
+    leaves = [t.double().requires_grad_() for t in (*parts, *weights, bias)]
+    assert torch.autograd.gradcheck(lambda a, b, v, w, c: ops.mix_channels([a, b], [v, w], c), leaves)
+    out = ops.mix_channels(leaves[:2], leaves[2:4], leaves[4])
+    want = F.conv2d(torch.cat(leaves[:2], 1), torch.cat(leaves[2:4], 1)[..., None, None], leaves[4])
+    torch.testing.assert_close(out, want)
+    plain, last = torch.autograd.grad(out.square().sum(), leaves[:2])
+    assert plain.is_contiguous()
+    assert last.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_long_convolutions_under_autocast_and_in_half() -> None:
+    kernel, z = (torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    loops = torch.stack([sum(kernel[..., s] * z[..., t - s] for s in range(t + 1)) for t in range(50)], -1)
+    torch.testing.assert_close(ops.causal_conv(kernel, z), loops, rtol=1e-4, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ops.causal_conv(kernel, z), ops.causal_conv(kernel, z.clone()))
+        torch.testing.assert_close(ops.causal_conv(kernel, z), loops, rtol=1e-4, atol=1e-5)
+    half = ops.same_conv(kernel.bfloat16(), z.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), ops.same_conv(kernel, z), rtol=0.1, atol=0.1)
+
+
+# ---- sequences ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("global_1d", ["causal_conv", "same_conv", "fold"])
+@pytest.mark.parametrize("local_causal", [False, True])
+def test_sequences(global_1d: str, local_causal: bool) -> None:
+    model = tiny(ndim=1, global_1d=global_1d, local_causal=local_causal).eval()
+    x = batch(2)
+    torch.testing.assert_close(model(x), model(x.flatten(2)), rtol=0, atol=0)
+    assert model.forward_features(x).shape == (2, 24, 12, 12)
+    assert model.forward_features(x.flatten(2)).shape == (2, 24, 144)
+
+
+def test_pixels_in_a_random_order() -> None:
+    plain, permuted = tiny(ndim=1).eval(), tiny(ndim=1, permute_seed=5).eval()
+    plain.load_state_dict(permuted.state_dict(), strict=False)
+    x = batch(2).flatten(2)
+    assert sorted(permuted.pixel_order.tolist()) == list(range(144))
+    torch.testing.assert_close(permuted(x), plain(x[..., permuted.pixel_order]), rtol=0, atol=1e-6)
+    features = permuted.forward_features(x)
+    torch.testing.assert_close(
+        features[..., permuted.pixel_order], plain.forward_features(x[..., permuted.pixel_order])
+    )
+
+
+# ---- losses and optimizers ---------------------------------------------------------------------------------
+
+
+def test_slow_loss_of_copies_is_zero() -> None:
+    kernel = torch.randn(1, 3, 4, 4)
+    assert ops.slow_loss([kernel, kernel.repeat(1, 4, 1, 1), kernel.repeat(1, 8, 1, 1)]) == 0
+    assert ops.slow_loss([kernel, kernel.flip(1)], "channel_sum") < 1e-10
+
+
+def test_losses_of_the_last_pass_and_without_one_agree() -> None:
+    model = tiny().train()
+    model(batch())
+    copy.deepcopy(model)  # the remembered kernels have a graph, which cannot be copied
+    first, second = model.aux_losses(), model.aux_losses()
+    assert set(first) == {"slow_loss", "norm_penalty"}
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=0)
+    assert tiny(slow_loss="none", norm_penalty=0.0).aux_losses() == {}
+
+
+def test_parameters_before_a_standardisation_get_no_gradient() -> None:
+    model = tiny(**AS_PUBLISHED).double().train()
+    model(batch().double()).square().sum().backward()
+    dead = ("bottleneck.bias", "mixer.bias", "local_mix.", "local_bias.", "rgu_fast.y.bias", "rgu_slow.y.bias")
+    for block in model.blocks:
+        for name, p in block.named_parameters():
+            zero = name.startswith(dead) and (name.endswith("bias") or "local_bias" in name)
+            assert (p.grad.norm() < 1e-13) == zero, name
+
+
+def test_kar_refuses_nonsense() -> None:
+    p = [nn.Parameter(torch.ones(2))]
+    with pytest.raises(ValueError, match="two averages"):
+        Kar3(p, betas=(0.9,))
+    with pytest.raises(ValueError, match="one average"):
+        Kar2(p, betas=(0.5, 0.9))
+    with pytest.raises(ValueError, match=r"\[0, 1\)"):
+        Kar3(p, betas=(0.5, 1.0))
+    with pytest.raises(ValueError, match="positive"):
+        Kar3(p, lr=0)
+    optimizer = Kar3(p, lr=0.1, weight_decay=1.0)
+    p[0].grad = torch.tensor([2.0, 0.0])
+    optimizer.step()
+    torch.testing.assert_close(p[0].data, torch.tensor([0.8, 0.9]))
+
+
+# ---- bad input ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 12, 13), (2, 3, 13, 13), (2, 1, 12, 12), (3, 12, 12), (2, 3, 144)])
+def test_wrong_inputs_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"images \(batch, 3, 12, 12\) only"):
+        tiny()(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dims": (12, 30)}, "multiples of 12"),
+        ({"dims": (24, 36), "reuse": ((), ())}, "multiple of the one before"),
+        ({"dims": (12, 24, 24), "reuse": ((), (), (2,))}, "cannot see block 2"),
+        ({"img_size": (12, 14)}, "square"),
+        ({"img_size": 1}, "square"),
+        ({"local_sizes": (3, 4, 5, 7)}, "odd"),
+        ({"local_sizes": (3, 5)}, "4 odd"),
+        ({"layout": "figure"}, "'code', 'paper'"),
+        ({"layout": "paper"}, "no room"),
+        ({"ndim": 1, "seq_len": 140, "global_1d": "fold"}, "cannot be folded"),
+        ({"seq_len": 100}, "ndim=1"),
+        ({"permute_seed": 1}, "ndim=1"),
+        ({"ndim": 3}, "ndim"),
+        ({"slow_loss": "mse"}, "'tile'"),
+        ({"hidden": {"globl": 3}}, "did you mean"),
+        ({"layers": {"global": (2,)}}, "each of 3 blocks"),
+        ({"layers": {"local": 0}}, "positive"),
+        ({"local_context": "self"}, "'sample'"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny(**options)
+
+
+def test_channels_of_any_number_come_in() -> None:
+    model = tiny(in_chans=5).train()
+    assert model(torch.randn(2, 5, 12, 12)).shape == (2, 10)
+    assert model.aux_losses()["slow_loss"].isfinite()
