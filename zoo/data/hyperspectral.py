@@ -109,7 +109,7 @@ class IndianPines(ImageDataModule):
         self,
         root: str | Path | None = None,
         download: bool = True,
-        patch: PositiveInt = 7,
+        patch: PositiveInt = 5,
         split: Literal["random", "blocks"] = "random",
         block: PositiveInt = 12,
         val_fraction: Share = 0.1,
