@@ -43,7 +43,9 @@ def has_intermediates(name: str) -> bool:
     return any(hasattr(value, "forward_intermediates") for value in own)
 
 
-FLAT = [name for name in OURS if timm.get_pretrained_cfg(name).pool_size is None]
+# a shipped weight for images of its own size does not say its map's either
+TAGGED = [name for name in all_models(include_tags=True) if name.split(".")[0] in OURS]
+FLAT = [name for name in {*OURS, *TAGGED} if timm.get_pretrained_cfg(name).pool_size is None]
 STAGED = sorted({timm.model_entrypoint(name).__module__.split(".")[-1] for name in OURS if has_intermediates(name)})
 
 

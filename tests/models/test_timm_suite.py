@@ -14,7 +14,8 @@ import timm
 from zoo.models.registry import list_models
 
 PLUGIN = Path(__file__).parents[1]
-RUN_IN_FULL = " or ".join([*list_models("test_*"), "unireplknet_z"])
+SPATIAL = [name for name in list_models("test_*") if timm.get_pretrained_cfg(name).pool_size]
+RUN_IN_FULL = " or ".join([*SPATIAL, "test_grbf", "unireplknet_z"])
 
 
 @pytest.fixture(scope="module")
