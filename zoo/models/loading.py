@@ -14,7 +14,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -166,6 +166,7 @@ def load_state(
     *,
     strict: Strict = True,
     adapt_input: bool = False,
+    surplus: bool = False,
     origin: str = "the state dict",
 ) -> None:
     """Load a checkpoint's weights into a model; on any error the model is as it was.
@@ -178,6 +179,7 @@ def load_state(
         strict: True: every name and shape must fit. `"backbone"`: the classifier is left as it is, everything
             else must fit. False: load what fits and log the rest.
         adapt_input: Fit the first layer to another number of input channels.
+        surplus: The file may hold more than the model, whose last layers were cut off.
         origin: What to call the checkpoint in messages.
 
     Raises:
@@ -200,6 +202,9 @@ def load_state(
             state, fit = merged_state, merged_fit
     if strict == "backbone":
         fit = fit.outside(heads)
+    if surplus:
+        state = {k: v for k, v in state.items() if k not in fit.unexpected}
+        fit = replace(fit, unexpected=[])
     if strict and not fit.complete:
         raise CheckpointError(_explain(fit, heads, model, state, origin))
     _check_kinds(model, state, origin)

@@ -19,6 +19,7 @@ from typing import Any
 
 import timm
 from timm.models import get_pretrained_cfg, model_entrypoint
+from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from zoo.files import RECORDS, CheckpointError, fetch_hub, fetch_url, locate, read_checkpoint, read_config
@@ -234,9 +235,13 @@ def _load_pretrained(model: nn.Module, source: str, name: str) -> None:
     cfg = model.pretrained_cfg
     assert isinstance(cfg, dict)
     path = _pretrained_path(cfg, source, name)
+    state = read_checkpoint(path)
+    if isinstance(model, FeatureGetterNet):  # a whole model inside, less its last layers
+        load_state(model.model, state, adapt_input=True, surplus=True, origin=str(path))
+        return
     same = cfg.get("num_classes") == getattr(model, "num_classes", cfg.get("num_classes"))
     strict: Strict = True if same else "backbone"
-    load_state(model, read_checkpoint(path), strict=strict, adapt_input=True, origin=str(path))
+    load_state(model, state, strict=strict, adapt_input=True, origin=str(path))
 
 
 def _pretrained_path(cfg: dict[str, Any], source: str, name: str) -> Path:
