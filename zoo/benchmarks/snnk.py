@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import time
@@ -50,7 +51,7 @@ def speed(folder: Path, rounds: int = 11) -> Iterator[str]:
         original = Original(layer.weight.detach().clone(), ReLUFeatures(d, m, bias=False).projection.matrix)
         functions |= {f"original, m = {m}": original, f"layer, m = {m}": layer, f"folded, m = {m}": layer.fold(second)}
     with torch.inference_mode():
-        times = interleaved_times({k: (lambda f=f: f(x)) for k, f in functions.items()}, rounds)
+        times = interleaved_times({k: functools.partial(f, x) for k, f in functions.items()}, rounds)
 
     def ratio(slow: str, fast: str) -> str:
         pairs = zip(times[slow].wall, times[fast].wall, strict=True)

@@ -24,6 +24,7 @@ __all__ = [
     "Digits",
     "EpochBatches",
     "FashionMnist",
+    "FoodReviews",
     "Forecast",
     "ImageDataModule",
     "ImageFolder",
@@ -54,6 +55,7 @@ _HOME = {
     "Digits": "image",
     "EpochBatches": "sampling",
     "FashionMnist": "image",
+    "FoodReviews": "text",
     "Forecast": "series",
     "ImageDataModule": "image",
     "ImageFolder": "folder",
@@ -84,6 +86,7 @@ if TYPE_CHECKING:
     from zoo.data.series import Forecast
     from zoo.data.sources import cache_folder
     from zoo.data.streams import ContinualData, PermutedTasks, RotatedTasks, SplitTasks
+    from zoo.data.text import FoodReviews
     from zoo.data.transforms import Augmentation
     from zoo.data.video import MovingMnist, VideoFolder
 

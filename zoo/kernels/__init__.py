@@ -15,6 +15,7 @@ from zoo.kernels.base import (
     distances,
     squared_distances,
 )
+from zoo.kernels.heads import Head, LeastSquares, fit_logistic, leave_one_out
 from zoo.kernels.large_kernel import DepthwiseConv2d, DilatedReparamBlock, depthwise_conv2d
 from zoo.kernels.linalg import (
     Factor,
@@ -27,28 +28,50 @@ from zoo.kernels.linalg import (
     solve_ridge,
     solve_spd,
 )
+from zoo.kernels.random_features import (
+    ExpFeatures,
+    FeatureMap,
+    FourierFeatures,
+    OscillatoryFeatures,
+    PolynomialFeatures,
+    Projection,
+    ReLUFeatures,
+    fourier_features,
+)
 
 __all__ = [
     "DepthwiseConv2d",
     "DilatedReparamBlock",
+    "ExpFeatures",
     "Factor",
     "FeatureKernel",
+    "FeatureMap",
+    "FourierFeatures",
     "Gaussian",
+    "Head",
     "Kernel",
     "Laplacian",
+    "LeastSquares",
     "Linear",
     "NotPositiveDefiniteError",
+    "OscillatoryFeatures",
     "Polynomial",
+    "PolynomialFeatures",
     "Positive",
     "PrecisionGaussian",
     "Product",
+    "Projection",
+    "ReLUFeatures",
     "Scaled",
     "Sum",
     "cholesky",
     "chunked_gram",
     "depthwise_conv2d",
     "distances",
+    "fit_logistic",
+    "fourier_features",
     "gram_product",
+    "leave_one_out",
     "log_det",
     "solve_feature_ridge",
     "solve_ridge",

@@ -44,7 +44,7 @@ class LeastSquares:
     """
 
     def __init__(self, bias: bool = True) -> None:
-        self.bias, self.rows = bias, 0
+        self.bias, self.rows, self.features = bias, 0, 0
         self._kept: list[tuple[Tensor, Tensor]] | None = []
         self._sums: dict[str, Tensor] = {}
 

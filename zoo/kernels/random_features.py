@@ -229,7 +229,7 @@ class Projection(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         theirs = state_dict.get(f"{prefix}check")
         comparable = not self.persistent and theirs is not None and not (theirs.is_meta or self.check.is_meta)
-        if comparable and not _alike(theirs, self.check):
+        if comparable and not _alike(theirs, self.check):  # type: ignore[arg-type]
             args[-1].append(  # the list of errors of the load
                 f"{prefix[:-1] or 'projection'}: the weights were trained with another random projection than "
                 f"seed={self.seed}, {self.kind}, {self.m} x {self.d} gives"
@@ -948,10 +948,10 @@ class OscillatoryFeatures(FeatureMap):
             mean = (second * _normal_density(omega) * weights).sum(-1) * 6
             return (mean - torch.exp(-z.square())) / self.num_features
         total = torch.zeros_like(z)
-        for n, omega, A, B in zip(self.counts, *self.series.terms(), strict=True):
+        for n, frequency, A, B in zip(self.counts, *self.series.terms(), strict=True):
             if n:
-                own = torch.as_tensor(omega, dtype=x.dtype)
-                mean = A * (omega * z).cos() + B * (omega * z).sin()
+                own = torch.as_tensor(frequency, dtype=x.dtype)
+                mean = A * (own * z).cos() + B * (own * z).sin()
                 total = total + (self._second_moment(x, w, b, own, A, B) - mean.square()) / n
         if self.linear:
             product = x.square().sum(-1) * w.square().sum(-1) + (x * w).sum(-1).square()

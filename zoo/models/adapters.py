@@ -25,10 +25,10 @@ import copy
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -231,7 +231,7 @@ class _Switched:
     enabled: bool
 
     def _current(self) -> Any:
-        return self.adapters[self.active] if self.enabled and self.active in self.adapters else None
+        return self.adapters[self.active] if self.enabled and self.active and self.active in self.adapters else None
 
 
 class SequentialSite(nn.Module, _Switched):
@@ -253,6 +253,8 @@ class SequentialSite(nn.Module, _Switched):
 class ParallelSite(nn.Linear, _Switched):
     """A linear layer under its own parameter names, and adapters from its input to slices of its output."""
 
+    dim: int
+    kind: type[nn.Linear]
     parts: tuple[str, ...]  # what the slices of the output are: ("query",), or ("query", "key", "value")
 
     @classmethod
@@ -276,7 +278,7 @@ class ParallelSite(nn.Linear, _Switched):
         return y + (torch.cat(added, -1) if len(added) > 1 else added[0])
 
     def restored(self) -> nn.Linear:
-        linear = self.kind.__new__(self.kind)
+        linear: nn.Linear = self.kind.__new__(self.kind)
         kept = {k: v for k, v in self.__dict__.items() if k not in ("parts", "dim", "kind", "active", "enabled")}
         linear.__dict__.update({k: dict(v) if isinstance(v, dict) else v for k, v in kept.items()})
         linear._modules.pop("adapters")
@@ -315,15 +317,15 @@ def _targets(model: nn.Module) -> list[_Target]:
     found: list[_Target] = []
     layer = 0
     for name, module in model.named_modules():
-        start = f"{name}." if name else ""
+        start, inner = f"{name}." if name else "", cast("Any", module)
         if _has(module, "attention.self.query", "attention.output.dropout", "output.dropout", "intermediate"):  # BERT
-            dim = module.attention.self.query.in_features  # type: ignore[union-attr]
+            dim = inner.attention.self.query.in_features
             found.append(_Target(f"{start}attention.output.dropout", ("attention",), layer, dim))
             found.append(_Target(f"{start}output.dropout", ("output",), layer, dim))
             found += [_Target(f"{start}attention.self.{p}", (p,), layer, dim) for p in PARALLEL]
             layer += 1
         elif _has(module, "attn.proj", "attn.proj_drop", "mlp.drop2", "norm1"):  # timm
-            dim = module.attn.proj.out_features  # type: ignore[union-attr]
+            dim = inner.attn.proj.out_features
             found.append(_Target(f"{start}attn.proj_drop", ("attention",), layer, dim))
             found.append(_Target(f"{start}mlp.drop2", ("output",), layer, dim))
             if _has(module, "attn.qkv"):
@@ -483,7 +485,7 @@ def delete_adapter(model: nn.Module, name: str) -> None:
     for site in sites(model).values():
         if name in site.adapters:
             del site.adapters[name]
-    del model.adapter_configs[name]  # type: ignore[union-attr]
+    del cast("dict[str, AdapterConfig]", model.adapter_configs)[name]
     rest = adapter_names(model)
     if rest:
         set_adapter(model, rest[-1])
@@ -541,7 +543,7 @@ def count_parameters(model: nn.Module) -> Counts:
     """Count the active adapters of a model. Random projections are buffers; they are not part of `total`."""
     adapters = saved = random = 0
     for site in sites(model).values():
-        if site.active not in site.adapters:
+        if site.active is None or site.active not in site.adapters:
             continue
         own = site.adapters[site.active]
         trained = sum(p.numel() for p in own.parameters() if p.requires_grad)
@@ -582,9 +584,15 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=2).encode()
-    weights = to_safetensors(state)
-    write_all({folder / WEIGHTS: lambda f: f.write(weights), folder / CONFIG: lambda f: f.write(text)})
+    write_all({folder / WEIGHTS: _writer(to_safetensors(state)), folder / CONFIG: _writer(text)})
     return folder
+
+
+def _writer(content: bytes) -> Callable[[BinaryIO], None]:
+    def write(file: BinaryIO) -> None:
+        file.write(content)
+
+    return write
 
 
 def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") -> nn.Module:

@@ -225,7 +225,8 @@ def convert_pooler(
         calibration: Batches of inputs, to which Psi is fitted; None: Psi is the map of the pooler's weights, a start
             for training.
         num_features: m.
-        form: `"linear"` keeps the pooled width; `"bundled"` multiplies Psi into the classifier, which has m inputs then.
+        form: `"linear"` keeps the pooled width; `"bundled"` multiplies Psi into the classifier, which then takes m
+            features.
         ridge: Relative to the mean of the diagonal of Phi^T Phi.
         seed: Of the features.
 

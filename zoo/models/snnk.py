@@ -247,7 +247,7 @@ def bundle(layers: Sequence[nn.Linear], maps: Sequence[FeatureMap]) -> tuple[Tow
 
     With V_1 = W_1 and V_(i+1) = W_(i+1) Psi_i(V_i, b_i), the weights collapse from the input to the output. The maps
     decide what the activations are. Error grows from level to level: give later maps more features, or solve the
-    matrix anew (:func:`solve_head`).
+    matrix anew (:func:`solve_head`). A map with `bias=False` drops the bias of its layer, as the authors' do.
 
     Args:
         layers: Linear layers in order. As many as maps, or one more: the head.
@@ -264,7 +264,8 @@ def bundle(layers: Sequence[nn.Linear], maps: Sequence[FeatureMap]) -> tuple[Tow
     for first, second in itertools.pairwise(layers):
         if first.out_features != second.in_features:
             raise ValueError(f"a layer of {first.out_features} outputs meets one that takes {second.in_features}")
-    V, bias = layers[0].weight, layers[0].bias
+    V: Tensor = layers[0].weight
+    bias: Tensor | None = layers[0].bias
     for i, features in enumerate(maps):
         if V.shape[1] != features.in_features:
             raise ValueError(f"map {i} takes {features.in_features} features and should take {V.shape[1]}")
@@ -475,6 +476,7 @@ class SNNK(nn.Module):
         if isinstance(last, SNNKLinear) and isinstance(self.head, nn.Linear):
             folded = last.fold(self.head)
             self.layers[-1] = folded.features
+            assert folded.bias is not None  # the head's own
             head = nn.Linear(folded.features.out_features, self.num_classes, device="meta")
             head.weight, head.bias = folded.weight, folded.bias
             self.head = head.train(self.training)
