@@ -1,0 +1,385 @@
+"""Tools over the shipped weights: figures reproduced, files answered, exports that run elsewhere, pages that agree."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits, load_wine
+
+import zoo
+from tests.conftest import ROOT
+from zoo.cli import main
+from zoo.models import shipped
+from zoo.tools import cards, comparison, evaluation, hub, info
+from zoo.tools.errors import ToolError
+from zoo.tools.export import FORMATS, export, quantize, run_elsewhere
+from zoo.tools.release import describe, ship
+from zoo.tools.report import plot_accuracy_matrix, write_report
+
+WINE, DIGITS = "grbf.wine", "unireplknet_z.digits"
+
+
+@pytest.fixture
+def wine_csv(tmp_path: Path) -> Path:
+    """Three wines, the columns in another order and with one more."""
+    wine, path = load_wine(), tmp_path / "wine.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["bottle", *wine.feature_names[::-1]])
+        writer.writerows(["x", *wine.data[i][::-1]] for i in (0, 70, 150))
+    return path
+
+
+@pytest.fixture
+def digit_png(tmp_path: Path) -> Path:
+    path = tmp_path / "zero.png"
+    Image.fromarray((load_digits().images[0] * 255 / 16).round().astype(np.uint8)).save(path)
+    return path
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> Any:
+    """Run a command; its JSON output, or its error line."""
+    assert main([*arguments]) == status
+    captured = capsys.readouterr()
+    return json.loads(captured.out) if status == 0 or captured.out else captured.err
+
+
+# ---- validate, info, list ----------------------------------------------------------------------------------
+
+
+def test_every_record_that_needs_no_download_is_reproduced(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (WINE, DIGITS):
+        found = shown(capsys, "validate", name, "--json")
+        assert found["reproduced"]
+        metric = shipped.record(name)["metric"]
+        assert found["found"][metric["name"]] == pytest.approx(metric["value"], abs=1e-6)
+
+
+def test_a_figure_that_is_not_reproduced_is_told(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    record = shipped.record(WINE)
+    record["metrics"]["test/acc"] = 0.5
+    monkeypatch.setattr(shipped, "record", lambda name: record)
+    assert main(["validate", WINE]) == 1
+    assert "NOT reproduced" in capsys.readouterr().out
+
+
+def test_records_call_only_what_they_should() -> None:
+    record = shipped.record(WINE)
+    record["data"]["config"]["_target_"] = "os.system"
+    with pytest.raises(ToolError, match=r"no LightningDataModule"):
+        evaluation.build_data(record)
+    record["task"]["_target_"] = "no.such.module"
+    with pytest.raises(ToolError, match="cannot be imported"):
+        evaluation.build_task(record, zoo.create_model(WINE))
+
+
+def test_info_counts_what_the_paper_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = info.describe("unireplknet_a")
+    assert facts["parameters_deploy"] == pytest.approx(4.4e6, rel=0.02)
+    assert facts["macs"] == pytest.approx(0.6e9, rel=0.1)
+    assert facts["receptive_field"]["90%"] <= 224 + 1
+    told = shown(capsys, "info", WINE, "--json")
+    assert told["record"]["name"] == WINE
+    assert told["receptive_field"] is None
+    assert "did you mean" in shown(capsys, "info", "unireplknet_q", status=1)
+
+
+def test_list_knows_weights_and_architectures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "grbf*"]) == 0
+    assert capsys.readouterr().out.split()[0] == "grbf"
+    rows = shown(capsys, "list", "--pretrained", "--json")
+    assert {WINE, DIGITS, "unireplknet_a.in1k"} <= {row["name"] for row in rows}
+    assert main(["list", "nothing*"]) == 1
+
+
+# ---- predict -----------------------------------------------------------------------------------------------
+
+
+def test_rows_are_matched_by_name_and_classified(wine_csv: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    png = wine_csv.with_suffix(".png")
+    found = shown(capsys, "predict", WINE, str(wine_csv), "--json", "--out", str(png))
+    wine = load_wine()
+    assert [row["predictions"][0]["class"] for row in found] == [f"class_{t}" for t in wine.target[[0, 70, 150]]]
+    rows = torch.tensor(wine.data[[0, 70, 150]]).float()
+    expected = zoo.create_model(WINE, pretrained=True).eval()(rows).softmax(-1).max(-1).values
+    assert [row["predictions"][0]["probability"] for row in found] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert Image.open(png).size[0] > 500
+
+
+def test_an_image_is_prepared_as_in_training(digit_png: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (found,) = shown(capsys, "predict", DIGITS, str(digit_png), "--json", "--top", "2")
+    assert found["predictions"][0]["class"] == "0"
+    assert len(found["predictions"]) == 2
+    from zoo.data import Digits
+    from zoo.tools.prediction import _image
+
+    ours = _image(digit_png, zoo.create_model(DIGITS).pretrained_cfg)
+    data = Digits(augment=False)
+    data.setup()
+    pixels = torch.from_numpy((load_digits().images[0] * 255 / 16).round() / 255).float()
+    torch.testing.assert_close(ours[0, 0], (pixels - data.mean[0]) / data.std[0])
+
+
+BAD_TABLES = {
+    "a column is missing": ("alcohol,hue\n1,2\n", "no column 'malic_acid'"),
+    "too few columns": ("a,b\n1,2\n", "2 columns, the model takes 13"),
+    "no rows": (",".join(load_wine().feature_names) + "\n", "no rows"),
+    "no number": (",".join(load_wine().feature_names) + "\n" + ",".join(["x"] * 13) + "\n", "line 2: alcohol is 'x'"),
+    "a short line": (",".join(load_wine().feature_names) + "\n1,2\n", "line 2: ash is missing"),
+    "not finite": (",".join(load_wine().feature_names) + "\n" + ",".join(["nan"] * 13) + "\n", "not a number"),
+    "empty": ("", "0 columns"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_TABLES)
+def test_bad_tables_are_told(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content, told = BAD_TABLES[kind]
+    path = tmp_path / "bad.csv"
+    path.write_text(content)
+    error = shown(capsys, "predict", WINE, str(path), status=1)
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def test_files_of_another_kind_are_told(wine_csv: Path, digit_png: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "the model takes an image" in shown(capsys, "predict", DIGITS, str(wine_csv), status=1)
+    assert "the model takes a table" in shown(capsys, "predict", WINE, str(digit_png), status=1)
+    assert "there is no file" in shown(capsys, "predict", WINE, "nothing.csv", status=1)
+    other = wine_csv.rename(wine_csv.with_suffix(".doc"))
+    assert ".doc is none of" in shown(capsys, "predict", WINE, str(other), status=1)
+
+
+# ---- export ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [WINE, DIGITS])
+def test_exports_run_where_there_is_no_zoo(name: str, tmp_path: Path) -> None:
+    told = export(name, tmp_path)
+    assert json.loads((tmp_path / "deployment.json").read_text()) == told
+    model = evaluation.load(name)
+    inputs = info.example(model, 3)
+    expected = model(inputs).detach().numpy()
+    assert np.abs(expected).max() > 0.1
+    for kind in FORMATS:
+        found = run_elsewhere(kind, tmp_path / told[kind]["file"], inputs.numpy(), tmp_path)
+        np.testing.assert_allclose(found, expected, atol=1e-5 * max(1, np.abs(expected).max()))
+    small = quantize(name, tmp_path, rounds=2)
+    assert small["accuracy"] == pytest.approx(shipped.record(name)["metric"]["value"], abs=1e-6)
+    assert small["kept"] == (small["accuracy"] - small["accuracy_int8"] <= 0.005)
+    assert (tmp_path / "model.int8.onnx").is_file() == small["kept"]
+
+
+def test_an_export_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoo.tools import export as module
+
+    monkeypatch.setattr(module, "_run", lambda kind, path, batches: {n: np.ones((n, 3)) for n in batches})
+    with pytest.raises(ToolError, match="differs from the model"):
+        export(WINE, tmp_path)
+    with pytest.raises(ToolError, match="'tflite' is not one of"):
+        export(WINE, tmp_path, ("tflite",))
+
+
+# ---- compare, report ---------------------------------------------------------------------------------------
+
+
+def test_comparison_of_two_models_of_one_question(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found = shown(capsys, "compare", DIGITS, DIGITS, "--json")
+    assert found["a"]["accuracy"] == pytest.approx(shipped.record(DIGITS)["metric"]["value"], abs=1e-6)
+    assert (found["agreement"], found["only_a"], found["p"]) == (1.0, 0, 1.0)
+    assert "cannot be compared" in shown(capsys, "compare", DIGITS, WINE, status=1)
+
+
+def test_each_model_gets_its_own_preprocessing() -> None:
+    mnist, digits = (shipped.record(n) for n in ("unireplknet_z.mnist5k", DIGITS))
+    _, _, first = comparison.outputs_of(evaluation.load("unireplknet_z.mnist5k"), digits, mnist)
+    assert first.shape[1:] == (1, 28, 28)
+    low = -mnist["preprocessing"]["mean"][0] / mnist["preprocessing"]["std"][0]
+    assert float(first.min()) == pytest.approx(low, abs=1e-4)  # black is zero minus the mean over the deviation
+
+
+def test_sign_test() -> None:
+    assert comparison._sign_test(0, 0) == 1.0
+    assert comparison._sign_test(5, 0) == pytest.approx(2 / 32)
+    assert comparison._sign_test(3, 7) == comparison._sign_test(7, 3) == pytest.approx(0.34375)
+
+
+class Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [v or "" for k, v in attrs if k in ("src", "href")]
+
+
+@pytest.mark.parametrize(("models", "pictures"), [((WINE,), 4), ((DIGITS,), 4), ((DIGITS, DIGITS), 2)])
+def test_a_report_holds_everything_in_one_file(models: tuple[str, ...], pictures: int, tmp_path: Path) -> None:
+    told = write_report(tmp_path / "report.html", *models)
+    page = Page()
+    page.feed((tmp_path / "report.html").read_text())
+    assert page.tags.count("img") >= pictures
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert told["bytes"] < 1_000_000
+
+
+def test_the_accuracy_matrix_is_drawn() -> None:
+    ax = plot_accuracy_matrix(np.tril(np.full((4, 4), 0.9)))
+    assert ax.images[0].get_array().shape == (4, 4)
+
+
+# ---- cards, ship, push -------------------------------------------------------------------------------------
+
+
+def test_readme_results_cards_and_records_agree() -> None:
+    assert cards.check(ROOT) == []
+
+
+def test_disagreement_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("checkpoints", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / "README.md").write_text("# x\n\n<!-- begin weights -->\n<!-- end weights -->\n")
+    assert main(["cards", "--root", str(tmp_path)]) == 0
+    assert cards.check(tmp_path) == []
+    results = tmp_path / "RESULTS.md"
+    figure = f"{shipped.record(WINE)['metric']['value']:.4f}"
+    results.write_text(results.read_text().replace(figure, "0.9999"))
+    card = tmp_path / "checkpoints" / f"{WINE}.md"
+    card.write_text(card.read_text().replace("5 seeds", "50 seeds"))
+    with (tmp_path / "README.md").open("a") as file:
+        file.write("`python train.py experiment=digits_no_such` [x](lost.md)\n")
+    capsys.readouterr()
+    assert main(["cards", "--check", "--root", str(tmp_path)]) == 1
+    told = capsys.readouterr().out
+    assert "RESULTS.md: the table of weights" in told
+    assert f"{WINE}.md is not the card" in told
+    assert "experiment=digits_no_such, which has no file" in told
+    assert "lost.md, which is not there" in told
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two finished runs of one experiment, made from a shipped weight, the second one better in validation."""
+    folders = []
+    for seed, validation in ((0, 0.5), (1, 0.7)):
+        folder = tmp_path_factory.mktemp("run") / f"seed{seed}"
+        model = zoo.create_model(WINE, pretrained=True)
+        zoo.save_pretrained(model, folder / "model", class_names=["a", "b", "c"])
+        record = shipped.record(WINE)
+        summary = {"metrics": {"test/acc": 0.9 + seed / 100, "val/acc": validation}, "seconds": 1.0, "seed": seed}
+        summary |= {"data": {**record["data"]["rows"], "feature_names": record["feature_names"]}}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        (folder / ".hydra").mkdir()
+        section = {k: v for k, v in record["data"]["config"].items() if k != "seed"} | {"seed": "${seed}"}
+        config = {"name": "grbf_wine", "seed": seed, "model": {"model_name": "grbf"}, "data": section}
+        (folder / ".hydra" / "config.yaml").write_text(json.dumps(config | {"task": record["task"]}))
+        (folder / ".hydra" / "overrides.yaml").write_text(f"[experiment=grbf_wine, seed={seed}]")
+        folders.append(folder)
+    return folders
+
+
+def test_ship_takes_the_best_by_validation_and_types_nothing(runs: list[Path], tmp_path: Path, capsys) -> None:
+    told = shown(capsys, "ship", *map(str, runs), "--tag", "mine", "--folder", str(tmp_path), "--json")
+    assert told["metric"] | {} == {
+        "name": "test/acc", "value": 0.91, "seed": 1, "mean": pytest.approx(0.905), "sd": pytest.approx(0.00707, 1e-3),
+        "n": 2, "seeds": [0, 1], "values": [0.9, 0.91], "chosen_by": "val/acc"}  # fmt: skip
+    assert told["command"] == "python train.py experiment=grbf_wine seed=1"
+    assert told["data"]["config"]["seed"] == 1
+    assert shipped.check(tmp_path) == []
+    assert set(shipped.FIELDS) <= set(told)
+
+
+def test_ship_refuses_what_does_not_belong_together(runs: list[Path], tmp_path: Path, monkeypatch) -> None:
+    with pytest.raises(ToolError, match="same seed"):
+        describe([runs[0], shutil.copytree(runs[0], tmp_path / "again")])
+    other = shutil.copytree(runs[1], tmp_path / "other")
+    (other / ".hydra" / "overrides.yaml").write_text("[experiment=grbf_wine, optimizer.lr=1]")
+    with pytest.raises(ToolError, match="more than their seed"):
+        describe([runs[0], other])
+    with pytest.raises(ToolError, match="use a-z"):
+        ship(runs, tag="Bad Tag", folder=tmp_path)
+    monkeypatch.setattr(shipped, "MAX_BYTES", 100)
+    with pytest.raises(ToolError, match="smaller variant"):
+        ship(runs, tag="big", folder=tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+class Hub:
+    """A hub that is a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.calls = folder, []
+
+    def create_repo(self, repository: str, **kwargs: Any) -> None:
+        if repository.startswith("forbidden/"):
+            raise PermissionError("403 Forbidden")
+        self.calls.append((repository, kwargs))
+
+    def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> None:
+        shutil.copytree(folder_path, self.folder / repo_id)
+
+
+def test_push_and_load_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    import huggingface_hub
+
+    remote = Hub(tmp_path / "remote")
+    assert hub.push(DIGITS, "hf-hub:someone/digits", private=True, api=remote) == "hf-hub:someone/digits"
+    assert remote.calls == [("someone/digits", {"private": True, "exist_ok": True})]
+    layout = {p.name for p in (remote.folder / "someone" / "digits").iterdir()}
+    assert layout == {"config.json", "model.safetensors", "README.md"}
+
+    def fetch(repository: str, name: str, **kwargs: Any) -> str:
+        return str(remote.folder / repository / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", fetch)
+    model = zoo.create_model(DIGITS, pretrained=True).eval()
+    again = zoo.create_model("hf-hub:someone/digits", pretrained=True).eval()
+    inputs = info.example(model)
+    torch.testing.assert_close(again(inputs), model(inputs), rtol=0, atol=0)
+
+    assert main(["push", WINE, f"local-dir:{tmp_path / 'mirror'}"]) == 0
+    assert "local-dir:" in capsys.readouterr().out
+    card = (tmp_path / "mirror" / "README.md").read_text()
+    assert re.search(r"^license: apache-2.0$", card, re.MULTILINE)
+    local = zoo.create_model(f"local-dir:{tmp_path / 'mirror'}", pretrained=True).eval()
+    rows = info.example(local)
+    torch.testing.assert_close(local(rows), zoo.create_model(WINE, pretrained=True).eval()(rows))
+    with pytest.raises(ToolError, match="hub refuses forbidden/x"):
+        hub.push(WINE, "hf-hub:forbidden/x", api=remote)
+    for place in ("somewhere", "hf-hub:noslash", "ftp:x"):
+        with pytest.raises(ToolError, match="is no place|not of the form"):
+            hub.push(WINE, place, api=remote)
+
+
+# ---- completion --------------------------------------------------------------------------------------------
+
+
+def test_completion_is_a_script_that_completes(capsys: pytest.CaptureFixture[str]) -> None:
+    import subprocess
+
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    ask = 'COMP_WORDS=({words}); COMP_CWORD={at}; _kernel_zoo; echo "${{COMPREPLY[@]}}"'
+
+    def complete(words: str, at: int) -> list[str]:
+        code = script + ask.format(words=words, at=at)
+        return subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+    assert complete("python -m zoo pre", 3) == ["predict"]
+    assert WINE in complete("python -m zoo predict grbf.", 4)
+    assert "--pretrained" in complete("kernel-zoo list --", 2)
+    assert complete("python -m pytest x", 3) == []
