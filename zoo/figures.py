@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "as_array",
+    "context_kernels",
+    "hyper_kernels",
     "merged_kernels",
     "plot_accuracy_matrix",
+    "plot_curves",
+    "plot_hyper_kernels",
     "plot_image_grid",
     "plot_importance_image",
     "plot_importances",
@@ -419,13 +423,107 @@ def plot_kernels(kernels: np.ndarray, *, count: int = 32, title: str | None = No
     for i, kernel in enumerate(chosen):
         top, left = i // columns * (k_h + 1), i % columns * (k_w + 1)
         mosaic[top : top + k_h, left : left + k_w] = kernel / (np.abs(kernel).max() or 1.0)
-    ax = _axes(ax, (0.85 * columns, 0.85 * rows + 0.4))
+    ax = _axes(ax, (max(0.85 * columns, 4.5), 0.85 * rows + 0.4))  # the heading needs its room
     ax.set_facecolor("black")
     ax.imshow(mosaic, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     ax.set_xticks([])
     ax.set_yticks([])
     if title:
         ax.set_title(title, fontsize="medium")
+    return ax
+
+
+def hyper_kernels(model: nn.Module) -> list[np.ndarray]:
+    """Global hyper-kernels of every block of a Terminator, (C, N, N) each; sequences folded row by row, or (C, 1, L).
+
+    Raises:
+        ValueError: The model has no hyper-kernels.
+    """
+    import torch
+
+    if not hasattr(model, "global_kernels"):
+        raise ValueError(f"{type(model).__name__} has no hyper-kernels; a Terminator has")
+    with torch.no_grad():
+        return [_as_maps(kernel[0]) for kernel in model.global_kernels()]  # type: ignore[operator]
+
+
+def context_kernels(model: nn.Module, image: Tensor) -> list[np.ndarray]:
+    """Context-dependent kernels that one image makes of the hyper-kernels: input of every block times its kernel.
+
+    Args:
+        model: A Terminator; it is run in eval mode and left as it was.
+        image: As the model takes it, without the batch axis.
+
+    Returns:
+        As :func:`hyper_kernels`.
+
+    Raises:
+        ValueError: The model has no hyper-kernels.
+    """
+    import torch
+
+    kernels = hyper_kernels(model)
+    kept = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            maps = model.forward_intermediates(image[None], intermediates_only=True)  # type: ignore[operator]
+    finally:
+        for module, training in kept.items():
+            module.training = training
+    inputs = [image[None], *maps[:-1]]
+    return [_as_maps(x[0]).reshape(k.shape) * k for x, k in zip(inputs, kernels, strict=True)]
+
+
+def _as_maps(x: Tensor) -> np.ndarray:
+    """(C, ...) as images (C, h, w)."""
+    array = x.detach().double().cpu().numpy()
+    if array.ndim == 3:
+        return array
+    side = int(np.sqrt(array.shape[-1]) + 0.5)
+    return array.reshape(len(array), side, side) if side * side == array.shape[-1] else array[:, None]
+
+
+def plot_hyper_kernels(kernels: Sequence[np.ndarray], *, count: int = 12, title: str | None = None) -> Axes:
+    """Some kernels of every block, one panel a block, as :func:`plot_kernels` draws them.
+
+    Args:
+        kernels: (C, h, w) for each block.
+        count: How many of each to show.
+        title: Heading of the figure.
+
+    Returns:
+        The last panel's axes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.6 * len(kernels), 2.9), layout="constrained")
+    FigureCanvasAgg(figure)
+    for i, block in enumerate(kernels):
+        ax = figure.add_subplot(1, len(kernels), i + 1)
+        shown = f"block {i}: {min(count, len(block))} of {len(block)}"
+        plot_kernels(block, count=count, title=shown, ax=ax)
+    if title:
+        figure.suptitle(title)
+    return ax
+
+
+def plot_curves(curves: dict[str, tuple[Any, Any]], *, ax: Axes | None = None) -> Axes:
+    """Losses over training steps, on a logarithmic scale.
+
+    Args:
+        curves: Steps and values by name.
+        ax: Where to draw.
+    """
+    ax = _axes(ax)
+    for i, (name, (steps, values)) in enumerate(curves.items()):
+        ax.plot(np.asarray(steps), np.asarray(values), color=f"C{i}", linewidth=1.2, label=name)
+    ax.set_yscale("log")
+    ax.set_xlabel("optimizer step")
+    ax.set_ylabel("loss")
+    ax.legend(frameon=False)
+    _plain(ax)
     return ax
 
 
