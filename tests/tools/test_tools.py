@@ -361,7 +361,7 @@ def test_push_and_load_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     with pytest.raises(ToolError, match="hub refuses forbidden/x"):
         hub.push(WINE, "hf-hub:forbidden/x", api=remote)
     for place in ("somewhere", "hf-hub:noslash", "ftp:x"):
-        with pytest.raises(ToolError, match="is no place|not of the form"):
+        with pytest.raises(ToolError, match=r"is no place|not of the form"):
             hub.push(WINE, place, api=remote)
 
 

@@ -43,8 +43,11 @@ def origin(section: Mapping[str, Any]) -> Origin:
         section: `_target_` and arguments of a data module.
     """
     target = str(section["_target_"]).rpartition(".")[2]
-    for key in (section.get("name"), target):
+    name = str(section.get("name") or "")
+    for key in (target, name, name.title().replace("_", "")):
         if key in ORIGINS:
-            return ORIGINS[str(key)]
+            found = ORIGINS[key]
+            scenario = section.get("scenario")
+            return found._replace(title=f"{found.title}, {scenario} tasks") if scenario else found
     title = " ".join(str(part) for part in (target, section.get("name")) if part)
     return Origin(title, "not stated", str(section.get("root") or "see the data module"))

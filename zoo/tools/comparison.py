@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zoo.benchmarks.timing import interleaved_times
 from zoo.tools.errors import ToolError
-from zoo.tools.evaluation import build_data, load, record_of
+from zoo.tools.evaluation import batches, build_data, load, record_of
 
 __all__ = ["compare", "outputs_of"]
 
@@ -88,9 +88,7 @@ def outputs_of(
         raise ToolError(f"{record['name']} takes {size[0]} channels, the data set has {other[0]}")
     same = all(theirs.get(k) == ours.get(k) for k in ("mean", "std"))
     outputs, targets, first = [], [], None
-    for x, y in build_data(source, **changes).test_dataloader():
-        kept = ~y.isnan() if y.is_floating_point() else y >= 0
-        x, y = x[kept], y[kept]
+    for x, y in batches(build_data(source, **changes)):
         if not same:
             x = (x * _wide(theirs["std"], x) + _wide(theirs["mean"], x) - _wide(ours["mean"], x)) / _wide(
                 ours["std"], x

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import pkgutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from zoo.models import shipped
 from zoo.models.deploy import to_deploy
@@ -18,7 +19,7 @@ from zoo.models.registry import create_model
 from zoo.tasks import Task
 from zoo.tools.errors import ToolError
 
-__all__ = ["build_data", "build_task", "evaluate", "load", "record_of", "validate"]
+__all__ = ["batches", "build_data", "build_task", "evaluate", "load", "record_of", "validate"]
 
 
 def record_of(model: str | Path) -> dict[str, Any]:
@@ -84,7 +85,10 @@ def evaluate(record: Mapping[str, Any], model: nn.Module, progress: bool = False
         progress: Show a bar.
         **changes: Replaced arguments of the data module.
     """
-    data, task = build_data(record, **changes), build_task(record, model)
+    data = build_data(record, **changes)
+    if hasattr(data, "stream"):  # continual learning: every task, its id unknown
+        return {"test/acc_agnostic": _agnostic(data, model)}
+    task = build_task(record, model)
     quiet = logging.getLogger("lightning.pytorch")
     level = quiet.level
     quiet.setLevel(logging.ERROR)
@@ -103,6 +107,30 @@ def evaluate(record: Mapping[str, Any], model: nn.Module, progress: bool = False
     finally:
         quiet.setLevel(level)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def batches(data: Any, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and targets of the test part of a data module, without padding; of all tasks of a stream."""
+    if hasattr(data, "stream"):
+        for t in range(len(data.stream)):
+            images, targets = data.stream[t].test
+            images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+            yield from zip(images.split(size), targets.split(size), strict=True)
+        return
+    for inputs, targets in data.test_dataloader():
+        kept = ~targets.isnan() if targets.is_floating_point() else targets >= 0
+        yield inputs[kept], targets[kept]
+
+
+@torch.inference_mode()
+def _agnostic(data: Any, model: nn.Module) -> float:
+    """Mean over tasks of the accuracy among all classes."""
+    shares = []
+    for t in range(len(data.stream)):
+        images, targets = data.stream[t].test
+        images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        shares.append(float((model(images).argmax(1) == targets).double().mean()))
+    return sum(shares) / len(shares)
 
 
 def validate(model: str, root: str | None = None, progress: bool = False, tolerance: float = 1e-3) -> dict[str, Any]:

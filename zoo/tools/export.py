@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from zoo.benchmarks.timing import interleaved_times
 from zoo.files import sha256_of, write_atomic
 from zoo.tools.errors import ToolError
-from zoo.tools.evaluation import build_data, load, record_of
+from zoo.tools.evaluation import batches, build_data, load, record_of
 from zoo.tools.info import example
 
 __all__ = ["FORMATS", "export", "quantize", "run_elsewhere"]
@@ -252,11 +252,9 @@ def quantize(model: str, folder: str | Path, limit: float = 0.005, rounds: int =
 
 def test_part(record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets of the test part of a record's data."""
-    loader = build_data(record).test_dataloader()
-    pairs = [(x.numpy(), y.numpy()) for x, y in loader]
+    pairs = [(x.numpy(), y.numpy()) for x, y in batches(build_data(record))]
     inputs, targets = (np.concatenate(part) for part in zip(*pairs, strict=True))
-    kept = targets >= 0 if targets.dtype.kind == "i" else np.isfinite(targets)
-    return inputs[kept], targets[kept]
+    return inputs, targets
 
 
 def _decide(runner: Any, name: str, inputs: np.ndarray) -> np.ndarray:

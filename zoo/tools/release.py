@@ -26,6 +26,7 @@ __all__ = ["METRICS", "describe", "ship"]
 
 #: What a weight is judged by, first match: the test metric, and the validation metric that chooses among the seeds.
 METRICS = (
+    ("test/acc_agnostic", None),  # continual learning, the task id unknown
     ("test/acc", "val/acc"),
     ("test/score", "val/score"),
     ("test/accuracy", "val/accuracy"),
@@ -56,7 +57,10 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
     first = next(iter(found.values()))
     judged, chosen_by = _metric(first.metrics)
     sign = -1 if _SMALLER_IS_BETTER.search(judged) else 1
-    best = max(found, key=lambda folder: sign * found[folder].metrics.get(chosen_by, 0.0))
+    chosen_by = chosen_by if chosen_by in first.metrics else None
+    best = next(iter(found))
+    if chosen_by:
+        best = max(found, key=lambda folder: sign * found[folder].metrics[str(chosen_by)])
     values = [run.metrics[judged] for run in found.values()]
     run, summary = found[best], json.loads((best / "summary.json").read_text())
     config = yaml.safe_load((best / ".hydra" / "config.yaml").read_text())
@@ -91,7 +95,7 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
             "n": len(values),
             "seeds": [r.seed for r in found.values()],
             "values": values,
-            "chosen_by": chosen_by,
+            "chosen_by": chosen_by or "nothing: the first one",
         },
         "metrics": {k: v for k, v in run.metrics.items() if k.startswith(("test/", "val/"))},
         "data": {
@@ -149,7 +153,7 @@ def ship(
     return target, record
 
 
-def _metric(metrics: dict[str, float]) -> tuple[str, str]:
+def _metric(metrics: dict[str, float]) -> tuple[str, str | None]:
     for pair in METRICS:
         if pair[0] in metrics:
             return pair

@@ -32,7 +32,7 @@ from zoo.figures import (
 )
 from zoo.files import write_atomic
 from zoo.tools.comparison import compare, decide, outputs_of
-from zoo.tools.evaluation import build_data, load, record_of
+from zoo.tools.evaluation import batches, build_data, load, record_of
 
 __all__ = ["curves", "plot_accuracy_matrix", "plot_confusion", "write_report"]
 
@@ -200,7 +200,7 @@ def _mistakes(side: tuple[str, Tensor, Tensor], record: Mapping[str, Any], count
         return []
     losses = torch.nn.functional.cross_entropy(outputs[wrong], targets[wrong], reduction="none")
     worst = wrong[losses.argsort(descending=True)[:count]]
-    images = torch.cat([x for x, _ in build_data(record).test_dataloader()])[worst]
+    images = torch.cat([x for x, _ in batches(build_data(record))])[worst]
     figure, axes = _grid(len(worst))
     for ax, image, i in zip(axes, images, worst.tolist(), strict=False):
         low, high = image.min(), image.max()
