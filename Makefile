@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 ARGS   ?=
+JOBS   ?= 2
+PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
 
 # waiting threads that spin starve a small machine
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -25,11 +27,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 train: setup  ## train the default experiment; ARGS="experiment=digits trainer.max_epochs=5" for another
 	$(BIN)/python train.py $(ARGS)
 
-test: setup  ## run the tests; ARGS="-k golden" for some
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(ARGS)
+test: setup  ## run the tests on two cores; JOBS=8 for more, ARGS="-k golden" for some
+	$(PYTEST) $(ARGS)
 
 test-slow: setup  ## run also the tests that train for minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow or not slow" $(ARGS)
+	$(PYTEST) -m "slow or not slow" $(ARGS)
 
 lint: setup  ## check style, imports and types
 	$(BIN)/ruff check .

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,26 @@ def train(tmp_path: Path) -> Train:
         return done
 
     return run
+
+
+def train_here(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run `train.py` from a folder as `train` does, in this process, which spares the seconds of the imports."""
+    import torch
+
+    from zoo.launch import main
+
+    out, err, code, threads = io.StringIO(), io.StringIO(), 0, torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["train.py", *arguments])
+        patch.setenv("COLUMNS", "200")
+        torch.set_num_threads(1)  # as in a process of its own, so that both come to the same bits
+        try:
+            main()
+        except SystemExit as ended:  # anything else would be a stack trace for the user
+            code = int(ended.code or 0)
+        finally:
+            torch.set_num_threads(threads)
+    if check and code:
+        raise AssertionError(f"{' '.join(arguments)} ended with {code}\n{out.getvalue()}\n{err.getvalue()}")
+    return subprocess.CompletedProcess(["train.py", *arguments], code, out.getvalue(), err.getvalue())

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Train
-from zoo.launch import ResumeError, find_run, main, merge_overrides
+from tests.conftest import ROOT, Train, train_here
+from zoo.launch import ResumeError, find_run, merge_overrides
 
 
 def test_help_fits_a_screen_and_lists_the_experiments(train: Train) -> None:
@@ -64,28 +64,22 @@ def test_mistakes_are_told_in_words(
     arguments: list[str],
     told: list[str],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments, "hydra.run.dir=run"])
-    with pytest.raises(SystemExit) as ended:  # anything else would be a stack trace for the user
-        main()
-    assert ended.value.code == 1
-    words = capsys.readouterr().err
+    done = train_here(tmp_path, *arguments, "hydra.run.dir=run", check=False)
+    assert done.returncode == 1
     for part in told:
-        assert part in words
+        assert part in done.stderr
 
 
-def test_unwritable_output_folder_is_told(train: Train, tmp_path: Path) -> None:
+def test_unwritable_output_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    done = train("hydra.run.dir=file/run", check=False)
+    done = train_here(tmp_path, "hydra.run.dir=file/run", check=False)
     assert done.returncode == 1
     assert "file" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_malicious_checkpoint_is_refused_and_runs_nothing(train: Train, tmp_path: Path) -> None:
+def test_malicious_checkpoint_is_refused_and_runs_nothing(tmp_path: Path) -> None:
     import pickle
 
     class Payload:
@@ -101,7 +95,7 @@ def test_malicious_checkpoint_is_refused_and_runs_nothing(train: Train, tmp_path
         ["resume=run"],
         ["experiment=digits", f"model.checkpoint_path='{run}/checkpoints/step=00000005.ckpt'"],
     ):
-        done = train(*arguments, check=False)
+        done = train_here(tmp_path, *arguments, check=False)
         assert done.returncode == 1
         assert "step=00000005.ckpt" in done.stderr
         assert "Traceback" not in done.stderr

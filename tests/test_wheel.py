@@ -13,6 +13,9 @@ import pytest
 from tests.conftest import ROOT
 
 
+pytestmark = pytest.mark.xdist_group("wheel")  # they share one
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with nothing but the unpacked wheel."""

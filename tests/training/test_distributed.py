@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import ROOT, Train
+from tests.conftest import ROOT, Train, train_here
+
+pytestmark = pytest.mark.xdist_group("distributed")  # they share a run
 
 # 100 images a step in every case: one process with 100, or two with 50 each
 COMMON = (
@@ -25,12 +27,25 @@ COMMON = (
 TOLERANCE = 0.05  # batch-norm statistics are per process on a CPU, so the runs are alike, not equal
 
 
+DDP = ("trainer=ddp_cpu", "data.batch_size=50", "callbacks=ema", "callbacks.resume.every_n_steps=4")
+
+
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     folder = tmp_path_factory.mktemp("single")
-    command = [sys.executable, str(ROOT / "train.py"), *COMMON, "data.batch_size=100", "logger=none"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
+    train_here(folder, *COMMON, "callbacks=ema", "data.batch_size=100", "logger=none")
     return metrics(folder / "run")
+
+
+@pytest.fixture(scope="module")
+def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which two processes have trained without interruption."""
+    folder = tmp_path_factory.mktemp("ddp")
+    command = [sys.executable, str(ROOT / "train.py"), *COMMON, *DDP]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
 
 
 def metrics(run: Path) -> dict[str, float]:
@@ -43,10 +58,9 @@ def assert_one_tidy_folder(folder: Path) -> None:
     assert len(list((folder / "run").glob("csv/version_*"))) == 1
 
 
-def test_ddp_on_two_cpu_processes(single: dict[str, float], train: Train, tmp_path: Path) -> None:
-    train(*COMMON, "trainer=ddp_cpu", "data.batch_size=50")
-    assert_one_tidy_folder(tmp_path)
-    assert metrics(tmp_path / "run")["test/acc"] == pytest.approx(single["test/acc"], abs=TOLERANCE)
+def test_ddp_on_two_cpu_processes(single: dict[str, float], ddp: Path) -> None:
+    assert_one_tidy_folder(ddp)
+    assert metrics(ddp / "run")["test/acc"] == pytest.approx(single["test/acc"], abs=TOLERANCE)
 
 
 def test_torchrun_with_two_nodes(single: dict[str, float], tmp_path: Path) -> None:
@@ -69,6 +83,7 @@ def test_torchrun_with_two_nodes(single: dict[str, float], tmp_path: Path) -> No
             "trainer.accelerator=cpu",
             "trainer.num_nodes=2",
             "data.batch_size=50",
+            "callbacks=ema",
             "hydra.run.dir=run",
         ]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -83,22 +98,13 @@ def test_torchrun_with_two_nodes(single: dict[str, float], tmp_path: Path) -> No
     assert metrics(tmp_path / "run")["test/acc"] == pytest.approx(single["test/acc"], abs=TOLERANCE)
 
 
-def test_interrupted_ddp_run_resumes(train: Train, tmp_path: Path) -> None:
-    setup = (
-        *COMMON,
-        "trainer=ddp_cpu",
-        "data.batch_size=50",
-        "callbacks=ema",
-        "logger=none",
-        "callbacks.resume.every_n_steps=4",
-    )
-    kill = "{_target_:tests.training.kill_at.KillAt,step:9,signum:15}"
+def test_interrupted_ddp_run_resumes(ddp: Path, train: Train, tmp_path: Path) -> None:
+    kill = "{_target_:tests.training.kill_at.KillAt,step:21,signum:15}"
+    setup = (*COMMON, *DDP, "logger=none")
     stopped = train(*setup, f"+callbacks.kill={kill}", check=False, PYTHONPATH=str(ROOT))
     assert "stopped by SIGTERM" in stopped.stderr, stopped.stderr
-    train("resume=run", "+callbacks.kill=null")
-    resumed = last_weights(tmp_path / "run")
-    train(*setup, "hydra.run.dir=whole")
-    whole = last_weights(tmp_path / "whole")
+    train("resume=run", "+callbacks.kill=null", PYTHONPATH=str(ROOT))
+    whole, resumed = last_weights(ddp / "run"), last_weights(tmp_path / "run")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 

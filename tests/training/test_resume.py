@@ -6,17 +6,17 @@ import json
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.conftest import ROOT, Train
+from tests.conftest import ROOT, Train, train_here
 from tests.training import offline_wandb
 from tests.training.kill_at import MOMENTS
+
+pytestmark = pytest.mark.xdist_group("resume")  # they share a run
 
 # small, and with everything that has a state: dropout, drop path, mixup, EMA, a schedule, two data workers
 SETUP = (
@@ -74,9 +74,7 @@ def assert_same_training(a: Path, b: Path) -> None:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken")
-    command = [sys.executable, str(ROOT / "train.py"), *SETUP, "logger=none"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    train_here(folder, *SETUP, "logger=none")
     return folder / "run"
 
 
@@ -102,7 +100,7 @@ def test_killed_and_resumed_equals_unbroken(
 ) -> None:
     killed = interrupt(train, step, moment)
     assert killed.returncode == -signal.SIGKILL
-    train("resume=run", "+callbacks.kill=null", f"data.num_workers={workers}", PYTHONPATH=str(ROOT))
+    train_here(tmp_path, "resume=run", "+callbacks.kill=null", f"data.num_workers={workers}")
     assert_same_training(tmp_path / "run", unbroken)
 
 
@@ -119,29 +117,29 @@ def test_asked_to_stop_saves_says_how_to_continue_and_does(
     assert "Traceback" not in stopped.stderr
     (file,) = offline_wandb.run_files(tmp_path / "run")
     assert "exit" in offline_wandb.kinds(file)
-    train("resume=run", "+callbacks.kill=null", PYTHONPATH=str(ROOT))
+    train_here(tmp_path, "resume=run", "+callbacks.kill=null")
     assert_same_training(tmp_path / "run", unbroken)
     ids = {path.stem for path in offline_wandb.run_files(tmp_path / "run")}
     assert len(ids) == 1, "a resumed training continues the same W&B run"
     assert json.loads((tmp_path / "run" / "run.json").read_text())["wandb_id"] in ids.pop()
 
 
-def test_finished_run_can_be_extended(unbroken: Path, train: Train, tmp_path: Path) -> None:
+def test_finished_run_can_be_extended(unbroken: Path, tmp_path: Path) -> None:
     shutil.copytree(unbroken, tmp_path / "run")
-    train("resume=run", "trainer.max_epochs=4")
+    train_here(tmp_path, "resume=run", "trainer.max_epochs=4")
     assert final_state(tmp_path / "run")["global_step"] == 4 * STEPS_PER_EPOCH
 
 
-def test_truncated_checkpoint_is_named_and_the_one_before_offered(unbroken: Path, train: Train, tmp_path: Path) -> None:
+def test_truncated_checkpoint_is_named_and_the_one_before_offered(unbroken: Path, tmp_path: Path) -> None:
     shutil.copytree(unbroken, tmp_path / "run")
     older, newest = sorted((tmp_path / "run" / "checkpoints").glob("step=*.ckpt"))
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
-    done = train("resume=run", check=False)
+    done = train_here(tmp_path, "resume=run", check=False)
     assert done.returncode == 1
     assert newest.name in done.stderr
     assert older.name in done.stderr.split("continue with")[1]
     assert "Traceback" not in done.stderr
-    train(f"resume='run/checkpoints/{older.name}'")
+    train_here(tmp_path, f"resume='run/checkpoints/{older.name}'")
     assert_same_training(tmp_path / "run", unbroken)
 
 
@@ -153,9 +151,9 @@ def test_truncated_checkpoint_is_named_and_the_one_before_offered(unbroken: Path
         ("loose.ckpt", "model.checkpoint_path"),
     ],
 )
-def test_resume_of_something_else_is_told(target: str, told: str, train: Train, tmp_path: Path) -> None:
+def test_resume_of_something_else_is_told(target: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "loose.ckpt").write_bytes(b"x")
-    done = train(f"resume={target}", check=False)
+    done = train_here(tmp_path, f"resume={target}", check=False)
     assert done.returncode == 1
     assert told in done.stderr
     assert "Traceback" not in done.stderr

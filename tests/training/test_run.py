@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import re
+import resource
 from pathlib import Path
 
 import pytest
 import torch
 
 import zoo
-from tests.conftest import Train
+from tests.conftest import Train, train_here
 from tests.training import offline_wandb
+from zoo.launch import find_run
+from zoo.training.run import _link_latest
+
+pytestmark = pytest.mark.xdist_group("run")  # they share a run
 
 SHORT = ("experiment=digits", "model=test_unireplknet", "trainer.max_epochs=2", "hydra.run.dir=run")
 
@@ -20,18 +24,8 @@ SHORT = ("experiment=digits", "model=test_unireplknet", "trainer.max_epochs=2", 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder and the output of one short run, shared by the tests of this file."""
-    from tests.conftest import ROOT
-
     folder = tmp_path_factory.mktemp("run")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *SHORT],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = train_here(folder, *SHORT)
     return folder / "run", done.stdout
 
 
@@ -99,8 +93,8 @@ def test_exported_model_loads_by_name_and_equals_the_checkpoint(run: tuple[Path,
     assert torch.equal(model(x), task(x))
 
 
-def test_same_seed_same_bits(run: tuple[Path, str], train: Train, tmp_path: Path) -> None:
-    train(*SHORT, "logger=none")
+def test_same_seed_same_bits(run: tuple[Path, str], tmp_path: Path) -> None:
+    train_here(tmp_path, *SHORT, "logger=none")
     first = torch.load(run[0] / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     second = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -110,8 +104,9 @@ def test_seed_zero_is_a_seed(run: tuple[Path, str]) -> None:
     assert json.loads((run[0] / "run.json").read_text())["seed"] == 0
 
 
-def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(train: Train, tmp_path: Path) -> None:
-    done = train(
+def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    done = train_here(
+        tmp_path,
         *SHORT,
         "logger=none",
         "callbacks.resume.every_n_steps=1",
@@ -133,38 +128,40 @@ def test_wandb_is_finished_after_an_exception(train: Train, tmp_path: Path) -> N
     assert "exit" in offline_wandb.kinds(file)
 
 
-def test_two_runs_in_one_process_have_their_own_wandb_runs(train: Train, tmp_path: Path) -> None:
+def test_two_runs_in_one_process_have_their_own_wandb_runs(tmp_path: Path) -> None:
     quick = (
         "trainer.max_epochs=1",
         "trainer.limit_train_batches=2",
         "trainer.limit_val_batches=1",
         "test=false",
     )
-    train("-m", *SHORT[:2], *quick, "seed=0,1", "hydra.sweep.dir=sweep")
+    train_here(tmp_path, "-m", *SHORT[:2], *quick, "seed=0,1", "hydra.sweep.dir=sweep")
     files = offline_wandb.run_files(tmp_path / "sweep")
     assert len(files) == 2
     assert len({f.stem for f in files}) == 2
 
 
 def test_full_disk_is_told_and_nothing_is_half_written(tmp_path: Path) -> None:
-    from zoo.training.checkpointing import AtomicCheckpointIO, CheckpointError
+    from zoo.training.checkpointing import AtomicCheckpointIO
 
     target = tmp_path / "step=1.ckpt"
     AtomicCheckpointIO().save_checkpoint({"a": torch.zeros(3)}, target)
     before = target.read_bytes()
-    code = f"""
-import resource, signal, sys, torch
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a full disk: writing past it fails
-from zoo.training.checkpointing import AtomicCheckpointIO, CheckpointError
-try:
-    AtomicCheckpointIO().save_checkpoint({{"a": torch.zeros(1_000_000)}}, {str(target)!r})
-except CheckpointError as error:
-    print(error); sys.exit(3)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 3, done.stderr
-    assert str(target) in done.stdout
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # as a full disk: writing past it fails
+    try:
+        with pytest.raises(zoo.CheckpointError, match=re.escape(str(target))):
+            AtomicCheckpointIO().save_checkpoint({"a": torch.zeros(1_000_000)}, target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert target.read_bytes() == before
     assert list(tmp_path.iterdir()) == [target]
-    assert issubclass(CheckpointError, Exception)
+
+
+def test_latest_leads_to_the_newest_run_of_a_name(tmp_path: Path) -> None:
+    for folder in ("digits/a", "digits/b", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+        _link_latest(tmp_path / folder, "digits")
+    assert (tmp_path / "digits" / "latest").resolve() == tmp_path / "digits" / "b"
+    assert find_run(tmp_path / "digits" / "latest") == tmp_path / "digits" / "b"
+    assert not (tmp_path / "latest").is_symlink()
