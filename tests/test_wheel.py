@@ -12,7 +12,6 @@ import pytest
 
 from tests.conftest import ROOT
 
-
 pytestmark = pytest.mark.xdist_group("wheel")  # they share one
 
 
