@@ -89,6 +89,18 @@ def test_depthwise(shape: tuple[int, ...], kernel: tuple[int, int, int], order: 
 
 
 @needs_compiler
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_second_derivatives(dilation: int) -> None:
+    found = []
+    for convolve in (depthwise_conv2d, lambda x, w, b, d: F.conv2d(x, w, b, 1, 3 * d, d, 4)):
+        inputs = tuple(t.requires_grad_() for t in (normal(2, 4, 9, 8), normal(4, 1, 7, 7, seed=2), normal(4, seed=3)))
+        slopes = torch.autograd.grad(convolve(*inputs, dilation).square().sum(), inputs, create_graph=True)
+        found.append(torch.autograd.grad(sum(s.square().sum() for s in slopes), inputs))
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4 * float(want.abs().max()))
+
+
+@needs_compiler
 def test_it_steps_aside_where_somebody_would_notice() -> None:
     x = normal(2, 3)
     parameter = nn.Parameter(normal(3))

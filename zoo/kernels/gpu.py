@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from zoo.kernels.watching import is_ordinary
 
@@ -116,7 +117,7 @@ def _weight_operator(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
 
 
 def _library_weight(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
-    return torch.nn.grad.conv2d_weight(x, weight.shape, grad, padding=_padding(weight), groups=len(weight))
+    return conv2d_weight(x, weight.shape, grad, padding=_padding(weight), groups=len(weight))
 
 
 def _padding(weight: Tensor) -> tuple[int, int]:

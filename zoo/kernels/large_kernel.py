@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from zoo.kernels import gpu, native
 from zoo.kernels.watching import is_exported, is_recorded
@@ -284,9 +285,9 @@ class _NativeDepthwise(torch.autograd.Function):
         d_bias = grad.sum((0, 2, 3)) if wants_bias else None
         if torch.is_grad_enabled():  # somebody wants second derivatives: the library knows them
             reach = [ctx.dilation * (k // 2) for k in weight.shape[-2:]]
-            how = {"padding": reach, "dilation": ctx.dilation, "groups": len(weight)}
-            d_x = torch.nn.grad.conv2d_input(x.shape, weight, grad, **how) if wants_x else None
-            d_weight = torch.nn.grad.conv2d_weight(x, weight.shape, grad, **how) if wants_weight else None
+            how: dict[str, Any] = {"padding": reach, "dilation": ctx.dilation, "groups": len(weight)}
+            d_x = conv2d_input(x.shape, weight, grad, **how) if wants_x else None
+            d_weight = conv2d_weight(x, weight.shape, grad, **how) if wants_weight else None
             return d_x, d_weight, d_bias, None
         d_x = depthwise_conv2d(grad, weight.flip(-2, -1), None, ctx.dilation) if wants_x else None
         kernel = (weight.shape[-2], weight.shape[-1])

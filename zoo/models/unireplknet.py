@@ -194,8 +194,9 @@ class UniRepLKNetBlock(nn.Module):
         y = self.norm(self.dwconv(x))
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
             if self.deploy and self._is_plain_inference(y):
-                (w1, b1), (w2, b2) = affine(self.pwconv1[1]), affine(self.pwconv2[0])
-                return feed_forward(y, self.se.scale(y), w1, b1, self.act[1].gamma, w2, b2, shortcut=x)
+                (w1, b1), (w2, b2), grn = affine(self.pwconv1[1]), affine(self.pwconv2[0]), self.act[1]
+                assert isinstance(grn, GlobalResponseNorm)
+                return feed_forward(y, self.se.scale(y), w1, b1, grn.gamma, w2, b2, shortcut=x)
         y = self.pwconv2(self.act(self.pwconv1(self.se(y))))
         if self.gamma is not None:
             y = y * self.gamma.view(-1, 1, 1)
