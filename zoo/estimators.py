@@ -530,7 +530,7 @@ class GRBFClassifier(ClassifierMixin, _GRBF):
         if len(self.classes_) < 2:
             raise ValueError(
                 "This solver needs samples of at least 2 classes in the data, but the data contains only one class: "
-                f"{self.classes_[0]!r}"
+                f"{self.classes_.tolist()[0]!r}"
             )
         return encoded
 

@@ -397,10 +397,43 @@ def test_explanations_draw_what_the_network_says() -> None:
     from zoo.training.explanations import Explanations
 
     data = Tabular(name="wine")
+    data.setup("fit")
     model = zoo.create_model("grbf", in_chans=13, num_classes=3)
     pictures = Explanations().pictures(model, data)
-    assert set(pictures) == {"importances", "spectrum", "loadings"}
+    assert set(pictures) == {"importances", "spectrum", "loadings", "summary", "output"}
     labels = [t.get_text() for t in pictures["importances"].get_yticklabels()]
     assert set(labels) <= set(data.feature_names)
     widths = [bar.get_width() for bar in pictures["importances"].patches]
     np.testing.assert_allclose(sorted(widths), sorted(model.feature_importance().tolist()), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "outputs"), [("diabetes", 1), ("P1", 1), ("iris", 3)])
+def test_pictures_of_rows_are_those_of_an_estimator(name: str, outputs: int) -> None:
+    """What the callback draws from a module agrees with an estimator's own projection and predictions."""
+    from zoo.estimators import GRBFClassifier, GRBFRegressor
+    from zoo.training.explanations import Fitted
+
+    data = Tabular(name=name, rows=200)
+    data.setup("fit")
+    rows, targets = (part.numpy() for part in data.training_table())
+    model = (GRBFClassifier if data.class_names else GRBFRegressor)(n_centers=5, max_iter=20, random_state=0)
+    model.fit(rows, targets)
+    fitted = Fitted(model.to_module(), data.class_names)
+    assert fitted.model.num_classes == outputs
+    np.testing.assert_allclose(fitted.transform(rows), model.transform(rows), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(fitted.inverse_transform(fitted.transform(rows)), rows, rtol=1e-6, atol=1e-6)
+    if data.class_names:
+        np.testing.assert_allclose(fitted.predict_proba(rows), model.predict_proba(rows), rtol=1e-9)
+    else:
+        np.testing.assert_allclose(fitted.predict(rows), model.predict(rows), rtol=1e-9)
+
+
+def test_importances_of_square_images_are_drawn_as_one() -> None:
+    from zoo.training.explanations import Explanations
+
+    model = zoo.create_model("grbf", in_chans=2, img_size=5, num_classes=3)
+    pictures = Explanations().pictures(model)
+    assert set(pictures) == {"importances", "spectrum", "loadings", "importance_image"}
+    drawn = pictures["importance_image"].images[0].get_array()
+    wanted = model.feature_importance().reshape(2, 5, 5).sum(0)
+    np.testing.assert_allclose(drawn, wanted.numpy(), rtol=1e-5)

@@ -5,15 +5,69 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
+import numpy as np
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from pydantic import PositiveInt
 
-from zoo.figures import plot_importances, plot_loadings, plot_spectrum
+from zoo.figures import (
+    plot_importance_image,
+    plot_importances,
+    plot_loadings,
+    plot_output,
+    plot_spectrum,
+    plot_summary,
+)
+
+#: Rows of the training part that are drawn as points, at most.
+POINTS = 1000
+
+
+class Fitted:
+    """A network in training with the methods of a fitted estimator that the pictures use.
+
+    Args:
+        model: The network.
+        class_names: Names in the order of its outputs; empty for a regression.
+    """
+
+    def __init__(self, model: Any, class_names: list[str]) -> None:
+        self.model = model
+        self.components_, self.centers_ = _array(model.spectrum().components), _array(model.centers)
+        self.mean, self.scale = _array(model.input_mean), _array(model.input_scale)
+        if class_names:
+            names = np.array(class_names)
+            self.classes_ = names if (names[:-1] < names[1:]).all() else np.arange(len(names))
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Coordinates (n, D) of rows along the eigenvectors."""
+        return ((np.asarray(X) - self.mean) / self.scale) @ self.components_.T
+
+    def inverse_transform(self, Z: np.ndarray) -> np.ndarray:
+        """Rows (n, D) at coordinates (n, D)."""
+        return (Z @ self.components_) * self.scale + self.mean
+
+    @torch.no_grad()
+    def predict(self, X: Any) -> np.ndarray:
+        """Values (n,) of a regression."""
+        return _array(self.model(torch.as_tensor(np.asarray(X)).to(self.model.centers)))[:, 0]
+
+    @torch.no_grad()
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Class probabilities (n, K)."""
+        f = self.model(torch.as_tensor(np.asarray(X)).to(self.model.centers))
+        return _array(torch.cat([-f, f], 1).sigmoid() if f.shape[1] == 1 else f.softmax(1))
+
+
+def _array(values: torch.Tensor) -> np.ndarray:
+    return values.detach().double().cpu().numpy()
 
 
 class Explanations(Callback):
-    """Sends feature importances, spectrum and loadings of the precision matrix to W&B.
+    """Sends pictures of what the precision matrix says to W&B: feature importances (for square images also as one),
+    spectrum, loadings, and from the training rows of a table the output over the first two latent variables and the
+    first one against the target.
 
     Nothing happens for models without a precision matrix, or without a W&B logger.
 
@@ -43,8 +97,22 @@ class Explanations(Callback):
         names = names if names is not None and len(names) == model.dim else None
         values, components = (t.double().cpu() for t in model.spectrum())
         importance = model.feature_importance().double().cpu()
-        return {
+        found = {
             "importances": plot_importances(importance, names, top=self.top),
             "spectrum": plot_spectrum(values, top=self.top),
             "loadings": plot_loadings(components, names),
         }
+        pixels = model.dim // model.in_chans
+        side = round(pixels**0.5)
+        if side > 1 and side**2 == pixels:
+            shares = importance.reshape(-1, pixels).sum(0)
+            found["importance_image"] = plot_importance_image(shares, (side, side))
+        if names is not None and hasattr(data, "training_table") and model.num_classes:
+            rows, targets = (part[:POINTS] for part in data.training_table())
+            fitted = Fitted(model, getattr(data, "class_names", None) or [])
+            classes = getattr(fitted, "classes_", None)
+            y = targets.numpy() if classes is None else classes[targets.numpy()]
+            found["summary"] = plot_summary(fitted, rows, y)
+            if model.dim > 1:
+                found["output"] = plot_output(fitted, rows, y)
+        return found
