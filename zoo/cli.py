@@ -489,13 +489,15 @@ def _add_figure(commands: Commands) -> None:
     parser = commands.add_parser(
         "figure",
         help="a picture of what a model looks at, as PNG",
-        description="Draw the effective receptive field of a model, or the merged kernels of one of its layers.",
+        description="Draw the effective receptive field of a model, the merged kernels of one of its layers, the "
+        "hyper-kernels of a Terminator, as they are or for one image, or the losses of a run.",
     )
-    parser.add_argument("kind", choices=("receptive-field", "kernels"))
+    kinds = ("receptive-field", "kernels", "hyper-kernels", "context-kernels", "losses")
+    parser.add_argument("kind", choices=kinds)
     parser.add_argument("--model", required=True, help="name of the zoo or of timm, or local-dir:FOLDER")
     parser.add_argument("--checkpoint", type=Path, help="a file with the weights of a model given by name")
     parser.add_argument("--pretrained", action="store_true", help="fetch the released weights")
-    parser.add_argument("--data", type=Path, help="receptive-field: folder of images to average over; else noise")
+    parser.add_argument("--data", type=Path, help="folder of images to use instead of noise; losses: the run")
     parser.add_argument("--count", type=_positive, help="images to average over (16), or kernels to show (32)")
     parser.add_argument("--stage", type=int, default=-1, help="receptive-field: which feature map (-1, the last)")
     parser.add_argument("--layer", help="kernels: name of the layer (the first large one)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,16 @@ from torch import Tensor, nn
 from zoo.data.checks import DataError
 from zoo.data.folder import EXTENSIONS, FolderImages
 from zoo.data.sampling import SampleKey
-from zoo.figures import merged_kernels, plot_kernels, plot_receptive_field, receptive_field
+from zoo.figures import (
+    context_kernels,
+    hyper_kernels,
+    merged_kernels,
+    plot_curves,
+    plot_hyper_kernels,
+    plot_kernels,
+    plot_receptive_field,
+    receptive_field,
+)
 from zoo.files import write_atomic
 from zoo.models.registry import create_model
 
@@ -23,7 +33,7 @@ class PictureError(ValueError):
 
 
 def draw(
-    kind: Literal["receptive-field", "kernels"],
+    kind: Literal["receptive-field", "kernels", "hyper-kernels", "context-kernels", "losses"],
     model: str,
     out: str | Path,
     *,
@@ -37,12 +47,14 @@ def draw(
     """Draw one picture of a model and save it.
 
     Args:
-        kind: `receptive-field` (see :func:`zoo.figures.receptive_field`) or `kernels`.
+        kind: `receptive-field` (see :func:`zoo.figures.receptive_field`), `kernels`, the `hyper-kernels` of a
+            Terminator, its `context-kernels` for an image, or the `losses` of a run.
         model: Name of the zoo or of timm, or `local-dir:<folder>`, which brings its weights.
         out: The PNG.
         checkpoint: A file with the model's weights.
         pretrained: Fetch the released weights.
-        data: Folder of images (at any depth) to average the receptive field over; None takes noise.
+        data: Folder of images (at any depth) to average the receptive field over, or whose first one makes the
+            context-dependent kernels; None takes noise. For `losses` the folder of the run.
         count: Images to average over, 16 by default, or kernels to show, 32 by default.
         stage: Which feature map the receptive field belongs to.
         layer: Which layer's kernels.
@@ -58,10 +70,21 @@ def draw(
     try:
         pretrained = pretrained or model.startswith("local-dir:")
         network = create_model(model, pretrained=pretrained, checkpoint_path=checkpoint).eval()
-        if kind == "kernels":
-            name, kernels = merged_kernels(network, layer)
-            ax = plot_kernels(kernels, count=count or 32, title=f"{model}: {name}, {_size(kernels)}")
-            told = f"{min(count or 32, len(kernels))} of {len(kernels)} merged {_size(kernels)} kernels of {name}"
+        if kind == "losses":
+            curves = _losses(data)
+            ax, told = plot_curves(curves), f"{', '.join(curves)} of {data}"
+        elif kind == "hyper-kernels":
+            ax = plot_hyper_kernels(hyper_kernels(network), count=count or 12, title=f"{model}: hyper-kernels")
+            told = f"global hyper-kernels of every block of {model}"
+        elif kind == "context-kernels":
+            images = _noise(network, 1) if data is None else _images(network, Path(data), 1)
+            kernels = context_kernels(network, images[0])
+            ax = plot_hyper_kernels(kernels, count=count or 12, title=f"{model}: kernels for one image")
+            told = f"context-dependent kernels of every block of {model} for one image"
+        elif kind == "kernels":
+            name, merged = merged_kernels(network, layer)
+            ax = plot_kernels(merged, count=count or 32, title=f"{model}: {name}, {_size(merged)}")
+            told = f"{min(count or 32, len(merged))} of {len(merged)} merged {_size(merged)} kernels of {name}"
         else:
             images = _noise(network, count or 16) if data is None else _images(network, Path(data), count or 16)
             field = receptive_field(network, images, stage)
@@ -73,6 +96,26 @@ def draw(
         raise PictureError(str(error)) from None
     write_atomic(out, lambda file: ax.figure.savefig(file, format="png", dpi=150))  # type: ignore[union-attr]
     return f"{out}: {told}" + ("" if pretrained or checkpoint else "; the weights are untrained")
+
+
+def _losses(run: str | Path | None) -> dict[str, tuple[list[int], list[float]]]:
+    """Training losses of a run, by name, from its metrics.csv."""
+    if run is None:
+        raise PictureError("the losses are those of a run: give its folder with --data")
+    paths = sorted(Path(run).expanduser().rglob("metrics.csv"))
+    if not paths:
+        raise PictureError(f"there is no metrics.csv below {run}; the run needs logger=csv or the default one")
+    curves: dict[str, tuple[list[int], list[float]]] = {}
+    with paths[0].open(newline="") as file:
+        for row in csv.DictReader(file):
+            for name in ("train/loss", "train/cross_entropy", "train/slow_loss", "train/norm_penalty"):
+                if row.get(name):
+                    steps, values = curves.setdefault(name.removeprefix("train/"), ([], []))
+                    steps.append(int(row["step"]))
+                    values.append(float(row[name]))
+    if not curves:
+        raise PictureError(f"{paths[0]} has no training losses")
+    return curves
 
 
 def _size(array: Any) -> str:

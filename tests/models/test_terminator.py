@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo
+from tests.test_pictures import FakeWandb
 from zoo.benchmarks.terminator_plain import PlainTerminator
+from zoo.figures import context_kernels, hyper_kernels
+from zoo.gallery import PictureError, draw
 from zoo.kernels import hyperzzw as ops
 from zoo.models import to_deploy
 from zoo.models.terminator import Terminator
 from zoo.tasks.kar import Kar2, Kar3
+from zoo.training.callbacks import ModelPictures
 
 AS_PUBLISHED = {"standardise_eval": "batch", "local_context": "batch"}
 
@@ -382,3 +388,37 @@ def test_channels_of_any_number_come_in() -> None:
     model = tiny(in_chans=5).train()
     assert model(torch.randn(2, 5, 12, 12)).shape == (2, 10)
     assert model.aux_losses()["slow_loss"].isfinite()
+
+
+# ---- pictures ----------------------------------------------------------------------------------------------
+
+
+def test_context_kernels_are_input_times_hyper_kernel() -> None:
+    model, image = trained(tiny()), batch(1)[0]
+    own, made = hyper_kernels(model), context_kernels(model.train(), image)
+    assert model.training
+    assert [k.shape for k in made] == [(3, 12, 12), (12, 12, 12), (12, 12, 12)]
+    torch.testing.assert_close(torch.from_numpy(made[0]), image.double() * torch.from_numpy(own[0]))
+    assert hyper_kernels(tiny(ndim=1, seq_len=10))[0].shape == (3, 1, 10)
+    with pytest.raises(ValueError, match="no hyper-kernels"):
+        hyper_kernels(nn.Identity())
+
+
+def test_pictures_as_files_and_in_wandb(tmp_path: Path) -> None:
+    for kind in ("hyper-kernels", "context-kernels"):
+        draw(kind, "test_terminator", tmp_path / f"{kind}.png")  # type: ignore[arg-type]
+    (tmp_path / "metrics.csv").write_text("step,train/loss,train/slow_loss\n0,2.5,0.1\n1,,\n2,2.0,0.01\n")
+    told = draw("losses", "test_terminator", tmp_path / "losses.png", data=tmp_path)
+    assert "loss, slow_loss of" in told
+    assert {p.read_bytes()[:4] for p in tmp_path.glob("*.png")} == {b"\x89PNG"}
+    with pytest.raises(PictureError, match="--data"):
+        draw("losses", "test_terminator", tmp_path / "no.png")
+    with pytest.raises(PictureError, match="no hyper-kernels"):
+        draw("hyper-kernels", "test_unireplknet", tmp_path / "no.png")
+
+    logger = FakeWandb()
+    trainer: Any = SimpleNamespace(loggers=[logger], sanity_checking=False, is_global_zero=True, current_epoch=0)
+    module: Any = SimpleNamespace(model=tiny())
+    with torch.inference_mode():
+        ModelPictures(count=2).on_validation_batch_end(trainer, module, None, (batch(2), torch.zeros(2)), 0)
+    assert {"model/hyper_kernels", "model/context_kernels"} <= set(logger.sent)

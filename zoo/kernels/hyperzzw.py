@@ -333,6 +333,7 @@ class _MixChannels(torch.autograd.Function):
 # ---- slow networks -----------------------------------------------------------------------------------------
 
 
+@torch.inference_mode(False)  # a model may be moved where nobody wants gradients, and be trained later
 def coordinate_grid(points: int, dims: int, *, device: Any = None, dtype: torch.dtype | None = None) -> Tensor:
     """Coordinates of a regular grid on [-1, 1]^dims, both ends included: (dims, points^dims), rows first ("ij").
 

@@ -15,7 +15,16 @@ from lightning.pytorch.loggers import WandbLogger
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from zoo.figures import as_array, merged_kernels, plot_kernels, plot_receptive_field, receptive_field
+from zoo.figures import (
+    as_array,
+    context_kernels,
+    hyper_kernels,
+    merged_kernels,
+    plot_hyper_kernels,
+    plot_kernels,
+    plot_receptive_field,
+    receptive_field,
+)
 
 
 class ProgressBar(RichProgressBar):
@@ -100,7 +109,7 @@ def _picture(image: Tensor, preprocessing: dict[str, Any] | None) -> Any:
 
 
 class ModelPictures(Callback):
-    """Sends the model's effective receptive field and merged kernels to W&B as it learns.
+    """Sends the model's effective receptive field, merged kernels and hyper-kernels to W&B as it learns.
 
     The field is averaged over the first validation images. A model without maps, or without depthwise layers, leaves
     that picture out.
@@ -139,3 +148,6 @@ class ModelPictures(Callback):
         with suppress(ValueError):  # no depthwise layer
             name, kernels = merged_kernels(model, self.layer)
             yield "kernels", as_array(plot_kernels(kernels, title=name))
+        with suppress(ValueError):  # no Terminator
+            yield "hyper_kernels", as_array(plot_hyper_kernels(hyper_kernels(model)))
+            yield "context_kernels", as_array(plot_hyper_kernels(context_kernels(model, images[0])))
