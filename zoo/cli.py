@@ -55,6 +55,8 @@ BENCHMARKS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "compose": {
         "heads": ("GRBF, kernel ridge and linear heads on frozen features", "zoo.tools.compose", "heads"),
+        "continual": ("AnalyticRidge on frozen features, class by class", "zoo.tools.compose", "continual"),
+        "adapters": ("SNNK adapters in a ConvNet and a transformer", "zoo.tools.compose", "adapters"),
     },
     "deploy": {
         "export": ("shipped weights exported, run without the zoo, and in int8", "zoo.tools.deployment", "run"),

@@ -43,7 +43,9 @@ def read_run(folder: Path) -> Run:
         config: dict[str, Any] = yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())
         overrides: list[str] = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunsError(f"{folder} is not the folder of a finished run ({error})") from None
+        raise RunsError(
+            f"{folder} is not the folder of a finished run ({' '.join(str(error).split())[:200]})"
+        ) from None
     changes = tuple(sorted(o for o in overrides if not o.startswith(_OWN)))
     return Run(
         config["name"], config["model"]["model_name"], changes, summary["seed"], summary["metrics"], summary["seconds"]
