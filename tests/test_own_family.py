@@ -58,7 +58,7 @@ def test_a_family_of_another_package(package: Path, tmp_path: Path) -> None:
     )
     assert "test/acc" in out
     accuracy = json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]["test/acc"]
-    assert accuracy > 0.7
+    assert accuracy > 0.5
     code = """
 import zoo, torch, timm
 assert "gaussian_mlp" in zoo.list_models() and timm.is_model("gaussian_mlp")

@@ -479,7 +479,7 @@ def _validate_record(model: str, options: argparse.Namespace) -> int:
     from zoo.tools.evaluation import validate
 
     found = validate(model, root=options.root, progress=sys.stderr.isatty() and not options.json)
-    lines = [f"{found['name']} on {found['rows']} test rows of {found['data']}, deploy form"]
+    lines = [f"{found['name']} on the test part of {found['data']}, deploy form"]
     lines += [f"  {key} {value:.4f}; on record {found['recorded'][key]:.4f}" for key, value in found["found"].items()]
     how = ", ".join(f"{k} {v}" for k, v in found["preprocessing"].items())
     lines += [f"  prepared with {how}", "reproduced" if found["reproduced"] else "NOT reproduced"]

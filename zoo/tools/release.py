@@ -28,6 +28,7 @@ __all__ = ["METRICS", "describe", "ship"]
 METRICS = (
     ("test/acc_agnostic", None),  # continual learning, the task id unknown
     ("test/acc", "val/acc"),
+    ("test/r2", "val/r2"),
     ("test/score", "val/score"),
     ("test/accuracy", "val/accuracy"),
     ("test/mse", "val/mse"),
