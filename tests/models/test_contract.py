@@ -103,8 +103,10 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
     out = model(images(model, batch=4))
     assert out.shape == (4, 42)
     out.square().mean().backward()
-    assert not [key for key, p in model.named_parameters() if p.grad is None]
-    assert not [key for key, p in model.named_parameters() if not p.grad.isfinite().all()]
+    others = getattr(model, "training_only", ())  # what only a loss of the family's own reaches
+    found = {key: p.grad for key, p in model.named_parameters() if not key.startswith(others or "-")}
+    assert not [key for key, grad in found.items() if grad is None]
+    assert not [key for key, grad in found.items() if not grad.isfinite().all()]
 
 
 @small_models

@@ -109,12 +109,12 @@ class TaskStream:
         return images
 
     def state_dict(self) -> dict[str, Any]:
-        """What was drawn."""
-        return {}
+        """What was drawn, and the seed of what will be."""
+        return {"seed": self.seed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what another stream drew."""
-        self._tests = {}
+        self._tests, self.seed = {}, state["seed"]
 
 
 class PermutedTasks(TaskStream):
@@ -156,7 +156,7 @@ class PermutedTasks(TaskStream):
         return images.flatten(-2)[..., self.permutations[task]].view_as(images)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"permutations": self.permutations}
+        return super().state_dict() | {"permutations": self.permutations}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
@@ -198,7 +198,7 @@ class RotatedTasks(TaskStream):
         return transforms.rotate(images, float(self.degrees[task]), interpolation=InterpolationMode.NEAREST)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"degrees": self.degrees}
+        return super().state_dict() | {"degrees": self.degrees}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
@@ -244,7 +244,7 @@ class SplitTasks(TaskStream):
         return part[0][chosen], part[1][chosen]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"order": self.order}
+        return super().state_dict() | {"order": self.order}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
@@ -361,7 +361,8 @@ class ContinualData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[int]:
         """One item an epoch: the task takes its images from `stream`."""
-        return DataLoader(range(1), batch_size=None)  # type: ignore[arg-type]
+        own = torch.Generator()  # a loader without one draws from the global generator, which a resumed run would miss
+        return DataLoader(range(1), batch_size=None, generator=own)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
         """What the stream drew, for the checkpoint."""

@@ -101,7 +101,7 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
         lower, jitter, alpha = ctx.saved_tensors
         h = Factor(lower, jitter).solve(g)
         return -h @ alpha.mT if ctx.needs_input_grad[0] else None, h if ctx.needs_input_grad[1] else None
@@ -128,16 +128,21 @@ def ridge_coefficients(K: Tensor, Y: Tensor, ridge: float | Tensor) -> Tensor:
         A = K + torch.diag_embed(diagonal)
         if torch.compiler.is_compiling() or A.is_meta:  # no graph can hold the search for a jitter
             return torch.cholesky_solve(Y, torch.linalg.cholesky(A))
-        return _Solve.apply(A, Y)  # type: ignore[no-any-return]
+        return _Solve.apply(A, Y)
 
 
 class Solution(NamedTuple):
     """A classifier without its training data: what evaluation keeps of a task."""
 
     support: Tensor  # (N, d)
-    alpha: Tensor  # (N, C), in the features' type
+    alpha: Tensor  # (N, C), at least float32
     gamma: Tensor  # ()
     beta: Tensor  # ()
+
+
+def _full(z: Tensor) -> Tensor:
+    """At least float32: a Gram matrix of half precision has no Cholesky factor."""
+    return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
 class KernelRidgeHead(nn.Module):
@@ -159,6 +164,10 @@ class KernelRidgeHead(nn.Module):
     Raises:
         ValueError: The kernel is unknown.
     """
+
+    lam: Tensor
+    gamma: Tensor
+    beta: Tensor
 
     def __init__(
         self,
@@ -212,7 +221,10 @@ class KernelRidgeHead(nn.Module):
         task = task if gamma_of is None else gamma_of
         Y = targets if targets.is_floating_point() else F.one_hot(targets, num_classes or int(targets.max()) + 1)
         self._check(support, "support")
-        alpha = ridge_coefficients(self.kernel(support), Y, self.ridge(task))
+        support = _full(support)
+        # without gradients a Gram matrix in float64 is cheap, and its rounding errors are not divided by the ridge
+        points = support if torch.is_grad_enabled() else support.to(solver_dtype(support.device))
+        alpha = ridge_coefficients(self.kernel(points), Y, self.ridge(task))
         return Solution(support, alpha.to(support.dtype), self.gamma[task], self.beta[task])
 
     def predict(self, queries: Tensor, solution: Solution, active: Tensor | None = None) -> Tensor:
@@ -223,9 +235,9 @@ class KernelRidgeHead(nn.Module):
         """
         self._check(queries, "query")
         with no_autocast(queries.device):
-            K = self.kernel(queries, solution.support)
-            logits = solution.gamma * (K @ solution.alpha.to(K.dtype)) + solution.beta
-        return logits if active is None else logits.masked_fill(~active, _MASKED)
+            K = self.kernel(_full(queries), _full(solution.support))
+            logits = (solution.gamma * (K @ solution.alpha.to(K.dtype)) + solution.beta).to(queries.dtype)
+        return logits if active is None else logits.masked_fill(~active, max(_MASKED, torch.finfo(logits.dtype).min))
 
     def forward(
         self, support: Tensor, targets: Tensor, queries: Tensor, task: int = 0, active: Tensor | None = None
@@ -340,6 +352,7 @@ class VariationalRandomFeatures(nn.Module):
     """
 
     phase: Tensor
+    eps: Tensor
 
     def __init__(self, dim: int, num_bases: int = 1024, *, variational: bool = True, device=None, dtype=None) -> None:
         super().__init__()

@@ -36,7 +36,11 @@ __all__ = [
     "choose_per_class",
 ]
 
-MASKED = -1e11
+
+def masked(logits: Tensor, active: Tensor) -> Tensor:
+    """Logits (B, C) with the columns outside `active` (C,) or (B, C) at -1e11, or as low as their type goes."""
+    return logits.masked_fill(~active, max(-1e11, torch.finfo(logits.dtype).min))
+
 
 
 class TaskError(ValueError):
@@ -235,7 +239,7 @@ class ContinualLearner(nn.Module):
 
     def mask(self, logits: Tensor, task: int) -> Tensor:
         """Logits with the classes of other tasks at -1e11."""
-        return logits.masked_fill(~self.active[task], MASKED)
+        return masked(logits, self.active[task])
 
     def kept(self) -> dict[str, int]:
         """What the learner keeps of the tasks seen: `samples`, and `bytes` of all state that evaluation needs."""
@@ -311,7 +315,7 @@ class Naive(ContinualLearner):
         img_size: int = 28,
         tasks: int = 20,
         hidden: int = 256,
-        drop_rate: float = 0.25,
+        drop_rate: float = 0.0,
         *,
         device=None,
         dtype=None,
@@ -348,8 +352,8 @@ class Joint(Naive):
 
     recipe = Recipe("adam", lr=1e-3, decay=1.0, offset=0, batch_size=64, epochs=4)
 
-    def __init__(self, *args: Any, cumulative: bool = False, drop_rate: float = 0.1, **kwargs: Any) -> None:
-        super().__init__(*args, drop_rate=drop_rate, **kwargs)
+    def __init__(self, *args: Any, cumulative: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.cumulative = cumulative
         self._data: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -368,7 +372,7 @@ class Joint(Naive):
     def losses(self, x: Tensor, y: Tensor, task: int) -> dict[str, Tensor]:
         """Cross-entropy over the classes of each sample's own task."""
         labels, of = y % self.num_classes, y // self.num_classes
-        logits = self.head(self.backbone(x)).masked_fill(~self.active[of], MASKED)
+        logits = masked(self.head(self.backbone(x)), self.active[of])
         return {"cross_entropy": F.cross_entropy(logits, labels)}
 
     def kept(self) -> dict[str, int]:
@@ -458,8 +462,7 @@ class Replay(Naive):
     def _build_memory(self) -> None:
         size = (self.tasks, self.per_class * self.num_classes)
         device = self.dd["device"]
-        image = (self.in_chans, self.img_size, self.img_size)
-        self.register_buffer("memory_x", torch.zeros(*size, *image, dtype=torch.uint8, device=device))
+        self.register_buffer("memory_x", torch.zeros(*size, self.inputs, dtype=torch.uint8, device=device))
         self.register_buffer("memory_y", torch.full(size, -1, dtype=torch.long, device=device))
 
     def build_head(self) -> None:
@@ -474,15 +477,15 @@ class Replay(Naive):
         if task:
             places = (self.memory_y[:task] >= 0).nonzero()
             chosen = places[torch.randint(len(places), (len(x),)).to(places.device)].unbind(-1)
-            images = self.memory_x[chosen].to(x.dtype) / 255
-            logits = self.head(self.backbone(images)).masked_fill(~self.active[chosen[0]], MASKED)
+            images = self.memory_x[chosen].view(-1, *x.shape[1:]).to(x.dtype) / 255
+            logits = masked(self.head(self.backbone(images)), self.active[chosen[0]])
             losses["replay"] = F.cross_entropy(logits, self.memory_y[chosen])
         return losses
 
     def end_task(self, task: int, x: Tensor, y: Tensor) -> None:
         """Keep images of this task."""
         chosen = choose_per_class(y, self.per_class)
-        self.memory_x[task, : len(chosen)] = (x[chosen] * 255).round().clamp(0, 255).to(torch.uint8)
+        self.memory_x[task, : len(chosen)] = (x[chosen].flatten(1) * 255).round().clamp(0, 255).to(torch.uint8)
         self.memory_y[task, : len(chosen)] = y[chosen]
         super().end_task(task, x, y)
 

@@ -214,13 +214,13 @@ class KernelLearner(ContinualLearner):
         """Features as the kernel sees them."""
         return z
 
-    def _version(self) -> tuple[Any, ...]:
+    def _stamp(self) -> tuple[Any, ...]:
         return tuple((t.data_ptr(), t._version) for t in (*self.parameters(), *self.buffers()))
 
     def solution(self, task: int) -> tuple[Tensor | None, Solution]:
         """The basis of a task and its fitted classifier, from the weights as they are now."""
         keep = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or self.seen.is_meta)
-        version = self._version() if keep else ()
+        version = self._stamp() if keep else ()
         if keep and task in self._solutions and self._solutions[task][0] == version:
             return self._solutions[task][1]
         z, labels = self.support(task)
@@ -233,6 +233,9 @@ class KernelLearner(ContinualLearner):
 
     def _parameters_of(self, task: int) -> int:
         return task
+
+    def _dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
 
     def task_logits(self, features: Tensor, task: int | None) -> Tensor:
         """Logits (B, C); without a task id those of the most confident task."""
@@ -263,7 +266,9 @@ class KernelLearner(ContinualLearner):
         )
         if self.head.name in ("linear", "rff"):
             weights = [(s.gamma * (s.support.mT @ s.alpha)).mT for _, s in solved]
-            self.register_buffer("weight", torch.stack(weights + [torch.zeros_like(weights[0])] * pad))
+            self.register_buffer(
+                "weight", torch.stack(weights + [torch.zeros_like(weights[0])] * pad).to(self._dtype())
+            )
         else:
             alphas = [s.gamma * s.alpha for _, s in solved]
             self.register_buffer("weight", like.new_zeros(0))
@@ -318,6 +323,7 @@ class KCL(KernelLearner):
     recipe = Recipe("sgd", lr=0.1, decay=0.8, offset=1, floor=5e-5, momentum=0.8, batch_size=10, epochs=1)
     coreset_x: Tensor
     coreset_y: Tensor
+    random_features: VariationalRandomFeatures
 
     def __init__(
         self,
@@ -331,7 +337,7 @@ class KCL(KernelLearner):
         width: float | None = None,
         backbone: Literal["mlp", "resnet"] = "mlp",
         hidden: int | None = None,
-        drop_rate: float = 0.25,
+        drop_rate: float = 0.0,
         feature_norm: FeatureNorm = "l2",
         num_bases: int = 1024,
         variational: bool = True,
@@ -386,11 +392,10 @@ class KCL(KernelLearner):
             self.coreset_x = self.coreset_y = torch.empty(0, device=self.dd["device"])
             return
         device, size = self.dd["device"], self.shots * (self.task_classes or self.num_classes)
-        image = (self.in_chans, self.img_size, self.img_size)
-        noise = torch.Generator(device or "cpu").manual_seed(0) if device != "meta" and str(device) != "meta" else None
-        pixels = torch.randint(0, 256, (1, size, *image), dtype=torch.uint8, device=device, generator=noise)
+        noise = torch.randint(0, 256, (size, self.inputs), generator=torch.Generator().manual_seed(0), device="cpu")
+        pixels = noise.to(device or torch.get_default_device(), torch.uint8)
         labels = torch.arange(size, device=device) % self.num_classes
-        self.register_buffer("coreset_x", pixels.repeat(self.tasks, 1, 1, 1, 1))
+        self.register_buffer("coreset_x", pixels.repeat(self.tasks, 1, 1))
         self.register_buffer("coreset_y", labels.repeat(self.tasks, 1))
         self.head = KernelRidgeHead(n_tasks=self.tasks, **self.options, **self.dd)
 
@@ -413,7 +418,7 @@ class KCL(KernelLearner):
             raise SupportError("the coreset is stored in bytes: images must be in [0, 1]")
         self.coreset_x[task].zero_()
         self.coreset_y[task] = -1
-        self.coreset_x[task, : len(chosen)] = (x[chosen] * 255).round().to(torch.uint8)
+        self.coreset_x[task, : len(chosen)] = (x[chosen].flatten(1) * 255).round().to(torch.uint8)
         self.coreset_y[task, : len(chosen)] = y[chosen]
         stream = torch.ones(len(y), dtype=torch.bool, device=y.device)
         stream[chosen] = False
@@ -424,10 +429,8 @@ class KCL(KernelLearner):
         images, labels = self.coreset_x[task], self.coreset_y[task]
         if self.task_classes is not None and not labels.is_meta and not torch.compiler.is_compiling():
             images, labels = images[labels >= 0], labels[labels >= 0]
+        images = images.view(-1, self.in_chans, self.img_size, self.img_size)
         return images.to(self._dtype()) / 255, labels
-
-    def _dtype(self) -> torch.dtype:
-        return next(self.backbone.parameters()).dtype
 
     def losses(self, x: Tensor, y: Tensor, task: int) -> dict[str, Tensor]:
         """Cross-entropy of the stream batch under the classifier of the coreset, and the weighted KL for `rff`."""
@@ -456,10 +459,10 @@ class KCL(KernelLearner):
             features = self.random_features
             basis = features.eps
             if features.variational:
-                posterior = features.posterior(zs)
-                basis = features.sample(*posterior, eps)
+                mean, log_variance = features.posterior(zs)
+                basis = features.sample(mean, log_variance, eps)
                 if self.tau:
-                    terms["kl"] = self.tau * diagonal_gaussian_kl(*posterior, *features.prior(zq))
+                    terms["kl"] = self.tau * diagonal_gaussian_kl(mean, log_variance, *features.prior(zq))
             zq, zs = (features.features(z, basis) for z in (zq, zs))
         logits = self.head(zs, _one_hot(labels, self.num_classes, zs), zq, task)
         return {"cross_entropy": F.cross_entropy(self.mask(logits, task), y)} | terms
@@ -486,7 +489,8 @@ class KCL(KernelLearner):
         if not features.variational:
             return features.eps
         eps = {"fixed_seed": features.eps, "mean": torch.zeros_like(features.eps), "sample": None}[self.eval_basis]
-        return features.sample(*features.posterior(support), eps)
+        mean, log_variance = features.posterior(support)
+        return features.sample(mean, log_variance, eps)
 
     def lift(self, z: Tensor, basis: Tensor | None) -> Tensor:
         """Random features, for `rff`."""
@@ -554,18 +558,18 @@ class ConditionalVAE(nn.Module):
 
     def encode(self, x: Tensor, task: int | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (B, latent) of images, of a known task (one number, or one each) or of none."""
-        h = self.enc1(x.flatten(1))
-        if self.task is not None and task is not None:
-            h = h + self.task[task]
-        h = self.enc2(h.relu()).relu()
+        h = self._encode(x, task)
         return self.mean(h), self.log_variance(h)
+
+    def _encode(self, x: Tensor, task: int | Tensor | None) -> Tensor:
+        h = self.enc1(x.flatten(1))
+        if self.task is not None:
+            h = h + (self.task.mean(0) if task is None else self.task[task])
+        return self.enc2(h.relu()).relu()
 
     def embed(self, x: Tensor, task: int | Tensor | None = None) -> Tensor:
         """The mean alone."""
-        h = self.enc1(x.flatten(1))
-        if self.task is not None and task is not None:
-            h = h + self.task[task]
-        return self.mean(self.enc2(h.relu()).relu())
+        return self.mean(self._encode(x, task))
 
     def decode(self, z: Tensor, task: int | Tensor, y: Tensor) -> Tensor:
         """Logits (B, inputs) of the pixels."""
@@ -577,16 +581,21 @@ class ConditionalVAE(nn.Module):
         index = y if self.prior_index == "class" else task * self.num_classes + y
         return self.prior_mean[index], self.prior_log_variance[index]
 
-    def sample_prior(self, task: int | Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Latents (B, latent) of classes (B,)."""
+    def sample_prior(
+        self, task: int | Tensor, y: Tensor, generator: torch.Generator | None = None, eps: Tensor | None = None
+    ) -> Tensor:
+        """Latents (B, latent) of classes (B,), from normal numbers `eps` or drawn ones."""
         mean, log_variance = self.prior(task, y)
-        eps = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        if eps is None:
+            eps = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         return mean + eps * (0.5 * log_variance).exp()
 
     @torch.no_grad()
-    def generate(self, task: int | Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def generate(
+        self, task: int | Tensor, y: Tensor, generator: torch.Generator | None = None, eps: Tensor | None = None
+    ) -> Tensor:
         """Images (B, inputs) in (0, 1), the decoder's means, of conditions: tasks and classes (B,)."""
-        return self.decode(self.sample_prior(task, y, generator), task, y).sigmoid()
+        return self.decode(self.sample_prior(task, y, generator, eps), task, y).sigmoid()
 
 
 class GKCL(KernelLearner):
@@ -629,7 +638,8 @@ class GKCL(KernelLearner):
     """
 
     recipe = Recipe("adam", lr=1e-3, decay=0.8, offset=0, floor=0.0, keep_state=True, batch_size=64, epochs=6)
-    training_only = ("vae.log_variance", "vae.dec", "vae.condition", "vae.task", "backbone")
+    eps: Tensor
+    training_only = ("vae.log_variance", "vae.dec", "vae.condition")
 
     def __init__(
         self,
@@ -705,6 +715,19 @@ class GKCL(KernelLearner):
             self.head = KernelRidgeHead(n_tasks=self.tasks, **self.options, **self.dd)
         else:
             self.head = nn.Identity()  # type: ignore[assignment]
+        self.set_shots(self.shots)
+
+    def set_shots(self, shots: int) -> None:
+        """Change the samples per class that the kernel gets.
+
+        Their normal numbers are part of the state, so that the support of a task is the same in every type and on
+        every device.
+        """
+        self.shots, self._solutions = shots, {}
+        size = shots * max(self.num_classes, 1), self.vae.latent
+        eps = torch.randn(size, generator=torch.Generator().manual_seed(1000), dtype=torch.float64, device="cpu")
+        like = self.vae.prior_mean
+        self.register_buffer("eps", eps.to(like.device, like.dtype))
 
     # ---- learning -----------------------------------------------------------------------------------------
 
@@ -795,10 +818,10 @@ class GKCL(KernelLearner):
         labels = self._support_labels(task)
         if self.deterministic and self.profile == "latent":
             return self.vae.prior(task, labels)[0], labels
-        source = None if self.active.is_meta else torch.Generator(self.active.device).manual_seed(1000 + task)
+        eps = self.eps[: len(labels)]
         if self.profile == "latent":
-            return self.vae.sample_prior(task, labels, source), labels
-        return self.forward_features(self.vae.generate(task, labels, source)), labels
+            return self.vae.sample_prior(task, labels, eps=eps), labels
+        return self.forward_features(self.vae.generate(task, labels, eps=eps)), labels
 
     def forward_features(self, x: Tensor, task: int | None = None) -> Tensor:
         """The encoder's means (B, latent), or the normalised features of the `input` profile."""
@@ -850,6 +873,7 @@ class GKCL(KernelLearner):
     def _drop(self) -> None:
         for name in ("log_variance", "dec1", "dec2", "dec3", "prior_mean", "prior_log_variance", "condition"):
             delattr(self.vae, name)
+        del self.eps
         if self.profile == "input":
             del self.vae
 
@@ -885,6 +909,8 @@ class AnalyticRidge(ContinualLearner):
     gram: Tensor
     cross: Tensor
     ridge_used: Tensor
+    projection: Tensor
+    offset: Tensor
 
     def __init__(
         self,
@@ -970,7 +996,7 @@ class AnalyticRidge(ContinualLearner):
     def solve_shared(self) -> None:
         """Put the shared classifier of all tasks so far into `head`."""
         ridged = self._ridged(self.gram)
-        self.head.weight.copy_(cholesky(ridged).solve(self.cross).mT)  # type: ignore[operator, union-attr]
+        self.head.weight.copy_(cholesky(ridged).solve(self.cross).mT)  # type: ignore[operator]
 
     def task_logits(self, features: Tensor, task: int | None) -> Tensor:
         """The task's own classifier, or the shared one."""
@@ -1079,7 +1105,7 @@ class GaussianGKCL(AnalyticRidge):
         **kwargs: Any,
     ) -> None:
         self.rank, self.temperature, self.sharpness = rank, temperature, sharpness
-        super().__init__(*args, shared=shared, **kwargs)
+        super().__init__(*args, **{**kwargs, "shared": shared})
 
     def build_head(self) -> None:
         """No data yet: statistics and generator are empty."""
@@ -1161,7 +1187,6 @@ def kcl_resnet(pretrained: bool = False, **kwargs: Any) -> KCL:
         "num_classes": 100,
         "task_classes": 5,
         "backbone": "resnet",
-        "drop_rate": 0.05,
     }
     return _create(KCL, "kcl_resnet", pretrained, kwargs, **own)
 
