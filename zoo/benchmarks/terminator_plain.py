@@ -34,7 +34,8 @@ class PlainTerminator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, N, N) to logits."""
-        self.kernels, maps = [], []
+        self.kernels = []
+        maps: list[Tensor] = []
         for block, earlier in zip(self.network.blocks, self.network.reuse, strict=True):
             x, kernel = plain_block(block, x, [maps[j] for j in earlier])  # type: ignore[arg-type]
             maps.append(x)
@@ -81,7 +82,7 @@ def plain_kernel(net: SlowNet) -> Tensor:
 
 
 def plain_local_kernel(net: LocalSlowNet, x: Tensor) -> Tensor:
-    c = pointwise(net.ctx_reduce, F.adaptive_avg_pool2d(x, net.shape)).mean(0, keepdim=True)
+    c = pointwise(net.ctx_reduce, F.adaptive_avg_pool2d(x, (net.points, net.points))).mean(0, keepdim=True)
     c = F.gelu(pointwise(net.ctx_fc, c))
     grid = net.grid.view(1, net.dims, *net.shape)
     h = torch.sin(pointwise(net.filters[0], grid))

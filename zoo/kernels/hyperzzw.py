@@ -378,6 +378,7 @@ class SlowNet(nn.Module):
     """
 
     kept: Tensor | None
+    grid: Tensor
 
     def __init__(
         self,
@@ -445,13 +446,13 @@ class SlowNet(nn.Module):
         waves, bias = self._waves(), self.pos_bias.flatten()
         h = waves[0]
         for i, mix in enumerate(self.mix):
-            h = waves[i + 1] * affine(mix.weight, mix.bias, h) + bias
+            h = waves[i + 1] * affine(mix.weight, mix.bias, h) + bias  # type: ignore[arg-type]
         leading = [1, -1]
         return affine(self.out.weight, self.out.bias, h).view(leading + list(self.shape))
 
     def _waves(self) -> list[Tensor]:
         """sin(F_l g) of every layer, (h, P) each."""
-        return [torch.sin(affine(f.weight, f.bias, self.grid)) for f in self.filters]
+        return [torch.sin(affine(f.weight, f.bias, self.grid)) for f in self.filters]  # type: ignore[arg-type]
 
     # ---- the deploy form
 
@@ -530,6 +531,8 @@ class LocalSlowNet(SlowNet):
         **kwargs: as of :class:`SlowNet`.
     """
 
+    context_mean: Tensor | None
+
     def __init__(
         self,
         points: int,
@@ -579,22 +582,21 @@ class LocalSlowNet(SlowNet):
 
     def _context(self, x: Tensor) -> Tensor:
         """Pooled activations (C, P), or (B, C, P) by sample."""
-        if self.context == "running" and not self.training:
-            assert self.context_mean is not None
-            return self.context_mean
+        running = self.context_mean
+        if running is not None and not self.training:
+            return running
         x = x.to(self.out.weight.dtype)
         if self.context != "sample":  # the mean first: it is linear, and so are the pooling and ctx_reduce
             x = x.mean(0, keepdim=True)
         if self.dims == 1:
             pooled = F.adaptive_avg_pool1d(x.flatten(2), self.points)
         else:
-            pooled = F.adaptive_avg_pool2d(x, self.shape).flatten(2)
+            pooled = F.adaptive_avg_pool2d(x, self.shape).flatten(2)  # type: ignore[arg-type]
         if self.context == "sample":
             return pooled
-        if self.context == "running":
-            assert self.context_mean is not None
+        if running is not None:
             with torch.no_grad():
-                self.context_mean.lerp_(pooled[0], 0.1)
+                running.lerp_(pooled[0], 0.1)
         return pooled[0]
 
     def _local_kernel(self, context: Tensor) -> Tensor:
@@ -603,8 +605,8 @@ class LocalSlowNet(SlowNet):
         waves, bias = self._waves(), self.pos_bias.flatten()
         h = waves[0]
         for i, (mix, ctx_mix) in enumerate(zip(self.mix, self.ctx_mix)):  # noqa: B905 (not in TorchScript)
-            h = waves[i + 1] * affine(mix.weight, mix.bias, h) + bias
-            h = renormalise(h) * affine(ctx_mix.weight, ctx_mix.bias, c)
+            h = waves[i + 1] * affine(mix.weight, mix.bias, h) + bias  # type: ignore[arg-type]
+            h = renormalise(h) * affine(ctx_mix.weight, ctx_mix.bias, c)  # type: ignore[arg-type]
         kernel = affine(self.out.weight, self.out.bias, h)
         leading = [-1, kernel.shape[-2]] if context.dim() == 3 else [-1, 1]
         return kernel.view(leading + list(self.shape))

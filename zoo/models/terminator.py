@@ -253,7 +253,7 @@ class SlowFastBlock(nn.Module):
         for j, (net, mix, norm) in enumerate(zip(self.local_nets, self.local_mix, self.local_norm)):  # noqa: B905
             source, convolved = self.roles[j]
             taps = self.local_kernel(net(context[source]).to(x.dtype))
-            y = norm(mix_rows(local_conv(rows[convolved], taps), mix.weight, mix.bias))
+            y = norm(mix_rows(local_conv(rows[convolved], taps), mix.weight, mix.bias))  # type: ignore[arg-type]
             parts[f"l{j}"] = F.gelu(y).add_(biases[j])
 
         weights: list[Tensor] = []
@@ -340,6 +340,7 @@ class Terminator(nn.Module):
     """
 
     reuse: list[list[int]]  # TorchScript cannot tell from an empty list
+    pixel_order: Tensor | None
 
     def __init__(
         self,
@@ -460,7 +461,7 @@ class Terminator(nn.Module):
                     sums[0].append(p)
                 elif name.startswith(little) and name.endswith(".weight"):
                     sums[1].append(p)
-        first, second = (torch.stack(torch._foreach_norm(tensors)).sum() for tensors in sums)  # type: ignore[call-overload]
+        first, second = (torch.stack(torch._foreach_norm(tensors)).sum() for tensors in sums)
         return first + 1e-6 * second
 
     @torch.jit.ignore
@@ -554,7 +555,7 @@ class Terminator(nn.Module):
         for i, block in enumerate(self.blocks):
             if count < 0 or i < count:
                 pre = [maps[j] for j in self.reuse[i]]
-                kernels.append(block.global_net())
+                kernels.append(block.global_net())  # type: ignore[operator]
                 if self.grad_checkpointing and not torch.jit.is_scripting():
                     x = self._recomputed(block, x, pre, kernels[i])
                 else:
