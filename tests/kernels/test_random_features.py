@@ -29,6 +29,7 @@ from zoo.kernels.random_features import (
     find_activation,
     fourier_features,
     fourier_series,
+    generator_of,
     hadamard,
 )
 
@@ -37,7 +38,7 @@ D, DRAWS = 7, 2000
 
 def points() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return tuple(0.3 * torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((3, D), (4, D), (4,)))  # type: ignore[return-value]
+    return tuple(0.2 * torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((3, D), (4, D), (4,)))  # type: ignore[return-value]
 
 
 CASES: dict[str, tuple[type[FeatureMap], dict[str, object]]] = {
@@ -135,7 +136,7 @@ def test_hadamard_product_is_the_dense_matrix() -> None:
     for d, m in ((1, 3), (5, 20), (16, 16), (37, 70)):
         G = Projection(m, d, "hadamard", seed=3, dtype=torch.float64)
         x = torch.randn(2, 3, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        dense = draw_projection(m, d, "hadamard", generator=torch.Generator().manual_seed(3))
+        dense = draw_projection(m, d, "hadamard", generator=generator_of(3))
         torch.testing.assert_close(G(x), x @ dense.mT)
         torch.testing.assert_close(G.dense(), dense)
 
@@ -231,12 +232,12 @@ def test_gaussian_kernel_of_the_zoo() -> None:
 def test_antithetic_pairs_cut_the_error() -> None:
     """Measured elsewhere as a factor of about two for m >= 4 d."""
     generator = torch.Generator().manual_seed(0)
-    x, w = (torch.nn.functional.normalize(torch.randn(30, 8, generator=generator).double()) for _ in range(2))
+    x, w = (torch.nn.functional.normalize(torch.randn(30, 32, generator=generator).double()) for _ in range(2))
     errors = []
     for antithetic in (False, True):
         total = 0.0
-        for seed in range(20):
-            f = ReLUFeatures(8, 64, bias=False, antithetic=antithetic, seed=seed, dtype=torch.float64)
+        for seed in range(6):
+            f = ReLUFeatures(32, 128, bias=False, antithetic=antithetic, seed=seed, dtype=torch.float64)
             total += float((f(x) @ f.encode(w).mT - f.expectation(x, w)).square().mean())
         errors.append(math.sqrt(total))
     assert errors[1] < errors[0] / 1.6

@@ -96,6 +96,11 @@ def draw_projection(
     return torch.cat([G, -G])[:m] if antithetic else G
 
 
+def generator_of(seed: int) -> torch.Generator:
+    """The generator of a seed, on a stream of its own: data that were drawn from the same seed are not its rows."""
+    return torch.Generator().manual_seed((seed + 0x9E3779B97F4A7C15) % 2**63)
+
+
 def _check_sizes(m: int, d: int, kind: str) -> None:
     if m < 1 or d < 1:
         raise ValueError(f"num_features={m} and in_features={d} must both be at least 1")
@@ -195,7 +200,7 @@ class Projection(nn.Module):
         _check_sizes(m, d, kind)
         self.m, self.d, self.kind, self.antithetic = m, d, kind, antithetic
         self.seed, self.persistent = seed, persistent
-        generator = torch.Generator().manual_seed(seed)
+        generator = generator_of(seed)
         own = -(-m // 2) if antithetic else m
         dtype = dtype or torch.get_default_dtype()
         parts: dict[str, Tensor]
@@ -875,7 +880,7 @@ class OscillatoryFeatures(FeatureMap):
         self.input_norm, self.kappa = input_norm, weight_norm / input_norm
         self.series = None if activation == "gaussian" else fourier_series(activation, z_max, harmonics)
         if self.series is None:
-            generator = torch.Generator().manual_seed(self.projection.seed + 1)
+            generator = generator_of(self.projection.seed + 1)
             omega = _normal((num_features,), generator).abs()
             terms = [omega, torch.full_like(omega, 1 / num_features), torch.zeros_like(omega)]
             self.counts, self.linear, self.constant, self.slope = [num_features], 0, 0.0, 0.0
@@ -1066,7 +1071,7 @@ class PolynomialFeatures(FeatureMap):
         self.radius, self.series, self.out_features = known.radius if known else math.inf, series, num_features
         share = torch.tensor([ratio**-k if c else 0.0 for k, c in enumerate(series)], dtype=torch.float64)
         self.share = (share / share.sum()).tolist()
-        generator = torch.Generator().manual_seed(self.projection.seed + 1)
+        generator = generator_of(self.projection.seed + 1)
         degrees = torch.multinomial(share, num_features, replacement=True, generator=generator)
         weights = torch.tensor(series, dtype=torch.float64) / share.clamp_min(1e-300) * share.sum()
         persistent = self.projection.persistent
