@@ -424,10 +424,11 @@ def speed(folder: Path, rounds: int = 11) -> Iterator[str]:
         yield f"{kernel}: step {row[1]} to {row[2]} ms, {row[3]} x; evaluation {row[4]} to {row[5]} ms, {row[6]} x"
     header = ["kernel", "step, plain ms", "zoo ms", "times", "20 tasks, plain ms", "zoo ms", "times"]
     text = (
-        "## KCL: speed\n\n`python -m zoo benchmark gkcl speed`\n\nOne training step (batch 10, coreset 200, 784-256-256, "
-        "1024 bases) and the evaluation of 20 tasks of 1,000 images after a change of the weights. Plain: "
-        "batch and coreset through the network one after the other, differences of all pairs, an explicit inverse, everything "
-        f"anew for every test batch. Median CPU time and median ratio of {rounds} interleaved calls. {surroundings()}.\n\n"
+        "## KCL: speed\n\n`python -m zoo benchmark gkcl speed`\n\nOne training step (batch 10, coreset 200, "
+        "784-256-256, 1024 bases) and the evaluation of 20 tasks of 1,000 images after a change of the weights. Plain: "
+        "batch and coreset through the network one after the other, differences of all pairs, an explicit inverse, "
+        f"everything anew for every test batch. Median CPU time and median ratio of {rounds} interleaved calls. "
+        f"{surroundings()}.\n\n"
         f"{markdown(header, rows)}"
     )
     put_section(folder.parent / "RESULTS.md", "gkcl speed", text)

@@ -231,7 +231,7 @@ class SplitTasks(TaskStream):
         if isinstance(order, str):
             draw = torch.Generator().manual_seed(sample_seed(seed, "classes"))
             order = classes[torch.randperm(len(classes), generator=draw)]
-        self.order = classes if order is None else order
+        self.order: Tensor = classes if order is None else order
         self.classes_per_task, self.train_samples = classes_per_task, train_samples
 
     def classes(self, task: int) -> Tensor:

@@ -248,7 +248,7 @@ class KernelLearner(ContinualLearner):
         lifted = self.lift(features, self.bases[task]) if hasattr(self, "bases") else features  # type: ignore[index]
         if self.weight.numel():
             return lifted @ self.weight[task].mT + self.bias[task]
-        kernel = self.kernel(lifted, self.supports[task])  # type: ignore[operator, index]
+        kernel = self.kernel(lifted, self.supports[task])  # type: ignore[index]
         return kernel @ self.alphas[task] + self.bias[task]  # type: ignore[index]
 
     @torch.no_grad()

@@ -144,7 +144,7 @@ class ContinualTask(Task):
         if not isinstance(self.model, ContinualLearner):
             raise ValueError(f"{type(self.model).__name__} is no continual learner: it has no begin_task and end_task")
         self.learner: ContinualLearner = self.model
-        given = {"lr": lr, "decay": lr_decay, "batch_size": batch_size, "epochs": epochs}
+        given: dict[str, Any] = {"lr": lr, "decay": lr_decay, "batch_size": batch_size, "epochs": epochs}
         self.learner.recipe = replace(self.learner.recipe, **{k: v for k, v in given.items() if v is not None})
         self.agnostic, self.eval_batch_size, self.class_names = agnostic, eval_batch_size, class_names
         self.automatic_optimization = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,10 @@ class ContinualPictures(Callback):
         pictures = self.pictures(pl_module, trainer.current_epoch + 1)
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, ax in pictures.items():
-            write_atomic(
-                self.folder / f"{name}.png", lambda file, ax=ax: ax.figure.savefig(file, format="png", dpi=120)
-            )
-        rows = pl_module.matrix.tolist()  # type: ignore[operator, union-attr]
+            write_atomic(self.folder / f"{name}.png", partial(ax.figure.savefig, format="png", dpi=120))
+        rows = pl_module.matrix.tolist()  # type: ignore[operator]
         text = "\n".join(",".join("" if v != v else f"{v:.6g}" for v in row) for row in rows)
-        write_atomic(self.folder / "accuracy_matrix.csv", lambda file: file.write(text.encode() + b"\n"))
+        (self.folder / "accuracy_matrix.csv").write_text(text + "\n")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 for name, ax in pictures.items():
