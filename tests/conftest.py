@@ -41,6 +41,7 @@ def train(tmp_path: Path) -> Train:
 
     def run(*arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
+        env.pop("WANDB_SERVICE", None)  # of this process, which would outlive the other
         command = [sys.executable, str(ROOT / "train.py"), *arguments]
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
         if check and done.returncode:

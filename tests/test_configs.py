@@ -127,10 +127,13 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     assert len(str(caught.value).splitlines()) == 3
 
 
-def test_multirun_with_processes_of_its_own_is_refused(tmp_path: Path) -> None:
+def test_multirun_with_processes_of_its_own_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="multirun cannot start processes"):
         check_config(composed(["trainer=ddp_cpu"], tmp_path), multirun=True)
     check_config(composed(["trainer=ddp_cpu"], tmp_path), multirun=False)
+    monkeypatch.setenv("SLURM_NTASKS", "16")  # a job of the submitit launcher: SLURM has started every process
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    check_config(composed(["trainer=ddp_cpu"], tmp_path), multirun=True)
 
 
 def test_check_call_admits_what_python_admits() -> None:

@@ -42,7 +42,7 @@ def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which two processes have trained without interruption."""
     folder = tmp_path_factory.mktemp("ddp")
     command = [sys.executable, str(ROOT / "train.py"), *COMMON, *DDP]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env = {k: v for k, v in os.environ.items() if k != "WANDB_SERVICE"} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
@@ -87,6 +87,7 @@ def test_torchrun_with_two_nodes(single: dict[str, float], tmp_path: Path) -> No
             "hydra.run.dir=run",
         ]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        env.pop("WANDB_SERVICE", None)
         processes.append(
             subprocess.Popen(
                 command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

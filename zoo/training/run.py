@@ -20,6 +20,7 @@ from typing import Any
 import hydra
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -222,7 +223,7 @@ def check_config(config: Mapping[str, Any], *, multirun: bool = False) -> None:
             problems.append(f"scheduler.warmup_epochs = {warmup} is longer than trainer.max_epochs = {epochs}")
     if isinstance(config.get("trainer"), Mapping):
         problems += check_section(config["trainer"], "trainer")
-        if multirun and _starts_processes(config["trainer"]):
+        if multirun and _starts_processes(config["trainer"]) and not SLURMEnvironment.detect():
             problems.append(
                 "trainer.strategy: a multirun cannot start processes of its own, each of them would repeat the whole "
                 "sweep; use trainer.strategy=auto with trainer.devices=1, or start single runs with torchrun"
