@@ -16,8 +16,7 @@ from zoo.data.tabular import Table, load_table
 __all__ = ["report", "run"]
 
 TABLES = (
-    "iris", "wine", "sonar", "heart", "bupa", "ionosphere", "saheart", "pima", "diabetes", "autompg", "boston",
-    "breast_cancer", "wisconsin", "vehicle", "vowel", "german", "digits",
+    "iris", "wine", "sonar", "heart", "bupa", "ionosphere", "saheart", "pima", "diabetes", "autompg",
 )  # fmt: skip
 MODELS = ("GRBF", "SVM", "random forest", "gradient boosting", "MLP", "linear")
 FOLDS, INNER, CANDIDATES = 5, 3, 6
@@ -38,12 +37,17 @@ def learners(regression: bool) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
 
     from zoo.estimators import GRBFClassifier, GRBFRegressor
 
-    machine = {"shrink_to": ["start"], "init": ["scale"], "n_centers": [150], "learn_centers": [False]}
+    # from smooth to bold, since the first of equal settings is taken: the paper's shrinkage at its strong end, a kernel
+    # machine with many fixed centres whose metric bends more and more, one width per feature, and a free network
+    machine = {"shrink_to": ["start"], "n_centers": [150], "learn_centers": [False], "reg_weights": [1e-3]}
     grids: dict[str, Any] = {
         "GRBF": [
-            {"reg_precision": [3e-3, 2e-2, 1e-1, 3e-1]},
-            {**machine, "reg_precision": [0.1], "reg_weights": [1e-3]},
-            {**machine, "reg_precision": [1.0], "reg_weights": [1e-4]},
+            {"reg_precision": [0.3]},
+            {**machine, "reg_precision": [1.0], "init": ["median"]},
+            {**machine, "reg_precision": [1.0], "init": ["scale"]},
+            {"precision": ["diag"], "reg_precision": [0.02], "reg_weights": [1e-3]},
+            {**machine, "reg_precision": [0.1], "init": ["median"]},
+            {"reg_precision": [3e-3]},
         ],
         "SVM": {"C": [0.3, 3.0, 30.0], "gamma": ["scale", 0.02]},
         "random forest": {"max_features": ["sqrt", 0.4, 0.8], "min_samples_leaf": [1, 4]},
@@ -56,7 +60,7 @@ def learners(regression: bool) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
     one = {"random_state": 0}
     made: dict[str, Any] = {
         "GRBF": (GRBFRegressor if regression else GRBFClassifier)(
-            n_centers=48, max_iter=400, learning_rate=0.03, **one
+            n_centers=48, max_iter=400, learning_rate=0.03, dtype="float32", **one
         ),
         "SVM": SVR() if regression else SVC(),
         "random forest": (RandomForestRegressor if regression else RandomForestClassifier)(n_estimators=100, **one),
@@ -123,8 +127,9 @@ def _grbf_scores(model: Any, candidates: list[dict[str, Any]], X: np.ndarray, y:
 
 
 CAVEAT = (
-    "The comparison favours GRBF: its six settings were revised twice after results on some of these tables had been "
-    "seen (sonar, heart, bupa, pima and wine among them), the other learners' never."
+    "GRBF's six settings were chosen on other tables (glass1, tae, haberman, vehicle, mammographic, german of the same "
+    "wheel, at most 600 rows each, four folds) by their mean scores there; earlier settings, revised after results on "
+    "some of the tables above had been seen, were thrown away with their results. GRBF is trained in float32."
 )
 
 
@@ -179,7 +184,7 @@ def report(folder: Path) -> Iterator[str]:
     rows.append(["mean s of a fit", *(f"{times[m]:.2f}" for m in MODELS), "", "", ""])
     text = (
         "## GRBF on real tables\n\n`python -m zoo benchmark grbf tables`\n\n"
-        f"Accuracy, R² for diabetes, autompg and boston: mean (standard deviation) over {FOLDS} folds. Each learner "
+        f"Accuracy, R² for diabetes and autompg: mean (standard deviation) over {FOLDS} folds. Each learner "
         f"chooses "
         f"among {CANDIDATES} settings on {INNER} inner folds of the training part; features, and the targets of a "
         "regression, are standardised inside each fold. Near: GRBF is within one standard error (over folds, of the "
