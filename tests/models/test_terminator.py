@@ -130,9 +130,12 @@ def test_published_statistics_make_predictions_depend_on_the_batch() -> None:
 
 
 @pytest.mark.parametrize("context", ["running", "sample"])
-def test_options_make_them_independent(context: str) -> None:
-    model = trained(tiny(local_context=context)).double()
-    x = batch().double()
+@pytest.mark.parametrize("chans", [1, 3])
+def test_options_make_them_independent(context: str, chans: int) -> None:
+    model = tiny(local_context=context, in_chans=chans).double()
+    x = batch()[:, :chans].double()
+    model.train()(x)
+    model.eval()
     alone = torch.cat([model(image[None]) for image in x])
     torch.testing.assert_close(model(x), alone, rtol=0, atol=1e-12)
     assert not model.batch_dependent

@@ -231,10 +231,10 @@ def pixels(
         parts = load(name, root)
         for seed in seeds:
             for task in TERMINATOR:
-                yield from _cell(records, parts, steps, data=name, task=task, model="Terminator", seed=seed)
-                for rival in RIVALS[task]:
-                    yield from _cell(records, parts, steps, data=name, task=task, model=rival, seed=seed)
-    yield _pixel_table(folder, records, steps)
+                for model in ("Terminator", *RIVALS[task]):
+                    yield from _cell(records, parts, steps, data=name, task=task, model=model, seed=seed)
+                table = _pixel_table(folder, records, steps)  # so that an interrupted command has its table too
+    yield table
 
 
 def _cell(records: Records, parts: Any, steps: int, **key: Any) -> Iterator[str]:

@@ -194,7 +194,7 @@ def local_conv(z: Tensor, kernel: Tensor, causal: bool = False) -> Tensor:
 
 
 def _local_conv2d(z: Tensor, kernel: Tensor) -> Tensor:
-    if kernel.shape[1] == 1:
+    if kernel.shape[1] == 1 and kernel.shape[0] == z.shape[1]:
         return depthwise_conv2d(z, kernel)
     maps = z.reshape(1, -1, z.shape[2], z.shape[3])
     taps = kernel.reshape(-1, 1, kernel.shape[2], kernel.shape[3])

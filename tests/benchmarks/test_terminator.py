@@ -1,0 +1,61 @@
+"""The measurements of Terminator run, go on where they stopped, and write their tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from zoo.benchmarks import terminator, terminator_speed
+from zoo.benchmarks.terminator import DiagonalStateSpace, built, options, parameters, pixels
+
+
+@pytest.fixture
+def little_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = torch.randn(70, 1, 14, 14), torch.arange(70) % 10
+    monkeypatch.setattr(terminator, "load", lambda *args: (part, part))
+
+
+@pytest.mark.parametrize(
+    ("task", "rivals"), [("images", ["ResNet", "ConvNeXt"]), ("pixel by pixel", ["S4D"]), ("permuted", ["S4D"])]
+)
+def test_rivals_have_as_many_parameters(task: str, rivals: list[str]) -> None:
+    own = parameters(built(task, "Terminator"))
+    for rival in rivals:
+        assert abs(parameters(built(task, rival)) / own - 1) < 0.1
+
+
+def test_state_space_kernel_is_that_of_the_recurrence() -> None:
+    torch.manual_seed(0)
+    layer = DiagonalStateSpace(2, states=3).double()
+    a = torch.complex(-layer.log_decay.exp(), layer.frequency)
+    step = (a * layer.log_dt.exp()[:, None]).exp()
+    state = (step - 1) / a
+    c = torch.view_as_complex(layer.c)
+    for t in range(5):
+        torch.testing.assert_close(layer.kernel(5)[:, t], 2 * (c * state).sum(-1).real)
+        state = state * step
+
+
+def test_pixels_go_on_where_they_stopped(tmp_path: Path, little_data: None) -> None:
+    first = list(pixels(tmp_path / "results", ("MNIST",), steps=1, seeds=(0,)))
+    assert len(first) == 3 * 1 + 2 * 4 + 1
+    assert list(pixels(tmp_path / "results", ("MNIST",), steps=1, seeds=(0,))) == first[-1:]
+    assert "| MNIST | permuted | S4D |" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_options_are_tabulated(tmp_path: Path, little_data: None) -> None:
+    lines = list(options(tmp_path / "results", ("MNIST",), steps=1, seeds=(0,)))
+    assert len(lines) == len(terminator.OPTIONS) + 1
+    assert "running statistics and context, matched frequencies" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_missing_data_is_told(tmp_path: Path) -> None:
+    with pytest.raises(terminator.BenchmarkError, match="no data set"):
+        list(pixels(tmp_path, ("EMNIST",)))
+
+
+@pytest.mark.slow
+def test_speed_forms_agree_in_their_gradients() -> None:
+    terminator_speed._check_gradients()
