@@ -79,3 +79,16 @@ from zoo.launch import main
 main()
 """
     assert "test/acc" in run(code, installed, tmp_path)
+
+
+def test_wheel_brings_the_shipped_weights(installed: Path, tmp_path: Path) -> None:
+    code = """
+import zoo
+from zoo.models import shipped
+assert shipped.check() == [], shipped.check()
+model = zoo.create_model("grbf.wine", pretrained=True, num_classes=5)
+print(shipped.folder(), len(shipped.records()), model.num_classes)
+"""
+    where, count, classes = run(code, installed, tmp_path).split()
+    assert (where, classes) == (str(installed / "zoo" / "weights"), "5")
+    assert int(count) == len(list((ROOT / "checkpoints").glob("*.json")))

@@ -375,6 +375,7 @@ def _add_benchmark(commands: Commands) -> None:
     own.add_argument("--threads", type=_positive, nargs="+", help="numbers of threads, one after the other")
     own.add_argument("--rounds", type=_positive, help="timed calls of each form")
     own.add_argument("--compile", action="store_true", default=None, help="also after torch.compile")
+    own.add_argument("--precision", nargs="+", choices=("float32", "bfloat16"), help="of forward passes (float32)")
     own.add_argument("--device", type=_device, help="cpu (default) or cuda")
     trained = parser.add_argument_group("of measurements that train")
     trained.add_argument("--data", nargs="+", metavar="NAME", help="which data sets")
@@ -411,7 +412,7 @@ def _given(parser: argparse.ArgumentParser, options: argparse.Namespace, measure
     return {k: v for k, v in given.items() if k in accepted}
 
 
-_OPTIONS = ("models", "batch", "size", "threads", "rounds", "compile", "device", "data", "root", "steps")
+_OPTIONS = ("models", "batch", "size", "threads", "rounds", "compile", "precision", "device", "data", "root", "steps")
 
 
 def _add_results(commands: Commands) -> None:

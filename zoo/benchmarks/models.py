@@ -60,9 +60,10 @@ def inference(
     threads: Sequence[int] = (),
     rounds: int = 9,
     compile: bool = False,
+    precision: Sequence[str] = ("float32",),
     device: str = "cpu",
 ) -> Iterator[str]:
-    """Time forward passes in float32: plain and zoo, training form and deploy form, and other models as they are.
+    """Time forward passes: plain and zoo, training form and deploy form, and other models as they are.
 
     A process that has run larger models before keeps more memory at hand, which helps forms that allocate much: measure
     a model with its own peers only, in a process of its own.
@@ -75,6 +76,7 @@ def inference(
         threads: Numbers of threads to measure with, one after the other; none means what torch uses now.
         rounds: Timed calls of each form.
         compile: Also measure the deploy forms after `torch.compile` (minutes for each model).
+        precision: Any of `float32` and `bfloat16` (autocast); gains are against the plain form in float32.
         device: Where to run, `cpu` or `cuda`.
 
     Yields:
@@ -88,7 +90,7 @@ def inference(
     cells: dict[Cell, Callable[[], Any]] = {}
     for name in models:
         yield f"building {name}"
-        cells |= _inference_cells(name, images, compile)
+        cells |= _inference_cells(name, images, compile, precision)
     yield from _measure("inference", folder, cells, images, threads, rounds, plain="plain deploy")
 
 
@@ -118,7 +120,9 @@ def training(
 # ---- what is timed -----------------------------------------------------------------------------------------
 
 
-def _inference_cells(name: str, images: Tensor, compile: bool) -> dict[Cell, Callable[[], Tensor]]:
+def _inference_cells(
+    name: str, images: Tensor, compile: bool, precision: Sequence[str] = ("float32",)
+) -> dict[Cell, Callable[[], Tensor]]:
     model = _built(name).to(images.device).eval()
     forms: list[tuple[Cell, nn.Module]] = []
     if has_plain_form(model):
@@ -135,8 +139,14 @@ def _inference_cells(name: str, images: Tensor, compile: bool) -> dict[Cell, Cal
         if compile:
             forms += [(Cell(name, "as it is", "channels_last", True), copy.deepcopy(model))]
     cells = {cell: _forward(cell, module.to(images.device), images) for cell, module in forms}
-    _compare({cell: run() for cell, run in cells.items()}, 1e-4)
-    return cells
+    exact = {cell: run() for cell, run in cells.items()}
+    _compare(exact, 1e-4)
+    if "bfloat16" not in precision:
+        return cells
+    half = {c._replace(form=f"{c.form}, bf16"): _forward(c, m, images, torch.bfloat16) for c, m in forms}
+    first = next(iter(exact))
+    _compare({first: exact[first]} | {cell: run().float() for cell, run in half.items()}, 0.1)
+    return half | (cells if "float32" in precision else {})
 
 
 def _built(name: str) -> nn.Module:
@@ -146,13 +156,13 @@ def _built(name: str) -> nn.Module:
         raise BenchmarkError(str(error)) from None
 
 
-def _forward(cell: Cell, model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+def _forward(cell: Cell, model: nn.Module, images: Tensor, dtype: torch.dtype | None = None) -> Callable[[], Tensor]:
     order = LAYOUTS[cell.layout]
     model, images = model.to(memory_format=order), images.to(memory_format=order)
     run: Any = torch.compile(model) if cell.compiled else model
 
     def call() -> Tensor:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(images.device.type, dtype, enabled=dtype is not None):
             return _finished(run(images))
 
     return call
@@ -255,10 +265,13 @@ def _measure(
     options = f"--models {models} --rounds {rounds} --batch {len(images)} --size {images.shape[-1]}"
     options += f" --threads {' '.join(map(str, threads))}" if threads else ""
     options += " --compile" if any(cell.compiled for cell in cells) else ""
+    halves = sum(cell.form.endswith("bf16") for cell in cells)
+    kinds = [*(["float32"] if halves < len(cells) else []), *(["bfloat16"] if halves else [])]
+    options += f" --precision {' '.join(kinds)}" if halves else ""
     text = (
         f"## {models.replace(' ', ', ')}: {title}\n\n`python -m zoo benchmark models {name} {options}`\n\n"
-        f"float32, batch {len(images)}, {images.shape[-1]} x {images.shape[-1]}, {images.device.type}; {rounds} "
-        "interleaved rounds. Milliseconds an image: median on the clock [quartiles], and CPU time summed over threads. "
+        f"{', '.join(kinds)}, batch {len(images)}, {images.shape[-1]} x {images.shape[-1]}, {images.device.type}; "
+        f"{rounds} interleaved rounds. Milliseconds an image: median on the clock [quartiles], and CPU time summed over threads. "
         f"Times: against the plain form in its better layout, median over rounds. {machine}.\n\n"
         + markdown(HEADER, rows)
     )
@@ -267,7 +280,7 @@ def _measure(
 
 
 HEADER = ("model", "form", "layout", "compiled", "threads", "ms an image", "CPU-ms", "times", "times, CPU")
-WIDTHS = (16, 20, 13, 8, 7, 22, 7, 6, 6)
+WIDTHS = (16, 26, 13, 8, 7, 22, 7, 6, 6)
 
 
 def _rows(found: dict[Cell, Times], batch: int, plain: str) -> Iterator[dict[str, Any]]:
