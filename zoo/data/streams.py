@@ -228,10 +228,10 @@ class SplitTasks(TaskStream):
         super().__init__(train, test, most if tasks is None else tasks, seed, None)
         if not 1 <= self.tasks <= most:
             raise DataError(f"{len(classes)} classes make {most} tasks of {classes_per_task} each, not {self.tasks}")
+        self.order = order if isinstance(order, Tensor) else classes
         if isinstance(order, str):
             draw = torch.Generator().manual_seed(sample_seed(seed, "classes"))
-            order = classes[torch.randperm(len(classes), generator=draw)]
-        self.order: Tensor = classes if order is None else order
+            self.order = classes[torch.randperm(len(classes), generator=draw)]
         self.classes_per_task, self.train_samples = classes_per_task, train_samples
 
     def classes(self, task: int) -> Tensor:
