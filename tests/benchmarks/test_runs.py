@@ -29,6 +29,7 @@ def test_seeds_share_a_row_and_changes_have_their_own(tmp_path: Path) -> None:
     rows = [line for line in table.splitlines() if line.startswith("| digits")]
     assert len(rows) == 2
     assert "test/acc 0.9700 (0.0141) | 2 | 60 | `python train.py -m experiment=digits seed=0,1`" in rows[0]
+    assert "test/acc 0.9000 | 1 |" in rows[1]
     assert "`python train.py experiment=digits optimizer.lr=0.1 seed=0`" in rows[1]
     assert table in (tmp_path / "RESULTS.md").read_text()
 

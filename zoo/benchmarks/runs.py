@@ -88,7 +88,8 @@ def tabulate(
         )
         seeds = ",".join(str(run.seed) for run in runs)
         command = " ".join(["python train.py", *(["-m"] if len(runs) > 1 else []), f"experiment={name}", *changes])
-        score = mean_sd([run.metrics[metric] for run in runs], digits=4)
+        values = [run.metrics[metric] for run in runs]
+        score = mean_sd(values, digits=4) if len(values) > 1 else f"{values[0]:.4f}"  # one run has no spread
         seconds = f"{sum(run.seconds for run in runs) / len(runs):.0f}"
         known = measured.numbers("score", experiment=" ".join([name, *changes]), metric=metric)
         floor = f"{known[0]:.4f}" if known else ""
