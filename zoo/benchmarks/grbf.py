@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 import warnings
@@ -387,8 +386,10 @@ def examples(folder: Path) -> Iterator[str]:
     """The authors' three notebooks, over five seeds; seed 0 of wine is theirs."""
     records = Records(folder / "grbf_examples.csv", ("example", "seed"), ("train", "test", "loss", "shown"))
     lines = []
-    runs = [[(name, run), (f"{name}, our defaults", partial(default_example, name))] for name, run in EXAMPLES.items()]
-    for name, run in itertools.chain(*runs):
+    runs: list[tuple[str, Callable[[int], list[dict[str, Any]]]]] = []
+    for name, run in EXAMPLES.items():
+        runs += [(name, run), (f"{name}, our defaults", partial(default_example, name))]
+    for name, run in runs:
         if {"example": name, "seed": 4} not in records:
             for seed, row in enumerate(run(5)):
                 records.add({"example": name, "seed": seed} | row)
