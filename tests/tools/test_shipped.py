@@ -20,7 +20,7 @@ from zoo.models import shipped
 from zoo.tools.info import example, listing
 
 NAMES = sorted(p.stem for p in (ROOT / "checkpoints").glob("*.json"))
-FAMILIES = {"unireplknet", "grbf"}
+FAMILIES = {"gkcl", "grbf", "snnk", "terminator", "unireplknet"}
 
 
 def test_every_family_ships_and_nothing_is_wrong_with_the_folder() -> None:

@@ -271,7 +271,8 @@ def _measure(
     text = (
         f"## {models.replace(' ', ', ')}: {title}\n\n`python -m zoo benchmark models {name} {options}`\n\n"
         f"{', '.join(kinds)}, batch {len(images)}, {images.shape[-1]} x {images.shape[-1]}, {images.device.type}; "
-        f"{rounds} interleaved rounds. Milliseconds an image: median on the clock [quartiles], and CPU time summed over threads. "
+        f"{rounds} interleaved rounds. Milliseconds an image: median on the clock [quartiles], and CPU time summed "
+        "over threads. "
         f"Times: against the plain form in its better layout, median over rounds. {machine}.\n\n"
         + markdown(HEADER, rows)
     )
