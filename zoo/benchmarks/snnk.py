@@ -205,8 +205,8 @@ def mlp(folder: Path) -> Iterator[str]:
     parts = {p: _arrays(data, p) for p in ("train", "val", "test")}
     rows = []
     for name, (build, closed) in NETWORKS.items():
-        best = 0.0
-        for rate in (0.0,) if closed else RATES:
+        best: float = 0
+        for rate in (0,) if closed else RATES:
             yield from _measured(records, parts, name, build, rate, SEEDS[0])
         if not closed:
             best = max(RATES, key=lambda r: records.numbers("validation", network=name, rate=r, seed=SEEDS[0])[0])
