@@ -156,7 +156,7 @@ def split_off(parts: Parts, name: Part, share: float) -> None:
     clips, targets = parts["train"]
     for part, chosen in zip(("train", name), stratified_split(targets, share, sources.SPLIT_SEED), strict=True):
         if len(chosen):
-            parts[part] = [clips[i] for i in chosen], [targets[i] for i in chosen]  # type: ignore[index]
+            parts[part] = [clips[i] for i in chosen], [targets[i] for i in chosen]
 
 
 # ---- folders -----------------------------------------------------------------------------------------------
@@ -517,7 +517,7 @@ class SpokenDigits(AudioDataModule):
         with _espeak(self.root, self.download) as (library, data):
             spoken = synthesise(library, data, self.sample_rate)
         said = [(voice, i, *clip) for voice, clips in spoken.items() for i, clip in enumerate(clips)]
-        arrays = {f"{voice}/{i}/{digit}": samples for voice, i, samples, digit in said}
+        arrays: dict[str, Any] = {f"{voice}/{i}/{digit}": samples for voice, i, samples, digit in said}
         try:
             write_atomic(self._path, lambda file: np.savez_compressed(file, **arrays))
         except CheckpointError as error:

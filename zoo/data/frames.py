@@ -166,9 +166,9 @@ def _length(index: dict[str, Any]) -> int:
 def _array(value: Any) -> np.ndarray:
     if isinstance(value, _Buffer):
         data, dtype, shape, order = value.args
-        return np.frombuffer(data, _dtype(dtype)).reshape(shape, order=order)
-    _, shape, dtype, fortran, data = value.state
-    order = "F" if fortran else "C"
+    else:
+        _, shape, dtype, fortran, data = value.state
+        order = "F" if fortran else "C"
     if not isinstance(data, list):
         return np.frombuffer(data, _dtype(dtype)).reshape(shape, order=order)
     cells = np.empty(len(data), object)

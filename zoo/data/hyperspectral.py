@@ -207,7 +207,8 @@ class IndianPines(ImageDataModule):
         area = area[: shape[0], : shape[1]]
         half = self.patch // 2
         reach = np.lib.stride_tricks.sliding_window_view(np.pad(area == 2, half), (self.patch, self.patch)).any((2, 3))
-        part, touched = (layer[places[:, 0], places[:, 1]] for layer in (area, reach))
+        row, column = places.T
+        part, touched = area[row, column], reach[row, column]
         return {
             "train": np.flatnonzero((part == 0) & ~touched),
             "val": np.flatnonzero((part == 1) & ~touched),

@@ -293,7 +293,7 @@ class Forecast(ImageDataModule):
     def training_windows(self) -> tuple[Tensor, Tensor]:
         """All training windows (N, L, D) and their targets (N, H, D), for models that start from the data."""
         part = self._dataset("train")
-        (windows, _), targets = part.batch(range(len(part)))  # type: ignore[misc]
+        (windows, _), targets = part.batch(range(len(part)))
         return windows, targets
 
 

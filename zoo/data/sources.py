@@ -16,7 +16,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -76,8 +76,12 @@ class Wheel:
         """
         if not path.is_file():
             content = self.read(path.parent, download)
+
+            def write(file: BinaryIO) -> None:
+                file.write(content)
+
             try:
-                write_atomic(path, lambda file: file.write(content))
+                write_atomic(path, write)
             except CheckpointError as error:
                 raise DataError(f"{error}; choose another folder with root=...") from error
         return path

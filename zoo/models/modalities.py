@@ -51,7 +51,7 @@ def check_shape(x: Tensor, what: str, *shape: int | str) -> None:
 class ModalityNet(nn.Module):
     """An adapter and a backbone; subclasses say what goes in between and after."""
 
-    backbone: nn.Module
+    backbone: Any
     in_chans: int
     num_classes: int
 
