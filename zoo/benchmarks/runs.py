@@ -104,6 +104,6 @@ def tabulate(
         before = document.read_text() if document.is_file() else ""
         if i == 0 or f"<!-- begin {section} -->" in before:
             put_section(document, section, f"## Trained {section}\n\n{text}" if i == 0 else text)
-        if shown.is_file() and "<!-- begin summary -->" in before:
+        if section == "runs" and shown.is_file() and "<!-- begin summary -->" in before:
             put_section(document, "summary", f"```text\n{shown.read_text().strip()}\n```")
     yield text
