@@ -39,6 +39,7 @@ __all__ = [
     "sha256_of",
     "write_all",
     "write_atomic",
+    "writer_of",
 ]
 
 WEIGHTS_NAME = "model.safetensors"
@@ -63,7 +64,7 @@ class CheckpointError(RuntimeError):
 # ---- writing -----------------------------------------------------------------------------------------------
 
 
-def write_atomic(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
+def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file completely or not at all.
 
     The bytes go to a temporary name in the same folder, reach the disk, and only then take the final name; a
@@ -79,7 +80,7 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
     write_all({path: write})
 
 
-def write_all(files: Mapping[str | Path, Callable[[BinaryIO], None]]) -> None:
+def write_all(files: Mapping[Any, Callable[[BinaryIO], object]]) -> None:
     """Write several files that belong together: all of them are complete on disk before the first takes its
     name.
     """
@@ -98,6 +99,15 @@ def write_all(files: Mapping[str | Path, Callable[[BinaryIO], None]]) -> None:
     finally:
         for temporary, _ in staged:
             temporary.unlink(missing_ok=True)
+
+
+def writer_of(content: bytes) -> Callable[[BinaryIO], None]:
+    """What :func:`write_atomic` takes, for bytes that are there already."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(content)
+
+    return write
 
 
 def _stage(target: Path, write: Callable[[BinaryIO], None]) -> Path:

@@ -202,7 +202,7 @@ def _inputs(name: str) -> Parts:
 
 
 def _table(records: Records, names: Sequence[str]) -> str:
-    rows = []
+    rows: list[list[Any]] = []
     for name in names:
         for head in HEADS:
             cells = [mean_sd(v) if (v := records.numbers("accuracy", features=name, head=head, per_class=c)) else ""
@@ -210,7 +210,7 @@ def _table(records: Records, names: Sequence[str]) -> str:
             shares = [r["top_share"] for r in records.select(features=name, head=head) if r["top_share"]]
             share = f"{np.mean([float(s) for s in shares]):.2f}" if shares else ""
             n = len(records.select(features=name, head=head, per_class=PER_CLASS[0]))
-            rows.append([name, head, *cells, n, share])
+            rows.append([name, head, *cells, str(n), share])
     return markdown(["features", "head", *(f"{c} labels a class" for c in PER_CLASS), "draws", "top ten"], rows)
 
 
@@ -230,10 +230,10 @@ def continual(folder: Path, seeds: int = SEEDS) -> Iterator[str]:
         for seed in todo:
             records.add({"features": name, "seed": seed} | learn_in_turn(parts, seed))
             yield f"{name}, seed {seed}: {records.rows[-1]['accuracy']}"
-    rows = []
+    rows: list[list[Any]] = []
     for name in names:
         cells = [mean_sd(records.numbers(c, features=name)) for c in ("accuracy", "first_task", "all_at_once")]
-        rows.append([name, *cells, len(records.select(features=name))])
+        rows.append([name, *cells, str(len(records.select(features=name)))])
     text = markdown(["features", "all classes", "first task's rows", "ridge on all rows at once", "seeds"], rows)
     put_section(folder.parent / "RESULTS.md", "compose continual", f"{_CONTINUAL_TEXT}{surroundings()}.\n\n{text}")
     yield text
@@ -308,7 +308,8 @@ def adapt_maps(model: nn.Module, num_features: int = 16) -> nn.Module:
     blocks = [(name, m) for name, m in model.named_modules() if isinstance(m, UniRepLKNetBlock)]
     for i, (name, block) in enumerate(blocks):
         parent, _, own = name.rpartition(".")
-        dim = block.pwconv2[0].out_features
+        last: Any = block.pwconv2[0]
+        dim = last.out_features
         setattr(model.get_submodule(parent), own, MapAdapter(block, int(dim), num_features, i))
     for module in model.modules():
         if isinstance(module, MapAdapter):
@@ -371,12 +372,12 @@ def adapters(folder: Path, seeds: int = 3, steps: int = 40, per_class: int = 10)
                 score = tune(model, (X[chosen], y[chosen]), parts["test"], lr, steps)
                 records.add(key | {"parameters": count, "accuracy": score, "n": len(parts["test"][1])})
                 yield f"{network}, {trained}, seed {seed}: {score:.4f}"
-    rows = []
+    rows: list[list[Any]] = []
     for network in names:
         for trained in TUNINGS:
             found = records.select(network=network, trained=trained)
             scores = mean_sd([float(r["accuracy"]) for r in found])
-            rows.append([network, trained, f"{int(found[0]['parameters']):,}", scores, len(found)])
+            rows.append([network, trained, f"{int(found[0]['parameters']):,}", scores, str(len(found))])
     text = markdown(["network", "trained", "trained parameters", "accuracy", "seeds"], rows)
     put_section(folder.parent / "RESULTS.md", "compose adapters", f"{_ADAPTERS_TEXT}{surroundings()}.\n\n{text}")
     yield text

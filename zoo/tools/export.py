@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.benchmarks.timing import interleaved_times
-from zoo.files import sha256_of, write_atomic
+from zoo.files import sha256_of, write_atomic, writer_of
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import batches, build_data, load, record_of
 from zoo.tools.info import example
@@ -80,7 +80,7 @@ def export(
             told[kind] = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
             told[kind] |= {"max_difference": worst, "batches": list(batches)}
     text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
-    write_atomic(folder / "deployment.json", lambda file: file.write(text.encode()) and None)
+    write_atomic(folder / "deployment.json", writer_of(text.encode()))
     return told
 
 
@@ -127,7 +127,7 @@ def _write_onnx(program: Any, inputs: Tensor) -> Any:
         verbose=False,
     )
     assert onnx is not None
-    return lambda file: file.write(onnx.model_proto.SerializeToString()) and None
+    return writer_of(onnx.model_proto.SerializeToString())
 
 
 def _require(package: str) -> Any:

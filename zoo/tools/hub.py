@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.checkpoints import save_pretrained
-from zoo.files import CONFIG_NAME, WEIGHTS_NAME, write_all
+from zoo.files import CONFIG_NAME, WEIGHTS_NAME, write_all, writer_of
 from zoo.tools.cards import card
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import load, record_of
@@ -48,15 +48,11 @@ def push(model: str, target: str, *, private: bool = False, api: Any = None) -> 
         files = {name: (staged / name).read_bytes() for name in (WEIGHTS_NAME, CONFIG_NAME)}
         files["README.md"] = card(record).replace(f'"{record["name"]}"', f'"{place}:{rest}"').encode()
         if place == "local-dir":
-            write_all({Path(rest) / name: _writer(content) for name, content in files.items()})
+            write_all({Path(rest) / name: writer_of(content) for name, content in files.items()})
         else:
             (staged / "README.md").write_bytes(files["README.md"])
             _upload(staged, rest, record["name"], private, api)
     return f"{place}:{rest}"
-
-
-def _writer(content: bytes) -> Any:
-    return lambda file: file.write(content) and None
 
 
 def _upload(folder: Path, repository: str, name: str, private: bool, api: Any) -> None:

@@ -17,7 +17,7 @@ import yaml
 
 from zoo.benchmarks.runs import read_run
 from zoo.data.origins import origin
-from zoo.files import WEIGHTS_NAME, read_config, sha256_of, write_all
+from zoo.files import WEIGHTS_NAME, read_config, sha256_of, write_all, writer_of
 from zoo.models import shipped
 from zoo.models.registry import create_model
 from zoo.tools.errors import ToolError
@@ -148,7 +148,7 @@ def ship(
         with (source / "model" / WEIGHTS_NAME).open("rb") as weights:
             shutil.copyfileobj(weights, file)
 
-    write_all({target: copy, target.with_suffix(".json"): lambda file: file.write(text.encode()) and None})
+    write_all({target: copy, target.with_suffix(".json"): writer_of(text.encode())})
     if folder == shipped.folder():
         shipped.register([record])
     return target, record

@@ -30,7 +30,7 @@ from zoo.figures import (
     plot_spectrum,
     receptive_field,
 )
-from zoo.files import write_atomic
+from zoo.files import write_atomic, writer_of
 from zoo.tools.comparison import compare, decide, outputs_of
 from zoo.tools.evaluation import batches, build_data, load, record_of
 
@@ -83,7 +83,7 @@ def write_report(path: str | Path, model: str, other: str | None = None) -> dict
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{_STYLE}</style>\n'
         f"<body>\n{body}\n</body>\n</html>\n"
     )
-    write_atomic(path, lambda file: file.write(page.encode()) and None)
+    write_atomic(path, writer_of(page.encode()))
     return {"file": str(path), "bytes": len(page.encode()), "sections": [name for name, _ in parts]}
 
 
