@@ -1121,7 +1121,8 @@ class GaussianGKCL(AnalyticRidge):
     def task_scores(self, x: Tensor) -> Tensor:
         """Log p(t | x) (B, tasks seen) with equal priors."""
         flat = x.flatten(1)
-        every = [self.generator.log_density(flat, t).logsumexp(-1) for t in range(self.tasks_seen)]
+        low = torch.finfo(flat.dtype).min / 2  # onnxruntime's logsumexp cannot take -inf, of classes of other tasks
+        every = [self.generator.log_density(flat, t).clamp_min(low).logsumexp(-1) for t in range(self.tasks_seen)]
         return (torch.stack(every, -1) / self.temperature).log_softmax(-1)
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
