@@ -414,7 +414,7 @@ def check_bundle(record: Record) -> None:
     inputs = {name: drawn({"scale": 1.0, "shift": 0.0, **spec}) for name, spec in record["inputs"].items()}
     X = inputs["X"]
     one, two = relu_map(inputs["G1"], {}), relu_map(inputs["G2"], {})
-    W1, W2, W3 = (linear(inputs[f"W{i}"]) for i in (1, 2, 3))
+    W1, W2 = (linear(inputs[f"W{i}"]) for i in (1, 2))
     W2b, W3b = linear(inputs["W2"], inputs["b2"]), linear(inputs["W3"], inputs["b3"])
     if "pair_bundle" in record:
         case = record["pair_bundle"]

@@ -206,7 +206,8 @@ class IndianPines(ImageDataModule):
         area = np.kron(kinds.reshape(rows, columns), np.ones((self.block, self.block), np.int64))
         area = area[: shape[0], : shape[1]]
         half = self.patch // 2
-        reach = np.lib.stride_tricks.sliding_window_view(np.pad(area == 2, half), (self.patch, self.patch)).any((2, 3))
+        windows: Any = np.lib.stride_tricks.sliding_window_view(np.pad(area == 2, half), (self.patch, self.patch))
+        reach = windows.any((2, 3))
         row, column = places.T
         part, touched = area[row, column], reach[row, column]
         return {

@@ -42,7 +42,6 @@ def masked(logits: Tensor, active: Tensor) -> Tensor:
     return logits.masked_fill(~active, max(-1e11, torch.finfo(logits.dtype).min))
 
 
-
 class TaskError(ValueError):
     """A task that cannot be learnt or was never seen; the message says which and why."""
 

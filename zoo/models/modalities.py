@@ -554,7 +554,7 @@ class PointNet(ModalityNet):
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Points and their numbers."""
-        return self.pretrained_cfg["input_size"][2], self.in_chans  # type: ignore[index]
+        return self.pretrained_cfg["input_size"][2], self.in_chans  # type: ignore[index, return-value]
 
     def to_maps(self, x: Tensor) -> Tensor:
         """Points (B, P, in_chans) to pictures (B V, 3, size, size)."""
