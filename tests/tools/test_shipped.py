@@ -49,13 +49,17 @@ def test_it_loads_offline_by_name_in_the_zoo_and_in_timm(name: str) -> None:
         expected = model(inputs)
         torch.testing.assert_close(timm.create_model(name, pretrained=True).eval()(inputs), expected)
         torch.testing.assert_close(zoo.create_model(**model.zoo_config, pretrained=True).eval()(inputs), expected)
-    assert list(model.pretrained_cfg["label_names"] or ()) == record["class_names"]
+    assert list(model.pretrained_cfg.get("label_names") or ()) == record["class_names"]
     fresh = zoo.create_model(name).eval()  # the tag without its weights
     assert {k: v.shape for k, v in fresh.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_other_classes_keep_the_features(name: str) -> None:
+    if name.startswith("gkcl"):  # its classes are what it has learnt
+        with pytest.raises(CheckpointError, match="other sizes"):
+            zoo.create_model(name, pretrained=True, num_classes=7)
+        return
     model, other = (zoo.create_model(name, pretrained=True, num_classes=n).eval() for n in (None, 7))
     inputs = example(model)
     with torch.no_grad():
