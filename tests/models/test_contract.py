@@ -46,7 +46,7 @@ def build(name: str, **kwargs: object) -> nn.Module:
         for key, value in model.state_dict().items():
             if value.is_floating_point():
                 noise = torch.randn(value.shape, generator=generator, dtype=torch.float64) * 0.1
-                value.copy_(1 + noise.abs() if key.endswith("running_var") else value.double() + noise)
+                value.copy_(1 + noise.abs() if key.endswith(("running_var", ".lam")) else value.double() + noise)
     return model
 
 

@@ -150,7 +150,7 @@ def _parse(model_name: str) -> tuple[str, str]:
     arch, _, tag = name.partition(".")
     if not timm.is_model(arch):
         ours, theirs = list_models(), timm.list_models()
-        possible = theirs if nearest(arch, theirs) and not nearest(arch, ours) else ours
+        possible = ours if set(nearest(arch, [*ours, *theirs])[:1]) <= set(ours) else theirs
         raise ValueError(f"unknown model {arch!r}{suggestion(arch, possible)} (zoo.list_models() lists all)")
     if tag:
         tags = [n.partition(".")[2] for n in timm.list_models(arch, include_tags=True) if "." in n]
