@@ -110,7 +110,7 @@ def writer_of(content: bytes) -> Callable[[BinaryIO], None]:
     return write
 
 
-def _stage(target: Path, write: Callable[[BinaryIO], None]) -> Path:
+def _stage(target: Path, write: Callable[[BinaryIO], object]) -> Path:
     temporary = target.parent / f".{target.name[:100]}.{secrets.token_hex(6)}.tmp"
     with temporary.open("xb") as file:
         try:
