@@ -489,9 +489,8 @@ class SNNK(nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """One group for each layer, two for the head: a bundled network has nothing else."""
-        head = [(r"^head\.weight", (10000,)), (r"^head\.bias", (10001,))]
-        return {"stem": r"^input_", "blocks": [(r"^layers\.(\d+)", None), *head]}
+        """One group for each layer."""
+        return {"stem": r"^input_", "blocks": r"^layers\.(\d+)"}
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
