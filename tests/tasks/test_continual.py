@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import Checkpoint
 
 from zoo.data.streams import ContinualData
 from zoo.models.registry import create_model
@@ -41,7 +42,7 @@ def fit(
             accelerator="cpu",
             logger=False,
             callbacks=list(callbacks),
-            enable_checkpointing=bool(callbacks),
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_progress_bar=False,
             enable_model_summary=False,
         )
