@@ -17,7 +17,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from timm.models import PretrainedCfg
@@ -31,6 +31,7 @@ from zoo.files import (
     read_checkpoint,
     write_all,
     write_atomic,
+    writer_of,
 )
 from zoo.models.deploy import to_deploy
 from zoo.models.loading import Strict, classifier_names, load_state, skeleton
@@ -162,15 +163,8 @@ def save_pretrained(
     weights = _serialise(model)
     config["sha256"] = {WEIGHTS_NAME: hashlib.sha256(weights).hexdigest()}
     text = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
-    write_all({folder / WEIGHTS_NAME: _writer(weights), folder / CONFIG_NAME: _writer(text)})
+    write_all({folder / WEIGHTS_NAME: writer_of(weights), folder / CONFIG_NAME: writer_of(text)})
     return folder
-
-
-def _writer(data: bytes) -> Any:
-    def write(file: BinaryIO) -> None:
-        file.write(data)
-
-    return write
 
 
 def _serialise(model: nn.Module) -> bytes:

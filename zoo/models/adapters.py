@@ -25,17 +25,17 @@ import copy
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from zoo.files import CheckpointError, read_checkpoint, write_all
+from zoo.files import CheckpointError, read_checkpoint, write_all, writer_of
 from zoo.kernels.random_features import ReLUFeatures
 from zoo.models.snnk import SNNKLinear
 from zoo.suggest import suggestion
@@ -584,15 +584,8 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=2).encode()
-    write_all({folder / WEIGHTS: _writer(to_safetensors(state)), folder / CONFIG: _writer(text)})
+    write_all({folder / WEIGHTS: writer_of(to_safetensors(state)), folder / CONFIG: writer_of(text)})
     return folder
-
-
-def _writer(content: bytes) -> Callable[[BinaryIO], None]:
-    def write(file: BinaryIO) -> None:
-        file.write(content)
-
-    return write
 
 
 def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") -> nn.Module:
