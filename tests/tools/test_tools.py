@@ -22,7 +22,7 @@ from zoo.cli import main
 from zoo.models import shipped
 from zoo.tools import cards, comparison, evaluation, hub, info
 from zoo.tools.errors import ToolError
-from zoo.tools.export import FORMATS, export, quantize, run_elsewhere
+from zoo.tools.export import export, quantize, run_elsewhere
 from zoo.tools.release import describe, ship
 from zoo.tools.report import plot_accuracy_matrix, write_report
 
@@ -162,21 +162,43 @@ def test_files_of_another_kind_are_told(wine_csv: Path, digit_png: Path, capsys:
 # ---- export ------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A shipped weight of every family, exported: folders by name."""
+    first = {re.split(r"[_.]", name)[0]: name for name in sorted(shipped.records(), reverse=True)}
+    assert {"gkcl", "grbf", "snnk", "terminator", "unireplknet"} <= set(first)
+    folders = {name: tmp_path_factory.mktemp(name) for name in {*first.values(), WINE, DIGITS}}
+    for name, folder in folders.items():
+        assert json.loads(json.dumps(export(name, folder))) == json.loads((folder / "deployment.json").read_text())
+    return folders
+
+
+def test_exports_of_every_family_run_where_there_is_no_zoo(exported: dict[str, Path]) -> None:
+    given, expected = {}, {}
+    for name, folder in exported.items():
+        model = evaluation.load(name)
+        inputs = info.example(model, 3)
+        for file in ("model.pt2", "model.onnx"):
+            given[folder / file], expected[folder / file] = inputs.numpy(), model(inputs).detach().numpy()
+    found = run_elsewhere(given)
+    for path, outputs in expected.items():
+        largest = np.abs(outputs).max()
+        assert largest > 0.1
+        np.testing.assert_allclose(found[path], outputs, rtol=0, atol=1e-5 * max(1, largest), err_msg=str(path))
+
+
+def test_what_does_not_run_elsewhere_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(ToolError, match=r"model\.onnx does not run elsewhere"):
+        run_elsewhere({tmp_path / "model.onnx": np.zeros((1, 2), np.float32)})
+
+
 @pytest.mark.parametrize("name", [WINE, DIGITS])
-def test_exports_run_where_there_is_no_zoo(name: str, tmp_path: Path) -> None:
-    told = export(name, tmp_path)
-    assert json.loads((tmp_path / "deployment.json").read_text()) == told
-    model = evaluation.load(name)
-    inputs = info.example(model, 3)
-    expected = model(inputs).detach().numpy()
-    assert np.abs(expected).max() > 0.1
-    for kind in FORMATS:
-        found = run_elsewhere(kind, tmp_path / told[kind]["file"], inputs.numpy(), tmp_path)
-        np.testing.assert_allclose(found, expected, atol=1e-5 * max(1, np.abs(expected).max()))
-    small = quantize(name, tmp_path, rounds=2)
+def test_eight_bits_are_kept_where_the_accuracy_is(name: str, exported: dict[str, Path]) -> None:
+    small = quantize(name, exported[name], rounds=2)
     assert small["accuracy"] == pytest.approx(shipped.record(name)["metric"]["value"], abs=1e-6)
     assert small["kept"] == (small["accuracy"] - small["accuracy_int8"] <= 0.005)
-    assert (tmp_path / "model.int8.onnx").is_file() == small["kept"]
+    assert (exported[name] / "model.int8.onnx").is_file() == small["kept"]
 
 
 def test_an_export_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -170,38 +171,44 @@ class NoZoo:
 
 sys.meta_path.insert(0, NoZoo())
 import numpy as np
-kind, path, inputs, outputs = sys.argv[1:]
-x = np.load(inputs)
-if kind == "onnx":
-    import onnxruntime
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    y = session.run(None, {session.get_inputs()[0].name: x})[0]
-else:
-    import torch
-    with torch.no_grad():
-        y = torch.export.load(path).module()(torch.from_numpy(x)).numpy()
-assert not {"zoo", "timm"} & set(sys.modules)
-np.save(outputs, y)
+for at in range(0, len(sys.argv) - 1, 3):
+    path, inputs, outputs = sys.argv[1:][at : at + 3]
+    x = np.load(inputs)
+    if path.endswith(".onnx"):
+        import onnxruntime
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        y = session.run(None, {session.get_inputs()[0].name: x})[0]
+    else:
+        import torch
+        with torch.no_grad():
+            y = torch.export.load(path).module()(torch.from_numpy(x)).numpy()
+    np.save(outputs, y)
+assert not {"zoo", "timm", "lightning"} & set(sys.modules)
 """
 
 
-def run_elsewhere(kind: str, path: Path, inputs: np.ndarray, folder: Path) -> np.ndarray:
-    """Outputs of an exported file in a new process in which the zoo, timm and Lightning cannot be imported.
+def run_elsewhere(files: Mapping[Path, np.ndarray]) -> dict[Path, np.ndarray]:
+    """Outputs of exported files in one new process in which the zoo, timm and Lightning cannot be imported.
 
     Args:
-        kind: Of :data:`FORMATS`.
-        path: The exported file.
-        inputs: A batch.
-        folder: For the arrays that go to and fro.
+        files: A batch of inputs for each exported file; `.onnx` runs in onnxruntime, the others as exported programs.
+
+    Raises:
+        ToolError: A file does not run there; the message has the last line of the reason.
     """
-    given, made = folder / "inputs.npy", folder / "outputs.npy"
-    np.save(given, inputs)
-    command = [sys.executable, "-P", "-c", _ELSEWHERE, kind, str(path.absolute()), str(given), str(made)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=env, timeout=300)
-    if done.returncode:
-        raise ToolError(f"{path} does not run elsewhere: {done.stderr.strip().splitlines()[-1][:200]}")
-    return np.load(made)
+    with tempfile.TemporaryDirectory() as place:
+        arguments, made = [], {}
+        for i, (path, inputs) in enumerate(files.items()):
+            given, made[path] = Path(place, f"{i}-inputs.npy"), Path(place, f"{i}-outputs.npy")
+            np.save(given, inputs)
+            arguments += [str(path.absolute()), str(given), str(made[path])]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-P", "-c", _ELSEWHERE, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=place, env=env, timeout=300)
+        if done.returncode:
+            lost = next(path for path, array in made.items() if not array.is_file())
+            raise ToolError(f"{lost} does not run elsewhere: {done.stderr.strip().splitlines()[-1][:200]}")
+        return {path: np.load(array) for path, array in made.items()}
 
 
 # ---- eight bits --------------------------------------------------------------------------------------------
