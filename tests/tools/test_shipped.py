@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from timm.models import get_pretrained_cfg
 
 import zoo
 from tests.conftest import ROOT
@@ -116,7 +118,7 @@ def test_a_damaged_record_leaves_the_others_alone(tmp_path: Path, caplog: pytest
     assert "grbf.bad.json" in caplog.text
 
 
-def test_a_changed_weight_file_is_refused(tmp_path: Path) -> None:
+def test_a_changed_weight_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = copied(tmp_path)
     path = folder / "grbf.wine.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
@@ -124,6 +126,24 @@ def test_a_changed_weight_file_is_refused(tmp_path: Path) -> None:
     assert RECORDS[path.name]["sha256"] == shipped.record("grbf.wine")["sha256"]
     with pytest.raises(CheckpointError, match="not the file on record"):
         zoo.create_model("grbf.wine", pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+    with pytest.raises(CheckpointError, match="not the file on record"):
+        timm.create_model("grbf.wine", pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+    cfg = replace(get_pretrained_cfg("grbf.wine"), file=str(path))
+    monkeypatch.setitem(timm.models._registry._model_pretrained_cfgs, "grbf.wine", cfg)
+    with pytest.raises(CheckpointError, match="not the file on record"):
+        timm.create_model("grbf.wine", pretrained=True)
+    timm.create_model("grbf.wine")  # fresh: no file is looked at
+    path.unlink()
+    with pytest.raises(CheckpointError, match="no file"):
+        timm.create_model("grbf.wine", pretrained=True)
+
+
+def test_timm_takes_other_weights_that_the_caller_names(tmp_path: Path) -> None:
+    own = zoo.create_model("grbf.wine")
+    zoo.save_pretrained(own, tmp_path)
+    file = {"file": str(tmp_path / "model.safetensors")}
+    model = timm.create_model("grbf.wine", pretrained=True, pretrained_cfg_overlay=file)
+    torch.testing.assert_close(model.state_dict(), own.state_dict())
 
 
 def test_orphans_and_sizes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,10 +17,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from timm.models import PretrainedCfg, is_model
+from timm.models import PretrainedCfg, is_model, resolve_pretrained_cfg
 from timm.models import _registry as registry
 
-from zoo.files import CheckpointError, sha256_of
+from zoo.files import RECORDS, CheckpointError, locate, sha256_of
 from zoo.suggest import suggestion
 
 __all__ = ["check", "folder", "read_record", "record", "records", "register", "weights_path"]
@@ -166,32 +166,41 @@ def register(found: Iterable[Mapping[str, Any]] | None = None, where: Path | Non
 
     The untagged name keeps its own configuration: a tag is a data set, and no data set is the default.
     """
-    arguments: dict[str, dict[str, dict[str, Any]]] = {}
+    arguments: dict[str, dict[str, Mapping[str, Any]]] = {}
     for entry in found if found is not None else records(where).values():
         name, arch, tag = entry["name"], entry["architecture"], entry["tag"]
         if name in registry._model_pretrained_cfgs or not is_model(arch):
             continue
-        cfg = PretrainedCfg(**entry["pretrained_cfg"])
-        notes = (*(cfg.notes or ()), f"sha256: {entry['sha256']}")
+        cfg, file = PretrainedCfg(**entry["pretrained_cfg"]), weights_path(name, where)
         labels = tuple(entry["class_names"]) or None
         registry._model_pretrained_cfgs[name] = replace(
-            cfg, architecture=arch, tag=tag, file=str(weights_path(name, where)), notes=notes, label_names=labels
+            cfg, architecture=arch, tag=tag, file=str(file), label_names=labels
         )
         registry._model_has_pretrained.add(name)
         registry._model_with_tags[arch].append(name)
+        RECORDS.setdefault(file.name, {"sha256": entry["sha256"], "model": name})
         arguments.setdefault(arch, {})[tag] = entry["model_args"]
     for arch, by_tag in arguments.items():
-        registry._model_entrypoints[arch] = _with_arguments(registry._model_entrypoints[arch], by_tag)
+        registry._model_entrypoints[arch] = _with_weights(registry._model_entrypoints[arch], by_tag)
 
 
-def _with_arguments(entry: Callable[..., Any], by_tag: Mapping[str, Mapping[str, Any]]) -> Callable[..., Any]:
-    """An entry point that builds `arch.tag` with the arguments of that weight, unless the caller gives others."""
+def _with_weights(entry: Callable[..., Any], by_tag: Mapping[str, Mapping[str, Any]]) -> Callable[..., Any]:
+    """An entry point that builds `arch.tag` with the arguments of that weight, unless the caller gives others, and
+    compares the file with its record before timm reads it.
+    """
 
     @functools.wraps(entry)
-    def build(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> Any:
+    def build(
+        pretrained: bool = False, pretrained_cfg: Any = None, pretrained_cfg_overlay: Any = None, **kwargs: Any
+    ) -> Any:
         tag = pretrained_cfg if isinstance(pretrained_cfg, str) else getattr(pretrained_cfg, "tag", None)
         own = by_tag.get(tag or "", {})
-        model = entry(pretrained, pretrained_cfg=pretrained_cfg, **{**own, **kwargs})
+        if pretrained and tag in by_tag:
+            cfg = resolve_pretrained_cfg(entry.__name__, pretrained_cfg, pretrained_cfg_overlay)
+            if cfg.file and not cfg.source and not cfg.state_dict:
+                locate(cfg.file)
+        given = {"pretrained_cfg": pretrained_cfg, "pretrained_cfg_overlay": pretrained_cfg_overlay}
+        model = entry(pretrained, **given, **{**own, **kwargs})
         if own:
             model._model_args = {**own, **{k: v for k, v in kwargs.items() if v is not None}}
         return model
