@@ -15,6 +15,8 @@ from zoo.benchmarks.terminator import DiagonalStateSpace, built, options, parame
 def little_data(monkeypatch: pytest.MonkeyPatch) -> None:
     part = torch.randn(70, 1, 14, 14), torch.arange(70) % 10
     monkeypatch.setattr(terminator, "load", lambda *args: (part, part))
+    monkeypatch.setattr(terminator, "HELD_OUT", 6)
+    monkeypatch.setattr(terminator, "TRIAL_STEPS", 1)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,16 @@ def test_pixels_go_on_where_they_stopped(tmp_path: Path, little_data: None) -> N
     assert len(first) == 3 * 1 + 2 * 4 + 1
     assert list(pixels(tmp_path / "results", ("MNIST",), steps=1, seeds=(0,))) == first[-1:]
     assert "| MNIST | permuted | S4D |" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_rate_is_the_best_of_the_trials(tmp_path: Path, little_data: None) -> None:
+    rates = terminator.Rates(tmp_path)
+    assert rates(terminator.load("MNIST", None)[0], "MNIST", "images", "ResNet") in terminator.RATES
+    rows = rates.records.select()
+    assert [float(r["rate"]) for r in rows] == list(terminator.RATES)
+    for row, score in zip(rows, (0.1, 0.2, 0.7, 0.3), strict=True):
+        row["accuracy"] = str(score)
+    assert rates(terminator.load("MNIST", None)[0], "MNIST", "images", "ResNet") == 3e-2
 
 
 def test_options_are_tabulated(tmp_path: Path, little_data: None) -> None:
