@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import signal
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from pydantic import PositiveInt
+from torch import Tensor
 from torch import distributed as dist
 
 from zoo.checkpoints import CheckpointError, read_checkpoint, write_atomic
@@ -50,6 +52,43 @@ def _serialise(checkpoint: dict[str, Any], file: BinaryIO) -> None:
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the best state by a validation metric; among equals the one of smaller loss, and then the later one.
+
+    A small validation part gives the same accuracy to many states, of which the first is still far from trained.
+
+    Args:
+        folder: Where `best.ckpt` goes.
+        monitor: The logged metric.
+        mode: `max` or `min`, what is better.
+        tie_breaker: The metric that decides among equals, smaller is better; where it is not logged the later one wins.
+    """
+
+    def __init__(
+        self, folder: str | Path, monitor: str, mode: Literal["max", "min"] = "max", tie_breaker: str = "val/loss"
+    ) -> None:
+        super().__init__(dirpath=folder, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
+        self.tie_breaker = tie_breaker
+        self._kept_loss = math.inf
+
+    def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
+        loss = float(trainer.callback_metrics.get(self.tie_breaker, math.inf))
+        better = super().check_monitor_top_k(trainer, current)
+        if not better and current is not None:
+            equal = bool(current == self.best_k_models[self.kth_best_model_path])
+            better = trainer.strategy.reduce_boolean_decision(equal and loss <= self._kept_loss)
+        if better:
+            self._kept_loss = loss
+        return better
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"kept_loss": self._kept_loss}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._kept_loss = state_dict["kept_loss"]
 
 
 class ResumeCheckpoint(Checkpoint):
