@@ -27,7 +27,7 @@ from zoo.models.conversion import convert_feed_forward, feed_forwards
 
 __all__ = ["adapters", "conversion"]
 
-LENGTH, EPOCHS, BATCH, LAYERS, TRIAL_ROWS = 128, 2, 8, 3, 1000
+LENGTH, EPOCHS, BATCH, LAYERS, TRIAL_ROWS = 128, 1, 8, 3, 1000
 SEEDS = (0, 1, 2)
 
 
@@ -260,7 +260,7 @@ ADAPTERS = f"""
 ## SNNK: adapters on a pretrained encoder
 
 `python -m zoo benchmark snnk adapters`. MiniLM-L6 on the fine-food reviews: 3,200 rows to train, 800 to choose
-between two learning rates (in one epoch of {TRIAL_ROWS:,} rows), 1,000 to test; {len(SEEDS)} seeds, {EPOCHS} epochs of
+between two learning rates (in one epoch of {TRIAL_ROWS:,} rows), 1,000 to test; {len(SEEDS)} seeds, {EPOCHS} epoch of
 batches of {BATCH}, {LENGTH} tokens, mean pooling; every method works in the last {LAYERS} of six layers.
 """
 
