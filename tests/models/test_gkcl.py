@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -119,6 +120,50 @@ def test_solutions_are_kept_until_a_weight_changes() -> None:
         learner.backbone[1].weight.mul_(1.1)
         assert not torch.equal(learner(x, 0), first)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"feature_norm": "minmax_batch", "kernel": "rff", "num_bases": 16}])
+def test_steps_in_dual_form_are_the_plain_steps(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = create_model("test_kcl", shots=4, **options).double()
+    twin = copy.deepcopy(model)
+    x, y = task_data()
+    x = x.double()
+    for learner, dual in ((model, True), (twin, False)):
+        torch.manual_seed(1)
+        stream = learner.begin_task(0, x, y)
+        optimizer = learner.optimizer()
+        with learner.steps(0, optimizer) if dual else nullcontext():
+            for _ in range(8):
+                chosen = torch.randperm(len(stream[1]))[:10]
+                losses = learner.losses(stream[0][chosen], stream[1][chosen], 0)
+                torch.stack(list(losses.values())).sum().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        learner.end_task(0, x, y)
+    for ours, plain in zip(model.state_dict().values(), twin.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, plain)
+    assert model._dual is None
+
+
+def test_steps_that_are_no_plain_sgd_are_left_alone() -> None:
+    model = create_model("test_kcl", shots=4)
+    model.begin_task(0, *task_data())
+    with model.steps(0, torch.optim.Adam(model.parameters())):
+        assert model._dual is None
+    with model.steps(0, model.optimizer()):
+        assert model._dual is not None
+
+
+@pytest.mark.parametrize("kind", ["kcl", "kcl rff", "kcl laplacian", "gkcl", "ridge"])
+def test_both_answers_are_the_two_answers(kind: str) -> None:
+    model = learn(build(kind), steps=5)
+    x = task_data(1)[0]
+    with torch.no_grad():
+        for ours, plain in zip(model.answers(x, 1), (model(x, 1), model(x)), strict=True):
+            torch.testing.assert_close(ours, plain)
+    with pytest.raises(TaskError):
+        model.answers(x, 2)
 
 
 def test_current_parameters_are_the_quirk() -> None:

@@ -131,6 +131,35 @@ def ridge_coefficients(K: Tensor, Y: Tensor, ridge: float | Tensor) -> Tensor:
         return _Solve.apply(A, Y)
 
 
+class _LinearRidge(torch.autograd.Function):
+    """Z_q Z_s^T A^-1 Y with A = Z_s Z_s^T + ridge I: through w = Z_s^T alpha, all products but A have C columns only.
+
+    With g the gradient in the scores, G = Z_q^T g and h = A^-1 Z_s G, the gradient in Z_s is
+    alpha (G - Z_s^T h)^T - h w^T.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, support: Tensor, queries: Tensor, Y: Tensor, ridge: Tensor) -> Tensor:
+        dtype = solver_dtype(support.device)
+        A = (support @ support.mT).to(dtype)
+        A.diagonal().add_(ridge.to(dtype))
+        lower, failed = torch.linalg.cholesky_ex(A)
+        lower = cholesky(A).lower if bool(failed) else lower  # which looks for a jitter
+        alpha = torch.cholesky_solve(Y.to(dtype), lower).to(support.dtype)
+        w = alpha.mT @ support
+        ctx.save_for_backward(support, queries, lower, alpha, w)
+        return queries @ w.mT
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, Tensor]:
+        support, queries, lower, alpha, w = ctx.saved_tensors
+        G = g.mT @ queries
+        h = torch.cholesky_solve((support @ G.mT).to(lower.dtype), lower).to(support.dtype)
+        left, right = torch.cat([alpha, -h], 1), torch.cat([G - h.mT @ support, w])
+        return left @ right, g @ w, None, -torch.dot(h.flatten(), alpha.flatten())
+
+
 class Solution(NamedTuple):
     """A classifier without its training data: what evaluation keeps of a task."""
 
@@ -138,6 +167,11 @@ class Solution(NamedTuple):
     alpha: Tensor  # (N, C), at least float32
     gamma: Tensor  # ()
     beta: Tensor  # ()
+    weight: Tensor | None = None  # (C, d): alpha^T support, for the linear kernel
+
+
+def _mask(logits: Tensor, active: Tensor | None) -> Tensor:
+    return logits if active is None else logits.masked_fill(~active, max(_MASKED, torch.finfo(logits.dtype).min))
 
 
 def _full(z: Tensor) -> Tensor:
@@ -216,16 +250,17 @@ class KernelRidgeHead(nn.Module):
         Raises:
             SupportError: There is no support point, or a feature is not finite.
         """
-        if not len(support):
-            raise SupportError(f"the coreset of task {task} is empty: a kernel classifier needs points of each class")
+        Y = self._targets(support, targets, task, num_classes)
         task = task if gamma_of is None else gamma_of
-        Y = targets if targets.is_floating_point() else F.one_hot(targets, num_classes or int(targets.max()) + 1)
-        self._check(support, "support")
         support = _full(support)
         # without gradients a Gram matrix in float64 is cheap, and its rounding errors are not divided by the ridge
         points = support if torch.is_grad_enabled() else support.to(solver_dtype(support.device))
         alpha = ridge_coefficients(self.kernel(points), Y, self.ridge(task))
-        return Solution(support, alpha.to(support.dtype), self.gamma[task], self.beta[task])
+        weight = None
+        if isinstance(self.kernel, Linear):
+            with no_autocast(support.device):
+                weight = (alpha.mT @ points.to(alpha.dtype)).to(support.dtype)
+        return Solution(support, alpha.to(support.dtype), self.gamma[task], self.beta[task], weight)
 
     def predict(self, queries: Tensor, solution: Solution, active: Tensor | None = None) -> Tensor:
         """Logits (Q, C) of features (Q, d); with `active` (C,) the columns of other classes are -1e11.
@@ -235,21 +270,46 @@ class KernelRidgeHead(nn.Module):
         """
         self._check(queries, "query")
         with no_autocast(queries.device):
-            K = self.kernel(_full(queries), _full(solution.support))
-            logits = (solution.gamma * (K @ solution.alpha.to(K.dtype)) + solution.beta).to(queries.dtype)
-        return logits if active is None else logits.masked_fill(~active, max(_MASKED, torch.finfo(logits.dtype).min))
+            points = _full(queries)
+            if solution.weight is not None:
+                scores = points @ solution.weight.mT.to(points.dtype)
+            else:
+                scores = self.kernel(points, _full(solution.support)) @ solution.alpha.to(points.dtype)
+            logits = (solution.gamma * scores + solution.beta).to(queries.dtype)
+        return _mask(logits, active)
 
     def forward(
         self, support: Tensor, targets: Tensor, queries: Tensor, task: int = 0, active: Tensor | None = None
     ) -> Tensor:
         """Fit and predict: see :meth:`solve` and :meth:`predict`."""
         columns = None if active is None else len(active)
-        return self.predict(queries, self.solve(support, targets, task, columns), active)
+        if not isinstance(self.kernel, Linear) or not self._differentiates(support, targets):
+            return self.predict(queries, self.solve(support, targets, task, columns), active)
+        Y = self._targets(support, targets, task, columns)
+        self._check(queries, "query")
+        with no_autocast(queries.device):
+            points = _full(support)
+            scores = _LinearRidge.apply(points, _full(queries).to(points.dtype), Y, self.ridge(task))
+            logits = (self.gamma[task] * scores + self.beta[task]).to(queries.dtype)
+        return _mask(logits, active)
+
+    @staticmethod
+    def _differentiates(support: Tensor, targets: Tensor) -> bool:
+        """Whether a backward pass through the features may follow, in which a solution's many small steps are slow."""
+        recording = torch.is_grad_enabled() and not targets.requires_grad
+        return recording and not support.is_meta and not torch.compiler.is_compiling()
+
+    def _targets(self, support: Tensor, targets: Tensor, task: int, num_classes: int | None) -> Tensor:
+        """Targets (N, C) of a support that a classifier can be made of."""
+        if not len(support):
+            raise SupportError(f"the coreset of task {task} is empty: a kernel classifier needs points of each class")
+        self._check(support, "support")
+        return targets if targets.is_floating_point() else F.one_hot(targets, num_classes or int(targets.max()) + 1)
 
     @staticmethod
     def _check(features: Tensor, what: str) -> None:
-        if features.is_meta or torch.compiler.is_compiling():
-            return
+        if features.is_meta or torch.compiler.is_compiling() or bool(features.detach().sum().isfinite()):
+            return  # a sum of finite numbers may overflow; only then is every number looked at
         bad = ~torch.isfinite(features.detach())
         if bool(bad.any()):
             rows = int(bad.any(-1).sum())
@@ -317,6 +377,29 @@ def diagonal_gaussian_kl(mean: Tensor, log_variance: Tensor, prior_mean: Tensor,
     return 0.5 * (prior_log_variance - log_variance + ratio - 1).sum(-1)
 
 
+class _DrawnFeatures(torch.autograd.Function):
+    """sqrt(2 / D) cos(W z + b) with W = mean + eps sigma; neither W nor its gradient is ever made.
+
+    With g the gradient in W z + b and t = g eps, those in z, mean and log sigma^2 are (g 1) mean^T + t sigma,
+    Z^T g 1 and sigma 1^T (Z * t) / 2.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, mean: Tensor, log_variance: Tensor, eps: Tensor, phase: Tensor) -> Tensor:
+        sigma = (0.5 * log_variance).exp()
+        angle = torch.addmm(phase, z * sigma, eps.mT).add_((z @ mean).unsqueeze(-1))
+        ctx.save_for_backward(z, mean, sigma, eps, angle)
+        return angle.cos().mul_(math.sqrt(2 / len(phase)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        z, mean, sigma, eps, angle = ctx.saved_tensors
+        g = angle.sin().mul_(g).mul_(-math.sqrt(2 / len(eps)))
+        total, t = g.sum(-1), g @ eps
+        return torch.outer(total, mean).addcmul_(t, sigma), total @ z, 0.5 * sigma * (z * t).sum(0), None, None
+
+
 class GaussianNet(nn.Module):
     """Mean and log-variance (d,) from the mean feature of a batch, by two networks of their own."""
 
@@ -382,10 +465,20 @@ class VariationalRandomFeatures(nn.Module):
             eps = torch.randn(shape, generator=generator, device=mean.device, dtype=mean.dtype)
         return mean + eps * (0.5 * log_variance).exp()
 
+    def drawn_features(self, z: Tensor, mean: Tensor, log_variance: Tensor, eps: Tensor | None = None) -> Tensor:
+        """Phi (N, D) for a basis that is drawn, or made of `eps` (D, d), and not kept: what a training step takes."""
+        if eps is None:
+            eps = torch.randn(self.num_bases, self.dim, device=mean.device, dtype=mean.dtype)
+        with no_autocast(z.device):
+            return _DrawnFeatures.apply(z.to(mean.dtype), mean, log_variance, eps, self.phase)
+
     def features(self, z: Tensor, basis: Tensor) -> Tensor:
         """Phi (N, D) of features (N, d) for a basis (D, d)."""
+        scale, z = math.sqrt(2 / self.num_bases), z.to(basis.dtype)
         with no_autocast(z.device):
-            return math.sqrt(2 / self.num_bases) * torch.cos(z.to(basis.dtype) @ basis.mT + self.phase)
+            if torch.is_grad_enabled() or torch.compiler.is_compiling():
+                return scale * torch.cos(z @ basis.mT + self.phase)
+            return torch.addmm(self.phase, z, basis.mT).cos_().mul_(scale)
 
     def kl(self, support: Tensor, queries: Tensor) -> Tensor:
         """KL of the posterior from the prior, over d once."""

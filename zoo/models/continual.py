@@ -15,6 +15,7 @@ Tasks are numbered from 0. Nothing here draws a random number except from torch'
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -187,6 +188,13 @@ class ContinualLearner(nn.Module):
         """Losses of a batch by name; their sum is minimised. A learner without gradient steps returns {}."""
         raise NotImplementedError(f"{type(self).__name__} must define losses")
 
+    def steps(self, task: int, optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
+        """Around the steps of one task, each of which is `losses`, a backward pass and a step of this optimizer.
+
+        A learner may keep weights in another form meanwhile.
+        """
+        return nullcontext()
+
     def end_task(self, task: int, x: Tensor, y: Tensor) -> None:
         """Close a task: keep what later tasks and evaluation need."""
         self.tasks_seen = max(self.tasks_seen, task + 1)
@@ -229,6 +237,10 @@ class ContinualLearner(nn.Module):
             return self.task_logits(self.forward_features(x), None)
         self.check_seen(task)
         return self.mask(self.task_logits(self.forward_features(x), task), task)
+
+    def answers(self, x: Tensor, task: int) -> tuple[Tensor, Tensor]:
+        """Logits (B, num_classes) twice: told the task, and not."""
+        return self(x, task), self(x)
 
     def check_seen(self, task: int) -> None:
         """Raise TaskError unless the task was learnt."""

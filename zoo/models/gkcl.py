@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -28,6 +30,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from zoo.kernels.base import no_autocast
+from zoo.kernels.coreset import DualPerceptron, minmax, unit_rows
 from zoo.kernels.linalg import cholesky
 from zoo.kernels.ridge import (
     KernelRidgeHead,
@@ -37,7 +40,7 @@ from zoo.kernels.ridge import (
     diagonal_gaussian_kl,
     leave_one_out_ridge,
 )
-from zoo.models.continual import MLP, ContinualLearner, Recipe, choose_per_class, learner_cfg
+from zoo.models.continual import MLP, ContinualLearner, Recipe, choose_per_class, learner_cfg, masked
 
 __all__ = [
     "GKCL",
@@ -73,10 +76,9 @@ def normalise_features(h: Tensor, how: FeatureNorm) -> Tensor:
         ValueError: `how` is none of these.
     """
     if how == "minmax_batch":
-        low = h.min()
-        return (h - low) / (h.max() - low).clamp_min(1e-12)
+        return minmax(h)
     if how == "l2":
-        return F.normalize(h, dim=-1, eps=1e-12)
+        return unit_rows(h)
     if how != "none":
         raise ValueError(f"feature_norm={how!r} is not one of 'minmax_batch', 'l2', 'none'")
     return h
@@ -200,7 +202,8 @@ class KernelLearner(ContinualLearner):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.deployed = False
-        self._solutions: dict[int, tuple[Any, tuple[Tensor | None, Solution]]] = {}
+        self._solutions: dict[int, tuple[Tensor | None, Solution]] = {}
+        self._solved_for: tuple[Any, ...] = ()  # the weights that these solutions belong to
 
     def support(self, task: int) -> tuple[Tensor, Tensor]:
         """Features (N, d) and labels (N,) of a task's support."""
@@ -215,21 +218,28 @@ class KernelLearner(ContinualLearner):
         return z
 
     def _stamp(self) -> tuple[Any, ...]:
-        return tuple((t.data_ptr(), t._version) for t in (*self.parameters(), *self.buffers()))
+        groups = (group for m in self.modules() for group in (m._parameters, m._buffers))
+        return tuple((t.data_ptr(), t._version) for group in groups for t in group.values() if t is not None)
 
     def solution(self, task: int) -> tuple[Tensor | None, Solution]:
         """The basis of a task and its fitted classifier, from the weights as they are now."""
+        return next(self.solutions([task]))
+
+    def solutions(self, tasks: Iterable[int]) -> Iterator[tuple[Tensor | None, Solution]]:
+        """As `solution`, of several tasks."""
         keep = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or self.seen.is_meta)
-        version = self._stamp() if keep else ()
-        if keep and task in self._solutions and self._solutions[task][0] == version:
-            return self._solutions[task][1]
-        z, labels = self.support(task)
-        basis = self.basis(z)
-        targets = _one_hot(labels, self.num_classes, z)
-        solved = basis, self.head.solve(self.lift(z, basis), targets, task, gamma_of=self._parameters_of(task))
-        if keep:
-            self._solutions[task] = version, solved
-        return solved
+        if keep and self._solved_for != (now := self._stamp()):
+            self._solutions, self._solved_for = {}, now
+        for task in tasks:
+            if not keep or task not in self._solutions:
+                z, labels = self.support(task)
+                basis, targets = self.basis(z), _one_hot(labels, self.num_classes, z)
+                solved = basis, self.head.solve(self.lift(z, basis), targets, task, gamma_of=self._parameters_of(task))
+                if not keep:
+                    yield solved
+                    continue
+                self._solutions[task] = solved
+            yield self._solutions[task]
 
     def _parameters_of(self, task: int) -> int:
         return task
@@ -240,8 +250,11 @@ class KernelLearner(ContinualLearner):
     def task_logits(self, features: Tensor, task: int | None) -> Tensor:
         """Logits (B, C); without a task id those of the most confident task."""
         if task is None:
-            every = [self.mask(self.task_logits(features, t), t) for t in range(max(self.tasks_seen, 1))]
-            return torch.stack(every).amax(0)
+            tasks = range(max(self.tasks_seen, 1))
+            every = self._every(features, tasks)
+            if every is None:
+                return torch.stack([self.mask(self.task_logits(features, t), t) for t in tasks]).amax(0)
+            return every.amax(1)
         if not self.deployed:
             basis, solved = self.solution(task)
             return self.head.predict(self.lift(features, basis), solved)
@@ -250,6 +263,22 @@ class KernelLearner(ContinualLearner):
             return lifted @ self.weight[task].mT + self.bias[task]
         kernel = self.kernel(lifted, self.supports[task])  # type: ignore[index]
         return kernel @ self.alphas[task] + self.bias[task]  # type: ignore[index]
+
+    def _every(self, features: Tensor, tasks: range) -> Tensor | None:
+        """Masked logits (B, T, C) of all tasks in one product, where all are linear in the same features."""
+        if hasattr(self, "bases") or (self.deployed and not self.weight.numel()):
+            return None
+        if self.deployed:
+            weight, bias = self.weight[: len(tasks)], self.bias[: len(tasks)]
+        elif self.head.name == "linear":
+            solved = [s for _, s in self.solutions(tasks)]
+            weight = torch.stack([s.gamma * s.weight for s in solved if s.weight is not None])
+            bias = torch.stack([s.beta for s in solved])
+        else:
+            return None
+        with no_autocast(features.device):
+            scores = (features.to(weight.dtype) @ weight.flatten(0, 1).mT).unflatten(-1, weight.shape[:2])
+            return masked((scores + bias.unsqueeze(-1)).to(features.dtype), self.active[: len(tasks)])
 
     @torch.no_grad()
     def reparameterize(self) -> None:
@@ -375,6 +404,7 @@ class KCL(KernelLearner):
         else:
             self.num_features = 8 * (hidden or 20)
             self.backbone = ReducedResNet(in_chans, hidden or 20, drop_rate, second_conv, **self.dd)
+        self._dual: tuple[DualPerceptron, Tensor] | None = None  # of a task that is being trained
         self.features_of_batches = backbone == "resnet"  # batch statistics: batch and coreset pass one after the other
         if num_classes:
             self.build_head()
@@ -434,7 +464,37 @@ class KCL(KernelLearner):
 
     def losses(self, x: Tensor, y: Tensor, task: int) -> dict[str, Tensor]:
         """Cross-entropy of the stream batch under the classifier of the coreset, and the weighted KL for `rff`."""
-        return self.support_losses(x, y, *self.coreset(task), task)
+        if self._dual is None:
+            return self.support_losses(x, y, *self.coreset(task), task)
+        dual, targets = self._dual
+        h = dual(x.flatten(1)).split([len(x), len(targets)])
+        zq, zs = (normalise_features(part, self.feature_norm) for part in h)
+        return self._losses_of_features(zq, y, zs, targets, task)
+
+    @contextmanager
+    def steps(self, task: int, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """The perceptron's first layer is kept in dual form while its task is trained by plain SGD with momentum."""
+        plain = isinstance(optimizer, torch.optim.SGD) and not any(
+            g["weight_decay"] or g["nesterov"] or g["dampening"] or g["maximize"] for g in optimizer.param_groups
+        )
+        if not plain or self.recipe.keep_state or not isinstance(self.backbone, MLP) or self._drop_rate() >= 1:
+            yield
+            return
+        images, labels = self.coreset(task)
+        first, second = (layer for layer in self.backbone if isinstance(layer, nn.Linear))
+        dual = DualPerceptron(first, second, images.flatten(1), self._drop_rate())
+        group = next(g for g in optimizer.param_groups if any(p is first.weight for p in g["params"]))
+        hook = optimizer.register_step_post_hook(lambda *_: dual.step(group["lr"], group["momentum"]))
+        self._dual = dual, _one_hot(labels, self.num_classes, images)
+        try:
+            yield
+        finally:
+            self._dual = None
+            hook.remove()
+            dual.close()
+
+    def _drop_rate(self) -> float:
+        return max(layer.p for layer in self.backbone.modules() if isinstance(layer, nn.Dropout))
 
     def support_losses(
         self, x: Tensor, y: Tensor, images: Tensor, labels: Tensor, task: int, eps: Tensor | None = None
@@ -454,17 +514,23 @@ class KCL(KernelLearner):
         else:
             h = self.backbone(torch.cat([x, images]))
             zq, zs = (normalise_features(part, self.feature_norm) for part in h.split([len(x), len(images)]))
+        return self._losses_of_features(zq, y, zs, _one_hot(labels, self.num_classes, zs), task, eps)
+
+    def _losses_of_features(
+        self, zq: Tensor, y: Tensor, zs: Tensor, targets: Tensor, task: int, eps: Tensor | None = None
+    ) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         if self.head.name == "rff":
-            features = self.random_features
-            basis = features.eps
+            features, sizes = self.random_features, [len(zq), len(zs)]
             if features.variational:
                 mean, log_variance = features.posterior(zs)
-                basis = features.sample(mean, log_variance, eps)
                 if self.tau:
                     terms["kl"] = self.tau * diagonal_gaussian_kl(mean, log_variance, *features.prior(zq))
-            zq, zs = (features.features(z, basis) for z in (zq, zs))
-        logits = self.head(zs, _one_hot(labels, self.num_classes, zs), zq, task)
+                phi = features.drawn_features(torch.cat([zq, zs]), mean, log_variance, eps)
+            else:
+                phi = features.features(torch.cat([zq, zs]), features.eps)
+            zq, zs = phi.split(sizes)
+        logits = self.head(zs, targets, zq, task)
         return {"cross_entropy": F.cross_entropy(self.mask(logits, task), y)} | terms
 
     # ---- answers ------------------------------------------------------------------------------------------
@@ -472,6 +538,15 @@ class KCL(KernelLearner):
     def forward_features(self, x: Tensor) -> Tensor:
         """Normalised features (B, d)."""
         return normalise_features(self.backbone(x), self.feature_norm)
+
+    def answers(self, x: Tensor, task: int) -> tuple[Tensor, Tensor]:
+        """Logits told the task, and not, of the same features."""
+        self.check_seen(task)
+        features = self.forward_features(x)
+        every = self._every(features, range(self.tasks_seen))
+        if every is None:
+            return self.mask(self.task_logits(features, task), task), self.task_logits(features, None)
+        return every[:, task], every.amax(1)
 
     def support(self, task: int) -> tuple[Tensor, Tensor]:
         """The coreset's features through the network as it is now."""

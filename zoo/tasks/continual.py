@@ -7,6 +7,8 @@ Everything measured is in buffers, so a run that is resumed between tasks ends w
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -216,41 +218,53 @@ class ContinualTask(Task):
             group["lr"] = recipe.rate(t)
         learner.train()
         optimizer.zero_grad()
-        for _ in range(recipe.epochs if len(labels) else 0):
-            order = torch.randperm(len(labels)).to(labels.device)
-            for chosen in order.split(recipe.batch_size):
-                losses = learner.losses(images[chosen], labels[chosen], t)
-                total = torch.stack([loss.float() for loss in losses.values()]).sum()
-                if not torch.isfinite(total):
-                    values = ", ".join(f"{name} = {float(value):g}" for name, value in losses.items())
-                    raise NonFiniteLossError(f"the loss is not finite in task {t}: {values}")
-                self.manual_backward(total)
-                optimizer.step()
-                optimizer.zero_grad()
+        # a scaler of gradients, or other processes' gradients, would pass by a learner that keeps its own account
+        alone = getattr(self.trainer.precision_plugin, "scaler", None) is None and self.trainer.world_size == 1
+        with learner.steps(t, optimizer.optimizer) if alone and len(labels) else nullcontext():
+            for _ in range(recipe.epochs if len(labels) else 0):
+                order = torch.randperm(len(labels)).to(labels.device)
+                for chosen in order.split(recipe.batch_size):
+                    losses = learner.losses(images[chosen], labels[chosen], t)
+                    total = torch.stack([loss.float() for loss in losses.values()]).sum()
+                    if not torch.isfinite(total):
+                        values = ", ".join(f"{name} = {float(value):g}" for name, value in losses.items())
+                        raise NonFiniteLossError(f"the loss is not finite in task {t}: {values}")
+                    self.manual_backward(total)
+                    optimizer.step()
+                    optimizer.zero_grad()
         if not len(labels):
             optimizer.step()  # nothing moves; Lightning counts tasks by steps
         learner.end_task(t, x, y)
 
     # ---- evaluation ---------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def accuracy(self, j: int, task: int | None) -> float:
         """Accuracy on the test images of task j, told the task id `task`."""
+        return self._accuracies(j, lambda x: (self.learner(x, task),))[0]
+
+    def accuracies(self, j: int) -> list[float]:
+        """Accuracy on the test images of task j, told the task and not."""
+        return self._accuracies(j, lambda x: self.learner.answers(x, j))
+
+    @torch.no_grad()
+    def _accuracies(self, j: int, answers: Callable[[Tensor], tuple[Tensor, ...]]) -> list[float]:
         images, labels = self.stream.test_part(j)
         training, learner = self.learner.training, self.learner.eval()
-        right = 0
+        right: list[list[int]] = []
         for x, y in zip(images.split(self.eval_batch_size), labels.split(self.eval_batch_size), strict=True):
-            right += int((learner(self.pixels(x), task).argmax(-1) == y.to(self.device)).sum())
+            y = y.to(self.device)
+            right.append([int((logits.argmax(-1) == y).sum()) for logits in answers(self.pixels(x))])
         learner.train(training)
-        return right / len(labels)
+        return [sum(counts) / len(labels) for counts in zip(*right, strict=True)]
 
     def evaluate(self, t: int) -> None:
         """Fill row t of both matrices."""
         last = t + 1 == len(self.stream)
         for j in range(t + 1):
-            self.matrix[t, j] = self.accuracy(j, j)
             if self.agnostic == "every" or (self.agnostic == "last" and last):
-                self.matrix_agnostic[t, j] = self.accuracy(j, None)
+                self.matrix[t, j], self.matrix_agnostic[t, j] = self.accuracies(j)
+            else:
+                self.matrix[t, j] = self.accuracy(j, j)
         if not last:
             self.matrix_agnostic[t, t + 1] = self.accuracy(t + 1, None)
 
