@@ -21,7 +21,7 @@ from zoo.kernels.ridge import (
 )
 from zoo.models import to_deploy
 from zoo.models.continual import TaskError, choose_per_class
-from zoo.models.gkcl import GaussianGenerator
+from zoo.models.gkcl import ConvolutionalVAE, GaussianGenerator
 from zoo.models.registry import create_model
 
 
@@ -59,6 +59,8 @@ LEARNERS = {
     "gkcl": ("test_gkcl", {"shots": 5}),
     "gkcl gaussian kernel": ("test_gkcl", {"kernel": "gaussian", "prior_index": "task_class"}),
     "gkcl input": ("test_gkcl", {"profile": "input"}),
+    "gkcl mixture": ("test_gkcl", {"mixture": True}),
+    "gkcl conv": ("test_gkcl", {"generator": "conv", "hidden": 32}),
     "gkcl input generated": ("test_gkcl", {"profile": "input", "train_support": "generated"}),
     "closed form": ("gkcl_gaussian", {"img_size": 8, "num_bases": 50, "rank": 8, "tasks": 3}),
     "ridge": ("analytic_ridge", {"img_size": 8, "num_bases": 50, "tasks": 3}),
@@ -236,6 +238,48 @@ def test_replay_reaches_the_generator_only() -> None:
     assert not learner._old
 
 
+def test_the_convolutional_generator_has_the_networks_of_the_notes() -> None:
+    vae = ConvolutionalVAE(10, 3, stem="imagenet", latent=512, device="meta")
+    tables = ("prior", "condition", "task")
+    count = sum(p.numel() for name, p in vae.named_parameters() if not name.startswith(tables))
+    assert count == 14_756_909 - 5_130  # that code has a linear classifier on z as well
+
+
+@pytest.mark.parametrize(("size", "stem"), [(8, "cifar"), (28, "cifar"), (32, "imagenet"), (96, "imagenet")])
+def test_the_convolutional_generator_takes_any_even_size(size: int, stem: Any) -> None:
+    vae = ConvolutionalVAE(4, 2, 3, size, stem, latent=5, hidden=32, components=4).train()
+    x, y = torch.rand(2, 3 * size * size), torch.tensor([0, 3])
+    mean, log_variance, guess = vae.posterior(x, torch.tensor([0, 1]))
+    assert mean.shape == log_variance.shape == (2, 5)
+    assert guess is not None
+    assert guess.shape == (2, 4)
+    assert vae.generate(1, y).shape == x.shape
+
+
+def test_the_input_profile_of_colour_images() -> None:
+    model = create_model("gkcl_resnet", img_size=8, tasks=2, num_classes=3, hidden=32, latent=4, profile="input")
+    x, y = task_data()
+    x = x.expand(-1, 3, -1, -1)
+    model.begin_task(0, x, y)
+    torch.stack(list(model.train().losses(x, y, 0).values())).sum().backward()
+    assert all(p.grad is not None for p in model.backbone.parameters())
+    model.end_task(0, x, y)
+    assert model.eval()(x, 0).shape == (60, 3)
+    assert model.forward_features(x).shape == (60, model.num_features)
+
+
+def test_a_guess_of_the_class_is_sampled_in_training_only() -> None:
+    model = create_model("test_gkcl", mixture=True)
+    x = task_data()[0]
+    assert not torch.equal(model.vae.embed(x), model.vae.embed(x))
+    model.eval()
+    assert torch.equal(model.vae.embed(x), model.vae.embed(x))
+    model.begin_task(0, *task_data())
+    model.train()
+    model.losses(*task_data(), 0)["vae"].backward()
+    assert all(bool((p.grad != 0).any()) for p in model.vae.enc_class.parameters())
+
+
 def test_class_incremental_mode() -> None:
     learner = build("gkcl", tasks=3)
     for t, classes in enumerate(([0, 1], [1, 2])):
@@ -279,6 +323,8 @@ def test_coresets_are_drawn_without_replacement_and_left_out() -> None:
 
 
 def test_bad_input_has_one_clear_error_each() -> None:
+    with pytest.raises(ValueError, match="img_size=7 must be even"):
+        ConvolutionalVAE(4, 2, 3, 7)
     learner = learn(build("kcl"), tasks=1, steps=2)
     x, y = task_data(1)
     for kernel in ("rfb", "linaer"):

@@ -12,6 +12,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
+from tests.data.test_image import write_cifar
+from tests.test_configs import composed
 from zoo.data.streams import ContinualData
 from zoo.models.registry import create_model
 from zoo.tasks import ContinualTask, NonFiniteLossError, load_task
@@ -121,6 +123,26 @@ def test_recipe_can_be_replaced() -> None:
 def test_a_split_stream_masks_the_classes_of_other_tasks() -> None:
     task = fit(build("replay", epochs=3), 3, scenario="split", train_samples=None)
     assert float(task.matrix[2].mean()) > float(task.matrix_agnostic[2].mean())
+
+
+@pytest.mark.parametrize(
+    ("experiment", "small"),
+    [("split_cifar100", {"shots": 1, "hidden": 4}), ("split_cifar100_gkcl", {"shots": 2, "hidden": 32, "latent": 4})],
+)
+def test_split_cifar100_from_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiment: str, small: dict[str, Any]
+) -> None:
+    write_cifar(tmp_path, monkeypatch, "CIFAR100")
+    config = composed([f"experiment={experiment}", "data.tasks=2"], tmp_path)
+    place = {"root": tmp_path, "download": False}
+    given = {k: v for k, v in config["data"].items() if k != "_target_"} | place
+    settings = {k: v for k, v in config["task"].items() if v is not None and not k.startswith("_")}
+    model = {**config["model"], **small, "num_classes": 100, "in_chans": 3}
+    task = ContinualTask(model, **(settings | {"epochs": 1}))
+    fit(task, 2, **{k: given[k] for k in ("name", "scenario", "tasks", "classes_per_task", *place)}, train_samples=None)
+    assert task.learner.tasks_seen == 2
+    assert not bool(task.matrix[1].isnan().any())
+    assert task.learner.active[1].nonzero().flatten().tolist() == [5, 6, 7, 8, 9]
 
 
 def test_what_cannot_run_is_told() -> None:

@@ -22,11 +22,13 @@ import copy
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
 from zoo.kernels.base import no_autocast
@@ -47,6 +49,7 @@ __all__ = [
     "KCL",
     "AnalyticRidge",
     "ConditionalVAE",
+    "ConvolutionalVAE",
     "GaussianGKCL",
     "GaussianGenerator",
     "ReducedResNet",
@@ -600,6 +603,8 @@ class ConditionalVAE(nn.Module):
         hidden: Width of the layers.
         encoder_task: Add a task embedding to the encoder's first layer.
         prior_index: `class`, or `task_class`.
+        components: If not 0, the encoder first guesses which of so many classes it sees, q(y | x) q(z | x, y), by a
+            soft sample of the Gumbel soft-max in training and by the probabilities in eval mode.
         device: Where the weights live.
         dtype: Their type.
     """
@@ -613,6 +618,7 @@ class ConditionalVAE(nn.Module):
         hidden: int = 400,
         encoder_task: bool = True,
         prior_index: Literal["class", "task_class"] = "class",
+        components: int = 0,
         *,
         device=None,
         dtype=None,
@@ -620,36 +626,60 @@ class ConditionalVAE(nn.Module):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.inputs, self.num_classes, self.tasks, self.latent = inputs, num_classes, tasks, latent
-        self.prior_index = prior_index
-        self.enc1, self.enc2 = nn.Linear(inputs, hidden, **dd), nn.Linear(hidden, hidden, **dd)
-        self.mean, self.log_variance = nn.Linear(hidden, latent, **dd), nn.Linear(hidden, latent, **dd)
-        self.dec1, self.dec2 = nn.Linear(latent, hidden, **dd), nn.Linear(hidden, hidden, **dd)
-        self.dec3 = nn.Linear(hidden, inputs, **dd)
+        self.prior_index, self.components = prior_index, components
+        entry, start = self.build_networks(hidden, dd)
         priors = num_classes if prior_index == "class" else tasks * num_classes
         self.prior_mean = nn.Parameter(torch.randn(priors, latent, **dd))
         self.prior_log_variance = nn.Parameter(torch.zeros(priors, latent, **dd))
-        self.condition = nn.Parameter(0.05 * torch.randn(tasks * num_classes, hidden, **dd))
-        self.task = nn.Parameter(0.5 * torch.randn(tasks, hidden, **dd)) if encoder_task else None
+        self.condition = nn.Parameter(0.05 * torch.randn(tasks * num_classes, start, **dd))
+        self.task = nn.Parameter(0.5 * torch.randn(tasks, entry, **dd)) if encoder_task else None
+        if components:
+            guess = [nn.Linear(hidden, hidden, **dd), nn.ReLU(), nn.Linear(hidden, components, **dd)]
+            self.enc_class = nn.Sequential(*guess)
+            self.enc_joint = nn.Sequential(nn.Linear(hidden + components, hidden, **dd), nn.ReLU())
+
+    def build_networks(self, hidden: int, dd: dict[str, Any]) -> tuple[int, int]:
+        """Make encoder and decoder; returns the widths of their first layers, which task and condition add to."""
+        self.enc1, self.enc2 = nn.Linear(self.inputs, hidden, **dd), nn.Linear(hidden, hidden, **dd)
+        self.mean, self.log_variance = nn.Linear(hidden, self.latent, **dd), nn.Linear(hidden, self.latent, **dd)
+        self.dec1, self.dec2 = nn.Linear(self.latent, hidden, **dd), nn.Linear(hidden, hidden, **dd)
+        self.dec3 = nn.Linear(hidden, self.inputs, **dd)
+        return hidden, hidden
+
+    def trunk(self, x: Tensor, shift: Tensor | None) -> Tensor:
+        """What the encoder sees in images (B, hidden); `shift` (entry,) or (B, entry) is the task's."""
+        h = self.enc1(x.flatten(1))
+        return self.enc2((h if shift is None else h + shift).relu()).relu()
+
+    def pixels(self, h: Tensor) -> Tensor:
+        """Logits (B, inputs) of the pixels, of the decoder's first layer (B, start)."""
+        return self.dec3(self.dec2(h.relu()).relu())
 
     def encode(self, x: Tensor, task: int | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (B, latent) of images, of a known task (one number, or one each) or of none."""
-        h = self._encode(x, task)
-        return self.mean(h), self.log_variance(h)
+        return self.posterior(x, task)[:2]
 
-    def _encode(self, x: Tensor, task: int | Tensor | None) -> Tensor:
-        h = self.enc1(x.flatten(1))
-        if self.task is not None:
-            h = h + (self.task.mean(0) if task is None else self.task[task])
-        return self.enc2(h.relu()).relu()
+    def posterior(self, x: Tensor, task: int | Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As `encode`, and the logits (B, K) of q(y | x), where the encoder guesses the class."""
+        h, guess = self._encode(x, task)
+        return self.mean(h), self.log_variance(h), guess
+
+    def _encode(self, x: Tensor, task: int | Tensor | None) -> tuple[Tensor, Tensor | None]:
+        shift = None if self.task is None else self.task.mean(0) if task is None else self.task[task]
+        h = self.trunk(x, shift)
+        if not self.components:
+            return h, None
+        guess = self.enc_class(h)
+        y = F.gumbel_softmax(guess) if self.training else guess.softmax(-1)
+        return self.enc_joint(torch.cat([h, y], -1)), guess
 
     def embed(self, x: Tensor, task: int | Tensor | None = None) -> Tensor:
         """The mean alone."""
-        return self.mean(self._encode(x, task))
+        return self.mean(self._encode(x, task)[0])
 
     def decode(self, z: Tensor, task: int | Tensor, y: Tensor) -> Tensor:
         """Logits (B, inputs) of the pixels."""
-        h = self.dec1(z) + self.condition[task * self.num_classes + y]
-        return self.dec3(self.dec2(h.relu()).relu())
+        return self.pixels(self.dec1(z) + self.condition[task * self.num_classes + y])
 
     def prior(self, task: int | Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (B, latent) of p(z | y)."""
@@ -673,6 +703,73 @@ class ConditionalVAE(nn.Module):
         return self.decode(self.sample_prior(task, y, generator, eps), task, y).sigmoid()
 
 
+class ConvolutionalVAE(ConditionalVAE):
+    """The conditional VAE of colour images: an 18-layer residual network, and transposed convolutions.
+
+    After the unfinished generator in KCL's code; where task and condition enter is a reconstruction. The task is added
+    to the channels of the stem, behind its normalisation, which would take it out again.
+
+    Args:
+        in_chans: Channels of the images.
+        img_size: Side of the images, even: up to five halvings lead to the side that the decoder starts with.
+        stem: `cifar`, a 3 x 3 convolution, or `imagenet`, 7 x 7 of stride 2 and max-pooling.
+        hidden: Channels of the last stage and of the decoder's first, a multiple of 32.
+        **kwargs: Of :class:`ConditionalVAE`.
+
+    Raises:
+        ValueError: A size does not fit.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        tasks: int,
+        in_chans: int = 3,
+        img_size: int = 32,
+        stem: Literal["cifar", "imagenet"] = "cifar",
+        latent: int = 128,
+        hidden: int = 512,
+        **kwargs: Any,
+    ) -> None:
+        _one_of("stem", stem, ("cifar", "imagenet"))
+        if img_size % 2 or hidden % 32:
+            raise ValueError(f"img_size={img_size} must be even, and hidden={hidden} a multiple of 32")
+        self.shape, self.stem = (in_chans, img_size, img_size), stem
+        super().__init__(in_chans * img_size**2, num_classes, tasks, latent, hidden, **kwargs)
+
+    def build_networks(self, hidden: int, dd: dict[str, Any]) -> tuple[int, int]:
+        """Make encoder and decoder."""
+        in_chans, side, _ = self.shape
+        widths = tuple(hidden // 2**k for k in (3, 2, 1, 0))
+        self.enc = ResNet(BasicBlock, (2, 2, 2, 2), 0, in_chans, channels=widths, zero_init_last=False, **dd)
+        if self.stem == "cifar":
+            self.enc.conv1 = nn.Conv2d(in_chans, 64, 3, 1, 1, bias=False, **dd)
+            self.enc.maxpool = nn.Identity()  # type: ignore[assignment]
+        self.mean, self.log_variance = nn.Linear(hidden, self.latent, **dd), nn.Linear(hidden, self.latent, **dd)
+        channels = []
+        while side % 2 == 0 and len(channels) < 5:
+            channels.append(hidden // 2 ** len(channels))
+            side //= 2
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise([*channels, in_chans]):
+            layers += [nn.ReLU(), nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, **dd)]
+        self.start = (hidden, side, side)
+        self.dec1 = nn.Linear(self.latent, math.prod(self.start), **dd)
+        self.dec2 = nn.Sequential(*layers)
+        return 64, math.prod(self.start)
+
+    def trunk(self, x: Tensor, shift: Tensor | None) -> Tensor:
+        """Pooled features (B, hidden)."""
+        net: Any = self.enc
+        h = net.bn1(net.conv1(x.view(-1, *self.shape)))
+        h = net.maxpool(net.act1(h if shift is None else h + shift[..., None, None]))
+        return net.global_pool(net.layer4(net.layer3(net.layer2(net.layer1(h)))))
+
+    def pixels(self, h: Tensor) -> Tensor:
+        """Logits (B, inputs) of the pixels, row by row of each channel."""
+        return self.dec2(h.view(-1, *self.start)).flatten(1)
+
+
 class GKCL(KernelLearner):
     """Generative kernel continual learning: a conditional VAE makes the support; no image is stored.
 
@@ -689,8 +786,13 @@ class GKCL(KernelLearner):
             are decoded images, features come from a network of its own, trained on real images (`train_support`).
         kernel: `linear`, `poly`, `laplacian` or `gaussian`.
         width: Of the kernels that have one.
-        latent: Size of z.
-        hidden: Width of encoder and decoder.
+        generator: `mlp` (:class:`ConditionalVAE`), or `conv` for colour images (:class:`ConvolutionalVAE`).
+        mixture: The encoder guesses the class, see :class:`ConditionalVAE`. Its loss takes log q(z | x, y) - log p(z |
+            y) of the sampled z in place of the exact KL, and adds KL(q(y | x) || uniform). After the second unfinished
+            generator in KCL's code; that p(z | y) takes the true class is a reconstruction, as is everything else.
+        stem: Of the `conv` generator.
+        latent: Size of z; None for 32, or 128 with `conv`.
+        hidden: Width of encoder and decoder; None for 400, or 512 with `conv`.
         encoder_task: Tell the encoder the task; without an id the most confident task answers.
         prior_index: See :class:`ConditionalVAE`.
         likelihood: Of the pixels, `bernoulli` or `gaussian`.
@@ -726,8 +828,11 @@ class GKCL(KernelLearner):
         profile: Literal["latent", "input"] = "latent",
         kernel: str = "linear",
         width: float | None = None,
-        latent: int = 32,
-        hidden: int = 400,
+        generator: Literal["mlp", "conv"] = "mlp",
+        mixture: bool = False,
+        stem: Literal["cifar", "imagenet"] = "cifar",
+        latent: int | None = None,
+        hidden: int | None = None,
         encoder_task: bool = True,
         prior_index: Literal["class", "task_class"] = "class",
         likelihood: Literal["bernoulli", "gaussian"] = "bernoulli",
@@ -748,6 +853,7 @@ class GKCL(KernelLearner):
     ) -> None:
         super().__init__(num_classes, in_chans, img_size, tasks, device=device, dtype=dtype)
         _one_of("profile", profile, ("latent", "input"))
+        _one_of("generator", generator, ("mlp", "conv"))
         _one_of("prior_index", prior_index, ("class", "task_class"))
         _one_of("likelihood", likelihood, ("bernoulli", "gaussian"))
         _one_of("replay_contrast_label", replay_contrast_label, ("condition", "class"))
@@ -768,21 +874,35 @@ class GKCL(KernelLearner):
             "lambda_init": lambda_init,
             "learn": learn_head,
         }
+        convolutional = generator == "conv"
         self.vae_options: dict[str, Any] = {
-            "latent": latent, "hidden": hidden, "encoder_task": encoder_task, "prior_index": prior_index
-        }  # fmt: skip
-        self.num_features = latent if profile == "latent" else 256
+            "latent": latent or (128 if convolutional else 32),
+            "hidden": hidden or (512 if convolutional else 400),
+            "encoder_task": encoder_task,
+            "prior_index": prior_index,
+            "components": num_classes if mixture else 0,
+        }
+        if convolutional:
+            self.vae_options |= {"in_chans": in_chans, "img_size": img_size, "stem": stem}
         self.uses_task = encoder_task and profile == "latent"
         self._old: list[ConditionalVAE] = []  # in a list: not a part of the state
         self.build_head()
+        self.num_features = self.vae.latent
         if profile == "input":
-            self.backbone = MLP(self.inputs, 256, **self.dd)
+            self.num_features = 160 if convolutional else 256
+            self.backbone = (
+                ReducedResNet(in_chans, **self.dd) if convolutional else MLP(self.inputs, self.num_features, **self.dd)
+            )
 
     def build_head(self) -> None:
         """A fresh generator, whose priors know the classes, and a fresh head."""
         self._solutions, self._old = {}, []
         old = getattr(self, "vae", None)
-        self.vae = ConditionalVAE(self.inputs, max(self.num_classes, 1), self.tasks, **self.vae_options, **self.dd)
+        size, options = (max(self.num_classes, 1), self.tasks), {**self.vae_options, **self.dd}
+        if "stem" in options:
+            self.vae: ConditionalVAE = ConvolutionalVAE(*size, **options)
+        else:
+            self.vae = ConditionalVAE(self.inputs, *size, **options)
         if old is not None:  # the encoder stays: another head on the same features
             kept = {k: v for k, v in old.state_dict().items() if k.startswith(("enc", "mean", "task"))}
             self.vae.load_state_dict(kept, strict=False)
@@ -846,14 +966,22 @@ class GKCL(KernelLearner):
         else:
             half = len(x) // 2
             images, labels, x, y = x[:half].flatten(1), y[:half], x[half:], y[half:]
-        h = F.normalize(self.backbone(torch.cat([x.flatten(1), images])), dim=-1)
+        h = self._normalised(torch.cat([x.flatten(1), images]))
         return self._classify(h[len(x) :], labels, h[: len(x)], y, task)
 
+    def _normalised(self, x: Tensor) -> Tensor:
+        """Features of the `input` profile."""
+        return F.normalize(self.backbone(x.view(-1, self.in_chans, self.img_size, self.img_size)), dim=-1)
+
     def _vae_loss(self, flat: Tensor, y: Tensor, task: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        mean, log_variance = self.vae.encode(flat, task)
+        mean, log_variance, guess = self.vae.posterior(flat, task)
         z = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
         reconstruction = reconstruction_loss(self.vae.decode(z, task, y), flat, self.likelihood)
-        kl = diagonal_gaussian_kl(mean, log_variance, *self.vae.prior(task, y))
+        prior = self.vae.prior(task, y)
+        if guess is None:
+            kl = diagonal_gaussian_kl(mean, log_variance, *prior)
+        else:
+            kl = log_normal(z, mean, log_variance) - log_normal(z, *prior) + categorical_kl_uniform(guess)
         return mean, z, (reconstruction + self.beta_kl * kl).mean() / self.inputs
 
     def _replay(self, count: int, task: int) -> dict[str, Tensor]:
@@ -902,7 +1030,7 @@ class GKCL(KernelLearner):
         """The encoder's means (B, latent), or the normalised features of the `input` profile."""
         if self.profile == "latent":
             return self.vae.embed(x, task)
-        return F.normalize(self.backbone(x), dim=-1)
+        return self._normalised(x)
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Logits (B, num_classes) of images; see the base class."""
@@ -946,7 +1074,9 @@ class GKCL(KernelLearner):
         return self.vae.generate(task, labels, generator).view(-1, self.in_chans, self.img_size, self.img_size)
 
     def _drop(self) -> None:
-        for name in ("log_variance", "dec1", "dec2", "dec3", "prior_mean", "prior_log_variance", "condition"):
+        for name in [n for n, _ in self.vae.named_children() if n.startswith("dec")]:
+            delattr(self.vae, name)
+        for name in ("log_variance", "prior_mean", "prior_log_variance", "condition"):
             delattr(self.vae, name)
         del self.eps
         if self.profile == "input":
@@ -1236,6 +1366,8 @@ default_cfgs = generate_default_cfgs(
         "kcl_mlp": learner_cfg(paper_ids=_PAPERS["kcl"]),
         "kcl_resnet": learner_cfg(input_size=(3, 32, 32), num_classes=100, paper_ids=_PAPERS["kcl"]),
         "gkcl_mlp": learner_cfg(paper_ids=_PAPERS["gkcl"]),
+        "gkcl_mixture": learner_cfg(paper_ids=_PAPERS["gkcl"]),
+        "gkcl_resnet": learner_cfg(input_size=(3, 32, 32), num_classes=100, paper_ids=_PAPERS["gkcl"]),
         "gkcl_gaussian": learner_cfg(paper_ids=_PAPERS["gkcl"]),
         "analytic_ridge": learner_cfg(),
         "test_kcl": learner_cfg(input_size=(1, 8, 8)),
@@ -1271,6 +1403,19 @@ def kcl_resnet(pretrained: bool = False, **kwargs: Any) -> KCL:
 def gkcl_mlp(pretrained: bool = False, **kwargs: Any) -> GKCL:
     """GKCL on digits: latents of a conditional VAE are the support (a reconstruction)."""
     return _create(GKCL, "gkcl_mlp", pretrained, kwargs)
+
+
+@register_model
+def gkcl_mixture(pretrained: bool = False, **kwargs: Any) -> GKCL:
+    """GKCL on digits whose encoder guesses the class: a mixture of Gaussians (a reconstruction)."""
+    return _create(GKCL, "gkcl_mixture", pretrained, kwargs, mixture=True)
+
+
+@register_model
+def gkcl_resnet(pretrained: bool = False, **kwargs: Any) -> GKCL:
+    """GKCL on split CIFAR-100: residual encoder, transposed convolutions as decoder (a reconstruction)."""
+    own = {"in_chans": 3, "img_size": 32, "num_classes": 100, "generator": "conv"}
+    return _create(GKCL, "gkcl_resnet", pretrained, kwargs, **own)
 
 
 @register_model
