@@ -71,6 +71,7 @@ class Clips(KeyedDataset):
         fill: How a shorter clip is filled: `repeat` it, or let `silence` follow.
         seed: Seed of the cuts; None cuts in the middle.
         gain: Largest change of loudness, in dB; drawn with the cut.
+        min_cut: Samples; with a seed, every longer clip is first cut at random to between this and `length`.
     """
 
     def __init__(
@@ -81,9 +82,11 @@ class Clips(KeyedDataset):
         fill: Fill,
         seed: int | None = None,
         gain: float = 0.0,
+        min_cut: int | None = None,
     ) -> None:
         super().__init__(targets)
         self.clips, self.length, self.fill, self.seed, self.gain = list(clips), length, fill, seed, gain
+        self.min_cut = min_cut
 
     def images(self, keys: Sequence[SampleKey]) -> Tensor:
         """Waveforms of `keys`, (B, length)."""
@@ -96,6 +99,10 @@ class Clips(KeyedDataset):
             generator = torch.Generator().manual_seed(sample_seed(self.seed, key.epoch, key.sample))
             place, loudness = torch.rand(2, generator=generator).tolist()
             loudness = self.gain * (2 * loudness - 1)
+            if self.min_cut is not None and len(clip) > self.min_cut:
+                share, begin = torch.rand(2, generator=generator).tolist()
+                kept = round(self.min_cut * (min(len(clip), self.length) / self.min_cut) ** share)
+                clip = clip[round(begin * (len(clip) - kept)) :][:kept]
         spare = len(clip) - self.length
         if spare >= 0:
             start = round(place * spare)
@@ -114,11 +121,19 @@ class AudioDataModule(ImageDataModule):
     in_chans = 1
 
     def __init__(
-        self, *, sample_rate: int, duration: float, fill: Fill, gain: float, val_fraction: float, **loading: Any
+        self,
+        *,
+        sample_rate: int,
+        duration: float,
+        fill: Fill,
+        gain: float,
+        min_cut: float | None = None,
+        val_fraction: float,
+        **loading: Any,
     ) -> None:
         super().__init__(**loading)
         self.sample_rate, self.duration, self.fill, self.gain = sample_rate, duration, fill, gain
-        self.val_fraction = val_fraction
+        self.min_cut, self.val_fraction = min_cut, val_fraction
 
     @property
     def samples(self) -> int:
@@ -147,8 +162,11 @@ class AudioDataModule(ImageDataModule):
         if "val" not in parts:
             split_off(parts, "val", self.val_fraction)
         for part, (clips, targets) in parts.items():
-            training = {"seed": self.seed, "gain": self.gain} if part == "train" else {}
-            self.datasets[part] = Clips(clips, targets, self.samples, self.fill, **training)  # type: ignore[arg-type]
+            training: dict[str, Any] = {}
+            if part == "train":
+                shortest = None if self.min_cut is None else max(1, round(self.min_cut * self.sample_rate))
+                training = {"seed": self.seed, "gain": self.gain, "min_cut": shortest}
+            self.datasets[part] = Clips(clips, targets, self.samples, self.fill, **training)
 
 
 def split_off(parts: Parts, name: Part, share: float) -> None:
@@ -175,6 +193,7 @@ class AudioFolder(AudioDataModule):
         duration: Length of every waveform, seconds.
         fill: How shorter clips are filled: `repeat` them, or let `silence` surround them.
         gain: Largest change of loudness in training, dB.
+        min_cut: Training clips are first cut to a random length between this and `duration`, seconds; `None` does not.
         min_seconds: Shorter recordings are left out.
         max_seconds: Longer recordings are left out.
         val_fraction: Share of the training part that is used for validation.
@@ -198,6 +217,7 @@ class AudioFolder(AudioDataModule):
         duration: PositiveFloat = 1.0,
         fill: Fill = "silence",
         gain: Annotated[float, Field(ge=0)] = 6.0,
+        min_cut: PositiveFloat | None = None,
         min_seconds: Annotated[float, Field(ge=0)] = 0.0,
         max_seconds: PositiveFloat = 60.0,
         val_fraction: Share = 0.1,
@@ -213,6 +233,7 @@ class AudioFolder(AudioDataModule):
             duration=duration,
             fill=fill,
             gain=gain,
+            min_cut=min_cut,
             val_fraction=val_fraction,
             seed=seed,
             batch_size=batch_size,
@@ -288,6 +309,7 @@ class Prompts(AudioFolder):
         duration: Length of every waveform, seconds.
         fill: How shorter clips are filled: `repeat` them, or let `silence` surround them.
         gain: Largest change of loudness in training, dB.
+        min_cut: Training clips are first cut to a random length between this and `duration`, seconds; `None` does not.
         min_seconds: Shorter recordings are left out.
         max_seconds: Longer recordings are left out.
         val_fraction: Share of the training part that is used for validation.
@@ -313,6 +335,7 @@ class Prompts(AudioFolder):
         duration: PositiveFloat = 2.0,
         fill: Fill = "repeat",
         gain: Annotated[float, Field(ge=0)] = 6.0,
+        min_cut: PositiveFloat | None = None,
         min_seconds: Annotated[float, Field(ge=0)] = 0.3,
         max_seconds: PositiveFloat = 20.0,
         val_fraction: Share = 0.1,
@@ -329,6 +352,7 @@ class Prompts(AudioFolder):
             duration,
             fill,
             gain,
+            min_cut,
             min_seconds,
             max_seconds,
             val_fraction,
@@ -498,7 +522,7 @@ class SpokenDigits(AudioDataModule):
             drop_last=drop_last,
             pin_memory=pin_memory,
         )
-        self.root = sources.cache_folder() if root is None else Path(root).expanduser()
+        self.root = sources.cache_folder(root)
         self.download = download
 
     @property
