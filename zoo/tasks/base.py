@@ -77,6 +77,12 @@ class Task(L.LightningModule):
         super().__init_subclass__(**kwargs)
         _TASKS[cls.__name__] = cls
 
+    @property
+    def starts_fresh(self) -> bool:
+        """Whether the model was built without weights."""
+        spec = self.hparams.get("model") or {}
+        return not (spec.get("pretrained") or spec.get("checkpoint_path"))
+
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """Training losses of a batch by name; their sum is minimised."""
         raise NotImplementedError(f"{type(self).__name__} must define losses(batch)")

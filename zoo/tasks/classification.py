@@ -25,6 +25,9 @@ class ClassificationTask(Task):
     which counts nowhere. Logs `train/loss`, `val/loss`, `val/acc` and the same for `test`, exact over all processes;
     `acc5` joins them above ten classes.
 
+    A model with a method `load_encoder(path)` starts from the pretrained encoder of the data module (`encoder`), in a
+    run that is not resumed and loads no weights.
+
     Args:
         model, optimizer, scheduler, channels_last, compile: See `Task`.
         label_smoothing: Probability mass spread over all classes, in [0, 1).
@@ -85,6 +88,12 @@ class ClassificationTask(Task):
         if cutmix_alpha > 0:
             mixes.append(v2.CutMix(alpha=cutmix_alpha, num_classes=num_classes))
         return v2.RandomChoice(mixes) if mixes else None
+
+    def setup(self, stage: str) -> None:
+        """Start from the encoder that comes with the data; a resumed run overwrites this with its own state."""
+        encoder = getattr(getattr(self.trainer, "datamodule", None), "encoder", None)
+        if stage == "fit" and encoder is not None and hasattr(self.model, "load_encoder") and self.starts_fresh:
+            self.model.load_encoder(encoder)
 
     def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         inputs, targets = batch

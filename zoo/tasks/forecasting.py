@@ -56,9 +56,7 @@ class ForecastingTask(Task):
         """Start the model's linear forecast; a resumed run overwrites this with its own state."""
         data: Any = getattr(self.trainer, "datamodule", None)
         initialize = getattr(self.model, "initialize", None)
-        spec = self.hparams.get("model") or {}
-        loaded = spec.get("pretrained") or spec.get("checkpoint_path")
-        if stage == "fit" and callable(initialize) and hasattr(data, "training_windows") and not loaded:
+        if stage == "fit" and callable(initialize) and hasattr(data, "training_windows") and self.starts_fresh:
             initialize(*data.training_windows(), ridge=self.ridge)
 
     def forward(self, x: Any) -> Tensor:

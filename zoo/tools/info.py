@@ -42,11 +42,13 @@ def listing(filter: str = "", pretrained: bool = False) -> list[dict[str, Any]]:
 
 
 def example(model: nn.Module, batch: int = 2, size: int | None = None) -> Tensor:
-    """Random inputs of the shape that a model names: images (B, C, H, W), waveforms (B, samples), or rows (B, D), which
-    are drawn around what the model standardises with.
+    """Random inputs of the shape that a model names: images (B, C, H, W), waveforms (B, samples), tokens (B, L), or
+    rows (B, D), which are drawn around what the model standardises with.
     """
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     draw = torch.Generator().manual_seed(0)
+    if words := getattr(model, "vocab_size", None):
+        return torch.randint(1, words, (batch, *model.input_shape), generator=draw)  # type: ignore[misc]
     if shape := getattr(model, "input_shape", None):
         return torch.randn(batch, *shape, generator=draw)
     shape = tuple(cfg.get("input_size") or (3, 224, 224))
