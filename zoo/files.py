@@ -24,7 +24,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 
@@ -57,6 +57,9 @@ _MAX_CONFIG = 16_000_000
 _SCANNED = 64_000_000
 
 
+Place = TypeVar("Place", bound=str | Path)  # a mapping of paths is not one of `str | Path`
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be read, written or matched; the message is one line and says what to do."""
 
@@ -80,7 +83,7 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     write_all({path: write})
 
 
-def write_all(files: Mapping[Any, Callable[[BinaryIO], object]]) -> None:
+def write_all(files: Mapping[Place, Callable[[BinaryIO], object]]) -> None:
     """Write several files that belong together: all of them are complete on disk before the first takes its
     name.
     """

@@ -191,14 +191,7 @@ class ImageFolder(ImageDataModule):
         drop_last: bool = True,
         pin_memory: bool | None = None,
     ) -> None:
-        super().__init__(
-            seed=seed,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            drop_last=drop_last,
-            pin_memory=pin_memory,
-        )
+        super().__init__(seed, batch_size, eval_batch_size, num_workers, drop_last, pin_memory)
         for name, (low, high) in {"crop_scale": crop_scale, "crop_ratio": crop_ratio}.items():
             if not 0 < low <= high:
                 raise ValueError(

@@ -121,17 +121,10 @@ class IndianPines(ImageDataModule):
         drop_last: bool = True,
         pin_memory: bool | None = None,
     ) -> None:
-        super().__init__(
-            seed=seed,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            drop_last=drop_last,
-            pin_memory=pin_memory,
-        )
+        super().__init__(seed, batch_size, eval_batch_size, num_workers, drop_last, pin_memory)
         if patch % 2 == 0:
             raise DataError(f"IndianPines(patch={patch}): a patch has a middle pixel, so its side is odd")
-        self.root = sources.cache_folder() if root is None else Path(root).expanduser()
+        self.root = sources.cache_folder(root)
         self.download, self.patch, self.split, self.block = download, patch, split, block
         self.val_fraction, self.augment = val_fraction, augment
 

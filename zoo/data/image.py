@@ -64,7 +64,6 @@ class ImageDataModule(LightningDataModule):
 
     def __init__(
         self,
-        *,
         seed: int,
         batch_size: int,
         eval_batch_size: int | None,
@@ -294,15 +293,8 @@ class SmallImages(ImageDataModule):
         drop_last: bool = True,
         pin_memory: bool | None = None,
     ) -> None:
-        super().__init__(
-            seed=seed,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            drop_last=drop_last,
-            pin_memory=pin_memory,
-        )
-        self.root = sources.cache_folder() if root is None else Path(root).expanduser()
+        super().__init__(seed, batch_size, eval_batch_size, num_workers, drop_last, pin_memory)
+        self.root = sources.cache_folder(root)
         self.download = download
         self.image_size = image_size or self.native_size
         self.val_fraction = val_fraction

@@ -112,15 +112,8 @@ class PointMnist(ImageDataModule):
         drop_last: bool = True,
         pin_memory: bool | None = None,
     ) -> None:
-        super().__init__(
-            seed=seed,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            drop_last=drop_last,
-            pin_memory=pin_memory,
-        )
-        self.root = sources.cache_folder() if root is None else Path(root).expanduser()
+        super().__init__(seed, batch_size, eval_batch_size, num_workers, drop_last, pin_memory)
+        self.root = sources.cache_folder(root)
         self.download, self.num_points = download, num_points
         self.stretch, self.shift, self.val_fraction = stretch, shift, val_fraction
 

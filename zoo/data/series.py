@@ -211,14 +211,7 @@ class Forecast(ImageDataModule):
         drop_last: bool = True,
         pin_memory: bool | None = None,
     ) -> None:
-        super().__init__(
-            seed=seed,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            drop_last=drop_last,
-            pin_memory=pin_memory,
-        )
+        super().__init__(seed, batch_size, eval_batch_size, num_workers, drop_last, pin_memory)
         if name not in SERIES and not name.endswith(".csv"):
             raise DataError(
                 f"Forecast(name={name!r}): there is no such series{suggestion(name, SERIES)}, or a .csv file"
@@ -228,7 +221,7 @@ class Forecast(ImageDataModule):
         self.series_name, self.download = name, download
         self.seq_len, self.pred_len = seq_len, pred_len
         self.time_features, self.train_share, self.val_share = time_features, train_share, val_share
-        self.root = cache_folder() if root is None else Path(root).expanduser()
+        self.root = cache_folder(root)
         self._series: Series | None = None
 
     @property

@@ -43,8 +43,10 @@ SPLIT_SEED = 2024  # of the fixed test and validation splits: part of a data set
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
-def cache_folder() -> Path:
-    """Where downloads are kept: `$XDG_CACHE_HOME/kernel-zoo`, or `~/.cache/kernel-zoo`."""
+def cache_folder(root: str | Path | None = None) -> Path:
+    """The folder `root`, or where downloads are kept: `$XDG_CACHE_HOME/kernel-zoo`, or `~/.cache/kernel-zoo`."""
+    if root is not None:
+        return Path(root).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kernel-zoo"
 
 

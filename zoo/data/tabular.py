@@ -212,7 +212,7 @@ def load_table(
         return Table(name, X, y, names, names, classes)
     if name not in TABLES:
         raise DataError(f"there is no table {name!r}{suggestion(name, table_names())}")
-    return TABLES[name](name, cache_folder() if root is None else Path(root).expanduser(), download)
+    return TABLES[name](name, cache_folder(root), download)
 
 
 # ---- synthetic problems ------------------------------------------------------------------------------------
@@ -336,19 +336,12 @@ class Tabular(ImageDataModule):
         drop_last: bool = False,
         pin_memory: bool | None = None,
     ) -> None:
-        super().__init__(
-            seed=seed,
-            batch_size=batch_size or 1,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            drop_last=drop_last,
-            pin_memory=pin_memory,
-        )
+        super().__init__(seed, batch_size or 1, eval_batch_size, num_workers, drop_last, pin_memory)
         if name not in table_names():
             raise DataError(f"Tabular(name={name!r}): there is no such table{suggestion(name, table_names())}")
         self.table_name, self.download, self.rows, self.val_fraction = name, download, rows, val_fraction
         self.full_batch = batch_size is None
-        self.root = cache_folder() if root is None else Path(root).expanduser()
+        self.root = cache_folder(root)
         self._table: Table | None = None
 
     @property

@@ -120,15 +120,8 @@ class MovingMnist(ImageDataModule):
         drop_last: bool = True,
         pin_memory: bool | None = None,
     ) -> None:
-        super().__init__(
-            seed=seed,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            drop_last=drop_last,
-            pin_memory=pin_memory,
-        )
-        self.root = sources.cache_folder() if root is None else Path(root).expanduser()
+        super().__init__(seed, batch_size, eval_batch_size, num_workers, drop_last, pin_memory)
+        self.root = sources.cache_folder(root)
         self.download, self.frames, self.size, self.val_fraction = download, frames, size, val_fraction
 
     @property
@@ -260,14 +253,7 @@ class VideoFolder(ImageDataModule):
         drop_last: bool = True,
         pin_memory: bool | None = None,
     ) -> None:
-        super().__init__(
-            seed=seed,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            drop_last=drop_last,
-            pin_memory=pin_memory,
-        )
+        super().__init__(seed, batch_size, eval_batch_size, num_workers, drop_last, pin_memory)
         self.root = Path(root).expanduser()
         self.frames, self.size, self.hflip, self.val_fraction = frames, size, hflip, val_fraction
 
