@@ -268,12 +268,13 @@ def test_the_input_profile_of_colour_images() -> None:
     assert model.forward_features(x).shape == (60, model.num_features)
 
 
-def test_a_guess_of_the_class_is_sampled_in_training_only() -> None:
+def test_a_guess_of_the_class_is_sampled_in_the_losses_only() -> None:
     model = create_model("test_gkcl", mixture=True)
     x = task_data()[0]
-    assert not torch.equal(model.vae.embed(x), model.vae.embed(x))
-    model.eval()
+    assert not torch.equal(model.vae.encode(x)[0], model.vae.encode(x)[0])
     assert torch.equal(model.vae.embed(x), model.vae.embed(x))
+    model.eval()
+    assert torch.equal(model.vae.encode(x)[0], model.vae.embed(x))
     model.begin_task(0, *task_data())
     model.train()
     model.losses(*task_data(), 0)["vae"].backward()

@@ -603,8 +603,8 @@ class ConditionalVAE(nn.Module):
         hidden: Width of the layers.
         encoder_task: Add a task embedding to the encoder's first layer.
         prior_index: `class`, or `task_class`.
-        components: If not 0, the encoder first guesses which of so many classes it sees, q(y | x) q(z | x, y), by a
-            soft sample of the Gumbel soft-max in training and by the probabilities in eval mode.
+        components: If not 0, the encoder first guesses which of so many classes it sees, q(y | x) q(z | x, y): a soft
+            sample of the Gumbel soft-max in the losses of training, the probabilities everywhere else.
         device: Where the weights live.
         dtype: Their type.
     """
@@ -661,16 +661,16 @@ class ConditionalVAE(nn.Module):
 
     def posterior(self, x: Tensor, task: int | Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """As `encode`, and the logits (B, K) of q(y | x), where the encoder guesses the class."""
-        h, guess = self._encode(x, task)
+        h, guess = self._encode(x, task, sample=self.training)
         return self.mean(h), self.log_variance(h), guess
 
-    def _encode(self, x: Tensor, task: int | Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _encode(self, x: Tensor, task: int | Tensor | None, sample: bool = False) -> tuple[Tensor, Tensor | None]:
         shift = None if self.task is None else self.task.mean(0) if task is None else self.task[task]
         h = self.trunk(x, shift)
         if not self.components:
             return h, None
         guess = self.enc_class(h)
-        y = F.gumbel_softmax(guess) if self.training else guess.softmax(-1)
+        y = F.gumbel_softmax(guess) if sample else guess.softmax(-1)
         return self.enc_joint(torch.cat([h, y], -1)), guess
 
     def embed(self, x: Tensor, task: int | Tensor | None = None) -> Tensor:
