@@ -9,16 +9,29 @@ network must not see a row.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.adam import adam
 
 from zoo.kernels.linalg import solve_spd
-from zoo.models.grbf import Penalty, activations, factor_of, network_loss, penalty_term, project
+from zoo.models.grbf import (
+    Penalty,
+    activations,
+    coordinate_gradients,
+    evaluate,
+    factor_gradient,
+    factor_of,
+    network_loss,
+    pack_gradient,
+    penalty_term,
+    point_gradient,
+)
 
 __all__ = ["Fit", "Networks", "Objective", "fit_adam", "fit_lbfgs", "fit_varpro"]
 
@@ -124,7 +137,7 @@ class Objective:
         L = L.expand(-1, 1, D) if networks.form == "isotropic" else L
         total = self.reg_precision * penalty_term(L, self.penalty)
         total = total + self.reg_weights * penalty_term(networks.weights, self.penalty)
-        if bool((self.reg_centers > 0).any()):
+        if self._centers_pay:
             total = total + self.reg_centers * penalty_term(networks.centers, self.penalty)
         return total
 
@@ -136,44 +149,38 @@ class Objective:
     def gradient(self, networks: Networks, learn_centers: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
         """Objective (B,) and its derivative in every tensor of the networks, by hand.
 
-        What autograd would compute, in a third of the operations: with r_nm = df_n w_m phi_nm, the metric's gradient is
-        -S L for S = sum r_nm (x_n - c_m)(x_n - c_m)^T, and both it and the centres' need products of (n, M) with (n, R)
-        only.
+        What autograd would compute, in a third of the operations.
         """
         C, W, L = networks.centers, networks.weights, networks.factor()
         X = self.X if self.X.ndim == 3 else self.X.unsqueeze(0)
-        z, k = project(X, L), project(C, L)
-        half = 0.5 * z.square().sum(-1, keepdim=True) + 0.5 * k.square().sum(-1).unsqueeze(-2)
-        phi = (z @ k.mT).sub_(half).clamp_max_(0.0).exp_()
+        phi, z, k = evaluate(X, C, L)
         values, r = _data_gradient(networks.readout(phi), self.targets(), self.weight.unsqueeze(-1), self.loss)
         grad = {"weights": r.mT @ phi}
         if networks.bias is not None:
             grad["bias"] = r.sum(-2)
-        phi *= r @ W
-        dz = phi @ k - phi.sum(-1, keepdim=True) * z
-        dk = phi.mT @ z - phi.sum(-2).unsqueeze(-1) * k
-        dL = _project_gradient(X, dz, L) + _project_gradient(C, dk, L)
+        d_z, d_k = coordinate_gradients((r @ W).mul_(phi), z, k)
+        d_L = factor_gradient(X, d_z, L).add_(factor_gradient(C, d_k, L))
         if learn_centers:
-            grad["centers"] = project(dk, L.mT if L.shape[-2] > 1 else L)
-        D = C.shape[-1]
-        width = D / L.shape[-1] if L.shape[-2] == 1 else 1.0  # an isotropic scale stands for D of them
-        pulled = L if self.anchor is None else L - self.anchor
-        blocks = {"precision": (pulled, self.reg_precision, width), "weights": (W, self.reg_weights, 1.0)}
-        blocks |= {"centers": (C, self.reg_centers, 1.0)}
-        for name, (block, reg, times) in blocks.items():
-            if name == "centers" and not bool((reg > 0).any()):
-                continue
-            square = times * block.square().sum((-2, -1))
-            size = square if self.penalty == "squared" else square.sqrt()
+            grad["centers"] = point_gradient(d_k, L)
+        pulled, reg = L if self.anchor is None else L - self.anchor, self.reg_precision
+        if networks.form == "isotropic":  # one scale stands for D of them
+            D = C.shape[-1]
+            reg = reg * (D if self.penalty == "squared" else math.sqrt(D))
+        blocks = [(pulled, reg, d_L), (W, self.reg_weights, grad["weights"])]
+        if self._centers_pay:
+            blocks.append((C, self.reg_centers, grad.get("centers")))
+        for block, reg, slope in blocks:
+            size = penalty_term(block, self.penalty)
             values = values + reg * size
-            slope = 2.0 * reg if self.penalty == "squared" else reg / size.clamp_min(1e-300)
-            push = (times * slope)[:, None, None] * block
-            if name == "precision":
-                dL = dL + push
-            elif name in grad:
-                grad[name] = grad[name] + push
-        grad["elements"] = _pack_gradient(dL, L, networks.form)
+            if slope is not None:
+                push = 2.0 * reg if self.penalty == "squared" else reg / size.clamp_min(1e-30)
+                slope.addcmul_(push[:, None, None], block)
+        grad["elements"] = pack_gradient(d_L, L, networks.form)
         return values, grad
+
+    @cached_property
+    def _centers_pay(self) -> bool:
+        return bool((self.reg_centers > 0).any())
 
     def one(self, i: int) -> Objective:
         """The objective of network i alone."""
@@ -215,7 +222,8 @@ def _data_gradient(f: Tensor, y: Tensor, weight: Tensor, loss: str) -> tuple[Ten
         slope = weight * error
         return (slope * error).sum((-2, -1)) / f.shape[-1], slope * (2 / f.shape[-1])
     if f.shape[-1] == 1:
-        return (weight * (F.softplus(f) - y * f)).sum((-2, -1)), weight * (f.sigmoid() - y)
+        value = F.binary_cross_entropy_with_logits(f, y, weight, reduction="none").sum((-2, -1))
+        return value, f.sigmoid().sub_(y).mul_(weight)
     log_p = f.log_softmax(-1)
     place = y.unsqueeze(-1)
     value = -(weight * log_p.gather(-1, place)).sum((-2, -1))
@@ -223,24 +231,37 @@ def _data_gradient(f: Tensor, y: Tensor, weight: Tensor, loss: str) -> tuple[Ten
     return value, weight * p.scatter_add_(-1, place, -torch.ones_like(place, dtype=p.dtype))
 
 
-def _project_gradient(x: Tensor, dz: Tensor, factor: Tensor) -> Tensor:
-    """Derivative in the factor, from that in z = project(x, factor)."""
-    if factor.shape[-2] > 1 or x.shape[-1] == 1:
-        return x.mT @ dz
-    summed = (x * dz).sum(-2, keepdim=True)
-    return summed if factor.shape[-1] > 1 else summed.sum(-1, keepdim=True)
-
-
-def _pack_gradient(dL: Tensor, L: Tensor, form: str) -> Tensor:
-    """Derivative in the stored parameter, from that in the factor."""
-    if form == "full":
-        D = dL.shape[-1]
-        rows, columns = torch.tril_indices(D, D, device=dL.device)
-        return dL.flatten(-2).index_select(-1, rows * D + columns)
-    return dL if form == "low_rank" else (dL * L).squeeze(-2)
-
-
 # ---- Adam --------------------------------------------------------------------------------------------------
+
+
+class Adam:
+    """The library's Adam without its optimizer, whose bookkeeping takes longer than a step of a small network."""
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self.parameters = dict(parameters)
+        values = list(parameters.values())
+        self.means, self.squares = ([torch.zeros_like(p) for p in values] for _ in range(2))
+        self.steps = [torch.zeros((), device=p.device) for p in values]
+        self.fused = values[0].device.type in ("cpu", "cuda")
+
+    def step(self, gradients: Mapping[str, Tensor], learning_rate: float) -> None:
+        """Change the parameters in place."""
+        adam(
+            list(self.parameters.values()),
+            [gradients[name] for name in self.parameters],
+            self.means,
+            self.squares,
+            [],
+            self.steps,
+            fused=self.fused,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=learning_rate,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
 
 
 def fit_adam(
@@ -272,36 +293,27 @@ def fit_adam(
     """
     state = networks.detached()
     parameters = {name: p for name, p in state.tensors().items() if learn_centers or name != "centers"}
-    fused = state.centers.device.type in ("cpu", "cuda")
-    optimizer = torch.optim.Adam(list(parameters.values()), lr=learning_rate, fused=fused)
+    optimizer = Adam(parameters)
     batches = _batches(objective, batch_size, generator)
     history: list[Tensor] = []
-    best, best_at, kept = torch.full_like(objective.reg_precision, math.inf), 0, state.detached()
+    best, best_at, kept = [math.inf] * len(state.centers), 0, state.detached()
     for step in range(max_iter):
-        optimizer.param_groups[0]["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / max_iter))
         values, gradients = next(batches).gradient(state, learn_centers)
-        for name, parameter in parameters.items():
-            parameter.grad = gradients[name]
         history.append(values)
-        if validation is None and batch_size is None:
-            score = history[-1]
-        elif validation is None:  # the objective of one batch says little: no stopping by it
-            optimizer.step()
-            continue
-        elif step % 10 == 0:
+        # the objective of one batch says little: no stopping by it
+        if (validation is None and batch_size is None) or (validation is not None and step % 10 == 0):
             with torch.no_grad():
-                score = validation.data(state)
-            for i in torch.nonzero(score < best).flatten().tolist():
-                kept.put(i, state.one(i))
-        else:
-            optimizer.step()
-            continue
-        better = score < best - tol * best.abs().nan_to_num(posinf=0.0).clamp_min(1e-3)
-        best = torch.where(score < best, score, best)
-        best_at = step if bool(better.any()) else best_at
-        if step - best_at >= n_iter_no_change:
-            break
-        optimizer.step()
+                scores = (values if validation is None else validation.data(state)).tolist()
+            for i, score in enumerate(scores):
+                if score < best[i]:
+                    if math.isinf(best[i]) or best[i] - score > tol * max(abs(best[i]), 1e-3):
+                        best_at = step
+                    best[i] = score
+                    if validation is not None:
+                        kept.put(i, state.one(i))
+            if step - best_at >= n_iter_no_change:
+                break
+        optimizer.step(gradients, learning_rate * 0.5 * (1 + math.cos(math.pi * step / max_iter)))
     result = state.detached() if validation is None else kept
     return Fit(result, torch.stack(history), len(history), len(history) < max_iter)
 

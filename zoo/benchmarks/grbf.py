@@ -1,8 +1,7 @@
-"""GRBF: speed of a training step, the authors' examples, and the features found on synthetic problems."""
+"""GRBF: the authors' examples, and the features found on synthetic problems."""
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,157 +14,11 @@ import torch
 from torch import Tensor
 
 from zoo.benchmarks.records import Records, markdown, mean_sd, put_section, surroundings
-from zoo.benchmarks.timing import interleaved, peak_memory
 from zoo.data.tabular import PROBLEMS, load_table, synthetic
-from zoo.fitting import Networks, Objective, fit_adam
-from zoo.models.grbf import GaussianRBFNetwork, network_loss
+from zoo.fitting import Networks, Objective
+from zoo.models.grbf import GaussianRBFNetwork
 
-__all__ = ["examples", "select_features", "speed"]
-
-Step = Callable[[], Any]
-
-
-# ---- speed -------------------------------------------------------------------------------------------------
-
-
-def original_step(n: int, D: int, M: int) -> Step:
-    """A training step as first published: an einsum over the n x M x D differences, probabilities, plain norms,
-    Adam.
-    """
-    X, y, network = _problem(n, D, M)
-    elements = network.elements[0].clone().requires_grad_()
-    weights = network.weights[0, 0].clone().requires_grad_()
-    centers = network.centers[0]
-    optimizer = torch.optim.Adam([elements, weights], lr=0.01, fused=True)
-    rows, columns = torch.tril_indices(D, D)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        L = torch.zeros(D, D).index_put((rows, columns), elements)
-        difference = X.unsqueeze(1) - centers  # (n, M, D)
-        q = torch.einsum("nmi,ij,nmj->nm", difference, L @ L.T, difference)
-        p = torch.sigmoid(torch.exp(-0.5 * q) @ weights)
-        loss = torch.nn.functional.binary_cross_entropy(p, y.squeeze(-1))
-        (loss + 0.01 * elements.norm() + 1e-5 * weights.norm()).backward()
-        optimizer.step()
-
-    return step
-
-
-def module_step(n: int, D: int, M: int) -> Step:
-    """The same step with the zoo's module, autograd and Adam."""
-    X, y, start = _problem(n, D, M)
-    network = GaussianRBFNetwork(D, 1, M, learn_centers=False, penalty="plain", reg_weights=1e-5, bias=False)
-    state = {"precision_elements": start.elements[0], "centers": start.centers[0], "head.weight": start.weights[0]}
-    network.load_state_dict(state, strict=False)
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.01, fused=True)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        (network_loss(network(X), y) + sum(network.penalties().values())).backward()
-        optimizer.step()
-
-    return step
-
-
-def solver_step(n: int, D: int, M: int) -> Step:
-    """The same step as the estimators take it: gradients by hand."""
-    X, y, network = _problem(n, D, M)
-    reg = torch.tensor([0.01])
-    objective = Objective(X, y, torch.full((1, n), 1 / n), "cross_entropy", reg, reg / 1000, 0 * reg, "plain")
-    parameters = [network.elements, network.weights]
-    optimizer = torch.optim.Adam(parameters, lr=0.01, fused=True)
-
-    def step() -> None:
-        _, gradients = objective.gradient(network, learn_centers=False)
-        network.elements.grad, network.weights.grad = gradients["elements"], gradients["weights"]
-        optimizer.step()
-
-    return step
-
-
-def _problem(n: int, D: int, M: int) -> tuple[Tensor, Tensor, Networks]:
-    draw = torch.Generator().manual_seed(0)
-    X = torch.randn(n, D, generator=draw)
-    y = (X[:, :1] > 0).float()
-    eye = torch.eye(D) / math.sqrt(2 * D)  # the units are alive, so that no denormal number slows anybody down
-    rows, columns = torch.tril_indices(D, D)
-    weights = 0.1 * torch.randn(1, 1, M, generator=draw)
-    return X, y, Networks(eye[rows, columns][None], X[None, :M].clone(), weights, None, "full")
-
-
-def batched_fits(B: int, together: bool) -> Step:
-    """Thirty steps of B small networks (n = 150, D = 10, M = 16) on shared rows, together or one after another."""
-    draw = torch.Generator().manual_seed(0)
-    n, D, M = 150, 10, 16
-    X, y, one = _problem(n, D, M)
-    many = Networks(
-        one.elements.repeat(B, 1),
-        torch.randn(B, M, D, generator=draw),
-        one.weights.repeat(B, 1, 1),
-        torch.zeros(B, 1),
-        "full",
-    )
-    reg = torch.logspace(-3, -1, B)
-    objective = Objective(X, y, torch.full((B, n), 1 / n), "cross_entropy", reg, 0.01 * reg, 0 * reg)
-    options: dict[str, Any] = {"max_iter": 30, "tol": 0.0, "n_iter_no_change": 10**9}
-
-    def run() -> None:
-        if together:
-            fit_adam(many, objective, **options)
-        else:
-            for i in range(B):
-                fit_adam(many.one(i), objective.one(i), **options)
-
-    return run
-
-
-STEPS = {"original": original_step, "module": module_step, "solver": solver_step}
-#: n, D, M, and the least speed-up that is promised there.
-SIZES = ((256, 64, 32, 5.0), (1024, 64, 128, 25.0), (2048, 64, 128, None), (4096, 64, 128, None))
-
-
-def speed(folder: Path) -> Iterator[str]:
-    """Time a training step, its growth with n, peak memory, and batched fits; one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield from _speed(folder)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _speed(folder: Path) -> Iterator[str]:
-    rows, growth = [], {}
-    for n, D, M, promised in SIZES:
-        found = interleaved({name: make(n, D, M) for name, make in STEPS.items()})
-        ms = {name: 1e3 * seconds for name, seconds in found.items()}
-        growth[n] = ms
-        ratios = {name: ms["original"] / ms[name] for name in ("module", "solver")}
-        rows.append([f"{n}, {D}, {M}", *(f"{ms[name]:.2f}" for name in STEPS), *(f"{r:.1f}" for r in ratios.values())])
-        rows[-1].append(f"{promised:g}" if promised else "")
-        yield f"n, D, M = {n}, {D}, {M}: " + ", ".join(f"{name} {value:.2f} ms" for name, value in ms.items())
-    peaks = {name: peak_memory(__name__, f"{name}_step", (8, 4, 2), (1024, 64, 128)) for name in STEPS}
-    memory = ", ".join(f"{name} {peak:.1f} MiB" for name, peak in peaks.items())
-    yield f"peak memory, n, D, M = 1024, 64, 128: {memory}"
-    batch = interleaved({"together": batched_fits(32, True), "one by one": batched_fits(32, False)}, rounds=5, warmup=1)
-    gain = batch["one by one"] / batch["together"]
-    fits = f"32 networks (n, D, M = 150, 10, 16) together {1e3 * batch['together']:.0f} ms, one by one " \
-           f"{1e3 * batch['one by one']:.0f} ms: {gain:.1f} times"  # fmt: skip
-    yield fits
-    times = ", ".join(f"{name} {growth[4096][name] / growth[1024][name]:.1f}" for name in STEPS)
-    yield f"four times the rows cost: {times} times"
-    header = ["n, D, M", *(f"{name}, ms" for name in STEPS), "module, times", "solver, times", "promised"]
-    text = (
-        "## GRBF: speed\n\n`python -m zoo benchmark grbf speed`\n\nOne training step (forward, backward, fused Adam), "
-        "float32, median "
-        "CPU time of interleaved calls. Original: einsum over the n x M x D differences; module: `GaussianRBFNetwork` "
-        "with "
-        f"autograd; solver: what the estimators run. {surroundings()}.\n\n{markdown(header, rows)}\n\n"
-        f"Peak memory at n, D, M = 1024, 64, 128, beyond a tiny problem's: {memory}. "
-        f"Four times the rows (1024 to 4096) cost {times} times. {fits[0].upper() + fits[1:]}."
-    )
-    put_section(folder.parent / "RESULTS.md", "grbf speed", text)
+__all__ = ["examples", "select_features"]
 
 
 # ---- features found on synthetic problems ------------------------------------------------------------------

@@ -156,7 +156,7 @@ _DIRECT = 2**16
 
 def no_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """A context in which mixed precision is off on a device, for sums that half precision would ruin."""
-    if torch.amp.is_autocast_available(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
 

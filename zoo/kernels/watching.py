@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 __all__ = ["is_exported", "is_ordinary", "is_recorded"]
@@ -20,8 +21,10 @@ def is_exported(x: Tensor) -> bool:
 
 
 def is_ordinary(*tensors: Tensor) -> bool:
-    """Whether these are tensors with memory of their own, no subclasses, and nobody is recording."""
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    """Whether these are tensors with memory of their own, no subclasses, and nobody is recording or transforming."""
     return (
-        all(type(t) in (Tensor, nn.Parameter) and not wrapped(t) for t in tensors) and not is_in_torch_dispatch_mode()
+        all(type(t) in (Tensor, nn.Parameter) for t in tensors)
+        and not is_in_torch_dispatch_mode()
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
     )

@@ -18,6 +18,7 @@ same for all classes where it comes from P alone. The eigenvectors of P are not 
 outer product E[grad f grad f^T]; that one lies in the range of P and is offered beside it (`kind="gradient"`).
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from zoo.kernels.base import no_autocast
+from zoo.kernels.watching import is_ordinary, is_recorded
 
 __all__ = [
     "LOSSES",
@@ -77,6 +79,20 @@ def activations(x: Tensor, centers: Tensor, factor: Tensor) -> Tensor:
     Returns:
         (..., n, M), in (0, 1].
     """
+    if torch.jit.is_scripting():
+        return _recorded_activations(x, centers, factor)
+    return _activations(x, centers, factor, "factor")
+
+
+def _activations(x: Tensor, centers: Tensor, precision: Tensor, form: str) -> Tensor:
+    """Kernel values from the stored parameter of a metric, or from its factor itself if the form is `"factor"`."""
+    if not is_recorded(x) and is_ordinary(x, centers, precision):
+        return _Activations.apply(x, centers, precision, form)
+    return _recorded_activations(x, centers, factor_of(precision, centers.shape[-1], form))
+
+
+def _recorded_activations(x: Tensor, centers: Tensor, factor: Tensor) -> Tensor:
+    """Operators that whoever watches may differentiate, export or compile."""
     origin = centers.detach().mean(-2, keepdim=True)
     z = project(x - origin, factor)
     k = project(centers - origin, factor)
@@ -84,21 +100,128 @@ def activations(x: Tensor, centers: Tensor, factor: Tensor) -> Tensor:
     return torch.exp((z @ k.mT - half).clamp_max(0.0))  # rounding may leave a distance just below zero
 
 
+class Evaluation(NamedTuple):
+    """Kernel values with what their derivatives are made of.
+
+    Attributes:
+        phi: (..., n, M).
+        z: Points in the metric's own coordinates, (..., n, R).
+        k: Centres in them, (..., M, R).
+    """
+
+    phi: Tensor
+    z: Tensor
+    k: Tensor
+
+
+def evaluate(x: Tensor, centers: Tensor, factor: Tensor) -> Evaluation:
+    """:func:`activations` of points that are not far from zero, unseen by autograd."""
+    z, k = project(x, factor), project(centers, factor)
+    phi = z @ k.mT
+    z_size, k_size = torch.linalg.vector_norm(z, dim=-1, keepdim=True), torch.linalg.vector_norm(k, dim=-1)
+    k_size = k_size.unsqueeze(-2)
+    phi.addcmul_(z_size, z_size, value=-0.5).addcmul_(k_size, k_size, value=-0.5)
+    return Evaluation(phi.clamp_max_(0.0).exp_(), z, k)
+
+
+def coordinate_gradients(r: Tensor, z: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives in z (..., n, R) and in k (..., M, R), from r (..., n, M): phi times the derivative in phi."""
+    d_z = torch.addcmul(r @ k, r.sum(-1, keepdim=True), z, value=-1.0)
+    d_k = torch.addcmul(r.mT @ z, r.sum(-2).unsqueeze(-1), k, value=-1.0)
+    return d_z, d_k
+
+
+def point_gradient(d_z: Tensor, factor: Tensor) -> Tensor:
+    """Derivative in x, from that in z = project(x, factor)."""
+    return project(d_z, factor if factor.shape[-2] == 1 else factor.mT)
+
+
+def factor_gradient(x: Tensor, d_z: Tensor, factor: Tensor) -> Tensor:
+    """Derivative in the factor, from that in z = project(x, factor)."""
+    if factor.shape[-2] > 1 or x.shape[-1] == 1:
+        return x.mT @ d_z
+    summed = (x * d_z).sum(-2, keepdim=True)
+    return summed if factor.shape[-1] > 1 else summed.sum(-1, keepdim=True)
+
+
+class _Activations(torch.autograd.Function):
+    """Derivatives by hand, in half of the operators that autograd takes: small networks wait for little else.
+
+    With r_nm = phi_nm dloss/dphi_nm, the metric's is -S L for S = sum r_nm (x_n - c_m)(x_n - c_m)^T, and both it and
+    the centres' need matrix products only.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, centers: Tensor, precision: Tensor, form: str) -> Tensor:
+        factor = factor_of(precision, centers.shape[-1], form)
+        origin = centers.mean(-2, keepdim=True)
+        points = x - origin, centers - origin
+        evaluation = evaluate(*points, factor)
+        ctx.form = form
+        ctx.save_for_backward(x, centers, precision, *points, factor, *evaluation)
+        return evaluation.phi
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, x, centers, factor, phi, z, k = ctx.saved_tensors
+        wants_x, wants_centers, wants_precision, _ = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # somebody wants second derivatives
+            precision = factor_of(inputs[2], centers.shape[-1], ctx.form)
+            phi = _recorded_activations(inputs[0], inputs[1], precision)
+            wanted = [t for t, wants in zip(inputs, ctx.needs_input_grad, strict=False) if wants]
+            found = iter(torch.autograd.grad(phi, wanted, grad, create_graph=True))
+            return *(next(found) if wants else None for wants in ctx.needs_input_grad[:3]), None
+        with no_autocast(grad.device):
+            d_z, d_k = coordinate_gradients(grad * phi, z, k)
+            d_precision = None
+            if wants_precision:
+                d_factor = factor_gradient(x, d_z, factor) + factor_gradient(centers, d_k, factor)
+                d_precision = pack_gradient(d_factor, factor, ctx.form)
+            d_x = point_gradient(d_z, factor) if wants_x else None
+            return d_x, point_gradient(d_k, factor) if wants_centers else None, d_precision, None
+
+
+def _triangle(dim: int, device: torch.device) -> Tensor:
+    """Places of the entries of a packed lower triangle in the flattened matrix."""
+    places = torch.tril_indices(dim, dim, device=device)
+    return places[0] * dim + places[1]
+
+
+@functools.lru_cache(8)
+def _kept_triangle(dim: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # whoever comes next may want gradients
+        return _triangle(dim, device)
+
+
+def _places(like: Tensor, dim: int) -> Tensor:
+    return _triangle(dim, like.device) if is_recorded(like) else _kept_triangle(dim, like.device)
+
+
 def unpack(elements: Tensor, dim: int) -> Tensor:
     """L (..., D, D), lower triangular, from its entries (..., D (D + 1) / 2) row by row."""
-    places = torch.tril_indices(dim, dim, device=elements.device)
+    if torch.jit.is_scripting():
+        places = _triangle(dim, elements.device)
+    else:
+        places = _places(elements, dim)
     shape = list(elements.shape[:-1])
     flat = torch.zeros(shape + [dim * dim], dtype=elements.dtype, device=elements.device)  # noqa: RUF005 (TorchScript)
-    return flat.index_copy(-1, places[0] * dim + places[1], elements).view(shape + [dim, dim])  # noqa: RUF005
+    return flat.index_copy(-1, places, elements).view(shape + [dim, dim])  # noqa: RUF005
 
 
 def factor_of(precision: Tensor, dim: int, form: str) -> Tensor:
     """What :func:`activations` takes, from the stored parameter of a metric of this form."""
     if form == "full":
         return unpack(precision, dim)
-    if form == "low_rank":
+    if form == "low_rank" or form == "factor":
         return precision
     return precision.exp().unsqueeze(-2)
+
+
+def pack_gradient(d_factor: Tensor, factor: Tensor, form: str) -> Tensor:
+    """Derivative in the stored parameter, from that in the factor."""
+    if form == "full":
+        return d_factor.flatten(-2).index_select(-1, _places(d_factor, d_factor.shape[-1]))
+    return d_factor if form in ("low_rank", "factor") else (d_factor * factor).squeeze(-2)
 
 
 # ---- losses ------------------------------------------------------------------------------------------------
@@ -167,7 +290,10 @@ def network_loss(
     if targets.shape != wanted:
         raise ValueError(f"targets of shape {tuple(targets.shape)} do not belong to outputs of shape "
                          f"{tuple(outputs.shape)}: give {tuple(wanted)}")  # fmt: skip
-    rows = LOSSES[kind](outputs, targets.to(outputs.dtype) if values else targets)
+    targets = targets.to(outputs.dtype) if values else targets
+    if kind == "cross_entropy" and outputs.shape[1:] == (1,) and weight is None:  # the library's, in one operator
+        return F.binary_cross_entropy_with_logits(outputs, targets, reduction=reduction)
+    rows = LOSSES[kind](outputs, targets)
     if weight is None:
         return rows.sum(-1) if reduction == "sum" else rows.mean(-1)
     total = (weight * rows).sum(-1)
@@ -175,16 +301,45 @@ def network_loss(
 
 
 def penalty_term(block: Tensor, kind: Penalty = "squared") -> Tensor:
-    """Unweighted penalty (...) of a block of parameters (..., p, q), one number per network.
+    """Unweighted penalty (...) of a block of parameters (..., p, q), one number per network, or (p), of one network.
 
     `"squared"` sums squares (on L that is tr P, smooth everywhere); `"plain"` is the authors': the 2-norm of the whole
     block, whose gradient has constant length, and is 0 at 0.
     """
+    dims = (-2, -1) if block.ndim > 2 else None
     if kind == "squared":
-        return block.square().sum((-2, -1))
+        return block.square().sum(dims)
     if kind == "plain":
-        return torch.linalg.vector_norm(block, dim=(-2, -1))
+        return torch.linalg.vector_norm(block, dim=dims)
     raise ValueError(f"penalty={kind!r} is not one of 'squared', 'plain'")
+
+
+def weighted_penalties(blocks: list[Tensor], weights: list[float], kind: Penalty = "squared") -> tuple[Tensor, ...]:
+    """Weight times :func:`penalty_term` of each block of one network."""
+    if not is_recorded(blocks[0]) and is_ordinary(*blocks):
+        return _Penalties.apply(kind, weights, *blocks)
+    return tuple(weight * penalty_term(block, kind) for block, weight in zip(blocks, weights, strict=True))
+
+
+class _Penalties(torch.autograd.Function):
+    """All penalties in one node, whose derivative autograd can differentiate again."""
+
+    @staticmethod
+    def forward(ctx: Any, kind: Penalty, weights: list[float], *blocks: Tensor) -> tuple[Tensor, ...]:
+        ctx.kind, ctx.weights = kind, weights
+        values = tuple(weight * penalty_term(block, kind) for block, weight in zip(blocks, weights, strict=True))
+        ctx.save_for_backward(*blocks, *values)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        count, saved, slopes = len(grads), ctx.saved_tensors, []
+        for grad, weight, block, value in zip(grads, ctx.weights, saved[:count], saved[count:], strict=True):
+            if ctx.kind == "squared":
+                slopes.append((2.0 * weight * grad) * block)
+            else:  # 0 at 0
+                slopes.append((weight**2 * grad / value.clamp_min(1e-30)) * block)
+        return None, None, *slopes
 
 
 # ---- what a metric says ------------------------------------------------------------------------------------
@@ -247,7 +402,7 @@ class Readout(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Activations (..., M) to outputs (..., K)."""
-        return F.linear(x, self.weight, self.bias) * self.scale + self.mean
+        return torch.addcmul(self.mean, F.linear(x, self.weight, self.bias), self.scale)
 
 
 # ---- the network -------------------------------------------------------------------------------------------
@@ -467,14 +622,17 @@ class GaussianRBFNetwork(nn.Module):
     def penalties(self, kind: Penalty | None = None) -> dict[str, Tensor]:
         """The weighted penalty of each block that has a weight; `kind` overrides the model's own."""
         # a packed triangle has the norm of the matrix
-        L = self.precision_elements.unsqueeze(0) if self.form == "full" else self.factor()
+        L = self.precision_elements if self.form == "full" else self.factor()
         blocks = {"precision": (self.reg_precision, L.expand(1, self.dim) if self.form == "isotropic" else L)}
         if isinstance(self.head, Readout):
             blocks["weights"] = (self.reg_weights, self.head.weight)
         if self.learn_centers:
             blocks["centers"] = (self.reg_centers, self.centers)
-        kind = kind or self.penalty
-        return {name: reg * penalty_term(block, kind) for name, (reg, block) in blocks.items() if reg}
+        blocks = {name: pair for name, pair in blocks.items() if pair[0]}
+        if not blocks:
+            return {}
+        weights, terms = zip(*blocks.values(), strict=True)
+        return dict(zip(blocks, weighted_penalties(list(terms), list(weights), kind or self.penalty), strict=True))
 
     @torch.jit.ignore
     def aux_losses(self) -> dict[str, Tensor]:
@@ -639,15 +797,16 @@ def units(x: Tensor, centers: Tensor, elements: Tensor, mean: Tensor, scale: Ten
     Half precision cannot hold squared distances, so everything is computed in float32 or better, also under autocast.
     """
     dim = centers.shape[1]
-    if x.dim() < 2 or x[0:1].numel() != min(x.shape[0], 1) * dim:
+    rows = x.flatten(1) if x.dim() > 1 else x
+    if x.dim() < 2 or rows.shape[1] != dim:
         raise ValueError(f"expected a batch of rows of {dim} features (or images of as many values), got {x.shape}")
     own = centers.dtype
     wide = torch.float32 if own == torch.float16 or own == torch.bfloat16 else own
-    rows = (x.flatten(1).to(wide) - mean.to(wide)) / scale.to(wide)
+    rows = (rows.to(wide) - mean.to(wide)) / scale.to(wide)
     if torch.jit.is_scripting():
-        return activations(rows, centers.to(wide), factor_of(elements.to(wide), dim, form)).to(own)
+        return _recorded_activations(rows, centers.to(wide), factor_of(elements.to(wide), dim, form)).to(own)
     with no_autocast(centers.device):
-        return activations(rows, centers.to(wide), factor_of(elements.to(wide), dim, form)).to(own)
+        return _activations(rows, centers.to(wide), elements.to(wide), form).to(own)
 
 
 def _check_rows(rows: Tensor, dim: int) -> None:
