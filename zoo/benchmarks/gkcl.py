@@ -417,15 +417,15 @@ def speed(folder: Path, rounds: int = 11, tasks: int = 20) -> Iterator[str]:
         for agnostic in (False,) if pairs else (False, True):
             images = 256 if pairs or agnostic else 1000
             tests = [torch.rand(images, 1, 28, 28) for _ in range(tasks)]
-            forms = {"plain": partial(twin.evaluate, tests, agnostic), "zoo": zoo_evaluation(model, tests, agnostic)}
-            times = interleaved_times(forms, max(1, rounds // 5), warmup=0)
+            plain, ours = partial(twin.evaluate, tests, agnostic), zoo_evaluation(model, tests, agnostic)
+            times = interleaved_times({"plain": plain, "zoo": ours}, max(1, rounds // 5), warmup=0)
             found["both answers" if agnostic else "told the task"] = images, times
         for what, (images, times) in found.items():
-            plain, ours = (1e3 * statistics.median(times[name].cpu) for name in ("plain", "zoo"))
+            before, now = (1e3 * statistics.median(times[name].cpu) for name in ("plain", "zoo"))
             ratio = statistics.median(p / z for p, z in zip(times["plain"].cpu, times["zoo"].cpu, strict=True))
-            measured.append(dict(zip(_SPEED, (kernel, what, images, plain, ours, ratio), strict=True)))
-            rows.append([kernel, what, str(images), f"{plain:.1f}", f"{ours:.1f}", f"{ratio:.1f}"])
-            yield f"{kernel}, {what}: {plain:.1f} to {ours:.1f} ms, {ratio:.1f} x"
+            measured.append(dict(zip(_SPEED, (kernel, what, images, before, now, ratio), strict=True)))
+            rows.append([kernel, what, str(images), f"{before:.1f}", f"{now:.1f}", f"{ratio:.1f}"])
+            yield f"{kernel}, {what}: {before:.1f} to {now:.1f} ms, {ratio:.1f} x"
     path = folder / "gkcl_speed.csv"
     path.unlink(missing_ok=True)  # times of one run belong together
     records = Records(path, _SPEED[:2], _SPEED[2:])

@@ -642,7 +642,8 @@ class ConditionalVAE(nn.Module):
         """Make encoder and decoder; returns the widths of their first layers, which task and condition add to."""
         self.enc1, self.enc2 = nn.Linear(self.inputs, hidden, **dd), nn.Linear(hidden, hidden, **dd)
         self.mean, self.log_variance = nn.Linear(hidden, self.latent, **dd), nn.Linear(hidden, self.latent, **dd)
-        self.dec1, self.dec2 = nn.Linear(self.latent, hidden, **dd), nn.Linear(hidden, hidden, **dd)
+        self.dec1: nn.Module = nn.Linear(self.latent, hidden, **dd)
+        self.dec2: nn.Module = nn.Linear(hidden, hidden, **dd)
         self.dec3 = nn.Linear(hidden, self.inputs, **dd)
         return hidden, hidden
 
@@ -741,12 +742,14 @@ class ConvolutionalVAE(ConditionalVAE):
         """Make encoder and decoder."""
         in_chans, side, _ = self.shape
         widths = tuple(hidden // 2**k for k in (3, 2, 1, 0))
-        self.enc = ResNet(BasicBlock, (2, 2, 2, 2), 0, in_chans, channels=widths, zero_init_last=False, **dd)
+        block: Any = BasicBlock
+        net: Any = ResNet(block, (2, 2, 2, 2), 0, in_chans, channels=widths, zero_init_last=False, **dd)
         if self.stem == "cifar":
-            self.enc.conv1 = nn.Conv2d(in_chans, 64, 3, 1, 1, bias=False, **dd)
-            self.enc.maxpool = nn.Identity()  # type: ignore[assignment]
+            net.conv1 = nn.Conv2d(in_chans, 64, 3, 1, 1, bias=False, **dd)
+            net.maxpool = nn.Identity()
+        self.enc = net
         self.mean, self.log_variance = nn.Linear(hidden, self.latent, **dd), nn.Linear(hidden, self.latent, **dd)
-        channels = []
+        channels: list[int] = []
         while side % 2 == 0 and len(channels) < 5:
             channels.append(hidden // 2 ** len(channels))
             side //= 2
