@@ -91,9 +91,10 @@ class ClassificationTask(Task):
 
     def setup(self, stage: str) -> None:
         """Start from the encoder that comes with the data; a resumed run overwrites this with its own state."""
-        encoder = getattr(getattr(self.trainer, "datamodule", None), "encoder", None)
-        if stage == "fit" and encoder is not None and hasattr(self.model, "load_encoder") and self.starts_fresh:
-            self.model.load_encoder(encoder)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        load = getattr(self.model, "load_encoder", None)
+        if stage == "fit" and callable(load) and hasattr(data, "encoder") and self.starts_fresh:
+            load(data.encoder)
 
     def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         inputs, targets = batch
