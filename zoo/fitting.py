@@ -166,6 +166,7 @@ class Objective:
         if networks.form == "isotropic":  # one scale stands for D of them
             D = C.shape[-1]
             reg = reg * (D if self.penalty == "squared" else math.sqrt(D))
+        blocks: list[tuple[Tensor, Tensor, Tensor | None]]
         blocks = [(pulled, reg, d_L), (W, self.reg_weights, grad["weights"])]
         if self._centers_pay:
             blocks.append((C, self.reg_centers, grad.get("centers")))
