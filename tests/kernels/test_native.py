@@ -72,7 +72,7 @@ def test_layer_norm(shape: tuple[int, ...], gelu: bool) -> None:
 
 @needs_compiler
 @pytest.mark.usefixtures("_threads")
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 8, 7, 7), (1, 17, 3, 20), (3, 5, 15, 8)])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 8, 7, 7), (1, 17, 3, 20), (3, 5, 15, 8), (3, 2, 5, 33)])
 @pytest.mark.parametrize("kernel", [(7, 7, 1), (13, 13, 1), (3, 9, 1), (31, 15, 1), (3, 3, 5), (5, 7, 2)])
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 def test_depthwise(shape: tuple[int, ...], kernel: tuple[int, int, int], order: torch.memory_format) -> None:

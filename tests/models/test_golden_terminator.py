@@ -299,8 +299,9 @@ def check_modules(path: Path, arrays: dict[str, np.ndarray]) -> None:
         return block.local_nets[j](of)
 
     def branch(j: int) -> Tensor:
-        mixed = ops.mix_rows(ops.local_conv(y, kernel(j, x)), block.local_mix[j].weight, block.local_mix[j].bias)
-        return F.gelu(block.local_norm[j](mixed))
+        mix = block.local_mix[j]
+        mixed = ops.mix_channels([ops.local_conv(y, kernel(j, x))], [mix.weight], mix.bias)
+        return block.local_norm[j](mixed, torch.zeros(1, dtype=mixed.dtype))
 
     def kernel_gradient(j: int) -> Tensor:
         leaf = x.clone().requires_grad_()

@@ -237,34 +237,88 @@ def test_half_precision_leaves_the_slow_networks_in_float32() -> None:
     assert zoo.create_model("test_terminator", dtype=torch.float16).blocks[0].hci_net.out.weight.dtype == torch.float32
 
 
-def test_memory_order_of_the_local_branches() -> None:
-    """One step out of channels_last would cost the gain of all of them."""
-    model, seen = tiny().train(), []
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) and "local" in _name(model, module):
-            module.register_forward_hook(lambda m, args, out: seen.append((args[0], out)))
-    model(batch())
-    assert len(seen) == 12
-    for x, out in seen:
-        assert x.is_contiguous(memory_format=torch.channels_last)
-        assert out.is_contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("shape", [(2, 12, 3, 5), (3, 24, 1, 20), (2, 36, 32, 32)])
+@pytest.mark.parametrize("groups", [1, 12])
+@pytest.mark.parametrize("running", [False, True])
+def test_standardisation_in_one_pass(shape: tuple[int, ...], groups: int, running: bool) -> None:
+    """The loops in C against the library's operators in float64: outputs, gradients, running statistics."""
+    leaves = {}
+    for dtype in (torch.float32, torch.float64):
+        draw = [torch.randn(*s, generator=torch.Generator().manual_seed(i)) for i, s in enumerate((shape, shape, (1,)))]
+        x, key, bias = (t.to(dtype).requires_grad_() for t in (3 * draw[0] + 1, *draw[1:]))
+        pixels = draw[0][0, 0].to(dtype).requires_grad_()
+        norm = ops.StandardGELU(shape[1], groups, running).to(dtype)
+        found = [norm(x, bias), ops.gate(key, x, pixels), ops.instance_standardise(x)]
+        weights = [torch.linspace(-1, 2, y.numel(), dtype=dtype).view(shape).cos() for y in found]
+        sum((w * y).sum() for w, y in zip(weights, found, strict=True)).backward()
+        with torch.no_grad():
+            found += [ops.gate(key.clone(), x, pixels, overwrite=True), norm.eval()(x.clone(), bias, overwrite=True)]
+        found += [t.grad for t in (x, key, bias, pixels)] + [b.to(dtype) for b in norm.buffers()]
+        found += [torch.autograd.grad((weights[0] * norm(x, bias)).sum(), x)[0]]
+        leaves[dtype] = found
+    for got, want in zip(leaves[torch.float32], leaves[torch.float64], strict=True):
+        torch.testing.assert_close(
+            got.double(), want, rtol=1e-4, atol=3e-6 * max(1.0, float(want.detach().abs().max()))
+        )
 
 
-def _name(model: nn.Module, module: nn.Module) -> str:
-    return next(name for name, m in model.named_modules() if m is module)
+def test_second_derivatives_of_one_pass() -> None:
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        key, x, pixels = (
+            torch.randn(2, 12, 4, 5, generator=torch.Generator().manual_seed(i)).to(dtype).requires_grad_()
+            for i in range(3)
+        )
+        y = ops.StandardGELU(12, 12)(ops.gate(key, x, pixels[0, 0]), torch.ones(1, dtype=dtype))
+        y = ops.mix_channels(
+            [y], [x[0, :, 0, :1].mT @ x[0, :, 0, :1] + x[1, :, 0, :4] @ x[1, :, 1, :4].mT], x[0, :, 0, 0]
+        )
+        (slope,) = torch.autograd.grad(y.square().sum(), key, create_graph=True)
+        found.append(torch.autograd.grad(slope.square().sum(), (key, x, pixels)))
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-4 * float(want.abs().max()))
 
 
-def test_mix_channels_gradients_keep_the_order_of_their_part() -> None:
+def test_gradients_of_mix_channels() -> None:
     parts = [torch.randn(2, 4, 3, 5), torch.randn(2, 6, 3, 5).contiguous(memory_format=torch.channels_last)]
-    weights, bias = [torch.randn(8, 4), torch.randn(8, 6)], torch.randn(8)
+    weights, bias, onto = [torch.randn(8, 4), torch.randn(8, 6)], torch.randn(8), torch.randn(2, 8, 3, 5)
     leaves = [t.double().requires_grad_() for t in (*parts, *weights, bias)]
     assert torch.autograd.gradcheck(lambda a, b, v, w, c: ops.mix_channels([a, b], [v, w], c), leaves)
-    out = ops.mix_channels(leaves[:2], leaves[2:4], leaves[4])
-    want = F.conv2d(torch.cat(leaves[:2], 1), torch.cat(leaves[2:4], 1)[..., None, None], leaves[4])
+    assert torch.autograd.gradgradcheck(lambda a, b, v, w, c: ops.mix_channels([a, b], [v, w], c), leaves)
+    leaves[4] = onto.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b, v, w, y: ops.mix_channels([a, b], [v, w], onto=y * 2), leaves)
+    out = ops.mix_channels([*parts], weights, bias)
+    want = F.conv2d(torch.cat(parts, 1), torch.cat(weights, 1)[..., None, None], bias)
     torch.testing.assert_close(out, want)
-    plain, last = torch.autograd.grad(out.square().sum(), leaves[:2])
-    assert plain.is_contiguous()
-    assert last.is_contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        memory = torch.empty_like(onto)
+        assert ops.mix_channels([*parts], weights, bias, out=memory) is memory
+        torch.testing.assert_close(
+            ops.mix_channels([*parts], weights, onto=onto.clone()), want - bias[:, None, None] + onto
+        )
+        torch.testing.assert_close(memory, want)
+
+
+def test_without_the_loops_in_c_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = zoo.create_model("terminator_z").train()
+        logits = model(torch.randn(4, 1, 14, 14, generator=torch.Generator().manual_seed(1)))
+        logits.square().sum().backward()
+        found.append([logits.detach(), model.blocks[0].mixer.weight.grad, model.blocks[0].rgu_slow.pos_bias.grad])
+        found[-1] += [b for name, b in model.named_buffers() if "norm" in name]
+        monkeypatch.setattr(ops.native, "available", lambda *args, **kwargs: False)
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4 * float(want.abs().max()))
+
+
+def test_some_samples_at_a_time_are_as_good_as_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = tiny().eval(), batch()
+    with torch.no_grad():
+        whole = model(x)
+        monkeypatch.setattr(ops, "CACHED", 1)
+        torch.testing.assert_close(model(x), whole)
 
 
 def test_long_convolutions_under_autocast_and_in_half() -> None:

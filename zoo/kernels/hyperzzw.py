@@ -16,13 +16,14 @@ autocast, and stay there when a model is cast to half precision. So do the Fouri
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.kernels import native
 from zoo.kernels.base import no_autocast
 from zoo.kernels.large_kernel import depthwise_conv2d
 from zoo.kernels.watching import is_recorded
@@ -30,11 +31,13 @@ from zoo.kernels.watching import is_recorded
 __all__ = [
     "LocalSlowNet",
     "SlowNet",
+    "StandardGELU",
     "batch_standardise",
     "causal_conv",
     "coordinate_grid",
     "elementwise_score",
     "fold_product",
+    "gate",
     "global_product",
     "group_standardise",
     "instance_standardise",
@@ -46,6 +49,7 @@ __all__ = [
 ]
 
 GROUPS = 12  # of group_standardise
+CACHED = 1_200_000  # numbers in the part of a map that is worked on at a time
 HALF = (torch.float16, torch.bfloat16)
 SLOW_LOSSES = ("tile", "channel_sum", "none")
 
@@ -53,10 +57,166 @@ SLOW_LOSSES = ("tile", "channel_sum", "none")
 # ---- standardisation: normalisation without affine parameters ----------------------------------------------
 
 
-def instance_standardise(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """(x - mean) / sqrt(var + 1e-5) of every map of every sample, biased variance; (B, C, ...) -> same."""
+def instance_standardise(x: Tensor, eps: float = 1e-5, overwrite: bool = False) -> Tensor:
+    """(x - mean) / sqrt(var + 1e-5) of every map of every sample, biased variance; (B, C, ...) -> same.
+
+    Args:
+        x: (B, C, ...).
+        eps: added to the variance.
+        overwrite: the memory of `x` may be used for the answer where no gradient is wanted.
+    """
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
+        if not is_recorded(x) and native.available(x, gradients=True):
+            return _standardise(x, None, None, eps=eps, overwrite=overwrite)
     points = x.flatten(2)
     return F.layer_norm(points, points.shape[-1:], eps=eps).view(x.shape)
+
+
+def gate(key: Tensor, query: Tensor, bias: Tensor, overwrite: bool = False) -> Tensor:
+    """GELU( IS( key * query ) ) + bias.
+
+    Args:
+        key: (B, C, H, W).
+        query: likewise.
+        bias: one number for each pixel, (H, W) or (W,).
+        overwrite: the memory of `key` may be used for the answer where no gradient is wanted.
+    """
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
+        if not is_recorded(key) and native.available(key, query, bias, gradients=True):
+            return _standardise(key, query, bias.expand(key.shape[2:]), overwrite=overwrite)
+    return F.gelu(instance_standardise(key * query)).add_(bias)
+
+
+class StandardGELU(nn.BatchNorm2d):
+    """GELU( BS(x) ) + bias, or GELU( G-IBS(x) ) + bias.
+
+    Args:
+        dim: channels C.
+        groups: 1, or 12 for G-IBS, of which only the even groups are standardised by batch.
+        running: keep running statistics, (C,) or (C / 2,), for eval mode; otherwise the batch's own serve there too.
+        **dd: device and dtype.
+    """
+
+    def __init__(self, dim: int, groups: int = 1, running: bool = False, **dd: Any) -> None:
+        super().__init__(dim if groups == 1 else dim // 2, affine=False, track_running_stats=running, **dd)
+        self.groups = groups
+
+    def forward(self, x: Tensor, bias: Tensor, overwrite: bool = False) -> Tensor:  # type: ignore[override]
+        """Map (B, C, H, W) to the same shape; `bias` is one number, `overwrite` as in :func:`instance_standardise`."""
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
+            if not is_recorded(x) and native.available(x, bias, gradients=True):
+                shared, given = self._moments(x)
+                return _standardise(x, None, bias.expand(x.shape[2:]), shared, given, overwrite=overwrite)
+        if self.groups == 1:
+            return F.gelu(self._by_batch(x)).add_(bias)
+        even, odd = split_groups(x, self.groups)
+        return F.gelu(join_groups(self._by_batch(even), instance_standardise(odd), self.groups)).add_(bias)
+
+    def _by_batch(self, x: Tensor) -> Tensor:
+        learns = self.training or self.running_mean is None
+        return F.batch_norm(x, self.running_mean, self.running_var, None, None, learns, 0.1, self.eps)
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def _moments(self, x: Tensor) -> tuple["SharedMoments", tuple[Tensor, Tensor]]:
+        """How the channels of a map share their moments, and those."""
+        channel = torch.arange(x.shape[1])
+        even = channel * self.groups // len(channel) % 2 == 0
+        running = None if self.running_mean is None else (self.running_mean, self.running_var)
+        shared = SharedMoments(even, None if self.training else running)
+        mean, var = shared(*native.moments(x))
+        if self.training and running is not None:
+            count = x.numel() // len(channel)
+            running[0].lerp_(mean[0, even], 0.1)
+            running[1].lerp_(var[0, even] * (count / (count - 1)), 0.1)
+        return shared, (mean, (var + self.eps).rsqrt())
+
+
+class SharedMoments:
+    """Moments of planes that some channels share over the batch.
+
+    Args:
+        shares: which channels do, (C,).
+        known: mean and variance of just those to use whatever the batch.
+    """
+
+    def __init__(self, shares: Tensor, known: tuple[Tensor, Tensor] | None) -> None:
+        self.shares, self.known = shares, known
+
+    def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of every plane, (B, C), to those to use."""
+        if self.known is not None:
+            mean, var = mean.clone(), var.clone()
+            mean[:, self.shares], var[:, self.shares] = self.known
+            return mean, var
+        middle = self.slope(mean)
+        return middle, self.slope(var + (mean - middle).square())
+
+    def slope(self, mean: Tensor) -> Tensor:
+        """What becomes of means over planes, (B, C), that the gradient of the standardisation needs."""
+        over_batch = mean.mean(0) if self.known is None else mean.new_zeros(())
+        return torch.where(self.shares, over_batch, mean)
+
+
+def _standardise(
+    x: Tensor,
+    times: Tensor | None,
+    bias: Tensor | None,
+    shared: SharedMoments | None = None,
+    given: tuple[Tensor, Tensor] | None = None,
+    *,
+    eps: float = 1e-5,
+    overwrite: bool = False,
+) -> Tensor:
+    """:func:`zoo.kernels.native.standardise` with gradients."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, times, bias)):
+        return _Standardise.apply(x, times, bias, shared, given, eps)
+    return native.standardise(x, times, bias, given, eps, overwrite)[0]
+
+
+class _Standardise(torch.autograd.Function):
+    """It keeps its inputs and moments only; the standardised values and the slope of GELU are computed anew."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        times: Tensor | None,
+        bias: Tensor | None,
+        shared: SharedMoments | None,
+        given: tuple[Tensor, Tensor] | None,
+        eps: float,
+    ) -> Tensor:
+        y, mean, scale = native.standardise(x, times, bias, given, eps)
+        ctx.save_for_backward(x, times, bias, mean, scale)
+        ctx.shared, ctx.eps = shared, eps
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, times, bias, mean, scale = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody wants second derivatives
+            inputs = [t for t, wanted in zip((x, times, bias), ctx.needs_input_grad, strict=False) if wanted]
+            y = _standardise_plainly(x, times, bias, ctx.shared, ctx.eps)
+            found = iter(torch.autograd.grad(y, inputs, grad, create_graph=True))
+            return *(next(found) if wanted else None for wanted in ctx.needs_input_grad[:3]), None, None, None
+        slope = None if ctx.shared is None else ctx.shared.slope
+        d_x, d_times = native.standardise_gradient(x, times, mean, scale, grad, bias is not None, slope)
+        d_bias = grad.sum((0, 1)) if ctx.needs_input_grad[2] else None
+        return d_x, d_times, d_bias, None, None, None
+
+
+def _standardise_plainly(
+    x: Tensor, times: Tensor | None, bias: Tensor | None, shared: SharedMoments | None, eps: float
+) -> Tensor:
+    x = x if times is None else x * times
+    var, mean = torch.var_mean(x, (2, 3), correction=0)
+    if shared is not None:
+        mean, var = shared(mean, var)
+    z = (x - mean[..., None, None]) * (var + eps).rsqrt()[..., None, None]
+    return z if bias is None else F.gelu(z) + bias
 
 
 def batch_standardise(x: Tensor, mean: Tensor | None = None, var: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -238,13 +398,21 @@ def repeat_channels(x: Tensor, channels: int) -> Tensor:
 # ---- a linear map over channels ----------------------------------------------------------------------------
 
 
-def mix_channels(parts: list[Tensor], weights: list[Tensor], bias: Tensor) -> Tensor:
+def mix_channels(
+    parts: list[Tensor],
+    weights: list[Tensor],
+    bias: Tensor | None = None,
+    onto: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
     """Sum over parts of W_i x_i, plus bias: a 1 x 1 convolution of concatenated maps without the concatenation.
 
     Args:
-        parts: maps (B, C_i, H, W), contiguous or channels_last, in any mixture.
+        parts: maps (B, C_i, H, W).
         weights: (C_out, C_i) each.
-        bias: (C_out,).
+        bias: (C_out,), or None for zero.
+        onto: a map (B, C_out, H, W) of no further use, to which the sum is added in place, instead of a bias.
+        out: a map for the answer, where no gradient is wanted.
 
     Returns:
         (B, C_out, H, W), contiguous.
@@ -252,82 +420,98 @@ def mix_channels(parts: list[Tensor], weights: list[Tensor], bias: Tensor) -> Te
     first = parts[0]
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
         if not is_recorded(first) and first.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
-            shape = (first.shape[0], bias.shape[0], *first.shape[2:])
-            return _MixChannels.apply(bias, len(parts), *(p.flatten(2) for p in parts), *weights).view(shape)
+            if torch.is_grad_enabled():
+                return _MixChannels.apply(bias, onto, len(parts), *parts, *weights)
+            return _mix(parts, weights, bias, onto, out)
     x, weight = torch.cat(parts, 1), torch.cat(weights, 1)
-    return F.conv2d(x, weight[:, :, None, None], bias)
+    y = F.conv2d(x, weight[:, :, None, None], bias)
+    if onto is not None:
+        y += onto
+    return y if out is None else out.copy_(y)
 
 
-def mix_rows(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The 1 x 1 convolution of a channels_last map (B, C, H, W), which stays channels_last."""
-    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
-        if not is_recorded(x) and x.device.type == "cpu":
-            return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
-    return F.conv2d(x, weight[:, :, None, None], bias)
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """A map (B, C, H, W) in the memory order that depthwise convolutions on a CPU are fast in; others stay."""
-    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
-        if not is_recorded(x) and x.device.type == "cpu" and x.dtype != torch.float64:
-            return _ChannelsLast.apply(x)
-    return x
-
-
-class _ChannelsLast(torch.autograd.Function):
-    """One plain transposition an image, four times as fast as the library's own reordering."""
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        if not x.is_contiguous():
-            return x.contiguous(memory_format=torch.channels_last)
-        batch, chans, height, width = x.shape
-        rows = x.new_empty(batch, height * width, chans)
-        for source, target in zip(x.flatten(2), rows, strict=True):
-            target.copy_(source.t())
-        return rows.view(batch, height, width, chans).permute(0, 3, 1, 2)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad.contiguous()
+def _mix(
+    parts: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bias: Tensor | None,
+    onto: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    batch, _, *size = parts[0].shape
+    if out is None:
+        out = parts[0].new_empty(batch, len(weights[0]), *size) if onto is None else onto
+    for y, *chunk in few_samples(out, *parts):
+        y = y.flatten(2)
+        if onto is None:
+            y.copy_(bias[:, None]) if bias is not None else y.zero_()
+        for x, w in zip(chunk, weights, strict=True):
+            y.baddbmm_(w.expand(len(y), *w.shape), x.flatten(2))
+    return out
 
 
 class _MixChannels(torch.autograd.Function):
-    """:func:`mix_channels` on (B, C_i, P), one product an image; gradients keep the memory order of their part."""
+    """:func:`mix_channels`, one product an image."""
 
     @staticmethod
-    def forward(bias: Tensor, count: int, *tensors: Tensor) -> Tensor:
-        parts, weights = tensors[:count], tensors[count:]
-        batch, _, points = parts[0].shape
-        out = bias[:, None].expand(batch, -1, points).contiguous()
-        for x, w in zip(parts, weights, strict=True):
-            out.baddbmm_(w.expand(batch, *w.shape), x)
-        return out
+    def forward(bias: Tensor | None, onto: Tensor | None, count: int, *tensors: Tensor) -> Tensor:
+        return _mix(tensors[:count], tensors[count:], bias, onto)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.count = inputs[1]
-        ctx.save_for_backward(*inputs[2:])
+        ctx.count = inputs[2]
+        if inputs[1] is not None:
+            ctx.mark_dirty(inputs[1])
+        ctx.save_for_backward(*inputs[3:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        parts, weights = saved[: ctx.count], saved[ctx.count :]
-        wanted, batch = ctx.needs_input_grad, len(grad)
-        d_parts: list[Tensor | None] = [None] * len(parts)
-        d_weights: list[Tensor | None] = [None] * len(parts)
-        for i, (x, w) in enumerate(zip(parts, weights, strict=True)):
-            weight = w.expand(batch, *w.shape)
-            if wanted[2 + i]:
-                last = x.stride(1) == 1 and x.shape[1] > 1  # channels_last
-                d_parts[i] = (grad.mT @ weight).mT if last else weight.mT @ grad
-            if wanted[2 + len(parts) + i]:
-                d_weights[i] = (grad @ x.mT).sum(0)
-        return grad.sum((0, 2)), None, *d_parts, *d_weights
+        parts, weights = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        wants_bias, wants_onto, _, *wanted = ctx.needs_input_grad
+        wants_parts, wants_weights = wanted[: ctx.count], wanted[ctx.count :]
+        d_onto = grad if wants_onto else None
+        if torch.is_grad_enabled():  # somebody wants second derivatives
+            d_bias = grad.sum((0, 2, 3)) if wants_bias else None
+            slope = grad.flatten(2)
+            d_x = [(w.mT @ slope).view(x.shape) for x, w in zip(parts, weights, strict=True)]
+            d_w = [(slope @ x.flatten(2).mT).sum(0) for x in parts]
+            return d_bias, d_onto, None, *d_x, *d_w
+        d_bias = grad.new_zeros(grad.shape[1]) if wants_bias else None
+        d_parts = [x.new_empty(x.shape) if wants else None for x, wants in zip(parts, wants_parts, strict=True)]
+        d_weights = [torch.zeros_like(w) if wants else None for w, wants in zip(weights, wants_weights, strict=True)]
+        for slope, *chunk in few_samples(grad, *parts, *(d for d in d_parts if d is not None)):
+            slope, chunk = slope.flatten(2), [x.flatten(2) for x in chunk]
+            d_chunk = iter(chunk[ctx.count :])
+            if d_bias is not None:
+                d_bias += slope.sum((0, 2))
+            for x, w, d_x, d_w in zip(chunk, weights, d_parts, d_weights, strict=False):
+                if d_x is not None:
+                    torch.bmm(w.mT.expand(len(x), *w.mT.shape), slope, out=next(d_chunk))
+                if d_w is not None:
+                    d_w += (slope @ x.mT).sum(0)
+        return d_bias, d_onto, None, *d_parts, *d_weights
+
+
+def few_samples(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Slices of maps (B, ...), some samples at a time, as many as the cache holds of the first."""
+    step = max(CACHED // maps[0][0].numel(), 1)
+    return zip(*(m.split(step) for m in maps), strict=True)
+
+
+def by_samples(function: Callable[..., Tensor], maps: list[Tensor], chans: int) -> Tensor:
+    """function(maps), a few samples at a time where no gradient is wanted: all that it makes then stays in the cache.
+
+    Args:
+        function: treats every sample alike and on its own; its argument `out` is memory for the answer.
+        maps: (B, ...) each.
+        chans: channels of the answer.
+    """
+    x = maps[0]
+    if is_recorded(x) or x.device.type != "cpu" or torch.is_grad_enabled():
+        return function(maps)
+    y = x.new_empty(len(x), chans, *x.shape[2:])
+    for out, *chunk in few_samples(y, *maps):
+        function(chunk, out=out)
+    return y
 
 
 # ---- slow networks -----------------------------------------------------------------------------------------
@@ -451,8 +635,10 @@ class SlowNet(nn.Module):
         return affine(self.out.weight, self.out.bias, h).view(leading + list(self.shape))
 
     def _waves(self) -> list[Tensor]:
-        """sin(F_l g) of every layer, (h, P) each."""
-        return [torch.sin(affine(f.weight, f.bias, self.grid)) for f in self.filters]  # type: ignore[arg-type]
+        """sin(F_l g) of every layer, (h, P) each; angles of many turns lose their fraction in single precision."""
+        grid = self.grid if self.grid.device.type == "mps" else self.grid.double()
+        angles = [affine(f.weight.to(grid.dtype), f.bias.to(grid.dtype), grid) for f in self.filters]  # type: ignore[operator]
+        return [torch.sin(angle).to(self.grid.dtype) for angle in angles]
 
     # ---- the deploy form
 

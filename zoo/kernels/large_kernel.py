@@ -248,7 +248,8 @@ def _fastest_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation:
         y = x * weight.view(-1, 1, 1)
         return y if bias is None else y + bias.view(-1, 1, 1)
     given = (x, weight) if bias is None else (x, weight, bias)
-    if _is_large(weight, dilation) and native.available(*given, gradients=True):
+    suits = _is_large(weight, dilation) or (bias is None and native.suits_planes(x, dilation))
+    if suits and native.available(*given, gradients=True):
         return _NativeDepthwise.apply(x, weight, bias, dilation)
     if _matrix_is_faster(x, weight, dilation):
         matrix = toeplitz(live_taps(weight, height, width, dilation), height, width)

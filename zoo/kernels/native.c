@@ -1,4 +1,5 @@
-/* The inner loops that decide the speed of UniRepLKNet on a CPU, in float32; see native.py for who calls them. */
+/* The inner loops that decide the speed of UniRepLKNet and of Terminator on a CPU, in float32; see native.py for who
+   calls them. The former are for channels_last maps, the latter for planes: one channel of one sample each. */
 
 #include <math.h>
 #include <stdlib.h>
@@ -13,9 +14,9 @@ typedef float lanes __attribute__((vector_size(4 * LANES))); /* neighbouring cha
 
 enum { STRIP = 7 }; /* output pixels of a row that are summed at once: 7 divides 56, 28, 14 and 7 */
 
-/* x Phi(x), exact to rounding: Phi(x) - 1/2 is x times a rational function of x^2, fitted on |x| <= 5.5 with an error
-   of at most 7e-9. */
-static inline float gelu(float x) {
+/* Phi(x), exact to rounding: Phi(x) - 1/2 is x times a rational function of x^2, fitted on |x| <= 5.5 with an error of
+   at most 7e-9. */
+static inline float gelu_share(float x) {
     float z = x > 5.5f ? 5.5f : x;
     z = z < -5.5f ? -5.5f : z;
     float t = z * z;
@@ -24,8 +25,10 @@ static inline float gelu(float x) {
     float phi = z * over / under;
     phi = phi > 0.5f ? 0.5f : phi;
     phi = phi < -0.5f ? -0.5f : phi;
-    return x * (0.5f + phi);
+    return 0.5f + phi;
 }
+
+static inline float gelu(float x) { return x * gelu_share(x); }
 
 /* h <- gelu(h + bias), and the sum of its squares down the rows, a part of the rows at a time.
    h (samples, rows, cols), bias (cols), energy (samples, parts, cols). */
@@ -186,6 +189,248 @@ void depthwise_taps(const float *x, const float *grad, float *out, long batch, l
                 for (long k_y = 0; k_y < k_h; k_y++)
                     for (long k_x = 0; k_x < k_w; k_x++)
                         memcpy(to + (k_y * k_w + k_x) * chans, total + k_y * wide + k_x, bytes);
+            }
+        }
+        free(map);
+        free(slope);
+        free(total);
+    }
+}
+
+/* ---- planes ---- */
+
+typedef float anywhere __attribute__((vector_size(4 * LANES), aligned(4))); /* neighbouring pixels of one row */
+
+/* Derivative of gelu: Phi(x) + x phi(x), the density phi with the exponential taken as 2^whole 2^part. */
+static inline float gelu_slope(float x) {
+    float power = -0.72134752f * x * x;
+    power = power < -126 ? -126 : power;
+    float whole = floorf(power + 0.5f), part = power - whole;
+    float two_to_part = ((((((1.5252734e-5f * part + 1.5403530e-4f) * part + 1.3333558e-3f) * part + 9.6181291e-3f) * part + 5.5504109e-2f) * part + 0.24022651f) * part + 0.69314718f) * part + 1;
+    union { int bits; float number; } two_to_whole = {((int)whole + 127) << 23};
+    return gelu_share(x) + x * 0.39894228f * two_to_part * two_to_whole.number;
+}
+
+#define INLINE static inline __attribute__((always_inline)) /* so that arguments that are constant drop out */
+
+INLINE float product_of(const float *x, const float *times, long i) { return times ? x[i] * times[i] : x[i]; }
+
+/* Mean and biased variance of a plane of x, or of its product with `times`; the second sum corrects the first. */
+INLINE void plane_moments(const float *x, const float *times, long points, float *mean, float *var) {
+    float sum = 0, rest = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+    for (long i = 0; i < points; i++) sum += product_of(x, times, i);
+    float middle = sum / points;
+#pragma omp simd reduction(+ : rest, squares)
+    for (long i = 0; i < points; i++) {
+        float apart = product_of(x, times, i) - middle;
+        rest += apart;
+        squares += apart * apart;
+    }
+    rest /= points;
+    *mean = middle + rest;
+    *var = squares / points - rest * rest;
+}
+
+/* x (planes, points), mean and var (planes). */
+void moments(const float *x, float *mean, float *var, long planes, long points) {
+#pragma omp parallel for schedule(static)
+    for (long p = 0; p < planes; p++) plane_moments(x + p * points, NULL, points, mean + p, var + p);
+}
+
+INLINE void plane_standardise(const float *x, const float *times, const float *bias, float *y, float *mean,
+                              float *scale, long points, float eps, long own) {
+    if (own) {
+        float var;
+        plane_moments(x, times, points, mean, &var);
+        *scale = 1 / sqrtf(var + eps);
+    }
+    float middle = *mean, factor = *scale;
+#pragma omp simd
+    for (long i = 0; i < points; i++) {
+        float z = (product_of(x, times, i) - middle) * factor;
+        y[i] = bias ? gelu(z) + bias[i] : z;
+    }
+}
+
+/* y <- (x times - mean) scale of every plane, or gelu of that, plus bias; its own moments if asked.
+   x, times (or NULL: ones) and y (planes, points), y may be x; bias (points), or NULL: no gelu; mean and scale (planes),
+   written with its own moments, read otherwise. */
+void standardise(const float *x, const float *times, const float *bias, float *y, float *mean, float *scale,
+                 long planes, long points, float eps, long own) {
+#pragma omp parallel for schedule(static)
+    for (long p = 0; p < planes; p++) {
+        long at = p * points;
+        if (times)
+            plane_standardise(x + at, times + at, bias, y + at, mean + p, scale + p, points, eps, own);
+        else if (bias)
+            plane_standardise(x + at, NULL, bias, y + at, mean + p, scale + p, points, eps, own);
+        else
+            plane_standardise(x + at, NULL, NULL, y + at, mean + p, scale + p, points, eps, own);
+    }
+}
+
+/* d_x <- gradient of x, and d_times of times, with flat and tilt the means of the gradient of the standardised z and of
+   that times z. */
+INLINE void plane_gradient(const float *x, const float *times, float mean, float scale, float flat, float tilt,
+                           float *d_x, float *d_times, long points) {
+#pragma omp simd
+    for (long i = 0; i < points; i++) {
+        float z = (product_of(x, times, i) - mean) * scale, slope = scale * (d_x[i] - flat - tilt * z);
+        if (times) d_times[i] = slope * x[i];
+        d_x[i] = times ? slope * times[i] : slope;
+    }
+}
+
+INLINE void plane_slopes(const float *x, const float *times, float mean, float scale, const float *grad, float *d_x,
+                         float *d_times, float *flat, float *tilt, long points, long own, long activate) {
+    float sum = 0, dot = 0;
+#pragma omp simd reduction(+ : sum, dot)
+    for (long i = 0; i < points; i++) {
+        float z = (product_of(x, times, i) - mean) * scale, slope = activate ? grad[i] * gelu_slope(z) : grad[i];
+        d_x[i] = slope;
+        sum += slope;
+        dot += slope * z;
+    }
+    *flat = sum / points;
+    *tilt = dot / points;
+    if (own) plane_gradient(x, times, mean, scale, *flat, *tilt, d_x, d_times, points);
+}
+
+/* First half of the gradient of `standardise`, and all of it with its own moments; gelu if asked.
+   x, times (or NULL), grad, d_x and d_times (planes, points); mean, scale, flat and tilt (planes). */
+void standardise_slopes(const float *x, const float *times, const float *mean, const float *scale, const float *grad,
+                        float *d_x, float *d_times, float *flat, float *tilt, long planes, long points, long own,
+                        long activate) {
+#pragma omp parallel for schedule(static)
+    for (long p = 0; p < planes; p++) {
+        long at = p * points;
+        if (times)
+            plane_slopes(x + at, times + at, mean[p], scale[p], grad + at, d_x + at, d_times + at, flat + p, tilt + p,
+                         points, own, 1);
+        else if (activate)
+            plane_slopes(x + at, NULL, mean[p], scale[p], grad + at, d_x + at, NULL, flat + p, tilt + p, points, own,
+                         1);
+        else
+            plane_slopes(x + at, NULL, mean[p], scale[p], grad + at, d_x + at, NULL, flat + p, tilt + p, points, own,
+                         0);
+    }
+}
+
+/* Second half, for moments that planes share: flat and tilt are now means over all of those. */
+void standardise_gradient(const float *x, const float *mean, const float *scale, const float *flat, const float *tilt,
+                          float *d_x, long planes, long points) {
+#pragma omp parallel for schedule(static)
+    for (long p = 0; p < planes; p++)
+        plane_gradient(x + p * points, NULL, mean[p], scale[p], flat[p], tilt[p], d_x + p * points, NULL, points);
+}
+
+/* ---- depthwise convolution of planes ---- */
+
+enum { WIDE = 4 }; /* vectors of neighbouring output pixels that are summed at once, for two rows */
+
+/* Pixels of one row meet the row of taps that each of two output rows has for them, if any. */
+INLINE void meet(const float *pixels, const float *upper, const float *lower, lanes *sum, long k_w) {
+    for (long k_x = 0; k_x < k_w; k_x++)
+        for (int s = 0; s < WIDE; s++) {
+            lanes pixel = *(const anywhere *)(pixels + k_x + s * LANES);
+            if (upper) sum[s] += upper[k_x] * pixel;
+            if (lower) sum[WIDE + s] += lower[k_x] * pixel;
+        }
+}
+
+/* A plane with zeros on its left and right. */
+static void copy_plane(const float *x, float *map, long height, long width, long padded, long left) {
+    for (long i = 0; i < height; i++) memcpy(map + i * padded + left, x + i * width, width * sizeof(float));
+}
+
+/* Depthwise convolution as above, without bias or dilation.
+   x and y (batch, chans, height, width), taps (chans, k_h, k_w). */
+void depthwise_planes(const float *x, const float *taps, float *y, long batch, long chans, long height, long width,
+                      long k_h, long k_w) {
+    long strip = WIDE * LANES, top = k_h / 2, left = k_w / 2, padded = (width + strip - 1) / strip * strip + 2 * left;
+#pragma omp parallel
+    {
+        float *map = (float *)zeros((height * padded + LANES - 1) / LANES);
+#pragma omp for schedule(static)
+        for (long p = 0; p < batch * chans; p++) {
+            const float *kernel = taps + p % chans * k_h * k_w;
+            copy_plane(x + p * height * width, map, height, width, padded, left);
+            for (long i = 0; i < height; i += 2) {
+                for (long j = 0; j < width; j += strip) {
+                    lanes sum[2 * WIDE] = {{0}};
+                    for (long k_y = i < top ? top - i : 0; k_y <= k_h && i + k_y - top < height; k_y++) {
+                        const float *pixels = map + (i + k_y - top) * padded + j, *tap = kernel + k_y * k_w;
+                        if (k_y == 0)
+                            meet(pixels, tap, NULL, sum, k_w);
+                        else if (k_y == k_h)
+                            meet(pixels, NULL, tap - k_w, sum, k_w);
+                        else
+                            meet(pixels, tap, tap - k_w, sum, k_w);
+                    }
+                    size_t bytes = (width - j < strip ? width - j : strip) * sizeof(float);
+                    for (long r = 0; r < 2 && i + r < height; r++)
+                        memcpy(y + (p * height + i + r) * width + j, sum + r * WIDE, bytes);
+                }
+            }
+        }
+        free(map);
+    }
+}
+
+/* total[s] += the gradient of tap (k_y, k_x + s), lane by lane, for `strip` neighbouring taps at once. */
+INLINE void plane_gradient_strip(const float *map, const float *slope, lanes *total, long height, long width,
+                                 long padded, long down, const int strip) {
+    lanes sum[9] = {{0}};
+    for (long i = down < 0 ? -down : 0; i < height && i + down < height; i++)
+        for (long j = 0; j < width; j += LANES) {
+            lanes grad = *(const anywhere *)(slope + i * padded + j);
+            for (int s = 0; s < strip; s++) sum[s] += grad * *(const anywhere *)(map + (i + down) * padded + j + s);
+        }
+    for (int s = 0; s < strip; s++) total[s] += sum[s];
+}
+
+/* Gradient of the taps of `depthwise_planes`, a part of the batch at a time.
+   x and grad (batch, chans, height, width), out (parts, chans, k_h, k_w). */
+void depthwise_planes_taps(const float *x, const float *grad, float *out, long batch, long chans, long height,
+                           long width, long k_h, long k_w, long parts) {
+    long strip = k_w <= 3 ? 3 : k_w <= 5 ? 5 : k_w <= 7 ? 7 : 9, wide = (k_w + strip - 1) / strip * strip;
+    long top = k_h / 2, left = k_w / 2, points = height * width;
+    long padded = (width + LANES - 1) / LANES * LANES + (wide > 2 * left ? wide : 2 * left);
+    long room = (height * padded + wide + LANES - 1) / LANES;
+#pragma omp parallel
+    {
+        float *map = (float *)zeros(room), *slope = (float *)zeros(room);
+        lanes *total = zeros(k_h * wide);
+#pragma omp for collapse(2) schedule(static)
+        for (long part = 0; part < parts; part++) {
+            for (long chan = 0; chan < chans; chan++) {
+                memset(total, 0, k_h * wide * sizeof(lanes));
+                for (long sample = batch * part / parts; sample < batch * (part + 1) / parts; sample++) {
+                    copy_plane(x + (sample * chans + chan) * points, map, height, width, padded, left);
+                    copy_plane(grad + (sample * chans + chan) * points, slope, height, width, padded, 0);
+                    for (long k_y = 0; k_y < k_h; k_y++)
+                        for (long k_x = 0; k_x < k_w; k_x += strip) {
+                            const float *pixels = map + k_x;
+                            long down = k_y - top;
+                            lanes *sums = total + k_y * wide + k_x;
+                            if (strip == 3)
+                                plane_gradient_strip(pixels, slope, sums, height, width, padded, down, 3);
+                            else if (strip == 5)
+                                plane_gradient_strip(pixels, slope, sums, height, width, padded, down, 5);
+                            else if (strip == 7)
+                                plane_gradient_strip(pixels, slope, sums, height, width, padded, down, 7);
+                            else
+                                plane_gradient_strip(pixels, slope, sums, height, width, padded, down, 9);
+                        }
+                }
+                for (long k_y = 0; k_y < k_h; k_y++)
+                    for (long k_x = 0; k_x < k_w; k_x++) {
+                        lanes sums = total[k_y * wide + k_x];
+                        float sum = 0;
+                        for (int s = 0; s < LANES; s++) sum += sums[s];
+                        out[((part * chans + chan) * k_h + k_y) * k_w + k_x] = sum;
+                    }
             }
         }
         free(map);

@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,7 +22,17 @@ from torch import Tensor
 
 from zoo.kernels.watching import is_ordinary
 
-__all__ = ["available", "depthwise", "depthwise_weight_gradient", "gelu_energy_", "layer_norm"]
+__all__ = [
+    "available",
+    "depthwise",
+    "depthwise_weight_gradient",
+    "gelu_energy_",
+    "layer_norm",
+    "moments",
+    "standardise",
+    "standardise_gradient",
+    "suits_planes",
+]
 
 # Products and sums are contracted to one instruction; not-a-numbers pass through the formulas as they are written.
 FLAGS = ["-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC"]
@@ -101,6 +112,12 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool =
     return y
 
 
+def suits_planes(x: Tensor, dilation: int = 1) -> bool:
+    """Whether :func:`depthwise` takes a map as it is, channel by channel, and not pixel by pixel (channels_last)."""
+    planes = x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
+    return planes and x.shape[-1] > 12 and dilation == 1
+
+
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1) -> Tensor:
     """Depthwise convolution with zero padding that keeps the size of the map.
 
@@ -111,8 +128,12 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1)
         dilation: distance between taps, pixels.
 
     Returns:
-        (B, C, H, W) in channels_last order.
+        (B, C, H, W), in channels_last order unless :func:`suits_planes`.
     """
+    if bias is None and suits_planes(x, dilation):
+        y = torch.empty_like(x)
+        _call("depthwise_planes", x, weight.contiguous(), y, *x.shape, *weight.shape[-2:])
+        return y
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty_like(x)
     taps = weight.flatten(1).t().contiguous()
@@ -133,20 +154,98 @@ def depthwise_weight_gradient(x: Tensor, grad: Tensor, kernel: tuple[int, int], 
     Returns:
         (C, 1, k_h, k_w).
     """
-    x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
     chans, parts = x.shape[1], min(len(x), torch.get_num_threads())
+    if suits_planes(x, dilation):
+        taps = torch.empty(parts, chans, 1, *kernel)
+        _call("depthwise_planes_taps", x, grad.contiguous(), taps, *x.shape, *kernel, parts)
+        return taps.sum(0)
+    x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
     taps = torch.empty(parts, kernel[0] * kernel[1], chans)
     _call("depthwise_taps", x, grad, taps, *x.shape, *kernel, dilation, parts)
     return taps.sum(0).t().reshape(chans, 1, *kernel)
 
 
-def _call(name: str, *arguments: Tensor | int | float) -> None:
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of every plane of (B, C, H, W), (B, C) each."""
+    x = x.contiguous()
+    mean, var = x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
+    _call("moments", x, mean, var, mean.numel(), _points(x))
+    return mean, var
+
+
+def standardise(
+    x: Tensor,
+    times: Tensor | None,
+    bias: Tensor | None,
+    given: tuple[Tensor, Tensor] | None,
+    eps: float,
+    overwrite: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Planes of x, or of x * times, standardised; where there is a bias, then GELU and the bias.
+
+    Args:
+        x: (B, C, H, W), :func:`available`.
+        times: as x, or None for ones.
+        bias: (H, W) or None; needed with `times`.
+        given: mean and 1 / standard deviation to use, (B, C) each; None for those of every plane.
+        eps: added to the variance of every plane.
+        overwrite: answer in the memory of x.
+
+    Returns:
+        (B, C, H, W); mean and 1 / standard deviation, (B, C).
+    """
+    x = x.contiguous()
+    y = x if overwrite else torch.empty_like(x)
+    mean, scale = given or (x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2]))
+    times, bias, mean, scale = (None if t is None else t.contiguous() for t in (times, bias, mean, scale))
+    _call("standardise", x, times, bias, y, mean, scale, mean.numel(), _points(x), eps, int(given is None))
+    return y, mean, scale
+
+
+def standardise_gradient(
+    x: Tensor,
+    times: Tensor | None,
+    mean: Tensor,
+    scale: Tensor,
+    grad: Tensor,
+    activated: bool,
+    shared: Callable[[Tensor], Tensor] | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of x and `times` in :func:`standardise`.
+
+    Args:
+        x: what it was given.
+        times: likewise.
+        mean: what it answered, (B, C).
+        scale: likewise.
+        grad: gradient of its result.
+        activated: whether GELU followed.
+        shared: None where every plane had its own moments. Otherwise what became of two means over every plane, (B, C),
+            on the way to those that were used: of the gradient behind the standardisation, and of that times its value.
+    """
+    x, mean, scale = x.contiguous(), mean.contiguous(), scale.contiguous()
+    times = None if times is None else times.contiguous()
+    d_x, d_times = torch.empty_like(x), None if times is None else torch.empty_like(x)
+    flat, tilt, planes, points = torch.empty_like(mean), torch.empty_like(mean), mean.numel(), _points(x)
+    sizes = planes, points, int(shared is None), int(activated)
+    _call("standardise_slopes", x, times, mean, scale, grad.contiguous(), d_x, d_times, flat, tilt, *sizes)
+    if shared is not None:
+        flat, tilt = shared(flat).contiguous(), shared(tilt).contiguous()
+        _call("standardise_gradient", x, mean, scale, flat, tilt, d_x, planes, points)
+    return d_x, d_times
+
+
+def _points(x: Tensor) -> int:
+    return x.shape[2:].numel()
+
+
+def _call(name: str, *arguments: Tensor | int | float | None) -> None:
     loops = library()
     assert loops is not None
     getattr(loops, name)(*map(_as_c, arguments))
 
 
-def _as_c(value: Tensor | int | float) -> ctypes.c_void_p | ctypes.c_long | ctypes.c_float:
-    if isinstance(value, Tensor):
-        return ctypes.c_void_p(value.data_ptr())
+def _as_c(value: Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_long | ctypes.c_float:
+    if value is None or isinstance(value, Tensor):
+        return ctypes.c_void_p(None if value is None else value.data_ptr())
     return ctypes.c_long(value) if isinstance(value, int) else ctypes.c_float(value)

@@ -47,18 +47,17 @@ from zoo.kernels.hyperzzw import (
     SLOW_LOSSES,
     LocalSlowNet,
     SlowNet,
+    StandardGELU,
+    by_samples,
     causal_conv,
-    channels_last,
     elementwise_score,
     fold_product,
+    gate,
     instance_standardise,
-    join_groups,
     local_conv,
     mix_channels,
-    mix_rows,
     same_conv,
     slow_loss,
-    split_groups,
     square_side,
     uniform_,
 )
@@ -114,7 +113,7 @@ class RecursiveGatedUnit(nn.Module):
         """Everything before Y, (B, C, H, W) to the same; Q V is one matrix."""
         key = mix_channels([x], [self.k.weight], self.k.bias)
         query = mix_channels([x], [self.q.weight @ self.v.weight], self.q.weight @ self.v.bias + self.q.bias)
-        return F.gelu(instance_standardise(key * query)).add_(self.pos_bias)
+        return gate(key, query, self.pos_bias, overwrite=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
@@ -192,10 +191,10 @@ class SlowFastBlock(nn.Module):
         self.rgu_fast = RecursiveGatedUnit(dim, pos_shape, **dd)
         self.mixer = nn.Linear(dim, dim, **dd)
         self.local_mix = nn.ModuleList(nn.Linear(dim, dim, **dd) for _ in local_sizes)
-        self.local_norm = nn.ModuleList(batch_norm(dim, running, **dd) for _ in local_sizes)
+        self.local_norm = nn.ModuleList(StandardGELU(dim, running=running, **dd) for _ in local_sizes)
         self.local_bias = nn.ParameterList(nn.Parameter(torch.zeros(1, **dd)) for _ in local_sizes)
         self.bottleneck = nn.Linear(dim * len(self.order), out_dim, **dd)
-        self.out_norm = batch_norm(out_dim // 2, running, **dd)
+        self.out_norm = StandardGELU(out_dim, GROUPS, running, **dd)
         self.out_bias = nn.Parameter(torch.zeros(1, **dd))
         for linear in (self.mixer, *self.local_mix, self.bottleneck):
             normal_(linear)
@@ -233,47 +232,71 @@ class SlowFastBlock(nn.Module):
 
     def layer(self, x: Tensor, pre: list[Tensor], kernel: Tensor) -> Tensor:
         """Up to the bottleneck: (B, C, H, W), earlier outputs and the hyper-kernel to (B, out_dim, H, W)."""
-        w = x * kernel.view([1, self.dim, self.size[0], self.size[1]]).to(x.dtype)
-        gates = [self.rgu_slow.gate(w), self.rgu_fast.gate(x)]
-        y_bias = self.rgu_slow.y.bias + self.rgu_fast.y.bias
-        fast = instance_standardise(mix_channels(gates, [self.rgu_slow.y.weight, self.rgu_fast.y.weight], y_bias))
-        mixed = instance_standardise(mix_channels([x], [self.mixer.weight], self.mixer.bias))
-        hci = instance_standardise(self.hci(x))
-        g1 = self.global_operator(w, fast)
-        parts = {"fast": fast, "g1": g1, "silu": F.silu(g1), "hi": self.hi(g1, x)}
-        parts["g2"] = self.global_operator(w, mixed)
-        parts["g3"] = self.global_operator(w, hci)
-        for i, earlier in enumerate(pre):
-            parts[f"pre{i}"] = earlier
+        weights = self.bottleneck_weights(pre)
+        w = kernel.view([1, self.dim, self.size[0], self.size[1]]).to(x.dtype)
+        mixed = mix_channels([x], [self.mixer.weight], self.mixer.bias)
+        mixed = instance_standardise(mixed, overwrite=True)
+        hci = instance_standardise(self.hci(x), overwrite=True)
 
-        maps = {"x": x, "hci": hci, "mix": mixed}
-        context = {name: z if self.sample_context else z.mean(0, keepdim=True) for name, z in maps.items()}
-        rows = {name: channels_last(z) for name, z in maps.items()}
+        # each image alone
+        maps = [x, mixed, hci] + pre  # noqa: RUF005 (TorchScript)
+        if torch.jit.is_scripting():
+            y = self.global_part(maps, w, weights)
+        else:
+            y = by_samples(partial(self.global_part, kernel=w, weights=weights), maps, self.out_dim)
+
+        # together with the others of its batch
+        named = {"x": x, "hci": hci, "mix": mixed}
+        context = {name: z if self.sample_context else z.mean(0, keepdim=True) for name, z in named.items()}
         biases = [bias for bias in self.local_bias]  # noqa: C416 (TorchScript has no list() of it)
         for j, (net, mix, norm) in enumerate(zip(self.local_nets, self.local_mix, self.local_norm)):  # noqa: B905
             source, convolved = self.roles[j]
             taps = self.local_kernel(net(context[source]).to(x.dtype))
-            y = norm(mix_rows(local_conv(rows[convolved], taps), mix.weight, mix.bias))  # type: ignore[arg-type]
-            parts[f"l{j}"] = F.gelu(y).add_(biases[j])
+            if torch.jit.is_scripting() or self.sample_context:
+                z = self.local_part([named[convolved]], taps, mix.weight, mix.bias)  # type: ignore[arg-type]
+            else:
+                local = partial(self.local_part, taps=taps, weight=mix.weight, bias=mix.bias)
+                z = by_samples(local, [named[convolved]], self.dim)
+            y = mix_channels([norm(z, biases[j], overwrite=True)], [weights[f"l{j}"]], onto=y)
+        return y
 
-        weights: list[Tensor] = []
-        for i, name in enumerate(self.order):
-            weight = self.bottleneck.weight[:, i * self.dim : (i + 1) * self.dim]
-            if name.startswith("pre"):  # as if the map were repeated to C channels
-                weight = weight.unflatten(1, (-1, parts[name].shape[1])).sum(1)
-            weights.append(weight)
-        return mix_channels([parts[name] for name in self.order], weights, self.bottleneck.bias)
+    def global_part(
+        self, maps: list[Tensor], kernel: Tensor, weights: dict[str, Tensor], out: Tensor | None = None
+    ) -> Tensor:
+        """What the bottleneck makes of all but the local branches; `maps` are x, mix, hci and the earlier outputs."""
+        x = maps[0]
+        w = x * kernel
+        gates = [self.rgu_slow.gate(w), self.rgu_fast.gate(x)]
+        y_bias = self.rgu_slow.y.bias + self.rgu_fast.y.bias
+        fast = mix_channels(gates, [self.rgu_slow.y.weight, self.rgu_fast.y.weight], y_bias)
+        fast = instance_standardise(fast, overwrite=True)
+        g1 = self.global_operator(w, fast)
+        parts = {"fast": fast, "g1": g1, "silu": F.silu(g1), "hi": self.hi(g1, x)}
+        parts["g2"] = self.global_operator(w, maps[1])
+        parts["g3"] = self.global_operator(w, maps[2])
+        for i, earlier in enumerate(maps[3:]):
+            parts[f"pre{i}"] = earlier
+        names = list(parts.keys())
+        columns = [weights[name] for name in names]
+        return mix_channels([parts[name] for name in names], columns, self.bottleneck.bias, out=out)
+
+    def local_part(
+        self, maps: list[Tensor], taps: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None = None
+    ) -> Tensor:
+        """A local branch before its standardisation; `maps` is the one that is convolved."""
+        return mix_channels([local_conv(maps[0], taps)], [weight], bias, out=out)
+
+    def bottleneck_weights(self, pre: list[Tensor]) -> dict[str, Tensor]:
+        """The columns of the bottleneck for every part of its input."""
+        weights = dict(zip(self.order, self.bottleneck.weight.split(self.dim, 1)))  # noqa: B905
+        for i, earlier in enumerate(pre):  # as if the map were repeated to C channels
+            weights[f"pre{i}"] = weights[f"pre{i}"].unflatten(1, (-1, earlier.shape[1])).sum(1)
+        return weights
 
     def forward(self, x: Tensor, pre: list[Tensor], kernel: Tensor) -> Tensor:
         """Map (B, C, H, W), earlier outputs and the global hyper-kernel to (B, out_dim, H, W)."""
-        even, odd = split_groups(self.layer(x, pre, kernel))
-        x = F.gelu(join_groups(self.out_norm(even), instance_standardise(odd))).add_(self.out_bias)
+        x = self.out_norm(self.layer(x, pre, kernel), self.out_bias, overwrite=True)
         return F.dropout2d(x, self.drop_rate, self.training)
-
-
-def batch_norm(dim: int, running: bool, **dd: Any) -> nn.BatchNorm2d:
-    """Batch standardisation; without running statistics the batch's own serve in eval mode too."""
-    return nn.BatchNorm2d(dim, affine=False, track_running_stats=running, **dd)
 
 
 def spatial_mean(x: Tensor) -> Tensor:
