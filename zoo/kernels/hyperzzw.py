@@ -124,7 +124,9 @@ class StandardGELU(nn.BatchNorm2d):
         """How the channels of a map share their moments, and those."""
         channel = torch.arange(x.shape[1])
         even = channel * self.groups // len(channel) % 2 == 0
-        running = None if self.running_mean is None else (self.running_mean, self.running_var)
+        running = None
+        if self.running_mean is not None and self.running_var is not None:
+            running = self.running_mean, self.running_var
         shared = SharedMoments(even, None if self.training else running)
         mean, var = shared(*native.moments(x))
         if self.training and running is not None:
@@ -478,13 +480,13 @@ class _MixChannels(torch.autograd.Function):
         d_bias = grad.new_zeros(grad.shape[1]) if wants_bias else None
         d_parts = [x.new_empty(x.shape) if wants else None for x, wants in zip(parts, wants_parts, strict=True)]
         d_weights = [torch.zeros_like(w) if wants else None for w, wants in zip(weights, wants_weights, strict=True)]
-        for slope, *chunk in few_samples(grad, *parts, *(d for d in d_parts if d is not None)):
-            slope, chunk = slope.flatten(2), [x.flatten(2) for x in chunk]
+        for maps in few_samples(grad, *parts, *(d for d in d_parts if d is not None)):
+            slope, *chunk = (m.flatten(2) for m in maps)
             d_chunk = iter(chunk[ctx.count :])
             if d_bias is not None:
                 d_bias += slope.sum((0, 2))
-            for x, w, d_x, d_w in zip(chunk, weights, d_parts, d_weights, strict=False):
-                if d_x is not None:
+            for x, w, d_part, d_w in zip(chunk, weights, d_parts, d_weights, strict=False):
+                if d_part is not None:
                     torch.bmm(w.mT.expand(len(x), *w.mT.shape), slope, out=next(d_chunk))
                 if d_w is not None:
                     d_w += (slope @ x.mT).sum(0)
@@ -637,8 +639,11 @@ class SlowNet(nn.Module):
     def _waves(self) -> list[Tensor]:
         """sin(F_l g) of every layer, (h, P) each; angles of many turns lose their fraction in single precision."""
         grid = self.grid if self.grid.device.type == "mps" else self.grid.double()
-        angles = [affine(f.weight.to(grid.dtype), f.bias.to(grid.dtype), grid) for f in self.filters]  # type: ignore[operator]
-        return [torch.sin(angle).to(self.grid.dtype) for angle in angles]
+        waves: list[Tensor] = []
+        for f in self.filters:
+            angle = affine(f.weight.to(grid.dtype), f.bias.to(grid.dtype), grid)  # type: ignore[arg-type]
+            waves.append(torch.sin(angle).to(self.grid.dtype))
+        return waves
 
     # ---- the deploy form
 

@@ -196,8 +196,8 @@ def standardise(
     """
     x = x.contiguous()
     y = x if overwrite else torch.empty_like(x)
-    mean, scale = given or (x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2]))
-    times, bias, mean, scale = (None if t is None else t.contiguous() for t in (times, bias, mean, scale))
+    mean, scale = (t.contiguous() for t in given or (x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])))
+    times, bias = (None if t is None else t.contiguous() for t in (times, bias))
     _call("standardise", x, times, bias, y, mean, scale, mean.numel(), _points(x), eps, int(given is None))
     return y, mean, scale
 

@@ -255,7 +255,7 @@ class SlowFastBlock(nn.Module):
             if torch.jit.is_scripting() or self.sample_context:
                 z = self.local_part([named[convolved]], taps, mix.weight, mix.bias)  # type: ignore[arg-type]
             else:
-                local = partial(self.local_part, taps=taps, weight=mix.weight, bias=mix.bias)
+                local = partial(self.local_part, taps=taps, weight=mix.weight, bias=mix.bias)  # type: ignore[arg-type]
                 z = by_samples(local, [named[convolved]], self.dim)
             y = mix_channels([norm(z, biases[j], overwrite=True)], [weights[f"l{j}"]], onto=y)
         return y
