@@ -485,11 +485,11 @@ class _MixChannels(torch.autograd.Function):
             d_chunk = iter(chunk[ctx.count :])
             if d_bias is not None:
                 d_bias += slope.sum((0, 2))
-            for x, w, d_part, d_w in zip(chunk, weights, d_parts, d_weights, strict=False):
+            for x, w, d_part, d_weight in zip(chunk, weights, d_parts, d_weights, strict=False):
                 if d_part is not None:
                     torch.bmm(w.mT.expand(len(x), *w.mT.shape), slope, out=next(d_chunk))
-                if d_w is not None:
-                    d_w += (slope @ x.mT).sum(0)
+                if d_weight is not None:
+                    d_weight += (slope @ x.mT).sum(0)
         return d_bias, d_onto, None, *d_parts, *d_weights
 
 
