@@ -467,7 +467,8 @@ class _MixChannels(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        parts, weights = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        saved = ctx.saved_tensors  # once: activation checkpointing unpacks them one time
+        parts, weights = saved[: ctx.count], saved[ctx.count :]
         wants_bias, wants_onto, _, *wanted = ctx.needs_input_grad
         wants_parts, wants_weights = wanted[: ctx.count], wanted[ctx.count :]
         d_onto = grad if wants_onto else None
