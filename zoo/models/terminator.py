@@ -288,7 +288,9 @@ class SlowFastBlock(nn.Module):
 
     def bottleneck_weights(self, pre: list[Tensor]) -> dict[str, Tensor]:
         """The columns of the bottleneck for every part of its input."""
-        weights = dict(zip(self.order, self.bottleneck.weight.split(self.dim, 1)))  # noqa: B905
+        weights: dict[str, Tensor] = {}
+        for i, name in enumerate(self.order):  # not split(), which torch.fx cannot iterate over
+            weights[name] = self.bottleneck.weight.narrow(1, i * self.dim, self.dim)
         for i, earlier in enumerate(pre):  # as if the map were repeated to C channels
             weights[f"pre{i}"] = weights[f"pre{i}"].unflatten(1, (-1, earlier.shape[1])).sum(1)
         return weights
