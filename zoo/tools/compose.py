@@ -134,12 +134,8 @@ HEADS: dict[str, Head] = {"linear": linear_head, "kernel ridge": ridge_head, "GR
 
 
 def backbones() -> list[str]:
-    """Shipped weights of spatial models for grey images of 28 x 28, whose features a head can take."""
-    return [
-        name
-        for name, record in shipped.records().items()
-        if record["preprocessing"].get("input_size") == [1, 28, 28] and record["class_names"]
-    ]
+    """Shipped weights of spatial models that learned MNIST digits, whose features a head can take."""
+    return [name for name, record in shipped.records().items() if record["tag"] == "mnist5k"]
 
 
 def heads(folder: Path, seeds: int = SEEDS) -> Iterator[str]:
