@@ -181,9 +181,10 @@ _HEADS_TEXT = """## Composition: heads on frozen features
 
 `python -m zoo benchmark compose heads`
 
-Accuracy on the 359 test rows of scikit-learn's digits, at the size that the backbone knows, from few labels a class: mean (standard
-deviation) over draws of the labelled rows. The backbones were trained on MNIST digits and are not changed; every head
-chooses its setting on the 143 validation rows. Top ten: share of the GRBF importance on its ten strongest features.
+Accuracy on the 359 test rows of scikit-learn's digits, at the size that the backbone knows, from few labels a class:
+mean (standard deviation) over draws of the labelled rows. The backbones were trained on MNIST digits and are not
+changed; every head chooses its setting on the 143 validation rows. Top ten: share of the GRBF importance on its ten
+strongest features.
 """
 
 
