@@ -89,6 +89,41 @@ def test_depthwise(shape: tuple[int, ...], kernel: tuple[int, int, int], order: 
 
 
 @needs_compiler
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(
+    ("points", "units", "dim", "rank"), [(1, 1, 1, 1), (7, 3, 5, 2), (600, 33, 19, 17), (9, 2, 40, 40)]
+)
+def test_gaussian_units(points: int, units: int, dim: int, rank: int, packed: bool) -> None:
+    x, centers, grad = 3 + normal(points, dim), 3 + normal(units, dim, seed=2), normal(points, units, seed=3)
+    factor = normal(dim, dim if packed else rank, seed=4) / dim
+    places = tuple(torch.tril_indices(dim, dim)) if packed else ...
+    stored = factor[places].clone()
+    inputs = tuple(t.double().requires_grad_() for t in (x, centers, stored))
+    L = torch.zeros(factor.shape, dtype=torch.float64)
+    L[places] = inputs[2]
+    want = torch.exp(-0.5 * ((inputs[0].unsqueeze(1) - inputs[1]) @ L).square().sum(-1))
+    found = native.gaussian_units(x, centers, stored)
+    close(found[0], want.detach(), 1e-6)
+    slopes = native.gaussian_units_gradient(grad, found, stored, wants_x=True, wants_centers=True)
+    for got, slope in zip(slopes, torch.autograd.grad(want, inputs, grad.double()), strict=True):
+        close(got, slope, 3e-6)
+    d_x, d_centers, d_factor = native.gaussian_units_gradient(grad, found, stored, wants_x=False, wants_centers=False)
+    assert d_x is None
+    assert d_centers is None
+    torch.testing.assert_close(d_factor, slopes[2], rtol=0, atol=0)
+
+
+@needs_compiler
+def test_gaussian_units_near_and_far() -> None:
+    distances = torch.cat([torch.linspace(0, 13, 5001), torch.tensor([14.0, 50.0, 1e10, 1e18])]).unsqueeze(1)
+    phi = native.gaussian_units(distances, torch.zeros(1, 1), torch.ones(1))[0]
+    exact = torch.exp(-0.5 * distances.double().square())
+    assert float(((phi - exact).abs() / exact.clamp_min(1e-37)).max()) < 1e-5
+    assert phi[-3:].count_nonzero() == 0
+    assert native.gaussian_units(torch.full((1, 1), torch.nan), torch.zeros(1, 1), torch.ones(1))[0].isnan().all()
+
+
+@needs_compiler
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_second_derivatives(dilation: int) -> None:
     found = []

@@ -162,10 +162,10 @@ def speed(folder: Path) -> Iterator[str]:
     yield defaults
     text = (
         "## GRBF: speed\n\n`python -m zoo benchmark grbf speed`\n\nOne training step (forward, backward, fused Adam), "
-        "float32, median CPU time of interleaved calls, of ten steps each at the smallest size. Original: einsum over "
-        "the n x M x D differences; module: `GaussianRBFNetwork` with autograd; solver: `fit_adam`, what the "
-        f"estimators run, its preparation and stopping rule included. {surroundings()}; steps with one thread.\n\n"
-        f"{steps}\n\n{memory}. {fits}. {defaults}."
+        "float32, median CPU time of interleaved calls, of ten steps each at the first size and two at the second. "
+        "Original: einsum over the n x M x D differences; module: `GaussianRBFNetwork` with autograd; solver: "
+        f"`fit_adam`, what the estimators run, its preparation and stopping rule included. {surroundings()}; steps "
+        f"with one thread.\n\n{steps}\n\n{memory}. {fits}. {defaults}."
     )
     put_section(folder.parent / "RESULTS.md", "grbf speed", text)
 

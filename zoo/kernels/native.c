@@ -1,5 +1,6 @@
-/* The inner loops that decide the speed of UniRepLKNet and of Terminator on a CPU, in float32; see native.py for who
-   calls them. The former are for channels_last maps, the latter for planes: one channel of one sample each. */
+/* The inner loops that decide the speed of UniRepLKNet, of Terminator and of small GRBF networks on a CPU, in float32;
+   see native.py for who calls them. The first are for channels_last maps, the second for planes: one channel of one
+   sample each. */
 
 #include <math.h>
 #include <stdlib.h>
@@ -201,14 +202,28 @@ void depthwise_taps(const float *x, const float *grad, float *out, long batch, l
 
 typedef float anywhere __attribute__((vector_size(4 * LANES), aligned(4))); /* neighbouring pixels of one row */
 
-/* Derivative of gelu: Phi(x) + x phi(x), the density phi with the exponential taken as 2^whole 2^part. */
+/* 2^(whole + part), for a whole number from -126 and a part of it between -1/2 and 1/2. */
+static inline float two_to(float whole, float part) {
+    float two_to_part = ((((((1.5252734e-5f * part + 1.5403530e-4f) * part + 1.3333558e-3f) * part + 9.6181291e-3f) * part + 5.5504109e-2f) * part + 0.24022651f) * part + 0.69314718f) * part + 1;
+    union { int bits; float number; } two_to_whole = {((int)whole + 127) << 23};
+    return two_to_part * two_to_whole.number;
+}
+
+/* e^x, at most 1, as the square of its root, so that it may underflow; log2(e) is the sum of two parts. */
+static inline float capped_exponential(float x) {
+    union { float number; int bits; } given = {x};
+    float t = x > 0 ? 0 : 0.5f * x;
+    t = t < -87 ? -87 : t;
+    float whole = floorf(1.44269502f * t + 0.5f), root = two_to(whole, 1.44269502f * t - whole + 1.925963e-8f * t);
+    return (given.bits & 0x7fffffff) > 0x7f800000 ? x : root * root; /* what is not a number stays so */
+}
+
+/* Derivative of gelu: Phi(x) + x phi(x) with the density phi. */
 static inline float gelu_slope(float x) {
     float power = -0.72134752f * x * x;
     power = power < -126 ? -126 : power;
-    float whole = floorf(power + 0.5f), part = power - whole;
-    float two_to_part = ((((((1.5252734e-5f * part + 1.5403530e-4f) * part + 1.3333558e-3f) * part + 9.6181291e-3f) * part + 5.5504109e-2f) * part + 0.24022651f) * part + 0.69314718f) * part + 1;
-    union { int bits; float number; } two_to_whole = {((int)whole + 127) << 23};
-    return gelu_share(x) + x * 0.39894228f * two_to_part * two_to_whole.number;
+    float whole = floorf(power + 0.5f);
+    return gelu_share(x) + x * 0.39894228f * two_to(whole, power - whole);
 }
 
 #define INLINE static inline __attribute__((always_inline)) /* so that arguments that are constant drop out */
@@ -437,4 +452,139 @@ void depthwise_planes_taps(const float *x, const float *grad, float *out, long b
         free(slope);
         free(total);
     }
+}
+
+/* ---- Gaussian units: exp(-|L^T (x - c)|^2 / 2) ---- */
+
+enum { TALL = 4, BROAD = 2 };  /* rows, and vectors of neighbouring columns, of a product that are summed at once */
+enum { DEEP = 256 };           /* terms that are summed before they are added to the rest: more would lose digits */
+enum { SIDE = BROAD * LANES }; /* columns */
+
+/* The first entry of a matrix, and the steps to the next row and column. */
+typedef struct { const float *at; long down, right; } matrix;
+
+INLINE void product_rows(matrix a, const lanes *b, float *out, long terms, long step, long width, const int tall) {
+    lanes sum[TALL][BROAD] = {{{0}}};
+    for (long l = 0; l < terms; l++)
+        for (int r = 0; r < tall; r++)
+            for (int s = 0; s < BROAD; s++) sum[r][s] += a.at[r * a.down + l * a.right] * b[l * BROAD + s];
+    for (int r = 0; r < tall; r++) {
+        const float *sums = (const float *)sum[r];
+        for (long j = 0; j < width; j++) out[r * step + j] += sums[j];
+    }
+}
+
+/* out (rows, cols) += a b, over so many terms. Of a lower triangle b only that is read; of a lower triangle out only
+   that is promised. */
+static void product(matrix a, matrix b, float *out, long rows, long terms, long cols, long b_lower, long out_lower) {
+    lanes side[DEEP * BROAD];
+    for (long j = 0; j < cols; j += SIDE) {
+        long width = cols - j < SIDE ? cols - j : SIDE;
+        if (width < SIDE) memset(side, 0, sizeof(side));
+        for (long first = b_lower ? j : 0; first < terms; first += DEEP) {
+            long deep = terms - first < DEEP ? terms - first : DEEP;
+            for (long l = 0; l < deep; l++) {
+                const float *row = b.at + (first + l) * b.down + j * b.right;
+                if (b.right == 1 && width == SIDE)
+                    memcpy(side + l * BROAD, row, SIDE * sizeof(float));
+                else
+                    for (long c = 0; c < width; c++) ((float *)side)[l * SIDE + c] = row[c * b.right];
+            }
+            long i = out_lower ? j : 0;
+            for (; i + TALL <= rows; i += TALL)
+                product_rows((matrix){a.at + i * a.down + first * a.right, a.down, a.right}, side, out + i * cols + j,
+                             deep, cols, width, TALL);
+            for (; i < rows; i++)
+                product_rows((matrix){a.at + i * a.down + first * a.right, a.down, a.right}, side, out + i * cols + j,
+                             deep, cols, width, 1);
+        }
+    }
+}
+
+/* The factor L (dim, rank) with all its entries; its lower triangle may be packed, row by row. To be freed. */
+static float *whole_factor(const float *factor, long dim, long rank, long packed) {
+    float *whole = calloc(dim * rank, sizeof(float));
+    for (long i = 0; i < dim; i++) {
+        long width = packed ? i + 1 : rank;
+        memcpy(whole + i * rank, factor, width * sizeof(float));
+        factor += width;
+    }
+    return whole;
+}
+
+/* near <- points - origin, in_metric <- near L, half[i] <- half of the square of row i. */
+static void to_metric(const float *points, const float *origin, const float *L, float *near, float *in_metric,
+                      float *half, long count, long dim, long rank, long packed) {
+    for (long i = 0; i < count; i++)
+        for (long d = 0; d < dim; d++) near[i * dim + d] = points[i * dim + d] - origin[d];
+    memset(in_metric, 0, count * rank * sizeof(float));
+    product((matrix){near, dim, 1}, (matrix){L, rank, 1}, in_metric, count, dim, rank, packed, 0);
+    for (long i = 0; i < count; i++) {
+        float squares = 0;
+#pragma omp simd reduction(+ : squares)
+        for (long r = 0; r < rank; r++) squares += in_metric[i * rank + r] * in_metric[i * rank + r];
+        half[i] = 0.5f * squares;
+    }
+}
+
+/* phi (points, units), and what its derivatives need: x and centers (.., dim) with the origin moved into the centres,
+   z and k (.., rank) in the coordinates of the metric. */
+void gaussian_units(const float *x, const float *centers, const float *factor, float *phi, float *near_x,
+                    float *near_centers, float *z, float *k, long points, long units, long dim, long rank, long packed) {
+    float *L = whole_factor(factor, dim, rank, packed), *origin = calloc(dim, sizeof(float));
+    float *half_z = malloc((points + units) * sizeof(float)), *half_k = half_z + points;
+    for (long m = 0; m < units; m++)
+        for (long d = 0; d < dim; d++) origin[d] += centers[m * dim + d];
+    for (long d = 0; d < dim; d++) origin[d] /= units;
+    to_metric(x, origin, L, near_x, z, half_z, points, dim, rank, packed);
+    to_metric(centers, origin, L, near_centers, k, half_k, units, dim, rank, packed);
+    for (long n = 0; n < points; n++)
+        for (long m = 0; m < units; m++) phi[n * units + m] = -half_z[n] - half_k[m];
+    product((matrix){z, rank, 1}, (matrix){k, 1, rank}, phi, points, rank, units, 0, 0);
+#pragma omp simd
+    for (long i = 0; i < points * units; i++)
+        phi[i] = capped_exponential(phi[i]); /* rounding may leave a distance just below zero */
+    free(L);
+    free(origin);
+    free(half_z);
+}
+
+/* d_x and d_centers (zeros at first, or NULL) and d_factor, as it is stored, from the gradient of phi and from what `gaussian_units`
+   found. With r = grad phi: d_z = r k - (r 1) z, d_k = r^T z - (r^T 1) k, d_L = x^T d_z + centers^T d_k. */
+void gaussian_units_gradient(const float *grad, const float *phi, const float *x, const float *centers, const float *z,
+                             const float *k, const float *factor, float *d_x, float *d_centers, float *d_factor,
+                             long points, long units, long dim, long rank, long packed) {
+    float *r = malloc(points * units * sizeof(float)), *of_units = calloc(units, sizeof(float));
+    float *d_z = malloc((points + units) * rank * sizeof(float)), *d_k = d_z + points * rank;
+    for (long n = 0; n < points; n++) {
+        float of_point = 0;
+#pragma omp simd reduction(+ : of_point)
+        for (long m = 0; m < units; m++) {
+            float value = grad[n * units + m] * phi[n * units + m];
+            r[n * units + m] = value;
+            of_point += value;
+            of_units[m] += value;
+        }
+        for (long j = 0; j < rank; j++) d_z[n * rank + j] = -of_point * z[n * rank + j];
+    }
+    for (long m = 0; m < units; m++)
+        for (long j = 0; j < rank; j++) d_k[m * rank + j] = -of_units[m] * k[m * rank + j];
+    product((matrix){r, units, 1}, (matrix){k, rank, 1}, d_z, points, units, rank, 0, 0);
+    product((matrix){r, 1, units}, (matrix){z, rank, 1}, d_k, units, points, rank, 0, 0);
+
+    float *L = whole_factor(factor, dim, rank, packed);
+    if (d_x) product((matrix){d_z, rank, 1}, (matrix){L, 1, rank}, d_x, points, rank, dim, 0, 0);
+    if (d_centers) product((matrix){d_k, rank, 1}, (matrix){L, 1, rank}, d_centers, units, rank, dim, 0, 0);
+    memset(L, 0, dim * rank * sizeof(float)); /* now its gradient */
+    product((matrix){x, 1, dim}, (matrix){d_z, rank, 1}, L, dim, points, rank, 0, packed);
+    product((matrix){centers, 1, dim}, (matrix){d_k, rank, 1}, L, dim, units, rank, 0, packed);
+    for (long i = 0; i < dim; i++) {
+        long width = packed ? i + 1 : rank;
+        memcpy(d_factor, L + i * rank, width * sizeof(float));
+        d_factor += width;
+    }
+    free(r);
+    free(of_units);
+    free(d_z);
+    free(L);
 }

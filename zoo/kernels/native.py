@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -26,12 +26,15 @@ __all__ = [
     "available",
     "depthwise",
     "depthwise_weight_gradient",
+    "gaussian_units",
+    "gaussian_units_gradient",
     "gelu_energy_",
     "layer_norm",
     "moments",
     "standardise",
     "standardise_gradient",
     "suits_planes",
+    "suits_units",
 ]
 
 # Products and sums are contracted to one instruction; not-a-numbers pass through the formulas as they are written.
@@ -233,6 +236,56 @@ def standardise_gradient(
         flat, tilt = shared(flat).contiguous(), shared(tilt).contiguous()
         _call("standardise_gradient", x, mean, scale, flat, tilt, d_x, planes, points)
     return d_x, d_times
+
+
+def suits_units(x: Tensor, centers: Tensor, factor: Tensor) -> bool:
+    """Whether :func:`gaussian_units` is faster than the library's matrix products, several calls: for small sizes."""
+    points, units, dim, rank, _ = _unit_sizes(x, centers, factor)
+    return points <= 4096 and points * rank * (dim + 2 * units) < 2**22
+
+
+def gaussian_units(x: Tensor, centers: Tensor, factor: Tensor) -> tuple[Tensor, ...]:
+    """Kernel values exp(-|L^T (x_n - c_m)|^2 / 2), with what :func:`gaussian_units_gradient` needs.
+
+    Args:
+        x: (n, D), :func:`available`.
+        centers: (M, D).
+        factor: L (D, R), or (D (D + 1) / 2,): its lower triangle, row by row.
+
+    Returns:
+        (n, M); x and centers with the origin moved into the centres; both in the metric's coordinates, (n, R) and
+        (M, R).
+    """
+    sizes = points, units, dim, rank, _ = _unit_sizes(x, centers, factor)
+    phi, *near = (torch.empty(shape) for shape in ((points, units), (points, dim), (units, dim)))
+    z, k = torch.empty(points, rank), torch.empty(units, rank)
+    _call("gaussian_units", x.contiguous(), centers.contiguous(), factor.contiguous(), phi, *near, z, k, *sizes)
+    return phi, *near, z, k
+
+
+def gaussian_units_gradient(
+    grad: Tensor, found: Sequence[Tensor], factor: Tensor, wants_x: bool, wants_centers: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """Gradients of x and centers, if wanted, and of the factor in :func:`gaussian_units`.
+
+    Args:
+        grad: gradient of the kernel values.
+        found: what it answered.
+        factor: what it was given.
+        wants_x: whether the gradient of x is wanted.
+        wants_centers: likewise.
+    """
+    _, x, centers, *_ = found
+    d_x, d_centers = (torch.zeros_like(t) if wants else None for t, wants in ((x, wants_x), (centers, wants_centers)))
+    d_factor = torch.empty(factor.shape)
+    given = (t.contiguous() for t in (grad, *found, factor))
+    _call("gaussian_units_gradient", *given, d_x, d_centers, d_factor, *_unit_sizes(x, centers, factor))
+    return d_x, d_centers, d_factor
+
+
+def _unit_sizes(x: Tensor, centers: Tensor, factor: Tensor) -> tuple[int, int, int, int, int]:
+    (points, dim), packed = x.shape, factor.ndim == 1
+    return points, centers.shape[0], dim, dim if packed else factor.shape[1], int(packed)
 
 
 def _points(x: Tensor) -> int:

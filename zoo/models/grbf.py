@@ -31,6 +31,7 @@ from pydantic import PositiveInt
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_function
 from torch import Tensor, nn
 
+from zoo.kernels import native
 from zoo.kernels.base import no_autocast
 from zoo.kernels.watching import is_ordinary, is_recorded
 
@@ -153,25 +154,32 @@ class _Activations(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, centers: Tensor, precision: Tensor, form: str) -> Tensor:
-        factor = factor_of(precision, centers.shape[-1], form)
-        origin = centers.mean(-2, keepdim=True)
-        points = x - origin, centers - origin
-        evaluation = evaluate(*points, factor)
+        if _in_one_call(x, centers, precision, form):
+            found = native.gaussian_units(x, centers, precision)
+        else:
+            origin = centers.mean(-2, keepdim=True)
+            near = x - origin, centers - origin
+            phi, *coordinates = evaluate(*near, factor_of(precision, centers.shape[-1], form))
+            found = phi, *near, *coordinates
         ctx.form = form
-        ctx.save_for_backward(x, centers, precision, *points, factor, *evaluation)
-        return evaluation.phi
+        ctx.save_for_backward(x, centers, precision, *found)
+        return found[0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, x, centers, factor, phi, z, k = ctx.saved_tensors
+        *inputs, precision, phi, x, centers, z, k = ctx.saved_tensors
         wants_x, wants_centers, wants_precision, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():  # somebody wants second derivatives
-            precision = factor_of(inputs[2], centers.shape[-1], ctx.form)
-            phi = _recorded_activations(inputs[0], inputs[1], precision)
+            inputs.append(precision)
+            phi = _recorded_activations(*inputs[:2], factor_of(precision, centers.shape[-1], ctx.form))
             wanted = [t for t, wants in zip(inputs, ctx.needs_input_grad, strict=False) if wants]
             found = iter(torch.autograd.grad(phi, wanted, grad, create_graph=True))
             return *(next(found) if wants else None for wants in ctx.needs_input_grad[:3]), None
         with no_autocast(grad.device):
+            if _in_one_call(x, centers, precision, ctx.form, grad, phi, z, k):
+                found = phi, x, centers, z, k
+                return *native.gaussian_units_gradient(grad, found, precision, wants_x, wants_centers), None
+            factor = factor_of(precision, centers.shape[-1], ctx.form)
             d_z, d_k = coordinate_gradients(grad * phi, z, k)
             d_precision = None
             if wants_precision:
@@ -179,6 +187,12 @@ class _Activations(torch.autograd.Function):
                 d_precision = pack_gradient(d_factor, factor, ctx.form)
             d_x = point_gradient(d_z, factor) if wants_x else None
             return d_x, point_gradient(d_k, factor) if wants_centers else None, d_precision, None
+
+
+def _in_one_call(x: Tensor, centers: Tensor, precision: Tensor, form: str, *others: Tensor) -> bool:
+    """Whether the loops in C take this, as they do where calls cost more than arithmetic."""
+    small = form in ("full", "low_rank") and native.suits_units(x, centers, precision)
+    return small and native.available(x, centers, precision, *others)
 
 
 def _triangle(dim: int, device: torch.device) -> Tensor:
