@@ -171,14 +171,14 @@ class _Activations(torch.autograd.Function):
         wants_x, wants_centers, wants_precision, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():  # somebody wants second derivatives
             inputs.append(precision)
-            phi = _recorded_activations(*inputs[:2], factor_of(precision, centers.shape[-1], ctx.form))
+            phi = _recorded_activations(inputs[0], inputs[1], factor_of(precision, centers.shape[-1], ctx.form))
             wanted = [t for t, wants in zip(inputs, ctx.needs_input_grad, strict=False) if wants]
             found = iter(torch.autograd.grad(phi, wanted, grad, create_graph=True))
             return *(next(found) if wants else None for wants in ctx.needs_input_grad[:3]), None
         with no_autocast(grad.device):
             if _in_one_call(x, centers, precision, ctx.form, grad, phi, z, k):
-                found = phi, x, centers, z, k
-                return *native.gaussian_units_gradient(grad, found, precision, wants_x, wants_centers), None
+                units = phi, x, centers, z, k
+                return *native.gaussian_units_gradient(grad, units, precision, wants_x, wants_centers), None
             factor = factor_of(precision, centers.shape[-1], ctx.form)
             d_z, d_k = coordinate_gradients(grad * phi, z, k)
             d_precision = None
