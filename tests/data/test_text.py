@@ -79,3 +79,8 @@ def test_missing_and_damaged_files(folder: Path) -> None:
     reviews.write_bytes(pickle.dumps(np.array([1])))
     with pytest.raises(DataError):
         load_reviews(folder, download=False)
+
+
+def test_channels_are_those_of_the_preprocessing() -> None:
+    data = FoodReviews(download=False)
+    assert data.in_chans == data.preprocessing["input_size"][0] == 1, "what a text model is built with and saved with"

@@ -147,6 +147,7 @@ class FoodReviews(ImageDataModule):
         self.root = cache_folder(root)
 
     num_classes = 2
+    in_chans = 1  # a stream of tokens
     class_names = CLASSES
 
     @property
