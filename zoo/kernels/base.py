@@ -37,6 +37,7 @@ __all__ = [
     "Sum",
     "distances",
     "no_autocast",
+    "recorded_gradients",
     "squared_distances",
 ]
 
@@ -159,6 +160,15 @@ def no_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
+
+
+def recorded_gradients(
+    y: Tensor, inputs: Sequence[Tensor | None], wanted: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Gradients of y, given its own, in those inputs that are wanted, as operators that can be differentiated again."""
+    chosen = [t for t, wants in zip(inputs, wanted, strict=True) if wants and t is not None]
+    found = iter(torch.autograd.grad(y, chosen, grad, create_graph=True))
+    return tuple(next(found) if wants else None for wants in wanted)
 
 
 def squared_distances(

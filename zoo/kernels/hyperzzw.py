@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels import native
-from zoo.kernels.base import no_autocast
+from zoo.kernels.base import no_autocast, recorded_gradients
 from zoo.kernels.large_kernel import depthwise_conv2d
 from zoo.kernels.watching import is_recorded
 
@@ -200,10 +200,8 @@ class _Standardise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, times, bias, mean, scale = ctx.saved_tensors
         if torch.is_grad_enabled():  # somebody wants second derivatives
-            inputs = [t for t, wanted in zip((x, times, bias), ctx.needs_input_grad, strict=False) if wanted]
             y = _standardise_plainly(x, times, bias, ctx.shared, ctx.eps)
-            found = iter(torch.autograd.grad(y, inputs, grad, create_graph=True))
-            return *(next(found) if wanted else None for wanted in ctx.needs_input_grad[:3]), None, None, None
+            return *recorded_gradients(y, (x, times, bias), ctx.needs_input_grad[:3], grad), None, None, None
         slope = None if ctx.shared is None else ctx.shared.slope
         d_x, d_times = native.standardise_gradient(x, times, mean, scale, grad, bias is not None, slope)
         d_bias = grad.sum((0, 1)) if ctx.needs_input_grad[2] else None

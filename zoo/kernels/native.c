@@ -549,8 +549,8 @@ void gaussian_units(const float *x, const float *centers, const float *factor, f
     free(half_z);
 }
 
-/* d_x and d_centers (zeros at first, or NULL) and d_factor, as it is stored, from the gradient of phi and from what `gaussian_units`
-   found. With r = grad phi: d_z = r k - (r 1) z, d_k = r^T z - (r^T 1) k, d_L = x^T d_z + centers^T d_k. */
+/* d_x and d_centers (zeros at first, or NULL) and d_factor, as it is stored, from the gradient of phi and from what
+   `gaussian_units` found. With r = grad phi: d_z = r k - (r 1) z, d_k = r^T z - (r^T 1) k, d_L = x^T d_z + centers^T d_k. */
 void gaussian_units_gradient(const float *grad, const float *phi, const float *x, const float *centers, const float *z,
                              const float *k, const float *factor, float *d_x, float *d_centers, float *d_factor,
                              long points, long units, long dim, long rank, long packed) {

@@ -35,6 +35,7 @@ __all__ = [
     "diagonal_gaussian_kl",
     "leave_one_out_errors",
     "leave_one_out_ridge",
+    "masked",
     "ridge_coefficients",
 ]
 
@@ -170,7 +171,8 @@ class Solution(NamedTuple):
     weight: Tensor | None = None  # (C, d): alpha^T support, for the linear kernel
 
 
-def _mask(logits: Tensor, active: Tensor | None) -> Tensor:
+def masked(logits: Tensor, active: Tensor | None) -> Tensor:
+    """Logits (B, C) with the columns outside `active` (C,) or (B, C) at -1e11, or as low as their type goes."""
     return logits if active is None else logits.masked_fill(~active, max(_MASKED, torch.finfo(logits.dtype).min))
 
 
@@ -276,7 +278,7 @@ class KernelRidgeHead(nn.Module):
             else:
                 scores = self.kernel(points, _full(solution.support)) @ solution.alpha.to(points.dtype)
             logits = (solution.gamma * scores + solution.beta).to(queries.dtype)
-        return _mask(logits, active)
+        return masked(logits, active)
 
     def forward(
         self, support: Tensor, targets: Tensor, queries: Tensor, task: int = 0, active: Tensor | None = None
@@ -291,7 +293,7 @@ class KernelRidgeHead(nn.Module):
             points = _full(support)
             scores = _LinearRidge.apply(points, _full(queries).to(points.dtype), Y, self.ridge(task))
             logits = (self.gamma[task] * scores + self.beta[task]).to(queries.dtype)
-        return _mask(logits, active)
+        return masked(logits, active)
 
     @staticmethod
     def _differentiates(support: Tensor, targets: Tensor) -> bool:

@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from zoo.kernels.ridge import masked
+
 __all__ = [
     "EWC",
     "MLP",
@@ -36,11 +38,6 @@ __all__ = [
     "TaskError",
     "choose_per_class",
 ]
-
-
-def masked(logits: Tensor, active: Tensor) -> Tensor:
-    """Logits (B, C) with the columns outside `active` (C,) or (B, C) at -1e11, or as low as their type goes."""
-    return logits.masked_fill(~active, max(-1e11, torch.finfo(logits.dtype).min))
 
 
 class TaskError(ValueError):

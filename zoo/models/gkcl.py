@@ -41,8 +41,9 @@ from zoo.kernels.ridge import (
     VariationalRandomFeatures,
     diagonal_gaussian_kl,
     leave_one_out_ridge,
+    masked,
 )
-from zoo.models.continual import MLP, ContinualLearner, Recipe, choose_per_class, learner_cfg, masked
+from zoo.models.continual import MLP, ContinualLearner, Recipe, choose_per_class, learner_cfg
 
 __all__ = [
     "GKCL",

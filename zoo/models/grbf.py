@@ -32,7 +32,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from zoo.kernels import native
-from zoo.kernels.base import no_autocast
+from zoo.kernels.base import no_autocast, recorded_gradients
 from zoo.kernels.watching import is_ordinary, is_recorded
 
 __all__ = [
@@ -167,14 +167,12 @@ class _Activations(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, precision, phi, x, centers, z, k = ctx.saved_tensors
+        given_x, given_centers, precision, phi, x, centers, z, k = ctx.saved_tensors
         wants_x, wants_centers, wants_precision, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():  # somebody wants second derivatives
-            inputs.append(precision)
-            phi = _recorded_activations(inputs[0], inputs[1], factor_of(precision, centers.shape[-1], ctx.form))
-            wanted = [t for t, wants in zip(inputs, ctx.needs_input_grad, strict=False) if wants]
-            found = iter(torch.autograd.grad(phi, wanted, grad, create_graph=True))
-            return *(next(found) if wants else None for wants in ctx.needs_input_grad[:3]), None
+            given = given_x, given_centers, precision
+            phi = _recorded_activations(*given[:2], factor_of(precision, centers.shape[-1], ctx.form))
+            return *recorded_gradients(phi, given, ctx.needs_input_grad[:3], grad), None
         with no_autocast(grad.device):
             if _in_one_call(x, centers, precision, ctx.form, grad, phi, z, k):
                 units = phi, x, centers, z, k

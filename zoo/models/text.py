@@ -22,7 +22,7 @@ from zoo.files import CheckpointError, read_checkpoint
 from zoo.models.adapters import inject_adapters
 from zoo.suggest import suggestion
 
-__all__ = ["TextClassifier"]
+__all__ = ["TUNINGS", "TextClassifier"]
 
 Tuning = Literal["snnk", "houlsby", "lora", "head", "full"]
 
@@ -76,12 +76,8 @@ class TextClassifier(nn.Module):
             from transformers import BertConfig, BertModel
         except ImportError:
             raise ImportError("texts need transformers: pip install 'kernel-zoo[text]'") from None
-        self.num_classes, self.in_chans, self.max_length, self.vocab_size = (
-            num_classes,
-            in_chans,
-            max_length,
-            vocab_size,
-        )
+        self.num_classes, self.in_chans = num_classes, in_chans
+        self.max_length, self.vocab_size = max_length, vocab_size
         self.num_features = self.head_hidden_size = hidden_size
         config = BertConfig(
             vocab_size=vocab_size,

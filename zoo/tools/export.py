@@ -206,7 +206,7 @@ def run_elsewhere(files: Mapping[Path, np.ndarray]) -> dict[Path, np.ndarray]:
         command = [sys.executable, "-P", "-c", _ELSEWHERE, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=place, env=env, timeout=300)
         if done.returncode:
-            lost = next(path for path, array in made.items() if not array.is_file())
+            lost = next((path for path, array in made.items() if not array.is_file()), path)
             raise ToolError(f"{lost} does not run elsewhere: {done.stderr.strip().splitlines()[-1][:200]}")
         return {path: np.load(array) for path, array in made.items()}
 
