@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.kernels.coreset import DualPerceptron, minmax, unit_rows
-from zoo.kernels.ridge import KernelRidgeHead, VariationalRandomFeatures
+from zoo.kernels.coreset import ClassifierStep, DualPerceptron, minmax, relu_dropout_, unit_rows
+from zoo.kernels.ridge import KernelRidgeHead, SupportError, VariationalRandomFeatures
+from zoo.models.gkcl import FeatureNorm, normalise_features
 
 
 def plain_minmax(h: Tensor) -> Tensor:
@@ -61,9 +62,6 @@ def test_a_layer_in_dual_form_takes_the_steps_of_sgd() -> None:
 def test_dropout_in_dual_form() -> None:
     net, X = perceptron(), torch.rand(9, 12).double()
     dual = DualPerceptron(net[0], net[3], X, 0.3)
-    zeros = dual.drop_(torch.ones(500, 501)) == 0
-    assert float(zeros.float().mean()) == pytest.approx(0.3, abs=0.005)
-
     x, g = torch.rand(4, 12).double(), torch.randn(13, 6).double()
     torch.manual_seed(1)
     out = dual(x)
@@ -71,7 +69,7 @@ def test_dropout_in_dual_form() -> None:
     found = [net[0].bias.grad, net[3].weight.grad, net[3].bias.grad, dual.gradient]
     net.zero_grad()
     torch.manual_seed(1)
-    masks = [dual.drop_(torch.ones(13, 6).double()) / 0.7 for _ in range(2)]
+    masks = [relu_dropout_(torch.ones(13, 6).double(), torch.zeros(6).double(), 0.3) for _ in range(2)]
     a = net[0](torch.cat([x, X]))
     a.retain_grad()
     plain = net[3](a.relu() * masks[0]).relu() * masks[1]
@@ -79,6 +77,59 @@ def test_dropout_in_dual_form() -> None:
     torch.testing.assert_close(out, plain)
     for ours, theirs in zip(found, [net[0].bias.grad, net[3].weight.grad, net[3].bias.grad, a.grad], strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dropout_keeps_its_share_and_the_scale(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    left = relu_dropout_(torch.ones(500, 501, dtype=dtype), torch.zeros(501, dtype=dtype), 0.3)
+    assert sorted(left.unique().tolist()) == pytest.approx([0, 1 / 0.7])
+    assert float((left == 0).double().mean()) == pytest.approx(0.3, abs=0.005)
+    for axis in (0, 1):  # rows and columns, and neighbours, know nothing of each other
+        lost = (left == 0).double()
+        assert float(lost.mean(axis).std()) == pytest.approx((0.21 / 500) ** 0.5, rel=0.15)
+        assert float((lost * lost.roll(1, axis)).mean()) == pytest.approx(0.09, abs=0.004)
+    again = relu_dropout_(torch.ones(500, 501, dtype=dtype), torch.zeros(501, dtype=dtype), 0.3)
+    assert float(((left == 0) & (again == 0)).double().mean()) == pytest.approx(0.09, abs=0.004)
+    torch.testing.assert_close(relu_dropout_(torch.tensor([[-2.0, 3.0]]), torch.ones(2), 0.0), torch.tensor([[0, 4.0]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("norm", ["minmax_batch", "l2", "none"])
+def test_a_step_in_one_operator(norm: FeatureNorm, dtype: torch.dtype) -> None:
+    head = KernelRidgeHead("linear", n_tasks=3, lambda_init=-0.3).to(dtype)
+    net, X = perceptron(0.25).to(dtype), torch.rand(9, 12, dtype=dtype)
+    x, y, targets = torch.rand(4, 12, dtype=dtype), torch.tensor([0, 2, 2, 0]), F.one_hot(torch.arange(9) % 3, 4)
+    active, wanted = torch.arange(4) != 1, [net[0].bias, net[3].weight, net[3].bias, head.lam, head.gamma, head.beta]
+    found = []
+    for whole in (True, False):
+        dual = DualPerceptron(net[0], net[3], X, 0.25)
+        torch.manual_seed(5)
+        if whole:
+            step = ClassifierStep(x, y, targets.to(dtype), 1, active, norm, head.floor)
+            loss = dual.cross_entropy(head.lam, head.gamma, head.beta, step)
+        else:
+            zq, zs = (normalise_features(h, norm) for h in dual(x).split([4, 9]))
+            loss = F.cross_entropy(head(zs, targets.to(dtype), zq, 1, active), y)
+        gradients = torch.autograd.grad(3 * loss, wanted)
+        assert dual.gradient is not None
+        found.append([loss.detach(), *gradients, dual.gradient])
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-4 if dtype == torch.float32 else 1e-9)
+    *rest, shift, first = found[0]
+    assert all(float(g.abs().max()) > 1e-4 for g in (*rest, first))
+    assert float(shift.abs().max()) < 1e-6  # soft-max does not feel a shift of all classes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_step_refuses_features_that_are_not_finite(dtype: torch.dtype) -> None:
+    net, head = perceptron().to(dtype), KernelRidgeHead("linear").to(dtype)
+    dual = DualPerceptron(net[0], net[3], torch.rand(9, 12, dtype=dtype))
+    x = torch.full((4, 12), torch.nan, dtype=dtype)
+    targets, active = F.one_hot(torch.arange(9) % 3).to(dtype), torch.ones(3, dtype=torch.bool)
+    step = ClassifierStep(x, torch.zeros(4, dtype=torch.long), targets, 0, active, "l2", head.floor)
+    with pytest.raises(SupportError, match="4 of 4 query features hold NaN"):
+        dual.cross_entropy(head.lam, head.gamma, head.beta, step)
 
 
 def test_the_linear_head_has_the_gradient_of_the_general_one() -> None:

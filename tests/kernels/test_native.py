@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from zoo.kernels import native
+from zoo.kernels.coreset import relu_dropout_, relu_slopes_
 from zoo.kernels.large_kernel import depthwise_conv2d
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler, or an OpenMP that torch lacks")
@@ -171,3 +172,63 @@ def test_without_it_the_numbers_are_the_same(setting: tuple[str, str], monkeypat
         finally:
             native.library.cache_clear()
     torch.testing.assert_close(usual, without, rtol=1e-5, atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (13, 256), (210, 70)])
+def test_relu_dropout_and_its_gradient(shape: tuple[int, int]) -> None:
+    h, bias, g = normal(*shape), normal(shape[1], seed=2), normal(*shape, seed=3)
+    want = relu_dropout_(h.double(), bias.double(), 0.0)
+    torch.manual_seed(1)
+    kept = relu_dropout_(torch.ones(shape).double(), torch.zeros(shape[1]).double(), 0.25) / (1 / 0.75) > 0
+    torch.manual_seed(1)
+    got = relu_dropout_(h, bias, 0.25)
+    close(got, want * kept / 0.75, 2e-7)  # the same numbers are dropped in either type
+    slopes, total = relu_slopes_(g.clone(), got, 0.25)
+    close(slopes, g.double() * (got > 0) / 0.75, 2e-7)
+    close(total, (g.double() * (got > 0) / 0.75).sum(0), 2e-6)
+    special = torch.tensor([[torch.nan, torch.inf, -1.0]])
+    native.relu_dropout_(special, torch.zeros(3), 1.0, 0, 7)
+    assert special.isnan().tolist() == [[True, False, False]]
+    assert special[0, 1:].tolist() == [torch.inf, 0]
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(2, 3), (3, 7), (210, 256)])
+def test_minmax_and_its_gradient(shape: tuple[int, int]) -> None:
+    h, g = normal(*shape).relu(), normal(*shape, seed=2)
+    x = h.double().requires_grad_()
+    want = (x - x.min()) / (x.max() - x.min()).clamp_min(1e-12)
+    (slopes,) = torch.autograd.grad(want, x, g.double())
+    z, bounds = native.minmax(h, 1e-12)
+    close(z, want.detach(), 2e-7)
+    close(native.minmax_slopes(g, h, z, bounds), slopes, 5e-6)
+    assert native.minmax(torch.ones(4, 4), 1e-12)[0].abs().max() == 0
+
+
+@needs_compiler
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize(("count", "rows", "cols"), [(1, 1, 1), (10, 33, 64), (3, 20, 100), (4, 4, 256)])
+def test_a_momentum_step(count: int, rows: int, cols: int) -> None:
+    x, grad = normal(count, rows).relu(), normal(count, cols, seed=2)
+    for factor in (x, None):
+        gradient = grad.double() if factor is None else x.double().T @ grad.double()
+        weight, speed = normal(*gradient.shape, seed=3), normal(*gradient.shape, seed=4)
+        moved = 0.8 * speed.double() + gradient
+        want = weight.double() - 0.1 * moved
+        native.momentum_step_(weight, speed, factor, grad, 0.1, 0.8)
+        close(speed, moved, 1e-6)
+        close(weight, want, 1e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (7, 12), (8, 3), (61, 13), (200, 30)])
+def test_small_systems(rows: int, columns: int) -> None:
+    z, B = normal(rows, 40), normal(rows, columns, seed=2)
+    K = z @ z.T
+    factor = native.spd_factor(K, 0.1)
+    assert factor is not None
+    A = K.double() + torch.tensor(0.1).double() * torch.eye(rows).double()
+    close(native.spd_solve(factor, B), torch.linalg.solve(A, B.double()), 1e-6)
+    assert native.spd_factor(K - 2 * K.diagonal().max() * torch.eye(rows), 0.1) is None

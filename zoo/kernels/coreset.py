@@ -8,56 +8,81 @@ rounding.
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from zoo.kernels import native
 from zoo.kernels.base import no_autocast
+from zoo.kernels.ridge import check_finite, linear_scores, linear_slopes, masked
 
-__all__ = ["DualPerceptron", "minmax", "unit_rows"]
+__all__ = ["ClassifierStep", "DualPerceptron", "minmax", "unit_rows"]
 
 _EPS = 1e-12
+
+
+def _minmax(h: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    if native.available(h, gradients=True):
+        z, bounds = native.minmax(h, _EPS)
+        return z, (h, z, bounds)
+    low, high = torch.aminmax(h)
+    spread = (high - low).clamp_min(_EPS)
+    z = (h - low).div_(spread)
+    return z, (h, z, torch.stack([low, high, spread]))
+
+
+def _minmax_slopes(g: Tensor, h: Tensor, z: Tensor, bounds: Tensor) -> Tensor:
+    if native.available(g, h, gradients=True):
+        return native.minmax_slopes(g, h, z, bounds)
+    low, high, spread = bounds
+    g = g / spread
+    weighted, total = (g * z).sum(), g.sum()
+    for extreme, d in ((low, weighted - total), (high, -weighted)):
+        ties = (h == extreme).to(g.dtype)
+        g.addcmul_(ties, d / ties.sum())
+    return g
+
+
+def _unit_rows(h: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    norm = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
+    z = h / norm.clamp_min(_EPS)
+    return z, (z, norm)
+
+
+def _unit_rows_slopes(g: Tensor, z: Tensor, norm: Tensor) -> Tensor:
+    along = (g * z).sum(-1, keepdim=True) * (norm > _EPS)
+    return torch.addcmul(g, z, along, value=-1).div_(norm.clamp_min(_EPS))
 
 
 class _MinMax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor) -> Tensor:
-        low, high = torch.aminmax(h)
-        spread = (high - low).clamp_min(_EPS)
-        z = (h - low).div_(spread)
-        ctx.save_for_backward(h, z, low, high, spread)
+        z, kept = _minmax(h)
+        ctx.save_for_backward(*kept)
         return z
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Tensor:
-        h, z, low, high, spread = ctx.saved_tensors
-        g = g / spread
-        weighted, total = (g * z).sum(), g.sum()
-        for extreme, d in ((low, weighted - total), (high, -weighted)):
-            ties = (h == extreme).to(g.dtype)
-            g.addcmul_(ties, d / ties.sum())
-        return g
+        return _minmax_slopes(g, *ctx.saved_tensors)
 
 
 class _UnitRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
-        length = norm.clamp_min(_EPS)
-        z = h / length
-        ctx.save_for_backward(z, norm, length)
+        z, kept = _unit_rows(h)
+        ctx.save_for_backward(*kept)
         return z
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Tensor:
-        z, norm, length = ctx.saved_tensors
-        along = (g * z).sum(-1, keepdim=True) * (norm > _EPS)
-        return torch.addcmul(g, z, along, value=-1).div_(length)
+        return _unit_rows_slopes(g, *ctx.saved_tensors)
 
 
 def _recording(h: Tensor) -> bool:
@@ -80,15 +105,62 @@ def unit_rows(h: Tensor) -> Tensor:
 # ---- the first layer in dual form --------------------------------------------------------------------------
 
 
+def _scattered(x: Tensor) -> Tensor:
+    """Integers below 2^32 to others in which every bit depends on every bit; as the native loops do."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = (x ^ (x >> shift)) * factor & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def relu_dropout_(h: Tensor, bias: Tensor, rate: float) -> Tensor:
+    """Dropout(ReLU(h + bias)), in place.
+
+    Args:
+        h: (n, C), contiguous.
+        bias: (C,).
+        rate: Share that is dropped, below 1, to a multiple of 2^-32.
+    """
+    bar, scale = round(rate * 2**32), 1 / (1 - rate)
+    seed = int(torch.randint(2**32, ())) if bar else 0
+    if native.available(h, bias, gradients=True):
+        native.relu_dropout_(h, bias, scale, bar, seed)
+        return h
+    h.add_(bias).relu_()
+    if bar:
+        index = torch.arange(h.numel(), device=h.device).view_as(h)
+        h.mul_((_scattered((index + seed) & 0xFFFFFFFF) >= bar).to(h.dtype)).mul_(scale)
+    return h
+
+
+def relu_slopes_(grad: Tensor, h: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+    """Gradient behind :func:`relu_dropout_` that left h, in place, and its sum over the rows (C,)."""
+    if native.available(grad, h, gradients=True):
+        return grad, native.relu_slopes_(grad, h, 1 / (1 - rate))
+    torch.ops.aten.threshold_backward.grad_input(grad, h, 0, grad_input=grad)
+    if rate:
+        grad.mul_(1 / (1 - rate))
+    return grad, grad.sum(0)
+
+
+def _momentum_step_(
+    weight: Tensor, speed: Tensor, x: Tensor | None, grad: Tensor, rate: float, momentum: float
+) -> None:
+    """A step of SGD by the gradient x^T grad, or grad itself."""
+    if native.available(weight, grad, gradients=True):
+        native.momentum_step_(weight, speed, x, grad, rate, momentum)
+        return
+    with no_autocast(grad.device):
+        if x is None:
+            speed.mul_(momentum).add_(grad)
+        else:
+            speed.addmm_(x.mT, grad, beta=momentum)
+    weight.add_(speed, alpha=-rate)
+
+
 class _Perceptron(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, b1: Tensor, W2: Tensor, b2: Tensor, dual: DualPerceptron, x: Tensor) -> Tensor:
-        h1 = dual.first(x, b1)
-        rate = dual.drop_rate
-        dual.drop_(h1.relu_())
-        h2 = torch.addmm(b2, h1, W2.mT, alpha=1 / (1 - rate)).relu_()
-        if rate:
-            dual.drop_(h2).mul_(1 / (1 - rate))
+        h1, h2 = dual.hidden(x, b1, W2, b2)
         ctx.save_for_backward(h1, h2, W2)
         ctx.dual = dual
         return h2
@@ -96,16 +168,82 @@ class _Perceptron(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        g = g.clone(memory_format=torch.contiguous_format)
+        return *ctx.dual.slopes_(g, *ctx.saved_tensors), None, None
+
+
+class ClassifierStep(NamedTuple):
+    """A batch and the classifier that it meets, for :meth:`DualPerceptron.cross_entropy`.
+
+    Attributes:
+        x: Images (B, D).
+        y: Their classes (B,).
+        targets: Of the images X, one-hot (N, C).
+        task: Whose ridge, scale and shift.
+        active: Classes of the task (C,).
+        feature_norm: `minmax_batch`, `l2` or `none`, of the features of x and of X each.
+        floor: What is added to |lambda|.
+    """
+
+    x: Tensor
+    y: Tensor
+    targets: Tensor
+    task: int
+    active: Tensor
+    feature_norm: str
+    floor: float
+
+
+_NORMS: dict[str, tuple[Callable[..., tuple[Tensor, tuple[Tensor, ...]]], Callable[..., Tensor]]] = {
+    "minmax_batch": (_minmax, _minmax_slopes),
+    "l2": (_unit_rows, _unit_rows_slopes),
+    "none": (lambda h: (h, ()), lambda g: g),
+}
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """All of a step in one node: its many small operators would cost as much as the products of matrices."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        b1: Tensor,
+        W2: Tensor,
+        b2: Tensor,
+        lam: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        dual: DualPerceptron,
+        step: ClassifierStep,
+    ) -> Tensor:
+        h1, h2 = dual.hidden(step.x, b1, W2, b2)
+        ctx.sizes, (normalise, ctx.norm_slopes) = [len(step.x), len(step.targets)], _NORMS[step.feature_norm]
+        (zq, ctx.of_queries), (zs, ctx.of_support) = map(normalise, h2.split(ctx.sizes))
+        ctx.signed, ctx.gamma = float(lam[step.task]), float(gamma[step.task])
+        ctx.found = linear_scores(zs, zq, step.targets, abs(ctx.signed) + step.floor)
+        if not bool(ctx.found.scores.sum().isfinite()):
+            for features, what in ((zs, "support"), (zq, "query")):
+                check_finite(features, what)
+        logits = masked(ctx.gamma * ctx.found.scores + beta[step.task], step.active)
+        log_p = logits.log_softmax(-1)
+        picked = step.y.unsqueeze(-1)
+        ctx.g = log_p.exp().scatter_add_(-1, picked, torch.full_like(picked, -1, dtype=log_p.dtype)).div_(len(picked))
+        ctx.dual, ctx.task, ctx.like = dual, step.task, lam
+        ctx.save_for_backward(h1, h2, W2)
+        return -log_p.gather(-1, picked).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         h1, h2, W2 = ctx.saved_tensors
-        scale = 1 / (1 - ctx.dual.drop_rate)
-        # what was dropped is zero, like what the ReLU stopped: neither lets a gradient through
-        g = torch.ops.aten.threshold_backward(g, h2, 0)
-        if scale != 1:
-            g.mul_(scale * scale)  # of both layers; the bias between them gets one of the two back
-        d1 = g @ W2
-        torch.ops.aten.threshold_backward.grad_input(d1, h1, 0, grad_input=d1)
-        ctx.dual.gradient = d1
-        return d1.sum(0), g.mT @ h1, g.sum(0) / scale, None, None
+        g = ctx.g * scale
+        d_support, d_queries, d_ridge = linear_slopes(ctx.found, ctx.gamma * g)
+        parts = [ctx.norm_slopes(d_queries, *ctx.of_queries), ctx.norm_slopes(d_support, *ctx.of_support)]
+        through = ctx.dual.slopes_(torch.cat(parts), h1, h2, W2)
+        d_head = ctx.like.new_zeros(3, len(ctx.like))
+        of_task = math.copysign(ctx.signed != 0, ctx.signed) * d_ridge, (g * ctx.found.scores).sum(), g.sum()
+        d_head[:, ctx.task] = torch.stack(of_task)
+        return *through, *d_head, None, None
 
 
 class DualPerceptron:
@@ -121,7 +259,7 @@ class DualPerceptron:
         first: The first layer, whose weight has no other use meanwhile.
         second: The second layer, trained by the optimizer as always.
         X: Images that belong to every batch (N, D).
-        drop_rate: Dropout after each layer, below 1, to a multiple of 2^-16.
+        drop_rate: Dropout after each layer, below 1.
     """
 
     def __init__(self, first: nn.Linear, second: nn.Linear, X: Tensor, drop_rate: float = 0.0) -> None:
@@ -142,22 +280,41 @@ class DualPerceptron:
         with no_autocast(x.device):
             return _Perceptron.apply(self.layer.bias, self.second.weight, self.second.bias, self, x)
 
-    def first(self, x: Tensor, bias: Tensor) -> Tensor:
-        """What the first layer makes of images and X (B + N, hidden)."""
-        V, P, XV = self.state.split(self.sizes)
-        self.x, self.xX = x, x @ self.X.mT
-        out = x.new_empty(len(x) + len(P), len(bias))
-        torch.addmm(bias, x, V, out=out[: len(x)]).addmm_(self.xX, P)
-        torch.addmm(XV, self.gram, P, out=out[len(x) :]).add_(bias)
-        return out
+    def cross_entropy(self, lam: Tensor, gamma: Tensor, beta: Tensor, step: ClassifierStep) -> Tensor:
+        """Mean cross-entropy () of a batch under the linear kernel ridge classifier that X and its targets make.
 
-    def drop_(self, h: Tensor) -> Tensor:
-        """Zeros in place of a random share of numbers that are not negative; the others are not rescaled."""
-        if self.drop_rate:
-            words = torch.empty(-(-h.numel() // 4), dtype=torch.int64, device=h.device).random_(-(2**63), None)
-            bits = words.view(torch.int16)[: h.numel()].view_as(h)
-            h.mul_((bits >= round(self.drop_rate * 2**16) - 2**15).to(h.dtype))
-        return h
+        What :meth:`__call__`, the normalisation of features, the classifier and the loss give, as one operator.
+
+        Args:
+            lam: lambda of every task (T,).
+            gamma: Scales (T,).
+            beta: Shifts (T,).
+            step: The batch, and which classifier.
+        """
+        with no_autocast(step.x.device):
+            weights = self.layer.bias, self.second.weight, self.second.bias
+            return _CrossEntropy.apply(*weights, lam, gamma, beta, self, step)
+
+    def hidden(self, x: Tensor, b1: Tensor, W2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
+        """What both layers make of images and X, (B + N, hidden) each; no graph is recorded."""
+        h1 = relu_dropout_(self.first(x), b1, self.drop_rate)
+        return h1, relu_dropout_(h1 @ W2.mT, b2, self.drop_rate)
+
+    def slopes_(self, g: Tensor, h1: Tensor, h2: Tensor, W2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of b1, W2 and b2, from g, which is used up, in h2; :meth:`step` will use that of the weight."""
+        # what was dropped is zero, like what the ReLU stopped: neither lets a gradient through
+        g, d_b2 = relu_slopes_(g, h2, self.drop_rate)
+        self.gradient, d_b1 = relu_slopes_(g @ W2, h1, self.drop_rate)
+        return d_b1, g.mT @ h1, d_b2
+
+    def first(self, x: Tensor) -> Tensor:
+        """Images and X times the weight of the first layer (B + N, hidden)."""
+        _, P, XV = self.state.split(self.sizes)
+        self.x, self.xX = x, x @ self.X.mT
+        out = x.new_empty(len(x) + len(P), P.shape[1])
+        torch.mm(torch.cat([x, self.xX], 1), self.state[: -len(P)], out=out[: len(x)])
+        torch.addmm(XV, self.gram, P, out=out[len(x) :])
+        return out
 
     @torch.no_grad()
     def step(self, lr: float, momentum: float) -> None:
@@ -165,12 +322,14 @@ class DualPerceptron:
         if self.gradient is None:
             return
         batch, own = self.gradient.split([len(self.x), len(self.X)])
-        V, P, XV = self.momentum.split(self.sizes)
-        with no_autocast(own.device):
-            V.addmm_(self.x.mT, batch, beta=momentum)
-            P.mul_(momentum).add_(own)
-            XV.addmm_(self.xX.mT, batch, beta=momentum)
-        self.state.add_(self.momentum, alpha=-lr)
+        for part, speed, x, g in zip(
+            self.state.split(self.sizes),
+            self.momentum.split(self.sizes),
+            (self.x, None, self.xX),
+            (batch, own, batch),
+            strict=True,
+        ):
+            _momentum_step_(part, speed, x, g, lr, momentum)
         self.gradient = None
 
     @torch.no_grad()

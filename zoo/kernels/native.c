@@ -1,8 +1,9 @@
-/* The inner loops that decide the speed of UniRepLKNet, of Terminator and of small GRBF networks on a CPU, in float32;
+/* The inner loops that decide the speed of UniRepLKNet, Terminator, KCL and small GRBF networks on a CPU, in float32;
    see native.py for who calls them. The first are for channels_last maps, the second for planes: one channel of one
    sample each. */
 
 #include <math.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -587,4 +588,207 @@ void gaussian_units_gradient(const float *grad, const float *phi, const float *x
     free(of_units);
     free(d_z);
     free(L);
+}
+
+/* ---- perceptrons with dropout: h (rows, cols) */
+
+static inline uint32_t scattered(uint32_t x) { /* every bit of x changes half of the bits of the result */
+    x ^= x >> 16;
+    x *= 0x85ebca6bu;
+    x ^= x >> 13;
+    x *= 0xc2b2ae35u;
+    return x ^ x >> 16;
+}
+
+/* h <- scale times what ReLU and dropout leave of h + bias: number i is dropped where scattered(seed + i) is below the
+   bar. Numbers that are not finite stay. */
+void relu_dropout(float *h, const float *bias, long rows, long cols, float scale, long bar, long seed) {
+    for (long row = 0; row < rows; row++) {
+        float *values = h + row * cols;
+        uint32_t first = (uint32_t)seed + (uint32_t)(row * cols);
+#pragma omp simd
+        for (long i = 0; i < cols; i++) {
+            float value = values[i] + bias[i];
+            uint32_t bits;
+            memcpy(&bits, &value, sizeof bits);
+            int passes = (value > 0) & (scattered(first + (uint32_t)i) >= (uint32_t)bar);
+            float kept = passes ? value * scale : 0;
+            values[i] = (bits & 0x7f800000u) == 0x7f800000u ? value : kept;
+        }
+    }
+}
+
+/* grad <- scale times what passes where h is positive; total (cols) <- its sums down the rows. */
+void relu_slopes(float *grad, const float *h, float *total, long rows, long cols, float scale) {
+    memset(total, 0, cols * sizeof(float));
+    for (long row = 0; row < rows; row++) {
+        float *slopes = grad + row * cols;
+        const float *values = h + row * cols;
+#pragma omp simd
+        for (long i = 0; i < cols; i++) {
+            slopes[i] = values[i] > 0 ? slopes[i] * scale : 0;
+            total[i] += slopes[i];
+        }
+    }
+}
+
+/* z <- (h - low) / spread of n numbers; range <- low, high, and spread: high - low, at least eps. */
+void minmax(const float *h, float *z, float *range, long n, float eps) {
+    float low = h[0], high = h[0];
+#pragma omp simd reduction(min : low) reduction(max : high)
+    for (long i = 0; i < n; i++) {
+        low = h[i] < low ? h[i] : low;
+        high = h[i] > high ? h[i] : high;
+    }
+    float spread = high - low > eps ? high - low : eps, scale = 1 / spread;
+    range[0] = low, range[1] = high, range[2] = spread;
+#pragma omp simd
+    for (long i = 0; i < n; i++) z[i] = (h[i] - low) * scale;
+}
+
+/* d <- the gradient of h in `minmax`; numbers of equal rank share what belongs to an extreme. */
+void minmax_slopes(const float *grad, const float *h, const float *z, const float *range, float *d, long n) {
+    float low = range[0], high = range[1], scale = 1 / range[2];
+    double sum = 0, weighted = 0;
+    long lowest = 0, highest = 0;
+    for (long start = 0; start < n; start += 1024) { /* short sums are in float, and fast */
+        float part = 0, weighted_part = 0;
+        int lows = 0, highs = 0;
+        long end = start + 1024 < n ? start + 1024 : n;
+#pragma omp simd reduction(+ : part, weighted_part, lows, highs)
+        for (long i = start; i < end; i++) {
+            part += grad[i];
+            weighted_part += grad[i] * z[i];
+            lows += h[i] == low;
+            highs += h[i] == high;
+        }
+        sum += part, weighted += weighted_part, lowest += lows, highest += highs;
+    }
+    float of_low = (weighted - sum) * scale / lowest, of_high = -weighted * scale / highest;
+#pragma omp simd
+    for (long i = 0; i < n; i++)
+        d[i] = grad[i] * scale + (h[i] == low ? of_low : 0) + (h[i] == high ? of_high : 0);
+}
+
+enum { BLOCK = 64 };
+
+/* A step of SGD with momentum whose gradient is x^T grad, of x (count, rows) and grad (count, cols), or, without an x,
+   grad (rows, cols): speed <- momentum speed + gradient, weight <- weight - rate speed. */
+void momentum_step(float *weight, float *speed, const float *x, const float *grad, long count, long rows, long cols,
+                   float rate, float momentum) {
+#pragma omp parallel for schedule(static)
+    for (long row = 0; row < rows; row++) {
+        float *to = weight + row * cols, *moves = speed + row * cols;
+        for (long first = 0; first < cols; first += BLOCK) {
+            long width = cols - first < BLOCK ? cols - first : BLOCK;
+            float slopes[BLOCK] = {0};
+            if (x && width == BLOCK) {
+                lanes sum[BLOCK / LANES] = {{0}};
+                for (long k = 0; k < count; k++) {
+                    float times = x[k * rows + row];
+                    if (times == 0) continue; /* most pixels are black */
+                    const float *from = grad + k * cols + first;
+                    for (int s = 0; s < BLOCK / LANES; s++) sum[s] += times * *(const anywhere *)(from + s * LANES);
+                }
+                memcpy(slopes, sum, sizeof sum);
+            } else if (x) {
+                for (long k = 0; k < count; k++)
+                    for (long i = 0; i < width; i++) slopes[i] += x[k * rows + row] * grad[k * cols + first + i];
+            } else {
+                memcpy(slopes, grad + row * cols + first, width * sizeof(float));
+            }
+#pragma omp simd
+            for (long i = 0; i < width; i++) {
+                float moved = momentum * moves[first + i] + slopes[i];
+                moves[first + i] = moved;
+                to[first + i] -= rate * moved;
+            }
+        }
+    }
+}
+
+/* ---- small symmetric positive definite systems, in double */
+
+enum { PANEL = 8 };
+
+/* The Cholesky factor of K + ridge I, of K (n, n): L, column after column; above its diagonal are numbers without
+   meaning. Returns how many columns are left where the matrix is found not to be positive definite. */
+long spd_factor(const float *K, double *L, long n, float ridge) {
+    for (long row = 0; row < n; row++)
+        for (long i = 0; i <= row; i++) L[i * n + row] = K[row * n + i];
+    for (long i = 0; i < n; i++) L[i * n + i] += ridge;
+    for (long first = 0; first < n; first += PANEL) {
+        long last = first + PANEL < n ? first + PANEL : n;
+        for (long p = first; p < last; p++) {
+            double *column = L + p * n;
+            for (long q = first; q < p; q++) {
+                const double *before = L + q * n;
+                double times = before[p];
+#pragma omp simd
+                for (long i = p; i < n; i++) column[i] -= times * before[i];
+            }
+            if (!(column[p] > 0)) return n - p;
+            double scale = 1 / sqrt(column[p]);
+#pragma omp simd
+            for (long i = p; i < n; i++) column[i] *= scale;
+        }
+        if (last - first < PANEL) break;
+        const double *panel = L + first * n;
+        for (long j = last; j < n; j++) {
+            double *column = L + j * n, times[PANEL];
+            for (long q = 0; q < PANEL; q++) times[q] = panel[q * n + j];
+#pragma omp simd
+            for (long i = j; i < n; i++) {
+                double sum = 0;
+                for (long q = 0; q < PANEL; q++) sum += times[q] * panel[q * n + i];
+                column[i] -= sum;
+            }
+        }
+    }
+    return 0;
+}
+
+typedef double quad __attribute__((vector_size(32)));
+enum { QUADS = 3, SIDES = 4 * QUADS }; /* right-hand sides that are solved together: registers hold as many sums */
+
+/* X <- (L L^T)^-1 B, of B and X (n, columns). */
+void spd_solve(const double *L, const float *B, float *X, long n, long columns) {
+    quad *x = aligned_alloc(sizeof(quad), n * QUADS * sizeof(quad));
+    for (long first = 0; first < columns; first += SIDES) {
+        long count = columns - first < SIDES ? columns - first : SIDES;
+        for (long i = 0; i < n; i++) {
+            double row[SIDES] = {0};
+            for (long c = 0; c < count; c++) row[c] = B[i * columns + first + c];
+            memcpy(x + i * QUADS, row, sizeof row);
+        }
+        for (long start = 0; start < n; start += PANEL) {
+            long end = start + PANEL < n ? start + PANEL : n;
+            for (long i = start; i < n; i++) {
+                quad *row = x + i * QUADS, a = row[0], b = row[1], c = row[2];
+                for (long j = start; j < (i < end ? i : end); j++) {
+                    double times = L[j * n + i];
+                    const quad *before = x + j * QUADS;
+                    a -= times * before[0], b -= times * before[1], c -= times * before[2];
+                }
+                double scale = i < end ? 1 / L[i * n + i] : 1;
+                row[0] = a * scale, row[1] = b * scale, row[2] = c * scale;
+            }
+        }
+        for (long i = n - 1; i >= 0; i--) {
+            const double *column = L + i * n;
+            quad *row = x + i * QUADS, a = row[0], b = row[1], c = row[2];
+            for (long j = i + 1; j < n; j++) {
+                const quad *after = x + j * QUADS;
+                a -= column[j] * after[0], b -= column[j] * after[1], c -= column[j] * after[2];
+            }
+            double scale = 1 / column[i];
+            row[0] = a * scale, row[1] = b * scale, row[2] = c * scale;
+        }
+        for (long i = 0; i < n; i++) {
+            double row[SIDES];
+            memcpy(row, x + i * QUADS, sizeof row);
+            for (long c = 0; c < count; c++) X[i * columns + first + c] = row[c];
+        }
+    }
+    free(x);
 }

@@ -30,7 +30,14 @@ __all__ = [
     "gaussian_units_gradient",
     "gelu_energy_",
     "layer_norm",
+    "minmax",
+    "minmax_slopes",
     "moments",
+    "momentum_step_",
+    "relu_dropout_",
+    "relu_slopes_",
+    "spd_factor",
+    "spd_solve",
     "standardise",
     "standardise_gradient",
     "suits_planes",
@@ -283,6 +290,87 @@ def gaussian_units_gradient(
     return d_x, d_centers, d_factor
 
 
+def relu_dropout_(h: Tensor, bias: Tensor, scale: float, bar: int, seed: int) -> None:
+    """What ReLU and dropout leave of h + bias, times `scale`, in place.
+
+    Args:
+        h: (n, C), contiguous, :func:`available`.
+        bias: (C,).
+        scale: of what is left.
+        bar: number i is dropped where its random 32 bits, made of `seed` + i, are a smaller number.
+        seed: 32 bits.
+    """
+    _call("relu_dropout", h, bias.contiguous(), *h.shape, scale, bar, seed)
+
+
+def relu_slopes_(grad: Tensor, h: Tensor, scale: float) -> Tensor:
+    """Gradient behind :func:`relu_dropout_`, from the one in front of it, in place, and its sums over the rows, (C,).
+
+    Args:
+        grad: (n, C), contiguous, :func:`available`.
+        h: what :func:`relu_dropout_` left.
+        scale: as it was given.
+    """
+    total = torch.empty(h.shape[1])
+    _call("relu_slopes", grad, h, total, *h.shape, scale)
+    return total
+
+
+def minmax(h: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Numbers with the smallest of all mapped to 0 and the largest to 1, and (low, high, spread).
+
+    Args:
+        h: any shape, :func:`available`.
+        eps: the least spread.
+    """
+    h = h.contiguous()
+    z, bounds = torch.empty_like(h), torch.empty(3)
+    _call("minmax", h, z, bounds, h.numel(), eps)
+    return z, bounds
+
+
+def minmax_slopes(grad: Tensor, h: Tensor, z: Tensor, bounds: Tensor) -> Tensor:
+    """Gradient of h in :func:`minmax`, from that of z."""
+    grad, h = grad.contiguous(), h.contiguous()
+    d = torch.empty_like(h)
+    _call("minmax_slopes", grad, h, z, bounds, d, h.numel())
+    return d
+
+
+def momentum_step_(weight: Tensor, speed: Tensor, x: Tensor | None, grad: Tensor, rate: float, momentum: float) -> None:
+    """A step of SGD with momentum: speed <- momentum speed + x^T grad, weight <- weight - rate speed.
+
+    Args:
+        weight: (D, C), contiguous, :func:`available`, as all that follows.
+        speed: likewise.
+        x: (n, D); None for the identity.
+        grad: (n, C).
+        rate: learning rate.
+        momentum: share of the speed that stays.
+    """
+    x = None if x is None else x.contiguous()
+    _call("momentum_step", weight, speed, x, grad.contiguous(), len(grad), *weight.shape, rate, momentum)
+
+
+def spd_factor(K: Tensor, ridge: float) -> Tensor | None:
+    """What :func:`spd_solve` takes for K + ridge I, or None where that is not positive definite.
+
+    Args:
+        K: (n, n), :func:`available`; for more than a few hundred rows the library is faster.
+        ridge: added to the diagonal.
+    """
+    lower = torch.empty(K.shape, dtype=torch.float64)
+    return None if _call("spd_factor", K.contiguous(), lower, len(K), ridge) else lower
+
+
+def spd_solve(factor: Tensor, B: Tensor) -> Tensor:
+    """(K + ridge I)^-1 B for B (n, C), :func:`available`, solved in float64."""
+    B = B.contiguous()
+    X = torch.empty_like(B)
+    _call("spd_solve", factor, B, X, *B.shape)
+    return X
+
+
 def _unit_sizes(x: Tensor, centers: Tensor, factor: Tensor) -> tuple[int, int, int, int, int]:
     (points, dim), packed = x.shape, factor.ndim == 1
     return points, centers.shape[0], dim, dim if packed else factor.shape[1], int(packed)
@@ -292,10 +380,10 @@ def _points(x: Tensor) -> int:
     return x.shape[2:].numel()
 
 
-def _call(name: str, *arguments: Tensor | int | float | None) -> None:
+def _call(name: str, *arguments: Tensor | int | float | None) -> int:
     loops = library()
     assert loops is not None
-    getattr(loops, name)(*map(_as_c, arguments))
+    return getattr(loops, name)(*map(_as_c, arguments))
 
 
 def _as_c(value: Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_long | ctypes.c_float:

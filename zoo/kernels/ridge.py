@@ -13,7 +13,8 @@ float64 and with autocast off; the backward pass uses the same factor again inst
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from zoo.kernels import native
 from zoo.kernels.base import Gaussian, Kernel, Laplacian, Linear, Polynomial, no_autocast
 from zoo.kernels.linalg import Factor, cholesky, solver_dtype
 from zoo.suggest import suggestion
@@ -132,33 +134,78 @@ def ridge_coefficients(K: Tensor, Y: Tensor, ridge: float | Tensor) -> Tensor:
         return _Solve.apply(A, Y)
 
 
-class _LinearRidge(torch.autograd.Function):
+class LinearScores(NamedTuple):
+    """Scores of a linear kernel ridge classifier and what their gradient needs; no graph is recorded."""
+
+    scores: Tensor  # (Q, C)
+    support: Tensor  # (N, d)
+    queries: Tensor  # (Q, d)
+    alpha: Tensor  # (N, C)
+    weight: Tensor  # (C, d)
+    solve: Callable[[Tensor], Tensor]  # B to (K + ridge I)^-1 B
+
+
+def linear_scores(support: Tensor, queries: Tensor, Y: Tensor, ridge: float) -> LinearScores:
     """Z_q Z_s^T A^-1 Y with A = Z_s Z_s^T + ridge I: through w = Z_s^T alpha, all products but A have C columns only.
 
-    With g the gradient in the scores, G = Z_q^T g and h = A^-1 Z_s G, the gradient in Z_s is
-    alpha (G - Z_s^T h)^T - h w^T.
+    Args:
+        support: Z_s (N, d).
+        queries: Z_q (Q, d).
+        Y: Targets (N, C).
+        ridge: Positive number.
     """
+    half = len(support) // 2
+    K = support.new_zeros(len(support), len(support))  # of which only the lower triangle is read
+    for part, upto in ((slice(half), half), (slice(half, None), len(support))):
+        torch.mm(support[part], support[:upto].mT, out=K[part, :upto])
+    solve = _solver(K, ridge)
+    alpha = solve(Y)
+    weight = alpha.mT @ support
+    return LinearScores(queries @ weight.mT, support, queries, alpha, weight, solve)
 
+
+def linear_slopes(found: LinearScores, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients in the support, the queries and the ridge, from g in the scores.
+
+    With G = Z_q^T g and h = A^-1 Z_s G, that in Z_s is alpha (G - Z_s^T h)^T - h w^T.
+    """
+    _, support, queries, alpha, weight, solve = found
+    G = g.mT @ queries
+    h = solve(support @ G.mT)
+    d_support = (alpha @ (G - h.mT @ support)).addmm_(h, weight, alpha=-1)
+    return d_support, g @ weight, -torch.dot(h.flatten(), alpha.flatten())
+
+
+_NATIVE_ROWS = 400  # more rows are the library's
+
+
+def _solver(K: Tensor, ridge: float) -> Callable[[Tensor], Tensor]:
+    """B to (K + ridge I)^-1 B, solved in float64."""
+    if len(K) <= _NATIVE_ROWS and native.available(K, gradients=True):
+        factor = native.spd_factor(K, ridge)
+        if factor is not None:
+            return partial(native.spd_solve, factor)
+    A = K.to(solver_dtype(K.device))
+    A.diagonal().add_(ridge)
+    lower, failed = torch.linalg.cholesky_ex(A)
+    lower = cholesky(A).lower if bool(failed) else lower  # which looks for a jitter
+    return lambda B: torch.cholesky_solve(B.to(A.dtype), lower).to(B.dtype)
+
+
+class _LinearRidge(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, support: Tensor, queries: Tensor, Y: Tensor, ridge: Tensor) -> Tensor:
-        dtype = solver_dtype(support.device)
-        A = (support @ support.mT).to(dtype)
-        A.diagonal().add_(ridge.to(dtype))
-        lower, failed = torch.linalg.cholesky_ex(A)
-        lower = cholesky(A).lower if bool(failed) else lower  # which looks for a jitter
-        alpha = torch.cholesky_solve(Y.to(dtype), lower).to(support.dtype)
-        w = alpha.mT @ support
-        ctx.save_for_backward(support, queries, lower, alpha, w)
-        return queries @ w.mT
+        *tensors, ctx.solve = linear_scores(support, queries, Y, float(ridge))
+        ctx.save_for_backward(*tensors[1:])
+        return tensors[0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, Tensor]:
-        support, queries, lower, alpha, w = ctx.saved_tensors
-        G = g.mT @ queries
-        h = torch.cholesky_solve((support @ G.mT).to(lower.dtype), lower).to(support.dtype)
-        left, right = torch.cat([alpha, -h], 1), torch.cat([G - h.mT @ support, w])
-        return left @ right, g @ w, None, -torch.dot(h.flatten(), alpha.flatten())
+        support, queries, alpha, weight = ctx.saved_tensors
+        found = LinearScores(g, support, queries, alpha, weight, ctx.solve)
+        d_support, d_queries, d_ridge = linear_slopes(found, g)
+        return d_support, d_queries, None, d_ridge
 
 
 class Solution(NamedTuple):
@@ -174,6 +221,26 @@ class Solution(NamedTuple):
 def masked(logits: Tensor, active: Tensor | None) -> Tensor:
     """Logits (B, C) with the columns outside `active` (C,) or (B, C) at -1e11, or as low as their type goes."""
     return logits if active is None else logits.masked_fill(~active, max(_MASKED, torch.finfo(logits.dtype).min))
+
+
+def check_finite(features: Tensor, what: str) -> None:
+    """Refuse features (B, d) that hold NaN or infinity.
+
+    Args:
+        features: What is checked.
+        what: Its name in the message.
+
+    Raises:
+        SupportError: A feature is not finite.
+    """
+    if features.is_meta or torch.compiler.is_compiling() or bool(features.detach().sum().isfinite()):
+        return  # a sum of finite numbers may overflow; only then is every number looked at
+    bad = ~torch.isfinite(features.detach())
+    if bool(bad.any()):
+        rows = int(bad.any(-1).sum())
+        raise SupportError(
+            f"{rows} of {len(features)} {what} features hold NaN or infinity: check the inputs and the rate"
+        )
 
 
 def _full(z: Tensor) -> Tensor:
@@ -270,7 +337,7 @@ class KernelRidgeHead(nn.Module):
         Raises:
             SupportError: A feature is not finite.
         """
-        self._check(queries, "query")
+        check_finite(queries, "query")
         with no_autocast(queries.device):
             points = _full(queries)
             if solution.weight is not None:
@@ -288,7 +355,7 @@ class KernelRidgeHead(nn.Module):
         if not isinstance(self.kernel, Linear) or not self._differentiates(support, targets):
             return self.predict(queries, self.solve(support, targets, task, columns), active)
         Y = self._targets(support, targets, task, columns)
-        self._check(queries, "query")
+        check_finite(queries, "query")
         with no_autocast(queries.device):
             points = _full(support)
             scores = _LinearRidge.apply(points, _full(queries).to(points.dtype), Y, self.ridge(task))
@@ -305,19 +372,8 @@ class KernelRidgeHead(nn.Module):
         """Targets (N, C) of a support that a classifier can be made of."""
         if not len(support):
             raise SupportError(f"the coreset of task {task} is empty: a kernel classifier needs points of each class")
-        self._check(support, "support")
+        check_finite(support, "support")
         return targets if targets.is_floating_point() else F.one_hot(targets, num_classes or int(targets.max()) + 1)
-
-    @staticmethod
-    def _check(features: Tensor, what: str) -> None:
-        if features.is_meta or torch.compiler.is_compiling() or bool(features.detach().sum().isfinite()):
-            return  # a sum of finite numbers may overflow; only then is every number looked at
-        bad = ~torch.isfinite(features.detach())
-        if bool(bad.any()):
-            rows = int(bad.any(-1).sum())
-            raise SupportError(
-                f"{rows} of {len(features)} {what} features hold NaN or infinity: check the inputs and the rate"
-            )
 
     def extra_repr(self) -> str:
         return f"{self.name}, n_tasks={len(self.lam)}"

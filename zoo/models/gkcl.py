@@ -32,7 +32,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
 from zoo.kernels.base import no_autocast
-from zoo.kernels.coreset import DualPerceptron, minmax, unit_rows
+from zoo.kernels.coreset import ClassifierStep, DualPerceptron, minmax, unit_rows
 from zoo.kernels.linalg import cholesky
 from zoo.kernels.ridge import (
     KernelRidgeHead,
@@ -471,6 +471,11 @@ class KCL(KernelLearner):
         if self._dual is None:
             return self.support_losses(x, y, *self.coreset(task), task)
         dual, targets = self._dual
+        if self.head.name == "linear" and self._dtype() in (torch.float32, torch.float64):
+            active, floor = self.active[task], self.head.floor
+            step = ClassifierStep(x.flatten(1), y, targets, task, active, self.feature_norm, floor)
+            loss = dual.cross_entropy(self.head.lam, self.head.gamma, self.head.beta, step)
+            return {"cross_entropy": loss}
         h = dual(x.flatten(1)).split([len(x), len(targets)])
         zq, zs = (normalise_features(part, self.feature_norm) for part in h)
         return self._losses_of_features(zq, y, zs, targets, task)
