@@ -159,7 +159,7 @@ def linear_scores(support: Tensor, queries: Tensor, Y: Tensor, ridge: float) -> 
     for part, upto in ((slice(half), half), (slice(half, None), len(support))):
         torch.mm(support[part], support[:upto].mT, out=K[part, :upto])
     solve = _solver(K, ridge)
-    alpha = solve(Y)
+    alpha = solve(Y.to(support.dtype))
     weight = alpha.mT @ support
     return LinearScores(queries @ weight.mT, support, queries, alpha, weight, solve)
 
