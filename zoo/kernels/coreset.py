@@ -1,9 +1,9 @@
 """Operators of a training step that sends the same few images through a perceptron every time.
 
 A step of kernel continual learning pushes a batch of the stream and the whole coreset of the task through the
-network. :class:`DualPerceptron` keeps the first layer of the network in dual form meanwhile; :func:`minmax` and
-:func:`unit_rows` normalise with a backward pass of few operators. All give what the plain formulas give, but for
-rounding.
+network. :class:`DualPerceptron` keeps the first layer of the network in dual form meanwhile, and for the linear kernel
+makes one operator of all up to the loss; :func:`minmax` and :func:`unit_rows` normalise with a backward pass of few
+operators. All give what the plain formulas give, but for rounding.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ class DualPerceptron:
         with torch.no_grad(), no_autocast(X.device):
             weight = first.weight.detach().mT
             self.gram = X @ X.mT
-            # V^T, P and X V^T one below the other, so that one operator moves all three
+            # V^T, P and X V^T one below the other: a batch meets the first two in one product
             self.state = torch.cat([weight, X.new_zeros(len(X), hidden), X @ weight])
         self.momentum = torch.zeros_like(self.state)
         self.sizes = [inputs, len(X), len(X)]
