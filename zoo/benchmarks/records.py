@@ -62,9 +62,9 @@ def _written(value: Any) -> str:
 
 
 def mean_sd(values: Sequence[float], digits: int = 3) -> str:
-    """`mean (standard deviation)` of a sample."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):.{digits}f} ({spread:.{digits}f})"
+    """`mean (standard deviation)` of a sample; of a single number itself alone."""
+    spread = f" ({statistics.stdev(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
