@@ -24,7 +24,6 @@ image alone. Published compute is high for the size: 1.1 GMACs for a 32 x 32 ima
 needs 0.56.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -210,7 +209,7 @@ class SlowFastBlock(nn.Module):
         w_channel = self.hi_channel_net().to(y.dtype).view(1, -1, 1, 1)
         w_space = self.hi_spatial_net().to(y.dtype).view([1, 1, self.size[0], self.size[1]])
         channel = elementwise_score(w_channel, spatial_mean(y))
-        space = elementwise_score(w_space, mean_over(y, (1,)))
+        space = elementwise_score(w_space, mean_over(y, [1]))
         return x * (space * channel).sigmoid()
 
     def global_operator(self, w: Tensor, z: Tensor) -> Tensor:
@@ -302,15 +301,17 @@ class SlowFastBlock(nn.Module):
         return F.dropout2d(x, self.drop_rate, self.training)
 
 
-def mean_over(x: Tensor, dims: tuple[int, ...], keepdim: bool = True) -> Tensor:
+def mean_over(x: Tensor, dims: list[int], keepdim: bool = True) -> Tensor:
     """The mean over some axes; its gradient takes no memory of the size of x, unlike that of torch's own."""
-    count = math.prod(x.shape[d] for d in dims)
+    count = 1
+    for d in dims:
+        count *= x.shape[d]
     return (x.sum(dims, keepdim, dtype=torch.promote_types(x.dtype, torch.float32)) / count).to(x.dtype)
 
 
 def spatial_mean(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, C, 1, 1)."""
-    return mean_over(x, (2, 3))
+    return mean_over(x, [2, 3])
 
 
 def normal_(linear: nn.Linear) -> None:
@@ -615,7 +616,7 @@ class Terminator(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool and classify: (B, C, ...) to (B, num_classes), or to (B, C) with `pre_logits`."""
-        x = mean_over(x.flatten(2), (2,), False) if self.global_pool else x.movedim(1, -1)
+        x = mean_over(x.flatten(2), [2], False) if self.global_pool else x.movedim(1, -1)
         x = F.dropout(x, self.drop_rate, self.training)
         if not pre_logits:
             x = self.head(x)
