@@ -21,7 +21,7 @@ from zoo.kernels import native
 from zoo.kernels.base import no_autocast
 from zoo.kernels.ridge import check_finite, linear_scores, linear_slopes, masked
 
-__all__ = ["ClassifierStep", "DualPerceptron", "minmax", "unit_rows"]
+__all__ = ["ClassifierStep", "DualPerceptron", "minmax", "relu_dropout_", "relu_slopes_", "unit_rows"]
 
 _EPS = 1e-12
 
