@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import zoo
 from zoo.benchmarks.models import lively
 from zoo.benchmarks.plain import plain_copy
-from zoo.kernels import feed_forward as module
+from zoo.kernels import native
 from zoo.kernels.feed_forward import feed_forward, response_norm
 
 
@@ -29,14 +29,14 @@ def textbook(x: Tensor, gate: Tensor, w1: Tensor, b1: Tensor, gamma: Tensor, w2:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("rows", [1, 40, 2048])
+@pytest.mark.parametrize("loops", [True, False], ids=["native", "plain"])
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("shape", [(1, 4, 1, 1), (5, 4, 3, 5), (3, 2, 4, 5)])
 def test_every_path_equals_the_formula(
-    shape: tuple[int, ...], order: torch.memory_format, rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, ...], order: torch.memory_format, loops: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Scales in the activations and in the weights, samples one by one and in uneven groups."""
-    monkeypatch.setattr(module, "ROWS", rows)
+    if not loops:
+        monkeypatch.setattr(native, "available", lambda *_, **__: False)
     chans = shape[1]
     x, shortcut = normal(*shape), normal(*shape, seed=2)
     others = [normal(*s, seed=i) for i, s in enumerate([(shape[0], chans), (16, chans), (16,), (16,), (chans, 16)])]

@@ -11,6 +11,7 @@ The hidden layer is four times as wide as the map, so passes over its memory dec
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.kernels import native
@@ -78,17 +79,12 @@ class _ResponseNorm(torch.autograd.Function):
 
 # ---- the network in inference ------------------------------------------------------------------------------
 
-#: Rows of the hidden layer that are computed at once: many enough for the matrix products, few enough for the cache.
-ROWS = 2048
-
-
 def feed_forward(
     x: Tensor, gate: Tensor, w1: Tensor, b1: Tensor, gamma: Tensor, w2: Tensor, b2: Tensor, shortcut: Tensor
 ) -> Tensor:
     """Pixel by pixel shortcut + W2 GRN(GELU(W1 (gate * x) + b1)) + b2, for inference on a CPU.
 
-    The hidden layer is computed for a few samples at a time, in one buffer. A channel scale (the gate, and GRN's) goes
-    into the weights where they are smaller than the activations, on large maps.
+    In float32 by :func:`zoo.kernels.native.feed_forward`, whose hidden layer stays in the cache, sample after sample.
 
     Args:
         x: (B, C, H, W), float32 or float64, best in channels_last order.
@@ -110,37 +106,17 @@ def feed_forward(
 def _compute(
     x: Tensor, gate: Tensor, w1: Tensor, b1: Tensor, gamma: Tensor, w2: Tensor, b2: Tensor, shortcut: Tensor
 ) -> Tensor:
-    batch, chans, height, width = x.shape
-    pixels, wide = height * width, len(w1)
-    rows = x.permute(0, 2, 3, 1).reshape(batch, pixels, chans)
-    out = torch.add(shortcut.permute(0, 2, 3, 1), b2).contiguous().view(-1, chans)
-    into_weights = pixels >= wide
-    samples = 1 if into_weights else min(max(1, ROWS // pixels), batch)
-    hidden = x.new_empty(samples * pixels, wide)
-    for i in range(0, batch, samples):
-        part, scale = rows[i : i + samples], gate[i : i + samples]
-        h, to = hidden[: len(part) * pixels], out[i * pixels : (i + len(part)) * pixels]
-        if into_weights:
-            torch.mm(part[0], (w1 * scale).t(), out=h)
-        else:
-            torch.mm((part * scale[:, None]).flatten(0, 1), w1.t(), out=h)
-        maps = h.view(-1, pixels, wide)
-        scale = response_scale(_gelu_energy_(maps, b1).sqrt(), gamma.flatten())
-        if into_weights:
-            to.addmm_(h, (w2 * scale).t())
-        else:
-            maps.mul_(scale[:, None])
-            to.addmm_(h, w2.t())
-    return out.view(batch, height, width, chans).permute(0, 3, 1, 2)
+    x, shortcut = x.permute(0, 2, 3, 1).contiguous(), shortcut.permute(0, 2, 3, 1).contiguous()
+    rows, gamma = x.flatten(1, 2), gamma.flatten()
+    if native.available(x, gate, w1, b1, gamma, w2, b2, shortcut):
+        out = native.feed_forward(rows, gate, w1, b1, gamma, w2, b2, shortcut.flatten(1, 2)).view(x.shape)
+    else:
+        hidden = F.gelu(F.linear(rows * gate[:, None], w1, b1))
+        hidden *= response_scale(torch.linalg.vector_norm(hidden, dim=1, keepdim=True), gamma)
+        out = F.linear(hidden, w2, b2).view(x.shape).add_(shortcut)
+    return out.permute(0, 3, 1, 2)
 
 
 #: One node in the graph of a compiler, which would need more passes over memory.
 _opaque = torch.library.custom_op("kernel_zoo::feed_forward", _compute, mutates_args=())
 _opaque.register_fake(lambda x, *others: torch.empty_like(x, memory_format=torch.channels_last))
-
-
-def _gelu_energy_(h: Tensor, bias: Tensor) -> Tensor:
-    """In place GELU of h + bias, and the sum of its squares over the pixels: (B, P, D) -> (B, D)."""
-    if native.available(h, bias):
-        return native.gelu_energy_(h, bias)
-    return torch.ops.aten.gelu_(h.add_(bias)).square().sum(1)

@@ -3,6 +3,7 @@
    sample each. */
 
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +14,43 @@ enum { LANES = 16 };
 enum { LANES = 8 };
 #endif
 typedef float lanes __attribute__((vector_size(4 * LANES))); /* neighbouring channels of one pixel */
+
+typedef float anywhere __attribute__((vector_size(4 * LANES), aligned(4))); /* in any place of a row */
+
+#define INLINE static inline __attribute__((always_inline)) /* so that arguments that are constant drop out */
+
+/* ---- products of matrices: a panel, so many neighbouring columns of the second factor, stays in the first cache ---- */
+
+enum { TALL = 6, BROAD = 2 };  /* rows, and vectors of columns, that are summed at once: registers hold no more */
+enum { SIDE = BROAD * LANES }; /* columns of a panel */
+enum { DEEP = 320 };           /* terms that are summed before they are added to the rest: more would lose digits */
+
+/* The first entry of a matrix, and the steps to the next row and column. */
+typedef struct { const float *at; long down, right; } matrix;
+
+/* sum <- the first rows of a times a panel b (terms, SIDE). */
+INLINE void sum_rows(matrix a, const lanes *b, long terms, lanes sum[TALL][BROAD], const int tall) {
+    for (int r = 0; r < tall; r++)
+        for (int s = 0; s < BROAD; s++) sum[r][s] = (lanes){0};
+    for (long l = 0; l < terms; l++)
+        for (int r = 0; r < tall; r++)
+            for (int s = 0; s < BROAD; s++) sum[r][s] += a.at[r * a.down + l * a.right] * b[l * BROAD + s];
+}
+
+/* The statement with `tall` a constant: so many rows, but at most TALL. */
+#define WITH_TALL(rows, ...)                                                                                           \
+    switch (rows) {                                                                                                    \
+        case 1: { enum { tall = 1 }; __VA_ARGS__; break; }                                                             \
+        case 2: { enum { tall = 2 }; __VA_ARGS__; break; }                                                             \
+        case 3: { enum { tall = 3 }; __VA_ARGS__; break; }                                                             \
+        case 4: { enum { tall = 4 }; __VA_ARGS__; break; }                                                             \
+        case 5: { enum { tall = 5 }; __VA_ARGS__; break; }                                                             \
+        default: { enum { tall = TALL }; __VA_ARGS__; }                                                                \
+    }
+
+static inline long least(long a, long b) { return a < b ? a : b; }
+
+/* ---- channels_last ---- */
 
 enum { STRIP = 7 }; /* output pixels of a row that are summed at once: 7 divides 56, 28, 14 and 7 */
 
@@ -32,25 +70,203 @@ static inline float gelu_share(float x) {
 
 static inline float gelu(float x) { return x * gelu_share(x); }
 
-/* h <- gelu(h + bias), and the sum of its squares down the rows, a part of the rows at a time.
-   h (samples, rows, cols), bias (cols), energy (samples, parts, cols). */
-void gelu_energy(float *h, const float *bias, float *energy, long samples, long rows, long cols, long parts) {
-#pragma omp parallel for collapse(2) schedule(static)
-    for (long sample = 0; sample < samples; sample++) {
-        for (long part = 0; part < parts; part++) {
-            float *sum = energy + (sample * parts + part) * cols;
-            memset(sum, 0, cols * sizeof(float));
-            for (long row = rows * part / parts; row < rows * (part + 1) / parts; row++) {
-                float *values = h + (sample * rows + row) * cols;
+/* ---- shortcut + W2 GRN(GELU(W1 (gate x) + b1)) + b2 ---- */
+
+enum { ROWS = 17 * TALL }; /* pixels at a time, at most: the second cache holds DEEP numbers of each */
+
+/* x, shortcut and y (batch, pixels, chans), gate (batch, chans), first (wide, chans) and second (chans, wide), the latter
+   two also as panels; b1 and gamma (wide), b2 (chans). */
+typedef struct {
+    const float *x, *gate, *b1, *gamma, *b2, *shortcut;
+    const lanes *first, *second;
+    float *y;
+    long pixels, chans, wide;
+} network;
+
+static long panels_of(long outputs) { return (outputs + SIDE - 1) / SIDE; }
+
+static lanes *new_panels(long outputs, long terms) {
+    return aligned_alloc(sizeof(lanes), panels_of(outputs) * terms * SIDE * sizeof(float));
+}
+
+typedef float eight __attribute__((vector_size(32), aligned(4)));
+
+#define EIGHT(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+
+/* to (8, 8), rows a step apart <- from (8, 8) transposed. */
+INLINE void transpose(const float *from, long from_step, float *to, long to_step) {
+    eight r[8], pairs[8], fours[8];
+    for (int i = 0; i < 8; i++) r[i] = *(const eight *)(from + i * from_step);
+    for (int i = 0; i < 8; i += 2) {
+        pairs[i] = EIGHT(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        pairs[i + 1] = EIGHT(r[i], r[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            fours[i + 2 * j] = EIGHT(pairs[i + j], pairs[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+            fours[i + 2 * j + 1] = EIGHT(pairs[i + j], pairs[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    for (int i = 0; i < 4; i++) {
+        *(eight *)(to + i * to_step) = EIGHT(fours[i], fours[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        *(eight *)(to + (i + 4) * to_step) = EIGHT(fours[i], fours[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+}
+
+/* panels <- w (outputs, terms): for SIDE outputs after the other, all terms; zeros where there are fewer outputs. */
+static void put_panels(const float *w, lanes *panels, long outputs, long terms) {
+#pragma omp for schedule(static)
+    for (long j = 0; j < outputs; j += SIDE) {
+        float *panel = (float *)panels + j * terms;
+        long width = least(outputs - j, SIDE), whole = width < SIDE ? 0 : terms / 8 * 8;
+        if (width < SIDE) memset(panel, 0, terms * SIDE * sizeof(float));
+        for (long l = 0; l < whole; l += 8)
+            for (long c = 0; c < SIDE; c += 8)
+                transpose(w + (j + c) * terms + l, terms, panel + l * SIDE + c, SIDE);
+        for (long l = whole; l < terms; l++)
+            for (long c = 0; c < width; c++) panel[l * SIDE + c] = w[(j + c) * terms + l];
+    }
+}
+
+/* part (rows, deep) <- columns of x times their scales. */
+static void put_scaled(const float *x, long step, const float *scale, float *part, long rows, long deep) {
+    for (long r = 0; r < rows; r++) {
 #pragma omp simd
-                for (long i = 0; i < cols; i++) {
-                    float value = gelu(values[i] + bias[i]);
-                    values[i] = value;
-                    sum[i] += value * value;
+        for (long l = 0; l < deep; l++) part[r * deep + l] = x[r * step + l] * scale[l];
+    }
+}
+
+/* h <- (h +) a b of some rows and the columns of a panel; at last gelu of that and the bias, and its energies. */
+INLINE void hidden_rows(const float *a, const lanes *b, long deep, float *h, long step, const float *bias, float *energy,
+                        long width, int more, int last, const int tall) {
+    lanes sum[TALL][BROAD];
+    sum_rows((matrix){a, deep, 1}, b, deep, sum, tall);
+    for (int r = 0; r < tall; r++, h += step) {
+        float *sums = (float *)sum[r];
+        if (more)
+            for (long c = 0; c < width; c++) sums[c] += h[c];
+        if (!last) {
+            memcpy(h, sums, width * sizeof(float));
+            continue;
+        }
+#pragma omp simd
+        for (long c = 0; c < width; c++) {
+            h[c] = gelu(sums[c] + bias[c]);
+            energy[c] += h[c] * h[c];
+        }
+    }
+}
+
+/* The hidden layer of some pixels, and the energies of its channels over them. */
+static void hide(const network *n, long sample, long from, long to, float *hidden, float *energy) {
+    float part[ROWS * DEEP];
+    long rows = to - from, chans = n->chans, wide = n->wide;
+    const float *x = n->x + (sample * n->pixels + from) * chans;
+    memset(energy, 0, wide * sizeof(float));
+    for (long l = 0; l < chans; l += DEEP) {
+        long deep = least(chans - l, DEEP);
+        put_scaled(x + l, chans, n->gate + sample * chans + l, part, rows, deep);
+        for (long j = 0; j < wide; j += SIDE) {
+            const lanes *panel = n->first + (j * chans + l * SIDE) / LANES;
+            for (long i = 0; i < rows; i += TALL) {
+                float *h = hidden + (from + i) * wide + j;
+                long width = least(wide - j, SIDE);
+                if (width == SIDE) {
+                    WITH_TALL(rows - i, hidden_rows(part + i * deep, panel, deep, h, wide, n->b1 + j, energy + j, SIDE,
+                                                    l > 0, l + deep == chans, tall))
+                } else {
+                    WITH_TALL(rows - i, hidden_rows(part + i * deep, panel, deep, h, wide, n->b1 + j, energy + j, width,
+                                                    l > 0, l + deep == chans, tall))
                 }
             }
         }
     }
+}
+
+/* energy (parts, wide): in its first row what GRN multiplies the channels with. */
+static void respond(const network *n, float *energy, long parts) {
+    double total = 0;
+    for (long c = 0; c < n->wide; c++) {
+        double sum = 0;
+        for (long p = 0; p < parts; p++) sum += energy[p * n->wide + c];
+        energy[c] = sqrtf(sum);
+        total += energy[c];
+    }
+    float scale = 1 / (total / n->wide + 1e-6);
+    for (long c = 0; c < n->wide; c++) energy[c] = 1 + n->gamma[c] * energy[c] * scale;
+}
+
+INLINE void output_rows(const float *a, const lanes *b, long deep, float *y, const float *shortcut, const float *bias,
+                        long step, long width, int more, const int tall) {
+    lanes sum[TALL][BROAD];
+    sum_rows((matrix){a, deep, 1}, b, deep, sum, tall);
+    for (int r = 0; r < tall; r++, y += step, shortcut += step) {
+        const float *sums = (const float *)sum[r];
+        if (more)
+            for (long c = 0; c < width; c++) y[c] += sums[c];
+        else
+            for (long c = 0; c < width; c++) y[c] = sums[c] + shortcut[c] + bias[c];
+    }
+}
+
+/* The outputs of some pixels. */
+static void answer(const network *n, long sample, long from, long to, const float *hidden, const float *scale) {
+    float part[ROWS * DEEP];
+    long rows = to - from, chans = n->chans, wide = n->wide, at = (sample * n->pixels + from) * chans;
+    for (long l = 0; l < wide; l += DEEP) {
+        long deep = least(wide - l, DEEP);
+        put_scaled(hidden + from * wide + l, wide, scale + l, part, rows, deep);
+        for (long j = 0; j < chans; j += SIDE) {
+            const lanes *panel = n->second + (j * wide + l * SIDE) / LANES;
+            for (long i = 0; i < rows; i += TALL) {
+                long to = at + i * chans + j, width = least(chans - j, SIDE);
+                if (width == SIDE) {
+                    WITH_TALL(rows - i, output_rows(part + i * deep, panel, deep, n->y + to, n->shortcut + to,
+                                                    n->b2 + j, chans, SIDE, l > 0, tall))
+                } else {
+                    WITH_TALL(rows - i, output_rows(part + i * deep, panel, deep, n->y + to, n->shortcut + to,
+                                                    n->b2 + j, chans, width, l > 0, tall))
+                }
+            }
+        }
+    }
+}
+
+/* hidden: for as many samples as are treated at once, (pixels, wide) each. */
+void feed_forward(const float *x, const float *gate, const float *w1, const float *b1, const float *gamma,
+                  const float *w2, const float *b2, const float *shortcut, float *y, float *hidden, long batch,
+                  long pixels, long chans, long wide, long threads) {
+    long parts = (pixels + ROWS - 1) / ROWS, size = ((pixels + parts - 1) / parts + TALL - 1) / TALL * TALL;
+    lanes *first = new_panels(wide, chans), *second = new_panels(chans, wide);
+    float *energy = malloc(threads * parts * wide * sizeof(float));
+    network n = {x, gate, b1, gamma, b2, shortcut, first, second, y, pixels, chans, wide};
+#define PART least(p *size, pixels), least((p + 1) * size, pixels)
+#pragma omp parallel num_threads(threads)
+    {
+        put_panels(w1, first, wide, chans);
+        put_panels(w2, second, chans, wide);
+        if (batch >= threads) { /* a sample is one thread's */
+            float *h = hidden + omp_get_thread_num() * pixels * wide, *e = energy + omp_get_thread_num() * parts * wide;
+#pragma omp for schedule(dynamic)
+            for (long sample = 0; sample < batch; sample++) {
+                for (long p = 0; p < parts; p++) hide(&n, sample, PART, h, e + p * wide);
+                respond(&n, e, parts);
+                for (long p = 0; p < parts; p++) answer(&n, sample, PART, h, e);
+            }
+        } else {
+            for (long sample = 0; sample < batch; sample++) {
+#pragma omp for schedule(dynamic)
+                for (long p = 0; p < parts; p++) hide(&n, sample, PART, hidden, energy + p * wide);
+#pragma omp single
+                respond(&n, energy, parts);
+#pragma omp for schedule(dynamic)
+                for (long p = 0; p < parts; p++) answer(&n, sample, PART, hidden, energy);
+            }
+        }
+    }
+#undef PART
+    free(first);
+    free(second);
+    free(energy);
 }
 
 /* y <- the layer norm of each row, then gelu if asked. x and y (rows, cols), weight and bias (cols). */
@@ -201,7 +417,6 @@ void depthwise_taps(const float *x, const float *grad, float *out, long batch, l
 
 /* ---- planes ---- */
 
-typedef float anywhere __attribute__((vector_size(4 * LANES), aligned(4))); /* neighbouring pixels of one row */
 
 /* 2^(whole + part), for a whole number from -126 and a part of it between -1/2 and 1/2. */
 static inline float two_to(float whole, float part) {
@@ -226,8 +441,6 @@ static inline float gelu_slope(float x) {
     float whole = floorf(power + 0.5f);
     return gelu_share(x) + x * 0.39894228f * two_to(whole, power - whole);
 }
-
-#define INLINE static inline __attribute__((always_inline)) /* so that arguments that are constant drop out */
 
 INLINE float product_of(const float *x, const float *times, long i) { return times ? x[i] * times[i] : x[i]; }
 
@@ -457,18 +670,9 @@ void depthwise_planes_taps(const float *x, const float *grad, float *out, long b
 
 /* ---- Gaussian units: exp(-|L^T (x - c)|^2 / 2) ---- */
 
-enum { TALL = 4, BROAD = 2 };  /* rows, and vectors of neighbouring columns, of a product that are summed at once */
-enum { DEEP = 256 };           /* terms that are summed before they are added to the rest: more would lose digits */
-enum { SIDE = BROAD * LANES }; /* columns */
-
-/* The first entry of a matrix, and the steps to the next row and column. */
-typedef struct { const float *at; long down, right; } matrix;
-
 INLINE void product_rows(matrix a, const lanes *b, float *out, long terms, long step, long width, const int tall) {
-    lanes sum[TALL][BROAD] = {{{0}}};
-    for (long l = 0; l < terms; l++)
-        for (int r = 0; r < tall; r++)
-            for (int s = 0; s < BROAD; s++) sum[r][s] += a.at[r * a.down + l * a.right] * b[l * BROAD + s];
+    lanes sum[TALL][BROAD];
+    sum_rows(a, b, terms, sum, tall);
     for (int r = 0; r < tall; r++) {
         const float *sums = (const float *)sum[r];
         for (long j = 0; j < width; j++) out[r * step + j] += sums[j];
@@ -491,13 +695,10 @@ static void product(matrix a, matrix b, float *out, long rows, long terms, long 
                 else
                     for (long c = 0; c < width; c++) ((float *)side)[l * SIDE + c] = row[c * b.right];
             }
-            long i = out_lower ? j : 0;
-            for (; i + TALL <= rows; i += TALL)
-                product_rows((matrix){a.at + i * a.down + first * a.right, a.down, a.right}, side, out + i * cols + j,
-                             deep, cols, width, TALL);
-            for (; i < rows; i++)
-                product_rows((matrix){a.at + i * a.down + first * a.right, a.down, a.right}, side, out + i * cols + j,
-                             deep, cols, width, 1);
+            for (long i = out_lower ? j : 0; i < rows; i += TALL) {
+                matrix some = {a.at + i * a.down + first * a.right, a.down, a.right};
+                WITH_TALL(rows - i, product_rows(some, side, out + i * cols + j, deep, cols, width, tall))
+            }
         }
     }
 }

@@ -26,9 +26,9 @@ __all__ = [
     "available",
     "depthwise",
     "depthwise_weight_gradient",
+    "feed_forward",
     "gaussian_units",
     "gaussian_units_gradient",
-    "gelu_energy_",
     "layer_norm",
     "minmax",
     "minmax_slopes",
@@ -84,22 +84,31 @@ def available(*tensors: Tensor, gradients: bool = False) -> bool:
     )
 
 
-def gelu_energy_(h: Tensor, bias: Tensor) -> Tensor:
-    """GELU of h + bias, in place, and the sum of its squares over the pixels.
+def feed_forward(
+    x: Tensor, gate: Tensor, w1: Tensor, b1: Tensor, gamma: Tensor, w2: Tensor, b2: Tensor, shortcut: Tensor
+) -> Tensor:
+    """Pixel by pixel shortcut + W2 GRN(GELU(W1 (gate * x) + b1)) + b2; see :mod:`zoo.kernels.feed_forward`.
 
     Args:
-        h: (B, P, C), contiguous, :func:`available`.
-        bias: (C,).
+        x: (B, P, C), :func:`available`, as all that follows.
+        gate: (B, C).
+        w1: (D, C).
+        b1: (D,).
+        gamma: (D,).
+        w2: (C, D).
+        b2: (C,).
+        shortcut: (B, P, C).
 
     Returns:
-        Energies, (B, C).
+        (B, P, C).
     """
-    batch, pixels, chans = h.shape
-    threads = torch.get_num_threads()
-    parts = threads * max(1, pixels // (256 * threads))  # long sums in one float would lose digits
-    energy = torch.empty(batch, parts, chans)
-    _call("gelu_energy", h, bias.contiguous(), energy, batch, pixels, chans, parts)
-    return energy.sum(1)
+    batch, pixels, chans = x.shape
+    wide, threads = len(w1), torch.get_num_threads()
+    y = torch.empty(x.shape)
+    hidden = torch.empty(min(batch, threads), pixels, wide)
+    given = (t.contiguous() for t in (x, gate, w1, b1, gamma, w2, b2, shortcut))
+    _call("feed_forward", *given, y, hidden, batch, pixels, chans, wide, threads)
+    return y
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool = False) -> Tensor:

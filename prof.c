@@ -1,0 +1,968 @@
+/* The inner loops that decide the speed of UniRepLKNet, Terminator, KCL and small GRBF networks on a CPU, in float32;
+   see native.py for who calls them. The first are for channels_last maps, the second for planes: one channel of one
+   sample each. */
+
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef __AVX512F__
+enum { LANES = 16 };
+#else
+enum { LANES = 8 };
+#endif
+typedef float lanes __attribute__((vector_size(4 * LANES))); /* neighbouring channels of one pixel */
+
+typedef float anywhere __attribute__((vector_size(4 * LANES), aligned(4))); /* in any place of a row */
+
+#define INLINE static inline __attribute__((always_inline)) /* so that arguments that are constant drop out */
+
+/* ---- products of matrices: a panel, so many neighbouring columns of the second factor, stays in the first cache ---- */
+
+enum { TALL = 6, BROAD = 2 };  /* rows, and vectors of columns, that are summed at once: registers hold no more */
+enum { SIDE = BROAD * LANES }; /* columns of a panel */
+enum { DEEP = 320 };           /* terms that are summed before they are added to the rest: more would lose digits */
+
+/* The first entry of a matrix, and the steps to the next row and column. */
+typedef struct { const float *at; long down, right; } matrix;
+
+/* sum <- the first rows of a times a panel b (terms, SIDE). */
+INLINE void sum_rows(matrix a, const lanes *b, long terms, lanes sum[TALL][BROAD], const int tall) {
+    for (int r = 0; r < tall; r++)
+        for (int s = 0; s < BROAD; s++) sum[r][s] = (lanes){0};
+    for (long l = 0; l < terms; l++)
+        for (int r = 0; r < tall; r++)
+            for (int s = 0; s < BROAD; s++) sum[r][s] += a.at[r * a.down + l * a.right] * b[l * BROAD + s];
+}
+
+/* The statement with `tall` a constant: so many rows, but at most TALL. */
+#define WITH_TALL(rows, ...)                                                                                           \
+    switch (rows) {                                                                                                    \
+        case 1: { enum { tall = 1 }; __VA_ARGS__; break; }                                                             \
+        case 2: { enum { tall = 2 }; __VA_ARGS__; break; }                                                             \
+        case 3: { enum { tall = 3 }; __VA_ARGS__; break; }                                                             \
+        case 4: { enum { tall = 4 }; __VA_ARGS__; break; }                                                             \
+        case 5: { enum { tall = 5 }; __VA_ARGS__; break; }                                                             \
+        default: { enum { tall = TALL }; __VA_ARGS__; }                                                                \
+    }
+
+static inline long least(long a, long b) { return a < b ? a : b; }
+
+/* ---- channels_last ---- */
+
+enum { STRIP = 7 }; /* output pixels of a row that are summed at once: 7 divides 56, 28, 14 and 7 */
+
+/* Phi(x), exact to rounding: Phi(x) - 1/2 is x times a rational function of x^2, fitted on |x| <= 5.5 with an error of
+   at most 7e-9. */
+static inline float gelu_share(float x) {
+    float z = x > 5.5f ? 5.5f : x;
+    z = z < -5.5f ? -5.5f : z;
+    float t = z * z;
+    float over = ((((2.274945908e-08f * t + 6.352118800e-06f) * t + 1.688252634e-04f) * t + 4.677257990e-03f) * t + 3.385260226e-02f) * t + 3.989422346e-01f;
+    float under = ((((1.197506779e-06f * t + 7.364739407e-05f) * t + 1.884442378e-03f) * t + 2.864584647e-02f) * t + 2.515218084e-01f) * t + 1;
+    float phi = z * over / under;
+    phi = phi > 0.5f ? 0.5f : phi;
+    phi = phi < -0.5f ? -0.5f : phi;
+    return 0.5f + phi;
+}
+
+static inline float gelu(float x) { return x * gelu_share(x); }
+
+/* ---- shortcut + W2 GRN(GELU(W1 (gate x) + b1)) + b2 ---- */
+
+enum { ROWS = 96 }; /* pixels at a time: the second cache holds DEEP numbers of each */
+
+/* x, shortcut and y (batch, pixels, chans), gate (batch, chans), first (wide, chans) and second (chans, wide), the latter
+   two also as panels; b1 and gamma (wide), b2 (chans). */
+typedef struct {
+    const float *x, *gate, *b1, *gamma, *b2, *shortcut;
+    const lanes *first, *second;
+    float *y;
+    long pixels, chans, wide;
+} network;
+
+static long panels_of(long outputs) { return (outputs + SIDE - 1) / SIDE; }
+
+static lanes *new_panels(long outputs, long terms) {
+    return aligned_alloc(sizeof(lanes), panels_of(outputs) * terms * SIDE * sizeof(float));
+}
+
+/* panels <- w (outputs, terms): for SIDE outputs after the other, all terms; zeros where there are fewer outputs. */
+static void put_panels(const float *w, lanes *panels, long outputs, long terms) {
+#pragma omp for schedule(static)
+    for (long j = 0; j < outputs; j += SIDE) {
+        float *panel = (float *)panels + j * terms;
+        long width = least(outputs - j, SIDE);
+        if (width < SIDE) memset(panel, 0, terms * SIDE * sizeof(float));
+        for (long l = 0; l < terms; l++)
+            for (long c = 0; c < width; c++) panel[l * SIDE + c] = w[(j + c) * terms + l];
+    }
+}
+
+/* part (rows, deep) <- columns of x times their scales. */
+static void put_scaled(const float *x, long step, const float *scale, float *part, long rows, long deep) {
+    for (long r = 0; r < rows; r++) {
+#pragma omp simd
+        for (long l = 0; l < deep; l++) part[r * deep + l] = x[r * step + l] * scale[l];
+    }
+}
+
+/* h <- (h +) a b of some rows and the columns of a panel; at last gelu of that and the bias, and its energies. */
+INLINE void hidden_rows(const float *a, const lanes *b, long deep, float *h, long step, const float *bias, float *energy,
+                        long width, int more, int last, const int tall) {
+    lanes sum[TALL][BROAD];
+    sum_rows((matrix){a, deep, 1}, b, deep, sum, tall);
+    for (int r = 0; r < tall; r++, h += step) {
+        float *sums = (float *)sum[r];
+        if (more)
+            for (long c = 0; c < width; c++) sums[c] += h[c];
+        if (!last) {
+            memcpy(h, sums, width * sizeof(float));
+            continue;
+        }
+#pragma omp simd
+        for (long c = 0; c < width; c++) {
+            h[c] = gelu(sums[c] + bias[c]);
+            energy[c] += h[c] * h[c];
+        }
+    }
+}
+
+/* The hidden layer of some pixels, and the energies of its channels over them. */
+static void hide(const network *n, long sample, long from, long to, float *hidden, float *energy) {
+    float part[ROWS * DEEP];
+    long rows = to - from, chans = n->chans, wide = n->wide;
+    const float *x = n->x + (sample * n->pixels + from) * chans;
+    memset(energy, 0, wide * sizeof(float));
+    for (long l = 0; l < chans; l += DEEP) {
+        long deep = least(chans - l, DEEP);
+        put_scaled(x + l, chans, n->gate + sample * chans + l, part, rows, deep);
+        for (long j = 0; j < wide; j += SIDE) {
+            const lanes *panel = n->first + (j * chans + l * SIDE) / LANES;
+            for (long i = 0; i < rows; i += TALL) {
+                float *h = hidden + (from + i) * wide + j;
+                long width = least(wide - j, SIDE);
+                if (width == SIDE) {
+                    WITH_TALL(rows - i, hidden_rows(part + i * deep, panel, deep, h, wide, n->b1 + j, energy + j, SIDE,
+                                                    l > 0, l + deep == chans, tall))
+                } else {
+                    WITH_TALL(rows - i, hidden_rows(part + i * deep, panel, deep, h, wide, n->b1 + j, energy + j, width,
+                                                    l > 0, l + deep == chans, tall))
+                }
+            }
+        }
+    }
+}
+
+/* energy (parts, wide): in its first row what GRN multiplies the channels with. */
+static void respond(const network *n, float *energy, long parts) {
+    double total = 0;
+    for (long c = 0; c < n->wide; c++) {
+        double sum = 0;
+        for (long p = 0; p < parts; p++) sum += energy[p * n->wide + c];
+        energy[c] = sqrtf(sum);
+        total += energy[c];
+    }
+    float scale = 1 / (total / n->wide + 1e-6);
+    for (long c = 0; c < n->wide; c++) energy[c] = 1 + n->gamma[c] * energy[c] * scale;
+}
+
+INLINE void output_rows(const float *a, const lanes *b, long deep, float *y, const float *shortcut, const float *bias,
+                        long step, long width, int more, const int tall) {
+    lanes sum[TALL][BROAD];
+    sum_rows((matrix){a, deep, 1}, b, deep, sum, tall);
+    for (int r = 0; r < tall; r++, y += step, shortcut += step) {
+        const float *sums = (const float *)sum[r];
+        if (more)
+            for (long c = 0; c < width; c++) y[c] += sums[c];
+        else
+            for (long c = 0; c < width; c++) y[c] = sums[c] + shortcut[c] + bias[c];
+    }
+}
+
+/* The outputs of some pixels. */
+static void answer(const network *n, long sample, long from, long to, const float *hidden, const float *scale) {
+    float part[ROWS * DEEP];
+    long rows = to - from, chans = n->chans, wide = n->wide, at = (sample * n->pixels + from) * chans;
+    for (long l = 0; l < wide; l += DEEP) {
+        long deep = least(wide - l, DEEP);
+        put_scaled(hidden + from * wide + l, wide, scale + l, part, rows, deep);
+        for (long j = 0; j < chans; j += SIDE) {
+            const lanes *panel = n->second + (j * wide + l * SIDE) / LANES;
+            for (long i = 0; i < rows; i += TALL) {
+                long to = at + i * chans + j, width = least(chans - j, SIDE);
+                if (width == SIDE) {
+                    WITH_TALL(rows - i, output_rows(part + i * deep, panel, deep, n->y + to, n->shortcut + to,
+                                                    n->b2 + j, chans, SIDE, l > 0, tall))
+                } else {
+                    WITH_TALL(rows - i, output_rows(part + i * deep, panel, deep, n->y + to, n->shortcut + to,
+                                                    n->b2 + j, chans, width, l > 0, tall))
+                }
+            }
+        }
+    }
+}
+
+/* hidden: for as many samples as are treated at once, (pixels, wide) each. */
+double T[4];void feed_forward(const float *x, const float *gate, const float *w1, const float *b1, const float *gamma,
+                  const float *w2, const float *b2, const float *shortcut, float *y, float *hidden, long batch,
+                  long pixels, long chans, long wide, long threads) {
+    long parts = (pixels + ROWS - 1) / ROWS;
+    lanes *first = new_panels(wide, chans), *second = new_panels(chans, wide);
+    float *energy = malloc(threads * parts * wide * sizeof(float));
+    network n = {x, gate, b1, gamma, b2, shortcut, first, second, y, pixels, chans, wide};
+#pragma omp parallel num_threads(threads)
+    {
+double t0=omp_get_wtime(); put_panels(w1, first, wide, chans);
+        put_panels(w2, second, chans, wide); double t1=omp_get_wtime(); if(!omp_get_thread_num())T[0]+=t1-t0;
+        if (batch >= threads) { /* a sample is one thread's */
+            float *h = hidden + omp_get_thread_num() * pixels * wide, *e = energy + omp_get_thread_num() * parts * wide;
+#pragma omp for schedule(dynamic)
+            for (long sample = 0; sample < batch; sample++) {
+double t2=omp_get_wtime();for (long p = 0; p < parts; p++)hide(&n, sample, p * ROWS, least((p + 1) * ROWS, pixels), h, e + p * wide); double t3=omp_get_wtime(); if(!omp_get_thread_num())T[1]+=t3-t2;
+respond(&n, e, parts);double t4=omp_get_wtime();for (long p = 0; p < parts; p++) answer(&n, sample, p * ROWS, least((p + 1) * ROWS, pixels), h, e); double t5=omp_get_wtime(); if(!omp_get_thread_num())T[3]+=t5-t4,T[2]+=t4-t3;
+            }
+        } else {
+            for (long sample = 0; sample < batch; sample++) {
+#pragma omp for schedule(dynamic)
+                for (long p = 0; p < parts; p++)
+                    hide(&n, sample, p * ROWS, least((p + 1) * ROWS, pixels), hidden, energy + p * wide);
+#pragma omp single
+                respond(&n, energy, parts);
+#pragma omp for schedule(dynamic)
+                for (long p = 0; p < parts; p++)
+                    answer(&n, sample, p * ROWS, least((p + 1) * ROWS, pixels), hidden, energy);
+            }
+        }
+    }
+    free(first);
+    free(second);
+    free(energy);
+}
+
+/* y <- the layer norm of each row, then gelu if asked. x and y (rows, cols), weight and bias (cols). */
+void layer_norm(const float *x, const float *weight, const float *bias, float *y, long rows, long cols, float eps,
+                long activate) {
+#pragma omp parallel for schedule(static)
+    for (long row = 0; row < rows; row++) {
+        const float *from = x + row * cols;
+        float *to = y + row * cols, sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+        for (long i = 0; i < cols; i++) sum += from[i];
+        float mean = sum / cols;
+#pragma omp simd reduction(+ : squares)
+        for (long i = 0; i < cols; i++) squares += (from[i] - mean) * (from[i] - mean);
+        float scale = 1 / sqrtf(squares / cols + eps);
+        if (activate) {
+#pragma omp simd
+            for (long i = 0; i < cols; i++) to[i] = gelu((from[i] - mean) * scale * weight[i] + bias[i]);
+        } else {
+#pragma omp simd
+            for (long i = 0; i < cols; i++) to[i] = (from[i] - mean) * scale * weight[i] + bias[i];
+        }
+    }
+}
+
+/* A block of channels of one sample, copied into a padded map that fits the first-level cache: pixel (i, j) of
+   x (height, width, chans) goes to map[i * padded + left + j]. */
+static void copy_block(const float *x, lanes *map, long chans, long first, long height, long width, long padded,
+                       long left) {
+    size_t bytes = (chans - first < LANES ? chans - first : LANES) * sizeof(float);
+    for (long i = 0; i < height; i++)
+        for (long j = 0; j < width; j++)
+            memcpy(map + i * padded + left + j, x + (i * width + j) * chans + first, bytes);
+}
+
+static lanes *zeros(long count) {
+    lanes *memory = aligned_alloc(sizeof(lanes), count * sizeof(lanes));
+    memset(memory, 0, count * sizeof(lanes));
+    return memory;
+}
+
+/* Rows [*from, *to) of taps through which pixels of row i see the map and not only its padding. */
+static void live_rows(long i, long height, long k_h, long dilation, long *from, long *to) {
+    long above = i / dilation, below = (height - 1 - i) / dilation, top = k_h / 2;
+    *from = above < top ? top - above : 0;
+    *to = below < top ? top + below + 1 : k_h;
+}
+
+/* Depthwise convolution with zero padding that keeps the map's size; k_h and k_w are odd.
+   x and y (batch, height, width, chans), taps (k_h, k_w, chans), bias (chans).
+   The sums of a strip of output pixels stay in registers. */
+void depthwise(const float *x, const float *taps, const float *bias, float *y, long batch, long chans, long height,
+               long width, long k_h, long k_w, long dilation) {
+    long blocks = (chans + LANES - 1) / LANES, top = k_h / 2, left = k_w / 2 * dilation;
+    long padded = (width + STRIP - 1) / STRIP * STRIP + 2 * left;
+#pragma omp parallel
+    {
+        lanes *map = zeros(height * padded), *kernel = zeros(k_h * k_w);
+#pragma omp for collapse(2) schedule(static)
+        for (long sample = 0; sample < batch; sample++) {
+            for (long block = 0; block < blocks; block++) {
+                long first = block * LANES, start = sample * height * width * chans;
+                size_t bytes = (chans - first < LANES ? chans - first : LANES) * sizeof(float);
+                lanes shift = {0};
+                memcpy(&shift, bias + first, bytes);
+                copy_block(taps, kernel, chans, first, k_h, k_w, k_w, 0);
+                copy_block(x + start, map, chans, first, height, width, padded, left);
+                for (long i = 0; i < height; i++) {
+                    long from, to;
+                    live_rows(i, height, k_h, dilation, &from, &to);
+                    for (long j = 0; j < width; j += STRIP) {
+                        lanes sum[STRIP];
+                        for (int s = 0; s < STRIP; s++) sum[s] = shift;
+                        for (long k_y = from; k_y < to; k_y++) {
+                            const lanes *pixels = map + (i + (k_y - top) * dilation) * padded + j;
+                            for (long k_x = 0; k_x < k_w; k_x++, pixels += dilation) {
+                                lanes tap = kernel[k_y * k_w + k_x];
+                                for (int s = 0; s < STRIP; s++) sum[s] += tap * pixels[s];
+                            }
+                        }
+                        float *out = y + start + (i * width + j) * chans + first;
+                        for (int s = 0; s < STRIP && j + s < width; s++) memcpy(out + s * chans, &sum[s], bytes);
+                    }
+                }
+            }
+        }
+        free(map);
+        free(kernel);
+    }
+}
+
+/* sum[s] += the gradient of tap (k_y, k_x + s) over a map, for `strip` neighbouring taps at once. */
+static inline __attribute__((always_inline)) void gradient_strip(const lanes *map, const lanes *slope, lanes *total,
+                                                                 long height, long width, long padded, long k_y,
+                                                                 long k_x, long top, long dilation, const int strip) {
+    lanes sum[STRIP] = {{0}};
+    long down = (k_y - top) * dilation;
+    for (long i = down < 0 ? -down : 0; i < height && i + down < height; i++) {
+        const lanes *pixels = map + (i + down) * padded + k_x * dilation;
+        for (long j = 0; j < width; j++)
+            for (int s = 0; s < strip; s++) sum[s] += slope[i * width + j] * pixels[j + s * dilation];
+    }
+    for (int s = 0; s < strip; s++) total[s] += sum[s];
+}
+
+/* Gradient of the taps of `depthwise`, a part of the batch at a time.
+   x and grad (batch, height, width, chans), out (parts, k_h, k_w, chans). */
+void depthwise_taps(const float *x, const float *grad, float *out, long batch, long chans, long height, long width,
+                    long k_h, long k_w, long dilation, long parts) {
+    long blocks = (chans + LANES - 1) / LANES, top = k_h / 2, left = k_w / 2 * dilation;
+    long strip = k_w <= 3 ? 3 : k_w <= 5 ? 5 : STRIP, wide = (k_w + strip - 1) / strip * strip;
+    long padded = width + (wide - 1) * dilation;
+#pragma omp parallel
+    {
+        lanes *map = zeros(height * padded), *slope = zeros(height * width), *total = zeros(k_h * wide);
+#pragma omp for collapse(2) schedule(static)
+        for (long part = 0; part < parts; part++) {
+            for (long block = 0; block < blocks; block++) {
+                long first = block * LANES;
+                memset(total, 0, k_h * wide * sizeof(lanes));
+                for (long sample = batch * part / parts; sample < batch * (part + 1) / parts; sample++) {
+                    copy_block(x + sample * height * width * chans, map, chans, first, height, width, padded, left);
+                    copy_block(grad + sample * height * width * chans, slope, chans, first, height, width, width, 0);
+                    for (long k_y = 0; k_y < k_h; k_y++) {
+                        for (long k_x = 0; k_x < k_w; k_x += strip) {
+                            lanes *sums = total + k_y * wide + k_x;
+                            if (strip == 3)
+                                gradient_strip(map, slope, sums, height, width, padded, k_y, k_x, top, dilation, 3);
+                            else if (strip == 5)
+                                gradient_strip(map, slope, sums, height, width, padded, k_y, k_x, top, dilation, 5);
+                            else
+                                gradient_strip(map, slope, sums, height, width, padded, k_y, k_x, top, dilation, STRIP);
+                        }
+                    }
+                }
+                size_t bytes = (chans - first < LANES ? chans - first : LANES) * sizeof(float);
+                float *to = out + part * k_h * k_w * chans + first;
+                for (long k_y = 0; k_y < k_h; k_y++)
+                    for (long k_x = 0; k_x < k_w; k_x++)
+                        memcpy(to + (k_y * k_w + k_x) * chans, total + k_y * wide + k_x, bytes);
+            }
+        }
+        free(map);
+        free(slope);
+        free(total);
+    }
+}
+
+/* ---- planes ---- */
+
+
+/* 2^(whole + part), for a whole number from -126 and a part of it between -1/2 and 1/2. */
+static inline float two_to(float whole, float part) {
+    float two_to_part = ((((((1.5252734e-5f * part + 1.5403530e-4f) * part + 1.3333558e-3f) * part + 9.6181291e-3f) * part + 5.5504109e-2f) * part + 0.24022651f) * part + 0.69314718f) * part + 1;
+    union { int bits; float number; } two_to_whole = {((int)whole + 127) << 23};
+    return two_to_part * two_to_whole.number;
+}
+
+/* e^x, at most 1, as the square of its root, so that it may underflow; log2(e) is the sum of two parts. */
+static inline float capped_exponential(float x) {
+    union { float number; int bits; } given = {x};
+    float t = x > 0 ? 0 : 0.5f * x;
+    t = t < -87 ? -87 : t;
+    float whole = floorf(1.44269502f * t + 0.5f), root = two_to(whole, 1.44269502f * t - whole + 1.925963e-8f * t);
+    return (given.bits & 0x7fffffff) > 0x7f800000 ? x : root * root; /* what is not a number stays so */
+}
+
+/* Derivative of gelu: Phi(x) + x phi(x) with the density phi. */
+static inline float gelu_slope(float x) {
+    float power = -0.72134752f * x * x;
+    power = power < -126 ? -126 : power;
+    float whole = floorf(power + 0.5f);
+    return gelu_share(x) + x * 0.39894228f * two_to(whole, power - whole);
+}
+
+INLINE float product_of(const float *x, const float *times, long i) { return times ? x[i] * times[i] : x[i]; }
+
+/* Mean and biased variance of a plane of x, or of its product with `times`; the second sum corrects the first. */
+INLINE void plane_moments(const float *x, const float *times, long points, float *mean, float *var) {
+    float sum = 0, rest = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+    for (long i = 0; i < points; i++) sum += product_of(x, times, i);
+    float middle = sum / points;
+#pragma omp simd reduction(+ : rest, squares)
+    for (long i = 0; i < points; i++) {
+        float apart = product_of(x, times, i) - middle;
+        rest += apart;
+        squares += apart * apart;
+    }
+    rest /= points;
+    *mean = middle + rest;
+    *var = squares / points - rest * rest;
+}
+
+/* x (planes, points), mean and var (planes). */
+void moments(const float *x, float *mean, float *var, long planes, long points) {
+#pragma omp parallel for schedule(static)
+    for (long p = 0; p < planes; p++) plane_moments(x + p * points, NULL, points, mean + p, var + p);
+}
+
+INLINE void plane_standardise(const float *x, const float *times, const float *bias, float *y, float *mean,
+                              float *scale, long points, float eps, long own) {
+    if (own) {
+        float var;
+        plane_moments(x, times, points, mean, &var);
+        *scale = 1 / sqrtf(var + eps);
+    }
+    float middle = *mean, factor = *scale;
+#pragma omp simd
+    for (long i = 0; i < points; i++) {
+        float z = (product_of(x, times, i) - middle) * factor;
+        y[i] = bias ? gelu(z) + bias[i] : z;
+    }
+}
+
+/* y <- (x times - mean) scale of every plane, or gelu of that, plus bias; its own moments if asked.
+   x, times (or NULL: ones) and y (planes, points), y may be x; bias (points), or NULL: no gelu; mean and scale (planes),
+   written with its own moments, read otherwise. */
+void standardise(const float *x, const float *times, const float *bias, float *y, float *mean, float *scale,
+                 long planes, long points, float eps, long own) {
+#pragma omp parallel for schedule(static)
+    for (long p = 0; p < planes; p++) {
+        long at = p * points;
+        if (times)
+            plane_standardise(x + at, times + at, bias, y + at, mean + p, scale + p, points, eps, own);
+        else if (bias)
+            plane_standardise(x + at, NULL, bias, y + at, mean + p, scale + p, points, eps, own);
+        else
+            plane_standardise(x + at, NULL, NULL, y + at, mean + p, scale + p, points, eps, own);
+    }
+}
+
+/* d_x <- gradient of x, and d_times of times, with flat and tilt the means of the gradient of the standardised z and of
+   that times z. */
+INLINE void plane_gradient(const float *x, const float *times, float mean, float scale, float flat, float tilt,
+                           float *d_x, float *d_times, long points) {
+#pragma omp simd
+    for (long i = 0; i < points; i++) {
+        float z = (product_of(x, times, i) - mean) * scale, slope = scale * (d_x[i] - flat - tilt * z);
+        if (times) d_times[i] = slope * x[i];
+        d_x[i] = times ? slope * times[i] : slope;
+    }
+}
+
+INLINE void plane_slopes(const float *x, const float *times, float mean, float scale, const float *grad, float *d_x,
+                         float *d_times, float *flat, float *tilt, long points, long own, long activate) {
+    float sum = 0, dot = 0;
+#pragma omp simd reduction(+ : sum, dot)
+    for (long i = 0; i < points; i++) {
+        float z = (product_of(x, times, i) - mean) * scale, slope = activate ? grad[i] * gelu_slope(z) : grad[i];
+        d_x[i] = slope;
+        sum += slope;
+        dot += slope * z;
+    }
+    *flat = sum / points;
+    *tilt = dot / points;
+    if (own) plane_gradient(x, times, mean, scale, *flat, *tilt, d_x, d_times, points);
+}
+
+/* First half of the gradient of `standardise`, and all of it with its own moments; gelu if asked.
+   x, times (or NULL), grad, d_x and d_times (planes, points); mean, scale, flat and tilt (planes). */
+void standardise_slopes(const float *x, const float *times, const float *mean, const float *scale, const float *grad,
+                        float *d_x, float *d_times, float *flat, float *tilt, long planes, long points, long own,
+                        long activate) {
+#pragma omp parallel for schedule(static)
+    for (long p = 0; p < planes; p++) {
+        long at = p * points;
+        if (times)
+            plane_slopes(x + at, times + at, mean[p], scale[p], grad + at, d_x + at, d_times + at, flat + p, tilt + p,
+                         points, own, 1);
+        else if (activate)
+            plane_slopes(x + at, NULL, mean[p], scale[p], grad + at, d_x + at, NULL, flat + p, tilt + p, points, own,
+                         1);
+        else
+            plane_slopes(x + at, NULL, mean[p], scale[p], grad + at, d_x + at, NULL, flat + p, tilt + p, points, own,
+                         0);
+    }
+}
+
+/* Second half, for moments that planes share: flat and tilt are now means over all of those. */
+void standardise_gradient(const float *x, const float *mean, const float *scale, const float *flat, const float *tilt,
+                          float *d_x, long planes, long points) {
+#pragma omp parallel for schedule(static)
+    for (long p = 0; p < planes; p++)
+        plane_gradient(x + p * points, NULL, mean[p], scale[p], flat[p], tilt[p], d_x + p * points, NULL, points);
+}
+
+/* ---- depthwise convolution of planes ---- */
+
+enum { WIDE = 4 }; /* vectors of neighbouring output pixels that are summed at once, for two rows */
+
+/* Pixels of one row meet the row of taps that each of two output rows has for them, if any. */
+INLINE void meet(const float *pixels, const float *upper, const float *lower, lanes *sum, long k_w) {
+    for (long k_x = 0; k_x < k_w; k_x++)
+        for (int s = 0; s < WIDE; s++) {
+            lanes pixel = *(const anywhere *)(pixels + k_x + s * LANES);
+            if (upper) sum[s] += upper[k_x] * pixel;
+            if (lower) sum[WIDE + s] += lower[k_x] * pixel;
+        }
+}
+
+/* A plane with zeros on its left and right. */
+static void copy_plane(const float *x, float *map, long height, long width, long padded, long left) {
+    for (long i = 0; i < height; i++) memcpy(map + i * padded + left, x + i * width, width * sizeof(float));
+}
+
+/* Depthwise convolution as above, without bias or dilation.
+   x and y (batch, chans, height, width), taps (chans, k_h, k_w). */
+void depthwise_planes(const float *x, const float *taps, float *y, long batch, long chans, long height, long width,
+                      long k_h, long k_w) {
+    long strip = WIDE * LANES, top = k_h / 2, left = k_w / 2, padded = (width + strip - 1) / strip * strip + 2 * left;
+#pragma omp parallel
+    {
+        float *map = (float *)zeros((height * padded + LANES - 1) / LANES);
+#pragma omp for schedule(static)
+        for (long p = 0; p < batch * chans; p++) {
+            const float *kernel = taps + p % chans * k_h * k_w;
+            copy_plane(x + p * height * width, map, height, width, padded, left);
+            for (long i = 0; i < height; i += 2) {
+                for (long j = 0; j < width; j += strip) {
+                    lanes sum[2 * WIDE] = {{0}};
+                    for (long k_y = i < top ? top - i : 0; k_y <= k_h && i + k_y - top < height; k_y++) {
+                        const float *pixels = map + (i + k_y - top) * padded + j, *tap = kernel + k_y * k_w;
+                        if (k_y == 0)
+                            meet(pixels, tap, NULL, sum, k_w);
+                        else if (k_y == k_h)
+                            meet(pixels, NULL, tap - k_w, sum, k_w);
+                        else
+                            meet(pixels, tap, tap - k_w, sum, k_w);
+                    }
+                    size_t bytes = (width - j < strip ? width - j : strip) * sizeof(float);
+                    for (long r = 0; r < 2 && i + r < height; r++)
+                        memcpy(y + (p * height + i + r) * width + j, sum + r * WIDE, bytes);
+                }
+            }
+        }
+        free(map);
+    }
+}
+
+/* total[s] += the gradient of tap (k_y, k_x + s), lane by lane, for `strip` neighbouring taps at once. */
+INLINE void plane_gradient_strip(const float *map, const float *slope, lanes *total, long height, long width,
+                                 long padded, long down, const int strip) {
+    lanes sum[9] = {{0}};
+    for (long i = down < 0 ? -down : 0; i < height && i + down < height; i++)
+        for (long j = 0; j < width; j += LANES) {
+            lanes grad = *(const anywhere *)(slope + i * padded + j);
+            for (int s = 0; s < strip; s++) sum[s] += grad * *(const anywhere *)(map + (i + down) * padded + j + s);
+        }
+    for (int s = 0; s < strip; s++) total[s] += sum[s];
+}
+
+/* Gradient of the taps of `depthwise_planes`, a part of the batch at a time.
+   x and grad (batch, chans, height, width), out (parts, chans, k_h, k_w). */
+void depthwise_planes_taps(const float *x, const float *grad, float *out, long batch, long chans, long height,
+                           long width, long k_h, long k_w, long parts) {
+    long strip = k_w <= 3 ? 3 : k_w <= 5 ? 5 : k_w <= 7 ? 7 : 9, wide = (k_w + strip - 1) / strip * strip;
+    long top = k_h / 2, left = k_w / 2, points = height * width;
+    long padded = (width + LANES - 1) / LANES * LANES + (wide > 2 * left ? wide : 2 * left);
+    long room = (height * padded + wide + LANES - 1) / LANES;
+#pragma omp parallel
+    {
+        float *map = (float *)zeros(room), *slope = (float *)zeros(room);
+        lanes *total = zeros(k_h * wide);
+#pragma omp for collapse(2) schedule(static)
+        for (long part = 0; part < parts; part++) {
+            for (long chan = 0; chan < chans; chan++) {
+                memset(total, 0, k_h * wide * sizeof(lanes));
+                for (long sample = batch * part / parts; sample < batch * (part + 1) / parts; sample++) {
+                    copy_plane(x + (sample * chans + chan) * points, map, height, width, padded, left);
+                    copy_plane(grad + (sample * chans + chan) * points, slope, height, width, padded, 0);
+                    for (long k_y = 0; k_y < k_h; k_y++)
+                        for (long k_x = 0; k_x < k_w; k_x += strip) {
+                            const float *pixels = map + k_x;
+                            long down = k_y - top;
+                            lanes *sums = total + k_y * wide + k_x;
+                            if (strip == 3)
+                                plane_gradient_strip(pixels, slope, sums, height, width, padded, down, 3);
+                            else if (strip == 5)
+                                plane_gradient_strip(pixels, slope, sums, height, width, padded, down, 5);
+                            else if (strip == 7)
+                                plane_gradient_strip(pixels, slope, sums, height, width, padded, down, 7);
+                            else
+                                plane_gradient_strip(pixels, slope, sums, height, width, padded, down, 9);
+                        }
+                }
+                for (long k_y = 0; k_y < k_h; k_y++)
+                    for (long k_x = 0; k_x < k_w; k_x++) {
+                        lanes sums = total[k_y * wide + k_x];
+                        float sum = 0;
+                        for (int s = 0; s < LANES; s++) sum += sums[s];
+                        out[((part * chans + chan) * k_h + k_y) * k_w + k_x] = sum;
+                    }
+            }
+        }
+        free(map);
+        free(slope);
+        free(total);
+    }
+}
+
+/* ---- Gaussian units: exp(-|L^T (x - c)|^2 / 2) ---- */
+
+INLINE void product_rows(matrix a, const lanes *b, float *out, long terms, long step, long width, const int tall) {
+    lanes sum[TALL][BROAD];
+    sum_rows(a, b, terms, sum, tall);
+    for (int r = 0; r < tall; r++) {
+        const float *sums = (const float *)sum[r];
+        for (long j = 0; j < width; j++) out[r * step + j] += sums[j];
+    }
+}
+
+/* out (rows, cols) += a b, over so many terms. Of a lower triangle b only that is read; of a lower triangle out only
+   that is promised. */
+static void product(matrix a, matrix b, float *out, long rows, long terms, long cols, long b_lower, long out_lower) {
+    lanes side[DEEP * BROAD];
+    for (long j = 0; j < cols; j += SIDE) {
+        long width = cols - j < SIDE ? cols - j : SIDE;
+        if (width < SIDE) memset(side, 0, sizeof(side));
+        for (long first = b_lower ? j : 0; first < terms; first += DEEP) {
+            long deep = terms - first < DEEP ? terms - first : DEEP;
+            for (long l = 0; l < deep; l++) {
+                const float *row = b.at + (first + l) * b.down + j * b.right;
+                if (b.right == 1 && width == SIDE)
+                    memcpy(side + l * BROAD, row, SIDE * sizeof(float));
+                else
+                    for (long c = 0; c < width; c++) ((float *)side)[l * SIDE + c] = row[c * b.right];
+            }
+            for (long i = out_lower ? j : 0; i < rows; i += TALL) {
+                matrix some = {a.at + i * a.down + first * a.right, a.down, a.right};
+                WITH_TALL(rows - i, product_rows(some, side, out + i * cols + j, deep, cols, width, tall))
+            }
+        }
+    }
+}
+
+/* The factor L (dim, rank) with all its entries; its lower triangle may be packed, row by row. To be freed. */
+static float *whole_factor(const float *factor, long dim, long rank, long packed) {
+    float *whole = calloc(dim * rank, sizeof(float));
+    for (long i = 0; i < dim; i++) {
+        long width = packed ? i + 1 : rank;
+        memcpy(whole + i * rank, factor, width * sizeof(float));
+        factor += width;
+    }
+    return whole;
+}
+
+/* near <- points - origin, in_metric <- near L, half[i] <- half of the square of row i. */
+static void to_metric(const float *points, const float *origin, const float *L, float *near, float *in_metric,
+                      float *half, long count, long dim, long rank, long packed) {
+    for (long i = 0; i < count; i++)
+        for (long d = 0; d < dim; d++) near[i * dim + d] = points[i * dim + d] - origin[d];
+    memset(in_metric, 0, count * rank * sizeof(float));
+    product((matrix){near, dim, 1}, (matrix){L, rank, 1}, in_metric, count, dim, rank, packed, 0);
+    for (long i = 0; i < count; i++) {
+        float squares = 0;
+#pragma omp simd reduction(+ : squares)
+        for (long r = 0; r < rank; r++) squares += in_metric[i * rank + r] * in_metric[i * rank + r];
+        half[i] = 0.5f * squares;
+    }
+}
+
+/* phi (points, units), and what its derivatives need: x and centers (.., dim) with the origin moved into the centres,
+   z and k (.., rank) in the coordinates of the metric. */
+void gaussian_units(const float *x, const float *centers, const float *factor, float *phi, float *near_x,
+                    float *near_centers, float *z, float *k, long points, long units, long dim, long rank, long packed) {
+    float *L = whole_factor(factor, dim, rank, packed), *origin = calloc(dim, sizeof(float));
+    float *half_z = malloc((points + units) * sizeof(float)), *half_k = half_z + points;
+    for (long m = 0; m < units; m++)
+        for (long d = 0; d < dim; d++) origin[d] += centers[m * dim + d];
+    for (long d = 0; d < dim; d++) origin[d] /= units;
+    to_metric(x, origin, L, near_x, z, half_z, points, dim, rank, packed);
+    to_metric(centers, origin, L, near_centers, k, half_k, units, dim, rank, packed);
+    for (long n = 0; n < points; n++)
+        for (long m = 0; m < units; m++) phi[n * units + m] = -half_z[n] - half_k[m];
+    product((matrix){z, rank, 1}, (matrix){k, 1, rank}, phi, points, rank, units, 0, 0);
+#pragma omp simd
+    for (long i = 0; i < points * units; i++)
+        phi[i] = capped_exponential(phi[i]); /* rounding may leave a distance just below zero */
+    free(L);
+    free(origin);
+    free(half_z);
+}
+
+/* d_x and d_centers (zeros at first, or NULL) and d_factor, as it is stored, from the gradient of phi and from what
+   `gaussian_units` found. With r = grad phi: d_z = r k - (r 1) z, d_k = r^T z - (r^T 1) k, d_L = x^T d_z + centers^T d_k. */
+void gaussian_units_gradient(const float *grad, const float *phi, const float *x, const float *centers, const float *z,
+                             const float *k, const float *factor, float *d_x, float *d_centers, float *d_factor,
+                             long points, long units, long dim, long rank, long packed) {
+    float *r = malloc(points * units * sizeof(float)), *of_units = calloc(units, sizeof(float));
+    float *d_z = malloc((points + units) * rank * sizeof(float)), *d_k = d_z + points * rank;
+    for (long n = 0; n < points; n++) {
+        float of_point = 0;
+#pragma omp simd reduction(+ : of_point)
+        for (long m = 0; m < units; m++) {
+            float value = grad[n * units + m] * phi[n * units + m];
+            r[n * units + m] = value;
+            of_point += value;
+            of_units[m] += value;
+        }
+        for (long j = 0; j < rank; j++) d_z[n * rank + j] = -of_point * z[n * rank + j];
+    }
+    for (long m = 0; m < units; m++)
+        for (long j = 0; j < rank; j++) d_k[m * rank + j] = -of_units[m] * k[m * rank + j];
+    product((matrix){r, units, 1}, (matrix){k, rank, 1}, d_z, points, units, rank, 0, 0);
+    product((matrix){r, 1, units}, (matrix){z, rank, 1}, d_k, units, points, rank, 0, 0);
+
+    float *L = whole_factor(factor, dim, rank, packed);
+    if (d_x) product((matrix){d_z, rank, 1}, (matrix){L, 1, rank}, d_x, points, rank, dim, 0, 0);
+    if (d_centers) product((matrix){d_k, rank, 1}, (matrix){L, 1, rank}, d_centers, units, rank, dim, 0, 0);
+    memset(L, 0, dim * rank * sizeof(float)); /* now its gradient */
+    product((matrix){x, 1, dim}, (matrix){d_z, rank, 1}, L, dim, points, rank, 0, packed);
+    product((matrix){centers, 1, dim}, (matrix){d_k, rank, 1}, L, dim, units, rank, 0, packed);
+    for (long i = 0; i < dim; i++) {
+        long width = packed ? i + 1 : rank;
+        memcpy(d_factor, L + i * rank, width * sizeof(float));
+        d_factor += width;
+    }
+    free(r);
+    free(of_units);
+    free(d_z);
+    free(L);
+}
+
+/* ---- perceptrons with dropout: h (rows, cols) */
+
+static inline uint32_t scattered(uint32_t x) { /* every bit of x changes half of the bits of the result */
+    x ^= x >> 16;
+    x *= 0x85ebca6bu;
+    x ^= x >> 13;
+    x *= 0xc2b2ae35u;
+    return x ^ x >> 16;
+}
+
+/* h <- scale times what ReLU and dropout leave of h + bias: number i is dropped where scattered(seed + i) is below the
+   bar. Numbers that are not finite stay. */
+void relu_dropout(float *h, const float *bias, long rows, long cols, float scale, long bar, long seed) {
+    for (long row = 0; row < rows; row++) {
+        float *values = h + row * cols;
+        uint32_t first = (uint32_t)seed + (uint32_t)(row * cols);
+#pragma omp simd
+        for (long i = 0; i < cols; i++) {
+            float value = values[i] + bias[i];
+            uint32_t bits;
+            memcpy(&bits, &value, sizeof bits);
+            int passes = (value > 0) & (scattered(first + (uint32_t)i) >= (uint32_t)bar);
+            float kept = passes ? value * scale : 0;
+            values[i] = (bits & 0x7f800000u) == 0x7f800000u ? value : kept;
+        }
+    }
+}
+
+/* grad <- scale times what passes where h is positive; total (cols) <- its sums down the rows. */
+void relu_slopes(float *grad, const float *h, float *total, long rows, long cols, float scale) {
+    memset(total, 0, cols * sizeof(float));
+    for (long row = 0; row < rows; row++) {
+        float *slopes = grad + row * cols;
+        const float *values = h + row * cols;
+#pragma omp simd
+        for (long i = 0; i < cols; i++) {
+            slopes[i] = values[i] > 0 ? slopes[i] * scale : 0;
+            total[i] += slopes[i];
+        }
+    }
+}
+
+/* z <- (h - low) / spread of n numbers; range <- low, high, and spread: high - low, at least eps. */
+void minmax(const float *h, float *z, float *range, long n, float eps) {
+    float low = h[0], high = h[0];
+#pragma omp simd reduction(min : low) reduction(max : high)
+    for (long i = 0; i < n; i++) {
+        low = h[i] < low ? h[i] : low;
+        high = h[i] > high ? h[i] : high;
+    }
+    float spread = high - low > eps ? high - low : eps, scale = 1 / spread;
+    range[0] = low, range[1] = high, range[2] = spread;
+#pragma omp simd
+    for (long i = 0; i < n; i++) z[i] = (h[i] - low) * scale;
+}
+
+/* d <- the gradient of h in `minmax`; numbers of equal rank share what belongs to an extreme. */
+void minmax_slopes(const float *grad, const float *h, const float *z, const float *range, float *d, long n) {
+    float low = range[0], high = range[1], scale = 1 / range[2];
+    double sum = 0, weighted = 0;
+    long lowest = 0, highest = 0;
+    for (long start = 0; start < n; start += 1024) { /* short sums are in float, and fast */
+        float part = 0, weighted_part = 0;
+        int lows = 0, highs = 0;
+        long end = start + 1024 < n ? start + 1024 : n;
+#pragma omp simd reduction(+ : part, weighted_part, lows, highs)
+        for (long i = start; i < end; i++) {
+            part += grad[i];
+            weighted_part += grad[i] * z[i];
+            lows += h[i] == low;
+            highs += h[i] == high;
+        }
+        sum += part, weighted += weighted_part, lowest += lows, highest += highs;
+    }
+    float of_low = (weighted - sum) * scale / lowest, of_high = -weighted * scale / highest;
+#pragma omp simd
+    for (long i = 0; i < n; i++)
+        d[i] = grad[i] * scale + (h[i] == low ? of_low : 0) + (h[i] == high ? of_high : 0);
+}
+
+enum { BLOCK = 64 };
+
+/* A step of SGD with momentum whose gradient is x^T grad, of x (count, rows) and grad (count, cols), or, without an x,
+   grad (rows, cols): speed <- momentum speed + gradient, weight <- weight - rate speed. */
+void momentum_step(float *weight, float *speed, const float *x, const float *grad, long count, long rows, long cols,
+                   float rate, float momentum) {
+#pragma omp parallel for schedule(static)
+    for (long row = 0; row < rows; row++) {
+        float *to = weight + row * cols, *moves = speed + row * cols;
+        for (long first = 0; first < cols; first += BLOCK) {
+            long width = cols - first < BLOCK ? cols - first : BLOCK;
+            float slopes[BLOCK] = {0};
+            if (x && width == BLOCK) {
+                lanes sum[BLOCK / LANES] = {{0}};
+                for (long k = 0; k < count; k++) {
+                    float times = x[k * rows + row];
+                    if (times == 0) continue; /* most pixels are black */
+                    const float *from = grad + k * cols + first;
+                    for (int s = 0; s < BLOCK / LANES; s++) sum[s] += times * *(const anywhere *)(from + s * LANES);
+                }
+                memcpy(slopes, sum, sizeof sum);
+            } else if (x) {
+                for (long k = 0; k < count; k++)
+                    for (long i = 0; i < width; i++) slopes[i] += x[k * rows + row] * grad[k * cols + first + i];
+            } else {
+                memcpy(slopes, grad + row * cols + first, width * sizeof(float));
+            }
+#pragma omp simd
+            for (long i = 0; i < width; i++) {
+                float moved = momentum * moves[first + i] + slopes[i];
+                moves[first + i] = moved;
+                to[first + i] -= rate * moved;
+            }
+        }
+    }
+}
+
+/* ---- small symmetric positive definite systems, in double */
+
+enum { PANEL = 8 };
+
+/* The Cholesky factor of K + ridge I, of K (n, n): L, column after column; above its diagonal are numbers without
+   meaning. Returns how many columns are left where the matrix is found not to be positive definite. */
+long spd_factor(const float *K, double *L, long n, float ridge) {
+    for (long row = 0; row < n; row++)
+        for (long i = 0; i <= row; i++) L[i * n + row] = K[row * n + i];
+    for (long i = 0; i < n; i++) L[i * n + i] += ridge;
+    for (long first = 0; first < n; first += PANEL) {
+        long last = first + PANEL < n ? first + PANEL : n;
+        for (long p = first; p < last; p++) {
+            double *column = L + p * n;
+            for (long q = first; q < p; q++) {
+                const double *before = L + q * n;
+                double times = before[p];
+#pragma omp simd
+                for (long i = p; i < n; i++) column[i] -= times * before[i];
+            }
+            if (!(column[p] > 0)) return n - p;
+            double scale = 1 / sqrt(column[p]);
+#pragma omp simd
+            for (long i = p; i < n; i++) column[i] *= scale;
+        }
+        if (last - first < PANEL) break;
+        const double *panel = L + first * n;
+        for (long j = last; j < n; j++) {
+            double *column = L + j * n, times[PANEL];
+            for (long q = 0; q < PANEL; q++) times[q] = panel[q * n + j];
+#pragma omp simd
+            for (long i = j; i < n; i++) {
+                double sum = 0;
+                for (long q = 0; q < PANEL; q++) sum += times[q] * panel[q * n + i];
+                column[i] -= sum;
+            }
+        }
+    }
+    return 0;
+}
+
+typedef double quad __attribute__((vector_size(32)));
+enum { QUADS = 3, SIDES = 4 * QUADS }; /* right-hand sides that are solved together: registers hold as many sums */
+
+/* X <- (L L^T)^-1 B, of B and X (n, columns). */
+void spd_solve(const double *L, const float *B, float *X, long n, long columns) {
+    quad *x = aligned_alloc(sizeof(quad), n * QUADS * sizeof(quad));
+    for (long first = 0; first < columns; first += SIDES) {
+        long count = columns - first < SIDES ? columns - first : SIDES;
+        for (long i = 0; i < n; i++) {
+            double row[SIDES] = {0};
+            for (long c = 0; c < count; c++) row[c] = B[i * columns + first + c];
+            memcpy(x + i * QUADS, row, sizeof row);
+        }
+        for (long start = 0; start < n; start += PANEL) {
+            long end = start + PANEL < n ? start + PANEL : n;
+            for (long i = start; i < n; i++) {
+                quad *row = x + i * QUADS, a = row[0], b = row[1], c = row[2];
+                for (long j = start; j < (i < end ? i : end); j++) {
+                    double times = L[j * n + i];
+                    const quad *before = x + j * QUADS;
+                    a -= times * before[0], b -= times * before[1], c -= times * before[2];
+                }
+                double scale = i < end ? 1 / L[i * n + i] : 1;
+                row[0] = a * scale, row[1] = b * scale, row[2] = c * scale;
+            }
+        }
+        for (long i = n - 1; i >= 0; i--) {
+            const double *column = L + i * n;
+            quad *row = x + i * QUADS, a = row[0], b = row[1], c = row[2];
+            for (long j = i + 1; j < n; j++) {
+                const quad *after = x + j * QUADS;
+                a -= column[j] * after[0], b -= column[j] * after[1], c -= column[j] * after[2];
+            }
+            double scale = 1 / column[i];
+            row[0] = a * scale, row[1] = b * scale, row[2] = c * scale;
+        }
+        for (long i = 0; i < n; i++) {
+            double row[SIDES];
+            memcpy(row, x + i * QUADS, sizeof row);
+            for (long c = 0; c < count; c++) X[i * columns + first + c] = row[c];
+        }
+    }
+    free(x);
+}
