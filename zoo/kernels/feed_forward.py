@@ -79,6 +79,7 @@ class _ResponseNorm(torch.autograd.Function):
 
 # ---- the network in inference ------------------------------------------------------------------------------
 
+
 def feed_forward(
     x: Tensor, gate: Tensor, w1: Tensor, b1: Tensor, gamma: Tensor, w2: Tensor, b2: Tensor, shortcut: Tensor
 ) -> Tensor:

@@ -442,10 +442,12 @@ def _mix(
         out = parts[0].new_empty(batch, len(weights[0]), *size) if onto is None else onto
     for y, *chunk in few_samples(out, *parts):
         y = y.flatten(2)
-        if onto is None:
-            y.copy_(bias[:, None]) if bias is not None else y.zero_()
+        if bias is not None and onto is None:
+            y.copy_(bias[:, None])
+        fresh = bias is None and onto is None
         for x, w in zip(chunk, weights, strict=True):
-            y.baddbmm_(w.expand(len(y), *w.shape), x.flatten(2))
+            y.baddbmm_(w.expand(len(y), *w.shape), x.flatten(2), beta=0 if fresh else 1)
+            fresh = False
     return out
 
 

@@ -167,6 +167,7 @@ class SlowFastBlock(nn.Module):
         self.ndim = 1 if size[0] == 1 else 2
         self.pre_dims = list(pre_dims)
         self.drop_rate, self.global_1d, self.local_causal = drop_rate, global_1d, local_causal
+        self.running = running
         self.sample_context = local_context == "sample"
         self.roles = list(ROLES[layout])
         absent = ("pre0", "pre1")[len(self.pre_dims) :]
@@ -234,7 +235,7 @@ class SlowFastBlock(nn.Module):
         """Up to the bottleneck: (B, C, H, W), earlier outputs and the hyper-kernel to (B, out_dim, H, W)."""
         weights = self.bottleneck_weights(pre)
         w = kernel.view([1, self.dim, self.size[0], self.size[1]]).to(x.dtype)
-        mixed = mix_channels([x], [self.mixer.weight], self.mixer.bias)
+        mixed = mix_channels([x], [self.mixer.weight], standardised_bias(self.mixer.bias))
         mixed = instance_standardise(mixed, overwrite=True)
         hci = instance_standardise(self.hci(x), overwrite=True)
 
@@ -252,10 +253,12 @@ class SlowFastBlock(nn.Module):
         for j, (net, mix, norm) in enumerate(zip(self.local_nets, self.local_mix, self.local_norm)):  # noqa: B905
             source, convolved = self.roles[j]
             taps = self.local_kernel(net(context[source]).to(x.dtype))
+            bias = cast("Tensor", mix.bias)
+            offset = bias if self.running else standardised_bias(bias)
             if torch.jit.is_scripting() or self.sample_context:
-                z = self.local_part([named[convolved]], taps, mix.weight, mix.bias)  # type: ignore[arg-type]
+                z = self.local_part([named[convolved]], taps, mix.weight, offset)  # type: ignore[arg-type]
             else:
-                local = partial(self.local_part, taps=taps, weight=mix.weight, bias=mix.bias)  # type: ignore[arg-type]
+                local = partial(self.local_part, taps=taps, weight=mix.weight, bias=offset)  # type: ignore[arg-type]
                 z = by_samples(local, [named[convolved]], self.dim)
             y = mix_channels([norm(z, biases[j], overwrite=True)], [weights[f"l{j}"]], onto=y)
         return y
@@ -267,7 +270,7 @@ class SlowFastBlock(nn.Module):
         x = maps[0]
         w = x * kernel
         gates = [self.rgu_slow.gate(w), self.rgu_fast.gate(x)]
-        y_bias = self.rgu_slow.y.bias + self.rgu_fast.y.bias
+        y_bias = standardised_bias(self.rgu_slow.y.bias + self.rgu_fast.y.bias)
         fast = mix_channels(gates, [self.rgu_slow.y.weight, self.rgu_fast.y.weight], y_bias)
         fast = instance_standardise(fast, overwrite=True)
         g1 = self.global_operator(w, fast)
@@ -278,10 +281,12 @@ class SlowFastBlock(nn.Module):
             parts[f"pre{i}"] = earlier
         names = list(parts.keys())
         columns = [weights[name] for name in names]
-        return mix_channels([parts[name] for name in names], columns, self.bottleneck.bias, out=out)
+        bias = self.bottleneck.bias
+        offset = bias if self.running else standardised_bias(bias)
+        return mix_channels([parts[name] for name in names], columns, offset, out=out)
 
     def local_part(
-        self, maps: list[Tensor], taps: Tensor, weight: Tensor, bias: Tensor, out: Tensor | None = None
+        self, maps: list[Tensor], taps: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None
     ) -> Tensor:
         """A local branch before its standardisation; `maps` is the one that is convolved."""
         return mix_channels([local_conv(maps[0], taps)], [weight], bias, out=out)
@@ -299,6 +304,11 @@ class SlowFastBlock(nn.Module):
         """Map (B, C, H, W), earlier outputs and the global hyper-kernel to (B, out_dim, H, W)."""
         x = self.out_norm(self.layer(x, pre, kernel), self.out_bias, overwrite=True)
         return F.dropout2d(x, self.drop_rate, self.training)
+
+
+def standardised_bias(bias: Tensor) -> Tensor | None:
+    """None where nobody wants gradients: the standardisation that follows takes a channel's constant away again."""
+    return bias if torch.is_grad_enabled() else None
 
 
 def mean_over(x: Tensor, dims: list[int], keepdim: bool = True) -> Tensor:
