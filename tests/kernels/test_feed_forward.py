@@ -21,7 +21,9 @@ def normal(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 1) -> Te
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def textbook(x: Tensor, gate: Tensor, w1: Tensor, b1: Tensor, gamma: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+def textbook(x: Tensor, weights: list[Tensor]) -> Tensor:
+    down, d, up, u, w1, b1, gamma, w2, b2 = weights
+    gate = torch.sigmoid(torch.relu(x.mean((2, 3)) @ down.T + d) @ up.T + u)
     h = F.gelu((x * gate[:, :, None, None]).movedim(1, -1) @ w1.T + b1)
     energy = h.square().sum((1, 2), keepdim=True).sqrt()
     h = h * (1 + gamma * energy / (energy.mean(-1, keepdim=True) + 1e-6))
@@ -39,14 +41,13 @@ def test_every_path_equals_the_formula(
         monkeypatch.setattr(native, "available", lambda *_, **__: False)
     chans = shape[1]
     x, shortcut = normal(*shape), normal(*shape, seed=2)
-    others = [normal(*s, seed=i) for i, s in enumerate([(shape[0], chans), (16, chans), (16,), (16,), (chans, 16)])]
-    arguments = (*others, normal(chans, seed=9))
-    expected = shortcut + textbook(x, *arguments)
-    given = [t.to(dtype) for t in (x, *arguments, shortcut)]
-    given[0], given[-1] = (t.contiguous(memory_format=order) for t in (given[0], given[-1]))
+    shapes = [(3, chans), (3,), (chans, 3), (chans,), (16, chans), (16,), (16,), (chans, 16), (chans,)]
+    weights = [normal(*s, seed=i) for i, s in enumerate(shapes)]
+    expected = shortcut + textbook(x, weights)
+    given = [t.to(dtype).contiguous(memory_format=order) for t in (x, shortcut)] + [w.to(dtype) for w in weights]
     kept = copy.deepcopy(given)
     with torch.inference_mode():
-        out = feed_forward(*given)
+        out = feed_forward(given[0], given[1], given[2:])
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-4)
     torch.testing.assert_close(given, kept, rtol=0, atol=0)  # nothing is overwritten
 
@@ -84,12 +85,12 @@ def test_compilers_keep_our_operators_whole() -> None:
 
 def test_operators_are_well_formed() -> None:
     x, shortcut = (normal(2, 4, 3, 5, dtype=torch.float32, seed=i) for i in (1, 2))
-    sizes = [(2, 4), (16, 4), (16,), (16,), (4, 16), (4,)]
-    others = [normal(*s, dtype=torch.float32, seed=i) for i, s in enumerate(sizes)]
+    sizes = [(3, 4), (3,), (4, 3), (4,), (16, 4), (16,), (16,), (4, 16), (4,)]
+    weights = [normal(*s, dtype=torch.float32, seed=i) for i, s in enumerate(sizes)]
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.kernel_zoo.feed_forward, (x, *others, shortcut), test_utils=tests)
+    torch.library.opcheck(torch.ops.kernel_zoo.feed_forward, (x, shortcut, weights), test_utils=tests)
     weight = normal(4, 1, 7, 7, dtype=torch.float32)
-    for bias in (None, others[-1]):
+    for bias in (None, weights[-1]):
         torch.library.opcheck(torch.ops.kernel_zoo.depthwise, (x, weight, bias, 1), test_utils=tests)
 
 

@@ -41,12 +41,16 @@ def close(got: Tensor, want: Tensor, tolerance: float) -> None:
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (5, 3, 7), (49, 24, 96), (107, 17, 68), (210, 330, 40), (12, 40, 1300)])
 def test_feed_forward(batch: int, sizes: tuple[int, int, int]) -> None:
     pixels, chans, wide = sizes
-    x, shortcut = normal(batch, pixels, chans), normal(batch, pixels, chans, seed=2)
-    w1, w2 = normal(wide, chans, seed=3) / chans**0.5, normal(chans, wide, seed=4) / wide**0.5
-    gate, b1 = normal(batch, chans, seed=5).sigmoid(), normal(wide, seed=6)
-    gamma, b2 = normal(wide, seed=7), normal(chans, seed=8)
-    got = native.feed_forward(x, gate, w1, b1, gamma, w2, b2, shortcut)
-    x, gate, w1, b1, gamma, w2, b2, shortcut = (t.double() for t in (x, gate, w1, b1, gamma, w2, b2, shortcut))
+    few = max(1, chans // 4)
+    shapes = [(few, chans), (few,), (chans, few), (chans,), (wide, chans), (wide,), (wide,), (chans, wide), (chans,)]
+    weights = [
+        normal(*shape, seed=i) / max(1, shape[-1] if len(shape) > 1 else 1) ** 0.5 for i, shape in enumerate(shapes)
+    ]
+    x, shortcut = normal(batch, pixels, chans, seed=10), normal(batch, pixels, chans, seed=11)
+    got = native.feed_forward(x, shortcut, weights)
+    x, shortcut = x.double(), shortcut.double()
+    down, d, up, u, w1, b1, gamma, w2, b2 = (w.double() for w in weights)
+    gate = F.linear(F.linear(x.mean(1), down, d).relu(), up, u).sigmoid()
     hidden = F.gelu(F.linear(x * gate[:, None], w1, b1))
     norm = hidden.square().sum(1, keepdim=True).sqrt()
     hidden = hidden * (1 + gamma * norm / (norm.mean(-1, keepdim=True) + 1e-6))

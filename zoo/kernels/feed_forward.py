@@ -80,41 +80,35 @@ class _ResponseNorm(torch.autograd.Function):
 # ---- the network in inference ------------------------------------------------------------------------------
 
 
-def feed_forward(
-    x: Tensor, gate: Tensor, w1: Tensor, b1: Tensor, gamma: Tensor, w2: Tensor, b2: Tensor, shortcut: Tensor
-) -> Tensor:
-    """Pixel by pixel shortcut + W2 GRN(GELU(W1 (gate * x) + b1)) + b2, for inference on a CPU.
+def feed_forward(x: Tensor, shortcut: Tensor, weights: list[Tensor]) -> Tensor:
+    """Pixel by pixel shortcut + W2 GRN(GELU(W1 (g * x) + b1)) + b2, for inference on a CPU.
 
-    In float32 by :func:`zoo.kernels.native.feed_forward`, whose hidden layer stays in the cache, sample after sample.
+    The channel attention g = sigmoid(U relu(D mean(x) + d) + u) is made of the mean over the map. In float32 by
+    :func:`zoo.kernels.native.feed_forward`, whose hidden layer stays in the cache, sample after sample.
 
     Args:
         x: (B, C, H, W), float32 or float64, best in channels_last order.
-        gate: scale of each channel, (B, C).
-        w1: (D, C).
-        b1: (D,).
-        gamma: of the GRN without bias, D numbers of any shape.
-        w2: (C, D).
-        b2: (C,).
         shortcut: (B, C, H, W).
+        weights: D (E, C), d (E,), U (C, E), u (C,), W1 (F, C), b1 (F,), gamma (F,) of the GRN without bias, W2 (C, F),
+            b2 (C,).
 
     Returns:
         (B, C, H, W) in channels_last order; no gradients.
     """
     compute = _opaque if torch.compiler.is_compiling() else _compute
-    return compute(x, gate, w1, b1, gamma, w2, b2, shortcut)
+    return compute(x, shortcut, weights)
 
 
-def _compute(
-    x: Tensor, gate: Tensor, w1: Tensor, b1: Tensor, gamma: Tensor, w2: Tensor, b2: Tensor, shortcut: Tensor
-) -> Tensor:
+def _compute(x: Tensor, shortcut: Tensor, weights: list[Tensor]) -> Tensor:
     x, shortcut = x.permute(0, 2, 3, 1).contiguous(), shortcut.permute(0, 2, 3, 1).contiguous()
-    rows, gamma = x.flatten(1, 2), gamma.flatten()
-    if native.available(x, gate, w1, b1, gamma, w2, b2, shortcut):
-        out = native.feed_forward(rows, gate, w1, b1, gamma, w2, b2, shortcut.flatten(1, 2)).view(x.shape)
+    if native.available(x, shortcut, *weights):
+        out = native.feed_forward(x.flatten(1, 2), shortcut.flatten(1, 2), weights).view(x.shape)
     else:
-        hidden = F.gelu(F.linear(rows * gate[:, None], w1, b1))
-        hidden *= response_scale(torch.linalg.vector_norm(hidden, dim=1, keepdim=True), gamma)
-        out = F.linear(hidden, w2, b2).view(x.shape).add_(shortcut)
+        down, d, up, u, w1, b1, gamma, w2, b2 = weights
+        gate = F.linear(F.linear(x.mean((1, 2)), down, d).relu(), up, u).sigmoid()
+        hidden = F.gelu(F.linear(x * gate[:, None, None], w1, b1))
+        hidden *= response_scale(map_norm(hidden), gamma)
+        out = F.linear(hidden, w2, b2).add_(shortcut)
     return out.permute(0, 3, 1, 2)
 
 

@@ -70,18 +70,47 @@ static inline float gelu_share(float x) {
 
 static inline float gelu(float x) { return x * gelu_share(x); }
 
-/* ---- shortcut + W2 GRN(GELU(W1 (gate x) + b1)) + b2 ---- */
+/* ---- shortcut + W2 GRN(GELU(W1 (gate x) + b1)) + b2, gate = sigmoid(U relu(D mean(x) + d) + u) ---- */
 
 enum { ROWS = 17 * TALL }; /* pixels at a time, at most: the second cache holds DEEP numbers of each */
 
-/* x, shortcut and y (batch, pixels, chans), gate (batch, chans), first (wide, chans) and second (chans, wide), the latter
-   two also as panels; b1 and gamma (wide), b2 (chans). */
+/* x, shortcut and y (batch, pixels, chans), D (few, chans), d (few), U (chans, few), u (chans), b1 and gamma (wide),
+   b2 (chans), and the panels of W1 (wide, chans) and W2 (chans, wide). */
 typedef struct {
-    const float *x, *gate, *b1, *gamma, *b2, *shortcut;
+    const float *x, *D, *d, *U, *u, *b1, *gamma, *b2, *shortcut;
     const lanes *first, *second;
     float *y;
-    long pixels, chans, wide;
+    long pixels, chans, few, wide;
 } network;
+
+/* gate (chans) of a sample; squeezed (chans + few) is working memory. */
+static void attend(const network *n, long sample, float *gate, float *squeezed) {
+    const float *x = n->x + sample * n->pixels * n->chans;
+    float *mean = squeezed, *hidden = squeezed + n->chans;
+    memset(mean, 0, n->chans * sizeof(float));
+    for (long first = 0; first < n->pixels; first += ROWS) { /* long sums in one float would lose digits */
+        long last = least(first + ROWS, n->pixels);
+        memset(gate, 0, n->chans * sizeof(float));
+        for (long pixel = first; pixel < last; pixel++) {
+#pragma omp simd
+            for (long c = 0; c < n->chans; c++) gate[c] += x[pixel * n->chans + c];
+        }
+        for (long c = 0; c < n->chans; c++) mean[c] += gate[c] / n->pixels;
+    }
+    for (long h = 0; h < n->few; h++) {
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (long c = 0; c < n->chans; c++) sum += n->D[h * n->chans + c] * mean[c];
+        sum += n->d[h];
+        hidden[h] = sum < 0 ? 0 : sum;
+    }
+    for (long c = 0; c < n->chans; c++) {
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (long h = 0; h < n->few; h++) sum += n->U[c * n->few + h] * hidden[h];
+        gate[c] = 1 / (1 + expf(-(sum + n->u[c])));
+    }
+}
 
 static long panels_of(long outputs) { return (outputs + SIDE - 1) / SIDE; }
 
@@ -157,14 +186,14 @@ INLINE void hidden_rows(const float *a, const lanes *b, long deep, float *h, lon
 }
 
 /* The hidden layer of some pixels, and the energies of its channels over them. */
-static void hide(const network *n, long sample, long from, long to, float *hidden, float *energy) {
+static void hide(const network *n, long sample, const float *gate, long from, long to, float *hidden, float *energy) {
     float part[ROWS * DEEP];
     long rows = to - from, chans = n->chans, wide = n->wide;
     const float *x = n->x + (sample * n->pixels + from) * chans;
     memset(energy, 0, wide * sizeof(float));
     for (long l = 0; l < chans; l += DEEP) {
         long deep = least(chans - l, DEEP);
-        put_scaled(x + l, chans, n->gate + sample * chans + l, part, rows, deep);
+        put_scaled(x + l, chans, gate + l, part, rows, deep);
         for (long j = 0; j < wide; j += SIDE) {
             const lanes *panel = n->first + (j * chans + l * SIDE) / LANES;
             for (long i = 0; i < rows; i += TALL) {
@@ -232,41 +261,46 @@ static void answer(const network *n, long sample, long from, long to, const floa
 }
 
 /* hidden: for as many samples as are treated at once, (pixels, wide) each. */
-void feed_forward(const float *x, const float *gate, const float *w1, const float *b1, const float *gamma,
-                  const float *w2, const float *b2, const float *shortcut, float *y, float *hidden, long batch,
-                  long pixels, long chans, long wide, long threads) {
+void feed_forward(const float *x, const float *D, const float *d, const float *U, const float *u, const float *w1,
+                  const float *b1, const float *gamma, const float *w2, const float *b2, const float *shortcut, float *y,
+                  float *hidden, long batch, long pixels, long chans, long few, long wide, long threads) {
     long parts = (pixels + ROWS - 1) / ROWS, size = ((pixels + parts - 1) / parts + TALL - 1) / TALL * TALL;
+    long own = parts * wide + 2 * chans + few; /* numbers of working memory of a thread */
     lanes *first = new_panels(wide, chans), *second = new_panels(chans, wide);
-    float *energy = malloc(threads * parts * wide * sizeof(float));
-    network n = {x, gate, b1, gamma, b2, shortcut, first, second, y, pixels, chans, wide};
+    float *memory = malloc(threads * own * sizeof(float));
+    network n = {x, D, d, U, u, b1, gamma, b2, shortcut, first, second, y, pixels, chans, few, wide};
 #define PART least(p *size, pixels), least((p + 1) * size, pixels)
 #pragma omp parallel num_threads(threads)
     {
+        long thread = batch < threads ? 0 : omp_get_thread_num(); /* with enough samples, one is one thread's */
+        float *h = hidden + thread * pixels * wide, *energy = memory + thread * own, *gate = energy + parts * wide;
         put_panels(w1, first, wide, chans);
         put_panels(w2, second, chans, wide);
-        if (batch >= threads) { /* a sample is one thread's */
-            float *h = hidden + omp_get_thread_num() * pixels * wide, *e = energy + omp_get_thread_num() * parts * wide;
+        if (batch >= threads) {
 #pragma omp for schedule(dynamic)
             for (long sample = 0; sample < batch; sample++) {
-                for (long p = 0; p < parts; p++) hide(&n, sample, PART, h, e + p * wide);
-                respond(&n, e, parts);
-                for (long p = 0; p < parts; p++) answer(&n, sample, PART, h, e);
+                attend(&n, sample, gate, gate + chans);
+                for (long p = 0; p < parts; p++) hide(&n, sample, gate, PART, h, energy + p * wide);
+                respond(&n, energy, parts);
+                for (long p = 0; p < parts; p++) answer(&n, sample, PART, h, energy);
             }
         } else {
             for (long sample = 0; sample < batch; sample++) {
+#pragma omp single
+                attend(&n, sample, gate, gate + chans);
 #pragma omp for schedule(dynamic)
-                for (long p = 0; p < parts; p++) hide(&n, sample, PART, hidden, energy + p * wide);
+                for (long p = 0; p < parts; p++) hide(&n, sample, gate, PART, h, energy + p * wide);
 #pragma omp single
                 respond(&n, energy, parts);
 #pragma omp for schedule(dynamic)
-                for (long p = 0; p < parts; p++) answer(&n, sample, PART, hidden, energy);
+                for (long p = 0; p < parts; p++) answer(&n, sample, PART, h, energy);
             }
         }
     }
 #undef PART
     free(first);
     free(second);
-    free(energy);
+    free(memory);
 }
 
 /* y <- the layer norm of each row, then gelu if asked. x and y (rows, cols), weight and bias (cols). */

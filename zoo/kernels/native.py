@@ -84,30 +84,22 @@ def available(*tensors: Tensor, gradients: bool = False) -> bool:
     )
 
 
-def feed_forward(
-    x: Tensor, gate: Tensor, w1: Tensor, b1: Tensor, gamma: Tensor, w2: Tensor, b2: Tensor, shortcut: Tensor
-) -> Tensor:
-    """Pixel by pixel shortcut + W2 GRN(GELU(W1 (gate * x) + b1)) + b2; see :mod:`zoo.kernels.feed_forward`.
+def feed_forward(x: Tensor, shortcut: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """What :func:`zoo.kernels.feed_forward.feed_forward` computes, pixel by pixel.
 
     Args:
         x: (B, P, C), :func:`available`, as all that follows.
-        gate: (B, C).
-        w1: (D, C).
-        b1: (D,).
-        gamma: (D,).
-        w2: (C, D).
-        b2: (C,).
         shortcut: (B, P, C).
+        weights: D (E, C), d (E,), U (C, E), u (C,), W1 (F, C), b1 (F,), gamma (F,), W2 (C, F), b2 (C,).
 
     Returns:
         (B, P, C).
     """
-    batch, pixels, chans = x.shape
-    wide, threads = len(w1), torch.get_num_threads()
+    few, wide, threads = len(weights[0]), len(weights[4]), torch.get_num_threads()
     y = torch.empty(x.shape)
-    hidden = torch.empty(min(batch, threads), pixels, wide)
-    given = (t.contiguous() for t in (x, gate, w1, b1, gamma, w2, b2, shortcut))
-    _call("feed_forward", *given, y, hidden, batch, pixels, chans, wide, threads)
+    hidden = torch.empty(min(len(x), threads), x.shape[1], wide)
+    given = (t.contiguous() for t in (x, *weights, shortcut))
+    _call("feed_forward", *given, y, hidden, *x.shape, few, wide, threads)
     return y
 
 

@@ -194,9 +194,7 @@ class UniRepLKNetBlock(nn.Module):
         y = self.norm(self.dwconv(x))
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
             if self.deploy and self._is_plain_inference(y):
-                (w1, b1), (w2, b2), grn = affine(self.pwconv1[1]), affine(self.pwconv2[0]), self.act[1]
-                assert isinstance(grn, GlobalResponseNorm)
-                return feed_forward(y, self.se.scale(y), w1, b1, grn.gamma, w2, b2, shortcut=x)
+                return feed_forward(y, x, self._ffn_weights())
         y = self.pwconv2(self.act(self.pwconv1(self.se(y))))
         if self.gamma is not None:
             y = y * self.gamma.view(-1, 1, 1)
@@ -219,6 +217,14 @@ class UniRepLKNetBlock(nn.Module):
         )
         precise = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
         return precise and all(is_untouched(layer, kind) for layer, kind in layers)
+
+    @torch.jit.ignore
+    def _ffn_weights(self) -> list[Tensor]:
+        """In the order of :func:`zoo.kernels.feed_forward.feed_forward`."""
+        grn = self.act[1]
+        assert isinstance(grn, GlobalResponseNorm)
+        attention = (self.se.down.weight.flatten(1), self.se.down.bias, self.se.up.weight.flatten(1), self.se.up.bias)
+        return [*attention, *affine(self.pwconv1[1]), grn.gamma.flatten(), *affine(self.pwconv2[0])]
 
     @torch.jit.ignore
     @torch.no_grad()
