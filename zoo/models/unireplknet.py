@@ -221,9 +221,11 @@ class UniRepLKNetBlock(nn.Module):
     @torch.jit.ignore
     def _ffn_weights(self) -> list[Tensor]:
         """In the order of :func:`zoo.kernels.feed_forward.feed_forward`."""
-        grn = self.act[1]
+        down, up, grn = self.se.down, self.se.up, self.act[1]
         assert isinstance(grn, GlobalResponseNorm)
-        attention = (self.se.down.weight.flatten(1), self.se.down.bias, self.se.up.weight.flatten(1), self.se.up.bias)
+        assert down.bias is not None
+        assert up.bias is not None
+        attention = down.weight.flatten(1), down.bias, up.weight.flatten(1), up.bias
         return [*attention, *affine(self.pwconv1[1]), grn.gamma.flatten(), *affine(self.pwconv2[0])]
 
     @torch.jit.ignore
