@@ -96,8 +96,9 @@ def test_dropout_keeps_its_share_and_the_scale(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("norm", ["minmax_batch", "l2", "none"])
-def test_a_step_in_one_operator(norm: FeatureNorm, dtype: torch.dtype) -> None:
-    head = KernelRidgeHead("linear", n_tasks=3, lambda_init=-0.3).to(dtype)
+@pytest.mark.parametrize("kernel", ["linear", "poly"])
+def test_a_step_in_one_operator(kernel: str, norm: FeatureNorm, dtype: torch.dtype) -> None:
+    head = KernelRidgeHead(kernel, n_tasks=3, lambda_init=-0.3).to(dtype)
     net, X = perceptron(0.25).to(dtype), torch.rand(9, 12, dtype=dtype)
     x, y, targets = torch.rand(4, 12, dtype=dtype), torch.tensor([0, 2, 2, 0]), F.one_hot(torch.arange(9) % 3, 4)
     active, wanted = torch.arange(4) != 1, [net[0].bias, net[3].weight, net[3].bias, head.lam, head.gamma, head.beta]
@@ -106,16 +107,16 @@ def test_a_step_in_one_operator(norm: FeatureNorm, dtype: torch.dtype) -> None:
         dual = DualPerceptron(net[0], net[3], X, 0.25)
         torch.manual_seed(5)
         if whole:
-            step = ClassifierStep(x, y, targets.to(dtype), 1, active, norm, head.floor)
-            loss = dual.cross_entropy(head.lam, head.gamma, head.beta, step)
+            loss = dual.cross_entropy(ClassifierStep(x, y, targets.to(dtype), head, 1, active, norm))
         else:
             zq, zs = (normalise_features(h, norm) for h in dual(x).split([4, 9]))
             loss = F.cross_entropy(head(zs, targets.to(dtype), zq, 1, active), y)
         gradients = torch.autograd.grad(3 * loss, wanted)
         assert dual.gradient is not None
         found.append([loss.detach(), *gradients, dual.gradient])
+    single = {"rtol": 1e-4, "atol": 1e-6 if kernel == "linear" else 1e-5}  # the cubes have a matrix of worse condition
     for ours, plain in zip(*found, strict=True):
-        torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-4 if dtype == torch.float32 else 1e-9)
+        torch.testing.assert_close(ours, plain, **(single if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-6}))
     *rest, shift, first = found[0]
     assert all(float(g.abs().max()) > 1e-4 for g in (*rest, first))
     assert float(shift.abs().max()) < 1e-6  # soft-max does not feel a shift of all classes
@@ -127,9 +128,9 @@ def test_a_step_refuses_features_that_are_not_finite(dtype: torch.dtype) -> None
     dual = DualPerceptron(net[0], net[3], torch.rand(9, 12, dtype=dtype))
     x = torch.full((4, 12), torch.nan, dtype=dtype)
     targets, active = F.one_hot(torch.arange(9) % 3).to(dtype), torch.ones(3, dtype=torch.bool)
-    step = ClassifierStep(x, torch.zeros(4, dtype=torch.long), targets, 0, active, "l2", head.floor)
+    step = ClassifierStep(x, torch.zeros(4, dtype=torch.long), targets, head, 0, active, "l2")
     with pytest.raises(SupportError, match="4 of 4 query features hold NaN"):
-        dual.cross_entropy(head.lam, head.gamma, head.beta, step)
+        dual.cross_entropy(step)
 
 
 def test_the_linear_head_has_the_gradient_of_the_general_one() -> None:

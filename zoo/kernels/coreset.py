@@ -1,14 +1,13 @@
 """Operators of a training step that sends the same few images through a perceptron every time.
 
 A step of kernel continual learning pushes a batch of the stream and the whole coreset of the task through the
-network. :class:`DualPerceptron` keeps the first layer of the network in dual form meanwhile, and for the linear kernel
-makes one operator of all up to the loss; :func:`minmax` and :func:`unit_rows` normalise with a backward pass of few
+network. :class:`DualPerceptron` keeps the first layer of the network in dual form meanwhile, and makes one operator of
+all up to the loss; :func:`minmax` and :func:`unit_rows` normalise with a backward pass of few
 operators. All give what the plain formulas give, but for rounding.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from zoo.kernels import native
 from zoo.kernels.base import no_autocast
-from zoo.kernels.ridge import check_finite, linear_scores, linear_slopes, masked
+from zoo.kernels.ridge import KernelRidgeHead
 
 __all__ = ["ClassifierStep", "DualPerceptron", "minmax", "relu_dropout_", "relu_slopes_", "unit_rows"]
 
@@ -179,19 +178,19 @@ class ClassifierStep(NamedTuple):
         x: Images (B, D).
         y: Their classes (B,).
         targets: Of the images X, one-hot (N, C).
+        head: The classifier.
         task: Whose ridge, scale and shift.
         active: Classes of the task (C,).
         feature_norm: `minmax_batch`, `l2` or `none`, of the features of x and of X each.
-        floor: What is added to |lambda|.
     """
 
     x: Tensor
     y: Tensor
     targets: Tensor
+    head: KernelRidgeHead
     task: int
     active: Tensor
     feature_norm: str
-    floor: float
 
 
 _NORMS: dict[str, tuple[Callable[..., tuple[Tensor, tuple[Tensor, ...]]], Callable[..., Tensor]]] = {
@@ -217,33 +216,21 @@ class _CrossEntropy(torch.autograd.Function):
         step: ClassifierStep,
     ) -> Tensor:
         h1, h2 = dual.hidden(step.x, b1, W2, b2)
-        ctx.sizes, (normalise, ctx.norm_slopes) = [len(step.x), len(step.targets)], _NORMS[step.feature_norm]
-        (zq, ctx.of_queries), (zs, ctx.of_support) = map(normalise, h2.split(ctx.sizes))
-        ctx.signed, ctx.gamma = float(lam[step.task]), float(gamma[step.task])
-        ctx.found = linear_scores(zs, zq, step.targets, abs(ctx.signed) + step.floor)
-        if not bool(ctx.found.scores.sum().isfinite()):
-            for features, what in ((zs, "support"), (zq, "query")):
-                check_finite(features, what)
-        logits = masked(ctx.gamma * ctx.found.scores + beta[step.task], step.active)
-        log_p = logits.log_softmax(-1)
-        picked = step.y.unsqueeze(-1)
-        ctx.g = log_p.exp().scatter_add_(-1, picked, torch.full_like(picked, -1, dtype=log_p.dtype)).div_(len(picked))
-        ctx.dual, ctx.task, ctx.like = dual, step.task, lam
+        sizes, (normalise, norm_slopes) = [len(step.x), len(step.targets)], _NORMS[step.feature_norm]
+        (zq, of_queries), (zs, of_support) = map(normalise, h2.split(sizes))
+        loss, d_support, d_queries, ctx.d_head = step.head.loss_and_slopes(
+            zs, step.targets, zq, step.y, step.task, step.active
+        )
+        ctx.slopes = torch.cat([norm_slopes(d_queries, *of_queries), norm_slopes(d_support, *of_support)])
+        ctx.dual = dual
         ctx.save_for_backward(h1, h2, W2)
-        return -log_p.gather(-1, picked).mean()
+        return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         h1, h2, W2 = ctx.saved_tensors
-        g = ctx.g * scale
-        d_support, d_queries, d_ridge = linear_slopes(ctx.found, ctx.gamma * g)
-        parts = [ctx.norm_slopes(d_queries, *ctx.of_queries), ctx.norm_slopes(d_support, *ctx.of_support)]
-        through = ctx.dual.slopes_(torch.cat(parts), h1, h2, W2)
-        d_head = ctx.like.new_zeros(3, len(ctx.like))
-        of_task = math.copysign(ctx.signed != 0, ctx.signed) * d_ridge, (g * ctx.found.scores).sum(), g.sum()
-        d_head[:, ctx.task] = torch.stack(of_task)
-        return *through, *d_head, None, None
+        return *ctx.dual.slopes_(ctx.slopes * scale, h1, h2, W2), *(ctx.d_head * scale), None, None
 
 
 class DualPerceptron:
@@ -280,20 +267,20 @@ class DualPerceptron:
         with no_autocast(x.device):
             return _Perceptron.apply(self.layer.bias, self.second.weight, self.second.bias, self, x)
 
-    def cross_entropy(self, lam: Tensor, gamma: Tensor, beta: Tensor, step: ClassifierStep) -> Tensor:
-        """Mean cross-entropy () of a batch under the linear kernel ridge classifier that X and its targets make.
+    def cross_entropy(self, step: ClassifierStep) -> Tensor:
+        """Mean cross-entropy () of a batch under the kernel ridge classifier that X and its targets make.
 
         What :meth:`__call__`, the normalisation of features, the classifier and the loss give, as one operator.
 
         Args:
-            lam: lambda of every task (T,).
-            gamma: Scales (T,).
-            beta: Shifts (T,).
             step: The batch, and which classifier.
+
+        Raises:
+            SupportError: A feature is not finite.
         """
         with no_autocast(step.x.device):
             weights = self.layer.bias, self.second.weight, self.second.bias
-            return _CrossEntropy.apply(*weights, lam, gamma, beta, self, step)
+            return _CrossEntropy.apply(*weights, step.head.lam, step.head.gamma, step.head.beta, self, step)
 
     def hidden(self, x: Tensor, b1: Tensor, W2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
         """What both layers make of images and X, (B + N, hidden) each; no graph is recorded."""

@@ -1027,3 +1027,111 @@ void spd_solve(const double *L, const float *B, float *X, long n, long columns) 
     }
     free(x);
 }
+
+/* ---- a kernel ridge classifier and the cross-entropy of its answers ---- */
+
+static float *zeros_of(long count) { return calloc(count, sizeof(float)); }
+
+/* loss <- mean cross-entropy of gamma scores + beta; g <- its gradient in the scores; head_slopes[1], [2] <- those in
+   gamma and beta. Classes that are not active have a logit of -1e11. */
+static void cross_entropy(const float *scores, const int64_t *labels, const uint8_t *active, float gamma, float beta,
+                          long count, long classes, float *loss, float *g, float *head_slopes) {
+    double total = 0, of_gamma = 0, of_beta = 0;
+    for (long i = 0; i < count; i++) {
+        const float *row = scores + i * classes;
+        float *to = g + i * classes, most = -3e38f, sum = 0;
+        for (long c = 0; c < classes; c++) {
+            to[c] = active[c] ? gamma * row[c] + beta : -1e11f;
+            most = to[c] > most ? to[c] : most;
+        }
+        total -= to[labels[i]] - most;
+        for (long c = 0; c < classes; c++) sum += to[c] = expf(to[c] - most);
+        total += log(sum);
+        for (long c = 0; c < classes; c++) {
+            float slope = active[c] ? (to[c] / sum - (c == labels[i])) / count : 0;
+            of_gamma += slope * row[c];
+            of_beta += slope;
+            to[c] = gamma * slope;
+        }
+    }
+    *loss = total / count;
+    head_slopes[1] = of_gamma, head_slopes[2] = of_beta;
+}
+
+/* loss <- mean cross-entropy of gamma K(queries, support) (K(support, support) + (|lambda| + floor) I)^-1 targets + beta,
+   over the classes that are active; K(a, b) = a.b, or (a.b + 1)^3 if cubic. Its gradients: d_support (points, dim),
+   d_queries (queries, dim) and head_slopes: of lambda, gamma, beta. support (points, dim), targets (points, classes),
+   labels (queries). Returns 0, or not, where the matrix is found not to be positive definite. */
+long ridge_loss(const float *support, const float *queries, const float *targets, const int64_t *labels,
+                const uint8_t *active, const float *lambda, const float *gamma, const float *beta, float *loss,
+                float *d_support, float *d_queries, float *head_slopes, long points, long count, long dim,
+                long classes, float floor, long cubic) {
+    matrix Zs = {support, dim, 1}, Zq = {queries, dim, 1};
+    float *S = zeros_of(points * points), *Sq = zeros_of(count * points), *scores = zeros_of(count * classes);
+    float *w = zeros_of(classes * dim), *G = zeros_of(classes * dim), *of_alpha = zeros_of(points * classes);
+    float *alpha = malloc(points * classes * sizeof(float)), *h = malloc(points * classes * sizeof(float));
+    float *g = malloc(count * classes * sizeof(float)), *K = S;
+    double *L = malloc(points * points * sizeof(double));
+    product(Zs, (matrix){support, 1, dim}, S, points, dim, points, 0, 1);
+    if (cubic) {
+        K = malloc(points * points * sizeof(float));
+        for (long i = 0; i < points; i++)
+            for (long j = 0; j <= i; j++) {
+                float one_more = S[i * points + j] + 1;
+                K[i * points + j] = one_more * one_more * one_more;
+            }
+    }
+    long failed = spd_factor(K, L, points, fabsf(*lambda) + floor);
+    if (!failed) {
+        spd_solve(L, targets, alpha, points, classes);
+        matrix A = {alpha, classes, 1}, A_turned = {alpha, 1, classes};
+        if (cubic) {
+            product(Zq, (matrix){support, 1, dim}, Sq, count, dim, points, 0, 0);
+            float *Kq = malloc(count * points * sizeof(float));
+            for (long i = 0; i < count * points; i++) Kq[i] = (Sq[i] + 1) * (Sq[i] + 1) * (Sq[i] + 1);
+            product((matrix){Kq, points, 1}, A, scores, count, points, classes, 0, 0);
+            cross_entropy(scores, labels, active, *gamma, *beta, count, classes, loss, g, head_slopes);
+            product((matrix){Kq, 1, points}, (matrix){g, classes, 1}, of_alpha, points, count, classes, 0, 0);
+            free(Kq);
+        } else { /* all products but K have as many columns as there are classes */
+            product(A_turned, Zs, w, classes, points, dim, 0, 0);
+            product(Zq, (matrix){w, 1, dim}, scores, count, dim, classes, 0, 0);
+            cross_entropy(scores, labels, active, *gamma, *beta, count, classes, loss, g, head_slopes);
+            product((matrix){g, 1, classes}, Zq, G, classes, count, dim, 0, 0);
+            product(Zs, (matrix){G, 1, dim}, of_alpha, points, dim, classes, 0, 0);
+        }
+        spd_solve(L, of_alpha, h, points, classes);
+        matrix H = {h, classes, 1};
+        float of_ridge = 0;
+        for (long i = 0; i < points * classes; i++) of_ridge -= h[i] * alpha[i];
+        head_slopes[0] = *lambda > 0 ? of_ridge : *lambda < 0 ? -of_ridge : 0;
+        memset(d_support, 0, points * dim * sizeof(float));
+        memset(d_queries, 0, count * dim * sizeof(float));
+        if (cubic) {
+            /* the gradients of S and Sq take their places */
+            float *of_S = zeros_of(points * points), *of_Sq = zeros_of(count * points);
+            product(H, A_turned, of_S, points, classes, points, 0, 0);
+            product((matrix){g, classes, 1}, A_turned, of_Sq, count, classes, points, 0, 0);
+            for (long i = 0; i < count * points; i++) of_Sq[i] *= 3 * (Sq[i] + 1) * (Sq[i] + 1);
+            for (long i = 0; i < points; i++)
+                for (long j = 0; j <= i; j++) {
+                    float one_more = S[i * points + j] + 1, both = of_S[i * points + j] + of_S[j * points + i];
+                    of_S[i * points + j] = of_S[j * points + i] = -3 * both * one_more * one_more;
+                }
+            product((matrix){of_S, points, 1}, Zs, d_support, points, points, dim, 0, 0);
+            product((matrix){of_Sq, 1, points}, Zq, d_support, points, count, dim, 0, 0);
+            product((matrix){of_Sq, points, 1}, Zs, d_queries, count, points, dim, 0, 0);
+            free(of_S);
+            free(of_Sq);
+        } else {
+            product((matrix){g, classes, 1}, (matrix){w, dim, 1}, d_queries, count, classes, dim, 0, 0);
+            for (long i = 0; i < points * classes; i++) h[i] = -h[i];
+            product((matrix){h, 1, classes}, Zs, G, classes, points, dim, 0, 0);
+            product(A, (matrix){G, dim, 1}, d_support, points, classes, dim, 0, 0);
+            product(H, (matrix){w, dim, 1}, d_support, points, classes, dim, 0, 0);
+        }
+    }
+    if (cubic) free(K);
+    free(S), free(Sq), free(scores), free(w), free(G), free(of_alpha), free(alpha), free(h), free(g), free(L);
+    return failed;
+}

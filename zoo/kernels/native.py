@@ -36,6 +36,7 @@ __all__ = [
     "momentum_step_",
     "relu_dropout_",
     "relu_slopes_",
+    "ridge_loss",
     "spd_factor",
     "spd_solve",
     "standardise",
@@ -370,6 +371,39 @@ def spd_solve(factor: Tensor, B: Tensor) -> Tensor:
     X = torch.empty_like(B)
     _call("spd_solve", factor, B, X, *B.shape)
     return X
+
+
+def ridge_loss(
+    support: Tensor,
+    queries: Tensor,
+    targets: Tensor,
+    y: Tensor,
+    active: Tensor,
+    head: Sequence[Tensor],
+    floor: float,
+    cubic: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """Mean cross-entropy of a kernel ridge classifier, and its gradients in support, queries and head.
+
+    Args:
+        support: (N, d), :func:`available`, as all that follows; for more than a few hundred rows the library is faster.
+        queries: (Q, d).
+        targets: (N, C).
+        y: classes of the queries, (Q,), int64.
+        active: classes that may be answered, (C,), bool.
+        head: lambda, scale and shift, () each; the ridge is |lambda| + floor.
+        floor: see there.
+        cubic: the kernel (a.b + 1)^3; otherwise a.b.
+
+    Returns:
+        (); (N, d), (Q, d) and (3,). None where the matrix is not positive definite.
+    """
+    loss, slopes = torch.empty(()), torch.empty(3)
+    d_support, d_queries = torch.empty(support.shape), torch.empty(queries.shape)
+    given = [t.contiguous() for t in (support, queries, targets, y, active, *head)]
+    sizes = len(support), *queries.shape, targets.shape[1]
+    failed = _call("ridge_loss", *given, loss, d_support, d_queries, slopes, *sizes, floor, int(cubic))
+    return None if failed else (loss, d_support, d_queries, slopes)
 
 
 def _unit_sizes(x: Tensor, centers: Tensor, factor: Tensor) -> tuple[int, int, int, int, int]:

@@ -362,6 +362,46 @@ class KernelRidgeHead(nn.Module):
             logits = (self.gamma[task] * scores + self.beta[task]).to(queries.dtype)
         return masked(logits, active)
 
+    def loss_and_slopes(
+        self, support: Tensor, targets: Tensor, queries: Tensor, y: Tensor, task: int, active: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Mean cross-entropy () of the answers, and its gradients in the support, the queries and the three vectors.
+
+        Args:
+            support: Features (N, d).
+            targets: One-hot (N, C).
+            queries: Features (Q, d).
+            y: Classes of the queries (Q,).
+            task: Whose ridge, scale and shift.
+            active: See :meth:`predict`.
+
+        Returns:
+            (); (N, d), (Q, d), and (3, T) for `lam`, `gamma` and `beta`.
+
+        Raises:
+            SupportError: A feature is not finite.
+        """
+        vectors = self.lam, self.gamma, self.beta
+        d_vectors = self.lam.new_zeros(3, len(self.lam))
+        if self.name in ("linear", "poly") and 0 < len(support) <= _NATIVE_ROWS:
+            floats = support, queries, targets, *vectors
+            if native.available(*floats, gradients=True):
+                of_task = [v.detach()[task] for v in vectors]
+                found = native.ridge_loss(
+                    support, queries, targets, y, active, of_task, self.floor, self.name == "poly"
+                )
+                if found is not None and math.isfinite(found[0]):
+                    d_vectors[:, task] = found[3]
+                    return *found[:3], d_vectors
+        with torch.enable_grad():
+            zs, zq = (z.detach().requires_grad_() for z in (support, queries))
+            loss = F.cross_entropy(self(zs, targets, zq, task, active), y)
+            learnt = [i for i, v in enumerate(vectors) if v.requires_grad]
+            slopes = torch.autograd.grad(loss, (zs, zq, *(vectors[i] for i in learnt)))
+        for i, slope in zip(learnt, slopes[2:], strict=True):
+            d_vectors[i] = slope
+        return loss.detach(), slopes[0], slopes[1], d_vectors
+
     @staticmethod
     def _differentiates(support: Tensor, targets: Tensor) -> bool:
         """Whether a backward pass through the features may follow, in which a solution's many small steps are slow."""

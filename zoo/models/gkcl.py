@@ -471,11 +471,9 @@ class KCL(KernelLearner):
         if self._dual is None:
             return self.support_losses(x, y, *self.coreset(task), task)
         dual, targets = self._dual
-        if self.head.name == "linear" and self._dtype() in (torch.float32, torch.float64):
-            active, floor = self.active[task], self.head.floor
-            step = ClassifierStep(x.flatten(1), y, targets, task, active, self.feature_norm, floor)
-            loss = dual.cross_entropy(self.head.lam, self.head.gamma, self.head.beta, step)
-            return {"cross_entropy": loss}
+        if self.head.name in ("linear", "poly") and self._dtype() in (torch.float32, torch.float64):
+            step = ClassifierStep(x.flatten(1), y, targets, self.head, task, self.active[task], self.feature_norm)
+            return {"cross_entropy": dual.cross_entropy(step)}
         h = dual(x.flatten(1)).split([len(x), len(targets)])
         zq, zs = (normalise_features(part, self.feature_norm) for part in h)
         return self._losses_of_features(zq, y, zs, targets, task)
