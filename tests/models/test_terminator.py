@@ -173,17 +173,25 @@ def test_deploy_form_computes_kernels_once() -> None:
         assert torch.equal(merged(batch()), expected)
 
 
-def test_published_context_is_never_kept() -> None:
-    merged = to_deploy(tiny(**AS_PUBLISHED).eval())
-    assert all((net.kept is None) == isinstance(net, ops.LocalSlowNet) for net in nets(merged))
+@pytest.mark.parametrize("context", ["batch", "sample"])
+def test_deploy_form_keeps_what_no_context_changes(context: str) -> None:
+    model = trained(tiny(local_context=context))
+    merged = to_deploy(model)
+    with torch.no_grad():
+        expected = model(batch()), model(batch(3))
+        for net in nets(merged):
+            net._waves = lambda: pytest.fail("kept waves were computed again")  # type: ignore[method-assign]
+        for x, outputs in zip((batch(), batch(3)), expected, strict=True):
+            assert torch.equal(merged(x), outputs)
 
 
-def test_kept_kernels_are_dropped_by_any_change() -> None:
-    model = to_deploy(trained(tiny()))
-    other = trained(tiny(omega_0=1.0))
+@pytest.mark.parametrize("context", ["running", "batch", "sample"])
+def test_kept_kernels_are_dropped_by_any_change(context: str) -> None:
+    model = to_deploy(trained(tiny(local_context=context)))
+    other = trained(tiny(local_context=context, omega_0=1.0))
 
     def check() -> None:
-        fresh = tiny().eval().to(next(model.parameters()).dtype)
+        fresh = tiny(local_context=context).eval().to(next(model.parameters()).dtype)
         fresh.load_state_dict(model.state_dict())
         with torch.no_grad():
             x = batch().to(next(model.parameters()).dtype)
@@ -208,10 +216,14 @@ def test_kept_kernels_are_dropped_by_any_change() -> None:
     assert all(net.kept is not None for net in nets(model))
 
 
-def test_deploy_form_still_has_exact_gradients() -> None:
-    model, merged = (form.double() for form in (trained(tiny()), to_deploy(trained(tiny()))))
-    for form in (model, merged):
-        form(batch().double()).square().sum().backward()
+@pytest.mark.parametrize("context", ["running", "batch", "sample"])
+def test_deploy_form_still_has_exact_gradients(context: str) -> None:
+    model = trained(tiny(local_context=context)).double()
+    merged = to_deploy(model)
+    inputs = [batch().double().requires_grad_() for _ in range(2)]
+    for form, x in zip((model, merged), inputs, strict=True):
+        form(x).square().sum().backward()
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-9, atol=1e-12)
     for a, b in zip(model.parameters(), merged.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12)
 

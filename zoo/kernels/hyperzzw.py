@@ -711,6 +711,8 @@ class LocalSlowNet(SlowNet):
         c = GELU(ctx_fc(mean over the batch of ctx_reduce(pool(x))))
         h = sin(F_0 g);   h = ctx_mix_l(c) * renormalise(sin(F_l g) * (M_l h) + pos_bias)   for l = 1..L;   out(h)
 
+    After `reparameterize()` the kernel of a running context is kept, or else all that the context does not change.
+
     Args:
         points: kernel size k.
         dims: axes, 1 or 2.
@@ -766,11 +768,12 @@ class LocalSlowNet(SlowNet):
             (C, 1, k, ...), or (B, C, k, ...) by sample.
         """
         if torch.jit.is_scripting():
-            return self._local_kernel(self._context(x))
-        if self.context == "running" and not self.training and self.deploy:
-            return self._kept_kernel()
+            return self._local_kernel(self._context(x), self._start())
+        kept = self._kept_kernel() if self.deploy and not self.training else None
+        if kept is not None and self.context == "running":
+            return kept
         with no_autocast(x.device):
-            return self._local_kernel(self._context(x))
+            return self._local_kernel(self._context(x), self._start() if kept is None else list(kept))
 
     def _context(self, x: Tensor) -> Tensor:
         """Pooled activations (C, P), or (B, C, P) by sample."""
@@ -791,27 +794,30 @@ class LocalSlowNet(SlowNet):
                 running.lerp_(pooled[0], 0.1)
         return pooled[0]
 
-    def _local_kernel(self, context: Tensor) -> Tensor:
+    def _start(self) -> list[Tensor]:
+        """What no context changes, (h, P) each: layer 1 before its context, and the waves of the later ones."""
+        waves = self._waves()
+        first = waves[1] * affine(self.mix[0].weight, self.mix[0].bias, waves[0])  # type: ignore[arg-type]
+        return [renormalise(first + self.pos_bias.flatten())] + waves[2:]  # noqa: RUF005 (TorchScript)
+
+    def _local_kernel(self, context: Tensor, start: list[Tensor]) -> Tensor:
         c = affine(self.ctx_reduce.weight, self.ctx_reduce.bias, context)
         c = F.gelu(affine(self.ctx_fc.weight, self.ctx_fc.bias, c))
-        waves, bias = self._waves(), self.pos_bias.flatten()
-        h = waves[0]
+        h, bias = start[0], self.pos_bias.flatten()
         for i, (mix, ctx_mix) in enumerate(zip(self.mix, self.ctx_mix)):  # noqa: B905 (not in TorchScript)
-            h = waves[i + 1] * affine(mix.weight, mix.bias, h) + bias  # type: ignore[arg-type]
-            h = renormalise(h) * affine(ctx_mix.weight, ctx_mix.bias, c)  # type: ignore[arg-type]
+            if i > 0:
+                h = renormalise(start[i] * affine(mix.weight, mix.bias, h) + bias)  # type: ignore[arg-type]
+            h = h * affine(ctx_mix.weight, ctx_mix.bias, c)  # type: ignore[arg-type]
         kernel = affine(self.out.weight, self.out.bias, h)
         leading = [-1, kernel.shape[-2]] if context.dim() == 3 else [-1, 1]
         return kernel.view(leading + list(self.shape))
 
     @torch.jit.ignore
-    def reparameterize(self) -> None:
-        """Keep the kernel too, where it does not depend on the input."""
-        if self.context == "running":
-            super().reparameterize()
-
     def _kernel(self) -> Tensor:
-        assert self.context_mean is not None
-        return self._local_kernel(self.context_mean)
+        """What the deploy form keeps: the kernel of the running context, or (L, h, P) of :meth:`_start`."""
+        if self.context_mean is None:
+            return torch.stack(self._start())
+        return self._local_kernel(self.context_mean, self._start())
 
 
 def affine(weight: Tensor, bias: Tensor, h: Tensor) -> Tensor:
