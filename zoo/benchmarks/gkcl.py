@@ -57,6 +57,13 @@ METHODS = {
     "KCL laplacian": Method("kcl_mlp", {**_DROP, "kernel": "laplacian"}, _FAST),
     "KCL rff": Method("kcl_mlp", {**_DROP, "kernel": "rff", "num_bases": 512}, _FAST),
 }
+#: Richer settings that 60,000 images a task can fill, chosen in the same way.
+WIDE = {
+    "GKCL Gaussian, 4,000 features": Method(
+        "gkcl_gaussian", {"num_bases": 4000, "rank": 100, "temperature": 80.0, "sharpness": 4.0}
+    ),
+    "AnalyticRidge, 4,000 features": Method("analytic_ridge", {"num_bases": 4000}),
+}
 KEYS = ("data", "scenario", "tasks", "train_samples", "method", "seed")
 VALUES = (
     "acc",
@@ -203,7 +210,7 @@ def full(folder: Path, models: list[str] | None = None) -> Iterator[str]:
     records = Records(folder / "gkcl_full.csv", KEYS, VALUES)
     stream: dict[str, Any] = {"tasks": 20, "train_samples": None}
     once = {"lr_decay": 0.9, "epochs": 1, "agnostic": "never"}
-    known = {**METHODS, "GKCL linear": replace(METHODS["GKCL linear"], training=once)}
+    known = {**METHODS, **WIDE, "GKCL linear": replace(METHODS["GKCL linear"], training=once)}
     parts = []
     for seed in range(5):
         for scenario in ("permuted", "rotated"):
