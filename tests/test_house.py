@@ -125,3 +125,15 @@ def test_version_is_the_same_everywhere() -> None:
     assert project["version"] == zoo.__version__
     assert f"version: {zoo.__version__}" in (ROOT / "CITATION.cff").read_text()
     assert f"## {zoo.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_nothing_built_is_under_version_control() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    built = {".o", ".so", ".pyc", ".ckpt", ".log", ".onnx"}
+    assert not [name for name in tracked if Path(name).suffix in built]
+    sources = [name for name in tracked if Path(name).suffix == ".c"]
+    assert sources and all(name.startswith("zoo/") for name in sources)
