@@ -368,8 +368,10 @@ def _add_benchmark(commands: Commands) -> None:
     parser.add_argument("family", nargs="?", help="for example grbf; nothing lists them")
     parser.add_argument("name", nargs="?", help="which measurement; nothing takes all of the family")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the CSV files (results)")
+    parser.add_argument(
+        "--models", nargs="+", metavar="MODEL", help="models: names of the zoo or of timm; gkcl: learners of its tables"
+    )
     own = parser.add_argument_group("of `models`, which measures anew each time")
-    own.add_argument("--models", nargs="+", metavar="MODEL", help="names of the zoo or of timm")
     own.add_argument("--batch", type=_positive, help="images a call (8)")
     own.add_argument("--size", type=_positive, help="side of the images in pixels (224)")
     own.add_argument("--threads", type=_positive, nargs="+", help="numbers of threads, one after the other")
