@@ -217,6 +217,15 @@ def test_kept_kernels_are_dropped_by_any_change(context: str) -> None:
 
 
 @pytest.mark.parametrize("context", ["running", "batch", "sample"])
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_scripts(context: str) -> None:
+    model = trained(tiny(local_context=context))
+    scripted = torch.jit.script(model)
+    with torch.no_grad():
+        torch.testing.assert_close(scripted(batch()), model(batch()), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("context", ["running", "batch", "sample"])
 def test_deploy_form_still_has_exact_gradients(context: str) -> None:
     model = trained(tiny(local_context=context)).double()
     merged = to_deploy(model)

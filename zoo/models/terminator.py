@@ -253,7 +253,7 @@ class SlowFastBlock(nn.Module):
         for j, (net, mix, norm) in enumerate(zip(self.local_nets, self.local_mix, self.local_norm)):  # noqa: B905
             source, convolved = self.roles[j]
             taps = self.local_kernel(net(context[source]).to(x.dtype))
-            bias = cast("Tensor", mix.bias)
+            bias: Tensor = mix.bias  # type: ignore[assignment]
             offset = bias if self.running else standardised_bias(bias)
             if torch.jit.is_scripting() or self.sample_context:
                 z = self.local_part([named[convolved]], taps, mix.weight, offset)  # type: ignore[arg-type]
