@@ -217,15 +217,6 @@ def test_kept_kernels_are_dropped_by_any_change(context: str) -> None:
 
 
 @pytest.mark.parametrize("context", ["running", "batch", "sample"])
-@pytest.mark.filterwarnings("ignore:`torch.jit")
-def test_scripts(context: str) -> None:
-    model = trained(tiny(local_context=context))
-    scripted = torch.jit.script(model)
-    with torch.no_grad():
-        torch.testing.assert_close(scripted(batch()), model(batch()), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("context", ["running", "batch", "sample"])
 def test_deploy_form_still_has_exact_gradients(context: str) -> None:
     model = trained(tiny(local_context=context)).double()
     merged = to_deploy(model)
@@ -235,6 +226,15 @@ def test_deploy_form_still_has_exact_gradients(context: str) -> None:
     torch.testing.assert_close(inputs[0].grad, inputs[1].grad, rtol=1e-9, atol=1e-12)
     for a, b in zip(model.parameters(), merged.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("context", ["running", "batch", "sample"])
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_scripts(context: str) -> None:
+    model = trained(tiny(local_context=context))
+    scripted = torch.jit.script(model)
+    with torch.no_grad():
+        torch.testing.assert_close(scripted(batch()), model(batch()), rtol=0, atol=1e-5)
 
 
 # ---- precision and memory order ----------------------------------------------------------------------------
