@@ -124,6 +124,13 @@ def test_wrong_folders_are_told(tmp_path: Path) -> None:
         AudioFolder(tmp_path).setup()
 
 
+def test_lengths_that_contradict_each_other_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"min_cut=2\.0 s must not be longer than duration=1\.0 s"):
+        AudioFolder(tmp_path, min_cut=2.0)
+    with pytest.raises(ValueError, match=r"min_seconds=3\.0 above max_seconds=2\.0"):
+        AudioFolder(tmp_path, min_seconds=3.0, max_seconds=2.0)
+
+
 # ---- video -------------------------------------------------------------------------------------------------
 
 

@@ -131,6 +131,8 @@ class AudioDataModule(ImageDataModule):
         val_fraction: float,
         **loading: Any,
     ) -> None:
+        if min_cut is not None and min_cut > duration:
+            raise ValueError(f"min_cut={min_cut} s must not be longer than duration={duration} s")
         super().__init__(**loading)
         self.sample_rate, self.duration, self.fill, self.gain = sample_rate, duration, fill, gain
         self.min_cut, self.val_fraction = min_cut, val_fraction
@@ -228,6 +230,8 @@ class AudioFolder(AudioDataModule):
         drop_last: bool = True,
         pin_memory: bool | None = None,
     ) -> None:
+        if min_seconds > max_seconds:
+            raise ValueError(f"min_seconds={min_seconds} above max_seconds={max_seconds} leaves no recording")
         super().__init__(
             sample_rate=sample_rate,
             duration=duration,
