@@ -325,7 +325,7 @@ class PlainKCL:
     def logits(self, zq: Tensor, task: int) -> Tensor:
         """Logits of features, with the coreset's features and the inverse made anew."""
         m, head = self.model, self.model.head
-        images, labels = m.coreset_x[task].float() / 255, m.coreset_y[task]
+        images, labels = m.coreset_x[task].to(zq.dtype) / 255, m.coreset_y[task]
         zs = self.features(images)
         if head.name == "rff":
             rf = m.random_features
@@ -334,11 +334,11 @@ class PlainKCL:
                 mp, lp = rf.prior(zq)
                 ratio = (log_variance.exp() + (mp - mean) ** 2) / lp.exp()
                 self.kl = 0.5 * (lp - log_variance + ratio - 1).sum()
-            W = mean + torch.randn(rf.num_bases, rf.dim) * torch.exp(log_variance / 2)
+            W = mean + torch.randn(rf.num_bases, rf.dim, dtype=mean.dtype) * torch.exp(log_variance / 2)
             zq, zs = (math.sqrt(2 / rf.num_bases) * torch.cos(z @ W.T + rf.phase) for z in (zq, zs))
         K = self._gram(zs, zs)
-        inverse = torch.inverse(K + (head.lam[task].abs() + 0.01) * torch.eye(len(K)))
-        alpha = inverse @ F.one_hot(labels, m.num_classes).float()
+        inverse = torch.inverse(K + (head.lam[task].abs() + 0.01) * torch.eye(len(K), dtype=K.dtype))
+        alpha = inverse @ F.one_hot(labels, m.num_classes).to(K.dtype)
         return head.gamma[task] * self._gram(zq, zs) @ alpha + head.beta[task]
 
     def _gram(self, a: Tensor, b: Tensor) -> Tensor:
