@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+from tests.conftest import ROOT
 from zoo.benchmarks import gkcl
 from zoo.benchmarks.gkcl import PlainKCL, zoo_evaluation
 from zoo.models.gkcl import KCL
@@ -67,7 +67,7 @@ def test_what_is_timed_runs(learned: Any) -> None:
 
 
 def test_wide_settings_are_those_of_the_configuration() -> None:
-    shipped = OmegaConf.to_container(OmegaConf.load(Path("configs/model/gkcl_gaussian_4000.yaml")))
+    shipped = OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / "model" / "gkcl_gaussian_4000.yaml"))
     assert isinstance(shipped, dict)
     del shipped["defaults"]
     assert shipped == gkcl.WIDE["GKCL Gaussian, 4,000 features"].options
