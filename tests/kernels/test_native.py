@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import zoo
 from zoo.kernels import native
 from zoo.kernels.coreset import relu_dropout_, relu_slopes_
+from zoo.kernels.hyperzzw import hyper_interaction
 from zoo.kernels.large_kernel import depthwise_conv2d
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler, or an OpenMP that torch lacks")
@@ -87,7 +88,9 @@ def test_layer_norm(shape: tuple[int, ...], gelu: bool) -> None:
 @needs_compiler
 @pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 8, 7, 7), (1, 17, 3, 20), (3, 5, 15, 8), (3, 2, 5, 33)])
-@pytest.mark.parametrize("kernel", [(7, 7, 1), (13, 13, 1), (3, 9, 1), (31, 15, 1), (3, 3, 5), (5, 7, 2)])
+@pytest.mark.parametrize(
+    "kernel", [(1, 1, 1), (3, 3, 1), (7, 7, 1), (13, 13, 1), (3, 9, 1), (31, 15, 1), (3, 3, 5), (5, 7, 2)]
+)
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 def test_depthwise(shape: tuple[int, ...], kernel: tuple[int, int, int], order: torch.memory_format) -> None:
     *sizes, dilation = kernel
@@ -185,6 +188,28 @@ def test_without_it_the_numbers_are_the_same(setting: tuple[str, str], monkeypat
         finally:
             native.library.cache_clear()
     torch.testing.assert_close(usual, without, rtol=1e-5, atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 5, 3, 7), (3, 12, 1, 300), (1, 40, 32, 32)])
+def test_hyper_interaction(shape: tuple[int, ...]) -> None:
+    y, x = normal(*shape) + 1, normal(*shape, seed=2)
+    channel, space = normal(1, 1, shape[1], seed=3), normal(1, 1, *shape[2:], seed=4)
+    want = hyper_interaction(*(t.double() for t in (y, x, channel, space)))
+    close(native.hyper_interaction(y, x, channel, space), want, 2e-6)
+    close(hyper_interaction(y.mT.contiguous().mT, x, channel, space), want, 2e-6)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("_threads")
+def test_silu_of_every_size_of_number() -> None:
+    x = torch.cat([torch.linspace(-120, 120, 20001), torch.logspace(-30, 30, 61), -torch.logspace(-30, 30, 61)])
+    apart = (native.silu(x).double() - F.silu(x.double())).abs() / (1 + x.double().abs())
+    assert float(apart.max()) < 2e-7
+    special = native.silu(torch.tensor([torch.nan, torch.inf, 0.0]))
+    assert special.isnan().tolist() == [True, False, False]
+    assert special[1:].tolist() == [torch.inf, 0]
 
 
 @needs_compiler

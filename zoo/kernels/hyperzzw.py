@@ -40,11 +40,13 @@ __all__ = [
     "gate",
     "global_product",
     "group_standardise",
+    "hyper_interaction",
     "instance_standardise",
     "local_conv",
     "mix_channels",
     "renormalise",
     "same_conv",
+    "silu",
     "slow_loss",
 ]
 
@@ -364,6 +366,42 @@ def _local_conv2d(z: Tensor, kernel: Tensor) -> Tensor:
 def elementwise_score(w: Tensor, z: Tensor) -> Tensor:
     """The channel and the spatial operator, w * z * z: pooled activations z against their hyper-kernel w."""
     return w * z * z
+
+
+def hyper_interaction(y: Tensor, x: Tensor, channel: Tensor, space: Tensor) -> Tensor:
+    """HI: x times a gate, the sigmoid of a score of every channel of y times a score of every pixel.
+
+    Args:
+        y: what the gate is made of, (B, C, H, W).
+        x: what is gated, likewise.
+        channel: hyper-kernel of the channels, C numbers in any shape.
+        space: hyper-kernel of the pixels, H W numbers in any shape.
+
+    Returns:
+        (B, C, H, W).
+    """
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
+        if not is_recorded(y) and native.available(y, x, channel, space):
+            return native.hyper_interaction(y, x, channel, space)
+    by_channel = elementwise_score(channel.view(1, -1, 1, 1), mean_over(y, [2, 3]))
+    by_pixel = elementwise_score(space.view([1, 1, y.shape[2], y.shape[3]]), mean_over(y, [1]))
+    return x * (by_pixel * by_channel).sigmoid()
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU, x sigmoid(x)."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
+        if not is_recorded(x) and native.available(x):
+            return native.silu(x)
+    return F.silu(x)
+
+
+def mean_over(x: Tensor, dims: list[int], keepdim: bool = True) -> Tensor:
+    """The mean over some axes; its gradient takes no memory of the size of x, unlike that of torch's own."""
+    count = 1
+    for d in dims:
+        count *= x.shape[d]
+    return (x.sum(dims, keepdim, dtype=torch.promote_types(x.dtype, torch.float32)) / count).to(x.dtype)
 
 
 def slow_loss(kernels: list[Tensor], form: str = "tile") -> Tensor:

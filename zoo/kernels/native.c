@@ -533,6 +533,57 @@ void standardise(const float *x, const float *times, const float *bias, float *y
     }
 }
 
+static inline float sigmoid(float x) {
+    float small = capped_exponential(-fabsf(x));
+    return (x < 0 ? small : 1) / (1 + small);
+}
+
+/* y <- x sigmoid(x), n numbers. */
+void silu(const float *x, float *y, long n) {
+#pragma omp parallel for simd schedule(static)
+    for (long i = 0; i < n; i++) y[i] = x[i] * sigmoid(x[i]);
+}
+
+/* out <- x sigmoid(along m^2 across s^2), with m the mean of every plane of y and s that of every pixel over the planes
+   of its sample.
+   y, x and out (batch, chans, points), along (chans), across (points). */
+void hyper_interaction(const float *y, const float *x, const float *along, const float *across, float *out, long batch,
+                       long chans, long points) {
+    float *plane = malloc(batch * chans * sizeof(float)), *pixel = malloc(batch * points * sizeof(float));
+    long parts = (points + 255) / 256;
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+        for (long p = 0; p < batch * chans; p++) {
+            float sum = 0;
+#pragma omp simd reduction(+ : sum)
+            for (long i = 0; i < points; i++) sum += y[p * points + i];
+            plane[p] = along[p % chans] * (sum / points) * (sum / points);
+        }
+#pragma omp for schedule(static)
+        for (long part = 0; part < batch * parts; part++) {
+            long sample = part / parts, from = part % parts * 256, to = least(from + 256, points);
+            float *sum = pixel + sample * points;
+            memset(sum + from, 0, (to - from) * sizeof(float));
+            for (long c = 0; c < chans; c++) {
+                const float *row = y + (sample * chans + c) * points;
+#pragma omp simd
+                for (long i = from; i < to; i++) sum[i] += row[i];
+            }
+#pragma omp simd
+            for (long i = from; i < to; i++) sum[i] = across[i] * (sum[i] / chans) * (sum[i] / chans);
+        }
+#pragma omp for schedule(static)
+        for (long p = 0; p < batch * chans; p++) {
+            const float *score = pixel + p / chans * points;
+#pragma omp simd
+            for (long i = 0; i < points; i++) out[p * points + i] = x[p * points + i] * sigmoid(plane[p] * score[i]);
+        }
+    }
+    free(plane);
+    free(pixel);
+}
+
 /* d_x <- gradient of x, and d_times of times, with flat and tilt the means of the gradient of the standardised z and of
    that times z. */
 INLINE void plane_gradient(const float *x, const float *times, float mean, float scale, float flat, float tilt,
@@ -590,17 +641,21 @@ void standardise_gradient(const float *x, const float *mean, const float *scale,
 
 /* ---- depthwise convolution of planes ---- */
 
-enum { WIDE = 4 }; /* vectors of neighbouring output pixels that are summed at once, for two rows */
+enum { HIGH = 4, WIDE = 2 }; /* rows, and vectors of neighbouring pixels, of the output that are summed at once */
 
-/* Pixels of one row meet the row of taps that each of two output rows has for them, if any. */
-INLINE void meet(const float *pixels, const float *upper, const float *lower, lanes *sum, long k_w) {
-    for (long k_x = 0; k_x < k_w; k_x++)
-        for (int s = 0; s < WIDE; s++) {
-            lanes pixel = *(const anywhere *)(pixels + k_x + s * LANES);
-            if (upper) sum[s] += upper[k_x] * pixel;
-            if (lower) sum[WIDE + s] += lower[k_x] * pixel;
-        }
+/* Pixels of one row meet the rows of taps that output rows `from` to `to` have for them; `taps` is that of row 0. */
+INLINE void meet(const float *pixels, const float *taps, lanes sum[HIGH][WIDE], long k_w, const int from,
+                 const int to) {
+    for (long k_x = 0; k_x < k_w; k_x++) {
+        lanes pixel[WIDE];
+        for (int s = 0; s < WIDE; s++) pixel[s] = *(const anywhere *)(pixels + k_x + s * LANES);
+        for (int r = from; r <= to; r++)
+            for (int s = 0; s < WIDE; s++) sum[r][s] += taps[k_x - r * k_w] * pixel[s];
+    }
 }
+
+#define MEET(from, to)                                                                                                 \
+    case from * HIGH + to: meet(pixels, tap, sum, k_w, from, to); break;
 
 /* A plane with zeros on its left and right. */
 static void copy_plane(const float *x, float *map, long height, long width, long padded, long left) {
@@ -619,21 +674,19 @@ void depthwise_planes(const float *x, const float *taps, float *y, long batch, l
         for (long p = 0; p < batch * chans; p++) {
             const float *kernel = taps + p % chans * k_h * k_w;
             copy_plane(x + p * height * width, map, height, width, padded, left);
-            for (long i = 0; i < height; i += 2) {
+            for (long i = 0; i < height; i += HIGH) {
                 for (long j = 0; j < width; j += strip) {
-                    lanes sum[2 * WIDE] = {{0}};
-                    for (long k_y = i < top ? top - i : 0; k_y <= k_h && i + k_y - top < height; k_y++) {
+                    lanes sum[HIGH][WIDE] = {{{0}}};
+                    for (long k_y = i < top ? top - i : 0; k_y < k_h + HIGH - 1 && i + k_y - top < height; k_y++) {
                         const float *pixels = map + (i + k_y - top) * padded + j, *tap = kernel + k_y * k_w;
-                        if (k_y == 0)
-                            meet(pixels, tap, NULL, sum, k_w);
-                        else if (k_y == k_h)
-                            meet(pixels, NULL, tap - k_w, sum, k_w);
-                        else
-                            meet(pixels, tap, tap - k_w, sum, k_w);
+                        switch ((k_y < k_h ? 0 : k_y - k_h + 1) * HIGH + least(k_y, HIGH - 1)) {
+                            MEET(0, 3) MEET(0, 2) MEET(0, 1) MEET(0, 0) MEET(1, 3)
+                            MEET(1, 2) MEET(1, 1) MEET(2, 3) MEET(2, 2) MEET(3, 3)
+                        }
                     }
                     size_t bytes = (width - j < strip ? width - j : strip) * sizeof(float);
-                    for (long r = 0; r < 2 && i + r < height; r++)
-                        memcpy(y + (p * height + i + r) * width + j, sum + r * WIDE, bytes);
+                    for (long r = 0; r < least(HIGH, height - i); r++)
+                        memcpy(y + (p * height + i + r) * width + j, sum[r], bytes);
                 }
             }
         }

@@ -29,6 +29,7 @@ __all__ = [
     "feed_forward",
     "gaussian_units",
     "gaussian_units_gradient",
+    "hyper_interaction",
     "layer_norm",
     "minmax",
     "minmax_slopes",
@@ -37,6 +38,7 @@ __all__ = [
     "relu_dropout_",
     "relu_slopes_",
     "ridge_loss",
+    "silu",
     "spd_factor",
     "spd_solve",
     "standardise",
@@ -183,6 +185,22 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     mean, var = x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
     _call("moments", x, mean, var, mean.numel(), _points(x))
     return mean, var
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU, x sigmoid(x), of any shape, :func:`available`."""
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    _call("silu", x, y, x.numel())
+    return y
+
+
+def hyper_interaction(y: Tensor, x: Tensor, channel: Tensor, space: Tensor) -> Tensor:
+    """What :func:`zoo.kernels.hyperzzw.hyper_interaction` computes, for (B, C, H, W), :func:`available`."""
+    y, x, channel, space = (t.contiguous() for t in (y, x, channel, space))
+    out = torch.empty_like(x)
+    _call("hyper_interaction", y, x, channel, space, out, *x.shape[:2], _points(x))
+    return out
 
 
 def standardise(

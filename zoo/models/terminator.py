@@ -53,10 +53,13 @@ from zoo.kernels.hyperzzw import (
     elementwise_score,
     fold_product,
     gate,
+    hyper_interaction,
     instance_standardise,
     local_conv,
+    mean_over,
     mix_channels,
     same_conv,
+    silu,
     slow_loss,
     square_side,
     uniform_,
@@ -207,11 +210,7 @@ class SlowFastBlock(nn.Module):
 
     def hi(self, y: Tensor, x: Tensor) -> Tensor:
         """Hyper interaction: x gated by channel and place, the gate made of y; (B, C, H, W) all."""
-        w_channel = self.hi_channel_net().to(y.dtype).view(1, -1, 1, 1)
-        w_space = self.hi_spatial_net().to(y.dtype).view([1, 1, self.size[0], self.size[1]])
-        channel = elementwise_score(w_channel, spatial_mean(y))
-        space = elementwise_score(w_space, mean_over(y, [1]))
-        return x * (space * channel).sigmoid()
+        return hyper_interaction(y, x, self.hi_channel_net().to(y.dtype), self.hi_spatial_net().to(y.dtype))
 
     def global_operator(self, w: Tensor, z: Tensor) -> Tensor:
         """A context-dependent kernel applied to a map, (B, C, H, W) both."""
@@ -274,7 +273,7 @@ class SlowFastBlock(nn.Module):
         fast = mix_channels(gates, [self.rgu_slow.y.weight, self.rgu_fast.y.weight], y_bias)
         fast = instance_standardise(fast, overwrite=True)
         g1 = self.global_operator(w, fast)
-        parts = {"fast": fast, "g1": g1, "silu": F.silu(g1), "hi": self.hi(g1, x)}
+        parts = {"fast": fast, "g1": g1, "silu": silu(g1), "hi": self.hi(g1, x)}
         parts["g2"] = self.global_operator(w, maps[1])
         parts["g3"] = self.global_operator(w, maps[2])
         for i, earlier in enumerate(maps[3:]):
@@ -309,14 +308,6 @@ class SlowFastBlock(nn.Module):
 def standardised_bias(bias: Tensor) -> Tensor | None:
     """None where nobody wants gradients: the standardisation that follows takes a channel's constant away again."""
     return bias if torch.is_grad_enabled() else None
-
-
-def mean_over(x: Tensor, dims: list[int], keepdim: bool = True) -> Tensor:
-    """The mean over some axes; its gradient takes no memory of the size of x, unlike that of torch's own."""
-    count = 1
-    for d in dims:
-        count *= x.shape[d]
-    return (x.sum(dims, keepdim, dtype=torch.promote_types(x.dtype, torch.float32)) / count).to(x.dtype)
 
 
 def spatial_mean(x: Tensor) -> Tensor:
