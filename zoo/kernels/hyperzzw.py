@@ -819,7 +819,7 @@ class LocalSlowNet(SlowNet):
         if running is not None and not self.training:
             return running
         x = x.to(self.out.weight.dtype)
-        if self.context != "sample":  # the mean first: it is linear, and so are the pooling and ctx_reduce
+        if self.context != "sample" and x.shape[0] > 1:  # the mean first: pooling and ctx_reduce are linear too
             x = x.mean(0, keepdim=True)
         if self.dims == 1:
             pooled = F.adaptive_avg_pool1d(x.flatten(2), self.points)
