@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import zoo
 from zoo.kernels import native
 from zoo.kernels.coreset import relu_dropout_, relu_slopes_
-from zoo.kernels.hyperzzw import hyper_interaction
+from zoo.kernels.hyperzzw import channel_interaction, gate, hyper_interaction
 from zoo.kernels.large_kernel import depthwise_conv2d
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler, or an OpenMP that torch lacks")
@@ -203,11 +203,40 @@ def test_hyper_interaction(shape: tuple[int, ...]) -> None:
 
 @needs_compiler
 @pytest.mark.usefixtures("_threads")
-def test_silu_of_every_size_of_number() -> None:
+@pytest.mark.parametrize("shape", [(1, 1, 2, 2), (2, 5, 7, 7), (1, 3, 32, 32), (2, 2, 61, 61)])
+def test_global_products(shape: tuple[int, ...]) -> None:
+    w, *z = (normal(*shape, seed=i) for i in range(4))
+    products = [w.double() @ part.double() for part in z]
+    for got, want in zip(native.global_products(w, z), [*products, F.silu(products[0])], strict=True):
+        close(got, want, 2e-6)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (2, 5, 3, 7), (2, 3, 1, 300)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_gate_and_channel_interaction(shape: tuple[int, ...], biased: bool) -> None:
+    key, query, bias = normal(*shape), normal(*shape, seed=2), normal(*shape[2:], seed=3)
+    biases = [normal(shape[1], seed=4), normal(shape[1], seed=5)] if biased else None
+    exact = [b.double() for b in biases] if biases else None
+    want = gate(key.double(), query.double(), bias.double(), exact)
+    close(gate(key, query, bias, biases), want, 1e-5)
+    channel = 3 * normal(1, 1, shape[1], seed=6)
+    exactly = channel_interaction(key.double(), channel.double(), standardise=True)
+    close(channel_interaction(key, channel, standardise=True), exactly, 1e-5)
+    close(gate(key, query, bias, biases, overwrite=True), want, 1e-5)
+
+
+@needs_compiler
+def test_sigmoid_of_every_size_of_number() -> None:
+    def silu(x: Tensor) -> Tensor:
+        x = x.view(-1, 1, 1, 1)
+        return native.global_products(torch.ones_like(x), [x, x, x])[3].flatten()
+
     x = torch.cat([torch.linspace(-120, 120, 20001), torch.logspace(-30, 30, 61), -torch.logspace(-30, 30, 61)])
-    apart = (native.silu(x).double() - F.silu(x.double())).abs() / (1 + x.double().abs())
+    apart = (silu(x).double() - F.silu(x.double())).abs() / (1 + x.double().abs())
     assert float(apart.max()) < 2e-7
-    special = native.silu(torch.tensor([torch.nan, torch.inf, 0.0]))
+    special = silu(torch.tensor([torch.nan, torch.inf, 0.0]))
     assert special.isnan().tolist() == [True, False, False]
     assert special[1:].tolist() == [torch.inf, 0]
 

@@ -329,7 +329,7 @@ def check_modules(path: Path, arrays: dict[str, np.ndarray]) -> None:
         "hi_spatial_kernel": lambda: block.hi_spatial_net(),
         "rgu_fast": lambda: block.rgu_fast(x),
         "rgu_slow": lambda: block.rgu_slow(x),
-        "hci": lambda: block.hci(x),
+        "hci": lambda: ops.channel_interaction(x, block.hci_net()),
         "hi": lambda: block.hi(y, x),
         "layer_with_one_pre": lambda: block.layer(x, [pre], block.global_net()),
         "block_with_one_pre": lambda: block(x, [pre], block.global_net()),

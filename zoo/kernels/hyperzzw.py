@@ -34,11 +34,13 @@ __all__ = [
     "StandardGELU",
     "batch_standardise",
     "causal_conv",
+    "channel_interaction",
     "coordinate_grid",
     "elementwise_score",
     "fold_product",
     "gate",
     "global_product",
+    "global_products",
     "group_standardise",
     "hyper_interaction",
     "instance_standardise",
@@ -46,7 +48,6 @@ __all__ = [
     "mix_channels",
     "renormalise",
     "same_conv",
-    "silu",
     "slow_loss",
 ]
 
@@ -74,18 +75,26 @@ def instance_standardise(x: Tensor, eps: float = 1e-5, overwrite: bool = False) 
     return F.layer_norm(points, points.shape[-1:], eps=eps).view(x.shape)
 
 
-def gate(key: Tensor, query: Tensor, bias: Tensor, overwrite: bool = False) -> Tensor:
+def gate(
+    key: Tensor, query: Tensor, bias: Tensor, biases: list[Tensor] | None = None, overwrite: bool = False
+) -> Tensor:
     """GELU( IS( key * query ) ) + bias.
 
     Args:
         key: (B, C, H, W).
         query: likewise.
         bias: one number for each pixel, (H, W) or (W,).
+        biases: what is added to the channels of `key` and of `query` first, (C,) each.
         overwrite: the memory of `key` may be used for the answer where no gradient is wanted.
     """
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
-        if not is_recorded(key) and native.available(key, query, bias, gradients=True):
-            return _standardise(key, query, bias.expand(key.shape[2:]), overwrite=overwrite)
+        if not is_recorded(key):
+            if native.available(key, query, bias, *(biases or [])):
+                return native.gate(key, query, bias.expand(key.shape[2:]), biases, overwrite)
+            if biases is None and native.available(key, query, bias, gradients=True):
+                return _standardise(key, query, bias.expand(key.shape[2:]))
+    if biases is not None:
+        key, query = key + biases[0][:, None, None], query + biases[1][:, None, None]
     return F.gelu(instance_standardise(key * query)).add_(bias)
 
 
@@ -286,6 +295,20 @@ def global_product(w: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
     return torch.matmul(w * z1, z2)
 
 
+def global_products(w: Tensor, z: list[Tensor]) -> list[Tensor]:
+    """Matrix products of one map with three others, and SiLU of the first.
+
+    Args:
+        w: context-dependent hyper-kernel (B, C, N, N).
+        z: what it is applied to, (B, C, N, N) each.
+    """
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
+        if not is_recorded(w) and native.available(w, *z) and w.shape[-1] <= 64:
+            return native.global_products(w, z)
+    products = [torch.matmul(w, part) for part in z]
+    return products + [F.silu(products[0])]  # noqa: RUF005 (TorchScript)
+
+
 @torch.fx.wrap
 def causal_conv(kernel: Tensor, z: Tensor) -> Tensor:
     """out[t] = sum over s <= t of kernel[s] z[t - s], by a real Fourier transform of length 2 L.
@@ -368,8 +391,28 @@ def elementwise_score(w: Tensor, z: Tensor) -> Tensor:
     return w * z * z
 
 
+def channel_interaction(x: Tensor, channel: Tensor, standardise: bool = False) -> Tensor:
+    """HCI, hyper-channel interaction: every channel of x times a gate of its own mean.
+
+    Args:
+        x: (B, C, H, W).
+        channel: hyper-kernel of the channels, C numbers in any shape.
+        standardise: standardise the result by instance.
+
+    Returns:
+        (B, C, H, W).
+    """
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
+        if standardise and not is_recorded(x) and native.available(x, channel):
+            mean, var = native.moments(x)
+            factor = elementwise_score(channel.flatten(), mean).sigmoid()  # one a plane: it scales the moments
+            return native.standardise(x, None, None, (mean, factor * (factor.square() * var + 1e-5).rsqrt()), 1e-5)[0]
+    gated = x * elementwise_score(channel.view(1, -1, 1, 1), mean_over(x, [2, 3])).sigmoid()
+    return instance_standardise(gated, overwrite=True) if standardise else gated
+
+
 def hyper_interaction(y: Tensor, x: Tensor, channel: Tensor, space: Tensor) -> Tensor:
-    """HI: x times a gate, the sigmoid of a score of every channel of y times a score of every pixel.
+    """HI, hyper interaction: x times a gate, the sigmoid of a score of every channel of y times one of every pixel.
 
     Args:
         y: what the gate is made of, (B, C, H, W).
@@ -386,14 +429,6 @@ def hyper_interaction(y: Tensor, x: Tensor, channel: Tensor, space: Tensor) -> T
     by_channel = elementwise_score(channel.view(1, -1, 1, 1), mean_over(y, [2, 3]))
     by_pixel = elementwise_score(space.view([1, 1, y.shape[2], y.shape[3]]), mean_over(y, [1]))
     return x * (by_pixel * by_channel).sigmoid()
-
-
-def silu(x: Tensor) -> Tensor:
-    """SiLU, x sigmoid(x)."""
-    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
-        if not is_recorded(x) and native.available(x):
-            return native.silu(x)
-    return F.silu(x)
 
 
 def mean_over(x: Tensor, dims: list[int], keepdim: bool = True) -> Tensor:

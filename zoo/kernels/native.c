@@ -533,15 +533,24 @@ void standardise(const float *x, const float *times, const float *bias, float *y
     }
 }
 
+/* y <- gelu of the standardised (key + key_bias) (query + query_bias), plus bias; y may be key.
+   key, query and y (planes, points), key_bias and query_bias (chans) or NULL, bias (points). */
+void gate(const float *key, const float *query, const float *key_bias, const float *query_bias, const float *bias,
+          float *y, long planes, long chans, long points, float eps) {
+#pragma omp parallel for schedule(static)
+    for (long p = 0; p < planes; p++) {
+        float a = key_bias ? key_bias[p % chans] : 0, b = query_bias ? query_bias[p % chans] : 0, mean, scale;
+        const float *left = key + p * points, *right = query + p * points;
+        float *out = y + p * points;
+#pragma omp simd
+        for (long i = 0; i < points; i++) out[i] = (left[i] + a) * (right[i] + b);
+        plane_standardise(out, NULL, bias, out, &mean, &scale, points, eps, 1);
+    }
+}
+
 static inline float sigmoid(float x) {
     float small = capped_exponential(-fabsf(x));
     return (x < 0 ? small : 1) / (1 + small);
-}
-
-/* y <- x sigmoid(x), n numbers. */
-void silu(const float *x, float *y, long n) {
-#pragma omp parallel for simd schedule(static)
-    for (long i = 0; i < n; i++) y[i] = x[i] * sigmoid(x[i]);
 }
 
 /* out <- x sigmoid(along m^2 across s^2), with m the mean of every plane of y and s that of every pixel over the planes
@@ -582,6 +591,40 @@ void hyper_interaction(const float *y, const float *x, const float *along, const
     }
     free(plane);
     free(pixel);
+}
+
+/* y <- w z for square matrices, a panel of z after the other; `panel` holds one. */
+INLINE void square_product(const float *w, const float *z, float *y, long side, lanes *panel) {
+    for (long j = 0; j < side; j += SIDE) {
+        size_t bytes = least(SIDE, side - j) * sizeof(float);
+        for (long k = 0; k < side; k++) memcpy(panel + k * BROAD, z + k * side + j, bytes);
+        for (long i = 0; i < side; i += TALL)
+            WITH_TALL(side - i, {
+                lanes sum[TALL][BROAD];
+                sum_rows((matrix){w + i * side, side, 1}, panel, side, sum, tall);
+                for (int r = 0; r < tall; r++) memcpy(y + (i + r) * side + j, sum[r], bytes);
+            })
+    }
+}
+
+/* Products of every plane of w with those of three maps, and silu of the first product.
+   All (planes, side, side). */
+void global_products(const float *w, const float *z1, const float *z2, const float *z3, float *y1, float *y2, float *y3,
+                     float *silu, long planes, long side) {
+#pragma omp parallel
+    {
+        lanes *panel = zeros(side * BROAD);
+#pragma omp for schedule(static)
+        for (long p = 0; p < planes; p++) {
+            long at = p * side * side;
+            square_product(w + at, z1 + at, y1 + at, side, panel);
+            square_product(w + at, z2 + at, y2 + at, side, panel);
+            square_product(w + at, z3 + at, y3 + at, side, panel);
+#pragma omp simd
+            for (long i = at; i < at + side * side; i++) silu[i] = y1[i] * sigmoid(y1[i]);
+        }
+        free(panel);
+    }
 }
 
 /* d_x <- gradient of x, and d_times of times, with flat and tilt the means of the gradient of the standardised z and of

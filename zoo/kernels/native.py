@@ -27,8 +27,10 @@ __all__ = [
     "depthwise",
     "depthwise_weight_gradient",
     "feed_forward",
+    "gate",
     "gaussian_units",
     "gaussian_units_gradient",
+    "global_products",
     "hyper_interaction",
     "layer_norm",
     "minmax",
@@ -38,7 +40,6 @@ __all__ = [
     "relu_dropout_",
     "relu_slopes_",
     "ridge_loss",
-    "silu",
     "spd_factor",
     "spd_solve",
     "standardise",
@@ -187,11 +188,21 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def silu(x: Tensor) -> Tensor:
-    """SiLU, x sigmoid(x), of any shape, :func:`available`."""
-    x = x.contiguous()
-    y = torch.empty_like(x)
-    _call("silu", x, y, x.numel())
+def gate(key: Tensor, query: Tensor, bias: Tensor, biases: Sequence[Tensor] | None, overwrite: bool) -> Tensor:
+    """What :func:`zoo.kernels.hyperzzw.gate` computes, for (B, C, H, W), :func:`available`."""
+    key, query, bias = key.contiguous(), query.contiguous(), bias.contiguous()
+    key_bias, query_bias = (None, None) if biases is None else (t.contiguous() for t in biases)
+    y = key if overwrite else torch.empty_like(key)
+    sizes = key.shape[:2].numel(), key.shape[1], _points(key)
+    _call("gate", key, query, key_bias, query_bias, bias, y, *sizes, 1e-5)
+    return y
+
+
+def global_products(w: Tensor, z: Sequence[Tensor]) -> list[Tensor]:
+    """Matrix products of (B, C, N, N) with three others, and SiLU of the first, all :func:`available`."""
+    w, z = w.contiguous(), [t.contiguous() for t in z]
+    y = [torch.empty_like(w) for _ in range(4)]
+    _call("global_products", w, *z, *y, w.shape[:2].numel(), w.shape[-1])
     return y
 
 

@@ -50,16 +50,16 @@ from zoo.kernels.hyperzzw import (
     StandardGELU,
     by_samples,
     causal_conv,
-    elementwise_score,
+    channel_interaction,
     fold_product,
     gate,
+    global_products,
     hyper_interaction,
     instance_standardise,
     local_conv,
     mean_over,
     mix_channels,
     same_conv,
-    silu,
     slow_loss,
     square_side,
     uniform_,
@@ -114,9 +114,12 @@ class RecursiveGatedUnit(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """Everything before Y, (B, C, H, W) to the same; Q V is one matrix."""
-        key = mix_channels([x], [self.k.weight], self.k.bias)
-        query = mix_channels([x], [self.q.weight @ self.v.weight], self.q.weight @ self.v.bias + self.q.bias)
-        return gate(key, query, self.pos_bias, overwrite=True)
+        weight, bias = self.q.weight @ self.v.weight, self.q.weight @ self.v.bias + self.q.bias
+        if torch.is_grad_enabled():
+            key, query = mix_channels([x], [self.k.weight], self.k.bias), mix_channels([x], [weight], bias)
+            return gate(key, query, self.pos_bias)
+        key, query = mix_channels([x], [self.k.weight]), mix_channels([x], [weight])
+        return gate(key, query, self.pos_bias, [self.k.bias, bias], overwrite=True)  # no pass over the maps for them
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
@@ -203,24 +206,21 @@ class SlowFastBlock(nn.Module):
         for linear in (self.mixer, *self.local_mix, self.bottleneck):
             normal_(linear)
 
-    def hci(self, x: Tensor) -> Tensor:
-        """Hyper-channel interaction: every channel of (B, C, H, W) times a gate of its own mean."""
-        w = self.hci_net().to(x.dtype).view(1, -1, 1, 1)
-        return x * elementwise_score(w, spatial_mean(x)).sigmoid()
-
     def hi(self, y: Tensor, x: Tensor) -> Tensor:
         """Hyper interaction: x gated by channel and place, the gate made of y; (B, C, H, W) all."""
         return hyper_interaction(y, x, self.hi_channel_net().to(y.dtype), self.hi_spatial_net().to(y.dtype))
 
-    def global_operator(self, w: Tensor, z: Tensor) -> Tensor:
-        """A context-dependent kernel applied to a map, (B, C, H, W) both."""
+    def global_operator(self, w: Tensor, z: list[Tensor]) -> list[Tensor]:
+        """A context-dependent kernel applied to three maps, (B, C, H, W) all, and SiLU of the first result."""
         if self.ndim == 2:
-            return torch.matmul(w, z)
+            return global_products(w, z)
         if self.global_1d == "causal_conv":
-            return causal_conv(w, z)
-        if self.global_1d == "same_conv":
-            return same_conv(w, z)
-        return fold_product(w, z)
+            products = [causal_conv(w, part) for part in z]
+        elif self.global_1d == "same_conv":
+            products = [same_conv(w, part) for part in z]
+        else:
+            products = [fold_product(w, part) for part in z]
+        return products + [F.silu(products[0])]  # noqa: RUF005 (TorchScript)
 
     def local_kernel(self, kernel: Tensor) -> Tensor:
         """What a local slow network wrote as 2-D taps."""
@@ -236,7 +236,7 @@ class SlowFastBlock(nn.Module):
         w = kernel.view([1, self.dim, self.size[0], self.size[1]]).to(x.dtype)
         mixed = mix_channels([x], [self.mixer.weight], standardised_bias(self.mixer.bias))
         mixed = instance_standardise(mixed, overwrite=True)
-        hci = instance_standardise(self.hci(x), overwrite=True)
+        hci = channel_interaction(x, self.hci_net().to(x.dtype), standardise=True)
 
         # each image alone
         maps = [x, mixed, hci] + pre  # noqa: RUF005 (TorchScript)
@@ -272,10 +272,10 @@ class SlowFastBlock(nn.Module):
         y_bias = standardised_bias(self.rgu_slow.y.bias + self.rgu_fast.y.bias)
         fast = mix_channels(gates, [self.rgu_slow.y.weight, self.rgu_fast.y.weight], y_bias)
         fast = instance_standardise(fast, overwrite=True)
-        g1 = self.global_operator(w, fast)
-        parts = {"fast": fast, "g1": g1, "silu": silu(g1), "hi": self.hi(g1, x)}
-        parts["g2"] = self.global_operator(w, maps[1])
-        parts["g3"] = self.global_operator(w, maps[2])
+        found = self.global_operator(w, [fast, maps[1], maps[2]])
+        parts = {"fast": fast, "hi": self.hi(found[0], x)}
+        for i, name in enumerate(["g1", "g2", "g3", "silu"]):
+            parts[name] = found[i]
         for i, earlier in enumerate(maps[3:]):
             parts[f"pre{i}"] = earlier
         names = list(parts.keys())
@@ -308,11 +308,6 @@ class SlowFastBlock(nn.Module):
 def standardised_bias(bias: Tensor) -> Tensor | None:
     """None where nobody wants gradients: the standardisation that follows takes a channel's constant away again."""
     return bias if torch.is_grad_enabled() else None
-
-
-def spatial_mean(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, 1, 1)."""
-    return mean_over(x, [2, 3])
 
 
 def normal_(linear: nn.Linear) -> None:
