@@ -593,40 +593,6 @@ void hyper_interaction(const float *y, const float *x, const float *along, const
     free(pixel);
 }
 
-/* y <- w z for square matrices, a panel of z after the other; `panel` holds one. */
-INLINE void square_product(const float *w, const float *z, float *y, long side, lanes *panel) {
-    for (long j = 0; j < side; j += SIDE) {
-        size_t bytes = least(SIDE, side - j) * sizeof(float);
-        for (long k = 0; k < side; k++) memcpy(panel + k * BROAD, z + k * side + j, bytes);
-        for (long i = 0; i < side; i += TALL)
-            WITH_TALL(side - i, {
-                lanes sum[TALL][BROAD];
-                sum_rows((matrix){w + i * side, side, 1}, panel, side, sum, tall);
-                for (int r = 0; r < tall; r++) memcpy(y + (i + r) * side + j, sum[r], bytes);
-            })
-    }
-}
-
-/* Products of every plane of w with those of three maps, and silu of the first product.
-   All (planes, side, side). */
-void global_products(const float *w, const float *z1, const float *z2, const float *z3, float *y1, float *y2, float *y3,
-                     float *silu, long planes, long side) {
-#pragma omp parallel
-    {
-        lanes *panel = zeros(side * BROAD);
-#pragma omp for schedule(static)
-        for (long p = 0; p < planes; p++) {
-            long at = p * side * side;
-            square_product(w + at, z1 + at, y1 + at, side, panel);
-            square_product(w + at, z2 + at, y2 + at, side, panel);
-            square_product(w + at, z3 + at, y3 + at, side, panel);
-#pragma omp simd
-            for (long i = at; i < at + side * side; i++) silu[i] = y1[i] * sigmoid(y1[i]);
-        }
-        free(panel);
-    }
-}
-
 /* d_x <- gradient of x, and d_times of times, with flat and tilt the means of the gradient of the standardised z and of
    that times z. */
 INLINE void plane_gradient(const float *x, const float *times, float mean, float scale, float flat, float tilt,
@@ -734,6 +700,57 @@ void depthwise_planes(const float *x, const float *taps, float *y, long batch, l
             }
         }
         free(map);
+    }
+}
+
+/* Some rows of y <- w z, as many columns as there are in WIDE vectors; `step` from row to row of z. */
+INLINE void square_rows(const float *w, const float *z, float *y, long side, long step, long cols, const int rows) {
+    lanes sum[HIGH][WIDE] = {{{0}}};
+    for (long k = 0; k < side; k++) {
+        lanes row[WIDE];
+        for (int s = 0; s < WIDE; s++) row[s] = *(const anywhere *)(z + k * step + s * LANES);
+        for (int r = 0; r < rows; r++)
+            for (int s = 0; s < WIDE; s++) sum[r][s] += w[r * side + k] * row[s];
+    }
+    for (int r = 0; r < rows; r++) {
+        if (cols < WIDE * LANES)
+            memcpy(y + r * side, sum[r], cols * sizeof(float));
+        else
+            for (int s = 0; s < WIDE; s++) *(anywhere *)(y + r * side + s * LANES) = sum[r][s];
+    }
+}
+
+/* y <- w z for square matrices; `panel` has room for the last columns of z. */
+static void square_product(const float *w, const float *z, float *y, long side, lanes *panel) {
+    for (long j = 0; j < side; j += WIDE * LANES) {
+        long cols = least(WIDE * LANES, side - j), step = side, i = 0;
+        const float *from = z + j;
+        if (cols < WIDE * LANES) {
+            for (long k = 0; k < side; k++) memcpy(panel + k * WIDE, z + k * side + j, cols * sizeof(float));
+            from = (const float *)panel, step = WIDE * LANES;
+        }
+        for (; i + HIGH <= side; i += HIGH) square_rows(w + i * side, from, y + i * side + j, side, step, cols, HIGH);
+        for (; i < side; i++) square_rows(w + i * side, from, y + i * side + j, side, step, cols, 1);
+    }
+}
+
+/* Products of every plane of w with those of three maps, and silu of the first product.
+   All (planes, side, side). */
+void global_products(const float *w, const float *z1, const float *z2, const float *z3, float *y1, float *y2, float *y3,
+                     float *silu, long planes, long side) {
+#pragma omp parallel
+    {
+        lanes *panel = zeros(side * WIDE);
+#pragma omp for schedule(static)
+        for (long p = 0; p < planes; p++) {
+            long at = p * side * side;
+            square_product(w + at, z1 + at, y1 + at, side, panel);
+            square_product(w + at, z2 + at, y2 + at, side, panel);
+            square_product(w + at, z3 + at, y3 + at, side, panel);
+#pragma omp simd
+            for (long i = at; i < at + side * side; i++) silu[i] = y1[i] * sigmoid(y1[i]);
+        }
+        free(panel);
     }
 }
 
