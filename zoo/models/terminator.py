@@ -248,6 +248,8 @@ class SlowFastBlock(nn.Module):
         # together with the others of its batch
         named = {"x": x, "hci": hci, "mix": mixed}
         context = {name: z if self.sample_context else z.mean(0, keepdim=True) for name, z in named.items()}
+        branches: list[Tensor] = []
+        columns: list[Tensor] = []
         biases = [bias for bias in self.local_bias]  # noqa: C416 (TorchScript has no list() of it)
         for j, (net, mix, norm) in enumerate(zip(self.local_nets, self.local_mix, self.local_norm)):  # noqa: B905
             source, convolved = self.roles[j]
@@ -259,8 +261,9 @@ class SlowFastBlock(nn.Module):
             else:
                 local = partial(self.local_part, taps=taps, weight=mix.weight, bias=offset)  # type: ignore[arg-type]
                 z = by_samples(local, [named[convolved]], self.dim)
-            y = mix_channels([norm(z, biases[j], overwrite=True)], [weights[f"l{j}"]], onto=y)
-        return y
+            branches.append(norm(z, biases[j], overwrite=True))
+            columns.append(weights[f"l{j}"])
+        return mix_channels(branches, columns, onto=y)
 
     def global_part(
         self, maps: list[Tensor], kernel: Tensor, weights: dict[str, Tensor], out: Tensor | None = None
