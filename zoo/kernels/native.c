@@ -668,36 +668,57 @@ INLINE void meet(const float *pixels, const float *taps, lanes sum[HIGH][WIDE], 
 
 /* A plane with zeros on its left and right. */
 static void copy_plane(const float *x, float *map, long height, long width, long padded, long left) {
-    for (long i = 0; i < height; i++) memcpy(map + i * padded + left, x + i * width, width * sizeof(float));
+    for (long i = 0; i < height; i++) {
+        const float *from = x + i * width;
+        float *to = map + i * padded + left;
+        if (width % LANES)
+            memcpy(to, from, width * sizeof(float));
+        else
+            for (long j = 0; j < width; j += LANES) *(anywhere *)(to + j) = *(const anywhere *)(from + j);
+    }
+}
+
+/* The first `count` numbers of some vectors. */
+INLINE void put(const lanes *sum, float *y, long count) {
+    if (count < WIDE * LANES)
+        memcpy(y, sum, count * sizeof(float));
+    else
+        for (int s = 0; s < WIDE; s++) *(anywhere *)(y + s * LANES) = sum[s];
+}
+
+/* Depthwise convolution of one plane, padded to `map`. */
+static void plane(const float *map, const float *kernel, float *y, long height, long width, long padded, long k_h,
+                  long k_w) {
+    long top = k_h / 2;
+    for (long i = 0; i < height; i += HIGH) {
+        for (long j = 0; j < width; j += WIDE * LANES) {
+            lanes sum[HIGH][WIDE] = {{{0}}};
+            for (long k_y = i < top ? top - i : 0; k_y < k_h + HIGH - 1 && i + k_y - top < height; k_y++) {
+                const float *pixels = map + (i + k_y - top) * padded + j, *tap = kernel + k_y * k_w;
+                switch ((k_y < k_h ? 0 : k_y - k_h + 1) * HIGH + least(k_y, HIGH - 1)) {
+                    MEET(0, 3) MEET(0, 2) MEET(0, 1) MEET(0, 0) MEET(1, 3)
+                    MEET(1, 2) MEET(1, 1) MEET(2, 3) MEET(2, 2) MEET(3, 3)
+                }
+            }
+            for (long r = 0; r < least(HIGH, height - i); r++) put(sum[r], y + (i + r) * width + j, width - j);
+        }
+    }
 }
 
 /* Depthwise convolution as above, without bias or dilation.
    x and y (batch, chans, height, width), taps (chans, k_h, k_w). */
 void depthwise_planes(const float *x, const float *taps, float *y, long batch, long chans, long height, long width,
                       long k_h, long k_w) {
-    long strip = WIDE * LANES, top = k_h / 2, left = k_w / 2, padded = (width + strip - 1) / strip * strip + 2 * left;
+    long strip = WIDE * LANES, left = k_w / 2, padded = (width + strip - 1) / strip * strip + 2 * left;
 #pragma omp parallel
     {
         float *map = (float *)zeros((height * padded + LANES - 1) / LANES);
 #pragma omp for schedule(static)
         for (long p = 0; p < batch * chans; p++) {
             const float *kernel = taps + p % chans * k_h * k_w;
+            float *out = y + p * height * width;
             copy_plane(x + p * height * width, map, height, width, padded, left);
-            for (long i = 0; i < height; i += HIGH) {
-                for (long j = 0; j < width; j += strip) {
-                    lanes sum[HIGH][WIDE] = {{{0}}};
-                    for (long k_y = i < top ? top - i : 0; k_y < k_h + HIGH - 1 && i + k_y - top < height; k_y++) {
-                        const float *pixels = map + (i + k_y - top) * padded + j, *tap = kernel + k_y * k_w;
-                        switch ((k_y < k_h ? 0 : k_y - k_h + 1) * HIGH + least(k_y, HIGH - 1)) {
-                            MEET(0, 3) MEET(0, 2) MEET(0, 1) MEET(0, 0) MEET(1, 3)
-                            MEET(1, 2) MEET(1, 1) MEET(2, 3) MEET(2, 2) MEET(3, 3)
-                        }
-                    }
-                    size_t bytes = (width - j < strip ? width - j : strip) * sizeof(float);
-                    for (long r = 0; r < least(HIGH, height - i); r++)
-                        memcpy(y + (p * height + i + r) * width + j, sum[r], bytes);
-                }
-            }
+            plane(map, kernel, out, height, width, padded, k_h, k_w);
         }
         free(map);
     }
@@ -712,12 +733,7 @@ INLINE void square_rows(const float *w, const float *z, float *y, long side, lon
         for (int r = 0; r < rows; r++)
             for (int s = 0; s < WIDE; s++) sum[r][s] += w[r * side + k] * row[s];
     }
-    for (int r = 0; r < rows; r++) {
-        if (cols < WIDE * LANES)
-            memcpy(y + r * side, sum[r], cols * sizeof(float));
-        else
-            for (int s = 0; s < WIDE; s++) *(anywhere *)(y + r * side + s * LANES) = sum[r][s];
-    }
+    for (int r = 0; r < rows; r++) put(sum[r], y + r * side, cols);
 }
 
 /* y <- w z for square matrices; `panel` has room for the last columns of z. */

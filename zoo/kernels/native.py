@@ -1,4 +1,4 @@
-"""Inner loops in C for float32 on a CPU, compiled in half a second when they are first needed.
+"""Inner loops in C for float32 on a CPU, compiled in a few seconds when they are first needed.
 
 They do in one pass over memory what takes torch's operators several. Without a C compiler (`cc`, or what the
 environment variable CC names), or with ZOO_NATIVE=0, callers use those operators instead, which give the same numbers
