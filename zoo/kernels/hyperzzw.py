@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 GROUPS = 12  # of group_standardise
-CACHED = 1_200_000  # numbers in the part of a map that is worked on at a time
+CACHED = 2_400_000  # numbers in the part of a map that is worked on at a time
 HALF = (torch.float16, torch.bfloat16)
 SLOW_LOSSES = ("tile", "channel_sum", "none")
 
@@ -112,13 +112,22 @@ class StandardGELU(nn.BatchNorm2d):
         super().__init__(dim if groups == 1 else dim // 2, affine=False, track_running_stats=running, **dd)
         self.groups = groups
 
-    def forward(self, x: Tensor, bias: Tensor, overwrite: bool = False) -> Tensor:  # type: ignore[override]
-        """Map (B, C, H, W) to the same shape; `bias` is one number, `overwrite` as in :func:`instance_standardise`."""
+    def forward(  # type: ignore[override]
+        self, x: Tensor, bias: Tensor, overwrite: bool = False, moments: list[Tensor] | None = None
+    ) -> Tensor:
+        """Map (B, C, H, W) to the same shape.
+
+        Args:
+            x: the map.
+            bias: one number.
+            overwrite: as in :func:`instance_standardise`.
+            moments: mean and biased variance of every plane, (B, C) each, or nothing where they are not known.
+        """
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
             if not is_recorded(x) and native.available(x, bias, gradients=True):
-                shared, given = self._moments(x)
+                shared, given = self._moments(x, moments)
                 return _standardise(x, None, bias.expand(x.shape[2:]), shared, given, overwrite=overwrite)
         if self.groups == 1:
             return F.gelu(self._by_batch(x)).add_(bias)
@@ -131,7 +140,7 @@ class StandardGELU(nn.BatchNorm2d):
 
     @torch.jit.ignore
     @torch.no_grad()
-    def _moments(self, x: Tensor) -> tuple["SharedMoments", tuple[Tensor, Tensor]]:
+    def _moments(self, x: Tensor, moments: list[Tensor] | None) -> tuple["SharedMoments", tuple[Tensor, Tensor]]:
         """How the channels of a map share their moments, and those."""
         channel = torch.arange(x.shape[1])
         even = channel * self.groups // len(channel) % 2 == 0
@@ -139,7 +148,7 @@ class StandardGELU(nn.BatchNorm2d):
         if self.running_mean is not None and self.running_var is not None:
             running = self.running_mean, self.running_var
         shared = SharedMoments(even, None if self.training else running)
-        mean, var = shared(*native.moments(x))
+        mean, var = shared(*(moments or native.moments(x)))
         if self.training and running is not None:
             count = x.numel() // len(channel)
             running[0].lerp_(mean[0, even], 0.1)
@@ -573,20 +582,28 @@ def few_samples(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(m.split(step) for m in maps), strict=True)
 
 
-def by_samples(function: Callable[..., Tensor], maps: list[Tensor], chans: int) -> Tensor:
+def by_samples(
+    function: Callable[..., Tensor], maps: list[Tensor], chans: int, moments: list[Tensor] | None = None
+) -> Tensor:
     """function(maps), a few samples at a time where no gradient is wanted: all that it makes then stays in the cache.
 
     Args:
         function: treats every sample alike and on its own; its argument `out` is memory for the answer.
         maps: (B, ...) each.
         chans: channels of the answer.
+        moments: a list to which mean and biased variance of every plane are added, (B, C) each, if they cost little.
     """
     x = maps[0]
     if is_recorded(x) or x.device.type != "cpu" or torch.is_grad_enabled():
         return function(maps)
     y = x.new_empty(len(x), chans, *x.shape[2:])
+    found = []
     for out, *chunk in few_samples(y, *maps):
         function(chunk, out=out)
+        if moments is not None and native.available(out):
+            found.append(native.moments(out))
+    if found and moments is not None:
+        moments += [torch.cat(part) for part in zip(*found, strict=True)]
     return y
 
 

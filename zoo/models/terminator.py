@@ -256,12 +256,13 @@ class SlowFastBlock(nn.Module):
             taps = self.local_kernel(net(context[source]).to(x.dtype))
             bias: Tensor = mix.bias  # type: ignore[assignment]
             offset = bias if self.running else standardised_bias(bias)
+            moments: list[Tensor] = []
             if torch.jit.is_scripting() or self.sample_context:
                 z = self.local_part([named[convolved]], taps, mix.weight, offset)  # type: ignore[arg-type]
             else:
                 local = partial(self.local_part, taps=taps, weight=mix.weight, bias=offset)  # type: ignore[arg-type]
-                z = by_samples(local, [named[convolved]], self.dim)
-            branches.append(norm(z, biases[j], overwrite=True))
+                z = by_samples(local, [named[convolved]], self.dim, moments)
+            branches.append(norm(z, biases[j], True, moments))
             columns.append(weights[f"l{j}"])
         return mix_channels(branches, columns, onto=y)
 
