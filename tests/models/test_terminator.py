@@ -334,12 +334,19 @@ def test_without_the_loops_in_c_the_numbers_are_the_same(monkeypatch: pytest.Mon
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4 * float(want.abs().max()))
 
 
-def test_some_samples_at_a_time_are_as_good_as_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = tiny().eval(), batch()
+@pytest.mark.parametrize("kept", ["batch", "running"])
+@pytest.mark.parametrize("cached", [1, 2_400_000])
+def test_inference_some_samples_at_a_time_and_without_loops(
+    kept: str, cached: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = tiny(standardise_eval=kept, local_context=kept).eval(), batch()
     with torch.no_grad():
         whole = model(x)
-        monkeypatch.setattr(ops, "CACHED", 1)
+        monkeypatch.setattr(ops, "CACHED", cached)
         torch.testing.assert_close(model(x), whole)
+        monkeypatch.setattr(ops.native, "available", lambda *args, **kwargs: False)
+        torch.testing.assert_close(model(x), whole, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.double()(x.double()).float(), whole, rtol=1e-4, atol=1e-5)
 
 
 def test_long_convolutions_under_autocast_and_in_half() -> None:
