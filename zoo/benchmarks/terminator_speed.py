@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -123,7 +124,9 @@ def speed(folder: Path, batch: int = 16, threads: Sequence[int] = (2,), rounds: 
         f"{' '.join(map(str, threads))}`\n\nfloat32; {rounds} interleaved rounds, medians; times: against the plain "
         "form, the network as one would first write it, median over rounds. Training: forward, label-smoothed "
         "cross-entropy, slow loss, regulariser, backward. Logits apart: largest difference from the plain form, "
-        f"relative. MiB: peak memory of a call beyond a tiny one. {machine}.\n\n{table}"
+        "relative. MiB: peak memory of a call beyond a tiny one. Threads that wait are "
+        f"{os.environ.get('OMP_WAIT_POLICY', 'as the library has them')} (OMP_WAIT_POLICY; the zoo's commands set "
+        f"PASSIVE where nothing is set). {machine}.\n\n{table}"
     )
     put_section(folder.parent / "RESULTS.md", "terminator speed", text)
     yield table
