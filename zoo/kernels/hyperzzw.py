@@ -89,10 +89,10 @@ def gate(
     """
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
         if not is_recorded(key):
-            if native.available(key, query, bias, *(biases or [])):
-                return native.gate(key, query, bias.expand(key.shape[2:]), biases, overwrite)
             if biases is None and native.available(key, query, bias, gradients=True):
-                return _standardise(key, query, bias.expand(key.shape[2:]))
+                return _standardise(key, query, bias.expand(key.shape[2:]), overwrite=overwrite)
+            if biases is not None and native.available(key, query, bias, *biases):
+                return native.gate(key, query, bias.expand(key.shape[2:]), biases, overwrite)
     if biases is not None:
         key, query = key + biases[0][:, None, None], query + biases[1][:, None, None]
     return F.gelu(instance_standardise(key * query)).add_(bias)

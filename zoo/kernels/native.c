@@ -534,12 +534,12 @@ void standardise(const float *x, const float *times, const float *bias, float *y
 }
 
 /* y <- gelu of the standardised (key + key_bias) (query + query_bias), plus bias; y may be key.
-   key, query and y (planes, points), key_bias and query_bias (chans) or NULL, bias (points). */
+   key, query and y (planes, points), key_bias and query_bias (chans), bias (points). */
 void gate(const float *key, const float *query, const float *key_bias, const float *query_bias, const float *bias,
           float *y, long planes, long chans, long points, float eps) {
 #pragma omp parallel for schedule(static)
     for (long p = 0; p < planes; p++) {
-        float a = key_bias ? key_bias[p % chans] : 0, b = query_bias ? query_bias[p % chans] : 0, mean, scale;
+        float a = key_bias[p % chans], b = query_bias[p % chans], mean, scale;
         const float *left = key + p * points, *right = query + p * points;
         float *out = y + p * points;
 #pragma omp simd

@@ -188,13 +188,12 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def gate(key: Tensor, query: Tensor, bias: Tensor, biases: Sequence[Tensor] | None, overwrite: bool) -> Tensor:
-    """What :func:`zoo.kernels.hyperzzw.gate` computes, for (B, C, H, W), :func:`available`."""
+def gate(key: Tensor, query: Tensor, bias: Tensor, biases: Sequence[Tensor], overwrite: bool) -> Tensor:
+    """What :func:`zoo.kernels.hyperzzw.gate` computes of maps (B, C, H, W) and biases, all :func:`available`."""
     key, query, bias = key.contiguous(), query.contiguous(), bias.contiguous()
-    key_bias, query_bias = (None, None) if biases is None else (t.contiguous() for t in biases)
     y = key if overwrite else torch.empty_like(key)
     sizes = key.shape[:2].numel(), key.shape[1], _points(key)
-    _call("gate", key, query, key_bias, query_bias, bias, y, *sizes, 1e-5)
+    _call("gate", key, query, *(t.contiguous() for t in biases), bias, y, *sizes, 1e-5)
     return y
 
 
