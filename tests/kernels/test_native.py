@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import zoo
 from zoo.kernels import native
 from zoo.kernels.coreset import relu_dropout_, relu_slopes_
-from zoo.kernels.hyperzzw import channel_interaction, gate, hyper_interaction
+from zoo.kernels.hyperzzw import LocalSlowNet, channel_interaction, gate, hyper_interaction
 from zoo.kernels.large_kernel import depthwise_conv2d
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler, or an OpenMP that torch lacks")
@@ -223,8 +223,33 @@ def test_gate_and_channel_interaction(shape: tuple[int, ...], biased: bool) -> N
     close(gate(key, query, bias, biases), want, 1e-5)
     channel = 3 * normal(1, 1, shape[1], seed=6)
     exactly = channel_interaction(key.double(), channel.double(), standardise=True)
-    close(channel_interaction(key, channel, standardise=True), exactly, 1e-5)
+    means: list[Tensor] = []
+    close(channel_interaction(key, channel, standardise=True, means=means), exactly, 1e-5)
+    for got, exact_map in zip(means, (key.double(), exactly), strict=True):
+        close(got, exact_map.mean(0, keepdim=True), 1e-5)
     close(gate(key, query, bias, biases, overwrite=True), want, 1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("height", "width", "size"), [(32, 32, (9, 9)), (5, 7, (3, 5)), (3, 3, (5, 5)), (1, 50, (7,))])
+def test_adaptive_mean(height: int, width: int, size: tuple[int, ...]) -> None:
+    x = normal(5, height, width)
+    want = F.adaptive_avg_pool2d(x.double(), (1, *size)[-2:]).flatten(1)
+    close(native.adaptive_mean(x, size), want, 1e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize(("points", "dims", "chans"), [(3, 2, 5), (9, 2, 40), (7, 1, 12)])
+def test_a_local_slow_network(points: int, dims: int, chans: int, layers: int) -> None:
+    torch.manual_seed(0)
+    net = LocalSlowNet(points, dims, 8, layers, chans, omega_0="grid").requires_grad_(False)
+    for parameter in net.parameters():
+        parameter += 0.1 * torch.randn_like(parameter)
+    x = normal(3, chans, 1 if dims == 1 else 12, 12)
+    got = net(x)
+    close(got, net.double()(x.double()), 1e-5)
+    assert got.shape == (chans, 1, *net.shape)
 
 
 @needs_compiler

@@ -400,22 +400,27 @@ def elementwise_score(w: Tensor, z: Tensor) -> Tensor:
     return w * z * z
 
 
-def channel_interaction(x: Tensor, channel: Tensor, standardise: bool = False) -> Tensor:
+def channel_interaction(
+    x: Tensor, channel: Tensor, standardise: bool = False, means: list[Tensor] | None = None
+) -> Tensor:
     """HCI, hyper-channel interaction: every channel of x times a gate of its own mean.
 
     Args:
         x: (B, C, H, W).
         channel: hyper-kernel of the channels, C numbers in any shape.
         standardise: standardise the result by instance.
+        means: a list to which the means of x and of the result over the batch are added, (1, C, H, W) each, if they
+            cost little.
 
     Returns:
         (B, C, H, W).
     """
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
         if standardise and not is_recorded(x) and native.available(x, channel):
-            mean, var = native.moments(x)
-            factor = elementwise_score(channel.flatten(), mean).sigmoid()  # one a plane: it scales the moments
-            return native.standardise(x, None, None, (mean, factor * (factor.square() * var + 1e-5).rsqrt()), 1e-5)[0]
+            y, *found = native.channel_interaction(x, channel, 1e-5)
+            if means is not None:
+                means += found
+            return y
     gated = x * elementwise_score(channel.view(1, -1, 1, 1), mean_over(x, [2, 3])).sigmoid()
     return instance_standardise(gated, overwrite=True) if standardise else gated
 
@@ -767,8 +772,8 @@ class SlowNet(nn.Module):
 
     def _state(self) -> list[tuple[int, int]]:
         """What changes when a parameter or statistic is replaced or written to."""
-        tensors = (*self.parameters(), *self.buffers())
-        return [(id(t), 0 if t.is_inference() else t._version) for t in tensors]
+        owned = [t for m in self.modules() for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
+        return [(id(t), 0 if t.is_inference() else t._version) for t in owned]
 
     def _drop(self) -> None:
         self.kept = None
@@ -863,7 +868,7 @@ class LocalSlowNet(SlowNet):
         if kept is not None and self.context == "running":
             return kept
         with no_autocast(x.device):
-            return self._local_kernel(self._context(x), self._start() if kept is None else list(kept))
+            return self._local_kernel(self._context(x), self._start() if kept is None else kept)
 
     def _context(self, x: Tensor) -> Tensor:
         """Pooled activations (C, P), or (B, C, P) by sample."""
@@ -873,6 +878,9 @@ class LocalSlowNet(SlowNet):
         x = x.to(self.out.weight.dtype)
         if self.context != "sample" and x.shape[0] > 1:  # the mean first: pooling and ctx_reduce are linear too
             x = x.mean(0, keepdim=True)
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
+            if self.context == "batch" and not is_recorded(x) and native.available(x):
+                return native.adaptive_mean(x[0].view(x.shape[1], -1, x.shape[-1]), self.shape)
         if self.dims == 1:
             pooled = F.adaptive_avg_pool1d(x.flatten(2), self.points)
         else:
@@ -884,13 +892,18 @@ class LocalSlowNet(SlowNet):
                 running.lerp_(pooled[0], 0.1)
         return pooled[0]
 
-    def _start(self) -> list[Tensor]:
-        """What no context changes, (h, P) each: layer 1 before its context, and the waves of the later ones."""
+    def _start(self) -> Tensor:
+        """What no context changes, (L, h, P): layer 1 before its context, and the waves of the later ones."""
         waves = self._waves()
         first = waves[1] * affine(self.mix[0].weight, self.mix[0].bias, waves[0])  # type: ignore[arg-type]
-        return [renormalise(first + self.pos_bias.flatten())] + waves[2:]  # noqa: RUF005 (TorchScript)
+        return torch.stack([renormalise(first + self.pos_bias.flatten())] + waves[2:])  # noqa: RUF005 (TorchScript)
 
-    def _local_kernel(self, context: Tensor, start: list[Tensor]) -> Tensor:
+    def _local_kernel(self, context: Tensor, start: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
+            if context.dim() == 2 and not is_recorded(context):
+                weights = self._local_weights()
+                if native.available(context, start, *weights):
+                    return native.local_kernel(context, start, weights).view(-1, 1, *self.shape)
         c = affine(self.ctx_reduce.weight, self.ctx_reduce.bias, context)
         c = F.gelu(affine(self.ctx_fc.weight, self.ctx_fc.bias, c))
         h, bias = start[0], self.pos_bias.flatten()
@@ -903,10 +916,16 @@ class LocalSlowNet(SlowNet):
         return kernel.view(leading + list(self.shape))
 
     @torch.jit.ignore
+    def _local_weights(self) -> list[Tensor]:
+        hidden = [linear for pair in zip(self.mix, self.ctx_mix, strict=True) for linear in pair]
+        linears = cast("list[nn.Linear]", [self.ctx_reduce, self.ctx_fc, *hidden, self.out])
+        return [*(t for linear in linears for t in (linear.weight, linear.bias)), self.pos_bias]
+
+    @torch.jit.ignore
     def _kernel(self) -> Tensor:
-        """What the deploy form keeps: the kernel of the running context, or (L, h, P) of :meth:`_start`."""
+        """What the deploy form keeps: the kernel of the running context, or what :meth:`_start` answers."""
         if self.context_mean is None:
-            return torch.stack(self._start())
+            return self._start()
         return self._local_kernel(self.context_mean, self._start())
 
 

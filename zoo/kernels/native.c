@@ -593,6 +593,32 @@ void hyper_interaction(const float *y, const float *x, const float *along, const
     free(pixel);
 }
 
+/* y <- the standardised x sigmoid(along m^2), with m the mean of every plane of x; x_mean and y_mean <- the means of x and
+   y over the batch.
+   x and y (batch, chans, points), along (chans), x_mean and y_mean (chans, points). */
+void channel_interaction(const float *x, const float *along, float *y, float *x_mean, float *y_mean, long batch,
+                         long chans, long points, float eps) {
+#pragma omp parallel for schedule(static)
+    for (long c = 0; c < chans; c++) {
+        float *of_x = x_mean + c * points, *of_y = y_mean + c * points, share = 1.0f / batch;
+        memset(of_x, 0, points * sizeof(float));
+        memset(of_y, 0, points * sizeof(float));
+        for (long b = 0; b < batch; b++) {
+            const float *from = x + (b * chans + c) * points;
+            float *to = y + (b * chans + c) * points, mean, var;
+            plane_moments(from, NULL, points, &mean, &var);
+            float factor = sigmoid(along[c] * mean * mean); /* one for the plane: it scales the moments */
+            float scale = factor / sqrtf(factor * factor * var + eps);
+#pragma omp simd
+            for (long i = 0; i < points; i++) {
+                to[i] = (from[i] - mean) * scale;
+                of_x[i] += from[i] * share;
+                of_y[i] += to[i] * share;
+            }
+        }
+    }
+}
+
 /* d_x <- gradient of x, and d_times of times, with flat and tilt the means of the gradient of the standardised z and of
    that times z. */
 INLINE void plane_gradient(const float *x, const float *times, float mean, float scale, float flat, float tilt,
@@ -864,6 +890,75 @@ static void product(matrix a, matrix b, float *out, long rows, long terms, long 
             }
         }
     }
+}
+
+/* ---- a local slow network, on the few points of its kernel ---- */
+
+/* y <- the means of x over the windows of a coarser grid: (planes, height, width) to (planes, k_h, k_w). */
+void adaptive_mean(const float *x, float *y, long planes, long height, long width, long k_h, long k_w) {
+    long *left = malloc(2 * k_w * sizeof(long)), *right = left + k_w;
+    float *row = malloc(width * sizeof(float));
+    for (long j = 0; j < k_w; j++) left[j] = j * width / k_w, right[j] = ((j + 1) * width + k_w - 1) / k_w;
+    for (long i = 0; i < k_h; i++) {
+        long top = i * height / k_h, bottom = ((i + 1) * height + k_h - 1) / k_h;
+        for (long p = 0; p < planes; p++) {
+            const float *from = x + (p * height + top) * width;
+            memcpy(row, from, width * sizeof(float));
+            for (long r = 1; r < bottom - top; r++) {
+#pragma omp simd
+                for (long j = 0; j < width; j++) row[j] += from[r * width + j];
+            }
+            for (long j = 0; j < k_w; j++) {
+                float sum = 0;
+                for (long l = left[j]; l < right[j]; l++) sum += row[l];
+                y[(p * k_h + i) * k_w + j] = sum / ((bottom - top) * (right[j] - left[j]));
+            }
+        }
+    }
+    free(left);
+    free(row);
+}
+
+/* A linear layer: y (outs, points) <- w (outs, ins) x (ins, points) + bias (outs). */
+static void dense(const float *w, const float *bias, const float *x, float *y, long outs, long ins, long points) {
+    for (long o = 0; o < outs; o++)
+        for (long i = 0; i < points; i++) y[o * points + i] = bias[o];
+    product((matrix){w, ins, 1}, (matrix){x, points, 1}, y, outs, ins, points, 0, 0);
+}
+
+/* taps (chans, points) <- what a local slow network makes of a context (chans, points) and of all that no context
+   changes, start (layers, hidden, points). w: weight and bias of ctx_reduce, of ctx_fc, for every layer of mix and
+   ctx_mix, of out; pos_bias (points). */
+void local_kernel(const float *context, const float *start, const float **w, float *taps, long chans, long hidden,
+                  long layers, long points) {
+    long size = hidden * points;
+    float *c = malloc(3 * size * sizeof(float)), *h = c + size, *mixed = h + size;
+    const float **out = w + 4 * (layers + 1), *pos_bias = out[2];
+    dense(w[0], w[1], context, mixed, hidden, chans, points);
+    dense(w[2], w[3], mixed, c, hidden, hidden, points);
+    for (long i = 0; i < size; i++) c[i] = gelu(c[i]);
+    memcpy(h, start, size * sizeof(float)); /* layer 1 came through `mix` before */
+    for (long layer = 0; layer < layers; layer++) {
+        const float **own = w + 4 * (layer + 1);
+        if (layer > 0) {
+            dense(own[0], own[1], h, mixed, hidden, hidden, points);
+            for (long row = 0; row < size; row += points) {
+                const float *wave = start + layer * size + row;
+                float squares = 0;
+#pragma omp simd reduction(+ : squares)
+                for (long i = 0; i < points; i++) {
+                    h[row + i] = wave[i] * mixed[row + i] + pos_bias[i];
+                    squares += h[row + i] * h[row + i];
+                }
+                float norm = sqrtf(squares), more = 1 + 0.1f / (norm > 1e-12f ? norm : 1e-12f);
+                for (long i = 0; i < points; i++) h[row + i] *= more;
+            }
+        }
+        dense(own[2], own[3], c, mixed, hidden, hidden, points);
+        for (long i = 0; i < size; i++) h[i] *= mixed[i];
+    }
+    dense(out[0], out[1], h, taps, chans, hidden, points);
+    free(c);
 }
 
 /* The factor L (dim, rank) with all its entries; its lower triangle may be packed, row by row. To be freed. */

@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,9 @@ from torch import Tensor
 from zoo.kernels.watching import is_ordinary
 
 __all__ = [
+    "adaptive_mean",
     "available",
+    "channel_interaction",
     "depthwise",
     "depthwise_weight_gradient",
     "feed_forward",
@@ -33,6 +36,7 @@ __all__ = [
     "global_products",
     "hyper_interaction",
     "layer_norm",
+    "local_kernel",
     "minmax",
     "minmax_slopes",
     "moments",
@@ -211,6 +215,56 @@ def hyper_interaction(y: Tensor, x: Tensor, channel: Tensor, space: Tensor) -> T
     out = torch.empty_like(x)
     _call("hyper_interaction", y, x, channel, space, out, *x.shape[:2], _points(x))
     return out
+
+
+def channel_interaction(x: Tensor, channel: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Planes times the gate of their channel, standardised; see :func:`zoo.kernels.hyperzzw.channel_interaction`.
+
+    Args:
+        x: (B, C, H, W), :func:`available`.
+        channel: (C,).
+        eps: added to the variance of every plane.
+
+    Returns:
+        (B, C, H, W); means of x and of that over the batch, (1, C, H, W) each.
+    """
+    x = x.contiguous()
+    y, means = torch.empty_like(x), [x.new_empty(1, *x.shape[1:]) for _ in range(2)]
+    _call("channel_interaction", x, channel.contiguous(), y, *means, *x.shape[:2], _points(x), eps)
+    return y, means[0], means[1]
+
+
+def adaptive_mean(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Means over the windows of a coarser grid, as torch's adaptive pooling has them.
+
+    Args:
+        x: (C, H, W), :func:`available`.
+        size: (k_h, k_w), or (k,): with H = 1.
+
+    Returns:
+        (C, k_h k_w).
+    """
+    size = (1, *size)[-2:]
+    y = x.new_empty(len(x), size[0] * size[1])
+    _call("adaptive_mean", x.contiguous(), y, *x.shape, *size)
+    return y
+
+
+def local_kernel(context: Tensor, start: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """What a :class:`zoo.kernels.hyperzzw.LocalSlowNet` writes.
+
+    Args:
+        context: pooled activations, (C, P), :func:`available`, as all that follows.
+        start: what no context changes, (L, h, P).
+        weights: weight and bias of ctx_reduce, of ctx_fc, of mix and ctx_mix of every layer, and of out; pos_bias.
+
+    Returns:
+        (C, P).
+    """
+    context, start, weights = context.contiguous(), start.contiguous(), [t.contiguous() for t in weights]
+    taps = torch.empty_like(context)
+    _call("local_kernel", context, start, weights, taps, len(context), start.shape[1], len(start), start.shape[2])
+    return taps
 
 
 def standardise(
@@ -443,13 +497,15 @@ def _points(x: Tensor) -> int:
     return x.shape[2:].numel()
 
 
-def _call(name: str, *arguments: Tensor | int | float | None) -> int:
+def _call(name: str, *arguments: Tensor | Sequence[Tensor] | int | float | None) -> int:
     loops = library()
     assert loops is not None
     return getattr(loops, name)(*map(_as_c, arguments))
 
 
-def _as_c(value: Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_long | ctypes.c_float:
+def _as_c(value: Tensor | Sequence[Tensor] | int | float | None) -> Any:
     if value is None or isinstance(value, Tensor):
         return ctypes.c_void_p(None if value is None else value.data_ptr())
+    if isinstance(value, Sequence):
+        return (ctypes.c_void_p * len(value))(*(t.data_ptr() for t in value))
     return ctypes.c_long(value) if isinstance(value, int) else ctypes.c_float(value)

@@ -174,7 +174,7 @@ class SlowFastBlock(nn.Module):
         self.pre_dims = list(pre_dims)
         self.drop_rate, self.global_1d, self.local_causal = drop_rate, global_1d, local_causal
         self.running = running
-        self.sample_context = local_context == "sample"
+        self.batch_context, self.sample_context = local_context == "batch", local_context == "sample"
         self.roles = list(ROLES[layout])
         absent = ("pre0", "pre1")[len(self.pre_dims) :]
         self.order = [name for name in ORDER[layout] if name not in absent]
@@ -236,7 +236,8 @@ class SlowFastBlock(nn.Module):
         w = kernel.view([1, self.dim, self.size[0], self.size[1]]).to(x.dtype)
         mixed = mix_channels([x], [self.mixer.weight], standardised_bias(self.mixer.bias))
         mixed = instance_standardise(mixed, overwrite=True)
-        hci = channel_interaction(x, self.hci_net().to(x.dtype), standardise=True)
+        means: list[Tensor] = []
+        hci = channel_interaction(x, self.hci_net().to(x.dtype), True, means)
 
         # each image alone
         maps = [x, mixed, hci] + pre  # noqa: RUF005 (TorchScript)
@@ -247,7 +248,14 @@ class SlowFastBlock(nn.Module):
 
         # together with the others of its batch
         named = {"x": x, "hci": hci, "mix": mixed}
-        context = {name: z if self.sample_context else z.mean(0, keepdim=True) for name, z in named.items()}
+        context = named
+        if self.batch_context or (self.training and not self.sample_context):
+            known = len(means) > 0
+            context = {
+                "x": means[0] if known else x.mean(0, keepdim=True),
+                "hci": means[1] if known else hci.mean(0, keepdim=True),
+                "mix": mixed.mean(0, keepdim=True),
+            }
         branches: list[Tensor] = []
         columns: list[Tensor] = []
         biases = [bias for bias in self.local_bias]  # noqa: C416 (TorchScript has no list() of it)
