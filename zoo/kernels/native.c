@@ -712,7 +712,7 @@ INLINE void put(const lanes *sum, float *y, long count) {
         for (int s = 0; s < WIDE; s++) *(anywhere *)(y + s * LANES) = sum[s];
 }
 
-/* Depthwise convolution of one plane, padded to `map`. */
+/* Depthwise convolution of one plane, padded to `map` on all sides. */
 static void plane(const float *map, const float *kernel, float *y, long height, long width, long padded, long k_h,
                   long k_w) {
     long top = k_h / 2;
@@ -720,10 +720,34 @@ static void plane(const float *map, const float *kernel, float *y, long height, 
         for (long j = 0; j < width; j += WIDE * LANES) {
             lanes sum[HIGH][WIDE] = {{{0}}};
             for (long k_y = i < top ? top - i : 0; k_y < k_h + HIGH - 1 && i + k_y - top < height; k_y++) {
-                const float *pixels = map + (i + k_y - top) * padded + j, *tap = kernel + k_y * k_w;
+                const float *pixels = map + (i + k_y) * padded + j, *tap = kernel + k_y * k_w;
                 switch ((k_y < k_h ? 0 : k_y - k_h + 1) * HIGH + least(k_y, HIGH - 1)) {
                     MEET(0, 3) MEET(0, 2) MEET(0, 1) MEET(0, 0) MEET(1, 3)
                     MEET(1, 2) MEET(1, 1) MEET(2, 3) MEET(2, 2) MEET(3, 3)
+                }
+            }
+            for (long r = 0; r < least(HIGH, height - i); r++) put(sum[r], y + (i + r) * width + j, width - j);
+        }
+    }
+}
+
+/* The same for a square kernel of constant size, without a branch: rows of zeros are summed too. */
+INLINE void small_plane(const float *map, const float *kernel, float *y, long height, long width, long padded,
+                        const int k) {
+    for (long i = 0; i < height; i += HIGH) {
+        for (long j = 0; j < width; j += WIDE * LANES) {
+            lanes sum[HIGH][WIDE] = {{{0}}};
+#pragma GCC unroll 16
+            for (int k_y = 0; k_y < k + HIGH - 1; k_y++) {
+                const float *pixels = map + (i + k_y) * padded + j;
+#pragma GCC unroll 2
+                for (int k_x = 0; k_x < k; k_x++) {
+                    lanes pixel[WIDE];
+                    for (int s = 0; s < WIDE; s++) pixel[s] = *(const anywhere *)(pixels + k_x + s * LANES);
+#pragma GCC unroll 16
+                    for (int r = 0; r < HIGH; r++)
+                        if (r <= k_y && k_y - r < k)
+                            for (int s = 0; s < WIDE; s++) sum[r][s] += kernel[(k_y - r) * k + k_x] * pixel[s];
                 }
             }
             for (long r = 0; r < least(HIGH, height - i); r++) put(sum[r], y + (i + r) * width + j, width - j);
@@ -736,15 +760,22 @@ static void plane(const float *map, const float *kernel, float *y, long height, 
 void depthwise_planes(const float *x, const float *taps, float *y, long batch, long chans, long height, long width,
                       long k_h, long k_w) {
     long strip = WIDE * LANES, left = k_w / 2, padded = (width + strip - 1) / strip * strip + 2 * left;
+    long rows = (height + HIGH - 1) / HIGH * HIGH + k_h - 1;
 #pragma omp parallel
     {
-        float *map = (float *)zeros((height * padded + LANES - 1) / LANES);
+        float *map = (float *)zeros((rows * padded + LANES - 1) / LANES);
 #pragma omp for schedule(static)
         for (long p = 0; p < batch * chans; p++) {
             const float *kernel = taps + p % chans * k_h * k_w;
             float *out = y + p * height * width;
-            copy_plane(x + p * height * width, map, height, width, padded, left);
-            plane(map, kernel, out, height, width, padded, k_h, k_w);
+            copy_plane(x + p * height * width, map + k_h / 2 * padded, height, width, padded, left);
+            switch (k_h == k_w ? k_h : 0) {
+                case 3: small_plane(map, kernel, out, height, width, padded, 3); break;
+                case 5: small_plane(map, kernel, out, height, width, padded, 5); break;
+                case 7: small_plane(map, kernel, out, height, width, padded, 7); break;
+                case 9: small_plane(map, kernel, out, height, width, padded, 9); break;
+                default: plane(map, kernel, out, height, width, padded, k_h, k_w);
+            }
         }
         free(map);
     }
