@@ -139,6 +139,11 @@ class StandardGELU(nn.BatchNorm2d):
         return F.batch_norm(x, self.running_mean, self.running_var, None, None, learns, 0.1, self.eps)
 
     @torch.jit.ignore
+    def scales(self, x: Tensor, moments: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean and 1 / standard deviation of every plane that eval mode uses, from its own `moments`, (B, C) each."""
+        return self._moments(x, moments)[1]
+
+    @torch.jit.ignore
     @torch.no_grad()
     def _moments(self, x: Tensor, moments: list[Tensor] | None) -> tuple["SharedMoments", tuple[Tensor, Tensor]]:
         """How the channels of a map share their moments, and those."""

@@ -533,18 +533,22 @@ void standardise(const float *x, const float *times, const float *bias, float *y
     }
 }
 
-/* y <- gelu of the standardised (key + key_bias) (query + query_bias), plus bias; y may be key.
-   key, query and y (planes, points), key_bias and query_bias (chans), bias (points). */
+/* y <- gelu of the standardised (key + a) (query + b), plus bias, of a plane; y may be key. */
+INLINE void plane_gate(const float *key, const float *query, float a, float b, const float *bias, float *y, long points,
+                       float eps) {
+    float mean, scale;
+#pragma omp simd
+    for (long i = 0; i < points; i++) y[i] = (key[i] + a) * (query[i] + b);
+    plane_standardise(y, NULL, bias, y, &mean, &scale, points, eps, 1);
+}
+
+/* The same of many planes: key, query and y (planes, points), key_bias and query_bias (chans), bias (points). */
 void gate(const float *key, const float *query, const float *key_bias, const float *query_bias, const float *bias,
           float *y, long planes, long chans, long points, float eps) {
 #pragma omp parallel for schedule(static)
     for (long p = 0; p < planes; p++) {
-        float a = key_bias[p % chans], b = query_bias[p % chans], mean, scale;
-        const float *left = key + p * points, *right = query + p * points;
-        float *out = y + p * points;
-#pragma omp simd
-        for (long i = 0; i < points; i++) out[i] = (left[i] + a) * (right[i] + b);
-        plane_standardise(out, NULL, bias, out, &mean, &scale, points, eps, 1);
+        long at = p * points;
+        plane_gate(key + at, query + at, key_bias[p % chans], query_bias[p % chans], bias, y + at, points, eps);
     }
 }
 
@@ -755,30 +759,133 @@ INLINE void small_plane(const float *map, const float *kernel, float *y, long he
     }
 }
 
+/* What a depthwise convolution of planes works in: the plane between zeros. */
+typedef struct { long height, width, k_h, k_w, padded; float *map; } frame;
+
+static frame new_frame(long height, long width, long k_h, long k_w) {
+    long strip = WIDE * LANES, padded = (width + strip - 1) / strip * strip + k_w / 2 * 2;
+    long rows = (height + HIGH - 1) / HIGH * HIGH + k_h - 1;
+    return (frame){height, width, k_h, k_w, padded, (float *)zeros((rows * padded + LANES - 1) / LANES)};
+}
+
+static void convolve(const frame *f, const float *x, const float *taps, float *y) {
+    copy_plane(x, f->map + f->k_h / 2 * f->padded, f->height, f->width, f->padded, f->k_w / 2);
+    switch (f->k_h == f->k_w ? f->k_h : 0) {
+        case 3: small_plane(f->map, taps, y, f->height, f->width, f->padded, 3); break;
+        case 5: small_plane(f->map, taps, y, f->height, f->width, f->padded, 5); break;
+        case 7: small_plane(f->map, taps, y, f->height, f->width, f->padded, 7); break;
+        case 9: small_plane(f->map, taps, y, f->height, f->width, f->padded, 9); break;
+        default: plane(f->map, taps, y, f->height, f->width, f->padded, f->k_h, f->k_w);
+    }
+}
+
 /* Depthwise convolution as above, without bias or dilation.
    x and y (batch, chans, height, width), taps (chans, k_h, k_w). */
 void depthwise_planes(const float *x, const float *taps, float *y, long batch, long chans, long height, long width,
                       long k_h, long k_w) {
-    long strip = WIDE * LANES, left = k_w / 2, padded = (width + strip - 1) / strip * strip + 2 * left;
-    long rows = (height + HIGH - 1) / HIGH * HIGH + k_h - 1;
+    long points = height * width;
 #pragma omp parallel
     {
-        float *map = (float *)zeros((rows * padded + LANES - 1) / LANES);
+        frame f = new_frame(height, width, k_h, k_w);
 #pragma omp for schedule(static)
-        for (long p = 0; p < batch * chans; p++) {
-            const float *kernel = taps + p % chans * k_h * k_w;
-            float *out = y + p * height * width;
-            copy_plane(x + p * height * width, map + k_h / 2 * padded, height, width, padded, left);
-            switch (k_h == k_w ? k_h : 0) {
-                case 3: small_plane(map, kernel, out, height, width, padded, 3); break;
-                case 5: small_plane(map, kernel, out, height, width, padded, 5); break;
-                case 7: small_plane(map, kernel, out, height, width, padded, 7); break;
-                case 9: small_plane(map, kernel, out, height, width, padded, 9); break;
-                default: plane(map, kernel, out, height, width, padded, k_h, k_w);
+        for (long p = 0; p < batch * chans; p++)
+            convolve(&f, x + p * points, taps + p % chans * k_h * k_w, y + p * points);
+        free(f.map);
+    }
+}
+
+/* ---- products over channels: y <- sum over parts of w x, for planes ---- */
+
+#ifdef __AVX512F__
+enum { SPAN = 4 };
+#else
+enum { SPAN = 2 };
+#endif
+enum { STRETCH = 512 }; /* pixels at a time: the second cache holds DEEP numbers of each */
+
+/* Some rows of w, `down` apart, times a panel of pixels (terms, span vectors) are written to y or added to it. */
+INLINE void mix_rows(const float *w, long down, const lanes *panel, long terms, float *y, long step, long width,
+                     int more, const int tall, const int span) {
+    lanes sum[TALL][SPAN];
+    for (int r = 0; r < tall; r++)
+        for (int s = 0; s < span; s++) sum[r][s] = (lanes){0};
+    for (long l = 0; l < terms; l++)
+        for (int r = 0; r < tall; r++)
+            for (int s = 0; s < span; s++) sum[r][s] += w[r * down + l] * panel[l * span + s];
+    for (int r = 0; r < tall; r++, y += step) {
+        if (width < span * LANES) {
+            const float *sums = (const float *)sum[r];
+            for (long j = 0; j < width; j++) y[j] = more ? y[j] + sums[j] : sums[j];
+        } else {
+            for (int s = 0; s < span; s++) {
+                anywhere *to = (anywhere *)(y + s * LANES);
+                *to = more ? *to + sum[r][s] : sum[r][s];
             }
         }
-        free(map);
     }
+}
+
+static void mix_tall(const float *w, long down, const lanes *panel, long terms, float *y, long step, long width,
+                     int more, long rows, long span) {
+    if (rows >= TALL && span == SPAN) {
+        mix_rows(w, down, panel, terms, y, step, width, more, TALL, SPAN);
+    } else if (rows >= TALL && span == 2) {
+        mix_rows(w, down, panel, terms, y, step, width, more, TALL, 2);
+    } else if (span > 2) {
+        WITH_TALL(rows, mix_rows(w, down, panel, terms, y, step, width, more, tall, SPAN))
+    } else if (span == 2) {
+        WITH_TALL(rows, mix_rows(w, down, panel, terms, y, step, width, more, tall, 2))
+    } else {
+        WITH_TALL(rows, mix_rows(w, down, panel, terms, y, step, width, more, tall, 1))
+    }
+}
+
+static long span_of(long width) { return width > 2 * LANES ? SPAN : width > LANES ? 2 : 1; }
+
+/* y (rows, points) <- (y +) w x, of pixels `from` to `to`; w (rows, terms), `down` from row to row, x (terms, points).
+   panels: working memory of DEEP STRETCH numbers. */
+static void mix_part(const float *w, long down, const float *x, long terms, float *y, long rows, long points, long from,
+                     long to, int more, float *panels) {
+    for (long l = 0; l < terms; l += DEEP) {
+        long deep = least(terms - l, DEEP);
+        for (long k = 0; k < deep; k++) {
+            const float *pixels = x + (l + k) * points;
+            for (long j = from; j < to; j += SPAN * LANES) {
+                long width = least(to - j, SPAN * LANES), whole = span_of(width) * LANES;
+                float *panel = panels + (j - from) * deep + k * whole;
+                if (width < SPAN * LANES) {
+                    memset(panel, 0, whole * sizeof(float));
+                    memcpy(panel, pixels + j, width * sizeof(float));
+                } else {
+                    for (int s = 0; s < SPAN; s++) ((lanes *)panel)[s] = *(const anywhere *)(pixels + j + s * LANES);
+                }
+            }
+        }
+        for (long i = 0; i < rows; i += TALL)
+            for (long j = from; j < to; j += SPAN * LANES) {
+                long width = least(to - j, SPAN * LANES);
+                mix_tall(w + i * down + l, down, (lanes *)(panels + (j - from) * deep), deep, y + i * points + j, points,
+                         width, more || l > 0, rows - i, span_of(width));
+            }
+    }
+}
+
+static float *new_numbers(long count) { return (float *)aligned_alloc(64, (count * sizeof(float) + 63) / 64 * 64); }
+
+/* The parts of a sum over channels: w (rows, terms), `down` from row to row, x (terms, points). */
+typedef struct { const float *w; long down; const float *x; long terms; } part;
+
+/* y (rows, points) <- (y +) the sum over parts of w x, of pixels `from` to `to`. */
+static void mix_stretch(const part *parts, long count, float *y, long rows, long points, long from, long to, int more,
+                        float *panels) {
+    for (long p = 0; p < count; p++)
+        mix_part(parts[p].w, parts[p].down, parts[p].x, parts[p].terms, y, rows, points, from, to, more || p > 0, panels);
+}
+
+/* The same of all pixels. */
+static void mix_sample(const part *parts, long count, float *y, long rows, long points, int more, float *panels) {
+    for (long from = 0; from < points; from += STRETCH)
+        mix_stretch(parts, count, y, rows, points, from, least(from + STRETCH, points), more, panels);
 }
 
 /* Some rows of y <- w z, as many columns as there are in WIDE vectors; `step` from row to row of z. */
@@ -807,8 +914,15 @@ static void square_product(const float *w, const float *z, float *y, long side, 
     }
 }
 
-/* Products of every plane of w with those of three maps, and silu of the first product.
-   All (planes, side, side). */
+/* y[0] to y[2] + at <- products of the plane w with three of z + at, and y[3] + at <- silu of the first. */
+static void plane_products(const float *w, const float *const z[3], float *const y[4], long at, long side,
+                           lanes *panel) {
+    for (int i = 0; i < 3; i++) square_product(w, z[i] + at, y[i] + at, side, panel);
+#pragma omp simd
+    for (long i = at; i < at + side * side; i++) y[3][i] = y[0][i] * sigmoid(y[0][i]);
+}
+
+/* The same of many planes: all (planes, side, side). */
 void global_products(const float *w, const float *z1, const float *z2, const float *z3, float *y1, float *y2, float *y3,
                      float *silu, long planes, long side) {
 #pragma omp parallel
@@ -817,13 +931,157 @@ void global_products(const float *w, const float *z1, const float *z2, const flo
 #pragma omp for schedule(static)
         for (long p = 0; p < planes; p++) {
             long at = p * side * side;
-            square_product(w + at, z1 + at, y1 + at, side, panel);
-            square_product(w + at, z2 + at, y2 + at, side, panel);
-            square_product(w + at, z3 + at, y3 + at, side, panel);
-#pragma omp simd
-            for (long i = at; i < at + side * side; i++) silu[i] = y1[i] * sigmoid(y1[i]);
+            plane_products(w + at, (const float *[]){z1, z2, z3}, (float *[]){y1, y2, y3, silu}, at, side, panel);
         }
         free(panel);
+    }
+}
+
+/* ---- a block of a slow-fast network, sample by sample, so that what one step makes is at hand for the next ---- */
+
+/* Where it is in memory: weights (chans, chans), biases (chans), pos (points). */
+typedef struct { const float *key, *key_bias, *query, *query_bias, *pos; } gated_unit;
+
+typedef struct {
+    const float *mixer, *kernel; /* kernel (chans, points) */
+    gated_unit slow, fast;
+    const float *slow_y, *fast_y, *along, *across, *bias; /* along (chans), across (points), bias (rows) or NULL */
+} global_weights;
+
+/* key <- the gate of a recursive gated unit for x; query is working memory. All (chans, points). */
+static void gate_sample(const gated_unit *unit, const float *x, float *key, float *query, long chans, long points,
+                        float *panels) {
+    mix_sample(&(part){unit->key, chans, x, chans}, 1, key, chans, points, 0, panels);
+    mix_sample(&(part){unit->query, chans, x, chans}, 1, query, chans, points, 0, panels);
+    for (long c = 0; c < chans; c++) {
+        long at = c * points;
+        plane_gate(key + at, query + at, unit->key_bias[c], unit->query_bias[c], unit->pos, key + at, points, 1e-5f);
+    }
+}
+
+static void standardise_sample(float *x, long chans, long points) {
+    float mean, scale;
+    for (long c = 0; c < chans; c++)
+        plane_standardise(x + c * points, NULL, NULL, x + c * points, &mean, &scale, points, 1e-5f, 1);
+}
+
+/* mixed <- the standardised mixer x; y <- what the bottleneck makes of all but the local branches.
+   x, hci and mixed (batch, chans, side, side), y (batch, rows, side, side); columns of the bottleneck, (rows, their
+   channels), and `down` from row to row, for fast, hi, the three products, silu, and `earlier` outputs, which are
+   (batch, widths, side, side). */
+void global_part(const global_weights *w, const float *x, const float *hci, const float **before, const float **columns,
+                 const long *down, const long *widths, float *mixed, float *y, long batch, long chans, long rows,
+                 long side, long earlier) {
+    enum { MAPS = 6, PARTS = MAPS + 2 };
+    long points = side * side, size = chans * points;
+#pragma omp parallel
+    {
+        float *panels = new_numbers(DEEP * STRETCH), *memory = new_numbers(MAPS * size + chans + points);
+        float *fast = memory, *hi = fast + size, *found[4] = {hi + size, hi + 2 * size, hi + 3 * size, hi + 4 * size};
+        float *plane = memory + MAPS * size, *pixel = plane + chans, *context = found[0];
+        lanes *panel = zeros(side * WIDE);
+#pragma omp for schedule(dynamic)
+        for (long b = 0; b < batch; b++) {
+            const float *own = x + b * size, *of_hci = hci + b * size;
+            float *of_mix = mixed + b * size, *out = y + b * rows * points;
+            mix_sample(&(part){w->mixer, chans, own, chans}, 1, of_mix, chans, points, 0, panels);
+            standardise_sample(of_mix, chans, points);
+
+            for (long i = 0; i < size; i++) context[i] = own[i] * w->kernel[i];
+            gate_sample(&w->slow, context, found[1], found[2], chans, points, panels);
+            gate_sample(&w->fast, own, found[3], found[2], chans, points, panels);
+            part gates[2] = {{w->slow_y, chans, found[1], chans}, {w->fast_y, chans, found[3], chans}};
+            mix_sample(gates, 2, fast, chans, points, 0, panels);
+            standardise_sample(fast, chans, points);
+
+            memset(pixel, 0, points * sizeof(float));
+            for (long c = 0; c < chans; c++) {
+                long at = c * points;
+                memcpy(hi, context + at, points * sizeof(float)); /* its place is that of the first product */
+                plane_products(hi, (const float *[]){fast, of_mix, of_hci}, found, at, side, panel);
+                float sum = 0;
+#pragma omp simd reduction(+ : sum)
+                for (long i = 0; i < points; i++) {
+                    sum += found[0][at + i];
+                    pixel[i] += found[0][at + i];
+                }
+                plane[c] = w->along[c] * (sum / points) * (sum / points);
+            }
+            for (long i = 0; i < points; i++) pixel[i] = w->across[i] * (pixel[i] / chans) * (pixel[i] / chans);
+            for (long c = 0; c < chans; c++) {
+#pragma omp simd
+                for (long i = 0; i < points; i++)
+                    hi[c * points + i] = own[c * points + i] * sigmoid(plane[c] * pixel[i]);
+            }
+
+            part parts[PARTS];
+            const float *maps[MAPS] = {fast, hi, found[0], found[1], found[2], found[3]};
+            for (long p = 0; p < MAPS + earlier; p++)
+                parts[p] = (part){columns[p], down[p], p < MAPS ? maps[p] : before[p - MAPS] + b * widths[p] * points,
+                                  widths[p]};
+            if (w->bias)
+                for (long i = 0; i < rows * points; i++) out[i] = w->bias[i / points];
+            mix_sample(parts, MAPS + earlier, out, rows, points, w->bias != NULL, panels);
+        }
+        free(panels);
+        free(memory);
+        free(panel);
+    }
+}
+
+/* z <- w of the depthwise convolution of x, plus bias (or NULL), for every branch; mean and var <- moments of z.
+   A branch has x and z (batch, chans, height, width), taps (chans, k_h, k_w), w (chans, chans), bias (chans), mean and
+   var (batch, chans). */
+void local_branches(const float **x, const float **taps, const float **w, const float **bias, float **z, float **mean,
+                    float **var, const long *k_h, const long *k_w, long branches, long batch, long chans, long height,
+                    long width) {
+    long points = height * width, size = chans * points;
+#pragma omp parallel
+    {
+        float *panels = new_numbers(DEEP * STRETCH), *map = new_numbers(size);
+#pragma omp for schedule(dynamic)
+        for (long task = 0; task < branches * batch; task++) {
+            long j = task / batch, b = task % batch;
+            frame f = new_frame(height, width, k_h[j], k_w[j]);
+            float *out = z[j] + b * size;
+            for (long c = 0; c < chans; c++)
+                convolve(&f, x[j] + b * size + c * points, taps[j] + c * k_h[j] * k_w[j], map + c * points);
+            free(f.map);
+            if (bias[j])
+                for (long i = 0; i < size; i++) out[i] = bias[j][i / points];
+            mix_sample(&(part){w[j], chans, map, chans}, 1, out, chans, points, bias[j] != NULL, panels);
+            for (long c = 0; c < chans; c++)
+                plane_moments(out + c * points, NULL, points, mean[j] + b * chans + c, var[j] + b * chans + c);
+        }
+        free(panels);
+        free(map);
+    }
+}
+
+/* y <- y + the sum over branches of w (gelu of the standardised z, plus bias); z is overwritten.
+   A branch has z (batch, chans, points), mean and scale (batch, chans), bias (1), w (rows, chans), `down` from row to row;
+   y (batch, rows, points). */
+void local_outputs(float **z, const float **mean, const float **scale, const float **bias, const float **w,
+                   const long *down, float *y, long branches, long batch, long chans, long rows, long points) {
+    long stretches = (points + STRETCH - 1) / STRETCH, size = chans * points;
+#pragma omp parallel
+    {
+        float *panels = new_numbers(DEEP * STRETCH);
+#pragma omp for schedule(dynamic)
+        for (long task = 0; task < batch * stretches; task++) {
+            long b = task / stretches, from = task % stretches * STRETCH, to = least(from + STRETCH, points);
+            for (long j = 0; j < branches; j++) {
+                float more = *bias[j];
+                for (long c = 0; c < chans; c++) {
+                    float middle = mean[j][b * chans + c], factor = scale[j][b * chans + c];
+                    float *values = z[j] + b * size + c * points;
+#pragma omp simd
+                    for (long i = from; i < to; i++) values[i] = gelu((values[i] - middle) * factor) + more;
+                }
+                mix_part(w[j], down[j], z[j] + b * size, chans, y + b * rows * points, rows, points, from, to, 1, panels);
+            }
+        }
+        free(panels);
     }
 }
 

@@ -33,10 +33,13 @@ __all__ = [
     "gate",
     "gaussian_units",
     "gaussian_units_gradient",
+    "global_part",
     "global_products",
     "hyper_interaction",
     "layer_norm",
+    "local_branches",
     "local_kernel",
+    "local_outputs_",
     "minmax",
     "minmax_slopes",
     "moments",
@@ -206,6 +209,85 @@ def global_products(w: Tensor, z: Sequence[Tensor]) -> list[Tensor]:
     w, z = w.contiguous(), [t.contiguous() for t in z]
     y = [torch.empty_like(w) for _ in range(4)]
     _call("global_products", w, *z, *y, w.shape[:2].numel(), w.shape[-1])
+    return y
+
+
+def global_part(
+    x: Tensor,
+    hci: Tensor,
+    earlier: Sequence[Tensor],
+    weights: Sequence[Tensor | None],
+    columns: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """What the bottleneck of a slow-fast block makes of all but its local branches, a sample by one thread.
+
+    Args:
+        x: (B, C, N, N), N at most 64, :func:`available`, as all that follows.
+        hci: likewise.
+        earlier: outputs of earlier blocks, at most two, (B, C_i, N, N).
+        weights: of the mixer; the kernel (C, N, N); weight and bias of key, of query, and pos_bias, of the slow and of
+            the fast gated unit; their output weights; the hyper-kernels of channels (C,) and of pixels (N, N); bias of
+            the bottleneck or None.
+        columns: columns of the bottleneck for fast, the hyper interaction, the three products, SiLU and `earlier`,
+            (C_out, C_i) each.
+
+    Returns:
+        The mixed map (B, C, N, N), and (B, C_out, N, N).
+    """
+    x, hci, earlier = x.contiguous(), hci.contiguous(), [t.contiguous() for t in earlier]
+    weights = [None if t is None else t.contiguous() for t in weights]
+    down, widths = [t.stride(0) for t in columns], [t.shape[1] for t in columns]
+    mixed, y = torch.empty_like(x), x.new_empty(len(x), len(columns[0]), *x.shape[2:])
+    sizes = *x.shape[:2], y.shape[1], x.shape[-1], len(earlier)
+    _call("global_part", weights, x, hci, earlier, columns, down, widths, mixed, y, *sizes)
+    return mixed, y
+
+
+def local_branches(
+    maps: Sequence[Tensor], taps: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """Depthwise convolutions with linear layers over the channels behind them.
+
+    Args:
+        maps: for every branch (B, C, H, W), :func:`available` and :func:`suits_planes`, as all that follows.
+        taps: (C, 1, k_h, k_w).
+        weights: (C, C).
+        biases: (C,) or None.
+
+    Returns:
+        For every branch (B, C, H, W), and mean and biased variance of its planes, (B, C) each.
+    """
+    x = maps[0]
+    maps, taps, weights = ([t.contiguous() for t in part] for part in (maps, taps, weights))
+    y = [torch.empty_like(x) for _ in maps]
+    mean, var = ([x.new_empty(x.shape[:2]) for _ in maps] for _ in range(2))
+    k_h, k_w = ([t.shape[i] for t in taps] for i in (-2, -1))
+    _call("local_branches", maps, taps, weights, biases, y, mean, var, k_h, k_w, len(maps), *x.shape)
+    return y, [list(pair) for pair in zip(mean, var, strict=True)]
+
+
+def local_outputs_(
+    z: Sequence[Tensor],
+    moments: Sequence[tuple[Tensor, Tensor]],
+    biases: Sequence[Tensor],
+    columns: Sequence[Tensor],
+    y: Tensor,
+) -> Tensor:
+    """Add linear layers over the channels of GELU of standardised maps, plus a bias, to y.
+
+    Args:
+        z: for every branch (B, C, H, W), :func:`available`, as all that follows; overwritten.
+        moments: mean and 1 / standard deviation of its planes, (B, C) each.
+        biases: one number.
+        columns: (C_out, C).
+        y: (B, C_out, H, W).
+
+    Returns:
+        y.
+    """
+    mean, scale = ([pair[i].contiguous() for pair in moments] for i in range(2))
+    down, sizes = [t.stride(0) for t in columns], (*z[0].shape[:2], y.shape[1], _points(y))
+    _call("local_outputs", z, mean, scale, biases, columns, down, y, len(z), *sizes)
     return y
 
 
@@ -497,15 +579,17 @@ def _points(x: Tensor) -> int:
     return x.shape[2:].numel()
 
 
-def _call(name: str, *arguments: Tensor | Sequence[Tensor] | int | float | None) -> int:
+def _call(name: str, *arguments: Tensor | Sequence[Tensor] | Sequence[int] | int | float | None) -> int:
     loops = library()
     assert loops is not None
     return getattr(loops, name)(*map(_as_c, arguments))
 
 
-def _as_c(value: Tensor | Sequence[Tensor] | int | float | None) -> Any:
+def _as_c(value: Tensor | Sequence[Tensor] | Sequence[int] | int | float | None) -> Any:
     if value is None or isinstance(value, Tensor):
         return ctypes.c_void_p(None if value is None else value.data_ptr())
     if isinstance(value, Sequence):
-        return (ctypes.c_void_p * len(value))(*(t.data_ptr() for t in value))
+        if value and isinstance(value[0], int):
+            return (ctypes.c_long * len(value))(*value)
+        return (ctypes.c_void_p * len(value))(*(None if t is None else t.data_ptr() for t in value))
     return ctypes.c_long(value) if isinstance(value, int) else ctypes.c_float(value)

@@ -42,6 +42,7 @@ from timm.models import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from zoo.kernels import native
 from zoo.kernels.hyperzzw import (
     GROUPS,
     SLOW_LOSSES,
@@ -112,9 +113,13 @@ class RecursiveGatedUnit(nn.Module):
         for linear in (self.k, self.v, self.q, self.y):
             uniform_(linear)
 
+    def query(self) -> tuple[Tensor, Tensor]:
+        """Q V as one linear layer: weight and bias."""
+        return self.q.weight @ self.v.weight, self.q.weight @ self.v.bias + self.q.bias
+
     def gate(self, x: Tensor) -> Tensor:
-        """Everything before Y, (B, C, H, W) to the same; Q V is one matrix."""
-        weight, bias = self.q.weight @ self.v.weight, self.q.weight @ self.v.bias + self.q.bias
+        """Everything before Y, (B, C, H, W) to the same."""
+        weight, bias = self.query()
         if torch.is_grad_enabled():
             key, query = mix_channels([x], [self.k.weight], self.k.bias), mix_channels([x], [weight], bias)
             return gate(key, query, self.pos_bias)
@@ -234,17 +239,21 @@ class SlowFastBlock(nn.Module):
         """Up to the bottleneck: (B, C, H, W), earlier outputs and the hyper-kernel to (B, out_dim, H, W)."""
         weights = self.bottleneck_weights(pre)
         w = kernel.view([1, self.dim, self.size[0], self.size[1]]).to(x.dtype)
-        mixed = mix_channels([x], [self.mixer.weight], standardised_bias(self.mixer.bias))
-        mixed = instance_standardise(mixed, overwrite=True)
         means: list[Tensor] = []
         hci = channel_interaction(x, self.hci_net().to(x.dtype), True, means)
+        by_thread = False if torch.jit.is_scripting() else self._suits_threads(x, pre)
 
         # each image alone
-        maps = [x, mixed, hci] + pre  # noqa: RUF005 (TorchScript)
-        if torch.jit.is_scripting():
-            y = self.global_part(maps, w, weights)
+        if by_thread:
+            mixed, y = self._global_part(x, hci, pre, w, weights)
         else:
-            y = by_samples(partial(self.global_part, kernel=w, weights=weights), maps, self.out_dim)
+            mixed = mix_channels([x], [self.mixer.weight], standardised_bias(self.mixer.bias))
+            mixed = instance_standardise(mixed, overwrite=True)
+            maps = [x, mixed, hci] + pre  # noqa: RUF005 (TorchScript)
+            if torch.jit.is_scripting():
+                y = self.global_part(maps, w, weights)
+            else:
+                y = by_samples(partial(self.global_part, kernel=w, weights=weights), maps, self.out_dim)
 
         # together with the others of its batch
         named = {"x": x, "hci": hci, "mix": mixed}
@@ -256,23 +265,61 @@ class SlowFastBlock(nn.Module):
                 "hci": means[1] if known else hci.mean(0, keepdim=True),
                 "mix": mixed.mean(0, keepdim=True),
             }
+        maps = [named[convolved] for _, convolved in self.roles]
+        taps: list[Tensor] = []
+        for j, net in enumerate(self.local_nets):
+            taps.append(self.local_kernel(net(context[self.roles[j][0]]).to(x.dtype)))
+        columns = [weights[f"l{j}"] for j in range(len(maps))]
+        if by_thread:
+            return self._local_branches(maps, taps, columns, y)
         branches: list[Tensor] = []
-        columns: list[Tensor] = []
         biases = [bias for bias in self.local_bias]  # noqa: C416 (TorchScript has no list() of it)
-        for j, (net, mix, norm) in enumerate(zip(self.local_nets, self.local_mix, self.local_norm)):  # noqa: B905
-            source, convolved = self.roles[j]
-            taps = self.local_kernel(net(context[source]).to(x.dtype))
+        for j, (mix, norm) in enumerate(zip(self.local_mix, self.local_norm)):  # noqa: B905
             bias: Tensor = mix.bias  # type: ignore[assignment]
             offset = bias if self.running else standardised_bias(bias)
             moments: list[Tensor] = []
             if torch.jit.is_scripting() or self.sample_context:
-                z = self.local_part([named[convolved]], taps, mix.weight, offset)  # type: ignore[arg-type]
+                z = self.local_part([maps[j]], taps[j], mix.weight, offset)  # type: ignore[arg-type]
             else:
-                local = partial(self.local_part, taps=taps, weight=mix.weight, bias=offset)  # type: ignore[arg-type]
-                z = by_samples(local, [named[convolved]], self.dim, moments)
+                local = partial(self.local_part, taps=taps[j], weight=mix.weight, bias=offset)  # type: ignore[arg-type]
+                z = by_samples(local, [maps[j]], self.dim, moments)
             branches.append(norm(z, biases[j], True, moments))
-            columns.append(weights[f"l{j}"])
         return mix_channels(branches, columns, onto=y)
+
+    @torch.jit.ignore
+    def _suits_threads(self, x: Tensor, pre: list[Tensor]) -> bool:
+        """Whether the loops that give whole images to threads are for this input: inference in float32 on a CPU."""
+        threads = torch.get_num_threads()
+        shared = len(x) >= 4 * threads or len(x) % threads == 0
+        return (
+            shared
+            and not (is_recorded(x) or torch.is_grad_enabled() or self.training or self.sample_context)
+            and 1 < self.size[0] <= 64
+            and native.suits_planes(x)
+            and native.available(x, *pre, *self.parameters())
+        )
+
+    @torch.jit.ignore
+    def _global_part(
+        self, x: Tensor, hci: Tensor, pre: list[Tensor], kernel: Tensor, columns: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The mixed map, and what :meth:`global_part` answers."""
+        weights: list[Tensor | None] = [self.mixer.weight, kernel]
+        for unit in (self.rgu_slow, self.rgu_fast):
+            weights += [unit.k.weight, unit.k.bias, *unit.query(), unit.pos_bias]
+        weights += [self.rgu_slow.y.weight, self.rgu_fast.y.weight, self.hi_channel_net(), self.hi_spatial_net()]
+        weights += [self.bottleneck.bias if self.running else None]
+        names = ["fast", "hi", "g1", "g2", "g3", "silu", *(f"pre{i}" for i in range(len(pre)))]
+        return native.global_part(x, hci, pre, weights, [columns[name] for name in names])
+
+    @torch.jit.ignore
+    def _local_branches(self, maps: list[Tensor], taps: list[Tensor], columns: list[Tensor], y: Tensor) -> Tensor:
+        mixes = cast("list[nn.Linear]", list(self.local_mix))
+        biases = [mix.bias if self.running else None for mix in mixes]
+        z, moments = native.local_branches(maps, taps, [mix.weight for mix in mixes], biases)
+        norms = cast("list[StandardGELU]", list(self.local_norm))
+        scales = [norm.scales(part, known) for norm, part, known in zip(norms, z, moments, strict=True)]
+        return native.local_outputs_(z, scales, list(self.local_bias), columns, y)
 
     def global_part(
         self, maps: list[Tensor], kernel: Tensor, weights: dict[str, Tensor], out: Tensor | None = None
