@@ -797,16 +797,16 @@ void depthwise_planes(const float *x, const float *taps, float *y, long batch, l
 /* ---- products over channels: y <- sum over parts of w x, for planes ---- */
 
 #ifdef __AVX512F__
-enum { SPAN = 4 };
+enum { TOWER = 2 * TALL }; /* rows at once: there are twice as many registers */
 #else
-enum { SPAN = 2 };
+enum { TOWER = TALL };
 #endif
 enum { STRETCH = 512 }; /* pixels at a time: the second cache holds DEEP numbers of each */
 
 /* Some rows of w, `down` apart, times a panel of pixels (terms, span vectors) are written to y or added to it. */
 INLINE void mix_rows(const float *w, long down, const lanes *panel, long terms, float *y, long step, long width,
                      int more, const int tall, const int span) {
-    lanes sum[TALL][SPAN];
+    lanes sum[TOWER][BROAD];
     for (int r = 0; r < tall; r++)
         for (int s = 0; s < span; s++) sum[r][s] = (lanes){0};
     for (long l = 0; l < terms; l++)
@@ -825,22 +825,16 @@ INLINE void mix_rows(const float *w, long down, const lanes *panel, long terms, 
     }
 }
 
-static void mix_tall(const float *w, long down, const lanes *panel, long terms, float *y, long step, long width,
-                     int more, long rows, long span) {
-    if (rows >= TALL && span == SPAN) {
-        mix_rows(w, down, panel, terms, y, step, width, more, TALL, SPAN);
-    } else if (rows >= TALL && span == 2) {
-        mix_rows(w, down, panel, terms, y, step, width, more, TALL, 2);
-    } else if (span > 2) {
-        WITH_TALL(rows, mix_rows(w, down, panel, terms, y, step, width, more, tall, SPAN))
-    } else if (span == 2) {
-        WITH_TALL(rows, mix_rows(w, down, panel, terms, y, step, width, more, tall, 2))
-    } else {
-        WITH_TALL(rows, mix_rows(w, down, panel, terms, y, step, width, more, tall, 1))
+/* The same of at most TOWER rows, `left`, whatever the width. */
+static void mix_tower(const float *w, long down, const lanes *panel, long terms, float *y, long step, long width,
+                      int more, long left) {
+    if (left >= TOWER && width == SIDE) {
+        mix_rows(w, down, panel, terms, y, step, width, more, TOWER, BROAD);
+        return;
     }
+    for (long i = 0; i < least(left, TOWER); i += TALL)
+        WITH_TALL(left - i, mix_rows(w + i * down, down, panel, terms, y + i * step, step, width, more, tall, BROAD))
 }
-
-static long span_of(long width) { return width > 2 * LANES ? SPAN : width > LANES ? 2 : 1; }
 
 /* y (rows, points) <- (y +) w x, of pixels `from` to `to`; w (rows, terms), `down` from row to row, x (terms, points).
    panels: working memory of DEEP STRETCH numbers. */
@@ -850,23 +844,20 @@ static void mix_part(const float *w, long down, const float *x, long terms, floa
         long deep = least(terms - l, DEEP);
         for (long k = 0; k < deep; k++) {
             const float *pixels = x + (l + k) * points;
-            for (long j = from; j < to; j += SPAN * LANES) {
-                long width = least(to - j, SPAN * LANES), whole = span_of(width) * LANES;
-                float *panel = panels + (j - from) * deep + k * whole;
-                if (width < SPAN * LANES) {
-                    memset(panel, 0, whole * sizeof(float));
-                    memcpy(panel, pixels + j, width * sizeof(float));
+            for (long j = from; j < to; j += SIDE) {
+                lanes *panel = (lanes *)(panels + (j - from) * deep + k * SIDE);
+                if (to - j < SIDE) {
+                    memset(panel, 0, SIDE * sizeof(float));
+                    memcpy(panel, pixels + j, (to - j) * sizeof(float));
                 } else {
-                    for (int s = 0; s < SPAN; s++) ((lanes *)panel)[s] = *(const anywhere *)(pixels + j + s * LANES);
+                    for (int s = 0; s < BROAD; s++) panel[s] = *(const anywhere *)(pixels + j + s * LANES);
                 }
             }
         }
-        for (long i = 0; i < rows; i += TALL)
-            for (long j = from; j < to; j += SPAN * LANES) {
-                long width = least(to - j, SPAN * LANES);
-                mix_tall(w + i * down + l, down, (lanes *)(panels + (j - from) * deep), deep, y + i * points + j, points,
-                         width, more || l > 0, rows - i, span_of(width));
-            }
+        for (long i = 0; i < rows; i += TOWER)
+            for (long j = from; j < to; j += SIDE)
+                mix_tower(w + i * down + l, down, (lanes *)(panels + (j - from) * deep), deep, y + i * points + j, points,
+                          least(to - j, SIDE), more || l > 0, rows - i);
     }
 }
 
