@@ -127,8 +127,12 @@ class StandardGELU(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
             if not is_recorded(x) and native.available(x, bias, gradients=True):
+                everywhere = bias.expand(x.shape[2:])
+                if not self.training and native.available(x, bias):
+                    given = self.scales(moments or native.moments(x))
+                    return native.standardise(x, None, everywhere, given, self.eps, overwrite)[0]
                 shared, given = self._moments(x, moments)
-                return _standardise(x, None, bias.expand(x.shape[2:]), shared, given, overwrite=overwrite)
+                return _standardise(x, None, everywhere, shared, given, overwrite=overwrite)
         if self.groups == 1:
             return F.gelu(self._by_batch(x)).add_(bias)
         even, odd = split_groups(x, self.groups)
@@ -139,9 +143,16 @@ class StandardGELU(nn.BatchNorm2d):
         return F.batch_norm(x, self.running_mean, self.running_var, None, None, learns, 0.1, self.eps)
 
     @torch.jit.ignore
-    def scales(self, x: Tensor, moments: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Mean and 1 / standard deviation of every plane that eval mode uses, from its own `moments`, (B, C) each."""
-        return self._moments(x, moments)[1]
+    def scales(self, moments: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean and 1 / standard deviation that eval mode uses for every plane, given its own mean and variance.
+
+        Args:
+            moments: (B, C) each, :func:`zoo.kernels.native.available`.
+        """
+        known = None
+        if self.running_mean is not None and self.running_var is not None:
+            known = self.running_mean, self.running_var
+        return native.shared_scales(moments, known, self.groups, self.eps)
 
     @torch.jit.ignore
     @torch.no_grad()

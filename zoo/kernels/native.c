@@ -501,6 +501,29 @@ void moments(const float *x, float *mean, float *var, long planes, long points) 
     for (long p = 0; p < planes; p++) plane_moments(x + p * points, NULL, points, mean + p, var + p);
 }
 
+/* From mean and var of every plane those to standardise with, and 1 / standard deviation: channels of the even groups
+   share theirs over the batch, or have known ones, (these channels).
+   mean and var (batch, chans), overwritten. */
+void shared_moments(float *mean, float *var, const float *known_mean, const float *known_var, long batch, long chans,
+                    long groups, float eps) {
+    for (long c = 0, even = 0; c < chans; c++) {
+        if (c * groups / chans % 2 == 0) {
+            double middle = 0, spread = 0;
+            for (long b = 0; b < batch; b++) middle += mean[b * chans + c] / batch;
+            for (long b = 0; b < batch; b++) {
+                double apart = mean[b * chans + c] - middle;
+                spread += (var[b * chans + c] + apart * apart) / batch;
+            }
+            for (long b = 0; b < batch; b++) {
+                mean[b * chans + c] = known_mean ? known_mean[even] : middle;
+                var[b * chans + c] = known_var ? known_var[even] : spread;
+            }
+            even++;
+        }
+        for (long b = 0; b < batch; b++) var[b * chans + c] = 1 / sqrtf(var[b * chans + c] + eps);
+    }
+}
+
 INLINE void plane_standardise(const float *x, const float *times, const float *bias, float *y, float *mean,
                               float *scale, long points, float eps, long own) {
     if (own) {
@@ -928,154 +951,6 @@ void global_products(const float *w, const float *z1, const float *z2, const flo
     }
 }
 
-/* ---- a block of a slow-fast network, sample by sample, so that what one step makes is at hand for the next ---- */
-
-/* Where it is in memory: weights (chans, chans), biases (chans), pos (points). */
-typedef struct { const float *key, *key_bias, *query, *query_bias, *pos; } gated_unit;
-
-typedef struct {
-    const float *mixer, *kernel; /* kernel (chans, points) */
-    gated_unit slow, fast;
-    const float *slow_y, *fast_y, *along, *across, *bias; /* along (chans), across (points), bias (rows) or NULL */
-} global_weights;
-
-/* key <- the gate of a recursive gated unit for x; query is working memory. All (chans, points). */
-static void gate_sample(const gated_unit *unit, const float *x, float *key, float *query, long chans, long points,
-                        float *panels) {
-    mix_sample(&(part){unit->key, chans, x, chans}, 1, key, chans, points, 0, panels);
-    mix_sample(&(part){unit->query, chans, x, chans}, 1, query, chans, points, 0, panels);
-    for (long c = 0; c < chans; c++) {
-        long at = c * points;
-        plane_gate(key + at, query + at, unit->key_bias[c], unit->query_bias[c], unit->pos, key + at, points, 1e-5f);
-    }
-}
-
-static void standardise_sample(float *x, long chans, long points) {
-    float mean, scale;
-    for (long c = 0; c < chans; c++)
-        plane_standardise(x + c * points, NULL, NULL, x + c * points, &mean, &scale, points, 1e-5f, 1);
-}
-
-/* mixed <- the standardised mixer x; y <- what the bottleneck makes of all but the local branches.
-   x, hci and mixed (batch, chans, side, side), y (batch, rows, side, side); columns of the bottleneck, (rows, their
-   channels), and `down` from row to row, for fast, hi, the three products, silu, and `earlier` outputs, which are
-   (batch, widths, side, side). */
-void global_part(const global_weights *w, const float *x, const float *hci, const float **before, const float **columns,
-                 const long *down, const long *widths, float *mixed, float *y, long batch, long chans, long rows,
-                 long side, long earlier) {
-    enum { MAPS = 6, PARTS = MAPS + 2 };
-    long points = side * side, size = chans * points;
-#pragma omp parallel
-    {
-        float *panels = new_numbers(DEEP * STRETCH), *memory = new_numbers(MAPS * size + chans + points);
-        float *fast = memory, *hi = fast + size, *found[4] = {hi + size, hi + 2 * size, hi + 3 * size, hi + 4 * size};
-        float *plane = memory + MAPS * size, *pixel = plane + chans, *context = found[0];
-        lanes *panel = zeros(side * WIDE);
-#pragma omp for schedule(dynamic)
-        for (long b = 0; b < batch; b++) {
-            const float *own = x + b * size, *of_hci = hci + b * size;
-            float *of_mix = mixed + b * size, *out = y + b * rows * points;
-            mix_sample(&(part){w->mixer, chans, own, chans}, 1, of_mix, chans, points, 0, panels);
-            standardise_sample(of_mix, chans, points);
-
-            for (long i = 0; i < size; i++) context[i] = own[i] * w->kernel[i];
-            gate_sample(&w->slow, context, found[1], found[2], chans, points, panels);
-            gate_sample(&w->fast, own, found[3], found[2], chans, points, panels);
-            part gates[2] = {{w->slow_y, chans, found[1], chans}, {w->fast_y, chans, found[3], chans}};
-            mix_sample(gates, 2, fast, chans, points, 0, panels);
-            standardise_sample(fast, chans, points);
-
-            memset(pixel, 0, points * sizeof(float));
-            for (long c = 0; c < chans; c++) {
-                long at = c * points;
-                memcpy(hi, context + at, points * sizeof(float)); /* its place is that of the first product */
-                plane_products(hi, (const float *[]){fast, of_mix, of_hci}, found, at, side, panel);
-                float sum = 0;
-#pragma omp simd reduction(+ : sum)
-                for (long i = 0; i < points; i++) {
-                    sum += found[0][at + i];
-                    pixel[i] += found[0][at + i];
-                }
-                plane[c] = w->along[c] * (sum / points) * (sum / points);
-            }
-            for (long i = 0; i < points; i++) pixel[i] = w->across[i] * (pixel[i] / chans) * (pixel[i] / chans);
-            for (long c = 0; c < chans; c++) {
-#pragma omp simd
-                for (long i = 0; i < points; i++)
-                    hi[c * points + i] = own[c * points + i] * sigmoid(plane[c] * pixel[i]);
-            }
-
-            part parts[PARTS];
-            const float *maps[MAPS] = {fast, hi, found[0], found[1], found[2], found[3]};
-            for (long p = 0; p < MAPS + earlier; p++)
-                parts[p] = (part){columns[p], down[p], p < MAPS ? maps[p] : before[p - MAPS] + b * widths[p] * points,
-                                  widths[p]};
-            if (w->bias)
-                for (long i = 0; i < rows * points; i++) out[i] = w->bias[i / points];
-            mix_sample(parts, MAPS + earlier, out, rows, points, w->bias != NULL, panels);
-        }
-        free(panels);
-        free(memory);
-        free(panel);
-    }
-}
-
-/* z <- w of the depthwise convolution of x, plus bias (or NULL), for every branch; mean and var <- moments of z.
-   A branch has x and z (batch, chans, height, width), taps (chans, k_h, k_w), w (chans, chans), bias (chans), mean and
-   var (batch, chans). */
-void local_branches(const float **x, const float **taps, const float **w, const float **bias, float **z, float **mean,
-                    float **var, const long *k_h, const long *k_w, long branches, long batch, long chans, long height,
-                    long width) {
-    long points = height * width, size = chans * points;
-#pragma omp parallel
-    {
-        float *panels = new_numbers(DEEP * STRETCH), *map = new_numbers(size);
-#pragma omp for schedule(dynamic)
-        for (long task = 0; task < branches * batch; task++) {
-            long j = task / batch, b = task % batch;
-            frame f = new_frame(height, width, k_h[j], k_w[j]);
-            float *out = z[j] + b * size;
-            for (long c = 0; c < chans; c++)
-                convolve(&f, x[j] + b * size + c * points, taps[j] + c * k_h[j] * k_w[j], map + c * points);
-            free(f.map);
-            if (bias[j])
-                for (long i = 0; i < size; i++) out[i] = bias[j][i / points];
-            mix_sample(&(part){w[j], chans, map, chans}, 1, out, chans, points, bias[j] != NULL, panels);
-            for (long c = 0; c < chans; c++)
-                plane_moments(out + c * points, NULL, points, mean[j] + b * chans + c, var[j] + b * chans + c);
-        }
-        free(panels);
-        free(map);
-    }
-}
-
-/* y <- y + the sum over branches of w (gelu of the standardised z, plus bias); z is overwritten.
-   A branch has z (batch, chans, points), mean and scale (batch, chans), bias (1), w (rows, chans), `down` from row to row;
-   y (batch, rows, points). */
-void local_outputs(float **z, const float **mean, const float **scale, const float **bias, const float **w,
-                   const long *down, float *y, long branches, long batch, long chans, long rows, long points) {
-    long stretches = (points + STRETCH - 1) / STRETCH, size = chans * points;
-#pragma omp parallel
-    {
-        float *panels = new_numbers(DEEP * STRETCH);
-#pragma omp for schedule(dynamic)
-        for (long task = 0; task < batch * stretches; task++) {
-            long b = task / stretches, from = task % stretches * STRETCH, to = least(from + STRETCH, points);
-            for (long j = 0; j < branches; j++) {
-                float more = *bias[j];
-                for (long c = 0; c < chans; c++) {
-                    float middle = mean[j][b * chans + c], factor = scale[j][b * chans + c];
-                    float *values = z[j] + b * size + c * points;
-#pragma omp simd
-                    for (long i = from; i < to; i++) values[i] = gelu((values[i] - middle) * factor) + more;
-                }
-                mix_part(w[j], down[j], z[j] + b * size, chans, y + b * rows * points, rows, points, from, to, 1, panels);
-            }
-        }
-        free(panels);
-    }
-}
-
 /* total[s] += the gradient of tap (k_y, k_x + s), lane by lane, for `strip` neighbouring taps at once. */
 INLINE void plane_gradient_strip(const float *map, const float *slope, lanes *total, long height, long width,
                                  long padded, long down, const int strip) {
@@ -1239,6 +1114,174 @@ void local_kernel(const float *context, const float *start, const float **w, flo
     }
     dense(out[0], out[1], h, taps, chans, hidden, points);
     free(c);
+}
+
+/* ---- a block of a slow-fast network, sample by sample, so that what one step makes is at hand for the next ---- */
+
+/* A recursive gated unit without its last layer: weights (chans, chans), biases (chans), pos (points). */
+typedef struct { const float *key, *key_bias, *value, *value_bias, *query, *query_bias, *pos; } gated_unit;
+
+typedef struct {
+    const float *mixer, *kernel; /* kernel (chans, points) */
+    gated_unit slow, fast;
+    const float *slow_y, *fast_y, *along, *across, *bias; /* along (chans), across (points), bias (rows) or NULL */
+} global_weights;
+
+/* Its second factor as one linear layer, some rows: joint <- query value and, behind (chans, chans), the bias. */
+static void join_rows(const gated_unit *unit, float *joint, long chans, long from, long to) {
+    memset(joint + from * chans, 0, (to - from) * chans * sizeof(float));
+    product((matrix){unit->query + from * chans, chans, 1}, (matrix){unit->value, chans, 1}, joint + from * chans,
+            to - from, chans, chans, 0, 0);
+    for (long c = from; c < to; c++) {
+        float sum = unit->query_bias[c];
+        for (long l = 0; l < chans; l++) sum += unit->query[c * chans + l] * unit->value_bias[l];
+        joint[chans * chans + c] = sum;
+    }
+}
+
+/* key <- its gate for x; query is working memory. All (chans, points). */
+static void gate_sample(const gated_unit *unit, const float *joint, const float *x, float *key, float *query,
+                        long chans, long points, float *panels) {
+    const float *bias = joint + chans * chans;
+    mix_sample(&(part){unit->key, chans, x, chans}, 1, key, chans, points, 0, panels);
+    mix_sample(&(part){joint, chans, x, chans}, 1, query, chans, points, 0, panels);
+    for (long c = 0; c < chans; c++) {
+        long at = c * points;
+        plane_gate(key + at, query + at, unit->key_bias[c], bias[c], unit->pos, key + at, points, 1e-5f);
+    }
+}
+
+static void standardise_sample(float *x, long chans, long points) {
+    float mean, scale;
+    for (long c = 0; c < chans; c++)
+        plane_standardise(x + c * points, NULL, NULL, x + c * points, &mean, &scale, points, 1e-5f, 1);
+}
+
+/* mixed <- the standardised mixer x; y <- what the bottleneck makes of all but the local branches.
+   x, hci and mixed (batch, chans, side, side), y (batch, rows, side, side); columns of the bottleneck, (rows, their
+   channels), and `down` from row to row, for fast, hi, the three products, silu, and `earlier` outputs, which are
+   (batch, widths, side, side). */
+void global_part(const global_weights *w, const float *x, const float *hci, const float **before, const float **columns,
+                 const long *down, const long *widths, float *mixed, float *y, long batch, long chans, long rows,
+                 long side, long earlier) {
+    enum { MAPS = 6, PARTS = MAPS + 2 };
+    long points = side * side, size = chans * points;
+    float *slow_joint = new_numbers(2 * chans * (chans + 1)), *fast_joint = slow_joint + chans * (chans + 1);
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+        for (long c = 0; c < chans; c += TALL) {
+            join_rows(&w->slow, slow_joint, chans, c, least(c + TALL, chans));
+            join_rows(&w->fast, fast_joint, chans, c, least(c + TALL, chans));
+        }
+        float *panels = new_numbers(DEEP * STRETCH), *memory = new_numbers(MAPS * size + chans + points);
+        float *fast = memory, *hi = fast + size, *found[4] = {hi + size, hi + 2 * size, hi + 3 * size, hi + 4 * size};
+        float *plane = memory + MAPS * size, *pixel = plane + chans, *context = found[0];
+        lanes *panel = zeros(side * WIDE);
+#pragma omp for schedule(dynamic)
+        for (long b = 0; b < batch; b++) {
+            const float *own = x + b * size, *of_hci = hci + b * size;
+            float *of_mix = mixed + b * size, *out = y + b * rows * points;
+            mix_sample(&(part){w->mixer, chans, own, chans}, 1, of_mix, chans, points, 0, panels);
+            standardise_sample(of_mix, chans, points);
+
+            for (long i = 0; i < size; i++) context[i] = own[i] * w->kernel[i];
+            gate_sample(&w->slow, slow_joint, context, found[1], found[2], chans, points, panels);
+            gate_sample(&w->fast, fast_joint, own, found[3], found[2], chans, points, panels);
+            part gates[2] = {{w->slow_y, chans, found[1], chans}, {w->fast_y, chans, found[3], chans}};
+            mix_sample(gates, 2, fast, chans, points, 0, panels);
+            standardise_sample(fast, chans, points);
+
+            memset(pixel, 0, points * sizeof(float));
+            for (long c = 0; c < chans; c++) {
+                long at = c * points;
+                memcpy(hi, context + at, points * sizeof(float)); /* its place is that of the first product */
+                plane_products(hi, (const float *[]){fast, of_mix, of_hci}, found, at, side, panel);
+                float sum = 0;
+#pragma omp simd reduction(+ : sum)
+                for (long i = 0; i < points; i++) {
+                    sum += found[0][at + i];
+                    pixel[i] += found[0][at + i];
+                }
+                plane[c] = w->along[c] * (sum / points) * (sum / points);
+            }
+            for (long i = 0; i < points; i++) pixel[i] = w->across[i] * (pixel[i] / chans) * (pixel[i] / chans);
+            for (long c = 0; c < chans; c++) {
+#pragma omp simd
+                for (long i = 0; i < points; i++)
+                    hi[c * points + i] = own[c * points + i] * sigmoid(plane[c] * pixel[i]);
+            }
+
+            part parts[PARTS];
+            const float *maps[MAPS] = {fast, hi, found[0], found[1], found[2], found[3]};
+            for (long p = 0; p < MAPS + earlier; p++)
+                parts[p] = (part){columns[p], down[p], p < MAPS ? maps[p] : before[p - MAPS] + b * widths[p] * points,
+                                  widths[p]};
+            if (w->bias)
+                for (long i = 0; i < rows * points; i++) out[i] = w->bias[i / points];
+            mix_sample(parts, MAPS + earlier, out, rows, points, w->bias != NULL, panels);
+        }
+        free(panels);
+        free(memory);
+        free(panel);
+    }
+    free(slow_joint);
+}
+
+/* z <- w of the depthwise convolution of x, plus bias (or NULL), for every branch; mean and var <- moments of z.
+   A branch has x and z (batch, chans, height, width), taps (chans, k_h, k_w), w (chans, chans), bias (chans), mean and
+   var (batch, chans). */
+void local_branches(const float **x, const float **taps, const float **w, const float **bias, float **z, float **mean,
+                    float **var, const long *k_h, const long *k_w, long branches, long batch, long chans, long height,
+                    long width) {
+    long points = height * width, size = chans * points;
+#pragma omp parallel
+    {
+        float *panels = new_numbers(DEEP * STRETCH), *map = new_numbers(size);
+#pragma omp for schedule(dynamic)
+        for (long task = 0; task < branches * batch; task++) {
+            long j = task / batch, b = task % batch;
+            frame f = new_frame(height, width, k_h[j], k_w[j]);
+            float *out = z[j] + b * size;
+            for (long c = 0; c < chans; c++)
+                convolve(&f, x[j] + b * size + c * points, taps[j] + c * k_h[j] * k_w[j], map + c * points);
+            free(f.map);
+            if (bias[j])
+                for (long i = 0; i < size; i++) out[i] = bias[j][i / points];
+            mix_sample(&(part){w[j], chans, map, chans}, 1, out, chans, points, bias[j] != NULL, panels);
+            for (long c = 0; c < chans; c++)
+                plane_moments(out + c * points, NULL, points, mean[j] + b * chans + c, var[j] + b * chans + c);
+        }
+        free(panels);
+        free(map);
+    }
+}
+
+/* y <- y + the sum over branches of w (gelu of the standardised z, plus bias); z is overwritten.
+   A branch has z (batch, chans, points), mean and scale (batch, chans), bias (1), w (rows, chans), `down` from row to row;
+   y (batch, rows, points). */
+void local_outputs(float **z, const float **mean, const float **scale, const float **bias, const float **w,
+                   const long *down, float *y, long branches, long batch, long chans, long rows, long points) {
+    long stretches = (points + STRETCH - 1) / STRETCH, size = chans * points;
+#pragma omp parallel
+    {
+        float *panels = new_numbers(DEEP * STRETCH);
+#pragma omp for schedule(dynamic)
+        for (long task = 0; task < batch * stretches; task++) {
+            long b = task / stretches, from = task % stretches * STRETCH, to = least(from + STRETCH, points);
+            for (long j = 0; j < branches; j++) {
+                float more = *bias[j];
+                for (long c = 0; c < chans; c++) {
+                    float middle = mean[j][b * chans + c], factor = scale[j][b * chans + c];
+                    float *values = z[j] + b * size + c * points;
+#pragma omp simd
+                    for (long i = from; i < to; i++) values[i] = gelu((values[i] - middle) * factor) + more;
+                }
+                mix_part(w[j], down[j], z[j] + b * size, chans, y + b * rows * points, rows, points, from, to, 1, panels);
+            }
+        }
+        free(panels);
+    }
 }
 
 /* The factor L (dim, rank) with all its entries; its lower triangle may be packed, row by row. To be freed. */

@@ -47,6 +47,7 @@ __all__ = [
     "relu_dropout_",
     "relu_slopes_",
     "ridge_loss",
+    "shared_scales",
     "spd_factor",
     "spd_solve",
     "standardise",
@@ -54,6 +55,8 @@ __all__ = [
     "suits_planes",
     "suits_units",
 ]
+
+_Argument = Tensor | int | float | None
 
 # Products and sums are contracted to one instruction; not-a-numbers pass through the formulas as they are written.
 FLAGS = ["-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC"]
@@ -195,6 +198,22 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
+def shared_scales(
+    moments: Sequence[Tensor], known: tuple[Tensor, Tensor] | None, groups: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / standard deviation to standardise every plane with, (B, C) each.
+
+    Args:
+        moments: mean and biased variance of every plane, (B, C), :func:`available`, as all that follows.
+        known: mean and variance of the channels of the even groups to use whatever the batch, contiguous.
+        groups: of channels; those of the even ones share their moments over the batch.
+        eps: added to the variance.
+    """
+    mean, var = (t.clone(memory_format=torch.contiguous_format) for t in moments)
+    _call("shared_moments", mean, var, *(known or (None, None)), *mean.shape, groups, eps)
+    return mean, var
+
+
 def gate(key: Tensor, query: Tensor, bias: Tensor, biases: Sequence[Tensor], overwrite: bool) -> Tensor:
     """What :func:`zoo.kernels.hyperzzw.gate` computes of maps (B, C, H, W) and biases, all :func:`available`."""
     key, query, bias = key.contiguous(), query.contiguous(), bias.contiguous()
@@ -225,9 +244,9 @@ def global_part(
         x: (B, C, N, N), N at most 64, :func:`available`, as all that follows.
         hci: likewise.
         earlier: outputs of earlier blocks, at most two, (B, C_i, N, N).
-        weights: of the mixer; the kernel (C, N, N); weight and bias of key, of query, and pos_bias, of the slow and of
-            the fast gated unit; their output weights; the hyper-kernels of channels (C,) and of pixels (N, N); bias of
-            the bottleneck or None.
+        weights: of the mixer; the kernel (C, N, N); weight and bias of key, value and query, and pos_bias, of the
+            slow and of the fast gated unit; their output weights; the hyper-kernels of channels (C,) and of pixels
+            (N, N); bias of the bottleneck or None.
         columns: columns of the bottleneck for fast, the hyper interaction, the three products, SiLU and `earlier`,
             (C_out, C_i) each.
 
@@ -579,17 +598,17 @@ def _points(x: Tensor) -> int:
     return x.shape[2:].numel()
 
 
-def _call(name: str, *arguments: Tensor | Sequence[Tensor] | Sequence[int] | int | float | None) -> int:
+def _call(name: str, *arguments: _Argument | Sequence[_Argument]) -> int:
     loops = library()
     assert loops is not None
     return getattr(loops, name)(*map(_as_c, arguments))
 
 
-def _as_c(value: Tensor | Sequence[Tensor] | Sequence[int] | int | float | None) -> Any:
+def _as_c(value: _Argument | Sequence[_Argument]) -> Any:
+    """Pointers, numbers, and arrays of either."""
     if value is None or isinstance(value, Tensor):
         return ctypes.c_void_p(None if value is None else value.data_ptr())
-    if isinstance(value, Sequence):
-        if value and isinstance(value[0], int):
-            return (ctypes.c_long * len(value))(*value)
-        return (ctypes.c_void_p * len(value))(*(None if t is None else t.data_ptr() for t in value))
-    return ctypes.c_long(value) if isinstance(value, int) else ctypes.c_float(value)
+    if isinstance(value, (int, float)):
+        return ctypes.c_long(value) if isinstance(value, int) else ctypes.c_float(value)
+    values = [_as_c(v) for v in value]
+    return (type(values[0]) * len(values))(*values) if values else None

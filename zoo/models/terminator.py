@@ -113,13 +113,9 @@ class RecursiveGatedUnit(nn.Module):
         for linear in (self.k, self.v, self.q, self.y):
             uniform_(linear)
 
-    def query(self) -> tuple[Tensor, Tensor]:
-        """Q V as one linear layer: weight and bias."""
-        return self.q.weight @ self.v.weight, self.q.weight @ self.v.bias + self.q.bias
-
     def gate(self, x: Tensor) -> Tensor:
-        """Everything before Y, (B, C, H, W) to the same."""
-        weight, bias = self.query()
+        """Everything before Y, (B, C, H, W) to the same; Q V is one matrix."""
+        weight, bias = self.q.weight @ self.v.weight, self.q.weight @ self.v.bias + self.q.bias
         if torch.is_grad_enabled():
             key, query = mix_channels([x], [self.k.weight], self.k.bias), mix_channels([x], [weight], bias)
             return gate(key, query, self.pos_bias)
@@ -296,8 +292,13 @@ class SlowFastBlock(nn.Module):
             and not (is_recorded(x) or torch.is_grad_enabled() or self.training or self.sample_context)
             and 1 < self.size[0] <= 64
             and native.suits_planes(x)
-            and native.available(x, *pre, *self.parameters())
+            and native.available(x, *pre, *self._fast_parameters())
         )
+
+    def _fast_parameters(self) -> Iterator[Tensor]:
+        """Those that are not a slow network's."""
+        for name, module in self.named_children():
+            yield from () if "net" in name else module.parameters()
 
     @torch.jit.ignore
     def _global_part(
@@ -306,7 +307,8 @@ class SlowFastBlock(nn.Module):
         """The mixed map, and what :meth:`global_part` answers."""
         weights: list[Tensor | None] = [self.mixer.weight, kernel]
         for unit in (self.rgu_slow, self.rgu_fast):
-            weights += [unit.k.weight, unit.k.bias, *unit.query(), unit.pos_bias]
+            weights += [t for linear in (unit.k, unit.v, unit.q) for t in (linear.weight, linear.bias)]
+            weights += [unit.pos_bias]
         weights += [self.rgu_slow.y.weight, self.rgu_fast.y.weight, self.hi_channel_net(), self.hi_spatial_net()]
         weights += [self.bottleneck.bias if self.running else None]
         names = ["fast", "hi", "g1", "g2", "g3", "silu", *(f"pre{i}" for i in range(len(pre)))]
@@ -318,7 +320,7 @@ class SlowFastBlock(nn.Module):
         biases = [mix.bias if self.running else None for mix in mixes]
         z, moments = native.local_branches(maps, taps, [mix.weight for mix in mixes], biases)
         norms = cast("list[StandardGELU]", list(self.local_norm))
-        scales = [norm.scales(part, known) for norm, part, known in zip(norms, z, moments, strict=True)]
+        scales = [norm.scales(known) for norm, known in zip(norms, moments, strict=True)]
         return native.local_outputs_(z, scales, list(self.local_bias), columns, y)
 
     def global_part(
