@@ -19,6 +19,7 @@ from zoo.benchmarks.terminator_plain import PlainTerminator
 from zoo.figures import context_kernels, hyper_kernels
 from zoo.gallery import PictureError, draw
 from zoo.kernels import hyperzzw as ops
+from zoo.kernels import native
 from zoo.models import to_deploy
 from zoo.models.terminator import Terminator
 from zoo.tasks.kar import Kar2, Kar3
@@ -347,6 +348,44 @@ def test_inference_some_samples_at_a_time_and_without_loops(
         monkeypatch.setattr(ops.native, "available", lambda *args, **kwargs: False)
         torch.testing.assert_close(model(x), whole, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(model.double()(x.double()).float(), whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C compiler, or an OpenMP that torch lacks")
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize(("size", "count"), [(13, 1), (32, 4), (40, 9)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"layout": "paper", "reuse": ((), (), ()), "local_sizes": (3, 11, 9)},
+        {"standardise_eval": "batch"},
+        {"local_context": "batch", "dims": (36, 72, 144)},
+    ],
+    ids=["test", "paper", "batch statistics", "batch context"],
+)
+def test_inference_with_images_by_thread(
+    options: dict[str, Any], size: int, count: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(img_size=size, **options)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter += 0.05 * torch.randn_like(parameter) * ("weight" not in name)
+        x = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+        model.train()(x[:4])
+    exact = copy.deepcopy(model).double().eval()
+    done = []
+    for name in ("global_part", "local_branches", "local_outputs_"):
+        loop = getattr(native, name)
+        monkeypatch.setattr(native, name, lambda *a, loop=loop, name=name: (done.append(name), loop(*a))[1])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            got, want = to_deploy(model.eval())(x), exact(x.double())
+    finally:
+        torch.set_num_threads(before)
+    assert len(done) == (3 * 3 if threads < 4 or count == 4 else 0)
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
 
 
 def test_long_convolutions_under_autocast_and_in_half() -> None:

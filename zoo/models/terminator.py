@@ -286,7 +286,7 @@ class SlowFastBlock(nn.Module):
     def _suits_threads(self, x: Tensor, pre: list[Tensor]) -> bool:
         """Whether the loops that give whole images to threads are for this input: inference in float32 on a CPU."""
         threads = torch.get_num_threads()
-        shared = len(x) >= 4 * threads or len(x) % threads == 0
+        shared = threads <= 2 or len(x) >= 4 * threads or len(x) % threads == 0
         return (
             shared
             and not (is_recorded(x) or torch.is_grad_enabled() or self.training or self.sample_context)
@@ -309,7 +309,8 @@ class SlowFastBlock(nn.Module):
         for unit in (self.rgu_slow, self.rgu_fast):
             weights += [t for linear in (unit.k, unit.v, unit.q) for t in (linear.weight, linear.bias)]
             weights += [unit.pos_bias]
-        weights += [self.rgu_slow.y.weight, self.rgu_fast.y.weight, self.hi_channel_net(), self.hi_spatial_net()]
+        weights += [self.rgu_slow.y.weight, self.rgu_fast.y.weight]
+        weights += [net().to(x.dtype) for net in (self.hi_channel_net, self.hi_spatial_net)]
         weights += [self.bottleneck.bias if self.running else None]
         names = ["fast", "hi", "g1", "g2", "g3", "silu", *(f"pre{i}" for i in range(len(pre)))]
         return native.global_part(x, hci, pre, weights, [columns[name] for name in names])
