@@ -826,21 +826,21 @@ enum { TOWER = TALL };
 #endif
 enum { STRETCH = 512 }; /* pixels at a time: the second cache holds DEEP numbers of each */
 
-/* Some rows of w, `down` apart, times a panel of pixels (terms, span vectors) are written to y or added to it. */
+/* Some rows of w, `down` apart, times a panel of pixels (terms, SIDE) are written to y or added to it. */
 INLINE void mix_rows(const float *w, long down, const lanes *panel, long terms, float *y, long step, long width,
-                     int more, const int tall, const int span) {
+                     int more, const int tall) {
     lanes sum[TOWER][BROAD];
     for (int r = 0; r < tall; r++)
-        for (int s = 0; s < span; s++) sum[r][s] = (lanes){0};
+        for (int s = 0; s < BROAD; s++) sum[r][s] = (lanes){0};
     for (long l = 0; l < terms; l++)
         for (int r = 0; r < tall; r++)
-            for (int s = 0; s < span; s++) sum[r][s] += w[r * down + l] * panel[l * span + s];
+            for (int s = 0; s < BROAD; s++) sum[r][s] += w[r * down + l] * panel[l * BROAD + s];
     for (int r = 0; r < tall; r++, y += step) {
-        if (width < span * LANES) {
+        if (width < SIDE) {
             const float *sums = (const float *)sum[r];
             for (long j = 0; j < width; j++) y[j] = more ? y[j] + sums[j] : sums[j];
         } else {
-            for (int s = 0; s < span; s++) {
+            for (int s = 0; s < BROAD; s++) {
                 anywhere *to = (anywhere *)(y + s * LANES);
                 *to = more ? *to + sum[r][s] : sum[r][s];
             }
@@ -852,11 +852,11 @@ INLINE void mix_rows(const float *w, long down, const lanes *panel, long terms, 
 static void mix_tower(const float *w, long down, const lanes *panel, long terms, float *y, long step, long width,
                       int more, long left) {
     if (left >= TOWER && width == SIDE) {
-        mix_rows(w, down, panel, terms, y, step, width, more, TOWER, BROAD);
+        mix_rows(w, down, panel, terms, y, step, width, more, TOWER);
         return;
     }
     for (long i = 0; i < least(left, TOWER); i += TALL)
-        WITH_TALL(left - i, mix_rows(w + i * down, down, panel, terms, y + i * step, step, width, more, tall, BROAD))
+        WITH_TALL(left - i, mix_rows(w + i * down, down, panel, terms, y + i * step, step, width, more, tall))
 }
 
 /* y (rows, points) <- (y +) w x, of pixels `from` to `to`; w (rows, terms), `down` from row to row, x (terms, points).
@@ -889,17 +889,12 @@ static float *new_numbers(long count) { return (float *)aligned_alloc(64, (count
 /* The parts of a sum over channels: w (rows, terms), `down` from row to row, x (terms, points). */
 typedef struct { const float *w; long down; const float *x; long terms; } part;
 
-/* y (rows, points) <- (y +) the sum over parts of w x, of pixels `from` to `to`. */
-static void mix_stretch(const part *parts, long count, float *y, long rows, long points, long from, long to, int more,
-                        float *panels) {
-    for (long p = 0; p < count; p++)
-        mix_part(parts[p].w, parts[p].down, parts[p].x, parts[p].terms, y, rows, points, from, to, more || p > 0, panels);
-}
-
-/* The same of all pixels. */
+/* y (rows, points) <- (y +) the sum over parts of w x. */
 static void mix_sample(const part *parts, long count, float *y, long rows, long points, int more, float *panels) {
     for (long from = 0; from < points; from += STRETCH)
-        mix_stretch(parts, count, y, rows, points, from, least(from + STRETCH, points), more, panels);
+        for (long p = 0; p < count; p++)
+            mix_part(parts[p].w, parts[p].down, parts[p].x, parts[p].terms, y, rows, points, from,
+                     least(from + STRETCH, points), more || p > 0, panels);
 }
 
 /* Some rows of y <- w z, as many columns as there are in WIDE vectors; `step` from row to row of z. */
