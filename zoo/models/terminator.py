@@ -285,15 +285,12 @@ class SlowFastBlock(nn.Module):
     @torch.jit.ignore
     def _suits_threads(self, x: Tensor, pre: list[Tensor]) -> bool:
         """Whether the loops that give whole images to threads are for this input: inference in float32 on a CPU."""
+        if is_recorded(x) or torch.is_grad_enabled() or self.training or self.sample_context:
+            return False
         threads = torch.get_num_threads()
-        shared = threads <= 2 or len(x) >= 4 * threads or len(x) % threads == 0
-        return (
-            shared
-            and not (is_recorded(x) or torch.is_grad_enabled() or self.training or self.sample_context)
-            and 1 < self.size[0] <= 64
-            and native.suits_planes(x)
-            and native.available(x, *pre, *self._fast_parameters())
-        )
+        shared = threads <= 2 or len(x) >= 4 * threads or len(x) % threads == 0  # few are idle
+        fits = 1 < self.size[0] <= 64 and native.suits_planes(x)
+        return shared and fits and native.available(x, *pre, *self._fast_parameters())
 
     def _fast_parameters(self) -> Iterator[Tensor]:
         """Those that are not a slow network's."""
