@@ -95,7 +95,8 @@ def draw(
     except (ValueError, TypeError) as error:
         raise PictureError(str(error)) from None
     write_atomic(out, lambda file: ax.figure.savefig(file, format="png", dpi=150))  # type: ignore[union-attr]
-    return f"{out}: {told}" + ("" if pretrained or checkpoint else "; the weights are untrained")
+    untrained = kind != "losses" and not (pretrained or checkpoint)
+    return f"{out}: {told}" + ("; the weights are untrained" if untrained else "")
 
 
 def _losses(run: str | Path | None) -> dict[str, tuple[list[int], list[float]]]:

@@ -534,6 +534,7 @@ def test_pictures_as_files_and_in_wandb(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,train/loss,train/slow_loss\n0,2.5,0.1\n1,,\n2,2.0,0.01\n")
     told = draw("losses", "test_terminator", tmp_path / "losses.png", data=tmp_path)
     assert "loss, slow_loss of" in told
+    assert "untrained" not in told
     assert {p.read_bytes()[:4] for p in tmp_path.glob("*.png")} == {b"\x89PNG"}
     with pytest.raises(PictureError, match="--data"):
         draw("losses", "test_terminator", tmp_path / "no.png")
