@@ -896,7 +896,7 @@ class LocalSlowNet(SlowNet):
             x = x.mean(0, keepdim=True)
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
             if self.context == "batch" and not is_recorded(x) and native.available(x):
-                return native.adaptive_mean(x[0].view(x.shape[1], -1, x.shape[-1]), self.shape)
+                return native.adaptive_mean(x[0].reshape(x.shape[1], -1, x.shape[-1]), self.shape)
         if self.dims == 1:
             pooled = F.adaptive_avg_pool1d(x.flatten(2), self.points)
         else:

@@ -261,13 +261,13 @@ class SlowFastBlock(nn.Module):
                 "hci": means[1] if known else hci.mean(0, keepdim=True),
                 "mix": mixed.mean(0, keepdim=True),
             }
-        maps = [named[convolved] for _, convolved in self.roles]
+        convolved = [named[name] for _, name in self.roles]
         taps: list[Tensor] = []
         for j, net in enumerate(self.local_nets):
             taps.append(self.local_kernel(net(context[self.roles[j][0]]).to(x.dtype)))
-        columns = [weights[f"l{j}"] for j in range(len(maps))]
+        columns = [weights[f"l{j}"] for j in range(len(convolved))]
         if by_thread:
-            return self._local_branches(maps, taps, columns, y)
+            return self._local_branches(convolved, taps, columns, y)
         branches: list[Tensor] = []
         biases = [bias for bias in self.local_bias]  # noqa: C416 (TorchScript has no list() of it)
         for j, (mix, norm) in enumerate(zip(self.local_mix, self.local_norm)):  # noqa: B905
@@ -275,10 +275,10 @@ class SlowFastBlock(nn.Module):
             offset = bias if self.running else standardised_bias(bias)
             moments: list[Tensor] = []
             if torch.jit.is_scripting() or self.sample_context:
-                z = self.local_part([maps[j]], taps[j], mix.weight, offset)  # type: ignore[arg-type]
+                z = self.local_part([convolved[j]], taps[j], mix.weight, offset)  # type: ignore[arg-type]
             else:
                 local = partial(self.local_part, taps=taps[j], weight=mix.weight, bias=offset)  # type: ignore[arg-type]
-                z = by_samples(local, [maps[j]], self.dim, moments)
+                z = by_samples(local, [convolved[j]], self.dim, moments)
             branches.append(norm(z, biases[j], True, moments))
         return mix_channels(branches, columns, onto=y)
 
