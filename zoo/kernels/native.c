@@ -29,7 +29,7 @@ enum { DEEP = 320 };           /* terms that are summed before they are added to
 typedef struct { const float *at; long down, right; } matrix;
 
 /* sum <- the first rows of a times a panel b (terms, SIDE). */
-INLINE void sum_rows(matrix a, const lanes *b, long terms, lanes sum[TALL][BROAD], const int tall) {
+INLINE void sum_rows(matrix a, const lanes *b, long terms, lanes sum[][BROAD], const int tall) {
     for (int r = 0; r < tall; r++)
         for (int s = 0; s < BROAD; s++) sum[r][s] = (lanes){0};
     for (long l = 0; l < terms; l++)
@@ -830,11 +830,7 @@ enum { STRETCH = 512 }; /* pixels at a time: the second cache holds DEEP numbers
 INLINE void mix_rows(const float *w, long down, const lanes *panel, long terms, float *y, long step, long width,
                      int more, const int tall) {
     lanes sum[TOWER][BROAD];
-    for (int r = 0; r < tall; r++)
-        for (int s = 0; s < BROAD; s++) sum[r][s] = (lanes){0};
-    for (long l = 0; l < terms; l++)
-        for (int r = 0; r < tall; r++)
-            for (int s = 0; s < BROAD; s++) sum[r][s] += w[r * down + l] * panel[l * BROAD + s];
+    sum_rows((matrix){w, down, 1}, panel, terms, sum, tall);
     for (int r = 0; r < tall; r++, y += step) {
         if (width < SIDE) {
             const float *sums = (const float *)sum[r];
@@ -859,14 +855,15 @@ static void mix_tower(const float *w, long down, const lanes *panel, long terms,
         WITH_TALL(left - i, mix_rows(w + i * down, down, panel, terms, y + i * step, step, width, more, tall))
 }
 
-/* y (rows, points) <- (y +) w x, of pixels `from` to `to`; w (rows, terms), `down` from row to row, x (terms, points).
-   panels: working memory of DEEP STRETCH numbers. */
-static void mix_part(const float *w, long down, const float *x, long terms, float *y, long rows, long points, long from,
-                     long to, int more, float *panels) {
-    for (long l = 0; l < terms; l += DEEP) {
-        long deep = least(terms - l, DEEP);
+/* A part of a sum over channels: w (rows, terms), `down` from row to row, x (terms, points). */
+typedef struct { const float *w; long down; const float *x; long terms; } part;
+
+/* y (rows, points) <- (y +) w x, of pixels `from` to `to`. panels: working memory of DEEP STRETCH numbers. */
+static void mix_part(const part *p, float *y, long rows, long points, long from, long to, int more, float *panels) {
+    for (long l = 0; l < p->terms; l += DEEP) {
+        long deep = least(p->terms - l, DEEP);
         for (long k = 0; k < deep; k++) {
-            const float *pixels = x + (l + k) * points;
+            const float *pixels = p->x + (l + k) * points;
             for (long j = from; j < to; j += SIDE) {
                 lanes *panel = (lanes *)(panels + (j - from) * deep + k * SIDE);
                 if (to - j < SIDE) {
@@ -879,22 +876,24 @@ static void mix_part(const float *w, long down, const float *x, long terms, floa
         }
         for (long i = 0; i < rows; i += TOWER)
             for (long j = from; j < to; j += SIDE)
-                mix_tower(w + i * down + l, down, (lanes *)(panels + (j - from) * deep), deep, y + i * points + j, points,
-                          least(to - j, SIDE), more || l > 0, rows - i);
+                mix_tower(p->w + i * p->down + l, p->down, (lanes *)(panels + (j - from) * deep), deep,
+                          y + i * points + j, points, least(to - j, SIDE), more || l > 0, rows - i);
     }
 }
 
 static float *new_numbers(long count) { return (float *)aligned_alloc(64, (count * sizeof(float) + 63) / 64 * 64); }
 
-/* The parts of a sum over channels: w (rows, terms), `down` from row to row, x (terms, points). */
-typedef struct { const float *w; long down; const float *x; long terms; } part;
+/* Every row of y (rows, points) <- its bias. */
+static void fill_rows(const float *bias, float *y, long rows, long points) {
+    for (long i = 0; i < rows; i++)
+        for (long j = 0; j < points; j++) y[i * points + j] = bias[i];
+}
 
 /* y (rows, points) <- (y +) the sum over parts of w x. */
 static void mix_sample(const part *parts, long count, float *y, long rows, long points, int more, float *panels) {
     for (long from = 0; from < points; from += STRETCH)
         for (long p = 0; p < count; p++)
-            mix_part(parts[p].w, parts[p].down, parts[p].x, parts[p].terms, y, rows, points, from,
-                     least(from + STRETCH, points), more || p > 0, panels);
+            mix_part(parts + p, y, rows, points, from, least(from + STRETCH, points), more || p > 0, panels);
 }
 
 /* Some rows of y <- w z, as many columns as there are in WIDE vectors; `step` from row to row of z. */
@@ -1071,8 +1070,7 @@ void adaptive_mean(const float *x, float *y, long planes, long height, long widt
 
 /* A linear layer: y (outs, points) <- w (outs, ins) x (ins, points) + bias (outs). */
 static void dense(const float *w, const float *bias, const float *x, float *y, long outs, long ins, long points) {
-    for (long o = 0; o < outs; o++)
-        for (long i = 0; i < points; i++) y[o * points + i] = bias[o];
+    fill_rows(bias, y, outs, points);
     product((matrix){w, ins, 1}, (matrix){x, points, 1}, y, outs, ins, points, 0, 0);
 }
 
@@ -1212,8 +1210,7 @@ void global_part(const global_weights *w, const float *x, const float *hci, cons
             for (long p = 0; p < MAPS + earlier; p++)
                 parts[p] = (part){columns[p], down[p], p < MAPS ? maps[p] : before[p - MAPS] + b * widths[p] * points,
                                   widths[p]};
-            if (w->bias)
-                for (long i = 0; i < rows * points; i++) out[i] = w->bias[i / points];
+            if (w->bias) fill_rows(w->bias, out, rows, points);
             mix_sample(parts, MAPS + earlier, out, rows, points, w->bias != NULL, panels);
         }
         free(panels);
@@ -1241,8 +1238,7 @@ void local_branches(const float **x, const float **taps, const float **w, const 
             for (long c = 0; c < chans; c++)
                 convolve(&f, x[j] + b * size + c * points, taps[j] + c * k_h[j] * k_w[j], map + c * points);
             free(f.map);
-            if (bias[j])
-                for (long i = 0; i < size; i++) out[i] = bias[j][i / points];
+            if (bias[j]) fill_rows(bias[j], out, chans, points);
             mix_sample(&(part){w[j], chans, map, chans}, 1, out, chans, points, bias[j] != NULL, panels);
             for (long c = 0; c < chans; c++)
                 plane_moments(out + c * points, NULL, points, mean[j] + b * chans + c, var[j] + b * chans + c);
@@ -1272,7 +1268,8 @@ void local_outputs(float **z, const float **mean, const float **scale, const flo
 #pragma omp simd
                     for (long i = from; i < to; i++) values[i] = gelu((values[i] - middle) * factor) + more;
                 }
-                mix_part(w[j], down[j], z[j] + b * size, chans, y + b * rows * points, rows, points, from, to, 1, panels);
+                mix_part(&(part){w[j], down[j], z[j] + b * size, chans}, y + b * rows * points, rows, points, from, to, 1,
+                         panels);
             }
         }
         free(panels);

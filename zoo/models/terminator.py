@@ -271,8 +271,7 @@ class SlowFastBlock(nn.Module):
         branches: list[Tensor] = []
         biases = [bias for bias in self.local_bias]  # noqa: C416 (TorchScript has no list() of it)
         for j, (mix, norm) in enumerate(zip(self.local_mix, self.local_norm)):  # noqa: B905
-            bias: Tensor = mix.bias  # type: ignore[assignment]
-            offset = bias if self.running else standardised_bias(bias)
+            offset = standardised_bias(mix.bias, self.running)  # type: ignore[arg-type]
             moments: list[Tensor] = []
             if torch.jit.is_scripting() or self.sample_context:
                 z = self.local_part([convolved[j]], taps[j], mix.weight, offset)  # type: ignore[arg-type]
@@ -308,14 +307,14 @@ class SlowFastBlock(nn.Module):
             weights += [unit.pos_bias]
         weights += [self.rgu_slow.y.weight, self.rgu_fast.y.weight]
         weights += [net().to(x.dtype) for net in (self.hi_channel_net, self.hi_spatial_net)]
-        weights += [self.bottleneck.bias if self.running else None]
+        weights += [standardised_bias(self.bottleneck.bias, self.running)]
         names = ["fast", "hi", "g1", "g2", "g3", "silu", *(f"pre{i}" for i in range(len(pre)))]
         return native.global_part(x, hci, pre, weights, [columns[name] for name in names])
 
     @torch.jit.ignore
     def _local_branches(self, maps: list[Tensor], taps: list[Tensor], columns: list[Tensor], y: Tensor) -> Tensor:
         mixes = cast("list[nn.Linear]", list(self.local_mix))
-        biases = [mix.bias if self.running else None for mix in mixes]
+        biases = [standardised_bias(mix.bias, self.running) for mix in mixes]
         z, moments = native.local_branches(maps, taps, [mix.weight for mix in mixes], biases)
         norms = cast("list[StandardGELU]", list(self.local_norm))
         scales = [norm.scales(known) for norm, known in zip(norms, moments, strict=True)]
@@ -339,8 +338,7 @@ class SlowFastBlock(nn.Module):
             parts[f"pre{i}"] = earlier
         names = list(parts.keys())
         columns = [weights[name] for name in names]
-        bias = self.bottleneck.bias
-        offset = bias if self.running else standardised_bias(bias)
+        offset = standardised_bias(self.bottleneck.bias, self.running)
         return mix_channels([parts[name] for name in names], columns, offset, out=out)
 
     def local_part(
@@ -364,9 +362,9 @@ class SlowFastBlock(nn.Module):
         return F.dropout2d(x, self.drop_rate, self.training)
 
 
-def standardised_bias(bias: Tensor) -> Tensor | None:
-    """None where nobody wants gradients: the standardisation that follows takes a channel's constant away again."""
-    return bias if torch.is_grad_enabled() else None
+def standardised_bias(bias: Tensor, known: bool = False) -> Tensor | None:
+    """None where nobody wants gradients: standardisation takes a channel's constant away, except by `known` moments."""
+    return bias if known or torch.is_grad_enabled() else None
 
 
 def normal_(linear: nn.Linear) -> None:
