@@ -131,7 +131,7 @@ def read_csv(
     regular: bool = True,
     separator: str | None = None,
     encoding: str | None = None,
-    whose: str = "columns",
+    whose: str | None = None,
 ) -> Series:
     """A series in a text file: a header, then rows of a time and numbers, as in the ETT and weather benchmarks.
 
@@ -149,7 +149,7 @@ def read_csv(
         regular: Whether the times must keep one step; False takes rows as they come, such as trading days.
         separator: What stands between cells; None recognises it.
         encoding: Of the text; None means UTF-8, or UTF-16 with its mark.
-        whose: Who wants the columns, for messages.
+        whose: Who wants the columns, for messages: a model, which is told what it leaves out. None means the caller.
 
     Raises:
         DataError: The file cannot be read as such; the message has the line and the column.
@@ -160,12 +160,12 @@ def read_csv(
         raise DataError(f"{path} needs {layout}; its first line holds no names")
     if table.width < 2:
         raise DataError(f"{path} needs {layout}; it has 1 column, {listed(table.header)}")
-    clock = 0 if time_column is None else table.match([time_column], whose, table.header).places[0]
+    clock = 0 if time_column is None else table.match([time_column], whose or "time_column", table.header).places[0]
     if columns is None:
         names = [name for i, name in enumerate(table.header) if i != clock]
         places = [i for i in range(table.width) if i != clock]
     else:
-        found = table.match(columns, whose, [table.header[clock]])
+        found = table.match(columns, whose or "columns", [table.header[clock]] if whose else table.header)
         names, places = list(columns), found.places
         for note in found.notes:
             _log.warning("%s", note)
