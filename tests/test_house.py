@@ -45,11 +45,12 @@ ALLOWED = {
     "checkpoints": {"models", "files"},
     "files": set(),
     "suggest": set(),
+    "inputs": set(),
     "facts": set(),
     "config": set(),
     "launch": {"config", "training"},
 }
-HELPERS = {"facts", "suggest", "zoo"}
+HELPERS = {"facts", "inputs", "suggest", "zoo"}
 
 
 def room_of(path: Path) -> str:

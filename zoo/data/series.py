@@ -252,6 +252,12 @@ class Forecast(ImageDataModule):
             "std": _deviation(values).tolist(),
         }
 
+    def input_record(self) -> dict[str, Any]:
+        """Variables, length of a window, calendar features, and what the variables are standardised by."""
+        known = {k: self.preprocessing[k] for k in ("mean", "std")}
+        record = {"kind": "series", "columns": list(self.series.names), "count": self.in_chans, "steps": self.seq_len}
+        return record | {"time_features": self.time_features, **known}
+
     def _borders(self) -> tuple[int, int, int]:
         """Ends of the training, validation and test part."""
         steps = len(self.series.values)

@@ -376,6 +376,10 @@ class Tabular(ImageDataModule):
         """Rows go into the model as they are."""
         return {"input_size": list(self.input_size), "mean": [0.0], "std": [1.0]}
 
+    def input_record(self) -> dict[str, Any]:
+        """Names of the columns, in the model's order."""
+        return {"kind": "table", "columns": list(self.feature_names), "count": self.in_chans}
+
     def prepare_data(self) -> None:
         """Fetch the table unless the cache has it."""
         _ = self.table

@@ -13,16 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.data.folder import EXTENSIONS
+from zoo import inputs
+from zoo.data.checks import DataError
+from zoo.data.prepare import SUFFIXES, kind_of_file, prepare
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import load, record_of
 
-__all__ = ["SOUNDS", "draw", "predict", "read_rows"]
+__all__ = ["draw", "predict", "prepared", "read_rows"]
 
-SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
-TABLES = (".csv", ".tsv")
-_MAX_PIXELS = 100_000_000
-_MAX_SECONDS = 600
 _MAX_TABLE = 200_000_000  # bytes
 
 
@@ -47,14 +45,31 @@ def predict(model: str, files: Sequence[str | Path], top: int = 5) -> list[dict[
     facts = _facts(model, network)
     found = []
     for path in map(Path, files):
-        inputs = _read(path, network, facts)
-        outputs = network(inputs).float()
+        outputs = network(*prepared(path, network, facts["features"])).float()
         for i, out in enumerate(outputs):
             entry: dict[str, Any] = {"file": str(path)}
-            if path.suffix.lower() in TABLES:
+            if path.suffix.lower() in SUFFIXES["table"]:
                 entry["row"] = i + 1
             found.append(entry | _answer(out, facts, top))
     return found
+
+
+def prepared(path: Path, network: nn.Module, features: Sequence[str] = ()) -> tuple[Tensor, ...]:
+    """The network's arguments for a file, by the record that it carries or that its configuration gives.
+
+    Raises:
+        ToolError: The file is missing, damaged, or nothing that this model takes.
+    """
+    record = inputs.record_of(network)
+    try:
+        if record["kind"] != "table":
+            return prepare(path, record)
+        if not path.is_file():
+            raise ToolError(f"there is no file {path}")
+        kind_of_file(path, "table")
+        return (read_rows(path, int(record["count"]), record.get("columns") or features),)
+    except DataError as error:
+        raise ToolError(str(error)) from None
 
 
 def _facts(model: str, network: nn.Module) -> dict[str, Any]:
@@ -86,65 +101,6 @@ def _answer(out: Tensor, facts: Mapping[str, Any], top: int) -> dict[str, Any]:
 
 
 # ---- reading -----------------------------------------------------------------------------------------------
-
-
-def _read(path: Path, network: nn.Module, facts: Mapping[str, Any]) -> Tensor:
-    if not path.is_file():
-        raise ToolError(f"there is no file {path}")
-    kind = path.suffix.lower()
-    wanted = "recording" if hasattr(network, "log_mel") or _sampler(network) is not None else (
-        "table" if tuple(facts["cfg"].get("input_size", ()))[1:] == (1, 1) else "image")  # fmt: skip
-    given = "recording" if kind in SOUNDS else "table" if kind in TABLES else "image" if kind in EXTENSIONS else None
-    if given is None:
-        raise ToolError(f"{path}: {kind or 'no suffix'} is none of {' '.join((*sorted(EXTENSIONS), *SOUNDS, *TABLES))}")
-    if given != wanted:
-        article = {"image": "an image", "recording": "a recording", "table": "a table"}
-        raise ToolError(f"{path} is {article[given]}, the model takes {article[wanted]}")
-    if kind in TABLES:
-        return read_rows(path, int(network.in_chans), facts["features"])  # type: ignore[arg-type]
-    return _sound(path, network) if given == "recording" else _image(path, facts["cfg"])
-
-
-def _image(path: Path, cfg: Mapping[str, Any]) -> Tensor:
-    from PIL import Image
-    from timm.data import create_transform, resolve_data_config
-
-    try:
-        with Image.open(path) as file:
-            if file.width * file.height > _MAX_PIXELS:
-                raise ToolError(f"{path} has {file.width} x {file.height} pixels: make it smaller first")
-            how: dict[str, Any] = resolve_data_config({}, pretrained_cfg=dict(cfg))
-            picture = file.convert("L" if how["input_size"][0] == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, ToolError):
-            raise
-        raise ToolError(f"{path} cannot be read as an image ({str(error)[:100]})") from None
-    keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-    transform: Any = create_transform(is_training=False, **{k: how[k] for k in keys})
-    return transform(picture)[None]
-
-
-def _sampler(network: nn.Module) -> nn.Module | None:
-    """The module that hears, which knows the sample rate and how many samples fill its frames."""
-    return next((m for m in network.modules() if hasattr(m, "sample_rate") and hasattr(m, "samples")), None)
-
-
-def _sound(path: Path, network: nn.Module) -> Tensor:
-    import soundfile
-    from torchaudio.functional import resample
-
-    sampler: Any = _sampler(network)
-    try:
-        with soundfile.SoundFile(path) as file:
-            if file.frames > _MAX_SECONDS * file.samplerate:
-                raise ToolError(f"{path} is longer than {_MAX_SECONDS} seconds: cut it first")
-            rate = file.samplerate
-            wave = torch.from_numpy(file.read(dtype="float32", always_2d=True)).mean(1)
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise ToolError(f"{path} cannot be read as a recording ({str(error)[:100]})") from None
-    wave = resample(wave, rate, sampler.sample_rate) if rate != sampler.sample_rate else wave
-    missing = sampler.samples - len(wave)
-    return torch.nn.functional.pad(wave, (0, max(0, missing)))[None, : sampler.samples]
 
 
 def read_rows(path: Path, count: int, features: Sequence[str] = ()) -> Tensor:
@@ -210,6 +166,7 @@ def draw(entry: Mapping[str, Any], model: str) -> Any:
     """One answer as a matplotlib figure: the input beside the classes, or what the model looks at in a table."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from PIL import Image
 
     from zoo.figures import COLOR, plot_importances
 
@@ -217,18 +174,16 @@ def draw(entry: Mapping[str, Any], model: str) -> Any:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     path = Path(entry["file"])
-    if path.suffix.lower() in EXTENSIONS:
-        from PIL import Image
-
+    network = load(model)
+    kind = inputs.record_of(network)["kind"]
+    if kind == "image":
         left.imshow(Image.open(path).convert("RGB"))
         left.set_axis_off()
-    elif path.suffix.lower() in SOUNDS:
-        network = load(model)
-        sampler: Any = _sampler(network)
-        left.imshow(sampler(_sound(path, network))[0, 0].numpy(), origin="lower", aspect="auto", cmap="magma")
+    elif kind == "sound":
+        sampler: Any = next(m for m in network.modules() if hasattr(m, "sample_rate") and hasattr(m, "samples"))
+        left.imshow(sampler(*prepared(path, network))[0, 0].numpy(), origin="lower", aspect="auto", cmap="magma")
         left.set(xlabel="frame", ylabel="mel bin")
     else:
-        network = load(model)
         importance = getattr(network, "feature_importance", None)
         if callable(importance):
             names = _facts(model, network)["features"] or None
