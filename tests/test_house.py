@@ -38,7 +38,7 @@ ALLOWED = {
         "tasks",
         "validation",
     },
-    "cli": {"benchmarks", "files", "gallery", "models", "tools", "validation"},
+    "cli": {"benchmarks", "files", "gallery", "kernels", "models", "tools", "validation"},
     "__main__": {"cli"},
     "tasks": {"models", "kernels", "checkpoints"},
     "training": {"tasks", "models", "data", "checkpoints", "config", "figures"},
@@ -46,11 +46,12 @@ ALLOWED = {
     "files": set(),
     "scaling": set(),
     "suggest": set(),
+    "inputs": set(),
     "facts": set(),
     "config": set(),
     "launch": {"config", "training"},
 }
-HELPERS = {"facts", "scaling", "suggest", "zoo"}
+HELPERS = {"facts", "inputs", "scaling", "suggest", "zoo"}
 
 
 def room_of(path: Path) -> str:

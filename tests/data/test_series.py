@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from zoo import inputs
 from zoo.data import DataError, Forecast
-from zoo.data.series import Series, SeriesRecord, last_window, read_csv
+from zoo.data.prepare import prepare
+from zoo.data.series import Series, in_units, last_window, read_csv
 
 
 @pytest.fixture
@@ -251,11 +253,12 @@ def test_the_last_window_of_a_file_is_the_one_of_training(
     path = tmp_path / "again.csv"
     path.write_text("\n".join(lines))
     record = json.loads(json.dumps(data.input_record()))
-    found = last_window(path, record)
-    assert torch.equal(found.values, windows)
-    assert torch.equal(found.marks, marks)
+    inputs_of_file = prepare(path, record)
+    assert torch.equal(inputs_of_file[0], windows)
+    assert torch.equal(inputs_of_file[1], marks)
+    found = last_window(path, inputs.read(record))
     assert found.times == data.series.times[-6:], "what follows the window"
-    answer = SeriesRecord(**record).in_units(data.datasets["test"].batch([len(data.datasets["test"]) - 1])[1])
+    answer = in_units(data.datasets["test"].batch([len(data.datasets["test"]) - 1])[1], inputs.read(record))
     np.testing.assert_allclose(answer[0], data.series.values[-6:], rtol=1e-5)
 
 
@@ -277,18 +280,18 @@ def test_files_that_do_not_suit_the_record_are_told(file: Path, tmp_path: Path) 
     ):
         path.write_text(content)
         with pytest.raises(DataError) as refusal:
-            last_window(path, record)
+            prepare(path, record)
         assert told in str(refusal.value)
     for broken, told in (
-        ({"scale": [0.0, 1.0]}, "scale.0"),
-        ({"mean": [1.0]}, "columns, mean and scale differ in length"),
+        ({"std": [0.0, 1.0]}, "std.0"),
+        ({"mean": [1.0] * 3}, "mean has 3 entries for 2 variables"),
         ({"mean": [float("nan"), 1.0]}, "mean.0"),
         ({"columns": "ab"}, "columns"),
-        ({"encoding": ["x"]}, "encoding"),
-        ({"kind": "table"}, "kind"),
+        ({"columns": ["count"]}, "columns has 1 entries for 2 variables"),
+        ({"fill": "linear"}, "fill"),
     ):
-        with pytest.raises(DataError, match="the model's record of its inputs") as refusal:
-            last_window(file, {**record, **broken})
+        with pytest.raises(DataError, match="the record of the input") as refusal:
+            prepare(file, {**record, **broken})
         assert told in str(refusal.value)
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from zoo.suggest import suggestion
 
 Init = TypeVar("Init", bound=Callable[..., None])
-Record = TypeVar("Record", bound=BaseModel)
 
 
 class DataError(ValueError):
@@ -61,19 +60,3 @@ def _validated(adapter: TypeAdapter[Any], value: Any, call: str) -> Any:
     except ValidationError as error:
         reasons = dict.fromkeys(e["msg"][:1].lower() + e["msg"][1:] for e in error.errors())
         raise ValueError(f"{call}: {' or '.join(reasons)}") from None
-
-
-def validated(kind: type[Record], record: Mapping[str, Any]) -> Record:
-    """A model's record of its inputs as an object, its values checked.
-
-    Raises:
-        DataError: An entry is missing or of the wrong kind; the message names it.
-    """
-    try:
-        return kind.model_validate(dict(record))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "entries"
-        raise DataError(
-            f"the model's record of its inputs: {where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-        ) from None

@@ -145,6 +145,13 @@ class IndianPines(ImageDataModule):
         mean, std = self._statistics(scene, self.places()["train"])
         return {"input_size": list(self.input_size), "mean": mean.tolist(), "std": std.tolist()}
 
+    def input_record(self) -> dict[str, Any]:
+        """Bands, side of a patch, and what the bands are standardised by."""
+        known = self.preprocessing
+        return {"kind": "spectrum", "bands": self.in_chans, "patch": self.patch} | {
+            k: known[k] for k in ("mean", "std")
+        }
+
     def prepare_data(self) -> None:
         """Fetch the scene unless the cache has it."""
         for member in _MEMBERS.values():

@@ -11,7 +11,7 @@ import functools
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,10 +19,11 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from zoo.data.checks import DataError, checked, validated
+from zoo import inputs
+from zoo.data.checks import DataError, checked
 from zoo.data.delimited import TableFile, listed, read_table
 from zoo.data.frames import read_rdataset
 from zoo.data.image import ImageDataModule
@@ -37,7 +38,6 @@ _log = logging.getLogger(__name__)
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Fill = Literal["forward"]
-PositiveFinite = Annotated[FiniteFloat, Field(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -326,49 +326,15 @@ SERIES = {"chicago": _chicago, "jfk_weather": _jfk_weather, "victoria_electricit
 # ---- from a series to the input of a model -----------------------------------------------------------------
 
 
-class SeriesRecord(BaseModel):
-    """What decides how a series becomes the input of a model; it travels with the weights.
+def standardised(series: Series, form: inputs.Series) -> tuple[Tensor, Tensor]:
+    """Values (steps, D) and calendar marks (steps, F) of a whole series as a model takes them, float32."""
+    values = (series.values - np.array(form.mean)) / np.array(form.std)
+    return torch.from_numpy(values).float(), torch.from_numpy(series.marks()[:, : form.time_features]).float()
 
-    Attributes:
-        columns: Names of the variables, in the order of the model.
-        mean: Subtracted from each variable.
-        scale: What each is then divided by.
-        seq_len: Steps of a window.
-        pred_len: Steps that are forecast.
-        time_features: Calendar features of a step.
-        step: The step of the training series, as text; None where it had none.
-        time_column, time_format, fill, regular, separator, encoding: How the file is read, see `read_csv`.
-    """
 
-    kind: Literal["series"] = "series"
-    columns: list[str]
-    mean: list[FiniteFloat]
-    scale: list[PositiveFinite]
-    seq_len: PositiveInt
-    pred_len: PositiveInt
-    time_features: Annotated[int, Field(ge=0, le=4)] = 4
-    step: str | None = None
-    time_column: str | None = None
-    time_format: str | None = None
-    fill: Fill | None = None
-    regular: bool = True
-    separator: str | None = None
-    encoding: str | None = None
-
-    @model_validator(mode="after")
-    def _same_length(self) -> SeriesRecord:
-        if not len(self.columns) == len(self.mean) == len(self.scale):
-            raise ValueError("columns, mean and scale differ in length")
-        return self
-
-    def inputs(self, series: Series) -> tuple[Tensor, Tensor]:
-        """Standardised values (steps, D) and calendar marks (steps, F) of a whole series, float32."""
-        values = (series.values - np.array(self.mean)) / np.array(self.scale)
-        return torch.from_numpy(values).float(), torch.from_numpy(series.marks()[:, : self.time_features]).float()
-
-    def in_units(self, forecast: Tensor) -> np.ndarray:
-        """Forecasts (..., D) of the model in the units of the data, float64."""
-        return forecast.double().cpu().numpy() * np.array(self.scale) + np.array(self.mean)
+def in_units(forecast: Tensor, form: inputs.Series) -> np.ndarray:
+    """Forecasts (..., D) of a model in the units of the data, float64."""
+    return forecast.detach().double().cpu().numpy() * np.array(form.std) + np.array(form.mean)
 
 
 @dataclass(frozen=True)
@@ -386,36 +352,47 @@ class Window:
     times: list[datetime]
 
 
-def last_window(path: str | Path, record: Mapping[str, Any]) -> Window:
+def last_window(path: str | Path, form: inputs.Series) -> Window:
     """The last window of a file, prepared as in training.
 
     Args:
-        path: A text file, see `read_csv`; its columns are matched with the record's by name.
-        record: What `Forecast.input_record` says.
+        path: A text file, see `read_csv`; its columns are matched with the model's by name.
+        form: The model's record.
 
     Raises:
         DataError: The file cannot be read, is shorter than a window or goes in other steps than the training series.
     """
-    known = validated(SeriesRecord, record)
     series = read_csv(
         path,
-        time_column=known.time_column,
-        columns=known.columns,
-        time_format=known.time_format,
-        fill=known.fill,
-        regular=known.regular,
-        separator=known.separator,
-        encoding=known.encoding,
+        time_column=form.time_column,
+        columns=form.columns or None,
+        time_format=form.time_format,
+        fill=form.fill,
+        regular=form.regular,
+        separator=form.separator,
+        encoding=form.encoding,
         whose="the model",
     )
-    if len(series.times) < known.seq_len:
-        raise DataError(f"{path} has {len(series.times)} steps, the model looks at {known.seq_len}")
+    if len(series.names) != form.count:
+        raise DataError(
+            f"{path} has {len(series.names)} variables ({listed(series.names)}), the model takes {form.count}"
+        )
+    if not form.columns:
+        _log.warning("%s: the model knows no names of variables, so they are taken in order", path)
+    if len(series.times) < form.steps:
+        raise DataError(f"{path} has {len(series.times)} steps, the model looks at {form.steps}")
     step = series.step
-    if step and known.step and str(step) != known.step:
-        raise DataError(f"{path} goes in steps of {step}, the series that the model was trained on in {known.step}")
-    values, marks = known.inputs(series)
-    following = [step.after(series.times[-1], i + 1) for i in range(known.pred_len)] if step else []
-    return Window(values[None, -known.seq_len :], marks[None, -known.seq_len :], following)
+    if step and form.step and str(step) != form.step:
+        raise DataError(f"{path} goes in steps of {step}, the series that the model was trained on in {form.step}")
+    values, marks = standardised(series, form)
+    following = [step.after(series.times[-1], i + 1) for i in range(form.horizon)] if step else []
+    return Window(values[None, -form.steps :], marks[None, -form.steps :], following)
+
+
+def prepare_series(path: Path, form: inputs.Series) -> tuple[Tensor, Tensor]:
+    """The last window of a file and its marks, (1, L, D) and (1, L, F)."""
+    window = last_window(path, form)
+    return window.values, window.marks
 
 
 # ---- windows -----------------------------------------------------------------------------------------------
@@ -565,15 +542,10 @@ class Forecast(ImageDataModule):
     @property
     def preprocessing(self) -> dict[str, Any]:
         """Mean and deviation of the training part, which a window must be standardised by."""
-        known = self._record
-        return {"input_size": list(self.input_size), "mean": known.mean, "std": known.scale}
-
-    def input_record(self) -> dict[str, Any]:
-        """Everything that decides how a file becomes an input, for `last_window`; plain values."""
-        return self._record.model_dump()
+        return {"input_size": list(self.input_size), "mean": self._form.mean, "std": self._form.std}
 
     @functools.cached_property
-    def _record(self) -> SeriesRecord:
+    def _form(self) -> inputs.Series:
         series = self.series
         past = series.values[: self._borders()[0]]
         if not len(past):
@@ -585,15 +557,21 @@ class Forecast(ImageDataModule):
                 "%s: %s never changes in the training part and is only centred", self.series_name, listed(same)
             )
         reading = {**self.reading, "columns": series.names, "time_column": series.time_name}
-        return SeriesRecord(
-            mean=mean.tolist(),
-            scale=scale.tolist(),
-            seq_len=self.seq_len,
-            pred_len=self.pred_len,
+        return inputs.Series(
+            kind="series",
+            count=len(series.names),
+            steps=self.seq_len,
+            horizon=self.pred_len,
             time_features=self.time_features,
+            mean=mean.tolist(),
+            std=scale.tolist(),
             step=str(series.step) if series.step else None,
             **reading,
         )
+
+    def input_record(self) -> dict[str, Any]:
+        """Names and scales of the variables, lengths, calendar features, and how a file is read."""
+        return self._form.model_dump()
 
     def _borders(self) -> tuple[int, int, int]:
         """Ends of the training, validation and test part."""
@@ -613,7 +591,7 @@ class Forecast(ImageDataModule):
         if min(training - self.seq_len, validation - training, steps - validation) < self.pred_len:
             windows = f"windows of {self.seq_len} + {self.pred_len}"
             raise DataError(f"{self.series_name} has {steps} steps, too few for {windows} in every part")
-        values, marks = self._record.inputs(self.series)
+        values, marks = standardised(self.series, self._form)
         starts = {
             "train": range(training - whole + 1),
             "val": range(training - self.seq_len, validation - whole + 1),

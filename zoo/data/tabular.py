@@ -15,18 +15,19 @@ import gzip
 import itertools
 import logging
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from zoo import inputs
 from zoo.data import sources
-from zoo.data.checks import DataError, checked, validated
+from zoo.data.checks import DataError, checked
 from zoo.data.delimited import NumberReader, TableFile, listed, read_table
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, stratified_split
@@ -285,34 +286,6 @@ def synthetic(problem: str, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 # ---- files of one's own ------------------------------------------------------------------------------------
 
 
-class Column(BaseModel):
-    """A column of a table before it is encoded: numbers, or one of some words."""
-
-    name: str
-    values: list[str] | None = None
-
-
-class TableRecord(BaseModel):
-    """What decides how a table becomes the input of a model; it travels with the weights.
-
-    Attributes:
-        feature_names: Names of the model's inputs, in order; a one-hot input is `variable=value`.
-        columns: The columns that they come from, with the words of each that has words. Empty where every input is a
-            column of numbers.
-    """
-
-    kind: Literal["table"] = "table"
-    feature_names: list[str]
-    columns: list[Column] = []
-
-    @model_validator(mode="after")
-    def _same_width(self) -> TableRecord:
-        width = sum(1 if column.values is None else len(column.values) for column in self.columns)
-        if self.columns and width != len(self.feature_names):
-            raise ValueError(f"columns make {width} inputs, feature_names are {len(self.feature_names)}")
-        return self
-
-
 @dataclass(frozen=True)
 class TableRows:
     """Rows of a file, as a model takes them.
@@ -328,43 +301,48 @@ class TableRows:
     notes: list[str]
 
 
-def read_rows(path: str | Path, record: Mapping[str, Any], count: int, in_order: bool = False) -> TableRows:
+def read_rows(path: str | Path, form: inputs.Table) -> TableRows:
     """Rows of a text file, encoded as in training.
 
     Columns are matched with the model's by name, whatever their order; further ones are left out and told. Words of a
-    column that was one-hot encoded are encoded again. A file without a header line is refused unless its columns are
-    said to stand in the model's order.
+    column that was one-hot encoded are encoded again. A file without a header line is refused unless the record says
+    that files have none. Where the model knows no names, columns are taken in order.
 
     Args:
         path: A table, see `zoo.data.delimited.read_table`.
-        record: What `Tabular.input_record` says; without `feature_names` the columns are taken in order.
-        count: Inputs D of the model.
-        in_order: The file has no header line and its columns stand in the order of the model's.
+        form: The model's record.
 
     Raises:
         DataError: A column is missing, the file has no header, or a cell is no number; the message has line and column.
     """
-    known = validated(TableRecord, {"feature_names": [], **record})
-    names = known.feature_names
-    if names and len(names) != count:
-        raise DataError(f"the model's record names {len(names)} features, the model takes {count}")
-    table = read_table(path, header=False if in_order else None)
-    if table.header is None and names and not in_order:
+    names = form.columns
+    table = read_table(path, header=None if form.header else False)
+    if table.header is None and names and form.header:
         _refuse_headless(table, names)
     notes: list[str] = []
     if table.header is None or not names:
-        _check_order(table, count, names)
-        columns, places = [Column(name=table.name(i)) for i in range(count)], list(range(count))
-        if not names:
+        _check_order(table, form.count, names)
+        variables = [_number(table.name(i)) for i in range(form.count)]
+        if form.header and not names:
             notes.append(f"{path}: the model knows no names of columns, so they are taken in order")
+        places = list(range(form.count))
     else:
-        columns, places, notes = _matched(table, known)
+        variables, places, notes = _matched(table, form)
     for note in notes:
         _log.warning("%s", note)
-    values, lines = _encoded(table, columns, places)
+    values, lines = _encoded(table, variables, places)
     if not lines:
         raise DataError(f"{path} has no rows below its header")
     return TableRows(values, lines, notes)
+
+
+def prepare_table(path: Path, form: inputs.Table) -> tuple[Tensor]:
+    """All rows of a file, (n, D)."""
+    return (read_rows(path, form).values,)
+
+
+def _number(name: str) -> inputs.Variable:
+    return inputs.Variable(name=name)
 
 
 def _refuse_headless(table: TableFile, names: Sequence[str]) -> None:
@@ -394,35 +372,33 @@ def _check_order(table: TableFile, count: int, names: Sequence[str]) -> None:
         )
 
 
-def _matched(table: TableFile, known: TableRecord) -> tuple[list[Column], list[int], list[str]]:
+def _matched(table: TableFile, form: inputs.Table) -> tuple[list[inputs.Variable], list[int], list[str]]:
     """Columns to read, where they stand, and what to tell."""
     assert table.header is not None
-    raw = known.columns
-    if raw and not set(known.feature_names) <= set(table.header):
-        found = table.match([column.name for column in raw])
-        return list(raw), found.places, found.notes
-    found = table.match(known.feature_names)
-    return [Column(name=name) for name in known.feature_names], found.places, found.notes
+    if form.variables and not set(form.columns) <= set(table.header):
+        found = table.match([variable.name for variable in form.variables])
+        return form.variables, found.places, found.notes
+    found = table.match(form.columns)
+    return [_number(name) for name in form.columns], found.places, found.notes
 
 
-def _encoded(table: TableFile, columns: Sequence[Column], places: Sequence[int]) -> tuple[Tensor, list[int]]:
+def _encoded(table: TableFile, variables: Sequence[inputs.Variable], places: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """Rows (n, D) float32 of columns of numbers and of words, and their lines."""
     reader = NumberReader(table, limit=_FLOAT32)
     values, lines = array("d"), []
     for line, row in table.rows():
         lines.append(line)
-        for column, place in zip(columns, places, strict=True):
-            cell = row[place]
-            if column.values is None:
+        for variable, place in zip(variables, places, strict=True):
+            cell, words = row[place], variable.values
+            if words is None:
                 values.append(reader.value(cell, line, place))
-            elif cell in column.values:
-                values.extend(float(cell == value) for value in column.values)
+            elif cell in words:
+                values.extend(float(cell == word) for word in words)
             else:
-                raise DataError(
-                    f"{table.path}, line {line}: {column.name} is {cell[:40]!r}, not one of {listed(column.values)}"
-                )
+                allowed = listed(words)
+                raise DataError(f"{table.path}, line {line}: {variable.name} is {cell[:40]!r}, not one of {allowed}")
     reader.finish()
-    width = sum(1 if column.values is None else len(column.values) for column in columns)
-    return torch.from_numpy(np.array(values, np.float64).reshape(-1, width)).float(), lines
+    return torch.from_numpy(np.array(values, np.float64).reshape(len(lines), -1)).float(), lines
 
 
 _FLOAT32 = float(torch.finfo(torch.float32).max)
@@ -565,16 +541,13 @@ class Tabular(ImageDataModule):
         return self.table.groups
 
     def input_record(self) -> dict[str, Any]:
-        """Everything that decides how a file becomes an input, for `read_rows`; plain values."""
-        record = TableRecord(feature_names=self.feature_names)
-        if self.groups != self.feature_names:
-            record.columns = [
-                Column(name=group, values=_words(group, [name for name, _ in members]))
-                for group, members in itertools.groupby(
-                    zip(self.feature_names, self.groups, strict=True), key=lambda pair: pair[1]
-                )
-            ]
-        return record.model_dump()
+        """Names of the columns in the model's order, and the words of those that are one-hot encoded."""
+        record: dict[str, Any] = {"kind": "table", "columns": list(self.feature_names), "count": self.in_chans}
+        if self.groups == self.feature_names:
+            return record
+        pairs = zip(self.feature_names, self.groups, strict=True)
+        by_group = {group: [f for f, _ in members] for group, members in itertools.groupby(pairs, lambda pair: pair[1])}
+        return record | {"variables": [{"name": g, "values": _words(g, fs)} for g, fs in by_group.items()]}
 
 
 def _words(group: str, features: list[str]) -> list[str] | None:

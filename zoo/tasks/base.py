@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
+from zoo import inputs
 from zoo.tasks.optim import create_optimizer, create_scheduler
 
 _TASKS: dict[str, type[Task]] = {}
@@ -131,6 +132,13 @@ class Task(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["zoo"] = {"task": type(self).__name__, "version": zoo.__version__}
+        if record := getattr(self.model, "input_record", None):
+            checkpoint["zoo"]["input"] = record
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the model know again how a file becomes an input."""
+        if record := checkpoint.get("zoo", {}).get("input"):
+            self.model.input_record = inputs.check(record)  # type: ignore[assignment]
 
 
 def load_task(path: str | Path) -> Task:
@@ -159,4 +167,8 @@ def load_task(path: str | Path) -> Task:
     hparams["model"] = {**hparams["model"], "pretrained": False, "checkpoint_path": None}
     task = _TASKS[name](**hparams)
     task.load_state_dict(checkpoint["state_dict"])
+    try:
+        task.on_load_checkpoint(checkpoint)
+    except inputs.InputError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     return task.eval()
