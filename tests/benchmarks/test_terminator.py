@@ -9,6 +9,7 @@ import torch
 
 from zoo.benchmarks import terminator, terminator_speed
 from zoo.benchmarks.terminator import DiagonalStateSpace, built, options, parameters, pixels
+from zoo.benchmarks.tuning import bracketed
 
 
 @pytest.fixture
@@ -17,6 +18,7 @@ def little_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(terminator, "load", lambda *args: (part, part))
     monkeypatch.setattr(terminator, "HELD_OUT", 6)
     monkeypatch.setattr(terminator, "TRIAL_STEPS", 1)
+    monkeypatch.setattr(terminator, "bracketed", lambda score, rates: max(rates[:2], key=score))
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,7 @@ def test_pixels_go_on_where_they_stopped(tmp_path: Path, little_data: None) -> N
 
 
 def test_rate_is_the_best_of_the_trials(tmp_path: Path, little_data: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminator, "bracketed", bracketed)
     rates, part = terminator.Rates(tmp_path), terminator.load("MNIST", None)[0]
     scores = iter((0.1, 0.2, 0.7, 0.3))
     monkeypatch.setattr(terminator, "accuracy", lambda *args: next(scores))
