@@ -43,6 +43,7 @@ BENCHMARKS: dict[str, dict[str, tuple[str, str, str]]] = {
         "split": ("every learner on split digits", "zoo.benchmarks.gkcl", "split"),
         "ablations": ("what replay, contrast, drift control and samples do", "zoo.benchmarks.gkcl", "ablations"),
         "full": ("the streams on whole MNIST", "zoo.benchmarks.gkcl", "full"),
+        "tuning": ("passes and rate of the joint learner", "zoo.benchmarks.gkcl", "tuning"),
     },
     "models": {
         "inference": ("forward passes: plain, zoo and timm's peers", "zoo.benchmarks.models", "inference"),
@@ -380,6 +381,9 @@ def _add_benchmark(commands: Commands) -> None:
     own.add_argument("--compile", action="store_true", default=None, help="also after torch.compile")
     own.add_argument("--precision", nargs="+", choices=("float32", "bfloat16"), help="of forward passes (float32)")
     own.add_argument("--device", type=_device, help="cpu (default) or cuda")
+    own.add_argument(
+        "--wait", nargs="+", choices=("active", "passive", "spin 30000"), help="how threads wait, one after the other"
+    )
     trained = parser.add_argument_group("of measurements that train")
     trained.add_argument("--data", nargs="+", metavar="NAME", help="which data sets")
     trained.add_argument("--root", help="where their files lie (the cache)")
@@ -415,7 +419,9 @@ def _given(parser: argparse.ArgumentParser, options: argparse.Namespace, measure
     return {k: v for k, v in given.items() if k in accepted}
 
 
-_OPTIONS = ("models", "batch", "size", "threads", "rounds", "compile", "precision", "device", "data", "root", "steps")
+_OPTIONS = (
+    "models", "batch", "size", "threads", "rounds", "compile", "precision", "device", "wait", "data", "root", "steps",
+)  # fmt: skip
 
 
 def _add_results(commands: Commands) -> None:
