@@ -24,7 +24,7 @@ ALLOWED = {
     "figures": {"models"},
     "gallery": {"data", "figures", "files", "models"},
     "validation": {"data", "models"},
-    "benchmarks": {"data", "estimators", "fitting", "kernels", "models", "tasks"},
+    "benchmarks": {"data", "estimators", "files", "fitting", "kernels", "models", "tasks"},
     "tools": {
         "benchmarks",
         "checkpoints",
@@ -38,7 +38,7 @@ ALLOWED = {
         "tasks",
         "validation",
     },
-    "cli": {"benchmarks", "files", "gallery", "models", "tools", "validation"},
+    "cli": {"benchmarks", "files", "gallery", "kernels", "models", "tools", "validation"},
     "__main__": {"cli"},
     "tasks": {"models", "kernels", "checkpoints"},
     "training": {"tasks", "models", "data", "checkpoints", "config", "figures"},

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from zoo.benchmarks.records import Records, markdown, mean_sd, put_section, surroundings
+from zoo.benchmarks.records import Records, markdown, mean_sd, put_section
 
 _OWN = ("seed=", "experiment=", "hydra.", "hydra/", "logger", "resume=")  # what does not change a result
 
@@ -30,6 +30,7 @@ class Run:
     seed: int
     metrics: dict[str, float]
     seconds: float
+    origin: tuple[str, ...] = ()
 
 
 def read_run(folder: Path) -> Run:
@@ -47,9 +48,20 @@ def read_run(folder: Path) -> Run:
             f"{folder} is not the folder of a finished run ({' '.join(str(error).split())[:200]})"
         ) from None
     changes = tuple(sorted(o for o in overrides if not o.startswith(_OWN)))
-    return Run(
-        config["name"], config["model"]["model_name"], changes, summary["seed"], summary["metrics"], summary["seconds"]
-    )
+    numbers = summary["seed"], summary["metrics"], summary["seconds"]
+    return Run(config["name"], config["model"]["model_name"], changes, *numbers, _origin(summary))
+
+
+def _origin(summary: dict[str, Any]) -> tuple[str, ...]:
+    """When, on which code and on what a run was made, as far as its summary says it."""
+    versions, hardware = summary.get("versions") or {}, summary.get("hardware") or {}
+    found = [str(summary.get("finished") or "")[:10], summary.get("commit") and f"commit {summary['commit']}"]
+    found += [
+        hardware.get("gpu") or hardware.get("cpu"),
+        hardware.get("threads") and f"{hardware['threads']} thread(s)",
+    ]
+    found += [f"{name} {versions[name]}" for name in ("torch", "timm", "python") if name in versions]
+    return tuple(str(value) for value in found if value)
 
 
 def tabulate(
@@ -98,7 +110,8 @@ def tabulate(
     if not any(row[3] for row in rows):
         header, rows = header[:3] + header[4:], [row[:3] + row[4:] for row in rows]
     table = markdown(header, rows)
-    text = f"{table}\n\n{surroundings()}."
+    origins = dict.fromkeys(", ".join(run.origin) for runs in groups.values() for run in runs if run.origin)
+    text = table + (f"\n\n{'; '.join(origins)}." if origins else "")
     shown = folders[0] / "summary.txt"
     for i, document in enumerate(documents):
         before = document.read_text() if document.is_file() else ""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.benchmarks.records import Records, markdown, mean_sd, put_section, surroundings
+from zoo.benchmarks.records import Provenance, Records, markdown, mean_sd, put_section
 from zoo.data.image import Digits
 from zoo.data.sampling import stratified_split
 from zoo.kernels import Gaussian, solve_ridge, squared_distances
@@ -130,6 +130,10 @@ def grbf_head(X: Tensor, y: Tensor, X_val: Tensor, y_val: Tensor) -> tuple[Decis
     return decide, {"top_share": float(shares[:10].sum() / shares.sum())}
 
 
+HEADS_CODE = ("zoo/estimators.py", "zoo/fitting.py", "zoo/models/grbf.py", "zoo/kernels/ridge.py")
+CONTINUAL_CODE = ("zoo/models/gkcl.py", "zoo/kernels/random_features.py")
+ADAPTERS_CODE = ("zoo/models/adapters.py", "zoo/kernels/random_features.py")
+
 HEADS: dict[str, Head] = {"linear": linear_head, "kernel ridge": ridge_head, "GRBF": grbf_head}
 
 
@@ -173,7 +177,8 @@ def heads(folder: Path, seeds: int = SEEDS) -> Iterator[str]:
             records.add(row | {"top_share": told.get("top_share", "")})
             yield f"{name}, {head}, {count} a class, seed {seed}: {score:.4f}"
     text = _table(records, names)
-    put_section(folder.parent / "RESULTS.md", "compose heads", _HEADS_TEXT + f"{surroundings()}.\n\n{text}")
+    source = Provenance(records.rows, HEADS_CODE)
+    put_section(folder.parent / "RESULTS.md", "compose heads", f"{_HEADS_TEXT}{source}\n\n{text}")
     yield text
 
 
@@ -232,7 +237,8 @@ def continual(folder: Path, seeds: int = SEEDS) -> Iterator[str]:
         cells = [mean_sd(records.numbers(c, features=name)) for c in ("accuracy", "first_task", "all_at_once")]
         rows.append([name, *cells, str(len(records.select(features=name)))])
     text = markdown(["features", "all classes", "first task's rows", "ridge on all rows at once", "seeds"], rows)
-    put_section(folder.parent / "RESULTS.md", "compose continual", f"{_CONTINUAL_TEXT}{surroundings()}.\n\n{text}")
+    source = Provenance(records.rows, CONTINUAL_CODE)
+    put_section(folder.parent / "RESULTS.md", "compose continual", f"{_CONTINUAL_TEXT}{source}\n\n{text}")
     yield text
 
 
@@ -376,7 +382,8 @@ def adapters(folder: Path, seeds: int = 3, steps: int = 40, per_class: int = 10)
             scores = mean_sd([float(r["accuracy"]) for r in found])
             rows.append([network, trained, f"{int(found[0]['parameters']):,}", scores, str(len(found))])
     text = markdown(["network", "trained", "trained parameters", "accuracy", "seeds"], rows)
-    put_section(folder.parent / "RESULTS.md", "compose adapters", f"{_ADAPTERS_TEXT}{surroundings()}.\n\n{text}")
+    source = Provenance(records.rows, ADAPTERS_CODE)
+    put_section(folder.parent / "RESULTS.md", "compose adapters", f"{_ADAPTERS_TEXT}{source}\n\n{text}")
     yield text
 
 
