@@ -46,8 +46,9 @@ ALLOWED = {
     "files": set(),
     "suggest": set(),
     "facts": set(),
+    "trust": {"models"},  # which packages brought families
     "config": set(),
-    "launch": {"config", "training"},
+    "launch": {"config", "training", "trust"},
 }
 HELPERS = {"facts", "suggest", "zoo"}
 
