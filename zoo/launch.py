@@ -198,7 +198,8 @@ def _recorded_overrides(path: Path, target: Path, arguments: Sequence[str]) -> l
     Raises:
         ResumeError: The file is damaged, or an override asks for code, another place or an address.
     """
-    from zoo.trust import DamagedFileError, override_problem, read_yaml
+    from zoo.trust import override_problem
+    from zoo.values import DamagedFileError, read_yaml
 
     try:
         overrides = read_yaml(path)

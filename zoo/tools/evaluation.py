@@ -18,7 +18,8 @@ from zoo.models.deploy import to_deploy
 from zoo.models.registry import create_model
 from zoo.tasks import Task
 from zoo.tools.errors import ToolError
-from zoo.trust import first_line, recorded_class
+from zoo.trust import recorded_class
+from zoo.values import first_line
 
 __all__ = ["batches", "build_data", "build_task", "evaluate", "load", "record_of", "validate"]
 
