@@ -196,6 +196,8 @@ def _part_problem(key: str, value: Any, run: Path, section: str) -> str | None:
         return None
     if _RESOLVER.search(value):
         return f"{value!r:.100} would call a resolver"
+    if section == "model" and last != "checkpoint_path" and re.match(r"(?i)hf[-_]hub:|\w+://", value):
+        return f"{value!r:.100} is an address"  # weights come with the state, so that those of checkpoint_path are not read
     if section in _READ:
         return None
     if "://" in value:

@@ -22,7 +22,7 @@ from timm.models import _registry as registry
 
 from zoo.files import CheckpointError, check_inside, check_recorded, read_config
 
-__all__ = ["closed", "install"]
+__all__ = ["active", "check_name", "closed", "install"]
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +83,27 @@ def _enclosed(entry: Callable[..., Any]) -> Callable[..., Any]:
     return build
 
 
+def active() -> bool:
+    """Whether what is being built now was described by a file."""
+    return _current.get() is not None
+
+
+def check_name(model_name: object) -> None:
+    """Refuse a model of another place inside what a file describes.
+
+    Raises:
+        CheckpointError: The name is that of a folder or a repository, and none is left to follow.
+    """
+    folder = _current.get()
+    if folder is None:
+        return
+    place = not isinstance(model_name, str) or ":" in model_name or "/" in model_name
+    if place and (folder.opened or not str(model_name).startswith(("local-dir:", "local_dir:"))):
+        raise CheckpointError(
+            f"{folder.name} is built on {model_name!r:.100}, which lies outside it: a file names architectures only"
+        )
+
+
 # ---- timm's doors --------------------------------------------------------------------------------------------
 
 
@@ -107,11 +128,8 @@ def _one_source(resolve: Callable[..., Any]) -> Callable[..., Any]:
     def resolve_model_source(model_name: str, *args: Any, **kwargs: Any) -> Any:
         folder = _current.get()
         if folder is not None:
-            if folder.opened and (not isinstance(model_name, str) or ":" in model_name or "/" in model_name):
-                raise CheckpointError(
-                    f"{folder.name} is built on {model_name!r:.100}, which lies outside it: a model folder names "
-                    "architectures only"
-                )
+            if folder.opened or model_name != folder.name:  # the first is the caller's own
+                check_name(model_name)
             folder.opened = True
         elif isinstance(model_name, str) and model_name.startswith("local-dir:"):
             read_config(model_name.partition(":")[2])  # timm itself would follow links out of the folder
