@@ -183,13 +183,65 @@ def _continue_run(target: Path, arguments: list[str]) -> list[str]:
     recorded = run / ".hydra" / "overrides.yaml"
     if not recorded.is_file():
         raise ResumeError(f"resume={target}: {run} is not the folder of a run (it has no .hydra/overrides.yaml)")
-    merged = merge_overrides(list(OmegaConf.load(recorded)), arguments)
+    merged = merge_overrides(_recorded_overrides(recorded, target, arguments), arguments)
     folder = [f"hydra.run.dir='{run}'", "hydra.output_subdir=null"]
     return merge_overrides(merged, folder)
 
 
 class ResumeError(ValueError):
-    """What `resume=` names is not a run."""
+    """What `resume=` names is not a run, or asks for more than a run may."""
+
+
+def _recorded_overrides(path: Path, target: Path, arguments: Sequence[str]) -> list[str]:
+    """The overrides of a run, once each of them is plain data; what is typed again is the user's own and not judged.
+
+    Raises:
+        ResumeError: The file is damaged, or an override asks for code, another place or an address.
+    """
+    from zoo.trust import override_problem
+    from zoo.values import DamagedFileError, read_yaml
+
+    try:
+        overrides = read_yaml(path)
+    except (DamagedFileError, OSError) as error:
+        raise ResumeError(f"resume={target}: {error}") from None
+    if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
+        raise ResumeError(f"resume={target}: {path} holds no list of overrides")
+    typed = {argument.split("=", 1)[0] for argument in arguments}
+    for override in overrides:
+        if override.split("=", 1)[0] in typed:
+            continue
+        if problem := override_problem(*_parsed(override), run=path.parent.parent.resolve()):
+            raise ResumeError(
+                f"resume={target}: the override {override[:200]!r} that the folder recorded is refused, {problem}; a run "
+                "folder is data and may come from anyone: if this is your own, type the override again after resume=..."
+            )
+    return overrides
+
+
+def _parsed(override: str) -> tuple[str, Any, bool]:
+    """Key and value of an override as Hydra reads it, and whether it chooses a file of a group."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import QuotedString
+
+    from zoo.trust import Untyped
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, QuotedString):
+            return value.text
+        if isinstance(value, dict):
+            return {str(plain(key)): plain(part) for key, part in value.items()}
+        if isinstance(value, list):
+            return [plain(part) for part in value]
+        return value if isinstance(value, str | int | float | None) else Untyped()
+
+    try:
+        (parsed,) = OverridesParser.create().parse_overrides([override])
+    except (HydraException, RecursionError):
+        return "", Untyped(), False
+    key = parsed.key_or_group + ("@" if parsed.package is not None else "")
+    value = Untyped() if parsed.is_sweep_override() else None if parsed.is_delete() else plain(parsed.value())
+    return key, value, "/" in key or (CONFIGS / key).is_dir()
 
 
 def find_run(target: Path) -> Path:

@@ -13,6 +13,7 @@ logged by name); leave `optimizer=None` and fit in closed form when the last bat
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 import zoo
 from zoo import inputs
 from zoo.tasks.optim import create_optimizer, create_scheduler
+from zoo.values import first_line
 
 _TASKS: dict[str, type[Task]] = {}
 
@@ -47,6 +49,9 @@ class Task(L.LightningModule):
         **hparams: Further plain values of the subclass to remember.
     """
 
+    #: Seed and id of the run, which every checkpoint keeps.
+    run_notes: dict[str, Any] = {}  # noqa: RUF012 (replaced, never changed)
+
     def __init__(
         self,
         model: dict[str, Any] | nn.Module,
@@ -62,7 +67,8 @@ class Task(L.LightningModule):
 
         self.model = model if isinstance(model, nn.Module) else create_model(**model)
         self.optimizer, self.scheduler, self.channels_last = optimizer, scheduler, channels_last
-        spec = getattr(self.model, "zoo_config", None) if isinstance(model, nn.Module) else dict(model)
+        own = isinstance(model, nn.Module) or ":" in str(model.get("model_name"))  # so that no other folder is needed
+        spec = getattr(self.model, "zoo_config", None) if own else dict(model)
         self.save_hyperparameters(
             {"model": spec, "optimizer": optimizer, "scheduler": scheduler, "channels_last": channels_last}
             | {"compile": compile}
@@ -131,7 +137,7 @@ class Task(L.LightningModule):
             self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["zoo"] = {"task": type(self).__name__, "version": zoo.__version__}
+        checkpoint["zoo"] = {"task": type(self).__name__, "version": zoo.__version__, "run": self.run_notes}
         if record := getattr(self.model, "input_record", None):
             checkpoint["zoo"]["input"] = record
 
@@ -151,24 +157,33 @@ def load_task(path: str | Path) -> Task:
         zoo.CheckpointError: If the file is damaged, holds code, or was not written by a task of the zoo.
     """
     from zoo.checkpoints import CheckpointError, read_checkpoint
+    from zoo.models.closed import closed
+    from zoo.models.loading import warn_not_finite
 
     checkpoint = read_checkpoint(path)
-    name = checkpoint.get("zoo", {}).get("task")
-    if name not in _TASKS or "hyper_parameters" not in checkpoint:
+    about, hparams, state = (checkpoint.get(key) for key in ("zoo", "hyper_parameters", "state_dict"))
+    name = about.get("task") if isinstance(about, Mapping) else None
+    parts = isinstance(hparams, Mapping) and isinstance(state, Mapping)
+    if not isinstance(name, str) or name not in _TASKS or not parts:
         raise CheckpointError(
             f"{path} is not a training checkpoint of the zoo; load plain weights with zoo.load_checkpoint"
         )
-    hparams = dict(checkpoint["hyper_parameters"])
-    if hparams.get("model") is None:
+    model = hparams.get("model")
+    if model is None:
         raise CheckpointError(
             f"{path} was trained with a model that zoo.create_model did not build; pass it yourself: "
             f"{name}.load_from_checkpoint(path, model=...)"
         )
-    hparams["model"] = {**hparams["model"], "pretrained": False, "checkpoint_path": None}
-    task = _TASKS[name](**hparams)
-    task.load_state_dict(checkpoint["state_dict"])
     try:
+        with closed(str(path), opened=True):
+            task = _TASKS[name](**{**hparams, "model": {**model, "pretrained": False, "checkpoint_path": None}})
+        task.load_state_dict(state)
         task.on_load_checkpoint(checkpoint)
+    except CheckpointError:
+        raise
     except inputs.InputError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    except Exception as error:  # values that nobody vouches for can make a constructor raise anything
+        raise CheckpointError(f"{path} holds no {name} that can be built again: {first_line(error)}") from error
+    warn_not_finite(state, str(path))
     return task.eval()
