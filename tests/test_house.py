@@ -38,7 +38,7 @@ ALLOWED = {
         "tasks",
         "validation",
     },
-    "cli": {"benchmarks", "files", "gallery", "models", "tools", "validation"},
+    "cli": {"benchmarks", "files", "gallery", "kernels", "models", "tools", "validation"},
     "__main__": {"cli"},
     "tasks": {"models", "kernels", "checkpoints"},
     "training": {"tasks", "models", "data", "checkpoints", "config", "figures"},

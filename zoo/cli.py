@@ -108,6 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_export,
         _add_benchmark,
         _add_results,
+        _add_build,
         _add_ship,
         _add_cards,
         _add_push,
@@ -593,6 +594,33 @@ def _push(options: argparse.Namespace) -> int:
     place = push(options.model, options.target, private=options.private)
     print(f'zoo.create_model("{place}", pretrained=True)')
     return 0
+
+
+# ---- compiled loops ----------------------------------------------------------------------------------------
+
+
+def _add_build(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "build",
+        help="compile the loops in C ahead of time",
+        description="Compile the loops in C for this machine, which the first model to need them does otherwise, and "
+        "say where they are kept. The environment variable ZOO_CACHE names another folder, CC another compiler, "
+        "ZOO_NATIVE_ARCH another processor.",
+    )
+    _json_option(parser)
+    parser.set_defaults(run=_build)
+
+
+def _build(options: argparse.Namespace) -> int:
+    import torch  # noqa: F401  its threads are found when the library is loaded
+
+    from zoo.kernels import building, native
+
+    path = building.build(native.SOURCE)[1]
+    if path is None:
+        folder = building.cache_folder()
+        raise building.NativeError(f"{folder} cannot be used, not writable or not private; ZOO_CACHE names another")
+    return _told(options, {"library": str(path)}, [str(path)])
 
 
 # ---- completion --------------------------------------------------------------------------------------------

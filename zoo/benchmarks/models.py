@@ -150,8 +150,11 @@ def _inference_cells(
 
 
 def _built(name: str) -> nn.Module:
+    """A network of known weights, whatever was drawn before; the caller's generator does not move."""
     try:
-        return lively(create_model(name, in_chans=3))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return lively(create_model(name, in_chans=3))
     except (ValueError, TypeError) as error:  # a mistyped name
         raise BenchmarkError(str(error)) from None
 
@@ -172,11 +175,30 @@ def _training_cells(name: str, images: Tensor) -> dict[Cell, Callable[[], Tensor
     model = _built(name).train().to(images.device)
     if not has_plain_form(model):
         raise BenchmarkError(f"{name} has no plain form to compare a training step with; choose a UniRepLKNet")
+    _check_statistics(model, images)
     forms = {Cell(name, "plain", layout): plain_copy(model) for layout in LAYOUTS}
     forms |= {Cell(name, "zoo", layout): model if layout == "NCHW" else copy.deepcopy(model) for layout in LAYOUTS}
     cells = {cell: _step(cell, module, images) for cell, module in forms.items()}
     _compare({cell: step().clone() for cell, step in cells.items()}, 1e-3)
     return cells
+
+
+FEWEST = 8  # values a channel; over two of them a batch norm answers -1 and 1, and its gradient is rounding
+
+
+def _check_statistics(model: nn.Module, images: Tensor) -> None:
+    """Refuse images so few and small that a batch norm has no stable gradient to compare."""
+    values: list[int] = []
+    trial = copy.deepcopy(model)
+    for norm in (m for m in trial.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.register_forward_pre_hook(lambda _, x: values.append(x[0][:, 0].numel()))
+    with torch.no_grad():
+        trial(images)
+    if values and min(values) < FEWEST:
+        raise BenchmarkError(
+            f"a batch norm would see {min(values)} values of each channel, and its gradient would be rounding: "
+            f"at least {FEWEST} are needed, choose a larger --batch or --size"
+        )
 
 
 def _step(cell: Cell, model: nn.Module, images: Tensor) -> Callable[[], Tensor]:

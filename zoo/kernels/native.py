@@ -1,19 +1,14 @@
-"""Inner loops in C for float32 on a CPU, compiled in a few seconds when they are first needed.
+"""Inner loops in C for float32 on a CPU, compiled in a few seconds when a machine first needs them.
 
-They do in one pass over memory what takes torch's operators several. Without a C compiler (`cc`, or what the
-environment variable CC names), or with ZOO_NATIVE=0, callers use those operators instead, which give the same numbers
-up to rounding.
+They do in one pass over memory what takes torch's operators several. Without a C compiler, or with ZOO_NATIVE=0,
+callers use those operators instead, which give the same numbers up to rounding. :mod:`zoo.kernels.building` tells where
+the compiled loops are kept, and what the environment variables ZOO_NATIVE, ZOO_NATIVE_ARCH, ZOO_CACHE and CC do.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import logging
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.kernels.building import load
 from zoo.kernels.watching import is_ordinary
 
 __all__ = [
@@ -56,30 +52,15 @@ __all__ = [
     "suits_units",
 ]
 
-_Argument = Tensor | int | float | None
+SOURCE = Path(__file__).with_suffix(".c")
 
-# Products and sums are contracted to one instruction; not-a-numbers pass through the formulas as they are written.
-FLAGS = ["-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC"]
-FLAGS += ["-ffinite-math-only", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno"]
+_Argument = Tensor | int | float | None
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled loops, or None where they cannot be had (the reason is logged at level INFO)."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if os.environ.get("ZOO_NATIVE") == "0" or compiler is None:
-        return None
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            code, library = str(Path(folder, "native.o")), str(Path(folder, "native.so"))
-            source = str(Path(__file__).with_suffix(".c"))
-            for command in ([*FLAGS, "-c", source, "-o", code], ["-shared", code, "-o", library]):
-                subprocess.run([compiler, *command], check=True, capture_output=True, text=True, timeout=60)
-            # linked without an OpenMP of its own: it finds torch's, whose threads it shares, or is refused here
-            return ctypes.CDLL(library, mode=os.RTLD_NOW)
-    except (OSError, AttributeError, subprocess.SubprocessError) as error:  # no RTLD_NOW on Windows
-        logging.getLogger(__name__).info("no native loops: %s %s", error, getattr(error, "stderr", ""))
-        return None
+    """The compiled loops, or None where they cannot be had, which is told once, or are not wanted (ZOO_NATIVE=0)."""
+    return load(SOURCE)
 
 
 def available(*tensors: Tensor, gradients: bool = False) -> bool:
