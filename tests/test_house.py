@@ -44,12 +44,13 @@ ALLOWED = {
     "training": {"tasks", "models", "data", "checkpoints", "config", "figures"},
     "checkpoints": {"models", "files"},
     "files": set(),
+    "quoting": set(),
     "suggest": set(),
     "facts": set(),
     "config": set(),
     "launch": {"config", "training"},
 }
-HELPERS = {"facts", "suggest", "zoo"}
+HELPERS = {"facts", "quoting", "suggest", "zoo"}
 
 
 def room_of(path: Path) -> str:
