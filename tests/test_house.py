@@ -46,6 +46,7 @@ ALLOWED = {
     "training": {"tasks", "models", "data", "checkpoints", "config", "figures"},
     "checkpoints": {"models", "files"},
     "files": set(),
+    "quoting": set(),
     "scaling": set(),
     "suggest": set(),
     "inputs": set(),
@@ -55,7 +56,7 @@ ALLOWED = {
     "config": set(),
     "launch": {"config", "training", "trust"},
 }
-HELPERS = {"facts", "inputs", "scaling", "suggest", "values", "zoo"}
+HELPERS = {"facts", "inputs", "quoting", "scaling", "suggest", "values", "zoo"}
 
 
 def room_of(path: Path) -> str:

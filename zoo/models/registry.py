@@ -26,8 +26,8 @@ from timm.models import get_pretrained_cfg, model_entrypoint
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
-from zoo.files import CONFIG_NAME, RECORDS, CheckpointError, fetch_hub, fetch_url, locate, read_checkpoint, read_config
 from zoo.config import check_call, check_values
+from zoo.files import CONFIG_NAME, RECORDS, CheckpointError, fetch_hub, fetch_url, locate, read_checkpoint, read_config
 from zoo.models import closed, plugins, shipped
 from zoo.models.deploy import to_deploy
 from zoo.models.loading import Strict, load_state
