@@ -164,13 +164,13 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Raises:
             ValueError: The data or a parameter cannot be used; the message says why, in scikit-learn's words.
         """
-        before = vars(self).copy()
+        before = self.__dict__.copy()
         try:
             X, y, sample_weight = self._validate(X, y, sample_weight)
             _fit_all([self], X, y, sample_weight[None])
         except BaseException:  # the last fit stays whole
-            vars(self).clear()
-            vars(self).update(before)
+            self.__dict__.clear()
+            self.__dict__.update(before)
             raise
         return self
 
@@ -532,6 +532,8 @@ class GRBFClassifier(ClassifierMixin, _GRBF):
         weights_: (M, 1) for two classes, else (M, K).
     """
 
+    classes_: np.ndarray
+
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012
         **_GRBF._parameter_constraints,
         "class_weight": [StrOptions({"balanced"}), dict, None],
@@ -632,7 +634,7 @@ class GRBFClassifier(ClassifierMixin, _GRBF):
         """Weight of each class, (K,); 1 where `class_weight` does not name one."""
         classes, given = self.classes_.tolist(), dict(self.class_weight)
         for name, weight in given.items():
-            if not isinstance(weight, Real) or not 0 <= weight < np.inf:
+            if not isinstance(weight, Real) or not 0 <= float(weight) < np.inf:
                 raise ValueError(f"class_weight of {name!r} is {weight!r}; it must be a finite number, not negative")
         unknown, rest = ([c for c in a if c not in b] for a, b in ((given, classes), (classes, given)))
         if unknown and rest:  # scikit-learn's rule: a class that a fold lacks is no mistake
@@ -691,7 +693,8 @@ def fit_many(
     weights = np.broadcast_to(weights, (len(members), len(X)))
     if members:
         validated = [member._validate(X, y, weight) for member, weight in zip(members, weights, strict=True)]
-        _fit_all(members, *validated[0][:2], np.stack([weight for *_, weight in validated]))
+        rows, targets, _ = validated[0]
+        _fit_all(members, rows, targets, np.stack([weight for *_, weight in validated]))
     return members
 
 
@@ -740,10 +743,10 @@ class _Prepared:
 def _fit_all(members: list[Any], X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> None:
     """Fit estimators on the same rows with their own weights (B, n), those of one shape together."""
     X, y, weights = _merge_copies(X, y, weights)
-    prepared = [_prepare(member, X, y, weight) for member, weight in zip(members, weights, strict=True)]
     groups: dict[Any, list[_Prepared]] = {}
-    for i, one in enumerate(prepared):
-        groups.setdefault(one.shape(i), []).append(one)
+    for i, (member, weight) in enumerate(zip(members, weights, strict=True)):
+        prepared = _prepare(member, X, y, weight)
+        groups.setdefault(prepared.shape(i), []).append(prepared)
     for group in groups.values():
         _train(group, X, y)
 
@@ -796,7 +799,7 @@ def _train(group: list[_Prepared], X: np.ndarray, y: np.ndarray) -> None:
         fit = _solve(group[0], networks, objective, held_out)
 
     if lead.verbose and not fit.converged:
-        warnings.warn(f"Stopped after max_iter={lead.max_iter} steps.", ConvergenceWarning, stacklevel=5)
+        warnings.warn(f"Stopped after max_iter={lead.max_iter} steps.", ConvergenceWarning, stacklevel=4)
     for i, one in enumerate(group):
         own = _stacked([fit.networks.one(i)], torch.device("cpu"))
         raw = torch.from_numpy(X[one.present[: 4 * BLOCK]])
@@ -974,10 +977,9 @@ def _continued(network: GaussianRBFNetwork, scaling: dict[str, Tensor], dtype: t
     bias = state.get("head.bias")
     if bias is not None:
         bias = bias * y_ratio + (state["head.mean"] - scaling["y_mean"]) / scaling["y_scale"]
-    found = [elements, state["centers"] / ratio + shift, state["head.weight"] * y_ratio.unsqueeze(-1)]
-    return Networks(
-        *(part[None].to(dtype) for part in found), None if bias is None else bias[None].to(dtype), network.form
-    )
+    centers, weights = state["centers"] / ratio + shift, state["head.weight"] * y_ratio.unsqueeze(-1)
+    elements, centers, weights = (part[None].to(dtype) for part in (elements, centers, weights))
+    return Networks(elements, centers, weights, None if bias is None else bias[None].to(dtype), network.form)
 
 
 def _solve(one: _Prepared, networks: Networks, objective: Objective, validation: Objective | None) -> Fit:
