@@ -564,9 +564,12 @@ def _own_examples(module: Any) -> list[Inputs]:
         if getattr(module, "main_input_name", "input_ids") == "pixel_values" and hasattr(config, "image_size"):
             size = config.image_size if isinstance(config.image_size, Sequence) else [config.image_size] * 2
             return [{"pixel_values": _like(module, torch.zeros(1, config.num_channels, *size, device="cpu"))}]
-        vocabulary = getattr(config, "vocab_size", None)
-        tokens = {k: v % vocabulary if vocabulary else v for k, v in module.dummy_inputs.items()}
-        return [{k: _like(module, v) for k, v in tokens.items()}]
+        tokens = dict(module.dummy_inputs)
+        if "input_ids" in tokens:
+            vocabulary, pad = getattr(config, "vocab_size", None) or 1, getattr(config, "pad_token_id", None)
+            ids = tokens["input_ids"] % vocabulary
+            tokens["input_ids"] = ids if pad is None else ids.where(ids != pad, (pad + 1) % vocabulary)
+        return [{k: _like(module, v) if isinstance(v, Tensor) else v for k, v in tokens.items()}]
     record = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
     if record is None or not hasattr(module, "forward_features"):
         return []
