@@ -267,6 +267,7 @@ def image(model: nn.Module) -> Tensor:
 def test_layers_that_are_read_and_not_called_are_refused(name: str) -> None:
     """BEiT, EVA-02 and Swin V2 read `qkv.weight` themselves; where the layer is called, every adapter is trained."""
     model = tiny(name)
+    stir(model)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     config = {"num_features": 4, "places": ("query", "key", "value")}
     drawn = torch.get_rng_state()
@@ -277,16 +278,18 @@ def test_layers_that_are_read_and_not_called_are_refused(name: str) -> None:
         assert all(not m._forward_hooks for m in model.modules())
         assert all(p.requires_grad for p in model.parameters())
         config["places"] = ("attention", "output")
-    base = model.eval()(image(model))
+    with torch.no_grad():  # how attention is computed depends on who has a gradient
+        base = model.eval()(image(model))
     inject_adapters(model, config)
     assert torch.equal(torch.get_rng_state(), drawn)
     assert {k: v for k, v in model.state_dict().items() if ".adapters." not in k}.keys() == before.keys()
     assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
-    assert torch.equal(model(image(model)), base)
+    with torch.no_grad():
+        assert torch.equal(model(image(model)), base)
     stir(model)
     model(image(model)).square().sum().backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters() if p.requires_grad)
-    with disable_adapters(model):
+    with disable_adapters(model), torch.no_grad():
         assert torch.equal(model(image(model)), base)
 
 
@@ -335,7 +338,7 @@ def test_an_example_of_ones_own() -> None:
         inject_adapters(Wrapped(2), config, example=example)
         with pytest.raises(ValueError, match=r"layer\.1\.attention\.output\.dropout.*never called"):
             inject_adapters(Wrapped(1), config, example=example)
-    with pytest.raises(ValueError, match=r"pass example="):
+    with pytest.raises(ValueError, match=r"could be run.*pass example="):
         inject_adapters(Wrapped(2), config, example=torch.ones(1, 4))
     with pytest.warns(RuntimeWarning, match="nothing shows that head is called"):
         inject_adapters(Wrapped(2), config)
@@ -417,8 +420,9 @@ def test_any_kind_of_layer_keeps_its_own_forward(kind: str, family: str) -> None
     assert names <= set(model.state_dict())
     stir(model)
     assert (run(model) - base).abs().max() > 1e-3
-    run(model).square().sum().backward()
-    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    if kind != "dynamic int8":  # torch gives no gradient through it
+        run(model).square().sum().backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     with disable_adapters(model):
         assert torch.equal(run(model), base)
     unload_adapters(model)
@@ -445,7 +449,8 @@ def test_adapters_have_the_type_of_their_own_layer() -> None:
     assert all(p.grad is not None for p in trained)
 
     mixed: Any = bert()
-    mixed.bert.encoder.layer[1].to(torch.bfloat16)
+    for layer in mixed.bert.encoder.layer[1].modules():
+        layer.to(torch.bfloat16 if isinstance(layer, nn.Linear) else None)
     with torch.autocast("cpu", torch.bfloat16):
         base = run(mixed)
     inject_adapters(mixed, AdapterConfig(num_features=4))
@@ -467,7 +472,7 @@ def test_half_precision_starts_as_the_base_model(form: str) -> None:
     config = AdapterConfig(num_features=4, **{"centered": form != "clipped", **FORMS[form]})
     inject_adapters(model, config)
     assert torch.equal(model(x), base)
-    model(x).float().sum().backward()
+    (1e-4 * model(x).float().mean()).backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
     full = inject_adapters(vit(), config)
     with torch.autocast("cpu", torch.bfloat16):
@@ -513,7 +518,7 @@ def test_slices_of_query_key_and_value(head_first: bool) -> None:
     x, shift = torch.randn(2, 5, 12), torch.randn(12)
     twin = copy.deepcopy(block)
     inject_adapters(block, AdapterConfig(places=("value",), num_features=4), example=x)
-    block.attn.qkv.adapters["default"]["value"].branch = lambda x: shift  # type: ignore[union-attr]
+    block.attn.qkv.adapters["default"]["value"].branch = lambda x: shift.expand_as(x)  # type: ignore[union-attr]
     rows = torch.arange(36).view(3, 3, 4)[:, 2].flatten() if head_first else torch.arange(24, 36)
     with torch.no_grad():
         twin.attn.qkv.bias[rows] += shift
@@ -581,7 +586,7 @@ def test_state_dicts_with_saved_modules() -> None:
         twin.load_state_dict(old)
         assert torch.equal(run(twin), tuned)
     assert model.classifier.out_features == 3  # type: ignore[union-attr]
-    with pytest.raises(ValueError, match="attention, which has|which has adapters"):
+    with pytest.raises(ValueError, match="which has adapters"):
         inject_adapters(bert(), AdapterConfig(modules_to_save=("encoder",)))
 
 

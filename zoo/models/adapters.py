@@ -406,6 +406,13 @@ def _train(module: nn.Module, wanted: bool) -> None:
         p.requires_grad_(wanted and (p.is_floating_point() or p.is_complex()))
 
 
+def _copied(module: nn.Module) -> nn.Module:
+    """A deep copy, also of a module that keeps results, as that of a norm and a direction."""
+    attributes = [value for m in module.modules() for value in m.__dict__.values()]
+    results = [t for t in attributes if isinstance(t, Tensor) and not t.is_leaf]
+    return copy.deepcopy(module, {id(t): t.detach().clone() for t in results})
+
+
 class _Target(NamedTuple):
     """A module that takes adapters: its name, the places it stands for, its layer's number and name, the linear layer
     whose type they take, and the heads that its output is cut into first.
@@ -717,7 +724,7 @@ def inject_adapters(
         if not isinstance(kept, SavedModule):
             kept = SavedModule(kept).train(kept.training)
             _replace(model, target_name, kept)
-        kept.adapters[name] = copy.deepcopy(kept.base)
+        kept.adapters[name] = _copied(kept.base)
     configs, paths = dict(getattr(model, "adapter_configs", {})), dict(getattr(model, "adapter_saved", {}))
     model.adapter_configs = {**configs, name: config}  # type: ignore[assignment]
     model.adapter_saved = {**paths, name: tuple(saved)}  # type: ignore[assignment]
@@ -835,7 +842,7 @@ def _adopt(model: nn.Module) -> None:
     for path in _saved_paths(model, active):
         module = _inner(model, path)
         if module is not None and not isinstance(module, SavedModule):
-            kept = SavedModule(copy.deepcopy(module)).train(module.training)
+            kept = SavedModule(_copied(module)).train(module.training)
             kept.adapters[cast("str", active)] = module
             _replace(model, path, kept)
 
