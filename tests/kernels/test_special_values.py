@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -32,6 +32,8 @@ pytestmark = pytest.mark.skipif(native.library() is None, reason="no C compiler,
 
 SPECIAL = (torch.nan, torch.inf, -torch.inf, 1e30, -1e30, 0.0, -0.0, 1e-40)
 
+HERE: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}  # whatever the defaults
+
 Results = Sequence[Tensor]
 
 
@@ -54,7 +56,7 @@ class Operator(NamedTuple):
 
 
 def normal(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=torch.Generator("cpu").manual_seed(seed), **HERE)
 
 
 # ---- the operators -----------------------------------------------------------------------------------------
@@ -62,7 +64,7 @@ def normal(*shape: int, seed: int = 1) -> Tensor:
 
 def _layer_norm(gelu: bool) -> Callable[..., Results]:
     def call(x: Tensor, weight: Tensor, bias: Tensor) -> Results:
-        layer = LayerNorm2d(len(weight), gelu=gelu)
+        layer = LayerNorm2d(len(weight), gelu=gelu, **HERE)
         with torch.no_grad():
             layer.weight.copy_(weight)
             layer.bias.copy_(bias)
@@ -73,7 +75,7 @@ def _layer_norm(gelu: bool) -> Callable[..., Results]:
 
 def _standard_gelu(groups: int, running: bool, training: bool) -> Callable[..., Results]:
     def call(x: Tensor, bias: Tensor) -> Results:
-        layer = StandardGELU(x.shape[1], groups, running).train(training)
+        layer = StandardGELU(x.shape[1], groups, running, **HERE).train(training)
         y = layer(x, bias)
         return [y, *layer.buffers()]
 
@@ -82,7 +84,7 @@ def _standard_gelu(groups: int, running: bool, training: bool) -> Callable[..., 
 
 def _local_net(*tensors: Tensor) -> Results:
     torch.manual_seed(0)
-    net = LocalSlowNet(5, 2, 8, 2, 3, omega_0="grid").requires_grad_(False)
+    net = LocalSlowNet(5, 2, 8, 2, 3, omega_0="grid", **HERE).requires_grad_(False)
     x, *weights = tensors
     for parameter, weight in zip(net._local_weights(), weights, strict=True):
         parameter.copy_(weight.view_as(parameter))
@@ -100,16 +102,16 @@ def _stepped(weight: Tensor, speed: Tensor, grad: Tensor, x: Tensor | None = Non
 
 
 def _solved(A: Tensor, B: Tensor) -> Results:
-    return [_solver(A @ A.mT + torch.eye(len(A)), 0.1)(B)]
+    return [_solver(A @ A.mT + torch.eye(len(A), **HERE), 0.1)(B)]
 
 
 def _ridge(kernel: str) -> Callable[..., Results]:
     def call(support: Tensor, queries: Tensor, targets: Tensor, vectors: Tensor) -> Results:
-        head = KernelRidgeHead(kernel, 2)
+        head = KernelRidgeHead(kernel, 2, **HERE)
         with torch.no_grad():
             for parameter, value in zip((head.lam, head.gamma, head.beta), vectors, strict=True):
                 parameter[1] = value
-        y, active = torch.arange(len(queries)) % 3, torch.tensor([True, True, True, False])
+        y, active = torch.arange(len(queries), device="cpu") % 3, torch.arange(4, device="cpu") < 3
         return head.loss_and_slopes(support, targets, queries, y, 1, active)
 
     return call
@@ -280,6 +282,20 @@ def test_every_loop_answers_like_its_plain_form(name: str, monkeypatch: pytest.M
             complaints.append(f"{value} at {at} of input {i}: {complaint}")
     assert not complaints, f"{len(complaints)} of {len(cases)}:\n" + "\n".join(complaints[:40])
     assert called >= operator.loops
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_types_and_devices_come_from_the_inputs(name: str) -> None:
+    operator = OPERATORS[name]
+    inputs = [normal(*shape, seed=i) for i, shape in enumerate(operator.inputs)]
+    want = run(operator, inputs, None)
+    torch.set_default_dtype(torch.float64)
+    got = run(operator, inputs, None)
+    torch.set_default_dtype(torch.float32)
+    assert not differs(got, want, 1e-6)
+    with torch.device("meta"):
+        got = run(operator, inputs, None)
+    assert not differs(got, want, 1e-6)
 
 
 def test_no_loop_is_left_out() -> None:

@@ -165,7 +165,7 @@ class StandardGELU(nn.BatchNorm2d):
     @torch.no_grad()
     def _moments(self, x: Tensor, moments: list[Tensor] | None) -> tuple["SharedMoments", tuple[Tensor, Tensor]]:
         """How the channels of a map share their moments, and those."""
-        channel = torch.arange(x.shape[1])
+        channel = torch.arange(x.shape[1], device=x.device)
         even = channel * self.groups // len(channel) % 2 == 0
         running = None
         if self.running_mean is not None and self.running_var is not None:

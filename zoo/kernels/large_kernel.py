@@ -522,7 +522,7 @@ class DilatedReparamBlock(nn.ModuleDict):
         mean = means.mean(-1)  # (C, K)
         within = ((rows @ covariance) * rows).sum(-1).view_as(means).mean(-1)
         var = within + (means - mean[..., None]).square().mean(-1)
-        eps = torch.tensor([bn.eps for bn in norms], dtype=x.dtype)
+        eps = torch.tensor([bn.eps for bn in norms], dtype=x.dtype, device=x.device)
         scale = torch.stack([bn.weight for bn in norms], 1) * (var + eps).rsqrt()
         shift = (torch.stack([bn.bias for bn in norms], 1) - scale * mean).sum(1)
         record_statistics(norms, mean.detach().t(), var.detach().t(), count=x.numel() // x.shape[1])
