@@ -24,7 +24,7 @@ ALLOWED = {
     "figures": {"models"},
     "gallery": {"data", "figures", "files", "models"},
     "validation": {"data", "models"},
-    "benchmarks": {"data", "estimators", "fitting", "kernels", "models", "tasks"},
+    "benchmarks": {"config", "data", "estimators", "fitting", "kernels", "models", "tasks"},
     "tools": {
         "benchmarks",
         "checkpoints",
