@@ -24,7 +24,7 @@ ALLOWED = {
     "figures": {"models"},
     "gallery": {"data", "figures", "files", "models"},
     "validation": {"data", "models"},
-    "benchmarks": {"config", "data", "estimators", "fitting", "kernels", "models", "tasks"},
+    "benchmarks": {"config", "data", "estimators", "files", "fitting", "kernels", "models", "tasks"},
     "tools": {
         "benchmarks",
         "checkpoints",
@@ -40,20 +40,23 @@ ALLOWED = {
         "trust",
         "validation",
     },
-    "cli": {"benchmarks", "files", "gallery", "models", "tools", "validation"},
+    "cli": {"benchmarks", "files", "gallery", "kernels", "models", "tools", "validation"},
     "__main__": {"cli"},
     "tasks": {"models", "kernels", "checkpoints"},
     "training": {"tasks", "models", "data", "checkpoints", "config", "figures"},
     "checkpoints": {"models", "files"},
     "files": set(),
+    "quoting": set(),
+    "scaling": set(),
     "suggest": set(),
+    "inputs": set(),
     "values": set(),
     "facts": set(),
     "trust": {"models"},  # which packages brought families
     "config": set(),
     "launch": {"config", "training", "trust"},
 }
-HELPERS = {"facts", "suggest", "values", "zoo"}
+HELPERS = {"facts", "inputs", "quoting", "scaling", "suggest", "values", "zoo"}
 
 
 def room_of(path: Path) -> str:

@@ -43,6 +43,7 @@ BENCHMARKS: dict[str, dict[str, tuple[str, str, str]]] = {
         "split": ("every learner on split digits", "zoo.benchmarks.gkcl", "split"),
         "ablations": ("what replay, contrast, drift control and samples do", "zoo.benchmarks.gkcl", "ablations"),
         "full": ("the streams on whole MNIST", "zoo.benchmarks.gkcl", "full"),
+        "tuning": ("passes and rate of the joint learner", "zoo.benchmarks.gkcl", "tuning"),
     },
     "models": {
         "inference": ("forward passes: plain, zoo and timm's peers", "zoo.benchmarks.models", "inference"),
@@ -108,6 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_export,
         _add_benchmark,
         _add_results,
+        _add_build,
         _add_ship,
         _add_cards,
         _add_push,
@@ -379,6 +381,9 @@ def _add_benchmark(commands: Commands) -> None:
     own.add_argument("--compile", action="store_true", default=None, help="also after torch.compile")
     own.add_argument("--precision", nargs="+", choices=("float32", "bfloat16"), help="of forward passes (float32)")
     own.add_argument("--device", type=_device, help="cpu (default) or cuda")
+    own.add_argument(
+        "--wait", nargs="+", choices=("active", "passive", "spin 30000"), help="how threads wait, one after the other"
+    )
     trained = parser.add_argument_group("of measurements that train")
     trained.add_argument("--data", nargs="+", metavar="NAME", help="which data sets")
     trained.add_argument("--root", help="where their files lie (the cache)")
@@ -414,7 +419,9 @@ def _given(parser: argparse.ArgumentParser, options: argparse.Namespace, measure
     return {k: v for k, v in given.items() if k in accepted}
 
 
-_OPTIONS = ("models", "batch", "size", "threads", "rounds", "compile", "precision", "device", "data", "root", "steps")
+_OPTIONS = (
+    "models", "batch", "size", "threads", "rounds", "compile", "precision", "device", "wait", "data", "root", "steps",
+)  # fmt: skip
 
 
 def _add_results(commands: Commands) -> None:
@@ -593,6 +600,33 @@ def _push(options: argparse.Namespace) -> int:
     place = push(options.model, options.target, private=options.private)
     print(f'zoo.create_model("{place}", pretrained=True)')
     return 0
+
+
+# ---- compiled loops ----------------------------------------------------------------------------------------
+
+
+def _add_build(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "build",
+        help="compile the loops in C ahead of time",
+        description="Compile the loops in C for this machine, which the first model to need them does otherwise, and "
+        "say where they are kept. The environment variable ZOO_CACHE names another folder, CC another compiler, "
+        "ZOO_NATIVE_ARCH another processor.",
+    )
+    _json_option(parser)
+    parser.set_defaults(run=_build)
+
+
+def _build(options: argparse.Namespace) -> int:
+    import torch  # noqa: F401  its threads are found when the library is loaded
+
+    from zoo.kernels import building, native
+
+    path = building.build(native.SOURCE)[1]
+    if path is None:
+        folder = building.cache_folder()
+        raise building.NativeError(f"{folder} cannot be used, not writable or not private; ZOO_CACHE names another")
+    return _told(options, {"library": str(path)}, [str(path)])
 
 
 # ---- completion --------------------------------------------------------------------------------------------

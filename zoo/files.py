@@ -27,6 +27,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import torch
 
+from zoo import inputs
 from zoo.values import DamagedFileError, read_json
 
 __all__ = [
@@ -391,6 +392,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     for name, digest in config.get("sha256", {}).items():
         if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
             raise CheckpointError(f"{path}: sha256 of {name} must be 64 hexadecimal digits, not {digest!r:.60}")
+    if "input" in config:
+        try:
+            config["input"] = inputs.check(config["input"])
+        except inputs.InputError as error:
+            raise CheckpointError(f"{path}: {error}; write the folder again with zoo.save_pretrained") from None
     return config
 
 

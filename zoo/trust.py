@@ -1,7 +1,7 @@
 """What a file may ask for: the one gate between what was recorded and what is built.
 
-A run folder, a record or a checkpoint may come from anyone, so it is data. It may name classes of the zoo, of the
-packages that the zoo's own configurations name, and of packages that are installed with an entry point of the zoo
+A run folder, a record or a checkpoint may come from anyone, so it is data. It may name classes of the zoo, of packages
+that the zoo's own configurations name, and of packages that are installed with an entry point of the zoo
 (`zoo.models.plugins`), each where a class of its kind belongs. What a person types is trusted; what a file holds is not.
 """
 
@@ -31,7 +31,7 @@ class Kind:
     Args:
         what: Its name.
         base: The class that it must be, or extend.
-        homes: Modules and packages of the zoo, and of the packages that its configurations name, that hold such classes.
+        homes: Modules of the zoo, and of the packages that its configurations name, that hold such classes.
         exact: Only `base` itself.
     """
 
@@ -79,8 +79,8 @@ def recorded_class(target: Any, place: str, source: str = "the record") -> type:
     """
     kind = KINDS[place]
     refused = (
-        f"{place.partition('.')[0]}._target_ = {target!r:.100} of {source} is no {kind.what} of the zoo, of Lightning or of "
-        "a package installed with an entry point kernel_zoo.models; others cannot be imported because a file names them"
+        f"{place.partition('.')[0]}._target_ = {target!r:.100} of {source} is no {kind.what} of the zoo, of Lightning "
+        "or of a package installed with an entry point kernel_zoo.models; others cannot be imported for a file"
     )
     homes = [*kind.homes, *_plugin_packages()]
     if not isinstance(target, str) or not _DOTTED.fullmatch(target) or not _inside(target, homes):
@@ -196,7 +196,7 @@ def _part_problem(key: str, value: Any, run: Path, section: str) -> str | None:
     if _RESOLVER.search(value):
         return f"{value!r:.100} would call a resolver"
     if section == "model" and last != "checkpoint_path" and re.match(r"(?i)hf[-_]hub:|\w+://", value):
-        return f"{value!r:.100} is an address"  # weights come with the state, so that those of checkpoint_path are not read
+        return f"{value!r:.100} is an address"  # checkpoint_path is not read, all weights come with the state
     if section in _READ:
         return None
     if "://" in value:

@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 
 from pydantic import NonNegativeFloat, NonNegativeInt
 
-from zoo.benchmarks.records import Records, markdown, mean_sd, plain, put_section, surroundings
+from zoo.benchmarks.records import Records, markdown, mean_sd, plain, put_section
 from zoo.config import check_values
 from zoo.values import DamagedFileError, first_line, read_json, read_yaml
 
@@ -31,6 +31,7 @@ class Run:
     seed: int
     metrics: dict[str, float]
     seconds: float
+    origin: tuple[str, ...] = ()
 
 
 def read_run(folder: Path) -> Run:
@@ -47,9 +48,20 @@ def read_run(folder: Path) -> Run:
     if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
         raise RunsError(f"{folder}/.hydra/overrides.yaml holds no list of overrides")
     changes = tuple(sorted(o for o in overrides if not o.startswith(_OWN)))
-    return Run(
-        config["name"], config["model"]["model_name"], changes, summary["seed"], summary["metrics"], summary["seconds"]
-    )
+    numbers = summary["seed"], summary["metrics"], summary["seconds"]
+    return Run(config["name"], config["model"]["model_name"], changes, *numbers, _origin(summary))
+
+
+def _origin(summary: dict[str, Any]) -> tuple[str, ...]:
+    """When, on which code and on what a run was made, as far as its summary says it."""
+    versions, hardware = summary.get("versions") or {}, summary.get("hardware") or {}
+    found = [str(summary.get("finished") or "")[:10], summary.get("commit") and f"commit {summary['commit']}"]
+    found += [
+        hardware.get("gpu") or hardware.get("cpu"),
+        hardware.get("threads") and f"{hardware['threads']} thread(s)",
+    ]
+    found += [f"{name} {versions[name]}" for name in ("torch", "timm", "python") if name in versions]
+    return tuple(str(value) for value in found if value)
 
 
 class _Summary(TypedDict):
@@ -62,6 +74,8 @@ class _Extra(TypedDict, total=False):
     data: dict[str, Any]
     versions: dict[str, str]
     hardware: dict[str, str | int | float | bool | None]
+    finished: str
+    commit: str
 
 
 class _Config(TypedDict):
@@ -162,7 +176,8 @@ def tabulate(
     if not any(row[3] for row in rows):
         header, rows = header[:3] + header[4:], [row[:3] + row[4:] for row in rows]
     table = markdown(header, rows)
-    text = f"{table}\n\n{surroundings()}."
+    origins = dict.fromkeys(", ".join(run.origin) for runs in groups.values() for run in runs if run.origin)
+    text = table + (f"\n\n{plain('; '.join(origins))}." if origins else "")
     shown = folders[0] / "summary.txt"
     for i, document in enumerate(documents):
         before = document.read_text() if document.is_file() else ""

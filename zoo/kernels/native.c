@@ -3,10 +3,15 @@
    sample each. */
 
 #include <math.h>
-#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static int omp_get_thread_num(void) { return 0; }
+#endif
 
 #ifdef __AVX512F__
 enum { LANES = 16 };
@@ -120,7 +125,12 @@ static lanes *new_panels(long outputs, long terms) {
 
 typedef float eight __attribute__((vector_size(32), aligned(4)));
 
+#if defined(__clang__) || __GNUC__ >= 12
 #define EIGHT(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef int32_t places __attribute__((vector_size(32)));
+#define EIGHT(a, b, ...) __builtin_shuffle(a, b, (places){__VA_ARGS__})
+#endif
 
 /* to (8, 8), rows a step apart <- from (8, 8) transposed. */
 INLINE void transpose(const float *from, long from_step, float *to, long to_step) {

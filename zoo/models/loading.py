@@ -246,8 +246,9 @@ def _check_kinds(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> 
 
 
 def warn_not_finite(model: nn.Module, state: Mapping[str, Any], origin: str) -> None:
-    """Warn, with the first name, where a file holds NaN, or infinite parameters: the model would answer nonsense. Buffers
-    may be infinite, as the logarithm of a class that was never seen is.
+    """Warn, with the first name, where a file holds NaN, or infinite parameters: the model would answer nonsense.
+
+    Buffers may be infinite, as the logarithm of a class that was never seen is.
     """
     learned = {name for name, _ in model.named_parameters()}
     for name, tensor in state.items():

@@ -86,7 +86,8 @@ def create_model(
 
     Returns:
         The model, in training mode. `model.zoo_config` holds the name and the arguments as plain values, so
-        that `create_model(**model.zoo_config)` builds it again.
+        that `create_model(**model.zoo_config)` builds it again; `model.input_record` how a file becomes an input (see
+        :mod:`zoo.inputs`), or None where the weights do not say.
 
     Raises:
         ValueError: The name or its tag is unknown; the message has the nearest ones.
@@ -111,6 +112,7 @@ def create_model(
     if deploy:
         to_deploy(model, inplace=True)
     model.zoo_config = _config(model, name, deploy)  # type: ignore[assignment]
+    model.input_record = _input_record(model, source, model_name)  # type: ignore[assignment]
     return model
 
 
@@ -216,7 +218,7 @@ def _build(model_name: str, source: str, name: str, *, pretrained: bool, kwargs:
 
 
 def _build_described(model_name: str, source: str, name: str, kwargs: dict[str, Any]) -> nn.Module:
-    """Build what a folder or a repository describes; whatever its description does to a constructor is told in a line."""
+    """Build what a folder or a repository describes; what its description does to a constructor is told in a line."""
     try:
         with contextlib.nullcontext() if closed.active() else closed.closed(model_name):
             return timm.create_model(model_name, pretrained=False, **kwargs)
@@ -263,6 +265,20 @@ def _config(model: nn.Module, name: str, deploy: bool) -> dict[str, Any]:
         except (TypeError, ValueError):
             continue
     return {**plain, "deploy": True} if deploy else plain
+
+
+def _input_record(model: nn.Module, source: str, model_name: str) -> dict[str, Any] | None:
+    """How a file becomes an input, as the record of the weights says; None where it does not, or where the model was
+    built for another number of channels.
+    """
+    if source == "local-dir":
+        record = read_config(model_name.partition(":")[2]).get("input")
+    elif not source and shipped.NAME.fullmatch(model_name) and (shipped.folder() / f"{model_name}.json").is_file():
+        record = shipped.record(model_name).get("input")
+    else:
+        record = None
+    chans = getattr(model, "in_chans", None)
+    return None if record and chans and record.get("channels", chans) != chans else record
 
 
 # ---- weights -----------------------------------------------------------------------------------------------

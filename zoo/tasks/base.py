@@ -19,10 +19,12 @@ from typing import Any
 
 import lightning as L
 import torch
+from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 import zoo
-from zoo.tasks.optim import create_optimizer, create_scheduler
+from zoo import inputs
+from zoo.tasks.optim import ScheduleError, create_optimizer, create_scheduler
 from zoo.values import first_line
 
 _TASKS: dict[str, type[Task]] = {}
@@ -66,6 +68,8 @@ class Task(L.LightningModule):
 
         self.model = model if isinstance(model, nn.Module) else create_model(**model)
         self.optimizer, self.scheduler, self.channels_last = optimizer, scheduler, channels_last
+        self._chosen: list[dict[str, Any]] = []  # what the configuration says of each group of parameters
+        self._schedule: dict[str, Any] = {}
         own = isinstance(model, nn.Module) or ":" in str(model.get("model_name"))  # so that no other folder is needed
         spec = getattr(self.model, "zoo_config", None) if own else dict(model)
         self.save_hyperparameters(
@@ -117,17 +121,51 @@ class Task(L.LightningModule):
         if self.optimizer is None:
             return None
         optimizer = create_optimizer(self.model, **self.optimizer)
+        chosen = {"lr", *self.optimizer, *(self.optimizer.get("kwargs") or {})}
+        self._chosen = [{k: v for k, v in group.items() if k in chosen} for group in optimizer.param_groups]
         if self.scheduler is None:
             return optimizer
-        total = self.trainer.estimated_stepping_batches
-        if math.isinf(total):
-            raise ValueError("a schedule needs an end: set trainer.max_epochs or trainer.max_steps, or scheduler=null")
-        per_epoch = max(1, self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
-        scheduler = create_scheduler(optimizer, int(total), per_epoch, **self.scheduler)
+        total, per_epoch = self._length()
+        scheduler = create_scheduler(optimizer, total, per_epoch, **self.scheduler)
+        self._schedule = scheduler.state_dict()
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        """Have a resumed training follow the configuration of today: a state also brings its own rates and schedule."""
+        if self.trainer.ckpt_path is None:
+            return
+        for optimizer, chosen in zip(self.trainer.optimizers, [self._chosen], strict=False):
+            for group, values in zip(optimizer.param_groups, chosen, strict=False):
+                group.update(values)
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, Scheduler):
+                config.scheduler.load_state_dict(self._schedule)
+                config.scheduler.step_update(self.global_step)
+
+    def _length(self) -> tuple[int, int]:
+        """Optimizer steps of the whole training and of one epoch, as Lightning takes them.
+
+        An epoch ends with a step, also where fewer batches than `accumulate_grad_batches` are left for it.
+        """
+        trainer = self.trainer
+        trainer.fit_loop.setup_data()  # Lightning does so itself only where the epochs decide the length
+        total, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+        if math.isinf(total) or total < 0:
+            raise ScheduleError(
+                "a schedule needs an end: set trainer.max_epochs or trainer.max_steps, or scheduler=null"
+            )
+        if math.isinf(batches):
+            raise ScheduleError(
+                "a schedule counts epochs, and this data does not say how long one is: set "
+                "trainer.limit_train_batches to a number of batches, or scheduler=null"
+            )
+        return int(total), max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        scheduler.step_update(self.global_step)
+        if isinstance(scheduler, Scheduler):
+            scheduler.step_update(self.global_step)
+        else:  # one of torch's, which a callback put in its place
+            super().lr_scheduler_step(scheduler, metric)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -137,6 +175,13 @@ class Task(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["zoo"] = {"task": type(self).__name__, "version": zoo.__version__, "run": self.run_notes}
+        if record := getattr(self.model, "input_record", None):
+            checkpoint["zoo"]["input"] = record
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the model know again how a file becomes an input."""
+        if record := checkpoint.get("zoo", {}).get("input"):
+            self.model.input_record = inputs.check(record)  # type: ignore[assignment]
 
 
 def load_task(path: str | Path) -> Task:
@@ -170,8 +215,11 @@ def load_task(path: str | Path) -> Task:
         with closed(str(path), opened=True):
             task = _TASKS[name](**{**hparams, "model": {**model, "pretrained": False, "checkpoint_path": None}})
         task.load_state_dict(state)
+        task.on_load_checkpoint(checkpoint)
     except CheckpointError:
         raise
+    except inputs.InputError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     except Exception as error:  # values that nobody vouches for can make a constructor raise anything
         raise CheckpointError(f"{path} holds no {name} that can be built again: {first_line(error)}") from error
     warn_not_finite(task, state, str(path))

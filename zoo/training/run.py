@@ -26,6 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from pydantic import NonNegativeInt
 
+from zoo import inputs
 from zoo.checkpoints import CheckpointError, read_checkpoint, save_pretrained
 from zoo.config import ConfigError, check_call, check_section, flatten
 from zoo.facts import hardware, versions
@@ -325,7 +326,10 @@ def _build_task(
     for key in ("class_names", "preprocessing"):
         if key in accepted and task.get(key) is None and getattr(datamodule, key, None) is not None:
             arguments[key] = getattr(datamodule, key)
-    return target(**arguments, **{k: v for k, v in task.items() if k not in arguments and not k.startswith("_")})
+    built = target(**arguments, **{k: v for k, v in task.items() if k not in arguments and not k.startswith("_")})
+    if callable(record := getattr(datamodule, "input_record", None)):
+        built.model.input_record = inputs.check(record())
+    return built
 
 
 def _run_notes(folder: Path, seed: int | None, name: str, state: Path | None) -> dict[str, Any]:
@@ -412,6 +416,7 @@ def _finish(engine: L.Trainer, task: Task, result: RunResult, notes: dict[str, A
         result.model_dir,
         class_names=task.hparams.get("class_names"),
         preprocessing=task.hparams.get("preprocessing"),
+        input_record=getattr(task.model, "input_record", None),
     )
     summary = {"metrics": result.metrics, "seconds": round(result.seconds, 1), "seed": notes["seed"]}
     summary |= {"data": _data_facts(engine), "versions": versions(), "hardware": hardware()}
