@@ -270,9 +270,12 @@ def test_files_that_do_not_suit_the_record_are_told(file: Path, tmp_path: Path) 
         ("\n".join(lines[:9]), "has 8 steps, the model looks at 12"),
         (
             "\n".join(["date,count,other", *lines[1:]]),
-            "no column 'same'; the model takes: count, same; the file has: date",
+            "no column 'same'; the model takes: date, count, same; the file has: date",
         ),
-        ("\n".join(["when,count,same", *lines[1:]]), "the model takes: date; the file has: when, count, same"),
+        (
+            "\n".join(["when,count,same", *lines[1:]]),
+            "no column 'date'; the model takes: date, count, same; the file has: when, count, same",
+        ),
         (
             "\n".join([lines[0], *lines[1::2]]),
             "goes in steps of 2:00:00, the series that the model was trained on in 1:00",

@@ -160,15 +160,17 @@ def read_csv(
         raise DataError(f"{path} needs {layout}; its first line holds no names")
     if table.width < 2:
         raise DataError(f"{path} needs {layout}; it has 1 column, {listed(table.header)}")
-    clock = 0 if time_column is None else table.match([time_column], whose or "time_column", table.header).places[0]
+    asked = [] if time_column is None else [time_column]
+    # only a model that knows its variables tells what it leaves out
+    also = table.header if whose is None or columns is None else table.header[: not asked]
+    found = table.match([*asked, *(columns or ())], whose or "the configuration", also)
+    for note in found.notes:
+        _log.warning("%s", note)
+    clock, places = found.places[0] if asked else 0, found.places[len(asked) :]
+    names = list(columns or ())
     if columns is None:
-        names = [name for i, name in enumerate(table.header) if i != clock]
         places = [i for i in range(table.width) if i != clock]
-    else:
-        found = table.match(columns, whose or "columns", [table.header[clock]] if whose else table.header)
-        names, places = list(columns), found.places
-        for note in found.notes:
-            _log.warning("%s", note)
+        names = [table.name(i) for i in places]
     if not places or clock in places:
         raise DataError(
             f"{path}: {table.name(clock)} holds the times and is no variable, so there is nothing to forecast"
@@ -345,11 +347,13 @@ class Window:
         values: Standardised (1, L, D).
         marks: Calendar features (1, L, F).
         times: The times of the H steps that follow; empty where the series has no step.
+        names: Name of each variable.
     """
 
     values: Tensor
     marks: Tensor
     times: list[datetime]
+    names: list[str]
 
 
 def last_window(path: str | Path, form: inputs.Series) -> Window:
@@ -386,7 +390,7 @@ def last_window(path: str | Path, form: inputs.Series) -> Window:
         raise DataError(f"{path} goes in steps of {step}, the series that the model was trained on in {form.step}")
     values, marks = standardised(series, form)
     following = [step.after(series.times[-1], i + 1) for i in range(form.horizon)] if step else []
-    return Window(values[None, -form.steps :], marks[None, -form.steps :], following)
+    return Window(values[None, -form.steps :], marks[None, -form.steps :], following, series.names)
 
 
 def prepare_series(path: Path, form: inputs.Series) -> tuple[Tensor, Tensor]:
