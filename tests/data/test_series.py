@@ -193,6 +193,18 @@ def test_missing_times_are_filled_when_asked(tmp_path: Path, caplog: pytest.LogC
         read_csv(path, fill="forward")
 
 
+def test_the_calendar_ends(tmp_path: Path) -> None:
+    path = tmp_path / "series.csv"
+    path.write_text("date,a\n9999-12-29,1\n9999-12-30,2\n9999-12-31,3\n")
+    series = read_csv(path)
+    assert series.step is not None
+    with pytest.raises(DataError, match="the calendar ends 1 steps of 1 day, 0:00:00 after 9999-12-31"):
+        series.step.after(series.times[-1])
+    path.write_text("date,a\n9999-10-01,1\n9999-11-01,2\n9999-12-01,3\n")
+    with pytest.raises(DataError, match="the calendar ends 5 steps of 1 month after"):
+        read_csv(path).step.after(series.times[-1], 5)  # type: ignore[union-attr]
+
+
 def test_rows_as_they_come(tmp_path: Path) -> None:
     """Trading days: no step, and no gap either."""
     path = tmp_path / "series.csv"

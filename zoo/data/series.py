@@ -175,19 +175,19 @@ def read_csv(
         raise DataError(
             f"{path}: {table.name(clock)} holds the times and is no variable, so there is nothing to forecast"
         )
-    lines, times = _times(table, clock, time_format)
+    lines, times = _times(table, clock, time_format, options=whose is None)
     if not times:
         raise DataError(f"{path} needs {layout}; it has no rows")
     values = table.numbers(places, missing=True)
-    _check_cells(table, places, values, lines, fill)
+    _check_cells(table, places, values, lines, fill, options=whose is None)
     step = regular_step(times)
     if regular:
-        values, times = _regular(table, values, times, lines, step, fill)
+        values, times = _regular(table, values, times, lines, step, fill, options=whose is None)
     return Series(_filled(values), times, names, table.name(clock))
 
 
-def _times(table: TableFile, clock: int, time_format: str | None) -> tuple[list[int], list[datetime]]:
-    """Lines and times, which must increase."""
+def _times(table: TableFile, clock: int, time_format: str | None, options: bool) -> tuple[list[int], list[datetime]]:
+    """Lines and times, which must increase; `options` says whether the caller can choose how the file is read."""
     lines, (cells,) = table.cells([clock])
     times: list[datetime] = []
     for line, cell in zip(lines, cells, strict=True):
@@ -195,6 +195,8 @@ def _times(table: TableFile, clock: int, time_format: str | None) -> tuple[list[
             time = datetime.strptime(cell, time_format) if time_format else datetime.fromisoformat(cell)
         except ValueError:
             form = f"as {time_format!r} says" if time_format else "such as 2016-07-01 00:00:00"
+            if options and not time_format:
+                form += "; time_format='%d.%m.%Y %H:%M' reads 01.07.2016 00:00"
             raise DataError(
                 f"{table.path}, line {line}: {table.name(clock)} is {cell[:40]!r}, not a time {form}"
             ) from None
@@ -214,19 +216,24 @@ def _check_order(table: TableFile, last: datetime, time: datetime, line: int) ->
 
 
 def _check_cells(
-    table: TableFile, places: Sequence[int], values: np.ndarray, lines: Sequence[int], fill: Fill | None
+    table: TableFile,
+    places: Sequence[int],
+    values: np.ndarray,
+    lines: Sequence[int],
+    fill: Fill | None,
+    options: bool,
 ) -> None:
     gaps = np.isnan(values)
     for i, place in enumerate(places):
         if gaps[:, i].all():
-            raise DataError(f"{table.path}: {table.name(place)} has no value at all; leave it out with columns=[...]")
+            raise DataError(
+                f"{table.path}: {table.name(place)} has no value at all{'; leave it out with columns=[...]' * options}"
+            )
     if fill is None and gaps.any():
         row, i = np.argwhere(gaps)[0]
         more = f", one of {gaps.sum():,} such cells" if gaps.sum() > 1 else ""
-        raise DataError(
-            f"{table.path}, line {lines[row]}: {table.name(places[i])} is empty{more}; fill=forward repeats the last "
-            "value seen"
-        )
+        way_out = "; fill=forward repeats the last value seen" * options
+        raise DataError(f"{table.path}, line {lines[row]}: {table.name(places[i])} is empty{more}{way_out}")
 
 
 @dataclass(frozen=True)
@@ -244,13 +251,19 @@ class Step:
     month_end: bool = False
 
     def after(self, time: datetime, steps: int = 1) -> datetime:
-        """The time that many steps later."""
-        if not self.months:
-            return time + timedelta(seconds=self.seconds) * steps
-        month = time.year * 12 + time.month - 1 + self.months * steps
-        year, month = divmod(month, 12)
-        last = calendar.monthrange(year, month + 1)[1]
-        return time.replace(year=year, month=month + 1, day=last if self.month_end else min(time.day, last))
+        """The time that many steps later.
+
+        Raises:
+            DataError: The calendar has no such time.
+        """
+        try:
+            if not self.months:
+                return time + timedelta(seconds=self.seconds) * steps
+            year, month = divmod(time.year * 12 + time.month - 1 + self.months * steps, 12)
+            last = calendar.monthrange(year, month + 1)[1]
+            return time.replace(year=year, month=month + 1, day=last if self.month_end else min(time.day, last))
+        except (OverflowError, ValueError):
+            raise DataError(f"the calendar ends {steps} steps of {self} after {time}") from None
 
     def __str__(self) -> str:
         if self.months:
@@ -284,11 +297,12 @@ def _regular(
     lines: Sequence[int],
     step: Step | None,
     fill: Fill | None,
+    options: bool,
 ) -> tuple[np.ndarray, list[datetime]]:
     """The rows on a grid of equal steps, NaN where a time is missing and may be filled."""
     if step is None:
         return values, times
-    anyway = "regular=false takes the rows as they come"
+    anyway = "; regular=false takes the rows as they come" * options
     whole, places = [times[0]], [0]
     for line, time in zip(lines[1:], times[1:], strict=True):
         last, missing = whole[-1], 0
@@ -300,11 +314,11 @@ def _regular(
         if missing and due < time and fill is not None:
             raise DataError(f"{table.path}: times are missing, and filled it would have more than ten times its rows")
         if due > time:
-            raise DataError(f"{table.path}, line {line}: {time} is no whole step of {step} after {last}; {anyway}")
+            raise DataError(f"{table.path}, line {line}: {time} is no whole step of {step} after {last}{anyway}")
         if missing and fill is None:
             raise DataError(
-                f"{table.path}, line {line}: times are missing between {last} and {time}, where the step is {step}; "
-                f"fill=forward repeats the last values seen, {anyway}"
+                f"{table.path}, line {line}: times are missing between {last} and {time}, where the step is {step}"
+                + f"; fill=forward repeats the last values seen{anyway.replace(';', ',')}" * options
             )
         places.append(len(whole))
         whole.append(time)
