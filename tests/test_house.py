@@ -24,7 +24,7 @@ ALLOWED = {
     "figures": {"models"},
     "gallery": {"data", "figures", "files", "models"},
     "validation": {"data", "models"},
-    "benchmarks": {"data", "estimators", "files", "fitting", "kernels", "models", "tasks"},
+    "benchmarks": {"config", "data", "estimators", "files", "fitting", "kernels", "models", "tasks"},
     "tools": {
         "benchmarks",
         "checkpoints",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import functools
+import html
 import os
 import platform
 import re
@@ -132,6 +133,15 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def plain(value: Any) -> Any:
+    """Values for Markdown, at any depth: a text of a file is one line, holds no HTML and ends no code."""
+    if isinstance(value, str):
+        return html.escape(" ".join(value.split("\n")).replace("\r", " ").replace("`", "'"), quote=False)
+    if isinstance(value, Mapping):
+        return {plain(key): plain(part) for key, part in value.items()}
+    return [plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def put_section(path: Path, name: str, text: str) -> None:

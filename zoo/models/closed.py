@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class _Folder:
-    """What is being built: its name, the place whose weights may be loaded, and whether its own description was read."""
+    """What is being built: its name, the place whose weights may be loaded, and whether its description was read."""
 
     name: str
     place: str = ""

@@ -36,7 +36,15 @@ TUNINGS: dict[str, dict[str, Any]] = {
 }
 
 #: What `tuning_args` may say of PEFT's adapters; others of `LoraConfig` name modules to import or files to open.
-_LORA = ("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+_LORA = (
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+)
 _LORA += ("bias", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias")
 
 
