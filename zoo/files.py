@@ -16,7 +16,6 @@ import json
 import os
 import pickletools
 import re
-import secrets
 import urllib.error
 import urllib.parse
 import warnings
@@ -27,6 +26,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import torch
+
+from zoo.whole import replace_all
 
 __all__ = [
     "CONFIG_NAME",
@@ -84,24 +85,16 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_all(files: Mapping[Place, Callable[[BinaryIO], object]]) -> None:
-    """Write several files that belong together: all of them are complete on disk before the first takes its
-    name.
+    """Write several files that belong together: those of one folder take their names all at once.
+
+    Raises:
+        CheckpointError: As :func:`write_atomic`; the folder keeps what it had.
     """
-    staged: list[tuple[Path, Path]] = []
-    target = Path()
     try:
-        for name, write in files.items():
-            target = Path(name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            staged.append((_stage(target, write), target))
-        for temporary, target in staged:
-            os.replace(temporary, target)
-            _sync_folder(target.parent)
+        replace_all({Path(path): write for path, write in files.items()})
     except OSError as error:
-        raise CheckpointError(f"cannot write {target}: {_reason(error)}") from error
-    finally:
-        for temporary, _ in staged:
-            temporary.unlink(missing_ok=True)
+        place = error.filename or next(iter(files))
+        raise CheckpointError(f"cannot write {place}: {_reason(error)}") from error
 
 
 def writer_of(content: bytes) -> Callable[[BinaryIO], None]:
@@ -111,28 +104,6 @@ def writer_of(content: bytes) -> Callable[[BinaryIO], None]:
         file.write(content)
 
     return write
-
-
-def _stage(target: Path, write: Callable[[BinaryIO], object]) -> Path:
-    temporary = target.parent / f".{target.name[:100]}.{secrets.token_hex(6)}.tmp"
-    with temporary.open("xb") as file:
-        try:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    return temporary
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # some file systems refuse to sync a folder; the file itself is safe by then
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _reason(error: OSError) -> str:
