@@ -13,21 +13,20 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
 import pickletools
 import re
 import urllib.error
 import urllib.parse
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import torch
 
-from zoo.whole import replace_all
+from zoo.whole import replace_all, still
 
 __all__ = [
     "CONFIG_NAME",
@@ -38,6 +37,7 @@ __all__ = [
     "read_checkpoint",
     "read_config",
     "sha256_of",
+    "undisturbed",
     "write_all",
     "write_atomic",
     "writer_of",
@@ -58,6 +58,9 @@ _MAX_CONFIG = 16_000_000
 _SCANNED = 64_000_000
 
 
+_TRIES = 20
+
+Result = TypeVar("Result")
 Place = TypeVar("Place", bound=str | Path)  # a mapping of paths is not one of `str | Path`
 
 
@@ -352,6 +355,29 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
             raise CheckpointError(f"{path}: sha256 of {name} must be 64 hexadecimal digits, not {digest!r:.60}")
     return config
+
+
+def undisturbed(folder: str | Path, read: Callable[[], Result], names: Sequence[str] = ()) -> Result:
+    """What `read` returns of a folder's files, all of them from before a writer replaced them or all from after.
+
+    Args:
+        folder: The folder that is read.
+        read: Called again when the files were replaced meanwhile; random draws are then repeated, not continued.
+        names: The files that belong together; by default those of a saved model.
+    """
+    drawn = torch.get_rng_state()
+    for _ in range(_TRIES):
+        before = still(Path(folder), names or (WEIGHTS_NAME, CONFIG_NAME))
+        try:
+            result = read()
+        except Exception:  # of a mixture, which any reader may say in its own words
+            if still(Path(folder), names or (WEIGHTS_NAME, CONFIG_NAME)) == before:
+                raise
+        else:
+            if still(Path(folder), names or (WEIGHTS_NAME, CONFIG_NAME)) == before:
+                return result
+        torch.set_rng_state(drawn)
+    raise CheckpointError(f"{folder} is being written again and again: read it when its writer has ended")
 
 
 # ---- hashes ------------------------------------------------------------------------------------------------

@@ -216,7 +216,7 @@ def still(folder: Path, names: tuple[str, ...]) -> tuple[tuple[int, ...] | None,
     for name in names:
         try:
             state = (folder / name).stat()
-        except OSError:
+        except (OSError, ValueError):  # not there, or no path at all
             found.append(None)
         else:
             found.append((state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns))
