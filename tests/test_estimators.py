@@ -114,7 +114,7 @@ LEVELS = {"temperature": (52.5, 1e-5), "wavelength": (589e-9, 1e-13), "milliseco
 
 def leveled(kind: str) -> tuple[np.ndarray, np.ndarray]:
     """A smooth function of two features, one of which lies on a level far above its spread; or its values do."""
-    u = np.random.default_rng(0).uniform(-1, 1, (100, 2))
+    u = np.random.default_rng(0).uniform(-1, 1, (150, 2))
     y = np.sin(3 * u[:, 0]) + 0.3 * u[:, 1]
     if kind == "count":
         return u, 1e9 + 500 * y
@@ -127,7 +127,8 @@ def leveled(kind: str) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("solver", ["adam", "lbfgs", "varpro"])
 def test_levels_far_above_the_spread_cost_nothing(kind: str, dtype: str, solver: str) -> None:
     X, y = leveled(kind)
-    options = {"n_centers": 8, "max_iter": 30, "learning_rate": 0.1, "random_state": 0, "reg_precision": 1e-3}
+    options = {"n_centers": 8, "max_iter": 40 if solver == "adam" else 20, "learning_rate": 0.1}
+    options |= {"random_state": 0, "reg_precision": 1e-3}
     model = GRBFRegressor(**options, solver=solver, dtype=dtype)
     found = model.fit(X, y).predict(X)
     Z, (level, width) = StandardScaler().fit_transform(X), (y.mean(), y.std())
@@ -139,7 +140,9 @@ def test_levels_far_above_the_spread_cost_nothing(kind: str, dtype: str, solver:
         classes = y > np.median(y)
         classifier = GRBFClassifier(**options, solver=solver, dtype=dtype).fit(X, classes)
         behind = clone(classifier).fit(Z, classes)
-        np.testing.assert_allclose(classifier.predict_proba(X), behind.predict_proba(Z), atol=0.05)
+        np.testing.assert_allclose(
+            classifier.predict_proba(X), behind.predict_proba(Z), atol=0.01 if dtype == "float64" else 0.2
+        )
         assert classifier.score(X, classes) > 0.93
 
 
