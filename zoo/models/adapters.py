@@ -571,7 +571,9 @@ def _own_examples(module: Any) -> list[Inputs]:
     config = getattr(module, "config", None)
     if hasattr(module, "dummy_inputs") and config is not None:
         if getattr(module, "main_input_name", "input_ids") == "pixel_values" and hasattr(config, "image_size"):
-    XX [{"pixel_values": _like(module, torch.zeros(1, config.num_channels, *size, device="cpu"))}]
+            side = config.image_size
+            sides = side if isinstance(side, Sequence) else (side, side)
+            return [{"pixel_values": _like(module, torch.zeros(1, config.num_channels, *sides, device="cpu"))}]
         tokens = dict(module.dummy_inputs)
         if "input_ids" in tokens:
             vocabulary, pad = getattr(config, "vocab_size", None) or 1, getattr(config, "pad_token_id", None)
