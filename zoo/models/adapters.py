@@ -41,7 +41,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from zoo.files import CheckpointError, read_checkpoint, write_all, writer_of
+from zoo.files import CheckpointError, read_checkpoint, undisturbed, write_all, writer_of
 from zoo.kernels.base import no_autocast
 from zoo.kernels.random_features import ReLUFeatures
 from zoo.models.conversion import Inputs, call_model
@@ -1048,20 +1048,7 @@ def load_adapter(
         ValueError: The name is taken.
     """
     folder = Path(folder)
-    try:
-        content = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder / CONFIG} cannot be read ({error}): it is no saved adapter, or damaged"
-        ) from None
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-        raise CheckpointError(f"{folder / CONFIG} is not the configuration of an adapter ({FORMAT!r} is missing)")
-    base = content.pop("base_model", "another model")
-    try:
-        config = _config_from(content, str(folder / CONFIG))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(str(error)) from None
-    state = read_checkpoint(folder / WEIGHTS)
+    config, base, state = undisturbed(folder, lambda: _read(folder), (CONFIG, WEIGHTS))
     other = f"{folder} was saved for another model ({base}, this is {type(model).__name__})"
     before = _snapshot(model)
     try:
@@ -1077,6 +1064,24 @@ def load_adapter(
         _restore(model, before)
         raise
     return model
+
+
+def _read(folder: Path) -> tuple[Any, str, dict[str, Any]]:
+    """Configuration, name of the base model and weights of a saved set."""
+    try:
+        content = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / CONFIG} cannot be read ({error}): it is no saved adapter, or damaged"
+        ) from None
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{folder / CONFIG} is not the configuration of an adapter ({FORMAT!r} is missing)")
+    base = content.pop("base_model", "another model")
+    try:
+        config = _config_from(content, str(folder / CONFIG))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(str(error)) from None
+    return config, base, read_checkpoint(folder / WEIGHTS)
 
 
 def _fill(model: nn.Module, name: str, state: Mapping[str, Tensor], other: str) -> None:
