@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from zoo import inputs
 from zoo.data.checks import DataError
+from zoo.data.pictures import open_picture
 from zoo.data.prepare import SUFFIXES, kind_of_file, prepare
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import load, record_of
@@ -166,7 +167,6 @@ def draw(entry: Mapping[str, Any], model: str) -> Any:
     """One answer as a matplotlib figure: the input beside the classes, or what the model looks at in a table."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from PIL import Image
 
     from zoo.figures import COLOR, plot_importances
 
@@ -177,7 +177,7 @@ def draw(entry: Mapping[str, Any], model: str) -> Any:
     network = load(model)
     kind = inputs.record_of(network)["kind"]
     if kind == "image":
-        left.imshow(Image.open(path).convert("RGB"))
+        left.imshow(open_picture(path))
         left.set_axis_off()
     elif kind == "sound":
         sampler: Any = next(m for m in network.modules() if hasattr(m, "sample_rate") and hasattr(m, "samples"))
