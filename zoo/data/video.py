@@ -230,7 +230,7 @@ def read_video(
 
 
 def _fitted(frame: np.ndarray, size: tuple[int, ...]) -> Tensor:
-    """The middle of an upright frame (H, W) or (H, W, C), in the proportions of `size` and resized to it, (C, h, w) bytes."""
+    """The middle of an upright frame (H, W) or (H, W, C), in the proportions of `size`, as bytes (C, h, w)."""
     pixels = torch.from_numpy(frame.copy())
     pixels = pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels[None]
     scale = min(pixels.shape[-2] / size[0], pixels.shape[-1] / size[1])
