@@ -7,7 +7,7 @@ import os
 import platform
 from pathlib import Path
 
-__all__ = ["chip", "hardware", "versions"]
+__all__ = ["chip", "hardware", "versions", "wait_policy"]
 
 _PACKAGES = ("kernel-zoo", "torch", "timm", "lightning", "numpy", "scikit-learn")
 
@@ -41,3 +41,9 @@ def hardware() -> dict[str, str | int]:
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
+
+
+def wait_policy() -> str:
+    """What threads do while they wait for each other, as the environment of the process says it."""
+    spin = os.environ.get("GOMP_SPINCOUNT")
+    return f"spin {spin}" if spin else os.environ.get("OMP_WAIT_POLICY", "default").lower()

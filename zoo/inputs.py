@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 __all__ = [
     "KINDS",
@@ -200,17 +200,43 @@ class Text(Record):
         return self.tokens
 
 
+class Variable(Record):
+    """A column of a file that becomes one or more inputs.
+
+    Attributes:
+        name: Of the column.
+        values: The words of a one-hot encoded column, in the model's order; None for numbers.
+    """
+
+    name: str
+    values: Annotated[list[str], Field(min_length=1)] | None = None
+
+
 class Table(Record):
     """Rows of a table, (rows, columns).
 
     Attributes:
-        columns: Names of the features, in the model's order; empty where they are not known.
+        columns: Names of the features, in the model's order; empty where they are not known. A one-hot encoded one is
+            `variable=value`.
         count: How many there are.
+        variables: What the features come from, where some are one-hot encoded; empty where every feature is a column.
+        header: Whether files begin with the names of their columns; without, these stand in the model's order.
     """
 
     kind: Literal["table"]
     columns: list[str] = []
     count: Count = 1
+    variables: list[Variable] = []
+    header: bool = True
+
+    @model_validator(mode="after")
+    def _agree(self) -> Table:
+        if self.columns and len(self.columns) != self.count:
+            raise ValueError(f"there are {len(self.columns)} names for {self.count} columns")
+        width = sum(1 if v.values is None else len(v.values) for v in self.variables)
+        if self.variables and width != self.count:
+            raise ValueError(f"the variables make {width} columns of {self.count}")
+        return self
 
     def numbers(self) -> int:
         """Columns."""
@@ -224,18 +250,41 @@ class Series(Record):
         columns: Names of the variables, in the model's order; empty where they are not known.
         count: How many there are.
         steps: Length of a window.
+        horizon: Steps that are forecast; 0 where it is not known.
         time_features: Calendar features of a step.
         mean: Of each variable over the training part.
-        std: Likewise.
+        std: Likewise; 1 for a variable that is constant there.
+        step: The step from row to row, as text; None where there is none.
+        time_column: Name of the column of the times; None for the first one.
+        time_format: How times are written, as for `strptime`; None for ISO 8601.
+        fill: What becomes of missing times and empty cells; None refuses them.
+        regular: Whether times keep one step.
+        separator: Between cells; None recognises it.
+        encoding: Of the text; None for UTF-8, or UTF-16 with its mark.
     """
 
     kind: Literal["series"]
     columns: list[str] = []
     count: Count = 1
     steps: Count
+    horizon: Annotated[int, Field(ge=0, le=_MAX_NUMBERS)] = 0
     time_features: Annotated[int, Field(ge=0, le=4)] = 4
     mean: Numbers = [0.0]
     std: Positive = [1.0]
+    step: str | None = None
+    time_column: str | None = None
+    time_format: str | None = None
+    fill: Literal["forward"] | None = None
+    regular: bool = True
+    separator: str | None = None
+    encoding: str | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> Series:
+        for name, allowed in {"columns": (0, self.count), "mean": (1, self.count), "std": (1, self.count)}.items():
+            if (length := len(getattr(self, name))) not in allowed:
+                raise ValueError(f"{name} has {length} entries for {self.count} variables")
+        return self
 
     def lengths(self) -> dict[str, int]:
         """One for each variable."""
@@ -295,8 +344,8 @@ def read(record: Mapping[str, Any]) -> Any:
         found = form.model_validate(dict(record))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        given = "" if first["type"] == "missing" else f", not {first['input']!r:.40}"
+        where = ".".join(map(str, first["loc"])) or "its entries"
+        given = "" if first["type"] in ("missing", "value_error") else f", not {first['input']!r:.40}"
         raise InputError(
             f"the record of the input, {where}: {first['msg'][:1].lower()}{first['msg'][1:]}{given}"
         ) from None
@@ -329,7 +378,9 @@ def derived(model: Any) -> dict[str, Any]:
     if len(own) == 4:
         return {"kind": "clip", "channels": chans, "frames": own[1], "size": list(own[2:]), **looks}
     if hasattr(model, "seq_len") and hasattr(model, "pred_len"):
-        return {"kind": "series", "count": chans, "steps": model.seq_len, **looks}
+        record = {"kind": "series", "count": chans, "steps": model.seq_len, "horizon": model.pred_len}
+        record |= {"time_features": getattr(getattr(model, "adapter", None), "time_features", 4)}
+        return record | {key: value for key, value in looks.items() if len(value) in (1, chans)}
     if len(own) == 2:
         return {"kind": "points", "points": own[0], "channels": own[1]}
     if shape[1:] == (1, 1):

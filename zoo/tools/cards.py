@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.benchmarks.records import markdown, put_section
+from zoo.benchmarks.records import markdown, plain, put_section
 from zoo.models import shipped
 
 __all__ = ["card", "check", "table", "write"]
@@ -26,6 +26,7 @@ def _score(metric: Mapping[str, Any]) -> str:
 
 def card(record: Mapping[str, Any]) -> str:
     """The card of a weight, Markdown with the front matter that hubs read."""
+    record = plain(record)
     metric, data = record["metric"], record["data"]
     classes = record["class_names"]
     lines = [
@@ -79,7 +80,7 @@ def table(records: Mapping[str, Mapping[str, Any]]) -> str:
     """One row a weight."""
     header = ["weights", "data", "metric", "this file", "mean (s.d.) over seeds", "n", "parameters", "MB", "trained by"]
     rows = []
-    for name, record in sorted(records.items()):
+    for name, record in sorted(plain(records).items()):
         m = record["metric"]
         spread = f"{m['mean']:.4f} ({m['sd']:.4f})"
         size = f"{record['bytes'] / 1e6:.2f}"
