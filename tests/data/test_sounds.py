@@ -14,7 +14,9 @@ import zoo
 from zoo.data import AudioFolder, DataError
 from zoo.data.audio import fitted, read_audio, resampled
 from zoo.data.sampling import SampleKey
+from zoo.tools.comparison import _check_inputs
 from zoo.tools.errors import ToolError
+from zoo.tools.info import example
 from zoo.tools.prediction import predict
 
 soundfile = pytest.importorskip("soundfile")
@@ -64,6 +66,17 @@ def test_cutting_and_filling() -> None:
     assert fitted(clip, 8, "silence", before=3).tolist() == [0, 0, 0, 1, 2, 3, 4, 5]
     assert fitted(clip, 8, "repeat").tolist() == [1, 2, 3, 4, 5, 1, 2, 3]
     assert fitted(clip[:0], 2, "repeat").tolist() == [0, 0]
+
+
+def test_examples_and_comparisons_follow_the_record() -> None:
+    model = zoo.create_model("test_unireplknet_audio", sample_rate=8000)
+    assert example(model, 2).shape == (2, 1, model.adapter.samples)
+    record = {"kind": "sound", "rate": 8000, "samples": 7200, "channels": 1, "cut": "middle", "fill": "repeat"}
+    model.input_record = record  # type: ignore[assignment]
+    assert example(model, 2).shape == (2, 7200), "what evaluation gives, and an export must take"
+    _check_inputs(record, dict(record), "x")
+    with pytest.raises(ToolError, match="x takes inputs with rate 16000, the data set has 8000"):
+        _check_inputs(record, {**record, "rate": 16000}, "x")
 
 
 # ---- the cost of another rate ------------------------------------------------------------------------------
