@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from zoo.benchmarks.records import Records, markdown, mean_sd, put_section, surroundings
+from zoo.quoting import command
 
 _OWN = ("seed=", "experiment=", "hydra.", "hydra/", "logger", "resume=")  # what does not change a result
 
@@ -30,6 +31,13 @@ class Run:
     seed: int
     metrics: dict[str, float]
     seconds: float
+    experiment: str | None = None  # the choice of that name, where the run has one
+
+    def command(self, seeds: Sequence[int]) -> str:
+        """The command, for a shell, that trains it with these seeds."""
+        several = ["-m"] if len(seeds) > 1 else []
+        experiment = [f"experiment={self.experiment}"] if self.experiment else []
+        return command("python train.py", *several, *experiment, *self.changes, f"seed={','.join(map(str, seeds))}")
 
 
 def read_run(folder: Path) -> Run:
@@ -47,8 +55,15 @@ def read_run(folder: Path) -> Run:
             f"{folder} is not the folder of a finished run ({' '.join(str(error).split())[:200]})"
         ) from None
     changes = tuple(sorted(o for o in overrides if not o.startswith(_OWN)))
+    experiment = next((o.partition("=")[2] for o in overrides if o.startswith("experiment=")), None)
     return Run(
-        config["name"], config["model"]["model_name"], changes, summary["seed"], summary["metrics"], summary["seconds"]
+        config["name"],
+        config["model"]["model_name"],
+        changes,
+        summary["seed"],
+        summary["metrics"],
+        summary["seconds"],
+        experiment,
     )
 
 
@@ -86,14 +101,13 @@ def tabulate(
         metric = next(
             m for m in ("test/acc", "test/score", "test/mse", "val/acc", *runs[0].metrics) if m in runs[0].metrics
         )
-        seeds = ",".join(str(run.seed) for run in runs)
-        command = " ".join(["python train.py", *(["-m"] if len(runs) > 1 else []), f"experiment={name}", *changes])
+        line = runs[0].command([run.seed for run in runs])
         values = [run.metrics[metric] for run in runs]
         score = mean_sd(values, digits=4) if len(values) > 1 else f"{values[0]:.4f}"  # one run has no spread
         seconds = f"{sum(run.seconds for run in runs) / len(runs):.0f}"
         known = measured.numbers("score", experiment=" ".join([name, *changes]), metric=metric)
         floor = f"{known[0]:.4f}" if known else ""
-        rows.append([name, model, f"{metric} {score}", floor, str(len(runs)), seconds, f"`{command} seed={seeds}`"])
+        rows.append([name, model, f"{metric} {score}", floor, str(len(runs)), seconds, f"`{line}`"])
     header = ["experiment", "model", "mean (standard deviation)", "linear floor", "seeds", "seconds a run", "command"]
     if not any(row[3] for row in rows):
         header, rows = header[:3] + header[4:], [row[:3] + row[4:] for row in rows]

@@ -17,7 +17,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from zoo.models.continual import ContinualLearner
-from zoo.tasks.base import NonFiniteLossError, Task
+from zoo.tasks.base import NonFiniteLossError, OptionError, Task
 
 __all__ = ["ContinualTask", "continual_metrics", "forward_transfer", "per_sample_mean"]
 
@@ -104,6 +104,15 @@ class ContinualTask(Task):
         ValueError: The model is no continual learner, or an optimizer is given.
     """
 
+    monitors = tuple(
+        f"{part}/{name}"
+        for part in ("val", "test")
+        for name in (
+            *("acc", "forgetting", "backward_transfer", "forward_transfer", "learning_accuracy", "acc_agnostic"),
+            *("average_incremental_accuracy", "seconds", "kept_samples", "kept_bytes"),
+        )
+    )
+    trains_on = False
     matrix: Tensor
     matrix_agnostic: Tensor
     untrained: Tensor
@@ -161,7 +170,7 @@ class ContinualTask(Task):
         """The stream of the data module."""
         data: Any = getattr(self.trainer, "datamodule", None)
         if not hasattr(data, "stream"):
-            raise ValueError("a continual learner needs a stream of tasks: use zoo.data.ContinualData")
+            raise OptionError("a continual learner needs a stream of tasks: use zoo.data.ContinualData")
         return data.stream
 
     @property
@@ -178,7 +187,13 @@ class ContinualTask(Task):
 
     def on_train_start(self) -> None:
         if len(self.stream) > self.learner.tasks:
-            raise ValueError(f"the stream has {len(self.stream)} tasks, the model room for tasks={self.learner.tasks}")
+            raise OptionError(f"the stream has {len(self.stream)} tasks, the model room for tasks={self.learner.tasks}")
+        epochs = self.trainer.max_epochs
+        if epochs is None or not 0 <= epochs <= len(self.stream):
+            raise OptionError(
+                f"the stream has {len(self.stream)} tasks, and an epoch learns one: trainer.max_epochs = {epochs} is "
+                f"not between 0 and {len(self.stream)}"
+            )
         if bool(self.untrained.isnan().all()):
             for t in range(len(self.stream)):
                 self.untrained[t] = self.accuracy(t, None)
