@@ -159,14 +159,16 @@ class Task(L.LightningModule):
         trainer = self.trainer
         trainer.fit_loop.setup_data()  # Lightning does so itself only where the epochs decide the length
         total, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+        if math.isinf(total) and (self.scheduler or {}).get("sched") == "constant":
+            total = 2**53  # it ends its warm-up somewhere
         if math.isinf(total) or total < 0:
             raise ScheduleError(
-                "a schedule needs an end: set trainer.max_epochs or trainer.max_steps, or scheduler=null"
+                "a schedule needs an end: set trainer.max_epochs or trainer.max_steps, or scheduler=none"
             )
         if math.isinf(batches):
             raise ScheduleError(
                 "a schedule counts epochs, and this data does not say how long one is: set "
-                "trainer.limit_train_batches to a number of batches, or scheduler=null"
+                "trainer.limit_train_batches to a number of batches, or scheduler=none"
             )
         return int(total), max(1, math.ceil(batches / trainer.accumulate_grad_batches))
 

@@ -50,7 +50,9 @@ def is_lightnings(error: BaseException) -> bool:
 def sentence(error: BaseException) -> str:
     """The first line of an error's text, or its kind where it has none."""
     lines = str(error).strip().splitlines()
-    return " ".join(lines[0].split()) if lines else type(error).__name__
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    where = f" in {frames[-1].f_globals.get('__name__')}" if frames else ""
+    return " ".join(lines[0].split()) if lines else f"{type(error).__name__}{where}"
 
 
 # ---- values together, before anything is built ---------------------------------------------------------------
@@ -121,10 +123,10 @@ def _callbacks(callbacks: Mapping[str, Any], config: Mapping[str, Any]) -> Itera
                 yield f"callbacks.{key}: {kind.__name__} {why}"
         if issubclass(kind, WeightAveraging):
             averaging.append(f"callbacks.{key}")
-        if issubclass(kind, GradientAccumulationScheduler) and config.get("scheduler"):
+        if issubclass(kind, GradientAccumulationScheduler) and _has_course(config.get("scheduler")):
             yield (
                 f"callbacks.{key}: with {kind.__name__} epochs differ in steps, which a schedule does not follow: use "
-                "trainer.accumulate_grad_batches, or scheduler=null"
+                "trainer.accumulate_grad_batches, or scheduler=none"
             )
         if isinstance(section.get("patience"), int) and section["patience"] < 0:
             yield f"callbacks.{key}.patience = {section['patience']} must not be negative"
@@ -133,6 +135,12 @@ def _callbacks(callbacks: Mapping[str, Any], config: Mapping[str, Any]) -> Itera
             yield f"callbacks.{key}.monitor = {watched!r} is never measured{suggestion(watched, monitors)}"
     if len(averaging) > 1:
         yield f"{' and '.join(averaging)} both average the weights: choose one"
+
+
+def _has_course(scheduler: Any) -> bool:
+    """Whether a schedule ever changes the rate."""
+    constant = isinstance(scheduler, Mapping) and scheduler.get("sched") == "constant"
+    return bool(scheduler) and not (constant and not scheduler.get("warmup_epochs"))
 
 
 def _target(section: Any) -> type | None:
@@ -173,6 +181,8 @@ class Start(Callback):
             self._told = True
             if self.untested:
                 tell(f"there will be no test, {self.untested}; val/ figures chose the weights")
+            if not trainer.enable_validation and any(watches(callback) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+                tell("there is no validation part: the last state counts, and no callback acts on a val/ figure")
         if isinstance(pl_module, Task):
             self._check_inputs(data, pl_module)
 
@@ -181,6 +191,11 @@ class Start(Callback):
         dataset: Any = (getattr(data, "datasets", None) or {}).get("train")
         if task.wants_inputs and hasattr(dataset, "images") and len(dataset):
             task.check_inputs(dataset.images([SampleKey(0)]))
+
+
+def watches(callback: Callback) -> bool:
+    """Whether a callback decides by a figure of the validation part."""
+    return str(getattr(callback, "monitor", None)).startswith("val/")
 
 
 def no_test(data: Any, task: L.LightningModule) -> str | None:

@@ -400,7 +400,8 @@ def _finish(
         if isinstance(entry, WandbRun):
             if result.checkpoint is not None:
                 entry.log_best(result.checkpoint, summary)
-            wandb_dirs.append(str(_shown(Path(entry.experiment.dir).parent)))
+            if entry.folder is not None:
+                wandb_dirs.append(str(_shown(entry.folder)))
     told = print_summary(
         metrics=result.metrics,
         seconds=result.seconds,
