@@ -17,7 +17,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from zoo.models.continual import ContinualLearner, TaskError
-from zoo.tasks.base import NonFiniteLossError, Task
+from zoo.tasks.base import NonFiniteLossError, OptionError, Task
 
 __all__ = ["ContinualTask", "continual_metrics", "forward_transfer", "per_sample_mean"]
 
@@ -113,6 +113,15 @@ class ContinualTask(Task):
         ValueError: The model is no continual learner, or an optimizer is given.
     """
 
+    monitors = tuple(
+        f"{part}/{name}"
+        for part in ("val", "test")
+        for name in (
+            *("acc", "forgetting", "backward_transfer", "forward_transfer", "learning_accuracy", "acc_agnostic"),
+            *("average_incremental_accuracy", "seconds", "kept_samples", "kept_bytes"),
+        )
+    )
+    trains_on = False
     matrix: Tensor
     matrix_agnostic: Tensor
     untrained: Tensor
@@ -170,7 +179,7 @@ class ContinualTask(Task):
         """The stream of the data module."""
         data: Any = getattr(self.trainer, "datamodule", None)
         if not hasattr(data, "stream"):
-            raise ValueError("a continual learner needs a stream of tasks: use zoo.data.ContinualData")
+            raise OptionError("a continual learner needs a stream of tasks: use zoo.data.ContinualData")
         return data.stream
 
     @property
@@ -190,13 +199,16 @@ class ContinualTask(Task):
 
         Raises:
             TaskError: The stream does not fit the learner; the message says what and why.
-            ValueError: There are more epochs than tasks.
+            OptionError: There are more epochs than tasks.
         """
         length, epochs = len(self.stream), self.trainer.max_epochs
         self.learner.begin_stream(length)
-        if epochs is not None and epochs > length:
-            raise ValueError(f"the stream has {length} tasks, and an epoch is a task: max_epochs={epochs} is too many")
-        if epochs is not None and epochs > 0:
+        if epochs is None or not 0 <= epochs <= length:
+            raise OptionError(
+                f"the stream has {length} tasks, and an epoch learns one: trainer.max_epochs = {epochs} is not between 0 "
+                f"and {length}"
+            )
+        if epochs > 0:
             self.learner.begin_stream(epochs)  # the run ends before the stream does
         if hasattr(self.stream, "labels"):
             for part in ("train", "test"):
