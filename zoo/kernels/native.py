@@ -494,7 +494,7 @@ def standardise(
 
 
 def _standardised(planes: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    """By the library, for planes (n, ...) whose variance is not finite: what it answers depends on its order of sums."""
+    """By the library, for planes (n, ...) whose variance is not finite: the answer depends on the order of sums."""
     rows = planes.flatten(1)
     z = F.layer_norm(rows, rows.shape[-1:], eps=eps).view(planes.shape)
     return z if bias is None else F.gelu(z) + bias

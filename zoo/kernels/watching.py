@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-__all__ = ["is_exported", "is_ordinary", "is_recorded", "is_transformed"]
+__all__ = ["is_exported", "is_ordinary", "is_recorded", "is_transformed", "shared_value"]
 
 
 def is_recorded(x: Tensor) -> bool:
@@ -27,6 +27,24 @@ def is_transformed() -> bool:
 def is_exported(x: Tensor) -> bool:
     """Whether an exporter or tracer is watching, who wants the library's operators."""
     return is_recorded(x) and (torch.compiler.is_exporting() or not torch.compiler.is_compiling())
+
+
+def shared_value(t: Tensor) -> Tensor:
+    """The numbers of a tensor that does not differ between the members of a `vmap`.
+
+    Raises:
+        ValueError: It does.
+    """
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(t):
+        inner = functorch.get_unwrapped(t)
+        if functorch.is_batchedtensor(t):
+            many = inner.movedim(functorch.maybe_get_bdim(t), 0)
+            if not bool((many == many[:1]).all()):
+                raise ValueError("networks that have seen different classes cannot be mapped over together")
+            inner = many[0]
+        t = inner
+    return t
 
 
 def is_ordinary(*tensors: Tensor) -> bool:
