@@ -41,6 +41,7 @@ __all__ = [
     "no_autocast",
     "plain_gradients",
     "recorded_gradients",
+    "spreads",
     "squared_distances",
 ]
 
@@ -214,7 +215,7 @@ def squared_distances(
         if method != "expand":
             raise ValueError(f"method={method!r} is not one of 'auto', 'expand', 'direct'")
         origin = _origin(Y)
-        if _spreads(X - origin, Y - origin):
+        if spreads(X - origin, Y - origin):
             double = squared_distances(X.double(), None if Z is None else Y.double(), method="expand")
             return double.to(dtype)
         X, Y = X - origin, Y - origin
@@ -249,7 +250,7 @@ def _origin(Y: Tensor) -> Tensor:
 _SPREAD = 64.0
 
 
-def _spreads(*points: Tensor | None) -> bool:
+def spreads(*points: Tensor | None) -> bool:
     """Whether centred points (..., n, D) lie so far out that differences between them lose digits in float32.
 
     Where the data cannot be asked, the answer is yes under transforms, which are rare, and no in compiled graphs.
@@ -259,7 +260,7 @@ def _spreads(*points: Tensor | None) -> bool:
     if first.dtype != torch.float32 or first.is_meta or first.device.type == "mps":
         return False
     if is_recorded(first):
-        return is_transformed() and not torch.compiler.is_compiling()
+        return is_transformed(first)
     if first.is_cuda and torch.cuda.is_current_stream_capturing():
         return False
     with torch.no_grad():
@@ -279,7 +280,7 @@ class _CityBlock(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() or is_transformed():
+        if torch.is_grad_enabled() or is_transformed(grad):
             return plain_gradients(_direct_city_block, ctx.saved_tensors, ctx.needs_input_grad, grad)
         return torch.autograd.grad(ctx.found, ctx.given, grad, retain_graph=True)
 
@@ -291,7 +292,7 @@ def _direct_city_block(X: Tensor, Y: Tensor) -> Tensor:
 def city_block_distances(X: Tensor, Z: Tensor | None = None) -> Tensor:
     """Sums of absolute differences (..., n, m) of points (..., n, D) and (..., m, D), X itself if None."""
     Y = X if Z is None else Z
-    if is_transformed():
+    if is_transformed(X, Y):
         return _direct_city_block(X, Y)
     if is_recorded(X) or not (torch.is_grad_enabled() and (X.requires_grad or Y.requires_grad)):
         return torch.cdist(X, Y, p=1.0)
@@ -535,7 +536,7 @@ class PrecisionGaussian(Kernel):
         _check_dim(X, self.dim, "the precision matrix")
         L, dtype = self.factor.to(X.dtype), X.dtype
         origin = _origin(X if Z is None else Z)  # first, or the product would round far from zero
-        if _spreads(*(None if p is None else (p - origin).detach().abs() @ L.detach().abs() for p in (X, Z))):
+        if spreads(*(None if p is None else (p - origin).detach().abs() @ L.detach().abs() for p in (X, Z))):
             X, Z, origin, L = X.double(), None if Z is None else Z.double(), origin.double(), L.double()
         projected = None if Z is None else _exact_product(Z - origin, L)
         return torch.exp(-0.5 * squared_distances(_exact_product(X - origin, L), projected).to(dtype))
@@ -670,7 +671,7 @@ def _rescale(kernel: Gaussian | Laplacian, X: Tensor, Z: Tensor | None) -> tuple
         _check_dim(X, lengthscale.shape[0], "the lengthscale")
     origin = _origin(X if Z is None else Z)
     scaled = (X - origin) / lengthscale, None if Z is None else (Z - origin) / lengthscale
-    return _rescale(kernel, X.double(), None if Z is None else Z.double()) if _spreads(*scaled) else scaled
+    return _rescale(kernel, X.double(), None if Z is None else Z.double()) if spreads(*scaled) else scaled
 
 
 # ---- composition -------------------------------------------------------------------------------------------

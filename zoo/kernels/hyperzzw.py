@@ -594,8 +594,8 @@ class _MixChannels(torch.autograd.Function):
         d_onto = grad if wants_onto else None
         if torch.is_grad_enabled() or not is_ordinary(grad):  # somebody wants second derivatives, or many at once
             d_bias = grad.sum((0, 2, 3)) if wants_bias else None
-            slope = grad.flatten(2)
-            d_x = [(w.mT @ slope).view(x.shape) for x, w in zip(parts, weights, strict=True)]
+            slope = grad.reshape(*grad.shape[:2], -1)
+            d_x = [(w.mT @ slope).reshape(x.shape) for x, w in zip(parts, weights, strict=True)]
             d_w = [(slope @ x.flatten(2).mT).sum(0) for x in parts]
             return d_bias, d_onto, None, *d_x, *d_w
         d_bias = grad.new_zeros(grad.shape[1]) if wants_bias else None

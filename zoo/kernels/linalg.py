@@ -110,7 +110,7 @@ def cholesky(A: Tensor, *, jitter: float = 1e-12, max_jitter: float = 1e-4) -> F
         raise ValueError(f"a square matrix is needed, got shape {tuple(A.shape)}")
     with no_autocast(A.device):
         A = A.to(solver_dtype(A.device))
-        if is_transformed():
+        if is_transformed(A):
             return _cholesky_without_branches(A, jitter, max_jitter)
         if not bool(torch.isfinite(A.detach()).all()):
             raise NotPositiveDefiniteError("the matrix has entries that are not finite: check the kernel's inputs")
@@ -226,7 +226,7 @@ def solve_feature_ridge(phi: Tensor, Y: Tensor, ridge: float | Tensor, *, dtype:
 
 def _in_solver(A: Tensor, ridge: float | Tensor) -> tuple[Tensor, Tensor]:
     ridge = torch.as_tensor(ridge, device=A.device)
-    if not is_transformed() and not bool((ridge.detach() >= 0).all()):
+    if not is_transformed(ridge) and not bool((ridge.detach() >= 0).all()):
         raise ValueError(f"ridge={ridge.detach().flatten()[:4].tolist()} must not be negative")
     dtype = solver_dtype(A.device)
     return A.to(dtype), ridge.to(dtype)

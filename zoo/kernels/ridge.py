@@ -133,7 +133,7 @@ def ridge_coefficients(K: Tensor, Y: Tensor, ridge: float | Tensor) -> Tensor:
         A = K + torch.diag_embed(diagonal)
         if torch.compiler.is_compiling() or A.is_meta:  # no graph can hold the search for a jitter
             return torch.cholesky_solve(Y, torch.linalg.cholesky(A))
-        if is_transformed():
+        if is_transformed(A):
             return cholesky(A).solve(Y)
         return _Solve.apply(A, Y)
 

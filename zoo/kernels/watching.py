@@ -16,12 +16,16 @@ def is_recorded(x: Tensor) -> bool:
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy):
         return True
-    return is_in_torch_dispatch_mode() or is_transformed()
+    return is_in_torch_dispatch_mode() or is_transformed(x)
 
 
-def is_transformed() -> bool:
+def is_transformed(*tensors: Tensor) -> bool:
     """Whether tensors may stand for many (`vmap`), or carry tangents or gradients of an outer function."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    if torch.compiler.is_compiling() or any(isinstance(t, torch.fx.Proxy) for t in tensors):
+        return False
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return True
+    return not all(torch._C._has_storage(t) for t in tensors)  # as where many gradients are propagated at once
 
 
 def is_exported(x: Tensor) -> bool:
@@ -52,5 +56,5 @@ def is_ordinary(*tensors: Tensor) -> bool:
     return (
         all(type(t) in (Tensor, nn.Parameter) for t in tensors)
         and not is_in_torch_dispatch_mode()
-        and not is_transformed()
+        and not is_transformed(*tensors)
     )

@@ -18,7 +18,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from zoo.files import CheckpointError, read_checkpoint
-from zoo.kernels.watching import is_recorded
+from zoo.kernels.watching import is_recorded, is_transformed
 from zoo.models.adapters import inject_adapters
 from zoo.suggest import suggestion
 
@@ -138,7 +138,10 @@ class TextClassifier(nn.Module):
         if not is_recorded(x):
             length = int(mask.sum(1).max())
             x, mask = x[:, :length], mask[:, :length]  # what pads every text costs nothing
-        states = self.bert(input_ids=x, attention_mask=mask.long()).last_hidden_state
+        seen = mask.long()
+        if is_transformed(x):  # the library looks into a mask of another shape
+            seen = mask[:, None, None].expand(-1, 1, mask.shape[1], -1)
+        states = self.bert(input_ids=x, attention_mask=seen).last_hidden_state
         weight = mask.unsqueeze(-1).to(states.dtype)
         return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
 
