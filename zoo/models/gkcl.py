@@ -43,6 +43,7 @@ from zoo.kernels.ridge import (
     leave_one_out_ridge,
     masked,
 )
+from zoo.kernels.watching import is_recorded, shared_value
 from zoo.models.continual import (
     MLP,
     ContinualLearner,
@@ -239,7 +240,7 @@ class KernelLearner(ContinualLearner):
 
     def solutions(self, tasks: Iterable[int]) -> Iterator[tuple[Tensor | None, Solution]]:
         """As `solution`, of several tasks."""
-        keep = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or self.seen.is_meta)
+        keep = not (self.training or torch.is_grad_enabled() or is_recorded(self.seen) or self.seen.is_meta)
         if keep and self._solved_for != (now := self._stamp()):
             self._solutions, self._solved_for = {}, now
         for task in tasks:
@@ -1038,7 +1039,7 @@ class GKCL(KernelLearner):
         if self.active.is_meta or torch.compiler.is_compiling():
             classes = torch.arange(self.num_classes, device=self.active.device)
         else:
-            classes = self.active[task].nonzero().squeeze(-1)
+            classes = shared_value(self.active)[task].nonzero().squeeze(-1)
         return classes.repeat_interleave(1 if self.deterministic else self.shots)
 
     def support(self, task: int) -> tuple[Tensor, Tensor]:

@@ -205,8 +205,8 @@ class ContinualTask(Task):
         self.learner.begin_stream(length)
         if epochs is None or not 0 <= epochs <= length:
             raise OptionError(
-                f"the stream has {length} tasks, and an epoch learns one: trainer.max_epochs = {epochs} is not between 0 "
-                f"and {length}"
+                f"the stream has {length} tasks, and an epoch learns one: trainer.max_epochs = {epochs} is not between "
+                f"0 and {length}"
             )
         if epochs > 0:
             self.learner.begin_stream(epochs)  # the run ends before the stream does
