@@ -113,7 +113,7 @@ def _inside_only(load: Callable[..., Any]) -> Callable[..., Any]:
         folder = _current.get()
         if folder is not None:
             cfg = pretrained_cfg or getattr(model, "pretrained_cfg", None) or {}
-            own = {"local-dir": cfg.get("file"), "hf-hub": cfg.get("hf_hub_id")}.get(cfg.get("source"))
+            own = {"local-dir": cfg.get("file"), "hf-hub": cfg.get("hf_hub_id")}.get(str(cfg.get("source")))
             if not folder.place or own != folder.place:
                 _log.debug("%s: weights of a model inside it were not looked for", folder.name)
                 return None
