@@ -594,3 +594,237 @@ def test_weights_that_are_not_numbers_are_told(trap: Trap) -> None:
             trap.refused(door, path)
     trap.refused(lambda: zoo.create_model("local-dir:a\0b", pretrained=True), "NUL")
     trap.refused(lambda: zoo.create_model(NAME, checkpoint_path="a\0b"), "NUL")
+
+
+# ---- records of runs -------------------------------------------------------------------------------------------
+
+MARK = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that has ended, as small as it can be."""
+    folder = tmp_path_factory.mktemp("finished")
+    quick = ("experiment=grbf_wine", "model=test_grbf", "trainer.max_epochs=1", "callbacks=none", "logger=csv")
+    train_here(folder, *quick, "hydra.run.dir=run")
+    return folder / "run"
+
+
+@pytest.fixture
+def run(trap: Trap, finished: Path) -> Path:
+    return shutil.copytree(finished, trap.folder, dirs_exist_ok=True)
+
+
+def other_values(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A record with one of its values, at any depth, replaced by others of every type, or missing."""
+    for key, value in values.items():
+        yield {k: v for k, v in values.items() if k != key}
+        for other in (None, [], {}, MARK, [[1]], {"a": [1]}, -7, 1e999, True):
+            yield {**values, key: other}
+        if isinstance(value, dict):
+            for inner in other_values(value):
+                yield {**values, key: inner}
+
+
+def test_summaries_and_notes_of_other_types(trap: Trap, run: Path) -> None:
+    """Reading a run: a result, or one sentence, whatever its summary and its configuration hold."""
+    summary, config = run / "summary.json", run / ".hydra" / "config.yaml"
+    whole, settings = summary.read_text(), config.read_text()
+    doors = (lambda: release.describe([run]), lambda: list(tabulate([run], [trap.folder / "R.md"])), lambda: read_run(run))
+    texts = [json.dumps(values) for values in other_values(json.loads(whole))]
+    texts += ["", "{", "[]", "null", "3", "[" * 50_000, "\x00", '{"metrics": NaN}', "1" * 6000, whole[:50]]
+    for i, text in enumerate(texts):
+        summary.write_text(text)
+        trap.refused(doors[i % 3], text[:100], right=True)
+    summary.write_text(whole)
+    values = yaml.safe_load(settings)
+    texts = [yaml.safe_dump(other) for key in ("name", "model", "data", "task", "seed")
+             for other in other_values({key: values[key]}) for other in [{**values, **other}]][::3]  # fmt: skip
+    texts += ["", "[", "null", "a: &a [1]\nb: *a", "!!python/object/apply:os.system ['touch canary']", "\x00", "[" * 20_000]
+    for i, text in enumerate(texts):
+        config.write_text(text)
+        trap.refused(doors[i % 3], text[:100], right=True)
+    for name in FOREIGN:
+        for section in ("data", "task"):
+            changed = {**values, section: {**values[section], "_target_": name}}
+            config.write_text(yaml.safe_dump(changed))
+            record = release.describe([run])
+            door = (lambda: evaluation.build_data(record)) if section == "data" else (
+                lambda: evaluation.build_task(record, network()))  # fmt: skip
+            trap.refused(door, (section, name))
+    changed = {**values, "data": {**values["data"], "name": {"_target_": "payload.Task"}}}
+    config.write_text(yaml.safe_dump(changed))
+    for door in (
+        lambda: evaluation.validate(str(run)),
+        lambda: compare(str(run), "grbf.wine"),
+        lambda: report.write_report(trap.folder / "r.html", str(run)),
+    ):
+        trap.refused(door, changed["data"])
+    config.unlink()
+    for door in (lambda: evaluation.validate(str(run)), lambda: report.write_report(trap.folder / "r.html", str(run))):
+        trap.refused(door, "no configuration")
+
+
+def test_a_report_shows_what_files_say_as_text(trap: Trap, run: Path) -> None:
+    summary, config = json.loads((run / "summary.json").read_text()), (run / ".hydra" / "config.yaml")
+    summary["versions"], summary["hardware"] = {MARK: MARK}, {MARK: f"'{MARK}\""}
+    summary["metrics"][f"test/{MARK}"] = 1.0
+    (run / "summary.json").write_text(json.dumps(summary))
+    values = yaml.safe_load(config.read_text())
+    values["name"] = f"{MARK}${{x}}$"
+    config.write_text(yaml.safe_dump(values))
+    model = json.loads((run / "model" / "config.json").read_text())
+    model["label_names"] = [MARK, "$\\frac{", "&"]
+    model["pretrained_cfg"]["label_names"] = model["label_names"]
+    (run / "model" / "config.json").write_text(json.dumps(model))
+    (run / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump([f"+x='{MARK}`'"]))
+    (run / "csv" / "version_9").mkdir(parents=True)
+    (run / "csv" / "version_9" / "metrics.csv").write_text(f"step,{MARK},train/loss\nx,1,2\n1,{MARK},3\n2,1e999,4,5,6\n")
+    (run / "accuracy_matrix.csv").write_text(f"{MARK},1\n=1+1\n")
+    (run / "summary.txt").write_text(f"```\n{MARK}\n<!-- end summary -->")
+    page = trap.folder / "report.html"
+    trap.refused(lambda: report.write_report(page, str(run)), "a report", right=True)
+    text = page.read_text()
+    assert "&lt;script&gt;" in text
+    assert "<script" not in text
+    document = trap.folder / "R.md"
+    document.write_text("<!-- begin summary -->\n<!-- end summary -->\n")
+    trap.refused(lambda: list(tabulate([run], [document])), "a table", right=True)
+    table = document.read_text().split("```text")[0]
+    assert "<script" not in table
+    assert document.read_text().count("<!-- end summary -->") == 1
+
+
+def test_a_damaged_note_is_told_and_the_run_goes_on(trap: Trap, run: Path) -> None:
+    seed = json.loads((run / "run.json").read_text())["seed"]
+    from zoo.training.notes import read_notes
+
+    contents = ["", "{", "null", "[]", "3", '{"seed": "x"}', '{"seed": 3, "wandb_id": [1]}', "[" * 50_000, "\x00"]
+    contents += ['{"seed": -1, "wandb_id": "a"}', '{"seed": 1, "wandb_id": "../x"}', '{"seconds_before": NaN}']
+    state = run / "checkpoints" / "step=00000001.ckpt"
+    state.parent.mkdir(exist_ok=True)
+    torch.save({"zoo": {"task": "TabularTask", "run": {"seed": 5, "wandb_id": "abcd1234"}}}, state)
+    for content in contents:
+        (run / "run.json").write_text(content)
+        with pytest.warns(UserWarning, match=r"run\.json.*the seed is"):
+            assert read_notes(run, seed, None)["seed"] == seed
+        with pytest.warns(UserWarning, match="by the checkpoint"):
+            assert read_notes(run, None, state)["wandb_id"] == "abcd1234"
+        trap.refused(lambda: read_notes(run, None, None), content)
+
+
+# ---- data ------------------------------------------------------------------------------------------------------
+
+
+def pictures() -> dict[str, bytes]:
+    """Bytes that are no picture of the listed formats, or want more than one is worth."""
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "PDF")
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(canary) (w) file closefile\nshowpage\n%%EOF\n"
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    import zlib
+
+    chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    return {
+        "postscript": script,
+        "dos postscript": b"\xc5\xd0\xd3\xc6" + struct.pack("<IIIIIIH", 30, len(script), 0, 0, 0, 0, 0) + script,
+        "svg": f'<svg xmlns="http://www.w3.org/2000/svg">{MARK}<image href="file:///etc/passwd"/></svg>'.encode(),
+        "pdf": stream.getvalue(),
+        "wmf": b"\xd7\xcd\xc6\x9a" + b"\0" * 60,
+        "bomb": b"\x89PNG\r\n\x1a\n" + chunk,
+        "pickle": pickle.dumps(Gadget(os.system, "touch canary")),
+        "html": b"<html><img src=http://evil.example>",
+        "mvg": b"push graphic-context\nimage over 0,0 0,0 'https://evil.example'\n",
+        "fits": b"SIMPLE  =                    T" + b" " * 2000,
+        "empty": b"",
+        "msp": b"DanM" + b"\0" * 60,
+        "fpx": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 600,
+        "grib": b"GRIB" + b"\0" * 60,
+        "hdf": b"\x89HDF\r\n\x1a\n" + b"\0" * 60,
+        "sgi": b"\x01\xda" + b"\xff" * 60,
+        "xpm": b'/* XPM */ "9999999 9999999 9999999 1"',
+        "ppm": b"P6 99999999 99999999 255\n",
+        "truncated": b"\xff\xd8\xff\xe0\0\x10JFIF\0",
+    }
+
+
+def test_pictures_run_nothing(trap: Trap, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import EpsImagePlugin
+
+    fake = trap.folder / "bin"
+    fake.mkdir()
+    for name in ("gs", "gswin64c", "inkscape", "convert", "djpeg", "xv"):
+        (fake / name).write_text(f"#!/bin/sh\ntouch {trap.canary}\n")
+        (fake / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    for i, (name, content) in enumerate(pictures().items()):
+        for suffix in (".png", ".jpg", ".eps", ".svg")[: 4 if i < 3 else 1]:
+            path = trap.folder / f"x{suffix}"
+            path.write_bytes(content)
+            trap.refused(lambda path=path: prediction.predict("unireplknet_z.digits", [path]), (name, suffix))
+            path.unlink()
+        root = trap.folder / "images"
+        for kind in ("a", "b"):
+            for part in ("train", "val"):
+                (root / part / kind).mkdir(parents=True, exist_ok=True)
+                (root / part / kind / "0.png").write_bytes(content)
+        data = ImageFolder(root=root, image_size=16, batch_size=2, num_workers=0)
+
+        def door(data: Any = data) -> None:
+            data.setup()
+            next(iter(data.train_dataloader()))
+
+        trap.refused(door, name)
+
+
+SOUNDS = {
+    "empty": b"",
+    "postscript": b"%!PS\n",
+    "pickle": b"\x80\x04cposix\nsystem\n(S'touch canary'\ntR.",
+    "riff": b"RIFF" + struct.pack("<I", 2**32 - 1) + b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 65535, 1, 1, 1, 1),
+    "long": b"RIFF" + struct.pack("<I", 60) + b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 1, 2, 2, 16)
+    + b"data" + struct.pack("<I", 2**31) + b"\0" * 16,
+    "flac": b"fLaC" + b"\xff" * 60,
+    "ogg": b"OggS" + b"\0" * 60,
+    "id3": b"ID3\x04\0\0\x7f\x7f\x7f\x7f" + b"\0" * 60,
+    "playlist": b"#EXTM3U\nhttps://evil.example/x.ts\nfile:///etc/passwd\n",
+    "concat": b"ffconcat version 1.0\nfile '/etc/passwd'\n",
+    "dash": b'<?xml version="1.0"?><MPD><BaseURL>https://evil.example</BaseURL></MPD>',
+    "sdp": b"v=0\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n",
+    "text": b"hello",
+}  # fmt: skip
+
+
+def folder_of(root: Path, suffix: str, content: bytes) -> Path:
+    for part in ("train", "test"):
+        for kind in ("a", "b"):
+            (root / part / kind).mkdir(parents=True, exist_ok=True)
+            for i in range(2):
+                (root / part / kind / f"{i}{suffix}").write_bytes(content)
+    return root
+
+
+def test_sounds_and_clips_run_nothing(trap: Trap) -> None:
+    pytest.importorskip("av")
+
+    def all_of(data: Any) -> None:
+        data.prepare_data()
+        data.setup()
+        for batch in data.train_dataloader():
+            assert len(batch)
+
+    for i, (name, content) in enumerate(SOUNDS.items()):
+        for suffix in (".wav", ".mp3", ".flac", ".ogg"):
+            path = trap.folder / f"x{suffix}"
+            path.write_bytes(content)
+            trap.refused(lambda path=path: prediction.predict(SPOKEN, [path]), (name, suffix))
+        suffix = (".wav", ".flac", ".ogg")[i % 3]
+        sounds = folder_of(trap.folder / f"sounds{i}", suffix, content)
+        trap.refused(lambda sounds=sounds: all_of(AudioFolder(sounds, sample_rate=8000, batch_size=2)), (name, "sounds"))
+        clips = folder_of(trap.folder / f"clips{i}", (".mp4", ".avi", ".webm", ".mkv")[i % 4], content)
+        data = VideoFolder(clips, frames=2, size=8, batch_size=2, num_workers=0)
+        trap.refused(lambda data=data: all_of(data), (name, "clips"))
+
+
+SPOKEN = "terminator_z.spoken_digits"
