@@ -26,7 +26,7 @@ class Described(TypedDict, total=False):
     crop_mode: Literal["center", "squash", "border"]
     mean: tuple[FiniteFloat, ...]
     std: tuple[FiniteFloat, ...]
-    num_classes: Annotated[int, Ge(0), Le(1_000_000)]
+    num_classes: Annotated[int, Ge(-1), Le(1_000_000)]  # -1: not of classes
     label_offset: int
     label_names: list[str]
     label_descriptions: dict[str, str]
@@ -47,7 +47,7 @@ class Described(TypedDict, total=False):
 class Beside(TypedDict, total=False):
     """What stands beside it."""
 
-    num_classes: Annotated[int, Ge(0), Le(1_000_000)]
+    num_classes: Annotated[int, Ge(-1), Le(1_000_000)]  # -1: not of classes
     num_features: Annotated[int, Ge(0)]
     label_names: list[str]
     label_descriptions: dict[str, str]
