@@ -17,7 +17,7 @@ ZOO = ROOT / "zoo"
 # what each room may import from the zoo, besides itself and the helpers that everybody may use
 ALLOWED = {
     "kernels": set(),
-    "models": {"kernels", "files"},
+    "models": {"config", "kernels", "files"},
     "data": {"files"},
     "fitting": {"models", "kernels"},
     "estimators": {"fitting", "models"},
@@ -28,6 +28,7 @@ ALLOWED = {
     "tools": {
         "benchmarks",
         "checkpoints",
+        "config",
         "data",
         "estimators",
         "figures",
@@ -36,6 +37,7 @@ ALLOWED = {
         "kernels",
         "models",
         "tasks",
+        "trust",
         "validation",
     },
     "cli": {"benchmarks", "files", "gallery", "kernels", "models", "tools", "validation"},
@@ -43,14 +45,19 @@ ALLOWED = {
     "tasks": {"models", "kernels", "checkpoints"},
     "training": {"tasks", "models", "data", "checkpoints", "config", "figures"},
     "checkpoints": {"models", "files"},
-    "files": {"whole"},
+    "files": set(),
     "whole": set(),
+    "quoting": set(),
+    "scaling": set(),
     "suggest": set(),
+    "inputs": set(),
+    "values": set(),
     "facts": set(),
+    "trust": {"models"},  # which packages brought families
     "config": set(),
-    "launch": {"config", "training"},
+    "launch": {"config", "training", "trust"},
 }
-HELPERS = {"facts", "suggest", "zoo"}
+HELPERS = {"facts", "inputs", "quoting", "scaling", "suggest", "values", "whole", "zoo"}
 
 
 def room_of(path: Path) -> str:

@@ -23,6 +23,7 @@ import torch
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
+from zoo import inputs
 from zoo.files import (
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -137,6 +138,7 @@ def save_pretrained(
     *,
     class_names: Sequence[str] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
+    input_record: Mapping[str, Any] | None = None,
     overwrite: bool = True,
 ) -> Path:
     """Write a model so that its folder alone rebuilds it, in timm's hub layout.
@@ -152,6 +154,8 @@ def save_pretrained(
         preprocessing: What evaluation does to an image: `input_size` (C, H, W), `mean`, `std`,
             `interpolation`, `crop_pct`, `crop_mode`. What is not given stays as the model's own configuration
             has it.
+        input_record: How a file becomes an input (see :mod:`zoo.inputs`), as a data module's `input_record()` says it;
+            None keeps the model's own.
         overwrite: Whether a model that is already there may be replaced.
 
     Returns:
@@ -160,13 +164,15 @@ def save_pretrained(
     Raises:
         CheckpointError: The folder cannot be written, holds a model already, or the model could not be
             rebuilt from its name and arguments. Nothing is left half-written.
-        ValueError: `class_names` or `preprocessing` does not suit the model.
+        ValueError: `class_names`, `preprocessing` or `input_record` does not suit the model.
     """
     folder, model = Path(folder), _unwrap(model)
     taken = [n for n in (WEIGHTS_NAME, CONFIG_NAME) if (folder / n).exists()]
     if taken and not overwrite:
         raise CheckpointError(f"{folder} holds {' and '.join(taken)} already: choose another folder, or overwrite=True")
     config = _configuration(model, class_names, preprocessing)
+    if record := input_record or getattr(model, "input_record", None):
+        config["input"] = inputs.check(record)
     weights = _serialise(model)
     config["sha256"] = {WEIGHTS_NAME: hashlib.sha256(weights).hexdigest()}
     text = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"

@@ -80,6 +80,18 @@ def check_section(section: Mapping[str, Any], key: str, given: Iterable[str] = (
     return check_call(target, section, key, given)
 
 
+def check_values(schema: type, values: Mapping[str, Any], key: str = "") -> list[str]:
+    """Problems of plain values whose types a `TypedDict` names, one sentence each; None stands for no value, and what
+    the schema does not name is not judged.
+    """
+    prefix = f"{key}." if key else ""
+    problems: list[str] = []
+    for name, hint in typing.get_type_hints(schema, include_extras=True).items():
+        if values.get(name) is not None:
+            problems += _check_value(hint, values[name], f"{prefix}{name}")
+    return problems
+
+
 def _check_value(hint: Any, value: Any, key: str) -> list[str]:
     if isinstance(value, bool) and not _admits_bool(hint):
         return [f"{key} = {value} is a boolean; allowed: {_describe(hint)}"]

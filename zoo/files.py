@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import errno
 import hashlib
-import json
 import pickletools
 import re
 import urllib.error
@@ -26,13 +25,17 @@ from typing import Any, BinaryIO, TypeVar
 
 import torch
 
-from zoo.whole import replace_all, still
+from zoo import inputs
+from zoo.values import DamagedFileError, read_json
+from zoo.whole import replace_all, still, writing
 
 __all__ = [
     "CONFIG_NAME",
     "RECORDS",
     "WEIGHTS_NAME",
     "CheckpointError",
+    "check_inside",
+    "check_recorded",
     "locate",
     "read_checkpoint",
     "read_config",
@@ -53,12 +56,13 @@ RECORDS: dict[str, dict[str, Any]] = {}
 _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 _HUB_NAMES = (WEIGHTS_NAME, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))  # how a pickle of each protocol begins
-_MAX_HEADER = 100_000_000  # bytes; the safetensors format allows no more
+_MAX_HEADER = 16_000_000  # bytes
+_MAX_TENSORS = 20_000  # in one file; the largest models of the zoo have under 4,000, a training state four times that
 _MAX_CONFIG = 16_000_000
 _SCANNED = 64_000_000
 
 
-_TRIES = 20
+_TRIES = 4
 
 Result = TypeVar("Result")
 Place = TypeVar("Place", bound=str | Path)  # a mapping of paths is not one of `str | Path`
@@ -142,7 +146,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         CheckpointError: The file is missing, empty, cut off, of another kind, or wants to run code; one line
             says which.
     """
-    path = Path(path)
+    path = _checked(path)
     size, head = _first_bytes(path)
     try:
         if _looks_like_safetensors(path, head):
@@ -204,17 +208,25 @@ def _read_safetensors(path: Path, size: int, head: bytes) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     length = int.from_bytes(head[:8], "little")
-    if size < 8 or length > size - 8 or length > _MAX_HEADER:
+    if _MAX_HEADER < length <= size - 8:
+        raise CheckpointError(f"{path} has a header of {length:,} bytes, more than the {_MAX_HEADER:,} that are read")
+    if size < 8 or length > size - 8:
         kind = _what_is(head)
         why = f"it claims a header of {length} bytes in a file of {size}" if kind == _UNKNOWN else kind
         raise CheckpointError(f"{path} is not a whole safetensors file: {why}; copy or download it again")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
+            _check_count(path, len(file.keys()))
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
         raise CheckpointError(
             f"{path} is a damaged safetensors file ({_first_line(error)}); copy or download it again"
         ) from error
+
+
+def _check_count(path: Path, count: int) -> None:
+    if count > _MAX_TENSORS:
+        raise CheckpointError(f"{path} holds {count:,} tensors, more than the {_MAX_TENSORS:,} that are read")
 
 
 def _check_archive(path: Path, size: int) -> None:
@@ -227,6 +239,7 @@ def _check_archive(path: Path, size: int) -> None:
             f"{path} is cut off or damaged ({_first_line(error)}); copy or download it again"
         ) from error
     names = [entry.filename for entry in entries]
+    _check_count(path, len(names))
     if any(n.endswith("constants.pkl") or "/code/" in n for n in names):
         raise CheckpointError(f"{path} is a TorchScript program, not weights; save its state_dict() and load that file")
     if not any(n.rsplit("/", 1)[-1] == "data.pkl" for n in names):
@@ -333,19 +346,17 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: There is none, or it is not a JSON object that names an architecture.
     """
-    path = Path(folder) / CONFIG_NAME
-    if not Path(folder).is_dir():
+    folder = _checked(folder)
+    path = folder / CONFIG_NAME
+    if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}")
+    check_inside(path, folder)
     try:
-        if path.stat().st_size > _MAX_CONFIG:
-            raise CheckpointError(f"{path} is larger than any model's configuration: it is damaged or hostile")
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path, _MAX_CONFIG)
     except FileNotFoundError:
         raise CheckpointError(f"{folder} has no {CONFIG_NAME}; write such a folder with zoo.save_pretrained") from None
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({_first_line(error)}); write the folder again") from error
+    except DamagedFileError as error:
+        raise CheckpointError(f"{error}; write the folder again with zoo.save_pretrained") from None
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
         raise CheckpointError(f"{path} names no architecture; write the folder again with zoo.save_pretrained")
     for key in ("pretrained_cfg", "model_args", "sha256", "zoo"):
@@ -354,6 +365,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     for name, digest in config.get("sha256", {}).items():
         if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
             raise CheckpointError(f"{path}: sha256 of {name} must be 64 hexadecimal digits, not {digest!r:.60}")
+    if "input" in config:
+        try:
+            config["input"] = inputs.check(config["input"])
+        except inputs.InputError as error:
+            raise CheckpointError(f"{path}: {error}; write the folder again with zoo.save_pretrained") from None
     return config
 
 
@@ -366,7 +382,11 @@ def undisturbed(folder: str | Path, read: Callable[[], Result], names: Sequence[
         names: The files that belong together; by default those of a saved model.
     """
     drawn = torch.get_rng_state()
-    for _ in range(_TRIES):
+    for i in range(_TRIES):
+        if i == _TRIES - 1:  # somebody writes again and again, and has to wait now
+            with writing(Path(folder)) as alone:
+                if alone:
+                    return read()
         before = still(Path(folder), names or (WEIGHTS_NAME, CONFIG_NAME))
         try:
             result = read()
@@ -378,6 +398,29 @@ def undisturbed(folder: str | Path, read: Callable[[], Result], names: Sequence[
                 return result
         torch.set_rng_state(drawn)
     raise CheckpointError(f"{folder} is being written again and again: read it when its writer has ended")
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Refuse a link that leads out of a model folder; the caches of hubs, which link to a folder beside it, may.
+
+    Raises:
+        CheckpointError: The file lies elsewhere.
+    """
+    real, home = path.resolve(), folder.resolve()
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    if not any(place in real.parents for place in homes):
+        raise CheckpointError(f"{path} leads to {real}, outside its folder: copy the file itself there")
+
+
+def _checked(source: str | Path) -> Path:
+    """A path as one that the system can look up.
+
+    Raises:
+        CheckpointError: It holds a NUL character.
+    """
+    if "\0" in str(source):
+        raise CheckpointError(f"{str(source)!r:.200} is no path: it holds a NUL character")
+    return Path(source)
 
 
 # ---- hashes ------------------------------------------------------------------------------------------------
@@ -409,6 +452,22 @@ def verify(path: Path, expected: str | None = None) -> None:
         )
 
 
+def check_recorded(path: Path) -> None:
+    """Compare a weight file with the hash that the configuration beside it records, if it does.
+
+    Raises:
+        CheckpointError: It is another file, or the configuration is damaged.
+    """
+    path = _checked(path)
+    if path.is_file() and (path.parent / CONFIG_NAME).is_file():
+        with contextlib.suppress(DamagedFileError, FileNotFoundError):  # some other program's configuration
+            config = read_json(path.parent / CONFIG_NAME, _MAX_CONFIG)
+            hashes = config.get("sha256") if isinstance(config, dict) else None
+            digest = hashes.get(path.name) if isinstance(hashes, dict) else None
+            if isinstance(digest, str):
+                verify(path, digest)
+
+
 # ---- finding -----------------------------------------------------------------------------------------------
 
 
@@ -433,16 +492,18 @@ def locate(source: str | Path) -> Path:
         return _weights_of(Path(rest))
     if "://" in text:
         return fetch_url(text)
-    path = Path(source).expanduser()
+    path = _checked(source).expanduser()
     if path.is_dir():
         return _weights_of(path)
     _first_bytes(path)  # a missing or empty file is told as such, before its hash is
     verify(path)
+    check_recorded(path)
     return path
 
 
 def _weights_of(folder: Path) -> Path:
     """The one weight file of a folder, compared with the hash in its configuration."""
+    folder = _checked(folder)
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}")
     hashes = read_config(folder).get("sha256", {}) if (folder / CONFIG_NAME).exists() else {}
@@ -453,6 +514,7 @@ def _weights_of(folder: Path) -> Path:
         wanted = next(iter(hashes), WEIGHTS_NAME)
         raise CheckpointError(f"{folder} has no {wanted} ({has}); name the file itself, or place {wanted} there")
     path = (preferred or found)[0]
+    check_inside(path, folder)
     verify(path, hashes.get(path.name))
     return path
 

@@ -121,9 +121,9 @@ def test_an_image_is_prepared_as_in_training(digit_png: Path, capsys: pytest.Cap
     assert found["predictions"][0]["class"] == "0"
     assert len(found["predictions"]) == 2
     from zoo.data import Digits
-    from zoo.tools.prediction import _image
+    from zoo.tools.prediction import prepared
 
-    ours = _image(digit_png, zoo.create_model(DIGITS).pretrained_cfg)
+    (ours,) = prepared(digit_png, zoo.create_model(DIGITS, pretrained=True))
     data = Digits(augment=False)
     data.setup()
     pixels = torch.from_numpy((load_digits().images[0] * 255 / 16).round() / 255).float()

@@ -152,6 +152,11 @@ class AudioDataModule(ImageDataModule):
         """Waveforms go into the model as they are."""
         return {"input_size": list(self.input_size), "mean": [0.0], "std": [1.0]}
 
+    def input_record(self) -> dict[str, Any]:
+        """Rate, length, cut and filling of every waveform."""
+        record = {"kind": "sound", "rate": self.sample_rate, "samples": self.samples, "channels": 1}
+        return record | {"cut": "middle", "fill": self.fill}
+
     def load(self) -> Parts:
         """Clips and targets of each part; validation is split off the training part where it has none of its own."""
         raise NotImplementedError(f"{type(self).__name__} must implement load()")

@@ -7,6 +7,7 @@ and int64 (B,), the class of the patch's middle pixel.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +21,7 @@ from zoo.data import sources
 from zoo.data.checks import DataError, checked
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
+from zoo.scaling import standardisation
 
 __all__ = ["IndianPines", "Patches"]
 
@@ -145,6 +147,13 @@ class IndianPines(ImageDataModule):
         mean, std = self._statistics(scene, self.places()["train"])
         return {"input_size": list(self.input_size), "mean": mean.tolist(), "std": std.tolist()}
 
+    def input_record(self) -> dict[str, Any]:
+        """Bands, side of a patch, and what the bands are standardised by."""
+        known = self.preprocessing
+        return {"kind": "spectrum", "bands": self.in_chans, "patch": self.patch} | {
+            k: known[k] for k in ("mean", "std")
+        }
+
     def prepare_data(self) -> None:
         """Fetch the scene unless the cache has it."""
         for member in _MEMBERS.values():
@@ -211,8 +220,8 @@ class IndianPines(ImageDataModule):
 
     @staticmethod
     def _statistics(scene: Tensor, places: np.ndarray) -> tuple[Tensor, Tensor]:
-        pixels = scene[:, places[:, 0], places[:, 1]].double()
-        return pixels.mean(1).float(), pixels.std(1).clamp_min(1e-6).float()
+        mean, scale = standardisation(scene[:, places[:, 0], places[:, 1]].T)
+        return mean.float(), (scale * math.sqrt(len(places) / max(1, len(places) - 1))).float()
 
     def setup(self, stage: str | None = None) -> None:
         """Read the scene and split its pixels, once."""

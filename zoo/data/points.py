@@ -132,6 +132,10 @@ class PointMnist(ImageDataModule):
         """Points go into the model as they are."""
         return {"input_size": list(self.input_size), "mean": [0.0], "std": [1.0]}
 
+    def input_record(self) -> dict[str, Any]:
+        """How many points of a cloud are kept."""
+        return {"kind": "points", "points": self.num_points, "channels": 3}
+
     def prepare_data(self) -> None:
         """Fetch the digits unless the cache has them."""
         sources.fetch_mnist5k(self.root, self.download)

@@ -332,6 +332,10 @@ class ContinualData(LightningDataModule):
         chans = self.source.in_chans
         return self.source.preprocessing | {"mean": [0.0] * chans, "std": [1.0] * chans}
 
+    def input_record(self) -> dict[str, Any]:
+        """That of the set, without its normalisation."""
+        return self.source.input_record() | {k: self.preprocessing[k] for k in ("mean", "std")}
+
     @property
     def stream(self) -> TaskStream:
         """The tasks, once `setup` was called."""

@@ -155,6 +155,10 @@ class FoodReviews(ImageDataModule):
         """Size of a text, (1, 1, tokens)."""
         return {"input_size": [1, 1, self.max_length]}
 
+    def input_record(self) -> dict[str, Any]:
+        """Tokens of a text, and whose."""
+        return {"kind": "text", "tokens": self.max_length, "tokenizer": "minilm"}
+
     @property
     def encoder(self) -> Path:
         """Weights of MiniLM-L6, that the tokens are made for."""

@@ -139,6 +139,11 @@ class MovingMnist(ImageDataModule):
         """Frames go into the model with black 0 and white 1."""
         return {"input_size": list(self.input_size), "mean": [0.0], "std": [1.0]}
 
+    def input_record(self) -> dict[str, Any]:
+        """Frames and their size; black is 0 and white 1."""
+        record = {"kind": "clip", "channels": 1, "frames": self.frames, "size": [self.size, self.size], "place": 0.5}
+        return record | {"mean": [0.0], "std": [1.0], "background": 0}
+
     def prepare_data(self) -> None:
         """Fetch the digits unless the cache has them."""
         sources.fetch_mnist5k(self.root, self.download)
@@ -270,6 +275,11 @@ class VideoFolder(ImageDataModule):
     def input_size(self) -> tuple[int, int, int]:
         """Channels, frames, and the side of a frame."""
         return 3, self.frames, self.size
+
+    def input_record(self) -> dict[str, Any]:
+        """Frames, their size and normalisation."""
+        record = {"kind": "clip", "channels": 3, "frames": self.frames, "size": [self.size, self.size], "place": 0.5}
+        return record | {"mean": list(self.mean), "std": list(self.std), "rounded": True}
 
     def prepare_data(self) -> None:
         """Nothing to fetch; a missing folder is told now."""

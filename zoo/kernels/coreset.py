@@ -9,6 +9,7 @@ operators. All give what the plain formulas give, but for rounding.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -37,7 +38,8 @@ def _minmax(h: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
 
 def _minmax_slopes(g: Tensor, h: Tensor, z: Tensor, bounds: Tensor) -> Tensor:
     if native.available(g, h, gradients=True):
-        return native.minmax_slopes(g, h, z, bounds)
+        with suppress(native.Unsuited):
+            return native.minmax_slopes(g, h, z, bounds)
     low, high, spread = bounds
     g = g / spread
     weighted, total = (g * z).sum(), g.sum()
@@ -120,10 +122,11 @@ def relu_dropout_(h: Tensor, bias: Tensor, rate: float) -> Tensor:
         rate: Share that is dropped, below 1, to a multiple of 2^-32.
     """
     bar, scale = round(rate * 2**32), 1 / (1 - rate)
-    seed = int(torch.randint(2**32, ())) if bar else 0
+    seed = int(torch.randint(2**32, (), device="cpu")) if bar else 0
     if native.available(h, bias, gradients=True):
-        native.relu_dropout_(h, bias, scale, bar, seed)
-        return h
+        with suppress(native.Unsuited):
+            native.relu_dropout_(h, bias, scale, bar, seed)
+            return h
     h.add_(bias).relu_()
     if bar:
         index = torch.arange(h.numel(), device=h.device).view_as(h)
@@ -134,7 +137,8 @@ def relu_dropout_(h: Tensor, bias: Tensor, rate: float) -> Tensor:
 def relu_slopes_(grad: Tensor, h: Tensor, rate: float) -> tuple[Tensor, Tensor]:
     """Gradient behind :func:`relu_dropout_` that left h, in place, and its sum over the rows (C,)."""
     if native.available(grad, h, gradients=True):
-        return grad, native.relu_slopes_(grad, h, 1 / (1 - rate))
+        with suppress(native.Unsuited):
+            return grad, native.relu_slopes_(grad, h, 1 / (1 - rate))
     torch.ops.aten.threshold_backward.grad_input(grad, h, 0, grad_input=grad)
     if rate:
         grad.mul_(1 / (1 - rate))
@@ -145,9 +149,10 @@ def _momentum_step_(
     weight: Tensor, speed: Tensor, x: Tensor | None, grad: Tensor, rate: float, momentum: float
 ) -> None:
     """A step of SGD by the gradient x^T grad, or grad itself."""
-    if native.available(weight, grad, gradients=True):
-        native.momentum_step_(weight, speed, x, grad, rate, momentum)
-        return
+    if native.available(weight, speed, grad, gradients=True):
+        with suppress(native.Unsuited):
+            native.momentum_step_(weight, speed, x, grad, rate, momentum)
+            return
     with no_autocast(grad.device):
         if x is None:
             speed.mul_(momentum).add_(grad)

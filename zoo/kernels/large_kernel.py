@@ -19,6 +19,7 @@ This file has three layers, each usable on its own:
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -250,7 +251,8 @@ def _fastest_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation:
     given = (x, weight) if bias is None else (x, weight, bias)
     suits = _is_large(weight, dilation) or (bias is None and native.suits_planes(x, dilation))
     if suits and native.available(*given, gradients=True):
-        return _NativeDepthwise.apply(x, weight, bias, dilation)
+        with suppress(native.Unsuited):
+            return _NativeDepthwise.apply(x, weight, bias, dilation)
     if _matrix_is_faster(x, weight, dilation):
         matrix = toeplitz(live_taps(weight, height, width, dilation), height, width)
         y = channels_outer(x) @ matrix.transpose(1, 2)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from zoo.kernels import native
 from zoo.kernels.base import Gaussian, Kernel, Laplacian, Linear, Polynomial, no_autocast
 from zoo.kernels.linalg import Factor, cholesky, solver_dtype
+from zoo.kernels.watching import is_recorded
 from zoo.suggest import suggestion
 
 __all__ = [
@@ -182,9 +184,10 @@ _NATIVE_ROWS = 400  # more rows are the library's
 def _solver(K: Tensor, ridge: float) -> Callable[[Tensor], Tensor]:
     """B to (K + ridge I)^-1 B, solved in float64."""
     if len(K) <= _NATIVE_ROWS and native.available(K, gradients=True):
-        factor = native.spd_factor(K, ridge)
-        if factor is not None:
-            return partial(native.spd_solve, factor)
+        with suppress(native.Unsuited):
+            factor = native.spd_factor(K, ridge)
+            if factor is not None:
+                return partial(native.spd_solve, factor)
     A = K.to(solver_dtype(K.device))
     A.diagonal().add_(ridge)
     lower, failed = torch.linalg.cholesky_ex(A)
@@ -246,6 +249,45 @@ def check_finite(features: Tensor, what: str) -> None:
 def _full(z: Tensor) -> Tensor:
     """At least float32: a Gram matrix of half precision has no Cholesky factor."""
     return z.to(torch.promote_types(z.dtype, torch.float32))
+
+
+def _check_features(name: str, points: Tensor) -> None:
+    if points.ndim != 2 or not points.is_floating_point():
+        raise SupportError(f"{name} is {points.dtype} of shape {tuple(points.shape)}; features are floating (N, d)")
+
+
+def _check_queries(queries: Tensor, support: Tensor) -> None:
+    _check_features("queries", queries)
+    if queries.shape[1] != support.shape[1]:
+        raise SupportError(f"queries have {queries.shape[1]} features, the support has {support.shape[1]}")
+
+
+def _check_targets(targets: Tensor, count: int) -> None:
+    if targets.ndim != (2 if targets.is_floating_point() else 1):
+        raise SupportError(f"targets are {targets.dtype} of shape {tuple(targets.shape)}; give floating (N, C) or "
+                           "classes (N,)")  # fmt: skip
+    if len(targets) != count:
+        raise SupportError(f"there are {count} support points and {len(targets)} targets")
+
+
+def _check_active(active: Tensor, columns: int) -> None:
+    if active.dtype != torch.bool or active.shape[-1:] != (columns,) or active.ndim > 2:
+        raise SupportError(
+            f"active is {active.dtype} of shape {tuple(active.shape)}; it must be torch.bool, one for each of the "
+            f"{columns} classes"
+        )
+
+
+def _check_classes(name: str, classes: Tensor, count: int, columns: int | None) -> None:
+    """Refuse classes that are not (count,) numbers from 0 to columns - 1 of type int64."""
+    if classes.dtype != torch.int64 or classes.shape != (count,):
+        raise SupportError(f"{name} is {classes.dtype} of shape {tuple(classes.shape)}; it must be int64 ({count},)")
+    if classes.is_meta or is_recorded(classes) or not count:
+        return
+    low, high = (int(v) for v in torch.aminmax(classes))
+    if low < 0 or (columns is not None and high >= columns):
+        allowed = "of at least 0" if columns is None else f"from 0 to {columns - 1}"
+        raise SupportError(f"{name} holds {low if low < 0 else high}; classes are numbers {allowed}")
 
 
 class KernelRidgeHead(nn.Module):
@@ -337,6 +379,9 @@ class KernelRidgeHead(nn.Module):
         Raises:
             SupportError: A feature is not finite.
         """
+        _check_queries(queries, solution.support)
+        if active is not None:
+            _check_active(active, solution.alpha.shape[-1])
         check_finite(queries, "query")
         with no_autocast(queries.device):
             points = _full(queries)
@@ -355,6 +400,9 @@ class KernelRidgeHead(nn.Module):
         if not isinstance(self.kernel, Linear) or not self._differentiates(support, targets):
             return self.predict(queries, self.solve(support, targets, task, columns), active)
         Y = self._targets(support, targets, task, columns)
+        _check_queries(queries, support)
+        if active is not None:
+            _check_active(active, Y.shape[-1])
         check_finite(queries, "query")
         with no_autocast(queries.device):
             points = _full(support)
@@ -379,20 +427,28 @@ class KernelRidgeHead(nn.Module):
             (); (N, d), (Q, d), and (3, T) for `lam`, `gamma` and `beta`.
 
         Raises:
-            SupportError: A feature is not finite.
+            SupportError: A feature is not finite, or the tensors don't belong together.
         """
+        self._check_task(task)
+        _check_features("support", support)
+        _check_queries(queries, support)
+        _check_targets(targets, len(support))
+        columns = targets.shape[-1] if targets.is_floating_point() else len(active)
+        _check_active(active, columns)
+        _check_classes("y", y, len(queries), columns)
         vectors = self.lam, self.gamma, self.beta
         d_vectors = self.lam.new_zeros(3, len(self.lam))
         if self.name in ("linear", "poly") and 0 < len(support) <= _NATIVE_ROWS:
             floats = support, queries, targets, *vectors
             if native.available(*floats, gradients=True):
                 of_task = [v.detach()[task] for v in vectors]
-                found = native.ridge_loss(
-                    support, queries, targets, y, active, of_task, self.floor, self.name == "poly"
-                )
-                if found is not None and math.isfinite(found[0]):
-                    d_vectors[:, task] = found[3]
-                    return *found[:3], d_vectors
+                with suppress(native.Unsuited):
+                    found = native.ridge_loss(
+                        support, queries, targets, y, active, of_task, self.floor, self.name == "poly"
+                    )
+                    if found is not None and math.isfinite(found[0]):
+                        d_vectors[:, task] = found[3]
+                        return *found[:3], d_vectors
         with torch.enable_grad():
             zs, zq = (z.detach().requires_grad_() for z in (support, queries))
             loss = F.cross_entropy(self(zs, targets, zq, task, active), y)
@@ -410,10 +466,22 @@ class KernelRidgeHead(nn.Module):
 
     def _targets(self, support: Tensor, targets: Tensor, task: int, num_classes: int | None) -> Tensor:
         """Targets (N, C) of a support that a classifier can be made of."""
+        self._check_task(task)
+        _check_features("support", support)
         if not len(support):
             raise SupportError(f"the coreset of task {task} is empty: a kernel classifier needs points of each class")
+        _check_targets(targets, len(support))
         check_finite(support, "support")
-        return targets if targets.is_floating_point() else F.one_hot(targets, num_classes or int(targets.max()) + 1)
+        if targets.is_floating_point():
+            if num_classes is not None and targets.shape[-1] != num_classes:
+                raise SupportError(f"targets have {targets.shape[-1]} columns, there are {num_classes} classes")
+            return targets
+        _check_classes("targets", targets, len(support), num_classes)
+        return F.one_hot(targets, num_classes or int(targets.max()) + 1)
+
+    def _check_task(self, task: int) -> None:
+        if not -len(self.lam) <= task < len(self.lam):
+            raise SupportError(f"task={task}: the classifier was built for {len(self.lam)} tasks")
 
     def extra_repr(self) -> str:
         return f"{self.name}, n_tasks={len(self.lam)}"

@@ -20,6 +20,7 @@ from typing import Any
 from timm.models import PretrainedCfg, is_model, resolve_pretrained_cfg
 from timm.models import _registry as registry
 
+from zoo import inputs
 from zoo.files import RECORDS, CheckpointError, locate, sha256_of
 from zoo.suggest import suggestion
 
@@ -116,6 +117,11 @@ def read_record(path: Path) -> dict[str, Any]:
     known = {f.name for f in fields(PretrainedCfg)}
     if unknown := content["pretrained_cfg"].keys() - known:
         raise CheckpointError(f"{path}: pretrained_cfg has entries timm does not know: {', '.join(sorted(unknown))}")
+    if "input" in content:
+        try:
+            content["input"] = inputs.check(content["input"])
+        except inputs.InputError as error:
+            raise CheckpointError(f"{path}: {error}") from None
     return content
 
 

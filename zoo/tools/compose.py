@@ -21,6 +21,7 @@ from zoo.data.image import Digits
 from zoo.data.sampling import stratified_split
 from zoo.kernels import Gaussian, solve_ridge, squared_distances
 from zoo.models import shipped
+from zoo.scaling import standardisation
 from zoo.tools.evaluation import load
 
 __all__ = ["HEADS", "MapAdapter", "adapt_maps", "adapters", "continual", "features", "heads", "target_parts"]
@@ -78,7 +79,7 @@ def linear_head(X: Tensor, y: Tensor, X_val: Tensor, y_val: Tensor) -> tuple[Dec
     """Logistic regression on standardised features."""
     from sklearn.linear_model import LogisticRegression
 
-    mean, std = X.mean(0), X.std(0).clamp_min(1e-9)
+    mean, std = standardisation(X)
 
     def fit(C: float) -> Callable[[Tensor], Tensor]:
         model = LogisticRegression(C=C, max_iter=2000).fit(((X - mean) / std).numpy(), y.numpy())
@@ -91,7 +92,7 @@ def ridge_head(X: Tensor, y: Tensor, X_val: Tensor, y_val: Tensor) -> tuple[Deci
     """Kernel ridge regression of one-hot targets with a Gaussian kernel whose width is a multiple of the median
     distance.
     """
-    mean, std = X.mean(0), X.std(0).clamp_min(1e-9)
+    mean, std = standardisation(X)
     rows = (X - mean) / std
     median = float(squared_distances(rows).median().sqrt())
     Y = torch.nn.functional.one_hot(y).double() - 1 / (int(y.max()) + 1)

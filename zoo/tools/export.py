@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from zoo.benchmarks.timing import interleaved_times
 from zoo.files import sha256_of, write_atomic, writer_of
+from zoo.inputs import record_of as input_record_of
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import batches, build_data, load, record_of
 from zoo.tools.info import example
@@ -49,8 +50,8 @@ def export(
         size: Side of the images, pixels; the record's own by default.
 
     Returns:
-        By format `file`, `sha256`, `max_difference` and `batches`; with `preprocessing` and `class_names` beside, it
-        is `deployment.json` of the folder.
+        By format `file`, `sha256`, `max_difference` and `batches`; with `preprocessing`, `class_names` and
+        `input_record` (how a file becomes an input) beside, it is `deployment.json` of the folder.
 
     Raises:
         ToolError: The model cannot be exported, or the export differs by more than 1e-5 of its largest output.
@@ -65,6 +66,7 @@ def export(
     told: dict[str, Any] = {"model": model if isinstance(model, str) else type(network).__name__}
     told |= {"input": ["batch", *inputs.shape[1:]], "preprocessing": _preprocessing(cfg)}
     told["class_names"] = list(cfg.get("label_names") or ())
+    told["input_record"] = input_record_of(network)
     batches = {n: example(network, n, size) for n in (1, 2, 5)}
     with torch.no_grad():
         expected = {n: network(x).numpy() for n, x in batches.items()}

@@ -84,6 +84,7 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
             for k in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
             if k in model["pretrained_cfg"]
         },
+        **({"input": model["input"]} if "input" in model else {}),
         "parameters": _parameters(best / "model"),
         "sha256": sha256_of(weights),
         "bytes": weights.stat().st_size,

@@ -11,7 +11,7 @@ import time
 import typing
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,14 +26,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from pydantic import NonNegativeInt
 
+from zoo import inputs
 from zoo.checkpoints import CheckpointError, read_checkpoint, save_pretrained
 from zoo.config import ConfigError, check_call, check_section, flatten
 from zoo.facts import hardware, versions
+from zoo.models.closed import closed
 from zoo.models.registry import create_model
 from zoo.tasks import NonFiniteLossError, Task, create_optimizer, create_scheduler
 from zoo.training.checkpointing import FOLDER, AtomicCheckpointIO, StopRequested, find_resumable, step_files
 from zoo.training.loggers import WandbRun
+from zoo.training.notes import NAME, read_notes
 from zoo.training.summary import print_summary
+from zoo.values import first_line
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +59,15 @@ class RunStopped(Exception):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class _Begun(L.Callback):
+    """Notes that the first step was reached, and with it that a state was restored."""
+
+    steps = 0
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.steps += 1
 
 
 class RunFailed(RuntimeError):
@@ -123,11 +136,15 @@ def run(
     folder = Path(output_dir).absolute()
     started = time.perf_counter()
     state = find_resumable(folder, _named_checkpoint(resume)) if resume else None
-    notes = _run_notes(folder, seed, name)
+    notes = _run_notes(folder, seed, name, state)
     L.seed_everything(notes["seed"], workers=False, verbose=False)
 
     datamodule = _build("data", lambda: _instantiate(data, seed=notes["seed"]))
-    task_module = _build("model", lambda: _build_task(model, task, datamodule, optimizer, scheduler))
+    with closed(str(folder)) if state else nullcontext():  # all weights come with the state
+        task_module = _build("model", lambda: _build_task(model, task, datamodule, optimizer, scheduler))
+    if not isinstance(task_module, Task):
+        raise ConfigError(f"task._target_ = {task['_target_']} is no zoo.tasks.Task")
+    task_module.run_notes = {"seed": notes["seed"], "wandb_id": notes["wandb_id"]}
     if optimizer is not None:
         _build("optimizer", lambda: create_optimizer(task_module.model, **optimizer))
     loggers = [
@@ -140,11 +157,12 @@ def run(
         for key, section in (callbacks or {}).items()
         if section
     ]
+    begun = _Begun()
     engine: L.Trainer = _build(
         "trainer",
         lambda: _instantiate(
             trainer,
-            callbacks=hooks,
+            callbacks=[*hooks, begun],
             logger=loggers,
             plugins=[AtomicCheckpointIO()],
             default_root_dir=str(folder),
@@ -180,6 +198,10 @@ def run(
         raise RunFailed(f"{error}\n{_last_good(folder, command)} optimizer.lr=...") from None
     except CheckpointError as error:
         raise RunFailed(f"{error}\n{_last_good(folder, command)}") from None
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
+        if state is None or begun.steps or type(error).__module__.startswith("zoo."):
+            raise
+        raise RunFailed(f"{state} is no state that this run can continue from: {first_line(error)}") from error
     finally:
         if _is_first_process():
             _note_seconds(folder, notes, time.perf_counter() - started)
@@ -304,14 +326,21 @@ def _build_task(
     for key in ("class_names", "preprocessing"):
         if key in accepted and task.get(key) is None and getattr(datamodule, key, None) is not None:
             arguments[key] = getattr(datamodule, key)
-    return target(**arguments, **{k: v for k, v in task.items() if k not in arguments and not k.startswith("_")})
+    built = target(**arguments, **{k: v for k, v in task.items() if k not in arguments and not k.startswith("_")})
+    if callable(record := getattr(datamodule, "input_record", None)):
+        built.model.input_record = inputs.check(record())
+    return built
 
 
-def _run_notes(folder: Path, seed: int | None, name: str) -> dict[str, Any]:
+def _run_notes(folder: Path, seed: int | None, name: str, state: Path | None) -> dict[str, Any]:
     """Seed, W&B id and seconds so far: drawn once when the run begins, kept when it is resumed."""
-    path = folder / "run.json"
-    if path.is_file():
-        return json.loads(path.read_text())
+    path = folder / NAME
+    kept = read_notes(folder, seed, state)
+    if kept is not None and kept["wandb_id"]:
+        return kept
+    if kept is not None:
+        kept["wandb_id"] = secrets.token_hex(4)
+        return kept
     drawn = secrets.randbelow(2**31) if seed is None else seed
     notes = {"seed": drawn, "wandb_id": secrets.token_hex(4), "seconds_before": 0.0}
     if _is_first_process():
@@ -358,13 +387,25 @@ def _load_best(engine: L.Trainer, task: Task, metrics: dict[str, float]) -> Path
     """Put the best weights by the monitored metric into the task, and their value of it into the metrics; the last ones
     stay where nothing was monitored.
     """
-    best = next((c for c in engine.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path), None)
+    best = next((c for c in engine.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and _best_file(c)), None)
     if best is None:
         return next((path for _, path in step_files(Path(engine.default_root_dir) / FOLDER)), None)
-    task.load_state_dict(read_checkpoint(best.best_model_path)["state_dict"])
+    path = _best_file(best)
+    assert path is not None
+    task.load_state_dict(read_checkpoint(path)["state_dict"])
     if best.monitor and best.best_model_score is not None:
         metrics[best.monitor] = float(best.best_model_score)
-    return Path(best.best_model_path)
+    return path
+
+
+def _best_file(callback: ModelCheckpoint) -> Path | None:
+    """The best state, in the folder that the callback writes to; a restored one may name another, where the run was
+    moved or its state is not its own.
+    """
+    if not callback.best_model_path or callback.dirpath is None:
+        return None
+    path = Path(callback.dirpath) / Path(callback.best_model_path).name
+    return path if path.is_file() else None
 
 
 @rank_zero_only
@@ -375,6 +416,7 @@ def _finish(engine: L.Trainer, task: Task, result: RunResult, notes: dict[str, A
         result.model_dir,
         class_names=task.hparams.get("class_names"),
         preprocessing=task.hparams.get("preprocessing"),
+        input_record=getattr(task.model, "input_record", None),
     )
     summary = {"metrics": result.metrics, "seconds": round(result.seconds, 1), "seed": notes["seed"]}
     summary |= {"data": _data_facts(engine), "versions": versions(), "hardware": hardware()}
