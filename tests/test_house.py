@@ -24,7 +24,7 @@ ALLOWED = {
     "figures": {"models"},
     "gallery": {"data", "figures", "files", "models"},
     "validation": {"data", "models"},
-    "benchmarks": {"data", "estimators", "files", "fitting", "kernels", "models", "tasks"},
+    "benchmarks": {"config", "data", "estimators", "files", "fitting", "kernels", "models", "tasks"},
     "tools": {
         "benchmarks",
         "checkpoints",
@@ -43,9 +43,13 @@ ALLOWED = {
     "cli": {"benchmarks", "files", "gallery", "kernels", "models", "tools", "validation"},
     "__main__": {"cli"},
     "tasks": {"models", "kernels", "checkpoints"},
-    "training": {"tasks", "models", "data", "checkpoints", "config", "figures"},
+    "training": {"tasks", "models", "data", "checkpoints", "config", "figures", "files"},
     "checkpoints": {"models", "files"},
+<<<<<<< HEAD
     "files": set(),
+=======
+    "files": {"whole"},
+>>>>>>> main
     "whole": set(),
     "quoting": set(),
     "scaling": set(),

@@ -220,12 +220,15 @@ def _info(options: argparse.Namespace) -> int:
 def _add_predict(commands: Commands) -> None:
     parser = commands.add_parser(
         "predict",
-        help="classes or values of images, recordings or tables",
-        description="Classify images or recordings, or classify or evaluate the rows of CSV files.",
+        help="classes or values of images, recordings, tables or series",
+        description="Classify images or recordings, classify or evaluate the rows of CSV files, or forecast a series.",
     )
     parser.add_argument("model", help=_MODEL)
     parser.add_argument("files", nargs="+", type=Path, help="images, recordings (wav, flac, ogg, mp3) or CSV files")
     parser.add_argument("--top", type=_positive, default=5, help="classes to name (5)")
+    parser.add_argument(
+        "--no-header", action="store_true", help="tables begin with a row; their columns stand in the model's order"
+    )
     parser.add_argument("--out", type=Path, help="PNG with a picture of the first answer")
     _json_option(parser)
     parser.set_defaults(run=_predict)
@@ -234,11 +237,13 @@ def _add_predict(commands: Commands) -> None:
 def _predict(options: argparse.Namespace) -> int:
     from zoo.tools.prediction import draw, predict
 
-    found = predict(options.model, options.files, options.top)
+    found = predict(options.model, options.files, options.top, header=not options.no_header)
     lines = []
     for entry in found:
         where = f"{entry['file']}{', row ' + str(entry['row']) if 'row' in entry else ''}"
-        if "value" in entry:
+        if "forecast" in entry:
+            lines += _forecast_lines(where, entry)
+        elif "value" in entry:
             lines.append(f"{where}: {entry['value']:.6g}")
         else:
             answers = ", ".join(f"{p['class']} {p['probability']:.1%}" for p in entry["predictions"])
@@ -250,6 +255,14 @@ def _predict(options: argparse.Namespace) -> int:
         write_atomic(options.out, lambda file: figure.savefig(file, format="png", dpi=120))
         lines.append(f"picture: {options.out}")
     return _told(options, found, lines)
+
+
+def _forecast_lines(where: str, entry: dict[str, Any]) -> list[str]:
+    """A forecast as lines: the names of its values, then one line for each step."""
+    steps = entry["times"] or [f"step {i + 1}" for i in range(len(entry["forecast"]))]
+    lines = [f"{where}: {', '.join(entry['columns'])}"]
+    values = (", ".join(f"{value:.6g}" for value in row) for row in entry["forecast"])
+    return [*lines, *(f"{step}: {row}" for step, row in zip(steps, values, strict=True))]
 
 
 def _add_compare(commands: Commands) -> None:

@@ -56,6 +56,10 @@ class Record(BaseModel):
         """How many numbers one input has at least."""
         return 1
 
+    def lengths(self) -> dict[str, int]:
+        """How many numbers the entries `mean` and `std` may have, besides one."""
+        return {}
+
 
 class Picture(Record):
     """What decides how one decoded picture, or a frame, becomes a tensor.
@@ -85,6 +89,10 @@ class Picture(Record):
     def numbers(self) -> int:
         """Pixels times channels."""
         return self.channels * self.size[0] * self.size[1]
+
+    def lengths(self) -> dict[str, int]:
+        """One for each channel."""
+        return {"mean": self.channels, "std": self.channels}
 
 
 class Image(Picture):
@@ -165,6 +173,10 @@ class Spectrum(Record):
     patch: Count
     mean: Numbers = [0.0]
     std: Positive = [1.0]
+
+    def lengths(self) -> dict[str, int]:
+        """One for each band."""
+        return {"mean": self.bands, "std": self.bands}
 
     def numbers(self) -> int:
         """Of all bands."""
@@ -274,6 +286,10 @@ class Series(Record):
                 raise ValueError(f"{name} has {length} entries for {self.count} variables")
         return self
 
+    def lengths(self) -> dict[str, int]:
+        """One for each variable."""
+        return {"mean": self.count, "std": self.count}
+
     def numbers(self) -> int:
         """Of all steps."""
         return self.count * self.steps
@@ -333,6 +349,9 @@ def read(record: Mapping[str, Any]) -> Any:
         raise InputError(
             f"the record of the input, {where}: {first['msg'][:1].lower()}{first['msg'][1:]}{given}"
         ) from None
+    for name, length in found.lengths().items():
+        if len(values := getattr(found, name)) not in (1, length):
+            raise InputError(f"the record of the input, {name}: {len(values)} numbers where {length} belong")
     if found.numbers() > _MAX_NUMBERS:
         raise InputError(f"the record describes inputs of {found.numbers():,} numbers: it is damaged or hostile")
     return found
@@ -355,7 +374,7 @@ def derived(model: Any) -> dict[str, Any]:
         samples = shape[2] if shape[1] == 1 and shape[2] > 1 else hearing.samples
         return {"kind": "sound", "rate": hearing.sample_rate, "samples": samples}
     own = tuple(getattr(model, "input_shape", None) or ())
-    looks = {"mean": list(cfg.get("mean") or [0.0]), "std": list(cfg.get("std") or [1.0])}
+    looks = {key: _each(cfg.get(key), chans, other) for key, other in (("mean", 0.0), ("std", 1.0))}
     if len(own) == 4:
         return {"kind": "clip", "channels": chans, "frames": own[1], "size": list(own[2:]), **looks}
     if hasattr(model, "seq_len") and hasattr(model, "pred_len"):
@@ -368,9 +387,16 @@ def derived(model: Any) -> dict[str, Any]:
         return {"kind": "table", "count": chans}
     if chans not in (1, 3):
         return {"kind": "spectrum", "bands": chans, "patch": shape[-1], **looks}
-    how = {key: cfg[key] for key in ("interpolation", "crop_pct", "crop_mode") if cfg.get(key)}
+    usual = {"interpolation": "bicubic", "crop_pct": 0.875, "crop_mode": "center"}  # timm's
+    how = {key: cfg.get(key) or value for key, value in usual.items()}
     found = {"kind": "image", "channels": chans, "size": list(shape[1:]), **looks, **how}
     return found | {"background": 0 if chans == 1 else 255}
+
+
+def _each(values: Any, channels: int, other: float) -> list[float]:
+    """One number for all channels or one for each; of a model with fewer channels than its record, their mean."""
+    found = [float(v) for v in values or (other,)]
+    return found if len(found) in (1, channels) else [sum(found) / len(found)]
 
 
 def _hearing(model: Any) -> Any:

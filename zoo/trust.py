@@ -1,7 +1,7 @@
 """What a file may ask for: the one gate between what was recorded and what is built.
 
-A run folder, a record or a checkpoint may come from anyone, so it is data. It may name classes of the zoo, of the
-packages that the zoo's own configurations name, and of packages that are installed with an entry point of the zoo
+A run folder, a record or a checkpoint may come from anyone, so it is data. It may name classes of the zoo, of packages
+that the zoo's own configurations name, and of packages that are installed with an entry point of the zoo
 (`zoo.models.plugins`), each where a class of its kind belongs. What a person types is trusted; what a file holds is not.
 """
 
@@ -29,9 +29,9 @@ class Kind:
     """What may stand at a place of a configuration.
 
     Args:
-        what: In words.
+        what: Its name.
         base: The class that it must be, or extend.
-        homes: Modules and packages of the zoo, and of the packages that its configurations name, that hold such classes.
+        homes: Modules of the zoo, and of the packages that its configurations name, that hold such classes.
         exact: Only `base` itself.
     """
 
@@ -43,14 +43,14 @@ class Kind:
 
 #: Places of a configuration that hold a class; `*` stands for any name.
 KINDS: dict[str, Kind] = {
-    "data": Kind("a LightningDataModule", "lightning.LightningDataModule", ("zoo.data",)),
-    "task": Kind("a zoo.tasks.Task", "zoo.tasks.Task", ("zoo.tasks",)),
+    "data": Kind("LightningDataModule", "lightning.LightningDataModule", ("zoo.data",)),
+    "task": Kind("zoo.tasks.Task", "zoo.tasks.Task", ("zoo.tasks",)),
     "trainer": Kind("lightning.Trainer", "lightning.Trainer", ("lightning",), exact=True),
-    "trainer.strategy": Kind("a Strategy", "lightning.pytorch.strategies.Strategy", ("lightning.pytorch.strategies",)),
-    "callbacks.*": Kind("a Callback", "lightning.pytorch.Callback", ("zoo.training", "lightning.pytorch.callbacks")),
+    "trainer.strategy": Kind("Strategy", "lightning.pytorch.strategies.Strategy", ("lightning.pytorch.strategies",)),
+    "callbacks.*": Kind("Callback", "lightning.pytorch.Callback", ("zoo.training", "lightning.pytorch.callbacks")),
     # other loggers of Lightning's report to services
     "logger.*": Kind(
-        "a Logger",
+        "Logger",
         "lightning.pytorch.loggers.Logger",
         ("zoo.training", "lightning.pytorch.loggers.CSVLogger", "lightning.pytorch.loggers.TensorBoardLogger"),
     ),
@@ -78,19 +78,18 @@ def recorded_class(target: Any, place: str, source: str = "the record") -> type:
         TrustError: The name is that of no such class.
     """
     kind = KINDS[place]
-    shown = f"{place.partition('.')[0]}._target_ = {target!r:.100} of {source}"
-    why = "the file may come from anyone and is data; it may name classes of the zoo, of Lightning and of packages "
-    why += "installed with an entry point kernel_zoo.models, each of its kind"
-    if not isinstance(target, str) or not _DOTTED.fullmatch(target):
-        raise TrustError(f"{shown} is no name of a class: {why}")
+    refused = (
+        f"{place.partition('.')[0]}._target_ = {target!r:.100} of {source} is no {kind.what} of the zoo, of Lightning "
+        "or of a package installed with an entry point kernel_zoo.models; others cannot be imported for a file"
+    )
     homes = [*kind.homes, *_plugin_packages()]
-    if not _inside(target, homes):
-        raise TrustError(f"{shown} is refused: {why}")
+    if not isinstance(target, str) or not _DOTTED.fullmatch(target) or not _inside(target, homes):
+        raise TrustError(refused)
     found = _resolve(target, homes)
     base = _resolve(kind.base, [kind.base.partition(".")[0]])
     right = found is base if kind.exact else isinstance(found, type) and issubclass(found, base)
     if not right or not (kind.exact or _inside(found.__module__, homes) or _inside(target, kind.homes[1:])):
-        raise TrustError(f"{shown} is not {kind.what}: {why}")
+        raise TrustError(refused)
     return found
 
 
@@ -186,7 +185,7 @@ def _part_problem(key: str, value: Any, run: Path, section: str) -> str | None:
         try:
             recorded_class(value, place)
         except TrustError:
-            return f"{value!r:.100} is not {kind.what} of the zoo, of Lightning or of an installed plug-in"
+            return f"{value!r:.100} is no {kind.what} of the zoo, of Lightning or of an installed plug-in"
         return None
     if any(part.startswith("_") for part in key.split(".")):
         return f"{key} steers how objects are built"
@@ -197,7 +196,7 @@ def _part_problem(key: str, value: Any, run: Path, section: str) -> str | None:
     if _RESOLVER.search(value):
         return f"{value!r:.100} would call a resolver"
     if section == "model" and last != "checkpoint_path" and re.match(r"(?i)hf[-_]hub:|\w+://", value):
-        return f"{value!r:.100} is an address"  # weights come with the state, so that those of checkpoint_path are not read
+        return f"{value!r:.100} is an address"  # checkpoint_path is not read, all weights come with the state
     if section in _READ:
         return None
     if "://" in value:

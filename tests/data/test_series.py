@@ -193,6 +193,18 @@ def test_missing_times_are_filled_when_asked(tmp_path: Path, caplog: pytest.LogC
         read_csv(path, fill="forward")
 
 
+def test_the_calendar_ends(tmp_path: Path) -> None:
+    path = tmp_path / "series.csv"
+    path.write_text("date,a\n9999-12-29,1\n9999-12-30,2\n9999-12-31,3\n")
+    series = read_csv(path)
+    assert series.step is not None
+    with pytest.raises(DataError, match="the calendar ends 1 steps of 1 day, 0:00:00 after 9999-12-31"):
+        series.step.after(series.times[-1])
+    path.write_text("date,a\n9999-10-01,1\n9999-11-01,2\n9999-12-01,3\n")
+    with pytest.raises(DataError, match="the calendar ends 5 steps of 1 month after"):
+        read_csv(path).step.after(series.times[-1], 5)  # type: ignore[union-attr]
+
+
 def test_rows_as_they_come(tmp_path: Path) -> None:
     """Trading days: no step, and no gap either."""
     path = tmp_path / "series.csv"
@@ -270,9 +282,12 @@ def test_files_that_do_not_suit_the_record_are_told(file: Path, tmp_path: Path) 
         ("\n".join(lines[:9]), "has 8 steps, the model looks at 12"),
         (
             "\n".join(["date,count,other", *lines[1:]]),
-            "no column 'same'; the model takes: count, same; the file has: date",
+            "no column 'same'; the model takes: date, count, same; the file has: date",
         ),
-        ("\n".join(["when,count,same", *lines[1:]]), "the model takes: date; the file has: when, count, same"),
+        (
+            "\n".join(["when,count,same", *lines[1:]]),
+            "no column 'date'; the model takes: date, count, same; the file has: when, count, same",
+        ),
         (
             "\n".join([lines[0], *lines[1::2]]),
             "goes in steps of 2:00:00, the series that the model was trained on in 1:00",

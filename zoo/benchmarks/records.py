@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 import functools
+import html
 import os
 import platform
 import re
@@ -134,6 +135,15 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
+def plain(value: Any) -> Any:
+    """Values for Markdown, at any depth: a text of a file is one line, holds no HTML and ends no code."""
+    if isinstance(value, str):
+        return html.escape(" ".join(value.split("\n")).replace("\r", " ").replace("`", "'"), quote=False)
+    if isinstance(value, Mapping):
+        return {plain(key): plain(part) for key, part in value.items()}
+    return [plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
 def put_section(path: Path, name: str, text: str) -> None:
     """Write a section between its marks in a Markdown file, replacing an earlier one."""
     before = path.read_text() if path.is_file() else "# Results\n\nEvery table is written by the command above it.\n"
@@ -141,7 +151,7 @@ def put_section(path: Path, name: str, text: str) -> None:
     block = f"{begin}\n{text.strip()}\n{end}"
     found = re.search(re.escape(begin) + ".*?" + re.escape(end), before, re.DOTALL)
     after = before[: found.start()] + block + before[found.end() :] if found else f"{before.rstrip()}\n\n{block}\n"
-    path.write_text(after)
+    write_atomic(path, writer_of(after.encode()))
 
 
 class Provenance:

@@ -19,7 +19,7 @@ from torch import Tensor
 from zoo import inputs
 from zoo.data.checks import DataError
 
-__all__ = ["SUFFIXES", "kind_of_file", "prepare"]
+__all__ = ["SUFFIXES", "form_for", "kind_of_file", "prepare"]
 
 #: Where the function of each kind lives; it takes the file and the typed record, and returns the model's arguments.
 PREPARERS = {
@@ -42,7 +42,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "spectrum": (".npy",),
     "text": (".txt",),
     "table": (".csv", ".tsv"),
-    "series": (".csv", ".tsv"),
+    "series": (".csv", ".tsv", ".txt"),
 }
 
 WORDS = {
@@ -72,6 +72,17 @@ def prepare(path: str | Path, record: Mapping[str, Any]) -> tuple[Tensor, ...]:
         DataError: The file is missing, damaged or of another kind, or the record makes no sense.
     """
     path = Path(path)
+    form = form_for(path, record)
+    module, _, name = PREPARERS[form.kind].partition(":")
+    return getattr(importlib.import_module(f"zoo.data.{module}"), name)(path, form)
+
+
+def form_for(path: Path, record: Mapping[str, Any]) -> Any:
+    """The typed form of a record, once a file is there that is of its kind.
+
+    Raises:
+        DataError: The file is missing or of another kind, or the record makes no sense.
+    """
     try:
         form = inputs.read(record)
     except inputs.InputError as error:
@@ -79,8 +90,7 @@ def prepare(path: str | Path, record: Mapping[str, Any]) -> tuple[Tensor, ...]:
     if not path.is_file():
         raise DataError(f"there is no file {path}")
     kind_of_file(path, form.kind)
-    module, _, name = PREPARERS[form.kind].partition(":")
-    return getattr(importlib.import_module(f"zoo.data.{module}"), name)(path, form)
+    return form
 
 
 def kind_of_file(path: Path, wanted: str) -> None:

@@ -160,32 +160,34 @@ def read_csv(
         raise DataError(f"{path} needs {layout}; its first line holds no names")
     if table.width < 2:
         raise DataError(f"{path} needs {layout}; it has 1 column, {listed(table.header)}")
-    clock = 0 if time_column is None else table.match([time_column], whose or "time_column", table.header).places[0]
+    asked = [] if time_column is None else [time_column]
+    # only a model that knows its variables tells what it leaves out
+    also = table.header if whose is None or columns is None else table.header[: not asked]
+    found = table.match([*asked, *(columns or ())], whose or "the configuration", also)
+    for note in found.notes:
+        _log.warning("%s", note)
+    clock, places = found.places[0] if asked else 0, found.places[len(asked) :]
+    names = list(columns or ())
     if columns is None:
-        names = [name for i, name in enumerate(table.header) if i != clock]
         places = [i for i in range(table.width) if i != clock]
-    else:
-        found = table.match(columns, whose or "columns", [table.header[clock]] if whose else table.header)
-        names, places = list(columns), found.places
-        for note in found.notes:
-            _log.warning("%s", note)
+        names = [table.name(i) for i in places]
     if not places or clock in places:
         raise DataError(
             f"{path}: {table.name(clock)} holds the times and is no variable, so there is nothing to forecast"
         )
-    lines, times = _times(table, clock, time_format)
+    lines, times = _times(table, clock, time_format, options=whose is None)
     if not times:
         raise DataError(f"{path} needs {layout}; it has no rows")
     values = table.numbers(places, missing=True)
-    _check_cells(table, places, values, lines, fill)
+    _check_cells(table, places, values, lines, fill, options=whose is None)
     step = regular_step(times)
     if regular:
-        values, times = _regular(table, values, times, lines, step, fill)
+        values, times = _regular(table, values, times, lines, step, fill, options=whose is None)
     return Series(_filled(values), times, names, table.name(clock))
 
 
-def _times(table: TableFile, clock: int, time_format: str | None) -> tuple[list[int], list[datetime]]:
-    """Lines and times, which must increase."""
+def _times(table: TableFile, clock: int, time_format: str | None, options: bool) -> tuple[list[int], list[datetime]]:
+    """Lines and times, which must increase; `options` says whether the caller can choose how the file is read."""
     lines, (cells,) = table.cells([clock])
     times: list[datetime] = []
     for line, cell in zip(lines, cells, strict=True):
@@ -193,6 +195,8 @@ def _times(table: TableFile, clock: int, time_format: str | None) -> tuple[list[
             time = datetime.strptime(cell, time_format) if time_format else datetime.fromisoformat(cell)
         except ValueError:
             form = f"as {time_format!r} says" if time_format else "such as 2016-07-01 00:00:00"
+            if options and not time_format:
+                form += "; time_format='%d.%m.%Y %H:%M' reads 01.07.2016 00:00"
             raise DataError(
                 f"{table.path}, line {line}: {table.name(clock)} is {cell[:40]!r}, not a time {form}"
             ) from None
@@ -212,19 +216,24 @@ def _check_order(table: TableFile, last: datetime, time: datetime, line: int) ->
 
 
 def _check_cells(
-    table: TableFile, places: Sequence[int], values: np.ndarray, lines: Sequence[int], fill: Fill | None
+    table: TableFile,
+    places: Sequence[int],
+    values: np.ndarray,
+    lines: Sequence[int],
+    fill: Fill | None,
+    options: bool,
 ) -> None:
     gaps = np.isnan(values)
     for i, place in enumerate(places):
         if gaps[:, i].all():
-            raise DataError(f"{table.path}: {table.name(place)} has no value at all; leave it out with columns=[...]")
+            raise DataError(
+                f"{table.path}: {table.name(place)} has no value at all{'; leave it out with columns=[...]' * options}"
+            )
     if fill is None and gaps.any():
         row, i = np.argwhere(gaps)[0]
         more = f", one of {gaps.sum():,} such cells" if gaps.sum() > 1 else ""
-        raise DataError(
-            f"{table.path}, line {lines[row]}: {table.name(places[i])} is empty{more}; fill=forward repeats the last "
-            "value seen"
-        )
+        way_out = "; fill=forward repeats the last value seen" * options
+        raise DataError(f"{table.path}, line {lines[row]}: {table.name(places[i])} is empty{more}{way_out}")
 
 
 @dataclass(frozen=True)
@@ -242,13 +251,19 @@ class Step:
     month_end: bool = False
 
     def after(self, time: datetime, steps: int = 1) -> datetime:
-        """The time that many steps later."""
-        if not self.months:
-            return time + timedelta(seconds=self.seconds) * steps
-        month = time.year * 12 + time.month - 1 + self.months * steps
-        year, month = divmod(month, 12)
-        last = calendar.monthrange(year, month + 1)[1]
-        return time.replace(year=year, month=month + 1, day=last if self.month_end else min(time.day, last))
+        """The time that many steps later.
+
+        Raises:
+            DataError: The calendar has no such time.
+        """
+        try:
+            if not self.months:
+                return time + timedelta(seconds=self.seconds) * steps
+            year, month = divmod(time.year * 12 + time.month - 1 + self.months * steps, 12)
+            last = calendar.monthrange(year, month + 1)[1]
+            return time.replace(year=year, month=month + 1, day=last if self.month_end else min(time.day, last))
+        except (OverflowError, ValueError):
+            raise DataError(f"the calendar ends {steps} steps of {self} after {time}") from None
 
     def __str__(self) -> str:
         if self.months:
@@ -282,11 +297,12 @@ def _regular(
     lines: Sequence[int],
     step: Step | None,
     fill: Fill | None,
+    options: bool,
 ) -> tuple[np.ndarray, list[datetime]]:
     """The rows on a grid of equal steps, NaN where a time is missing and may be filled."""
     if step is None:
         return values, times
-    anyway = "regular=false takes the rows as they come"
+    anyway = "; regular=false takes the rows as they come" * options
     whole, places = [times[0]], [0]
     for line, time in zip(lines[1:], times[1:], strict=True):
         last, missing = whole[-1], 0
@@ -298,11 +314,11 @@ def _regular(
         if missing and due < time and fill is not None:
             raise DataError(f"{table.path}: times are missing, and filled it would have more than ten times its rows")
         if due > time:
-            raise DataError(f"{table.path}, line {line}: {time} is no whole step of {step} after {last}; {anyway}")
+            raise DataError(f"{table.path}, line {line}: {time} is no whole step of {step} after {last}{anyway}")
         if missing and fill is None:
             raise DataError(
-                f"{table.path}, line {line}: times are missing between {last} and {time}, where the step is {step}; "
-                f"fill=forward repeats the last values seen, {anyway}"
+                f"{table.path}, line {line}: times are missing between {last} and {time}, where the step is {step}"
+                + f"; fill=forward repeats the last values seen{anyway.replace(';', ',')}" * options
             )
         places.append(len(whole))
         whole.append(time)
@@ -345,11 +361,13 @@ class Window:
         values: Standardised (1, L, D).
         marks: Calendar features (1, L, F).
         times: The times of the H steps that follow; empty where the series has no step.
+        names: Name of each variable.
     """
 
     values: Tensor
     marks: Tensor
     times: list[datetime]
+    names: list[str]
 
 
 def last_window(path: str | Path, form: inputs.Series) -> Window:
@@ -386,7 +404,7 @@ def last_window(path: str | Path, form: inputs.Series) -> Window:
         raise DataError(f"{path} goes in steps of {step}, the series that the model was trained on in {form.step}")
     values, marks = standardised(series, form)
     following = [step.after(series.times[-1], i + 1) for i in range(form.horizon)] if step else []
-    return Window(values[None, -form.steps :], marks[None, -form.steps :], following)
+    return Window(values[None, -form.steps :], marks[None, -form.steps :], following, series.names)
 
 
 def prepare_series(path: Path, form: inputs.Series) -> tuple[Tensor, Tensor]:

@@ -331,8 +331,6 @@ def read_rows(path: str | Path, form: inputs.Table) -> TableRows:
     for note in notes:
         _log.warning("%s", note)
     values, lines = _encoded(table, variables, places)
-    if not lines:
-        raise DataError(f"{path} has no rows below its header")
     return TableRows(values, lines, notes)
 
 
@@ -398,6 +396,9 @@ def _encoded(table: TableFile, variables: Sequence[inputs.Variable], places: Seq
                 allowed = listed(words)
                 raise DataError(f"{table.path}, line {line}: {variable.name} is {cell[:40]!r}, not one of {allowed}")
     reader.finish()
+    if not lines:
+        below = "below its header" if table.header else "at all"
+        raise DataError(f"{table.path} has no rows {below}")
     return torch.from_numpy(np.array(values, np.float64).reshape(len(lines), -1)).float(), lines
 
 

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class _Folder:
-    """What is being built: its name, the place whose weights may be loaded, and whether its own description was read."""
+    """What is being built: its name, the place whose weights may be loaded, and whether its description was read."""
 
     name: str
     place: str = ""
@@ -135,7 +135,7 @@ def _one_source(resolve: Callable[..., Any]) -> Callable[..., Any]:
                 check_name(model_name)
             folder.opened = True
         elif isinstance(model_name, str) and model_name.startswith("local-dir:"):
-            place = model_name.partition(":")[2]
+            place = str(Path(model_name.partition(":")[2]))
             _found[place] = still(Path(place), _TOGETHER)
             read_config(place)  # timm itself would follow links out of the folder
         return resolve(model_name, *args, **kwargs)

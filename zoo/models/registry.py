@@ -18,11 +18,9 @@ from collections.abc import Iterable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Any
 
 import timm
-from annotated_types import Ge, Gt, Le
-from pydantic import FiniteFloat
 from timm.models import get_pretrained_cfg, model_entrypoint
 from timm.models._features import FeatureGetterNet
 from torch import nn
@@ -41,6 +39,7 @@ from zoo.files import (
 )
 from zoo.models import closed, plugins, shipped
 from zoo.models.deploy import to_deploy
+from zoo.models.described import Beside, Described
 from zoo.models.loading import Strict, load_state
 from zoo.suggest import nearest, suggestion
 from zoo.values import first_line
@@ -204,7 +203,7 @@ def _check_config(folder: Path) -> str:
         raise CheckpointError(f"{where}: pretrained_cfg has entries timm does not know: {', '.join(unknown)}")
     if not re.fullmatch(r"\w+", arch) or not timm.is_model(arch):
         raise CheckpointError(f"{where} names the architecture {arch!r:.100}, which is not registered")
-    problems = check_values(_Described, cfg, "pretrained_cfg") + check_values(_Beside, config)
+    problems = check_values(Described, cfg, "pretrained_cfg") + check_values(Beside, config)
     arguments = {k: v for k, v in config.get("model_args", {}).items() if v is not None}
     problems += [f"model_args.{k} is no argument of an architecture" for k in arguments if k in _OUTSIDE]
     returned = typing.get_type_hints(model_entrypoint(arch)).get("return") if _is_ours(arch) else None
@@ -220,49 +219,6 @@ def _check_config(folder: Path) -> str:
 _OUTSIDE = [
     p for p in inspect.signature(timm.create_model).parameters if p not in ("scriptable", "exportable", "no_jit")
 ]
-
-_Side = Annotated[int, Gt(0), Le(1_000_000)]
-_Share = Annotated[float, Ge(0.05), Le(20)]
-
-
-class _Described(TypedDict, total=False):
-    """What a folder's `pretrained_cfg` may say of inputs and outputs."""
-
-    input_size: tuple[_Side, _Side, _Side]
-    test_input_size: tuple[_Side, _Side, _Side]
-    min_input_size: tuple[_Side, _Side, _Side]
-    fixed_input_size: bool
-    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random"]
-    crop_pct: _Share
-    test_crop_pct: _Share
-    crop_mode: Literal["center", "squash", "border"]
-    mean: tuple[FiniteFloat, ...]
-    std: tuple[FiniteFloat, ...]
-    num_classes: Annotated[int, Ge(0), Le(1_000_000)]
-    label_offset: int
-    label_names: list[str]
-    label_descriptions: dict[str, str]
-    pool_size: tuple[int, ...]
-    test_pool_size: tuple[int, ...]
-    first_conv: str | list[str]
-    classifier: str | list[str]
-    architecture: str
-    tag: str
-    license: str
-    description: str
-    origin_url: str
-    paper_name: str
-    paper_ids: str | list[str]
-    notes: list[str]
-
-
-class _Beside(TypedDict, total=False):
-    """What stands beside it."""
-
-    num_classes: Annotated[int, Ge(0), Le(1_000_000)]
-    num_features: Annotated[int, Ge(0)]
-    label_names: list[str]
-    label_descriptions: dict[str, str]
 
 
 # ---- building ----------------------------------------------------------------------------------------------
@@ -281,7 +237,7 @@ def _build(model_name: str, source: str, name: str, *, pretrained: bool, kwargs:
 
 
 def _build_described(model_name: str, source: str, name: str, kwargs: dict[str, Any]) -> nn.Module:
-    """Build what a folder or a repository describes; whatever its description does to a constructor is told in a line."""
+    """Build what a folder or a repository describes; what its description does to a constructor is told in a line."""
     try:
         with contextlib.nullcontext() if closed.active() else closed.closed(model_name):
             return timm.create_model(model_name, pretrained=False, **kwargs)

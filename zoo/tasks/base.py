@@ -222,5 +222,5 @@ def load_task(path: str | Path) -> Task:
         raise CheckpointError(f"{path}: {error}") from None
     except Exception as error:  # values that nobody vouches for can make a constructor raise anything
         raise CheckpointError(f"{path} holds no {name} that can be built again: {first_line(error)}") from error
-    warn_not_finite(state, str(path))
+    warn_not_finite(task, state, str(path))
     return task.eval()

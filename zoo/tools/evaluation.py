@@ -18,7 +18,7 @@ from zoo.models.deploy import to_deploy
 from zoo.models.registry import create_model
 from zoo.tasks import Task
 from zoo.tools.errors import ToolError
-from zoo.trust import recorded_class
+from zoo.trust import TrustError, recorded_class
 from zoo.values import first_line
 
 __all__ = ["batches", "build_data", "build_task", "evaluate", "load", "record_of", "validate"]
@@ -53,7 +53,10 @@ def _call(section: Any, place: str, **offered: Any) -> Any:
     """Build a section of a record, which may name only a class of its kind and give it plain values."""
     if not isinstance(section, Mapping):
         raise ToolError(f"the {place} section of the record is a {type(section).__name__}; the record is damaged")
-    build = recorded_class(section.get("_target_"), place)
+    try:
+        build = recorded_class(section.get("_target_"), place)
+    except TrustError as error:
+        raise ToolError(str(error)) from None
     values = {k: v for k, v in section.items() if not str(k).startswith("_")} | offered
     if problems := check_call(build, values, place, given=offered):
         raise ToolError(f"the record does not fit {build.__name__}: {problems[0]}")

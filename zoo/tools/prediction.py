@@ -1,48 +1,62 @@
-"""A model's answer to a file: an image, a recording or a table of rows.
+"""A model's answer to a file: an image, a recording, a table of rows or a series.
 
 >>> predict("unireplknet_z.mnist5k", ["seven.png"])[0]["predictions"][0]     # {"class": "7", "probability": 0.998}
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from zoo import inputs
 from zoo.data.checks import DataError
-from zoo.data.prepare import SUFFIXES, prepare
+from zoo.data.prepare import SUFFIXES, form_for, prepare
+from zoo.data.series import in_units, last_window
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import load, record_of
 
 __all__ = ["draw", "predict", "prepared"]
 
+Found = TypeVar("Found")
+
 
 @torch.inference_mode()
-def predict(model: str, files: Sequence[str | Path], top: int = 5) -> list[dict[str, Any]]:
-    """Classify images and recordings, or classify or evaluate the rows of CSV files.
+def predict(model: str, files: Sequence[str | Path], top: int = 5, header: bool = True) -> list[dict[str, Any]]:
+    """Classify images and recordings, classify or evaluate the rows of tables, or forecast what follows a series.
 
     Args:
         model: Name of shipped or published weights, `local-dir:<folder>`, or the folder of a run.
-        files: Images, recordings or tables, by suffix. A table has one header line; its columns are matched by name
-            with the features that the weights were trained on, or taken in order where the record has no names.
+        files: Images, recordings, tables or series, by suffix. The columns of a table or a series are matched by name
+            with those that the weights were trained on, or taken in order where the record has no names.
         top: Classes to name.
+        header: Whether tables begin with the names of their columns; without, these stand in the model's order.
 
     Returns:
         One entry a file, or a row of a table: `file`, `row` of a table, and `predictions` (`class` and `probability`,
-        most probable first) or `value`.
+        most probable first) or `value`. For a series `forecast` (a list of values for each of the steps that follow its
+        end, in the units of the file), `columns` (the names of the values) and `times` (of the steps, where the series
+        keeps one step).
 
     Raises:
         ToolError: A file is missing, damaged, or nothing that this model takes.
     """
     network = load(model)
     facts = _facts(model, network)
+    if not header and facts["record"]["kind"] != "table":
+        raise ToolError(
+            f"only tables can be without a header line; the model takes a file of {facts['record']['kind']}"
+        )
+    facts["record"] |= {} if header else {"header": False}
     found = []
     for path in map(Path, files):
-        outputs = network(*prepared(path, network, facts["features"])).float()
+        if facts["record"]["kind"] == "series":
+            found.append({"file": str(path)} | _forecast(path, network, facts["record"]))
+            continue
+        outputs = network(*_told(prepare, path, facts["record"])).float()
         for i, out in enumerate(outputs):
             entry: dict[str, Any] = {"file": str(path)}
             if path.suffix.lower() in SUFFIXES["table"]:
@@ -51,19 +65,32 @@ def predict(model: str, files: Sequence[str | Path], top: int = 5) -> list[dict[
     return found
 
 
-def prepared(path: Path, network: nn.Module, features: Sequence[str] = ()) -> tuple[Tensor, ...]:
+def prepared(path: Path, network: nn.Module) -> tuple[Tensor, ...]:
     """The network's arguments for a file, by the record that it carries or that its configuration gives.
 
     Raises:
         ToolError: The file is missing, damaged, or nothing that this model takes.
     """
-    record = inputs.record_of(network)
-    if record["kind"] == "table" and features and not record.get("columns"):
-        record = {**record, "columns": list(features)}
+    return _told(prepare, path, inputs.record_of(network))
+
+
+def _told(function: Callable[[Path, Mapping[str, Any]], Found], path: Path, record: Mapping[str, Any]) -> Found:
     try:
-        return prepare(path, record)
+        return function(path, record)
     except DataError as error:
         raise ToolError(str(error)) from None
+
+
+def _forecast(path: Path, network: nn.Module, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What follows the end of a series, in its units."""
+    form = _told(form_for, path, record)
+    window = _told(lambda file, _: last_window(file, form), path, record)
+    values = in_units(network(window.values, window.marks)[0], form)
+    return {
+        "forecast": values.tolist(),
+        "columns": window.names,
+        "times": [time.isoformat(sep=" ") for time in window.times],
+    }
 
 
 def _facts(model: str, network: nn.Module) -> dict[str, Any]:
@@ -80,7 +107,10 @@ def _facts(model: str, network: nn.Module) -> dict[str, Any]:
             features = record_of(model)["feature_names"]
         except (ValueError, RuntimeError):  # published weights have no record of their training here
             features = []
-    return {"cfg": cfg, "classes": classes, "features": features}
+    record = dict(inputs.record_of(network))
+    if record["kind"] == "table" and features and not record.get("columns"):
+        record["columns"] = list(features)
+    return {"cfg": cfg, "classes": classes, "features": features, "record": record}
 
 
 def _answer(out: Tensor, facts: Mapping[str, Any], top: int) -> dict[str, Any]:
@@ -118,6 +148,10 @@ def draw(entry: Mapping[str, Any], model: str) -> Any:
         sampler: Any = next(m for m in network.modules() if hasattr(m, "sample_rate") and hasattr(m, "samples"))
         left.imshow(sampler(*prepared(path, network))[0, 0].numpy(), origin="lower", aspect="auto", cmap="magma")
         left.set(xlabel="frame", ylabel="mel bin")
+    elif kind == "series":
+        form = _told(form_for, path, inputs.record_of(network))
+        past = in_units(_told(lambda file, _: last_window(file, form), path, {}).values[0], form)
+        _draw_series(left, right, past, entry)
     else:
         importance = getattr(network, "feature_importance", None)
         if callable(importance):
@@ -129,10 +163,22 @@ def draw(entry: Mapping[str, Any], model: str) -> Any:
     if "value" in entry:
         right.text(0.5, 0.5, f"{entry['value']:.4g}", ha="center", va="center", fontsize=28, color=COLOR)
         right.set_axis_off()
-    else:
+    elif "predictions" in entry:
         found = entry["predictions"][::-1]
         right.barh([p["class"][:24] for p in found], [p["probability"] for p in found], color=COLOR)
         right.set(xlim=(0, 1), xlabel="probability")
         right.spines[["top", "right"]].set_visible(False)
     figure.suptitle(model, fontsize=10)
     return figure
+
+
+def _draw_series(left: Any, right: Any, past: Any, entry: Mapping[str, Any]) -> None:
+    """The window that the model saw, and its forecast: up to eight variables, each on the scale of the file."""
+    for axis, rows, first in ((left, past, -len(past)), (right, entry["forecast"], 0)):
+        steps = range(first + 1, first + 1 + len(rows))
+        for i, name in enumerate(entry["columns"][:8]):
+            axis.plot(steps, [row[i] for row in rows], label=name[:24], linewidth=1)
+        axis.set_xlabel("step")
+        axis.spines[["top", "right"]].set_visible(False)
+    right.set_title("forecast", fontsize=10)
+    right.legend(fontsize=7, frameon=False)
