@@ -45,11 +45,7 @@ ALLOWED = {
     "tasks": {"models", "kernels", "checkpoints"},
     "training": {"tasks", "models", "data", "checkpoints", "config", "figures", "files"},
     "checkpoints": {"models", "files"},
-<<<<<<< HEAD
     "files": set(),
-=======
-    "files": {"whole"},
->>>>>>> main
     "whole": set(),
     "quoting": set(),
     "scaling": set(),

@@ -27,11 +27,7 @@ import torch
 
 from zoo import inputs
 from zoo.values import DamagedFileError, read_json
-<<<<<<< HEAD
 from zoo.whole import replace_all, still, writing
-=======
-from zoo.whole import replace_all, still
->>>>>>> main
 
 __all__ = [
     "CONFIG_NAME",
@@ -377,7 +373,6 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-<<<<<<< HEAD
 def undisturbed(folder: str | Path, read: Callable[[], Result], names: Sequence[str] = ()) -> Result:
     """What `read` returns of a folder's files, all of them from before a writer replaced them or all from after.
 
@@ -405,8 +400,6 @@ def undisturbed(folder: str | Path, read: Callable[[], Result], names: Sequence[
     raise CheckpointError(f"{folder} is being written again and again: read it when its writer has ended")
 
 
-=======
->>>>>>> main
 def check_inside(path: Path, folder: Path) -> None:
     """Refuse a link that leads out of a model folder; the caches of hubs, which link to a folder beside it, may.
 
@@ -428,32 +421,6 @@ def _checked(source: str | Path) -> Path:
     if "\0" in str(source):
         raise CheckpointError(f"{str(source)!r:.200} is no path: it holds a NUL character")
     return Path(source)
-<<<<<<< HEAD
-=======
-
-
-def undisturbed(folder: str | Path, read: Callable[[], Result], names: Sequence[str] = ()) -> Result:
-    """What `read` returns of a folder's files, all of them from before a writer replaced them or all from after.
-
-    Args:
-        folder: The folder that is read.
-        read: Called again when the files were replaced meanwhile; random draws are then repeated, not continued.
-        names: The files that belong together; by default those of a saved model.
-    """
-    drawn = torch.get_rng_state()
-    for _ in range(_TRIES):
-        before = still(Path(folder), names or (WEIGHTS_NAME, CONFIG_NAME))
-        try:
-            result = read()
-        except Exception:  # of a mixture, which any reader may say in its own words
-            if still(Path(folder), names or (WEIGHTS_NAME, CONFIG_NAME)) == before:
-                raise
-        else:
-            if still(Path(folder), names or (WEIGHTS_NAME, CONFIG_NAME)) == before:
-                return result
-        torch.set_rng_state(drawn)
-    raise CheckpointError(f"{folder} is being written again and again: read it when its writer has ended")
->>>>>>> main
 
 
 # ---- hashes ------------------------------------------------------------------------------------------------
