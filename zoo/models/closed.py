@@ -20,7 +20,8 @@ from typing import Any
 from timm.models import _builder, _factory
 from timm.models import _registry as registry
 
-from zoo.files import CheckpointError, check_inside, check_recorded, read_config
+from zoo.files import CONFIG_NAME, WEIGHTS_NAME, CheckpointError, check_inside, check_recorded, read_config
+from zoo.whole import still
 
 __all__ = ["active", "check_name", "closed", "install"]
 
@@ -36,6 +37,8 @@ class _Folder:
     opened: bool = False
 
 
+_TOGETHER = (CONFIG_NAME, WEIGHTS_NAME)
+_found: dict[str, Any] = {}  # what timm found in a folder when it read the configuration, the weights still to come
 _current: ContextVar[_Folder | None] = ContextVar("closed", default=None)
 
 
@@ -138,7 +141,9 @@ def _one_source(resolve: Callable[..., Any]) -> Callable[..., Any]:
                 check_name(model_name)
             folder.opened = True
         elif isinstance(model_name, str) and model_name.startswith("local-dir:"):
-            read_config(model_name.partition(":")[2])  # timm itself would follow links out of the folder
+            place = str(Path(model_name.partition(":")[2]))
+            _found[place] = still(Path(place), _TOGETHER)
+            read_config(place)  # timm itself would follow links out of the folder
         return resolve(model_name, *args, **kwargs)
 
     return resolve_model_source
@@ -159,6 +164,8 @@ def _whole(load: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(load)
     def load_state_dict_from_path(path: Any, *args: Any, **kwargs: Any) -> Any:
         folder, hashes = Path(path), read_config(path).get("sha256", {})
+        if _found.pop(str(path), now := still(folder, _TOGETHER)) != now:
+            raise CheckpointError(f"{folder} was written anew while it was being read: load it again")
         for file in folder.iterdir():
             if file.is_symlink():
                 check_inside(file, folder)

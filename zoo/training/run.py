@@ -11,9 +11,9 @@ import time
 import typing
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from zoo.models.closed import closed
 from zoo.models.registry import create_model
 from zoo.tasks import NonFiniteLossError, Task, create_optimizer, create_scheduler
 from zoo.training.checkpointing import FOLDER, AtomicCheckpointIO, StopRequested, find_resumable, step_files
+from zoo.training.folder import is_first_process, link_latest, record, writing_in
 from zoo.training.loggers import WandbRun
 from zoo.training.notes import NAME, read_notes
 from zoo.training.summary import print_summary
@@ -85,6 +86,16 @@ def run_config(config: dict[str, Any], *, multirun: bool = False, command: str =
     return result.metrics.get(config.get("optimized_metric") or "")
 
 
+def _one_writer(run: Callable[..., RunResult]) -> Callable[..., RunResult]:
+    @wraps(run)
+    def alone(*, output_dir: str, **options: Any) -> RunResult:
+        with writing_in(Path(output_dir).absolute()):
+            return run(output_dir=output_dir, **options)
+
+    return alone
+
+
+@_one_writer
 def run(
     *,
     output_dir: str,
@@ -128,7 +139,8 @@ def run(
 
     Raises:
         ConfigError: If a section cannot be built.
-        RunStopped: After SIGINT or SIGTERM, with the state saved.
+        RunFolderInUse: If another run writes into the folder.
+        RunStopped: After SIGINT, SIGTERM or SIGHUP, with the state saved.
         RunFailed: If the loss is not finite or the disk is full; the last good checkpoint stays.
         CheckpointError: If `resume` names a damaged checkpoint.
     """
@@ -203,7 +215,7 @@ def run(
             raise
         raise RunFailed(f"{state} is no state that this run can continue from: {first_line(error)}") from error
     finally:
-        if _is_first_process():
+        if is_first_process():
             _note_seconds(folder, notes, time.perf_counter() - started)
         for entry in engine.loggers:
             if isinstance(entry, WandbRun):
@@ -334,7 +346,6 @@ def _build_task(
 
 def _run_notes(folder: Path, seed: int | None, name: str, state: Path | None) -> dict[str, Any]:
     """Seed, W&B id and seconds so far: drawn once when the run begins, kept when it is resumed."""
-    path = folder / NAME
     kept = read_notes(folder, seed, state)
     if kept is not None and kept["wandb_id"]:
         return kept
@@ -343,32 +354,18 @@ def _run_notes(folder: Path, seed: int | None, name: str, state: Path | None) ->
         return kept
     drawn = secrets.randbelow(2**31) if seed is None else seed
     notes = {"seed": drawn, "wandb_id": secrets.token_hex(4), "seconds_before": 0.0}
-    if _is_first_process():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(notes, indent=2) + "\n")
-        _link_latest(folder, name)
+    if is_first_process():
+        record(folder, {NAME: json.dumps(notes, indent=2) + "\n"})
+        link_latest(folder, name)
     return notes
-
-
-def _link_latest(folder: Path, name: str) -> None:
-    """Let `outputs/<name>/latest` lead to the newest run, where the runs of a name lie side by side."""
-    link = folder.parent / "latest"
-    if folder.parent.name == name and (link.is_symlink() or not link.exists()):
-        with suppress(OSError):  # not every file system has links
-            link.unlink(missing_ok=True)
-            link.symlink_to(folder.name)
 
 
 def _note_seconds(folder: Path, notes: dict[str, Any], seconds: float) -> None:
     notes = {**notes, "seconds_before": notes["seconds_before"] + seconds}
     try:
-        (folder / "run.json").write_text(json.dumps(notes, indent=2) + "\n")
-    except OSError as error:  # a full disk has its own message already
-        _log.debug("run.json not updated: %s", error)
-
-
-def _is_first_process() -> bool:
-    return getattr(rank_zero_only, "rank", 0) == 0
+        record(folder, {NAME: json.dumps(notes, indent=2) + "\n"})
+    except CheckpointError as error:  # a full disk has its own message already
+        _log.debug("%s not updated: %s", NAME, error)
 
 
 def _named_checkpoint(resume: str) -> Path | None:
@@ -420,7 +417,6 @@ def _finish(engine: L.Trainer, task: Task, result: RunResult, notes: dict[str, A
     )
     summary = {"metrics": result.metrics, "seconds": round(result.seconds, 1), "seed": notes["seed"]}
     summary |= {"data": _data_facts(engine), "versions": versions(), "hardware": hardware()}
-    (result.output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     wandb_dirs = []
     for entry in engine.loggers:
         if isinstance(entry, WandbRun):
@@ -436,7 +432,8 @@ def _finish(engine: L.Trainer, task: Task, result: RunResult, notes: dict[str, A
         tracked=wandb_dirs,
         resume=f"{command} resume={_shown(result.output_dir)} trainer.max_epochs={2 * max(engine.current_epoch, 1)}",
     )
-    (result.output_dir / "summary.txt").write_text(told)
+    texts = {"summary.json": json.dumps(summary, indent=2) + "\n", "summary.txt": told}
+    record(result.output_dir, texts)
 
 
 def _data_facts(engine: L.Trainer) -> dict[str, Any]:
