@@ -82,8 +82,10 @@ class Task(L.LightningModule):
         self.optimizer, self.scheduler, self.channels_last = optimizer, scheduler, channels_last
         self._chosen: list[dict[str, Any]] = []  # what the configuration says of each group of parameters
         self._schedule: dict[str, Any] = {}
-        own = isinstance(model, nn.Module) or ":" in str(model.get("model_name"))  # so that no other folder is needed
-        spec = getattr(self.model, "zoo_config", None) if own else dict(model)
+        spec = getattr(self.model, "zoo_config", None)
+        if not isinstance(model, nn.Module):
+            folder = ":" in str(model.get("model_name"))  # it is not needed again: the checkpoint stands alone
+            spec = {**model, **(spec or {})} if folder else dict(model)
         self.save_hyperparameters(
             {"model": spec, "optimizer": optimizer, "scheduler": scheduler, "channels_last": channels_last}
             | {"compile": compile}
@@ -218,8 +220,7 @@ def load_task(path: str | Path) -> Task:
     checkpoint = read_checkpoint(path)
     about, hparams, state = (checkpoint.get(key) for key in ("zoo", "hyper_parameters", "state_dict"))
     name = about.get("task") if isinstance(about, Mapping) else None
-    parts = isinstance(hparams, Mapping) and isinstance(state, Mapping)
-    if not isinstance(name, str) or name not in _TASKS or not parts:
+    if name not in list(_TASKS) or not isinstance(hparams, Mapping) or not isinstance(state, Mapping):
         raise CheckpointError(
             f"{path} is not a training checkpoint of the zoo; load plain weights with zoo.load_checkpoint"
         )

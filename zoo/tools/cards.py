@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.benchmarks.records import markdown, plain, put_section
+from zoo.files import write_atomic, writer_of
 from zoo.models import shipped
 from zoo.quoting import command, python_text
 
@@ -112,7 +113,7 @@ def write(root: Path, documents: Sequence[str] = ("RESULTS.md", "README.md")) ->
     written = []
     for name, record in records.items():
         written.append(folder / f"{name}.md")
-        written[-1].write_text(card(record), encoding="utf-8")
+        write_atomic(written[-1], writer_of(card(record).encode()))
     for i, name in enumerate(documents):
         path = root / name
         if i == 0 or (path.is_file() and f"<!-- begin {SECTION} -->" in path.read_text(encoding="utf-8")):

@@ -58,7 +58,7 @@ def _call(section: Any, place: str, **offered: Any) -> Any:
     except TrustError as error:
         raise ToolError(str(error)) from None
     values = {k: v for k, v in section.items() if not str(k).startswith("_")} | offered
-    if problems := check_call(build, values, place, given=offered):
+    if problems := check_call(build, values, place, given=offered, nested=False):
         raise ToolError(f"the record does not fit {build.__name__}: {problems[0]}")
     try:
         return build(**values)

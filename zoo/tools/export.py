@@ -30,6 +30,7 @@ from zoo.inputs import record_of as input_record_of
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import batches, build_data, load, record_of
 from zoo.tools.info import example
+from zoo.whole import staging
 
 __all__ = ["FORMATS", "export", "quantize", "run_elsewhere"]
 
@@ -70,21 +71,34 @@ def export(
     batches = {n: example(network, n, size) for n in (1, 2, 5)}
     with torch.no_grad():
         expected = {n: network(x).numpy() for n, x in batches.items()}
-    with _quiet():
+    with _written(folder) as place, _quiet():
         program = _program(network, inputs)
         for kind in formats:
-            path = folder / _NAMES[kind]
+            path = place / _NAMES[kind]
             write_atomic(path, (_write_program if kind == "program" else _write_onnx)(program, inputs))
             found = _run(kind, path, batches)
             worst = max(float(np.abs(found[n] - expected[n]).max()) for n in batches)
             scale = max(1.0, max(float(np.abs(y).max()) for y in expected.values()))
             if not worst <= TOLERANCE * scale:
-                raise ToolError(f"{path} differs from the model by {worst:.2g}, more than {TOLERANCE * scale:.2g}")
+                raise ToolError(
+                    f"{folder / path.name} differs from the model by {worst:.2g}, more than {TOLERANCE * scale:.2g}"
+                )
             told[kind] = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
             told[kind] |= {"max_difference": worst, "batches": list(batches)}
-    text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
-    write_atomic(folder / "deployment.json", writer_of(text.encode()))
+        text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+        write_atomic(place / "deployment.json", writer_of(text.encode()))
     return told
+
+
+@contextlib.contextmanager
+def _written(folder: Path) -> Iterator[Path]:
+    """A place whose files take those in `folder` all at once, when all of them were found right."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with staging(folder) as place:
+            yield place
+    except OSError as error:
+        raise ToolError(f"cannot write {error.filename or folder}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
@@ -236,21 +250,33 @@ def quantize(model: str, folder: str | Path, limit: float = 0.005, rounds: int =
         ToolError: There is no class to be right about, or no exported file.
     """
     folder = Path(folder)
-    source, target = folder / "model.onnx", folder / "model.int8.onnx"
+    source = folder / "model.onnx"
     if not source.is_file():
         raise ToolError(f"there is no {source}: export the model first")
     quantization = _require("onnxruntime.quantization")
     record = record_of(model)
     if not record["class_names"]:
         raise ToolError(f"{record['name']} predicts values; int8 is judged by the accuracy of classes")
-    with _quiet():
-        quantization.quantize_dynamic(
-            str(source),
-            str(target),
-            op_types_to_quantize=["MatMul", "Gemm"],
-            per_channel=True,
-            weight_type=quantization.QuantType.QUInt8,
-        )
+    with _written(folder) as place:
+        target = place / "model.int8.onnx"
+        with _quiet():
+            quantization.quantize_dynamic(
+                str(source),
+                str(target),
+                op_types_to_quantize=["MatMul", "Gemm"],
+                per_channel=True,
+                weight_type=quantization.QuantType.QUInt8,
+            )
+        found = _compare(source, target, record, rounds)
+        found["kept"] = found["accuracy"] - found["accuracy_int8"] <= limit
+        if not found["kept"]:
+            target.unlink()
+    if not found["kept"]:
+        (folder / target.name).unlink(missing_ok=True)
+    return found
+
+
+def _compare(source: Path, target: Path, record: Mapping[str, Any], rounds: int) -> dict[str, Any]:
     inputs, targets = test_part(record)
     exact, small = session(source), session(target)
     name = exact.get_inputs()[0].name
@@ -261,10 +287,7 @@ def quantize(model: str, folder: str | Path, limit: float = 0.005, rounds: int =
     )
     ratio = statistics.median(a / b for a, b in zip(times["exact"].cpu, times["small"].cpu, strict=True))
     found = {"accuracy": scores[0], "accuracy_int8": scores[1], "n": len(targets)}
-    found |= {"kept": bool(scores[0] - scores[1] <= limit), "bytes": source.stat().st_size}
-    found |= {"bytes_int8": target.stat().st_size, "times_faster": ratio}
-    if not found["kept"]:
-        target.unlink()
+    found |= {"bytes": source.stat().st_size, "bytes_int8": target.stat().st_size, "times_faster": ratio}
     return found
 
 

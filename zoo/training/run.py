@@ -11,9 +11,9 @@ import time
 import typing
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from zoo.tasks import NonFiniteLossError, ScheduleError, Task, create_optimizer,
 from zoo.training.callbacks import ProgressBar
 from zoo.training.checkpointing import FOLDER, AtomicCheckpointIO, StopRequested, find_resumable, step_files
 from zoo.training.checks import LastValidation, Start, is_lightnings, sentence, together
+from zoo.training.folder import is_first_process, link_latest, record, writing_in
 from zoo.training.loggers import WandbRun
 from zoo.training.notes import NAME, read_notes
 from zoo.training.summary import print_summary
@@ -88,6 +89,16 @@ def run_config(config: dict[str, Any], *, multirun: bool = False, command: str =
     return result.metrics.get(config.get("optimized_metric") or "")
 
 
+def _one_writer(run: Callable[..., RunResult]) -> Callable[..., RunResult]:
+    @wraps(run)
+    def alone(*, output_dir: str, **options: Any) -> RunResult:
+        with writing_in(Path(output_dir).absolute()):
+            return run(output_dir=output_dir, **options)
+
+    return alone
+
+
+@_one_writer
 def run(
     *,
     output_dir: str,
@@ -131,7 +142,8 @@ def run(
 
     Raises:
         ConfigError: If a section cannot be built.
-        RunStopped: After SIGINT or SIGTERM, with the state saved.
+        RunFolderInUse: If another run writes into the folder.
+        RunStopped: After SIGINT, SIGTERM or SIGHUP, with the state saved.
         RunFailed: If the loss is not finite or the disk is full; the last good checkpoint stays.
         CheckpointError: If `resume` names a damaged checkpoint.
     """
@@ -220,7 +232,7 @@ def run(
             raise RunFailed(f"training stopped: {sentence(error)}\n{_last_good(folder, command)}") from None
         raise ConfigError(f"trainer or callbacks: {sentence(error)}") from None
     finally:
-        if _is_first_process():
+        if is_first_process():
             _note_seconds(folder, notes, time.perf_counter() - started)
         for entry in engine.loggers:
             if isinstance(entry, WandbRun):
@@ -347,7 +359,6 @@ def _build_task(
 
 def _run_notes(folder: Path, seed: int | None, name: str, state: Path | None) -> dict[str, Any]:
     """Seed, W&B id and seconds so far: drawn once when the run begins, kept when it is resumed."""
-    path = folder / NAME
     kept = read_notes(folder, seed, state)
     if kept is not None and kept["wandb_id"]:
         return kept
@@ -356,32 +367,18 @@ def _run_notes(folder: Path, seed: int | None, name: str, state: Path | None) ->
         return kept
     drawn = secrets.randbelow(2**31) if seed is None else seed
     notes = {"seed": drawn, "wandb_id": secrets.token_hex(4), "seconds_before": 0.0}
-    if _is_first_process():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(notes, indent=2) + "\n")
-        _link_latest(folder, name)
+    if is_first_process():
+        record(folder, {NAME: json.dumps(notes, indent=2) + "\n"})
+        link_latest(folder, name)
     return notes
-
-
-def _link_latest(folder: Path, name: str) -> None:
-    """Let `outputs/<name>/latest` lead to the newest run, where the runs of a name lie side by side."""
-    link = folder.parent / "latest"
-    if folder.parent.name == name and (link.is_symlink() or not link.exists()):
-        with suppress(OSError):  # not every file system has links
-            link.unlink(missing_ok=True)
-            link.symlink_to(folder.name)
 
 
 def _note_seconds(folder: Path, notes: dict[str, Any], seconds: float) -> None:
     notes = {**notes, "seconds_before": notes["seconds_before"] + seconds}
     try:
-        (folder / "run.json").write_text(json.dumps(notes, indent=2) + "\n")
-    except OSError as error:  # a full disk has its own message already
-        _log.debug("run.json not updated: %s", error)
-
-
-def _is_first_process() -> bool:
-    return getattr(rank_zero_only, "rank", 0) == 0
+        record(folder, {NAME: json.dumps(notes, indent=2) + "\n"})
+    except CheckpointError as error:  # a full disk has its own message already
+        _log.debug("%s not updated: %s", NAME, error)
 
 
 def _named_checkpoint(resume: str) -> Path | None:
@@ -435,7 +432,6 @@ def _finish(
     )
     summary = {"metrics": result.metrics, "seconds": round(result.seconds, 1), "seed": notes["seed"]}
     summary |= {"data": _data_facts(engine), "versions": versions(), "hardware": hardware()}
-    (result.output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     wandb_dirs = []
     for entry in engine.loggers:
         if isinstance(entry, WandbRun):
@@ -453,7 +449,8 @@ def _finish(
         resume=_train_on(engine, task, result.output_dir, command),
         untested=untested,
     )
-    (result.output_dir / "summary.txt").write_text(told)
+    texts = {"summary.json": json.dumps(summary, indent=2) + "\n", "summary.txt": told}
+    record(result.output_dir, texts)
 
 
 def _train_on(engine: L.Trainer, task: Task, folder: Path, command: str) -> str | None:
