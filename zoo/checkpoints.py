@@ -30,6 +30,7 @@ from zoo.files import (
     CheckpointError,
     locate,
     read_checkpoint,
+    undisturbed,
     write_all,
     write_atomic,
     writer_of,
@@ -74,8 +75,8 @@ def load_checkpoint(model: Model, source: str | Path | Mapping[str, Any], *, str
     if isinstance(source, Mapping):
         checkpoint, origin = dict(source), "the state dict"
     else:
-        path = locate(source)
-        checkpoint, origin = read_checkpoint(path), str(path)
+        folder = str(source).removeprefix("local-dir:")
+        checkpoint, origin = undisturbed(folder, lambda: _read(source))
     inner = _unwrap(model)
     try:
         load_state(inner, checkpoint, strict=strict, origin=origin)
@@ -85,6 +86,11 @@ def load_checkpoint(model: Model, source: str | Path | Mapping[str, Any], *, str
             raise
         _load_merged(inner, twin, checkpoint, strict, origin)
     return model
+
+
+def _read(source: str | Path) -> tuple[dict[str, Any], str]:
+    path = locate(source)
+    return read_checkpoint(path), str(path)
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
@@ -138,7 +144,8 @@ def save_pretrained(
     """Write a model so that its folder alone rebuilds it, in timm's hub layout.
 
     The folder holds `model.safetensors` and `config.json` (architecture, arguments, classes, preprocessing,
-    the hash of the weights, training or deploy form). Both are complete on disk before either takes its name.
+    the hash of the weights, training or deploy form). Both are complete on disk before they take their names, which
+    they do at once: whoever reads the folder meanwhile, or after a kill, finds the model before or the new one.
 
     Args:
         model: A model built by :func:`zoo.create_model` or `timm.create_model`, in training or deploy form.

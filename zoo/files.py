@@ -12,15 +12,13 @@ import argparse
 import contextlib
 import errno
 import hashlib
-import os
 import pickletools
 import re
-import secrets
 import urllib.error
 import urllib.parse
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -29,6 +27,7 @@ import torch
 
 from zoo import inputs
 from zoo.values import DamagedFileError, read_json
+from zoo.whole import replace_all, still
 
 __all__ = [
     "CONFIG_NAME",
@@ -41,6 +40,7 @@ __all__ = [
     "read_checkpoint",
     "read_config",
     "sha256_of",
+    "undisturbed",
     "write_all",
     "write_atomic",
     "writer_of",
@@ -62,6 +62,9 @@ _MAX_CONFIG = 16_000_000
 _SCANNED = 64_000_000
 
 
+_TRIES = 20
+
+Result = TypeVar("Result")
 Place = TypeVar("Place", bound=str | Path)  # a mapping of paths is not one of `str | Path`
 
 
@@ -89,24 +92,16 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_all(files: Mapping[Place, Callable[[BinaryIO], object]]) -> None:
-    """Write several files that belong together: all of them are complete on disk before the first takes its
-    name.
+    """Write several files that belong together: those of one folder take their names all at once.
+
+    Raises:
+        CheckpointError: As :func:`write_atomic`; the folder keeps what it had.
     """
-    staged: list[tuple[Path, Path]] = []
-    target = Path()
     try:
-        for name, write in files.items():
-            target = Path(name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            staged.append((_stage(target, write), target))
-        for temporary, target in staged:
-            os.replace(temporary, target)
-            _sync_folder(target.parent)
+        replace_all({Path(path): write for path, write in files.items()})
     except OSError as error:
-        raise CheckpointError(f"cannot write {target}: {_reason(error)}") from error
-    finally:
-        for temporary, _ in staged:
-            temporary.unlink(missing_ok=True)
+        place = error.filename or next(iter(files))
+        raise CheckpointError(f"cannot write {place}: {_reason(error)}") from error
 
 
 def writer_of(content: bytes) -> Callable[[BinaryIO], None]:
@@ -116,28 +111,6 @@ def writer_of(content: bytes) -> Callable[[BinaryIO], None]:
         file.write(content)
 
     return write
-
-
-def _stage(target: Path, write: Callable[[BinaryIO], object]) -> Path:
-    temporary = target.parent / f".{target.name[:100]}.{secrets.token_hex(6)}.tmp"
-    with temporary.open("xb") as file:
-        try:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    return temporary
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # some file systems refuse to sync a folder; the file itself is safe by then
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _reason(error: OSError) -> str:
@@ -421,6 +394,29 @@ def _checked(source: str | Path) -> Path:
     if "\0" in str(source):
         raise CheckpointError(f"{str(source)!r:.200} is no path: it holds a NUL character")
     return Path(source)
+
+
+def undisturbed(folder: str | Path, read: Callable[[], Result], names: Sequence[str] = ()) -> Result:
+    """What `read` returns of a folder's files, all of them from before a writer replaced them or all from after.
+
+    Args:
+        folder: The folder that is read.
+        read: Called again when the files were replaced meanwhile; random draws are then repeated, not continued.
+        names: The files that belong together; by default those of a saved model.
+    """
+    drawn = torch.get_rng_state()
+    for _ in range(_TRIES):
+        before = still(Path(folder), names or (WEIGHTS_NAME, CONFIG_NAME))
+        try:
+            result = read()
+        except Exception:  # of a mixture, which any reader may say in its own words
+            if still(Path(folder), names or (WEIGHTS_NAME, CONFIG_NAME)) == before:
+                raise
+        else:
+            if still(Path(folder), names or (WEIGHTS_NAME, CONFIG_NAME)) == before:
+                return result
+        torch.set_rng_state(drawn)
+    raise CheckpointError(f"{folder} is being written again and again: read it when its writer has ended")
 
 
 # ---- hashes ------------------------------------------------------------------------------------------------

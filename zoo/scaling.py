@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["constant", "standardisation"]
+__all__ = ["constant", "standardisation", "standardised"]
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -80,6 +80,23 @@ def standardisation(rows: Any, weight: Any = None) -> Any:
     mean, unit = (mean + correction).squeeze(-2), unit.squeeze(-2)
     scale = torch.where(constant(variance, mean, count), 1.0 / unit, variance.sqrt())
     return mean * unit, scale * unit
+
+
+def standardised(rows: Tensor, mean: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Raw rows in units of their columns, in `dtype`.
+
+    They are rounded to it last: float32 cannot hold a small difference on a large level, nor a time in milliseconds.
+
+    Args:
+        rows: Values (..., D) of any real type.
+        mean: What is subtracted (D), or any shape that broadcasts.
+        scale: What the difference is divided by, likewise.
+        dtype: Type of the answer.
+    """
+    if rows.dtype == torch.int64 or rows.dtype == torch.int32:
+        rows = rows.double()
+    exact = torch.promote_types(torch.promote_types(rows.dtype, mean.dtype), torch.float32)
+    return ((rows.to(exact) - mean.to(exact)) / scale.to(exact)).to(dtype)
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ class Positive:
             return self
         raw = getattr(module, f"raw_{self.name}")
         if raw is None:
-            return torch.zeros(())
+            return torch.zeros((), device="cpu", dtype=torch.float32)
         raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
         # the default threshold of 20 would cost float64 nine digits there
         view = torch.exp(raw) if self.transform == "exp" else F.softplus(raw, threshold=40)
@@ -137,7 +137,7 @@ class Positive:
         if descriptor.optional and isinstance(value, int | float) and value == 0:
             module.register_parameter(f"raw_{name}", None)
             return
-        raw = descriptor.inverse(torch.as_tensor(value, dtype=torch.float64).detach().cpu())
+        raw = descriptor.inverse(torch.as_tensor(value, dtype=torch.float64, device="cpu").detach())
         raw = raw.to(device=device, dtype=dtype or torch.get_default_dtype())
         if learnable:
             module.register_parameter(f"raw_{name}", nn.Parameter(raw))
@@ -328,7 +328,7 @@ class Kernel(nn.Module):
         if isinstance(other, Kernel):
             return Product(*_parts(self, Product), *_parts(other, Product))
         if isinstance(other, int | float):
-            like = next(itertools.chain(self.parameters(), self.buffers()), torch.empty(()))
+            like = next(itertools.chain(self.parameters(), self.buffers()), torch.empty((), device="cpu"))
             return Scaled(self, float(other), device=like.device, dtype=like.dtype)
         return NotImplemented
 
@@ -421,12 +421,12 @@ class PrecisionGaussian(Kernel):
         if dim < 1 or not 1 <= rank <= dim:
             raise ValueError(f"dim={dim}, rank={rank}: dim must be positive and rank between 1 and dim")
         self.dim, self.rank = dim, rank
-        elements = torch.zeros(torch.tril_indices(dim, rank).shape[1], device=device, dtype=dtype)
+        elements = torch.zeros(torch.tril_indices(dim, rank, device="cpu").shape[1], device=device, dtype=dtype)
         if learnable:
             self.precision_elements = nn.Parameter(elements)
         else:
             self.register_buffer("precision_elements", elements)
-        self.precision = torch.eye(dim) if precision is None else precision
+        self.precision = torch.eye(dim, device="cpu") if precision is None else precision
 
     @property
     def factor(self) -> Tensor:
@@ -444,12 +444,12 @@ class PrecisionGaussian(Kernel):
 
     @precision.setter
     def precision(self, value: Tensor) -> None:
-        value = torch.as_tensor(value).detach().to("cpu", torch.float64)
+        value = torch.as_tensor(value, device="cpu").detach().to(torch.float64)
         if value.shape != (self.dim, self.dim):
             raise ValueError(f"precision has shape {tuple(value.shape)}; it must be ({self.dim}, {self.dim})")
         scale = value.abs().max()
         symmetric = bool(torch.isfinite(scale)) and bool((value - value.mT).abs().max() <= 1e-6 * scale)
-        value = (value + value.mT) / 2 if symmetric else -torch.eye(self.dim)
+        value = (value + value.mT) / 2 if symmetric else -torch.eye(self.dim, dtype=value.dtype, device="cpu")
         eigenvalues, vectors = torch.linalg.eigh(value)
         if eigenvalues[0] < -1e-6 * scale or not symmetric:
             raise ValueError("precision must be symmetric positive semidefinite and finite")
@@ -458,7 +458,7 @@ class PrecisionGaussian(Kernel):
         root = vectors[:, -self.rank :] * eigenvalues[-self.rank :].clamp_min(0).sqrt()
         upper = torch.linalg.qr(root.mT).R
         lower = (upper * torch.where(upper.diagonal() < 0, -1.0, 1.0).unsqueeze(-1)).mT
-        rows, columns = torch.tril_indices(self.dim, self.rank)
+        rows, columns = torch.tril_indices(self.dim, self.rank, device="cpu")
         with torch.no_grad():
             self.precision_elements.copy_(lower[rows, columns])
 
@@ -586,7 +586,7 @@ class FeatureKernel(Kernel):
 
 
 def _register_scales(module: nn.Module, name: str, value: Value, learnable: bool, device: Any, dtype: Any) -> None:
-    if torch.as_tensor(value).ndim > 1:
+    if torch.as_tensor(value, device="cpu").ndim > 1:
         raise ValueError(
             f"{name} must be one number or one per dimension, got shape {tuple(torch.as_tensor(value).shape)}"
         )

@@ -165,13 +165,15 @@ class StandardGELU(nn.BatchNorm2d):
     @torch.no_grad()
     def _moments(self, x: Tensor, moments: list[Tensor] | None) -> tuple["SharedMoments", tuple[Tensor, Tensor]]:
         """How the channels of a map share their moments, and those."""
-        channel = torch.arange(x.shape[1])
+        channel = torch.arange(x.shape[1], device=x.device)
         even = channel * self.groups // len(channel) % 2 == 0
         running = None
         if self.running_mean is not None and self.running_var is not None:
             running = self.running_mean, self.running_var
         shared = SharedMoments(even, None if self.training else running)
         mean, var = shared(*(moments or native.moments(x)))
+        if not bool(var.max().isfinite()):
+            raise native.Unsuited("a variance is not finite")
         if self.training and running is not None:
             count = x.numel() // len(channel)
             running[0].lerp_(mean[0, even], 0.1)
@@ -196,13 +198,15 @@ class SharedMoments:
             mean, var = mean.clone(), var.clone()
             mean[:, self.shares], var[:, self.shares] = self.known
             return mean, var
-        middle = self.slope(mean)
-        return middle, self.slope(var + (mean - middle).square())
+        middle = torch.where(self.shares, mean.mean(0), mean)
+        spread = var + (mean - middle).square()
+        return middle, torch.where(self.shares, spread.mean(0), spread)
 
     def slope(self, mean: Tensor) -> Tensor:
         """What becomes of means over planes, (B, C), that the gradient of the standardisation needs."""
         over_batch = mean.mean(0) if self.known is None else mean.new_zeros(())
-        return torch.where(self.shares, over_batch, mean)
+        own = torch.where(mean.isfinite(), mean, torch.nan)  # as in the library's order of sums
+        return torch.where(self.shares, over_batch, own)
 
 
 def _standardise(
@@ -235,6 +239,8 @@ class _Standardise(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         y, mean, scale = native.standardise(x, times, bias, given, eps)
+        if given is None and not bool(scale.min() > 0):
+            raise native.Unsuited("a variance is not finite")
         ctx.save_for_backward(x, times, bias, mean, scale)
         ctx.shared, ctx.eps = shared, eps
         return y

@@ -207,11 +207,11 @@ def solve_feature_ridge(phi: Tensor, Y: Tensor, ridge: float | Tensor, *, dtype:
 
 
 def _in_solver(A: Tensor, ridge: float | Tensor) -> tuple[Tensor, Tensor]:
-    ridge = torch.as_tensor(ridge)
+    ridge = torch.as_tensor(ridge, device=A.device)
     if not bool((ridge.detach() >= 0).all()):
         raise ValueError(f"ridge={ridge.detach().flatten()[:4].tolist()} must not be negative")
     dtype = solver_dtype(A.device)
-    return A.to(dtype), ridge.to(A.device, dtype)
+    return A.to(dtype), ridge.to(dtype)
 
 
 # ---- in blocks ---------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.kernels.building import load
@@ -57,6 +58,7 @@ __all__ = [
 SOURCE = Path(__file__).with_suffix(".c")
 
 _Argument = Tensor | int | float | None
+_INFINITE = "a variance is not finite"
 
 
 class Unsuited(ValueError):
@@ -134,7 +136,9 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool =
     _fit("bias", bias, chans)
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty_like(x)
-    _call("layer_norm", x, weight.contiguous(), bias.contiguous(), y, x.numel() // chans, chans, eps, int(gelu))
+    sizes = x.numel() // chans, chans, eps, int(gelu)
+    if _call("layer_norm", x, weight.contiguous(), bias.contiguous(), y, *sizes):
+        raise Unsuited(_INFINITE)
     return y
 
 
@@ -164,13 +168,15 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1)
         _fit("bias", bias, x.shape[1])
     if bias is None and suits_planes(x, dilation):
         y = torch.empty_like(x)
-        _call("depthwise_planes", x, weight.contiguous(), y, *x.shape, *weight.shape[-2:])
+        if _call("depthwise_planes", x, weight.contiguous(), y, *x.shape, *weight.shape[-2:]):
+            raise Unsuited("a tap is not finite")
         return y
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty_like(x)
     taps = weight.flatten(1).t().contiguous()
     bias = x.new_zeros(len(weight)) if bias is None else bias.contiguous()
-    _call("depthwise", x, taps, bias, y, *x.shape, *weight.shape[-2:], dilation)
+    if _call("depthwise", x, taps, bias, y, *x.shape, *weight.shape[-2:], dilation):
+        raise Unsuited("a tap is not finite")
     return y
 
 
@@ -229,6 +235,8 @@ def shared_scales(
     for name, t in zip(("the known mean", "the known variance"), known or (), strict=False):
         _fit(name, t, chans if groups == 1 else chans // 2)
     _call("shared_moments", mean, var, *(known or (None, None)), *mean.shape, groups, eps)
+    if not bool(var.min() > 0):
+        raise Unsuited(_INFINITE)
     return mean, var
 
 
@@ -242,7 +250,10 @@ def gate(key: Tensor, query: Tensor, bias: Tensor, biases: Sequence[Tensor], ove
     key, query, bias = key.contiguous(), query.contiguous(), bias.contiguous()
     y = key if overwrite else torch.empty_like(key)
     sizes = key.shape[:2].numel(), key.shape[1], _points(key)
-    _call("gate", key, query, *(t.contiguous() for t in biases), bias, y, *sizes, 1e-5)
+    scale = key.new_empty(key.shape[:2])
+    if _call("gate", key, query, *(t.contiguous() for t in biases), bias, y, scale, *sizes, 1e-5):
+        left = scale == 0
+        y[left] = _standardised(y[left], bias, 1e-5)
     return y
 
 
@@ -301,7 +312,8 @@ def global_part(
     down = [t.stride(0) for t in columns]
     mixed, y = torch.empty_like(x), x.new_empty(len(x), rows, side, side)
     sizes = *x.shape[:2], rows, side, len(earlier)
-    _call("global_part", weights, x, hci, earlier, columns, down, widths, mixed, y, *sizes)
+    if _call("global_part", weights, x, hci, earlier, columns, down, widths, mixed, y, *sizes):
+        raise Unsuited(_INFINITE)
     return mixed, y
 
 
@@ -331,7 +343,8 @@ def local_branches(
     y = [torch.empty_like(x) for _ in maps]
     mean, var = ([x.new_empty(x.shape[:2]) for _ in maps] for _ in range(2))
     k_h, k_w = ([t.shape[i] for t in taps] for i in (-2, -1))
-    _call("local_branches", maps, taps, weights, biases, y, mean, var, k_h, k_w, len(maps), *x.shape)
+    if _call("local_branches", maps, taps, weights, biases, y, mean, var, k_h, k_w, len(maps), *x.shape):
+        raise Unsuited("a tap is not finite")
     return y, [list(pair) for pair in zip(mean, var, strict=True)]
 
 
@@ -397,7 +410,8 @@ def channel_interaction(x: Tensor, channel: Tensor, eps: float) -> tuple[Tensor,
     _fit("channel", channel.flatten(), x.shape[1])
     x = x.contiguous()
     y, means = torch.empty_like(x), [x.new_empty(1, *x.shape[1:]) for _ in range(2)]
-    _call("channel_interaction", x, channel.contiguous(), y, *means, *x.shape[:2], _points(x), eps)
+    if _call("channel_interaction", x, channel.contiguous(), y, *means, *x.shape[:2], _points(x), eps):
+        raise Unsuited(_INFINITE)
     return y, means[0], means[1]
 
 
@@ -465,7 +479,7 @@ def standardise(
         overwrite: answer in the memory of x.
 
     Returns:
-        (B, C, H, W); mean and 1 / standard deviation, (B, C).
+        (B, C, H, W); mean and 1 / standard deviation, (B, C), the latter 0 where a variance of its own is not finite.
     """
     _planes("x", x)
     _fit_standardise(x, times, bias, given)
@@ -473,8 +487,17 @@ def standardise(
     y = x if overwrite else torch.empty_like(x)
     mean, scale = (t.contiguous() for t in given or (x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])))
     times, bias = (None if t is None else t.contiguous() for t in (times, bias))
-    _call("standardise", x, times, bias, y, mean, scale, mean.numel(), _points(x), eps, int(given is None))
+    if _call("standardise", x, times, bias, y, mean, scale, mean.numel(), _points(x), eps, int(given is None)):
+        left = scale == 0
+        y[left] = _standardised(x[left] if times is None else x[left] * times[left], bias, eps)
     return y, mean, scale
+
+
+def _standardised(planes: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """By the library, for planes (n, ...) whose variance is not finite: what it answers depends on its order of sums."""
+    rows = planes.flatten(1)
+    z = F.layer_norm(rows, rows.shape[-1:], eps=eps).view(planes.shape)
+    return z if bias is None else F.gelu(z) + bias
 
 
 def standardise_gradient(

@@ -92,13 +92,13 @@ def draw_projection(
         G = G * _normal((rows, d), generator).norm(dim=1, keepdim=True)
     else:
         signs, gaussian, order, scale = _fast_blocks(rows, d, generator)
-        G = _fast_product(torch.eye(d, dtype=torch.float64), signs, gaussian, order, scale).mT
+        G = _fast_product(torch.eye(d, dtype=torch.float64, device="cpu"), signs, gaussian, order, scale).mT
     return torch.cat([G, -G])[:m] if antithetic else G
 
 
 def generator_of(seed: int) -> torch.Generator:
     """The generator of a seed, on a stream of its own: data that were drawn from the same seed are not its rows."""
-    return torch.Generator().manual_seed((seed + 0x9E3779B97F4A7C15) % 2**63)
+    return torch.Generator("cpu").manual_seed((seed + 0x9E3779B97F4A7C15) % 2**63)
 
 
 def _check_sizes(m: int, d: int, kind: str) -> None:
@@ -109,11 +109,11 @@ def _check_sizes(m: int, d: int, kind: str) -> None:
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def _signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 2, shape, generator=generator).double() * 2 - 1
+    return torch.randint(0, 2, shape, generator=generator, device="cpu").double() * 2 - 1
 
 
 def _orthogonal(d: int, generator: torch.Generator) -> Tensor:
@@ -148,7 +148,7 @@ def _fast_blocks(rows: int, d: int, generator: torch.Generator) -> tuple[Tensor,
     k = -(-rows // n)
     signs = _signs((k, n), generator)
     gaussian = _normal((k, n), generator)
-    order = torch.stack([torch.randperm(n, generator=generator) for _ in range(k)])
+    order = torch.stack([torch.randperm(n, generator=generator, device="cpu") for _ in range(k)])
     norms = _normal((rows, n), generator).norm(dim=1)
     own = gaussian.norm(dim=1, keepdim=True).expand(k, n).flatten()[:rows]
     return signs, gaussian, order, norms / (own * math.sqrt(n))
@@ -312,7 +312,7 @@ def clipped_linear(x: Tensor, w: Tensor, constant: float, points: int = 96) -> T
 
 def _legendre(points: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Nodes and weights on [-1, 1], from the eigenvectors of the Jacobi matrix."""
-    k = torch.arange(1, points, dtype=torch.float64)
+    k = torch.arange(1, points, dtype=torch.float64, device="cpu")
     off = k / (4 * k.square() - 1).sqrt()
     nodes, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
     return nodes.to(like), (2 * vectors[0].square()).to(like)
@@ -372,8 +372,8 @@ def urf_variance(
 ) -> Tensor:
     """Variance of one draw of the estimator of cos(omega w . x + b) or sin(omega w . x + b)."""
     absolute, square = urf_moments(x, w, omega, split, M, kappa)
-    phase = torch.as_tensor(b, dtype=torch.float64)
-    z = torch.as_tensor(omega, dtype=torch.float64) * (x.double() * w.double()).sum(-1) + phase
+    phase = torch.as_tensor(b, dtype=torch.float64, device=x.device)
+    z = torch.as_tensor(omega, dtype=torch.float64, device=x.device) * (x.double() * w.double()).sum(-1) + phase
     turned = (square * torch.exp(2j * phase)).real
     if kind == "cos":
         return 0.5 * (absolute + turned) - z.cos().square()
@@ -600,16 +600,16 @@ def fourier_series(name: str, z_max: float = 3.2, harmonics: int = 3) -> Series:
         return Series(0.0, 0.0, (1.0,), (1.0,), (0.0,))
     if name == "sin":
         return Series(0.0, 0.0, (1.0,), (0.0,), (1.0,))
-    z = torch.linspace(-z_max, z_max, 801, dtype=torch.float64)
+    z = torch.linspace(-z_max, z_max, 801, dtype=torch.float64, device="cpu")
     target = find_activation(name).function(z)
-    omega = torch.arange(1, harmonics + 1, dtype=torch.float64) * math.pi / (1.6 * z_max)
+    omega = torch.arange(1, harmonics + 1, dtype=torch.float64, device="cpu") * math.pi / (1.6 * z_max)
     turn = z.unsqueeze(-1) * omega
     basis = torch.cat([torch.ones_like(z).unsqueeze(-1), z.unsqueeze(-1), turn.cos(), turn.sin()], -1)
     odd, even = (target + target.flip(0)).abs().max() < 1e-12, (target - target.flip(0)).abs().max() < 1e-12
-    keep = torch.ones(basis.shape[1], dtype=torch.bool)
+    keep = torch.ones(basis.shape[1], dtype=torch.bool, device="cpu")
     keep[[0, *range(2, 2 + harmonics)]] = not odd
     keep[[1, *range(2 + harmonics, len(keep))]] = not even
-    coefficients = torch.zeros(len(keep), dtype=torch.float64)
+    coefficients = torch.zeros(len(keep), dtype=torch.float64, device="cpu")
     coefficients[keep] = torch.linalg.lstsq(basis[:, keep], target).solution
     error = float((basis @ coefficients - target).abs().max())
     c = coefficients.tolist()
@@ -886,8 +886,8 @@ class OscillatoryFeatures(FeatureMap):
             self.counts, self.linear, self.constant, self.slope = [num_features], 0, 0.0, 0.0
         else:
             self.counts, self.linear = _shares(self.series, num_features, input_norm * weight_norm)
-            repeats = torch.tensor(self.counts)
-            amplitudes = [torch.tensor(t, dtype=torch.float64) for t in self.series.terms()]
+            repeats = torch.tensor(self.counts, device="cpu")
+            amplitudes = [torch.tensor(t, dtype=torch.float64, device="cpu") for t in self.series.terms()]
             terms = [amplitudes[0], *(a / repeats.clamp_min(1) for a in amplitudes[1:])]
             terms = [t.repeat_interleave(repeats) for t in terms]
             self.constant, self.slope = self.series.constant, self.series.slope
@@ -955,7 +955,7 @@ class OscillatoryFeatures(FeatureMap):
         total = torch.zeros_like(z)
         for n, frequency, A, B in zip(self.counts, *self.series.terms(), strict=True):
             if n:
-                own = torch.as_tensor(frequency, dtype=x.dtype)
+                own = torch.as_tensor(frequency, dtype=x.dtype, device=x.device)
                 mean = A * (own * z).cos() + B * (own * z).sin()
                 total = total + (self._second_moment(x, w, b, own, A, B) - mean.square()) / n
         if self.linear:
@@ -1069,11 +1069,11 @@ class PolynomialFeatures(FeatureMap):
         self._rows = num_features * max(k for k, c in enumerate(series) if c) or 1
         super().__init__(in_features, num_features, **{**options, "projection": "signs"})
         self.radius, self.series, self.out_features = known.radius if known else math.inf, series, num_features
-        share = torch.tensor([ratio**-k if c else 0.0 for k, c in enumerate(series)], dtype=torch.float64)
+        share = torch.tensor([ratio**-k if c else 0.0 for k, c in enumerate(series)], dtype=torch.float64, device="cpu")
         self.share = (share / share.sum()).tolist()
         generator = generator_of(self.projection.seed + 1)
         degrees = torch.multinomial(share, num_features, replacement=True, generator=generator)
-        weights = torch.tensor(series, dtype=torch.float64) / share.clamp_min(1e-300) * share.sum()
+        weights = torch.tensor(series, dtype=torch.float64, device="cpu") / share.clamp_min(1e-300) * share.sum()
         persistent = self.projection.persistent
         device = self.projection_dtype().device
         self.register_buffer("degrees", degrees.to(device), persistent=persistent)

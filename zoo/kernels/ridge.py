@@ -436,6 +436,8 @@ class KernelRidgeHead(nn.Module):
         columns = targets.shape[-1] if targets.is_floating_point() else len(active)
         _check_active(active, columns)
         _check_classes("y", y, len(queries), columns)
+        check_finite(support, "support")
+        check_finite(queries, "query")
         vectors = self.lam, self.gamma, self.beta
         d_vectors = self.lam.new_zeros(3, len(self.lam))
         if self.name in ("linear", "poly") and 0 < len(support) <= _NATIVE_ROWS:
@@ -529,9 +531,9 @@ def leave_one_out_ridge(K: Tensor, Y: Tensor, ridges: Sequence[float] | Tensor |
         ridges: Candidates; None takes 31 from 1e-6 to 1e3 times the mean of the diagonal.
     """
     if ridges is None:
-        ridges = torch.logspace(-6, 3, 31, dtype=torch.float64) * float(K.diagonal().mean())
+        ridges = torch.logspace(-6, 3, 31, dtype=torch.float64, device="cpu") * float(K.diagonal().mean())
     errors, _ = leave_one_out_errors(K, Y, ridges)
-    return float(torch.as_tensor(ridges)[int(errors.argmin())])
+    return float(torch.as_tensor(ridges, device="cpu")[int(errors.argmin())])
 
 
 # ---- variational random features ---------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import sys
 import typing
 from collections.abc import Iterable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,17 @@ from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from zoo.config import check_call, check_values
-from zoo.files import CONFIG_NAME, RECORDS, CheckpointError, fetch_hub, fetch_url, locate, read_checkpoint, read_config
+from zoo.files import (
+    CONFIG_NAME,
+    RECORDS,
+    CheckpointError,
+    fetch_hub,
+    fetch_url,
+    locate,
+    read_checkpoint,
+    read_config,
+    undisturbed,
+)
 from zoo.models import closed, plugins, shipped
 from zoo.models.deploy import to_deploy
 from zoo.models.described import Beside, Described
@@ -100,8 +111,16 @@ def create_model(
     if closed.active():  # inside what a file describes, whose own weights come after
         pretrained, checkpoint_path = False, None
         closed.check_name(model_name)
-    source, name = _parse(model_name)
     given = {k: v for k, v in kwargs.items() if v is not None}
+    folder = model_name.partition(":")[2] if model_name.startswith(("local-dir:", "local_dir:")) else ""
+    create = partial(_create, model_name, pretrained, checkpoint_path, deploy, given)
+    return undisturbed(folder, create) if folder else create()
+
+
+def _create(
+    model_name: str, pretrained: bool, checkpoint_path: str | Path | None, deploy: bool, given: dict[str, Any]
+) -> nn.Module:
+    source, name = _parse(model_name)
     theirs = pretrained and not source and not _is_ours(name)  # timm's own weights go through timm's own loader
     model = _build(model_name, source, name, pretrained=theirs, kwargs=given)
     if pretrained and not theirs:
