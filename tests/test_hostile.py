@@ -22,13 +22,12 @@ import subprocess
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import timm
 import torch
 import yaml
@@ -36,11 +35,9 @@ from PIL import Image
 from torch import nn
 
 import zoo
-from tests.conftest import ROOT, train_here
-from zoo.benchmarks.runs import RunsError, read_run, tabulate
-from zoo.cli import main
-from zoo.data import AudioFolder, DataError, Forecast, ImageFolder, Mnist5k, PointMnist, SpokenDigits, VideoFolder
-from zoo.data.frames import read_frame
+from tests.conftest import train_here
+from zoo.benchmarks.runs import read_run, tabulate
+from zoo.data import AudioFolder, ImageFolder, VideoFolder
 from zoo.tools import evaluation, export, info, prediction, release, report
 from zoo.tools.comparison import compare
 from zoo.training.checkpointing import find_resumable
