@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from zoo.quoting import python_text
 from zoo.suggest import suggestion
 
 #: Measurements of each family: name -> (what it shows, module, function).
@@ -611,7 +612,7 @@ def _push(options: argparse.Namespace) -> int:
     from zoo.tools.hub import push
 
     place = push(options.model, options.target, private=options.private)
-    print(f'zoo.create_model("{place}", pretrained=True)')
+    print(f"zoo.create_model({python_text(place)}, pretrained=True)")
     return 0
 
 

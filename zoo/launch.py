@@ -45,17 +45,31 @@ _places: list[str] = []  # flags of this command line that say where configurati
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def _job(cfg: DictConfig) -> float | None:
+    from zoo.training.folder import writing_in
     from zoo.training.run import run_config
 
     multirun = HydraConfig.get().mode is RunMode.MULTIRUN
     try:
-        config: Any = OmegaConf.to_container(cfg, resolve=True)
-        return run_config(config, multirun=multirun, command=_command())
+        with writing_in(Path(HydraConfig.get().runtime.output_dir)):
+            _record(cfg)
+            config: Any = OmegaConf.to_container(cfg, resolve=True)
+            return run_config(config, multirun=multirun, command=_command())
     except Exception as error:
         if multirun or not (_is_ours(error) or isinstance(error, OmegaConfBaseException)):
             raise
         _told.append(error)  # raised again outside Hydra, which would announce it in its own words
         return None
+
+
+def _record(cfg: DictConfig) -> None:
+    """Write what the run is started from, as Hydra would, but all of it or nothing, and in a folder that is ours."""
+    from zoo.training.folder import is_first_process, record
+
+    job = HydraConfig.get()
+    if cfg.get("resume") is None and is_first_process():
+        files = {"config": cfg, "hydra": OmegaConf.create({"hydra": job}), "overrides": job.overrides.task}
+        texts = {f"{name}.yaml": OmegaConf.to_yaml(content) for name, content in files.items()}
+        record(Path(job.runtime.output_dir) / ".hydra", texts)
 
 
 def main() -> None:
