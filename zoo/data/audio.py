@@ -26,6 +26,7 @@ from zoo.data.checks import DataError, checked
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
 from zoo.files import CheckpointError, write_atomic
+from zoo.values import first_line
 
 __all__ = ["AudioFolder", "Clips", "Prompts", "SpokenDigits", "read_audio"]
 
@@ -569,5 +570,5 @@ class SpokenDigits(AudioDataModule):
                     parts[part_of[voice]][0].append(torch.from_numpy(arrays[name]))
                     parts[part_of[voice]][1].append(int(digit))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{self._path} is damaged ({error}): delete it and run again") from error
+            raise DataError(f"{self._path} is damaged ({first_line(error)}): delete it and run again") from error
         return parts

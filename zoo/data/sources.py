@@ -25,6 +25,7 @@ from torch import Tensor
 from zoo.data.checks import DataError
 from zoo.data.sampling import stratified_split
 from zoo.files import CheckpointError, write_atomic
+from zoo.values import first_line
 
 __all__ = [
     "Split",
@@ -177,7 +178,7 @@ def load_mnist5k(folder: Path) -> tuple[Split, Split]:
         with np.load(path) as arrays:
             images, targets = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["targets"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is damaged ({error}): delete it and run again") from error
+        raise DataError(f"{path} is damaged ({first_line(error)}): delete it and run again") from error
     return split(images, targets, fraction=0.2)
 
 
