@@ -67,8 +67,8 @@ class Watch:
             return
         if event in self.FORBIDDEN:
             self.seen.append(f"{event}{arguments[:2]}")
-        elif event in self.TOUCHED and isinstance(arguments[0], str | bytes | Path):
-            path = os.path.realpath(os.fsdecode(arguments[0]))
+        elif event in self.TOUCHED and isinstance(place := arguments[event == "os.symlink"], str | bytes | Path):
+            path = os.path.realpath(os.fsdecode(place))
             if path.startswith(self.root) and not f"{path}/".startswith(self.inside):
                 self.seen.append(f"{event} {path}")
         elif event == "import" and str(arguments[0]).startswith("payload"):
@@ -158,6 +158,20 @@ def test_the_watch_sees_what_it_should(trap: Trap) -> None:
         with pytest.raises(AssertionError):
             trap.refused(attack, "an attack", right=True)
         trap.canary.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that has ended, as small as it can be."""
+    folder = tmp_path_factory.mktemp("finished")
+    quick = ("experiment=grbf_wine", "model=test_grbf", "trainer.max_epochs=1", "logger=csv")
+    train_here(folder, *quick, "callbacks.explanations=null", "hydra.run.dir=run")
+    return folder / "run"
+
+
+@pytest.fixture
+def run(trap: Trap, finished: Path) -> Path:
+    return shutil.copytree(finished, trap.folder, dirs_exist_ok=True)
 
 
 # ---- run folders ---------------------------------------------------------------------------------------------
@@ -250,25 +264,37 @@ def test_recorded_overrides_reach_nowhere(trap: Trap) -> None:
         assert "overrides.yaml" in told or "checkpoints" in told  # an empty list of overrides is one
 
 
-def test_what_a_person_types_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_person_types_is_trusted(trap: Trap, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same override, recorded: refused with the way to allow it; typed again: it is the user's own."""
-    (tmp_path / "own_parts.py").write_text(
+    (trap.root / "own_parts.py").write_text(
         "from lightning.pytorch.callbacks import Callback\n\n\nclass Mine(Callback):\n"
-        "    def on_train_start(self, trainer, task):\n        raise KeyboardInterrupt\n"
+        "    def on_fit_start(self, trainer, task):\n        raise KeyboardInterrupt\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(trap.root)
     own = "+callbacks.mine={_target_:own_parts.Mine}"
-    quick = ("experiment=digits", "model=test_unireplknet", "trainer.max_epochs=1", "trainer.limit_train_batches=2")
-    train_here(tmp_path, *quick, "logger=none", "test=false", "trainer.limit_val_batches=1", "hydra.run.dir=run")
-    recorded = yaml.safe_load((tmp_path / "run" / ".hydra" / "overrides.yaml").read_text())
-    (tmp_path / "run" / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump([*recorded, own]))
-    told = train_here(tmp_path, "resume=run", "trainer.max_epochs=2", check=False)
-    assert told.returncode == 1
-    assert "own_parts.Mine" in told.stderr
-    assert "type the override again" in told.stderr
+    recorded = yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text())
+    run_folder(trap.folder, [*recorded, own])
+    told = trap.resume("trainer.max_epochs=2")
+    assert "own_parts.Mine" in told
+    assert "type the override again" in told
     assert "own_parts" not in sys.modules
-    train_here(tmp_path, "resume=run", "trainer.max_epochs=2", own, check=False)
+    train_here(trap.root, "resume=hostile", "trainer.max_epochs=2", own, check=False)
     assert "own_parts" in sys.modules
+
+
+def test_a_run_of_ones_own_goes_on(trap: Trap, run: Path) -> None:
+    """What the zoo's own command lines record is allowed, and nothing outside the folder is touched."""
+    recorded = yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text())
+    stop = "{_target_:lightning.pytorch.callbacks.EarlyStopping,monitor:val/loss}"
+    own = [
+        f"+callbacks.early={stop}",
+        "scheduler.warmup_epochs=0",
+        "model.checkpoint_path='https://evil.example/x.pth'",
+    ]
+    own += ["name=${data.name}", "callbacks.best.folder=${output_dir}/checkpoints", "~callbacks.throughput"]
+    run_folder(trap.folder, [*recorded, *own])
+    assert trap.resume("trainer.max_epochs=2", right=True) == ""
+    assert json.loads((run / "summary.json").read_text())["metrics"]
 
 
 # ---- model folders ---------------------------------------------------------------------------------------------
@@ -546,11 +572,8 @@ def test_weight_files_run_nothing(trap: Trap) -> None:
     assert all(torch.equal(value, before[name]) for name, value in own.state_dict().items())
 
 
-def test_a_state_that_a_run_cannot_continue_from(trap: Trap) -> None:
+def test_a_state_that_a_run_cannot_continue_from(trap: Trap, run: Path) -> None:
     """Checkpoints of plain values, wrong ones, through `resume=` and `load_task`."""
-    quick = ["experiment=digits", "model=test_unireplknet", "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
-    quick += ["logger=none", "test=false", "trainer.limit_val_batches=1", "callbacks.pictures=null"]
-    train_here(trap.root, *quick, "hydra.run.dir=hostile")
     newest = sorted((trap.folder / "checkpoints").glob("step=*.ckpt"))[-1]
     for other in (trap.folder / "checkpoints").glob("*.ckpt"):
         if other != newest:
@@ -572,8 +595,6 @@ def test_a_state_that_a_run_cannot_continue_from(trap: Trap) -> None:
     for key, value in {
         "state_dict": {"model.x": torch.ones(2)},
         "loops": {"fit_loop": 3},
-        "optimizer_states": [{"state": 3}],
-        "lr_schedulers": 7,
         "random_states": [7],
     }.items():
         torch.save({**whole, key: value}, newest)
@@ -603,20 +624,6 @@ def test_weights_that_are_not_numbers_are_told(trap: Trap) -> None:
 # ---- records of runs -------------------------------------------------------------------------------------------
 
 MARK = "<script>alert(1)</script>"
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that has ended, as small as it can be."""
-    folder = tmp_path_factory.mktemp("finished")
-    quick = ("experiment=grbf_wine", "model=test_grbf", "trainer.max_epochs=1", "callbacks=none", "logger=csv")
-    train_here(folder, *quick, "hydra.run.dir=run")
-    return folder / "run"
-
-
-@pytest.fixture
-def run(trap: Trap, finished: Path) -> Path:
-    return shutil.copytree(finished, trap.folder, dirs_exist_ok=True)
 
 
 def other_values(values: dict[str, Any]) -> Iterator[dict[str, Any]]:

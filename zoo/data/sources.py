@@ -177,7 +177,9 @@ def load_mnist5k(folder: Path) -> tuple[Split, Split]:
     try:
         with np.load(path) as arrays:
             images, targets = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["targets"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            if images.shape[1:] != (1, 28, 28) or images.dtype != torch.uint8 or len(images) != targets.numel():
+                raise ValueError(f"images of shape {tuple(images.shape)}, targets of shape {tuple(targets.shape)}")
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is damaged ({first_line(error)}): delete it and run again") from error
     return split(images, targets, fraction=0.2)
 
