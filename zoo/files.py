@@ -36,6 +36,7 @@ __all__ = [
     "CheckpointError",
     "check_inside",
     "check_recorded",
+    "hub_config",
     "locate",
     "read_checkpoint",
     "read_config",
@@ -566,6 +567,17 @@ def fetch_hub(repository: str, filename: str | None = None) -> Path:
             return path
     other = "" if filename else f"; name another one as hf-hub:{repository}/<file>"
     raise CheckpointError(f"hf-hub:{repository} has no file {' or '.join(names)}{other}")
+
+
+def hub_config(repository: str) -> dict[str, Any]:
+    """The `config.json` of a hub repository; empty where it has none.
+
+    Args:
+        repository: `<organisation>/<name>`, with an optional `@revision`.
+    """
+    identifier, _, revision = repository.partition("@")
+    path = _hub_file(identifier, CONFIG_NAME, revision or None)
+    return read_config(path.parent) if path is not None else {}
 
 
 def _hub_file(repository: str, name: str, revision: str | None) -> Path | None:

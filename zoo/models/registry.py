@@ -32,6 +32,7 @@ from zoo.files import (
     CheckpointError,
     fetch_hub,
     fetch_url,
+    hub_config,
     locate,
     read_checkpoint,
     read_config,
@@ -293,6 +294,8 @@ def _input_record(model: nn.Module, source: str, model_name: str) -> dict[str, A
     """
     if source == "local-dir":
         record = read_config(model_name.partition(":")[2]).get("input")
+    elif source == "hf-hub":
+        record = hub_config(model_name.partition(":")[2]).get("input")
     elif not source and shipped.NAME.fullmatch(model_name) and (shipped.folder() / f"{model_name}.json").is_file():
         record = shipped.record(model_name).get("input")
     else:

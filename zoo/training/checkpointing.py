@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
+import shlex
 import signal
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -19,6 +20,8 @@ from torch import Tensor
 from torch import distributed as dist
 
 from zoo.checkpoints import CheckpointError, read_checkpoint, write_atomic
+from zoo.quoting import override
+from zoo.training.checks import ends_here
 
 FOLDER = "checkpoints"
 _STEP_FILE = re.compile(r"step=(\d+)\.ckpt")
@@ -140,7 +143,7 @@ class ResumeCheckpoint(Checkpoint):
             return  # accumulated gradients are not part of a state
         stop = self._agreed_signal(trainer)
         due = trainer.global_step % self.every_n_steps == 0 or self._last_step_comes_next(trainer, batch_idx)
-        if (stop or due) and not trainer.is_last_batch:
+        if (stop or due) and not trainer.is_last_batch and not ends_here(trainer):
             self._save(trainer)
         if stop:
             self._stop(trainer, stop)
@@ -170,6 +173,8 @@ class ResumeCheckpoint(Checkpoint):
     @staticmethod
     def _last_step_comes_next(trainer: L.Trainer, batch_idx: int) -> bool:
         left = trainer.num_training_batches - (batch_idx + 1)
+        if trainer.max_steps == trainer.global_step + 1:
+            return True
         return 0 < left <= trainer.accumulate_grad_batches
 
     def _stop(self, trainer: L.Trainer, signum: int) -> None:
@@ -253,7 +258,8 @@ def find_resumable(run: Path, checkpoint: Path | None = None) -> Path:
         for path in candidates:
             if path != chosen and _readable(path):
                 raise CheckpointError(
-                    f"{error}\nthe checkpoint before it is intact, continue with: resume='{path}'"
+                    f"{error}\nthe checkpoint before it is intact, continue with: "
+                    f"{shlex.quote(override('resume', path))}"
                 ) from None
         raise CheckpointError(f"{error}\nno other checkpoint in {run / FOLDER} can be read") from None
     return chosen

@@ -32,8 +32,11 @@ from zoo.config import ConfigError, check_call, check_section, flatten
 from zoo.facts import hardware, versions
 from zoo.models.closed import closed
 from zoo.models.registry import create_model
-from zoo.tasks import NonFiniteLossError, Task, create_optimizer, create_scheduler
+from zoo.quoting import command as shell_line
+from zoo.tasks import NonFiniteLossError, ScheduleError, Task, create_optimizer, create_scheduler
+from zoo.training.callbacks import ProgressBar
 from zoo.training.checkpointing import FOLDER, AtomicCheckpointIO, StopRequested, find_resumable, step_files
+from zoo.training.checks import LastValidation, Start, is_lightnings, sentence, together
 from zoo.training.folder import is_first_process, link_latest, record, writing_in
 from zoo.training.loggers import WandbRun
 from zoo.training.notes import NAME, read_notes
@@ -170,11 +173,14 @@ def run(
         if section
     ]
     begun = _Begun()
+    if trainer.get("enable_progress_bar") is False:
+        hooks = [hook for hook in hooks if not isinstance(hook, ProgressBar)]
+    start = Start(test)
     engine: L.Trainer = _build(
         "trainer",
         lambda: _instantiate(
             trainer,
-            callbacks=[*hooks, begun],
+            callbacks=[*hooks, start, begun, LastValidation()],
             logger=loggers,
             plugins=[AtomicCheckpointIO()],
             default_root_dir=str(folder),
@@ -196,24 +202,35 @@ def run(
         engine.fit(task_module, datamodule=datamodule, ckpt_path=str(state) if state else None)
         result.metrics = _scalars(engine.callback_metrics)
         result.checkpoint = _load_best(engine, task_module, result.metrics)
-        if test and datamodule.test_dataloader.__func__ is not L.LightningDataModule.test_dataloader:
+        if start.untested is None:
             engine.test(task_module, datamodule=datamodule, verbose=False)
             result.metrics |= _scalars(engine.callback_metrics)
         result.seconds = notes["seconds_before"] + time.perf_counter() - started
-        _finish(engine, task_module, result, notes, command)
+        _finish(engine, task_module, result, notes, command, start.untested if test else None)
         exit_code = 0
     except StopRequested as stop:
         exit_code = 128 + stop.signum
         message = f"stopped by {signal.Signals(stop.signum).name}; the state after step {stop.step} is saved"
-        raise RunStopped(f"{message}\ncontinue with: {command} resume={_shown(folder)}", exit_code) from None
+        line = shell_line(command, resume=_shown(folder))
+        raise RunStopped(f"{message}\ncontinue with: {line}", exit_code) from None
     except NonFiniteLossError as error:
-        raise RunFailed(f"{error}\n{_last_good(folder, command)} optimizer.lr=...") from None
+        rate = (optimizer or {}).get("lr")
+        lower = {"optimizer.lr": float(f"{rate / 10:.2g}")} if rate else {}
+        raise RunFailed(f"{error}\n{_last_good(folder, command, **lower)}") from None
     except CheckpointError as error:
         raise RunFailed(f"{error}\n{_last_good(folder, command)}") from None
-    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
-        if state is None or begun.steps or type(error).__module__.startswith("zoo."):
+    except ScheduleError as error:
+        raise ConfigError(f"scheduler: {error}") from None
+    except Exception as error:
+        damaged = isinstance(error, KeyError | TypeError | AttributeError | IndexError | RuntimeError | ValueError)
+        if damaged and state is not None and not begun.steps and not type(error).__module__.startswith("zoo."):
+            raise RunFailed(f"{state} is no state that this run can continue from: {first_line(error)}") from error
+        if not is_lightnings(error):
             raise
-        raise RunFailed(f"{state} is no state that this run can continue from: {first_line(error)}") from error
+        _log.info("Lightning stopped", exc_info=True)  # into the run's log file
+        if engine.global_step:
+            raise RunFailed(f"training stopped: {sentence(error)}\n{_last_good(folder, command)}") from None
+        raise ConfigError(f"trainer or callbacks: {sentence(error)}") from None
     finally:
         if is_first_process():
             _note_seconds(folder, notes, time.perf_counter() - started)
@@ -249,12 +266,6 @@ def check_config(config: Mapping[str, Any], *, multirun: bool = False) -> None:
     if isinstance(config.get("scheduler"), Mapping):
         given = {"optimizer", "total_steps", "steps_per_epoch"}
         problems += check_call(create_scheduler, config["scheduler"], "scheduler", given=given)
-        epochs, warmup = (
-            (config.get("trainer") or {}).get("max_epochs"),
-            config["scheduler"].get("warmup_epochs"),
-        )
-        if isinstance(epochs, int) and isinstance(warmup, (int, float)) and 0 < epochs < warmup:
-            problems.append(f"scheduler.warmup_epochs = {warmup} is longer than trainer.max_epochs = {epochs}")
     if isinstance(config.get("trainer"), Mapping):
         problems += check_section(config["trainer"], "trainer")
         if multirun and _starts_processes(config["trainer"]) and not SLURMEnvironment.detect():
@@ -266,6 +277,7 @@ def check_config(config: Mapping[str, Any], *, multirun: bool = False) -> None:
         for key, entry in (config.get(group) or {}).items():
             if entry:
                 problems += check_section(entry, f"{group}.{key}")
+    problems = problems or together(config)  # which takes values of the right types
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
 
@@ -302,7 +314,8 @@ def _build(key: str, build: Callable[[], Any]) -> Any:
         return build()
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__ or error
-        if not isinstance(cause, (ValueError, TypeError, OSError, MisconfigurationException, ImportError)):
+        known = (ValueError, TypeError, OSError, MisconfigurationException, ImportError)
+        if not isinstance(cause, known) and not is_lightnings(cause):
             raise cause from None
         raise _located(key, cause) from None
     except (ValueError, TypeError, OSError, MisconfigurationException) as error:
@@ -406,7 +419,9 @@ def _best_file(callback: ModelCheckpoint) -> Path | None:
 
 
 @rank_zero_only
-def _finish(engine: L.Trainer, task: Task, result: RunResult, notes: dict[str, Any], command: str) -> None:
+def _finish(
+    engine: L.Trainer, task: Task, result: RunResult, notes: dict[str, Any], command: str, untested: str | None = None
+) -> None:
     result.model_dir = result.output_dir / "model"
     save_pretrained(
         task.model,
@@ -422,7 +437,8 @@ def _finish(engine: L.Trainer, task: Task, result: RunResult, notes: dict[str, A
         if isinstance(entry, WandbRun):
             if result.checkpoint is not None:
                 entry.log_best(result.checkpoint, summary)
-            wandb_dirs.append(str(_shown(Path(entry.experiment.dir).parent)))
+            if entry.folder is not None:
+                wandb_dirs.append(str(_shown(entry.folder)))
     told = print_summary(
         metrics=result.metrics,
         seconds=result.seconds,
@@ -430,10 +446,23 @@ def _finish(engine: L.Trainer, task: Task, result: RunResult, notes: dict[str, A
         checkpoint=_shown(result.checkpoint) if result.checkpoint else None,
         model_dir=_shown(result.model_dir),
         tracked=wandb_dirs,
-        resume=f"{command} resume={_shown(result.output_dir)} trainer.max_epochs={2 * max(engine.current_epoch, 1)}",
+        resume=_train_on(engine, task, result.output_dir, command),
+        untested=untested,
     )
     texts = {"summary.json": json.dumps(summary, indent=2) + "\n", "summary.txt": told}
     record(result.output_dir, texts)
+
+
+def _train_on(engine: L.Trainer, task: Task, folder: Path, command: str) -> str | None:
+    """The command that trains twice as long; None for a task whose epochs are counted by its data."""
+    if not task.trains_on:
+        return None
+    longer = {}
+    if 0 < engine.max_steps <= engine.global_step:
+        longer["trainer.max_steps"] = 2 * engine.max_steps
+    if not longer or ((engine.max_epochs or -1) > 0 and 2 * engine.current_epoch > (engine.max_epochs or 0)):
+        longer["trainer.max_epochs"] = 2 * max(engine.current_epoch, 1)
+    return shell_line(command, resume=_shown(folder), **longer)
 
 
 def _data_facts(engine: L.Trainer) -> dict[str, Any]:
@@ -445,11 +474,11 @@ def _data_facts(engine: L.Trainer) -> dict[str, Any]:
     return facts
 
 
-def _last_good(folder: Path, command: str) -> str:
+def _last_good(folder: Path, command: str, **changes: Any) -> str:
     states = step_files(folder / FOLDER)
     if not states:
         return "no checkpoint had been written yet"
-    resume = f"{command} resume={_shown(folder)}"
+    resume = shell_line(command, resume=_shown(folder), **changes)
     return f"the last good checkpoint is step {states[0][0]}; continue from it with: {resume}"
 
 
