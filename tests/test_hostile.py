@@ -68,7 +68,11 @@ class Watch:
         if event in self.FORBIDDEN:
             self.seen.append(f"{event}{arguments[:2]}")
         elif event in self.TOUCHED and isinstance(place := arguments[event == "os.symlink"], str | bytes | Path):
-            path = os.path.realpath(os.fsdecode(place))
+            inside = (
+                arguments[-1] if event != "open" and isinstance(arguments[-1], int) and arguments[-1] >= 0 else None
+            )
+            base = "" if inside is None else os.readlink(f"/proc/self/fd/{inside}")
+            path = os.path.realpath(os.path.join(base, os.fsdecode(place)))
             if path.startswith(self.root) and not f"{path}/".startswith(self.inside):
                 self.seen.append(f"{event} {path}")
         elif event == "import" and str(arguments[0]).startswith("payload"):
