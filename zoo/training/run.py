@@ -33,7 +33,17 @@ from zoo.facts import hardware, versions
 from zoo.models.closed import closed
 from zoo.models.registry import create_model
 from zoo.tasks import NonFiniteLossError, Task, create_optimizer, create_scheduler
-from zoo.training.checkpointing import FOLDER, AtomicCheckpointIO, StopRequested, find_resumable, step_files
+from zoo.training.checkpointing import (
+    FOLDER,
+    AtomicCheckpointIO,
+    ResumeCheckpoint,
+    StopRequested,
+    UnsoundStateError,
+    find_resumable,
+    scalars,
+    set_aside,
+    step_files,
+)
 from zoo.training.folder import is_first_process, link_latest, record, writing_in
 from zoo.training.loggers import WandbRun
 from zoo.training.notes import NAME, read_notes
@@ -160,7 +170,10 @@ def run(
     if optimizer is not None:
         _build("optimizer", lambda: create_optimizer(task_module.model, **optimizer))
     loggers = [
-        _build(f"logger.{key}", partial(_instantiate, section, run_id=notes["wandb_id"], name=name))
+        _build(
+            f"logger.{key}",
+            partial(_instantiate, section, run_id=notes["wandb_id"], name=name, resumed=state is not None),
+        )
         for key, section in (logger or {}).items()
         if section
     ]
@@ -194,11 +207,12 @@ def run(
     exit_code = 1
     try:
         engine.fit(task_module, datamodule=datamodule, ckpt_path=str(state) if state else None)
-        result.metrics = _scalars(engine.callback_metrics)
+        before = next((hook.metrics for hook in hooks if isinstance(hook, ResumeCheckpoint)), {})
+        result.metrics = before | scalars(engine.callback_metrics)
         result.checkpoint = _load_best(engine, task_module, result.metrics)
         if test and datamodule.test_dataloader.__func__ is not L.LightningDataModule.test_dataloader:
             engine.test(task_module, datamodule=datamodule, verbose=False)
-            result.metrics |= _scalars(engine.callback_metrics)
+            result.metrics |= scalars(engine.callback_metrics)
         result.seconds = notes["seconds_before"] + time.perf_counter() - started
         _finish(engine, task_module, result, notes, command)
         exit_code = 0
@@ -207,7 +221,9 @@ def run(
         message = f"stopped by {signal.Signals(stop.signum).name}; the state after step {stop.step} is saved"
         raise RunStopped(f"{message}\ncontinue with: {command} resume={_shown(folder)}", exit_code) from None
     except NonFiniteLossError as error:
-        raise RunFailed(f"{error}\n{_last_good(folder, command)} optimizer.lr=...") from None
+        if is_first_process() and not isinstance(error, UnsoundStateError):
+            set_aside(folder / FOLDER, engine.global_step)
+        raise RunFailed(f"{error}\n{_last_good(folder, command, 'optimizer.lr=...')}") from None
     except CheckpointError as error:
         raise RunFailed(f"{error}\n{_last_good(folder, command)}") from None
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
@@ -376,16 +392,15 @@ def _named_checkpoint(resume: str) -> Path | None:
 # --- the end of a run ---
 
 
-def _scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items() if torch.as_tensor(value).numel() == 1}
-
-
 def _load_best(engine: L.Trainer, task: Task, metrics: dict[str, float]) -> Path | None:
     """Put the best weights by the monitored metric into the task, and their value of it into the metrics; the last ones
     stay where nothing was monitored.
     """
     best = next((c for c in engine.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and _best_file(c)), None)
     if best is None:
+        for callback in engine.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.monitor in metrics:
+                _log.warning("%s was never finite: the last state counts, not the best one", callback.monitor)
         return next((path for _, path in step_files(Path(engine.default_root_dir) / FOLDER)), None)
     path = _best_file(best)
     assert path is not None
@@ -445,11 +460,12 @@ def _data_facts(engine: L.Trainer) -> dict[str, Any]:
     return facts
 
 
-def _last_good(folder: Path, command: str) -> str:
+def _last_good(folder: Path, command: str, change: str = "") -> str:
     states = step_files(folder / FOLDER)
     if not states:
-        return "no checkpoint had been written yet"
-    resume = f"{command} resume={_shown(folder)}"
+        again = f", with a smaller {change.partition('=')[0]}" if change else ""
+        return f"no good checkpoint had been written yet: start the run again{again}"
+    resume = f"{command} resume={_shown(folder)} {change}".rstrip()
     return f"the last good checkpoint is step {states[0][0]}; continue from it with: {resume}"
 
 
