@@ -832,7 +832,8 @@ def _merge_copies(X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[np
 def _hold_out(member: Any, y: Tensor, weight: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
     """Weights of training and of validation (n,); the latter None without early stopping.
 
-    Every class gives its share of the validation rows, and keeps one row of its own at least.
+    Every class gives its share of the validation rows, and keeps one row of its own at least. One that is too small to
+    give any is judged by its training rows, which count as one: else training stops before it is learned.
     """
     if not member.early_stopping:
         return weight, None
@@ -847,9 +848,12 @@ def _hold_out(member: Any, y: Tensor, weight: Tensor, generator: torch.Generator
             else f"early_stopping needs a class of at least 2 distinct rows; there are {n} rows of {n} classes"
         )
     held = torch.zeros(n, dtype=torch.bool)
+    stand_in = torch.zeros_like(weight)
     for places, share in zip(groups, _apportioned(count, room), strict=True):
         held[places[torch.randperm(len(places), generator=generator)[:share]]] = True
-    training, validation = (torch.where(mask, weight, 0.0) for mask in (~held, held))
+        if not share:
+            stand_in[places] = weight[places] / len(places)
+    training, validation = torch.where(held, 0.0, weight), torch.where(held, weight, stand_in)
     return training / training.sum(), validation / validation.sum()
 
 

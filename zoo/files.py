@@ -36,6 +36,7 @@ __all__ = [
     "CheckpointError",
     "check_inside",
     "check_recorded",
+    "hub_config",
     "locate",
     "read_checkpoint",
     "read_config",
@@ -363,6 +364,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         if not isinstance(config.get(key, {}), dict):
             raise CheckpointError(f"{path}: {key} must be an object, not {config[key]!r:.60}")
     for name, digest in config.get("sha256", {}).items():
+        if not name or "\0" in name or Path(name).name != name:
+            raise CheckpointError(f"{path}: sha256 names {name!r:.60}, which is no file of the folder")
         if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
             raise CheckpointError(f"{path}: sha256 of {name} must be 64 hexadecimal digits, not {digest!r:.60}")
     if "input" in config:
@@ -564,6 +567,17 @@ def fetch_hub(repository: str, filename: str | None = None) -> Path:
             return path
     other = "" if filename else f"; name another one as hf-hub:{repository}/<file>"
     raise CheckpointError(f"hf-hub:{repository} has no file {' or '.join(names)}{other}")
+
+
+def hub_config(repository: str) -> dict[str, Any]:
+    """The `config.json` of a hub repository; empty where it has none.
+
+    Args:
+        repository: `<organisation>/<name>`, with an optional `@revision`.
+    """
+    identifier, _, revision = repository.partition("@")
+    path = _hub_file(identifier, CONFIG_NAME, revision or None)
+    return read_config(path.parent) if path is not None else {}
 
 
 def _hub_file(repository: str, name: str, revision: str | None) -> Path | None:

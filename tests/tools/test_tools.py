@@ -372,6 +372,7 @@ def test_push_and_load_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     again = zoo.create_model("hf-hub:someone/digits", pretrained=True).eval()
     inputs = info.example(model)
     torch.testing.assert_close(again(inputs), model(inputs), rtol=0, atol=0)
+    assert again.input_record == model.input_record
 
     assert main(["push", WINE, f"local-dir:{tmp_path / 'mirror'}"]) == 0
     assert "local-dir:" in capsys.readouterr().out

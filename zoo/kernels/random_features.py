@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels.base import no_autocast
+from zoo.kernels.watching import is_recorded
 from zoo.suggest import suggestion
 
 __all__ = [
@@ -927,7 +928,7 @@ class OscillatoryFeatures(FeatureMap):
         return torch.cat(parts, -1)
 
     def _warn(self, w: Tensor) -> None:
-        if w.is_meta:
+        if w.is_meta or is_recorded(w):
             return
         exponent = self.kappa * self.input_norm**2 + float(w.detach().square().sum(-1).mean()) / self.kappa
         exponent *= float(self.omega.max() if self.series is not None else self.omega.mean())
@@ -1089,7 +1090,7 @@ class PolynomialFeatures(FeatureMap):
 
     def _psi(self, w: Tensor, b: Tensor) -> Tensor:
         v = torch.cat([w, b.unsqueeze(-1)], -1) if self.bias else w
-        if not w.is_meta and float(v.detach().norm(dim=-1).mean()) >= self.radius:
+        if not (w.is_meta or is_recorded(w)) and float(v.detach().norm(dim=-1).mean()) >= self.radius:
             warnings.warn(
                 f"weights of norm {float(v.detach().norm(dim=-1).mean()):.2g} reach beyond the radius of convergence "
                 f"{self.radius:.3g} of this power series for inputs of norm 1: the estimate does not converge",
@@ -1122,8 +1123,8 @@ class FourierFeatures(FeatureMap):
     """
 
     def __init__(self, in_features: int, num_features: int, *, lengthscale: float = 1.0, **options: Any) -> None:
-        if not lengthscale > 0:
-            raise ValueError(f"lengthscale={lengthscale} must be positive")
+        if not (lengthscale > 0 and 0 < lengthscale * lengthscale < math.inf):
+            raise ValueError(f"lengthscale={lengthscale} must be positive and finite, and so must its square")
         super().__init__(in_features, num_features, **{**options, "bias": False})
         self.lengthscale, self.out_features = lengthscale, 2 * num_features
 

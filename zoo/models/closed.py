@@ -58,6 +58,9 @@ def closed(name: str, place: str = "", opened: bool = False) -> Iterator[None]:
         _current.reset(token)
 
 
+_enclosed_of: dict[tuple[str, ...], int] = {}  # how many entry points there were when it was done
+
+
 def install(ours: tuple[str, ...]) -> None:
     """Have timm's factory keep the rule, for itself and for the entry points of some modules; once for each."""
     if not getattr(_builder.load_pretrained, "_closed", False):
@@ -65,6 +68,9 @@ def install(ours: tuple[str, ...]) -> None:
         _factory._resolve_model_source = _one_source(_factory._resolve_model_source)
         _factory.load_checkpoint = _compared(_factory.load_checkpoint)
         _builder.load_state_dict_from_path = _whole(_builder.load_state_dict_from_path)
+    if len(registry._model_entrypoints) == _enclosed_of.get(ours):
+        return
+    _enclosed_of[ours] = len(registry._model_entrypoints)
     for name, entry in registry._model_entrypoints.items():
         if entry.__module__.startswith(ours) and not getattr(entry, "_closed", False):
             registry._model_entrypoints[name] = _enclosed(entry)
@@ -116,7 +122,7 @@ def _inside_only(load: Callable[..., Any]) -> Callable[..., Any]:
         folder = _current.get()
         if folder is not None:
             cfg = pretrained_cfg or getattr(model, "pretrained_cfg", None) or {}
-            own = {"local-dir": cfg.get("file"), "hf-hub": cfg.get("hf_hub_id")}.get(cfg.get("source"))
+            own = {"local-dir": cfg.get("file"), "hf-hub": cfg.get("hf_hub_id")}.get(str(cfg.get("source")))
             if not folder.place or own != folder.place:
                 _log.debug("%s: weights of a model inside it were not looked for", folder.name)
                 return None

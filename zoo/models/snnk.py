@@ -445,7 +445,15 @@ class SNNK(nn.Module):
         self.input_scale.copy_(scale.clamp_min(torch.finfo(self.input_scale.dtype).tiny))
         if self.bundled and y is not None and self.num_classes:
             device = self.input_mean.device
-            self.solve([(X.to(device), y.to(device, torch.float64) if self.num_classes == 1 else y.to(device))])
+            if self.num_classes > 1:
+                self.solve([(X.to(device), y.to(device))])
+                return
+            values = y.reshape(-1, 1).to(device)
+            mean, scale = standardisation(values)
+            self.solve([(X.to(device), standardised(values, mean, scale, torch.float64))])
+            head: Any = self.head
+            head.weight.mul_(scale)
+            head.bias.copy_(head.bias.double() * scale + mean)
 
     @torch.jit.ignore
     def solve(

@@ -10,6 +10,7 @@ from typing import Any
 from zoo.benchmarks.records import markdown, plain, put_section
 from zoo.files import write_atomic, writer_of
 from zoo.models import shipped
+from zoo.quoting import command, python_text
 
 __all__ = ["card", "check", "table", "write"]
 
@@ -43,7 +44,7 @@ def card(record: Mapping[str, Any]) -> str:
         "```python",
         "import zoo",
         "",
-        f'model = zoo.create_model("{record["name"]}", pretrained=True).eval()',
+        f"model = zoo.create_model({python_text(record['name'])}, pretrained=True).eval()",
         "```",
         "",
     ]
@@ -53,7 +54,7 @@ def card(record: Mapping[str, Any]) -> str:
         ("figure of this file", f"{metric['name']} {metric['value']:.4f}, seed {metric['seed']}"),
         ("over seeds", f"mean {metric['mean']:.4f}, s.d. {metric['sd']:.4f}, n = {metric['n']}"),
         ("seed chosen by", metric.get("chosen_by", "")),
-        ("reproduced by", f"`python -m zoo validate {record['name']}`"),
+        ("reproduced by", f"`{command('python -m zoo validate', record['name'])}`"),
         ("trained by", f"`{record['command']}`, {record['seconds']:.0f} s"),
         ("data", f"{data['title']}; {', '.join(f'{v} {k}' for k, v in data['rows'].items())}"),
         ("data from", f"{data['source']}; terms: {data['license']}"),

@@ -37,6 +37,7 @@ __all__ = ["FORMATS", "export", "quantize", "run_elsewhere"]
 FORMATS = ("program", "onnx")
 TOLERANCE = 1e-5
 _NAMES = {"program": "model.pt2", "onnx": "model.onnx"}
+_INPUTS = ("input", "marks")  # the second one of forecasts that use the calendar
 
 
 def export(
@@ -63,14 +64,15 @@ def export(
     network = model if isinstance(model, nn.Module) else load(model)
     network = network.eval()
     cfg: Any = getattr(network, "pretrained_cfg", None) or {}
-    inputs = example(network, 2, size)
+    inputs = _arguments(network, 2, size)
     told: dict[str, Any] = {"model": model if isinstance(model, str) else type(network).__name__}
-    told |= {"input": ["batch", *inputs.shape[1:]], "preprocessing": _preprocessing(cfg)}
+    told |= {"input": ["batch", *inputs[0].shape[1:]], "preprocessing": _preprocessing(cfg)}
+    told |= {name: ["batch", *x.shape[1:]] for name, x in zip(_INPUTS[1:], inputs[1:], strict=False)}
     told["class_names"] = list(cfg.get("label_names") or ())
     told["input_record"] = input_record_of(network)
-    batches = {n: example(network, n, size) for n in (1, 2, 5)}
+    batches = {n: _arguments(network, n, size) for n in (1, 2, 5)}
     with torch.no_grad():
-        expected = {n: network(x).numpy() for n, x in batches.items()}
+        expected = {n: network(*x).numpy() for n, x in batches.items()}
     with _written(folder) as place, _quiet():
         program = _program(network, inputs)
         for kind in formats:
@@ -88,6 +90,15 @@ def export(
         text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
         write_atomic(place / "deployment.json", writer_of(text.encode()))
     return told
+
+
+def _arguments(network: nn.Module, batch: int, size: int | None) -> tuple[Tensor, ...]:
+    """Random arguments of a model: an input, and for a forecast the calendar marks beside the windows."""
+    inputs, record = example(network, batch, size), input_record_of(network)
+    if record["kind"] != "series" or not record.get("time_features"):
+        return (inputs,)
+    marks = torch.rand(*inputs.shape[:2], record["time_features"], generator=torch.Generator().manual_seed(1))
+    return inputs, marks - 0.5
 
 
 @contextlib.contextmanager
@@ -118,28 +129,28 @@ def _preprocessing(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return {k: cfg[k] for k in keys if cfg.get(k) is not None}
 
 
-def _program(network: nn.Module, inputs: Tensor) -> Any:
+def _program(network: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     batch = torch.export.Dim("batch", min=1)
     try:
         with torch.no_grad():
-            return torch.export.export(network, (inputs,), dynamic_shapes=({0: batch},))
+            return torch.export.export(network, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
     except Exception as error:  # torch.export raises errors of many kinds
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise ToolError(f"{type(network).__name__} cannot be exported: {reason}") from error
 
 
-def _write_program(program: Any, inputs: Tensor) -> Any:
+def _write_program(program: Any, inputs: tuple[Tensor, ...]) -> Any:
     return lambda file: torch.export.save(program, file)
 
 
-def _write_onnx(program: Any, inputs: Tensor) -> Any:
+def _write_onnx(program: Any, inputs: tuple[Tensor, ...]) -> Any:
     _require("onnxscript")
     onnx = torch.onnx.export(
         program,
-        (inputs,),
-        input_names=["input"],
+        inputs,
+        input_names=list(_INPUTS[: len(inputs)]),
         output_names=["output"],
-        dynamic_shapes=({0: "batch"},),
+        dynamic_shapes=tuple({0: "batch"} for _ in inputs),
         dynamo=True,
         verbose=False,
     )
@@ -165,14 +176,17 @@ def session(path: Path, threads: int = 0) -> Any:
     return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _run(kind: str, path: Path, batches: Mapping[int, Tensor]) -> dict[int, np.ndarray]:
+def _run(kind: str, path: Path, batches: Mapping[int, tuple[Tensor, ...]]) -> dict[int, np.ndarray]:
     if kind == "onnx":
         runner = session(path)
-        name = runner.get_inputs()[0].name
-        return {n: runner.run(None, {name: x.numpy()})[0] for n, x in batches.items()}
+        names = [entry.name for entry in runner.get_inputs()]
+        return {
+            n: runner.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})[0]
+            for n, inputs in batches.items()
+        }
     module = torch.export.load(path).module()
     with torch.no_grad():
-        return {n: module(x).numpy() for n, x in batches.items()}
+        return {n: module(*inputs).numpy() for n, inputs in batches.items()}
 
 
 # ---- elsewhere ---------------------------------------------------------------------------------------------

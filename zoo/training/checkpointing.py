@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
+import shlex
 import signal
 import threading
 from collections.abc import Mapping
@@ -21,7 +22,9 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from zoo.checkpoints import CheckpointError, read_checkpoint, write_atomic
+from zoo.quoting import override
 from zoo.tasks import NonFiniteLossError
+from zoo.training.checks import ends_here
 from zoo.training.loggers import CsvRun
 
 FOLDER = "checkpoints"
@@ -165,7 +168,7 @@ class ResumeCheckpoint(Checkpoint):
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return  # accumulated gradients are not part of a state
         stop = self._agreed_signal(trainer)
-        if trainer.is_last_batch or _validation_follows(trainer, 0):
+        if trainer.is_last_batch or _validation_follows(trainer, 0) or ends_here(trainer):
             self._stop_at_the_state_before(stop)
         else:
             self._save_and_stop(trainer, stop)
@@ -175,7 +178,7 @@ class ResumeCheckpoint(Checkpoint):
             self._stop_at_the_state_before(self._agreed_signal(trainer))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking or trainer.state.fn != "fit" or trainer.is_last_batch:
+        if trainer.sanity_checking or trainer.state.fn != "fit" or trainer.is_last_batch or ends_here(trainer):
             return
         if (trainer.fit_loop.epoch_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self._save_and_stop(trainer, self._agreed_signal(trainer))
@@ -223,6 +226,8 @@ class ResumeCheckpoint(Checkpoint):
 
     @staticmethod
     def _ends_soon(trainer: L.Trainer) -> bool:
+        if trainer.max_steps == trainer.global_step + 1:
+            return True
         left = trainer.num_training_batches - (trainer.fit_loop.epoch_loop.batch_idx + 1)
         return 0 < left <= trainer.accumulate_grad_batches
 
@@ -370,7 +375,8 @@ def find_resumable(run: Path, checkpoint: Path | None = None) -> Path:
         for path in candidates:
             if path != chosen and _readable(path):
                 raise CheckpointError(
-                    f"{error}\nthe checkpoint before it is intact, continue with: resume='{path}'"
+                    f"{error}\nthe checkpoint before it is intact, continue with: "
+                    f"{shlex.quote(override('resume', path))}"
                 ) from None
         raise CheckpointError(f"{error}\nno other checkpoint in {run / FOLDER} can be read") from None
     return chosen

@@ -1,5 +1,7 @@
 """Run tracking: rows of a CSV file, and Weights & Biases, offline when nobody is logged in and never a network attempt
 then.
+
+A training never waits for a service and never ends with one: what cannot be reached is told once, and left.
 """
 
 from __future__ import annotations
@@ -9,29 +11,37 @@ import errno
 import io
 import netrc
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
 import yaml
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers.logger import DummyExperiment, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from zoo.files import CheckpointError, write_atomic, writer_of
+from zoo.training.summary import tell
 
 Mode = Literal["auto", "online", "offline", "disabled"]
+
+_MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+_ANSWER = 8.0  # seconds that the server has to answer when a run begins
+_PATIENCE = {"online": 15.0, "offline": 60.0, "disabled": 60.0}  # seconds for the whole beginning
 
 
 def logged_in() -> bool:
     """Whether W&B credentials are at hand: an API key in the environment or in the netrc file."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
+        host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, ValueError, netrc.NetrcParseError):
         return False
 
 
@@ -134,6 +144,9 @@ class WandbRun(WandbLogger):
     The run's id is drawn by the caller before anything starts and kept in the run folder, so a resumed training
     continues the same run. Offline runs are sent later with `wandb sync <run folder>/wandb/offline-run-*`.
 
+    Whatever goes wrong with the service, training goes on: a run that cannot begin online begins offline, and one that
+    cannot do that either is not tracked; one warning tells it.
+
     Args:
         save_dir: The run folder; W&B writes into its `wandb/`.
         run_id: Id of the run; None lets W&B draw one.
@@ -143,6 +156,9 @@ class WandbRun(WandbLogger):
             nothing.
         tags: Tags of the run.
         log_model: Send the best checkpoint as an artifact when training ends.
+
+    Attributes:
+        mode: `online`, `offline` or `disabled`, as it has come about.
     """
 
     def __init__(
@@ -155,35 +171,182 @@ class WandbRun(WandbLogger):
         tags: list[str] | None = None,
         log_model: bool = True,
     ) -> None:
-        if mode == "auto":
-            mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")  # type: ignore[assignment]
-        if mode == "online" and not logged_in():
-            raise ValueError(
-                "mode = online needs credentials: run `wandb login`, set WANDB_API_KEY, or choose mode=offline"
-            )
-        if mode != "online":  # only the environment variables keep W&B from opening a telemetry connection
-            os.environ["WANDB_MODE"] = mode
-            os.environ["WANDB_ERROR_REPORTING"] = "false"
-            os.environ.setdefault("WANDB_DATA_DIR", str(Path(save_dir, "wandb")))
+        self._warned = False
+        self.mode, self.send_model = self._chosen(mode), log_model
         os.environ.setdefault("WANDB_SILENT", "true")
-        Path(save_dir, "wandb").mkdir(parents=True, exist_ok=True)
-        self.mode, self.send_model = mode, log_model
-        super().__init__(name=name, save_dir=save_dir, id=run_id, project=project, resume="allow", tags=tags, mode=mode)
-        self._wandb_init.pop("anonymous", None)  # W&B warns about an option that we never chose
+        options: dict[str, Any] = {"name": name, "save_dir": save_dir, "id": run_id, "project": project, "tags": tags}
+        try:
+            super().__init__(**options, resume="allow")
+            import wandb  # noqa: F401 (it may be installed and broken)
+
+            Path(save_dir, "wandb").mkdir(parents=True, exist_ok=True)
+        except OSError:  # the run folder, not the service
+            raise
+        except Exception as error:
+            self._leave(f"wandb cannot be imported ({_reason(error)})")
+        if self.mode != "online":
+            self._stay_offline(save_dir)
+
+    def _chosen(self, mode: Mode) -> str:
+        wanted = os.environ.get("WANDB_MODE", "").strip().lower() if mode == "auto" else mode
+        if wanted and wanted not in _MODES:
+            self._warn(f"WANDB_MODE={wanted} is none of {', '.join(_MODES)}: the run is tracked offline")
+            return "offline"
+        chosen = _MODES[wanted] if wanted else "online" if logged_in() else "offline"
+        if chosen == "online" and not logged_in():
+            self._warn(
+                "W&B has no credentials (`wandb login`, or WANDB_API_KEY, gives them): the run is tracked offline"
+            )
+            return "offline"
+        return chosen
+
+    def _stay_offline(self, save_dir: str) -> None:
+        os.environ["WANDB_MODE"] = self.mode  # only the variables keep W&B from opening a telemetry connection
+        os.environ["WANDB_ERROR_REPORTING"] = "false"
+        os.environ.setdefault("WANDB_DATA_DIR", str(Path(save_dir, "wandb")))
+
+    def _warn(self, text: str) -> None:
+        if not self._warned:
+            tell(text)
+        self._warned = True
+
+    def _leave(self, why: str) -> None:
+        """Track no more."""
+        self._warn(f"{why}: the run is not tracked by W&B from here on")
+        self.mode = "disabled"
+        self._experiment: Any = DummyExperiment()
+
+    # ---- the beginning -----------------------------------------------------------------------------------------
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The run, begun when it is first asked for."""
+        if self._experiment is None and getattr(self, "_attach_id", None) is None:
+            self._begin()
+        return self._experiment if self._experiment is not None else super().experiment
+
+    def _begin(self) -> None:
+        import wandb
+
+        if wandb.run is not None:  # somebody else's, in this process
+            self._experiment = wandb.run
+            return
+        why = ""
+        attempts = [(self.mode, False), *([("offline", False)] if self.mode == "online" else []), ("offline", True)]
+        for mode, clean in attempts:
+            try:
+                with _without_settings() if clean else nullcontext():
+                    self._experiment = _bounded(partial(self._init, mode), _PATIENCE[mode])
+                return
+            except Exception as error:
+                why = why or _reason(error)
+            if mode == "online":
+                self._warn(f"W&B cannot be reached ({why}): the run is tracked offline")
+                self.mode = "offline"
+                self._stay_offline(str(self._save_dir))
+        self._leave(f"W&B cannot start ({why})")
+
+    def _init(self, mode: Any) -> Any:
+        import wandb
+
+        options: dict[str, Any] = {
+            k: v for k, v in self._wandb_init.items() if k != "anonymous"
+        }  # W&B warns of that one
+        if mode == "online":
+            options["settings"] = wandb.Settings(init_timeout=_ANSWER)
+        run = wandb.init(**options, mode=mode)
+        if getattr(run, "define_metric", None):
+            run.define_metric("trainer/global_step")
+            run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        return run
+
+    # ---- while it goes on ----------------------------------------------------------------------------------------
+
+    def _try(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        if isinstance(self._experiment, DummyExperiment):
+            return
+        try:
+            call(*args, **kwargs)
+        except Exception as error:
+            self._leave(f"W&B has stopped ({_reason(error)})")
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        self._try(super().log_hyperparams, params)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self._try(super().log_metrics, metrics, step)
+
+    @rank_zero_only
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
+        self._try(super().log_image, key, images, step, **kwargs)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self._try(super().finalize, status)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the run's files lie; None where it is not tracked."""
+        place = None if self.mode == "disabled" else getattr(self.experiment, "dir", None)
+        return Path(place).parent if isinstance(place, str) else None
 
     @rank_zero_only
     def log_best(self, checkpoint: Path, metadata: dict[str, Any]) -> None:
         """Attach a checkpoint to the run as the artifact `<run id>-model`, alias `best`."""
+        if self.send_model and self.mode != "disabled":
+            self._try(self._log_artifact, checkpoint, metadata)
+
+    def _log_artifact(self, checkpoint: Path, metadata: dict[str, Any]) -> None:
         import wandb
 
-        if self.send_model and self.mode != "disabled":
-            artifact = wandb.Artifact(f"{self.experiment.id}-model", type="model", metadata=metadata)
-            artifact.add_file(str(checkpoint), name="model.ckpt")
-            self.experiment.log_artifact(artifact, aliases=["best"])
+        artifact = wandb.Artifact(f"{self.experiment.id}-model", type="model", metadata=metadata)
+        artifact.add_file(str(checkpoint), name="model.ckpt")
+        self.experiment.log_artifact(artifact, aliases=["best"])
 
     @rank_zero_only
     def close(self, exit_code: int) -> None:
         """Finish the run; a later run in the same process then gets its own."""
         if self._experiment is not None:
-            self.experiment.finish(exit_code=exit_code)
+            self._try(self._experiment.finish, exit_code=exit_code)
             self._experiment = None
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]
+
+
+def _bounded(call: Callable[[], Any], seconds: float) -> Any:
+    """What a call returns or raises; TimeoutError if it does neither in time, and it is left to itself."""
+    done: list[tuple[Any, BaseException | None]] = []
+
+    def run() -> None:
+        try:
+            done.append((call(), None))
+        except BaseException as error:
+            done.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True, name="wandb-init")
+    thread.start()
+    thread.join(seconds)
+    if not done:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    value, error = done[0]
+    if error is not None:
+        raise error if isinstance(error, Exception) else RuntimeError(_reason(error))
+    return value
+
+
+@contextmanager
+def _without_settings() -> Iterator[None]:
+    """Without what the environment says to W&B, one word of which it may not understand."""
+    kept = {k: os.environ.pop(k) for k in list(os.environ) if k.startswith("WANDB_")}
+    own = ("WANDB_MODE", "WANDB_ERROR_REPORTING", "WANDB_DATA_DIR", "WANDB_SILENT")
+    os.environ.update({k: v for k, v in kept.items() if k in own})
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
