@@ -43,9 +43,9 @@ ALLOWED = {
     "cli": {"benchmarks", "files", "gallery", "kernels", "models", "tools", "validation"},
     "__main__": {"cli"},
     "tasks": {"models", "kernels", "checkpoints"},
-    "training": {"tasks", "models", "data", "checkpoints", "config", "figures"},
+    "training": {"tasks", "models", "data", "checkpoints", "config", "figures", "files"},
     "checkpoints": {"models", "files"},
-    "files": {"whole"},
+    "files": set(),
     "whole": set(),
     "quoting": set(),
     "scaling": set(),
@@ -57,7 +57,7 @@ ALLOWED = {
     "config": set(),
     "launch": {"config", "training", "trust"},
 }
-HELPERS = {"facts", "inputs", "quoting", "scaling", "suggest", "values", "zoo"}
+HELPERS = {"facts", "inputs", "quoting", "scaling", "suggest", "values", "whole", "zoo"}
 
 
 def room_of(path: Path) -> str:

@@ -27,7 +27,7 @@ import torch
 
 from zoo import inputs
 from zoo.values import DamagedFileError, read_json
-from zoo.whole import replace_all, still
+from zoo.whole import replace_all, still, writing
 
 __all__ = [
     "CONFIG_NAME",
@@ -36,6 +36,7 @@ __all__ = [
     "CheckpointError",
     "check_inside",
     "check_recorded",
+    "hub_config",
     "locate",
     "read_checkpoint",
     "read_config",
@@ -62,7 +63,7 @@ _MAX_CONFIG = 16_000_000
 _SCANNED = 64_000_000
 
 
-_TRIES = 20
+_TRIES = 4
 
 Result = TypeVar("Result")
 Place = TypeVar("Place", bound=str | Path)  # a mapping of paths is not one of `str | Path`
@@ -363,6 +364,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         if not isinstance(config.get(key, {}), dict):
             raise CheckpointError(f"{path}: {key} must be an object, not {config[key]!r:.60}")
     for name, digest in config.get("sha256", {}).items():
+        if not name or "\0" in name or Path(name).name != name:
+            raise CheckpointError(f"{path}: sha256 names {name!r:.60}, which is no file of the folder")
         if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
             raise CheckpointError(f"{path}: sha256 of {name} must be 64 hexadecimal digits, not {digest!r:.60}")
     if "input" in config:
@@ -371,6 +374,33 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         except inputs.InputError as error:
             raise CheckpointError(f"{path}: {error}; write the folder again with zoo.save_pretrained") from None
     return config
+
+
+def undisturbed(folder: str | Path, read: Callable[[], Result], names: Sequence[str] = ()) -> Result:
+    """What `read` returns of a folder's files, all of them from before a writer replaced them or all from after.
+
+    Args:
+        folder: The folder that is read.
+        read: Called again when the files were replaced meanwhile; random draws are then repeated, not continued.
+        names: The files that belong together; by default those of a saved model.
+    """
+    drawn = torch.get_rng_state()
+    for i in range(_TRIES):
+        if i == _TRIES - 1:  # somebody writes again and again, and has to wait now
+            with writing(Path(folder)) as alone:
+                if alone:
+                    return read()
+        before = still(Path(folder), names or (WEIGHTS_NAME, CONFIG_NAME))
+        try:
+            result = read()
+        except Exception:  # of a mixture, which any reader may say in its own words
+            if still(Path(folder), names or (WEIGHTS_NAME, CONFIG_NAME)) == before:
+                raise
+        else:
+            if still(Path(folder), names or (WEIGHTS_NAME, CONFIG_NAME)) == before:
+                return result
+        torch.set_rng_state(drawn)
+    raise CheckpointError(f"{folder} is being written again and again: read it when its writer has ended")
 
 
 def check_inside(path: Path, folder: Path) -> None:
@@ -394,29 +424,6 @@ def _checked(source: str | Path) -> Path:
     if "\0" in str(source):
         raise CheckpointError(f"{str(source)!r:.200} is no path: it holds a NUL character")
     return Path(source)
-
-
-def undisturbed(folder: str | Path, read: Callable[[], Result], names: Sequence[str] = ()) -> Result:
-    """What `read` returns of a folder's files, all of them from before a writer replaced them or all from after.
-
-    Args:
-        folder: The folder that is read.
-        read: Called again when the files were replaced meanwhile; random draws are then repeated, not continued.
-        names: The files that belong together; by default those of a saved model.
-    """
-    drawn = torch.get_rng_state()
-    for _ in range(_TRIES):
-        before = still(Path(folder), names or (WEIGHTS_NAME, CONFIG_NAME))
-        try:
-            result = read()
-        except Exception:  # of a mixture, which any reader may say in its own words
-            if still(Path(folder), names or (WEIGHTS_NAME, CONFIG_NAME)) == before:
-                raise
-        else:
-            if still(Path(folder), names or (WEIGHTS_NAME, CONFIG_NAME)) == before:
-                return result
-        torch.set_rng_state(drawn)
-    raise CheckpointError(f"{folder} is being written again and again: read it when its writer has ended")
 
 
 # ---- hashes ------------------------------------------------------------------------------------------------
@@ -560,6 +567,17 @@ def fetch_hub(repository: str, filename: str | None = None) -> Path:
             return path
     other = "" if filename else f"; name another one as hf-hub:{repository}/<file>"
     raise CheckpointError(f"hf-hub:{repository} has no file {' or '.join(names)}{other}")
+
+
+def hub_config(repository: str) -> dict[str, Any]:
+    """The `config.json` of a hub repository; empty where it has none.
+
+    Args:
+        repository: `<organisation>/<name>`, with an optional `@revision`.
+    """
+    identifier, _, revision = repository.partition("@")
+    path = _hub_file(identifier, CONFIG_NAME, revision or None)
+    return read_config(path.parent) if path is not None else {}
 
 
 def _hub_file(repository: str, name: str, revision: str | None) -> Path | None:

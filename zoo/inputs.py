@@ -31,6 +31,7 @@ __all__ = [
     "derived",
     "read",
     "record_of",
+    "shape_of",
 ]
 
 _MAX_BYTES = 1_000_000  # of a record
@@ -355,6 +356,30 @@ def read(record: Mapping[str, Any]) -> Any:
     if found.numbers() > _MAX_NUMBERS:
         raise InputError(f"the record describes inputs of {found.numbers():,} numbers: it is damaged or hostile")
     return found
+
+
+def shape_of(record: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Shape of one input of a record: None for a kind that is not known."""
+    if record.get("kind") not in KINDS:
+        return None
+    found = read(record)
+    match record["kind"]:
+        case "image":
+            return (found.channels, *found.size)
+        case "clip":
+            return (found.channels, found.frames, *found.size)
+        case "sound":
+            return (found.samples,)
+        case "points":
+            return (found.points, found.channels)
+        case "spectrum":
+            return (found.bands, found.patch, found.patch)
+        case "text":
+            return (found.tokens,)
+        case "table":
+            return (found.count,)
+        case _:
+            return (found.steps, found.count)
 
 
 def record_of(model: Any) -> dict[str, Any]:

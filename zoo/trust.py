@@ -2,7 +2,8 @@
 
 A run folder, a record or a checkpoint may come from anyone, so it is data. It may name classes of the zoo, of packages
 that the zoo's own configurations name, and of packages that are installed with an entry point of the zoo
-(`zoo.models.plugins`), each where a class of its kind belongs. What a person types is trusted; what a file holds is not.
+(`zoo.models.plugins`), each where a class of its kind belongs. What a person types is trusted, what a file holds is
+not.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def read_yaml(path: Path, limit: int = 1_000_000) -> Any:
 
     class Plain(yaml.SafeLoader):
         def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+            if self.check_event(yaml.AliasEvent):
                 raise yaml.YAMLError("it holds a reference (*name)")
             return super().compose_node(parent, index)
 

@@ -23,7 +23,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,11 +32,11 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["clean", "replace_all", "replace_link", "staging", "still"]
+__all__ = ["clean", "replace_all", "replace_link", "staging", "still", "writing"]
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 _POINTER, _KEPT, _STAGED = "now", "old", "new"
-_PATIENCE = 10.0  # seconds that a writer waits for another one to finish its switch
+_PATIENCE = 60.0  # seconds that a writer waits for another one to finish its switch
 _FORGOTTEN = 86_400.0  # seconds after which a temporary name is left over, where the file system has no locks
 
 
@@ -121,7 +121,7 @@ def staging(folder: Path) -> Iterator[Path]:
 
 def _switch(folder: Path, place: Path) -> None:
     names = sorted(path.name for path in place.iterdir())
-    with _writing(folder) as alone:
+    with writing(folder) as alone:
         if alone is False:
             raise BlockingIOError(errno.EAGAIN, "another process is writing into this folder", str(folder))
         _settle(folder)
@@ -163,7 +163,7 @@ def _point(folder: Path, kept: Path, place: Path, names: list[str]) -> bool:
 def replace_link(link: Path, target: str) -> None:
     """Let a symbolic link lead elsewhere, or take the place of a file, in one step."""
     clean(link.parent)
-    with _writing(link.parent):
+    with writing(link.parent):
         _lead(link, target)
 
 
@@ -210,7 +210,7 @@ def _pointers(folder: Path, target: str | None = None) -> list[Path]:
     return [p for p in found if target is None or os.readlink(p) == target]
 
 
-def still(folder: Path, names: tuple[str, ...]) -> tuple[tuple[int, ...] | None, ...]:
+def still(folder: Path, names: Sequence[str]) -> tuple[tuple[int, ...] | None, ...]:
     """What the names in a folder lead to now. Equal before and after reading them: no writer came in between."""
     found: list[tuple[int, ...] | None] = []
     for name in names:
@@ -258,7 +258,7 @@ def clean(folder: Path) -> list[str]:
     if not any(_TEMPORARY.fullmatch(p.name) for p in folder.glob(".*.tmp")):
         return []
     removed = []
-    with contextlib.suppress(OSError), _writing(folder) as alone:
+    with contextlib.suppress(OSError), writing(folder) as alone:
         if alone is False:
             return []
         if alone:
@@ -295,7 +295,7 @@ def _is_left_over(path: Path, alone: bool | None) -> bool:
 
 
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[bool | None]:
+def writing(folder: Path) -> Iterator[bool | None]:
     """Keep other writers of a folder waiting: True; False: one of them did not end; None: there are no locks here."""
     handle, end = _opened(folder), time.monotonic() + _PATIENCE
     locked: bool | None = None

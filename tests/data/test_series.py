@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -245,6 +246,14 @@ def test_what_is_constant_while_training_is_only_centred(tmp_path: Path, caplog:
     assert caplog.text.count("a never changes in the training part and is only centred") == 1
 
 
+def test_values_beyond_float32_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "series.csv"
+    days = [datetime(2020, 1, 1) + timedelta(days=i) for i in range(100)]
+    path.write_text("date,a\n" + "".join(f"{day},{i if i < 99 else '-1e308'}\n" for i, day in enumerate(days)))
+    with pytest.raises(DataError, match=r"a at 2020-04-09 00:00:00 is -1e\+308, too far from the training part"):
+        Forecast(str(path), seq_len=4, pred_len=2).setup()
+
+
 # ---- the same input in training and in prediction ----------------------------------------------------------
 
 
@@ -308,6 +317,36 @@ def test_files_that_do_not_suit_the_record_are_told(file: Path, tmp_path: Path) 
         with pytest.raises(DataError, match="the record of the input") as refusal:
             prepare(file, {**record, **broken})
         assert told in str(refusal.value)
+
+
+def test_any_text_is_a_series_or_refused_in_one_line(tmp_path: Path) -> None:
+    """Pieces of series in random order, also at the ends of the calendar and of what numbers hold."""
+    draw, path, read = random.Random(0), tmp_path / "series.csv", 0
+    times = ["2020-01-01", "2020-01-31", "2020-02-29T12:00Z", "0001-01-01T00:00+23:59", "9999-12-31", "1", "", "x"]
+    times += ["9999-12-31T23:59:59.999999-23:59", "2020-01-01 00:00", "20200101", "2020-W01-1", "inf", '"2020-01-02"']
+    cells = ["1", "1", "2,5", "-2.5e3", "1e308", "-1e308", "5e-324", "", "nan", "inf", "x", '"', "0x1", "1_0", "١"]
+    for _ in range(400):
+        separator = draw.choice([",", ";", "\t"])
+        good = draw.random() < 0.5
+        start = datetime(2020, 1, 1)
+        rows = [["date", "a", "b"]] * (draw.random() < 0.9)
+        for i in range(draw.randrange(6)):
+            time = str(start + timedelta(days=i)) if good or draw.random() < 0.5 else draw.choice(times)
+            rows.append([time, *(draw.choice(cells[: 7 if good and separator != "," else 2]) for _ in "ab")])
+            if not good:
+                rows[-1][draw.randrange(3)] = draw.choice(cells + times)
+        path.write_text("\n".join(separator.join(row) for row in rows), encoding="utf-8")
+        try:
+            series = read_csv(path, fill=draw.choice([None, "forward"]), regular=draw.random() < 0.7)
+        except DataError as error:
+            told = str(error)
+            assert "\n" not in told
+        else:
+            read += 1
+            assert np.isfinite(series.values).all()
+            assert series.marks().shape == (len(series.times), 4)
+            assert series.step is None or str(series.step)
+    assert 60 < read < 350
 
 
 def test_wrong_settings_are_told(file: Path, tmp_path: Path) -> None:

@@ -172,6 +172,19 @@ def test_words_are_encoded_as_in_training(coloured: Tabular, tmp_path: Path) -> 
             prepare(path, record)
 
 
+def test_names_that_are_numbers_are_names(tmp_path: Path) -> None:
+    """As pandas writes them where nobody gave any."""
+    path, record = tmp_path / "rows.csv", {"kind": "table", "columns": ["0", "1", "2"], "count": 3}
+    path.write_text("2,1,0\n5,6,7\n")
+    assert prepare(path, record)[0].tolist() == [[7, 6, 5]]
+    path.write_text("5,6,7\n")
+    with pytest.raises(DataError, match="has no header line"):
+        prepare(path, record)
+    path.write_text("0,1,2\n5,6,7\n")
+    with pytest.raises(DataError, match="its 3 columns cannot be matched by name with the 3 of the model"):
+        prepare(path, {**record, "columns": ["a", "b", "c"]})
+
+
 def test_records_that_do_not_agree_are_told(coloured: Tabular, tmp_path: Path) -> None:
     path, record = tmp_path / "rows.csv", coloured.input_record()
     path.write_text("size,colour\n1,red\n")

@@ -17,6 +17,10 @@ from sklearn.datasets import load_wine
 import zoo
 from zoo.cli import main
 from zoo.data import Forecast
+from zoo.data.prepare import prepare
+from zoo.tools.errors import ToolError
+from zoo.tools.evaluation import batches
+from zoo.tools.export import export
 
 WINE = "grbf.wine"
 CHOSEN = [0, 70, 150]
@@ -203,3 +207,23 @@ def test_series_that_cannot_be_forecast(
         other.write_text("\n".join(rows))
         assert told in refusal(capsys, name, str(other))
     assert "only tables can be without a header line" in refusal(capsys, name, str(path), "--no-header")
+
+
+def test_forecasts_are_not_compared_as_classes(forecaster: tuple[Path, Forecast, Path]) -> None:
+    with pytest.raises(ToolError, match="Forecast has windows and times"):
+        next(batches(forecaster[1]))
+
+
+def test_an_exported_forecast_uses_the_calendar(forecaster: tuple[Path, Forecast, Path], tmp_path: Path) -> None:
+    """Given what a file is prepared to, the exported program answers as the model; at other times, otherwise."""
+    path, data, folder = forecaster
+    told = export(f"local-dir:{folder}", tmp_path, formats=("program",))
+    assert told["input"] == ["batch", 12, 2]
+    assert told["marks"] == ["batch", 12, 4]
+    assert told["input_record"] == data.input_record()
+    windows, marks = prepare(path, told["input_record"])
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    model = zoo.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(program(windows, marks), model(windows, marks), atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(program(windows, marks * 0), model(windows, marks), atol=1e-5)

@@ -178,6 +178,8 @@ def test_exports_of_every_family_run_where_there_is_no_zoo(exported: dict[str, P
     for name, folder in exported.items():
         model = evaluation.load(name)
         inputs = info.example(model, 3)
+        told = json.loads((folder / "deployment.json").read_text())
+        assert told["input_record"] == model.input_record == shipped.record(name)["input"]
         for file in ("model.pt2", "model.onnx"):
             given[folder / file], expected[folder / file] = inputs.numpy(), model(inputs).detach().numpy()
     found = run_elsewhere(given)
@@ -372,6 +374,7 @@ def test_push_and_load_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     again = zoo.create_model("hf-hub:someone/digits", pretrained=True).eval()
     inputs = info.example(model)
     torch.testing.assert_close(again(inputs), model(inputs), rtol=0, atol=0)
+    assert again.input_record == model.input_record
 
     assert main(["push", WINE, f"local-dir:{tmp_path / 'mirror'}"]) == 0
     assert "local-dir:" in capsys.readouterr().out

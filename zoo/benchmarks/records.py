@@ -151,7 +151,7 @@ def put_section(path: Path, name: str, text: str) -> None:
     block = f"{begin}\n{text.strip()}\n{end}"
     found = re.search(re.escape(begin) + ".*?" + re.escape(end), before, re.DOTALL)
     after = before[: found.start()] + block + before[found.end() :] if found else f"{before.rstrip()}\n\n{block}\n"
-    path.write_text(after)
+    write_atomic(path, writer_of(after.encode()))
 
 
 class Provenance:

@@ -12,6 +12,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt
 
 from zoo.benchmarks.records import Records, markdown, mean_sd, plain, put_section
 from zoo.config import check_values
+from zoo.quoting import command
 from zoo.values import DamagedFileError, first_line, read_json, read_yaml
 
 _OWN = ("seed=", "experiment=", "hydra.", "hydra/", "logger", "resume=")  # what does not change a result
@@ -32,6 +33,13 @@ class Run:
     metrics: dict[str, float]
     seconds: float
     origin: tuple[str, ...] = ()
+    experiment: str | None = None  # the choice of that name, where the run has one
+
+    def command(self, seeds: Sequence[int]) -> str:
+        """The command, for a shell, that trains it with these seeds."""
+        several = ["-m"] if len(seeds) > 1 else []
+        experiment = [f"experiment={self.experiment}"] if self.experiment else []
+        return command("python train.py", *several, *experiment, *self.changes, f"seed={','.join(map(str, seeds))}")
 
 
 def read_run(folder: Path) -> Run:
@@ -48,8 +56,9 @@ def read_run(folder: Path) -> Run:
     if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
         raise RunsError(f"{folder}/.hydra/overrides.yaml holds no list of overrides")
     changes = tuple(sorted(o for o in overrides if not o.startswith(_OWN)))
+    experiment = next((o.partition("=")[2] for o in overrides if o.startswith("experiment=")), None)
     numbers = summary["seed"], summary["metrics"], summary["seconds"]
-    return Run(config["name"], config["model"]["model_name"], changes, *numbers, _origin(summary))
+    return Run(config["name"], config["model"]["model_name"], changes, *numbers, _origin(summary), experiment)
 
 
 def _origin(summary: dict[str, Any]) -> tuple[str, ...]:
@@ -154,24 +163,14 @@ def tabulate(
         metric = next((m for m in ("test/acc", "test/score", "test/mse", "val/acc", *shared) if m in shared), None)
         if metric is None:
             raise RunsError(f"the runs of {name} have no metric in common")
-        seeds = ",".join(str(run.seed) for run in runs)
-        command = " ".join(["python train.py", *(["-m"] if len(runs) > 1 else []), f"experiment={name}", *changes])
+        line = runs[0].command([run.seed for run in runs])
         values = [run.metrics[metric] for run in runs]
         score = mean_sd(values, digits=4) if len(values) > 1 else f"{values[0]:.4f}"  # one run has no spread
         seconds = f"{sum(run.seconds for run in runs) / len(runs):.0f}"
         known = measured.numbers("score", experiment=" ".join([name, *changes]), metric=metric)
         floor = f"{known[0]:.4f}" if known else ""
-        rows.append(
-            [
-                plain(name),
-                plain(model),
-                f"{plain(metric)} {score}",
-                floor,
-                str(len(runs)),
-                seconds,
-                f"`{plain(command)} seed={seeds}`",
-            ]
-        )
+        cells = [plain(name), plain(model), f"{plain(metric)} {score}", floor, str(len(runs)), seconds]
+        rows.append([*cells, f"`{plain(line)}`"])
     header = ["experiment", "model", "mean (standard deviation)", "linear floor", "seeds", "seconds a run", "command"]
     if not any(row[3] for row in rows):
         header, rows = header[:3] + header[4:], [row[:3] + row[4:] for row in rows]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from zoo.benchmarks.records import Provenance, Records, markdown, mean_sd, put_section, stamp
 from zoo.benchmarks.timing import POLICIES, interleaved_times, under_policies
 from zoo.benchmarks.tuning import bracketed
+from zoo.files import write_atomic
 from zoo.kernels.random_features import ExpFeatures, FeatureMap, OscillatoryFeatures, ReLUFeatures
 from zoo.models.snnk import SNNK, SNNKLinear
 
@@ -225,7 +226,7 @@ def _draw(records: Records, path: Path) -> None:
     figure.legend(handles, labels, loc="outside upper center", ncols=5)
     figure.supxlabel("random projections m")
     figure.supylabel("root mean square error")
-    figure.savefig(path, dpi=110)
+    write_atomic(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=110))
 
 
 # ---- a perceptron ------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from zoo import inputs
-from zoo.data.checks import checked
+from zoo.data.checks import checked, tell
 from zoo.data.image import ImageDataModule, Probability, Share
 from zoo.data.pictures import FORMATS, Fit, open_picture
 from zoo.data.sampling import KeyedDataset, SampleKey, isolated_rng, sample_seed, seed_rng, stratified_split
@@ -237,6 +237,7 @@ class ImageFolder(ImageDataModule):
                 found = scan_like(where[part], where["train"], self.class_names, IMAGES)
                 self.datasets[part] = FolderImages(*found, evaluation, None)
         if "test" not in self.datasets and "val" in self.datasets:
+            tell(f"{self.root} has no test part: the test is on the validation part")
             self.datasets["test"] = self.datasets["val"]
 
     @property

@@ -185,7 +185,8 @@ class ImageDataModule(LightningDataModule):
         self._require_setup()
         if part not in self.datasets:
             found = ", ".join(self.datasets)
-            raise DataError(f"{type(self).__name__} has no {part} part, only {found}: set val_fraction above 0")
+            hint = ": set val_fraction above 0" if part == "val" else ""
+            raise DataError(f"{type(self).__name__} has no {part} part, only {found}{hint}")
         return self.datasets[part]
 
     def _require_setup(self) -> None:

@@ -24,7 +24,7 @@ __all__ = ["SUFFIXES", "form_for", "kind_of_file", "prepare"]
 #: Where the function of each kind lives; it takes the file and the typed record, and returns the model's arguments.
 PREPARERS = {
     "image": "pictures:prepare_image",
-    "sound": "sounds:prepare_sound",
+    "sound": "audio:prepare_sound",
     "clip": "video:prepare_clip",
     "points": "points:prepare_points",
     "spectrum": "hyperspectral:prepare_spectrum",

@@ -343,9 +343,18 @@ SERIES = {"chicago": _chicago, "jfk_weather": _jfk_weather, "victoria_electricit
 
 
 def standardised(series: Series, form: inputs.Series) -> tuple[Tensor, Tensor]:
-    """Values (steps, D) and calendar marks (steps, F) of a whole series as a model takes them, float32."""
-    values = (series.values - np.array(form.mean)) / np.array(form.std)
-    return torch.from_numpy(values).float(), torch.from_numpy(series.marks()[:, : form.time_features]).float()
+    """Values (steps, D) and calendar marks (steps, F) of a whole series as a model takes them, float32.
+
+    Raises:
+        DataError: A value is so far from those of the training part that float32 cannot hold it.
+    """
+    with np.errstate(over="ignore"):
+        values = torch.from_numpy((series.values - np.array(form.mean)) / np.array(form.std)).float()
+    if not values.isfinite().all():
+        row, column = (~values.isfinite()).nonzero()[0].tolist()
+        where = f"{series.names[column]} at {series.times[row]}"
+        raise DataError(f"{where} is {series.values[row, column]:g}, too far from the training part for float32")
+    return values, torch.from_numpy(series.marks()[:, : form.time_features]).float()
 
 
 def in_units(forecast: Tensor, form: inputs.Series) -> np.ndarray:

@@ -318,7 +318,10 @@ def read_rows(path: str | Path, form: inputs.Table) -> TableRows:
     names = form.columns
     table = read_table(path, header=None if form.header else False)
     if table.header is None and names and form.header:
-        _refuse_headless(table, names)
+        first = next((row for _, row in table.rows()), [])
+        if not set(names) <= set(first):
+            _refuse_headless(table, names)
+        table = read_table(path, header=True)  # names that are numbers
     notes: list[str] = []
     if table.header is None or not names:
         _check_order(table, form.count, names)

@@ -8,8 +8,8 @@ that must be positive are stored as free numbers `raw_<name>` and read as `<name
 >>> K = kernel(X, Z)                                            # (..., n, m)
 
 Numerics, once for all kernels: they compute in float32 or better, also under autocast and for half-precision
-inputs, and answer in the inputs' dtype; squared distances are centred before they are expanded
-(:func:`squared_distances`).
+inputs, and answer in the inputs' dtype; squared distances are centred before they are expanded, and those of points
+that spread far are computed in float64 (:func:`squared_distances`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import Any, Literal, cast, overload
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from zoo.kernels.watching import is_recorded, is_transformed
 
 __all__ = [
     "FeatureKernel",
@@ -37,7 +39,9 @@ __all__ = [
     "Sum",
     "distances",
     "no_autocast",
+    "plain_gradients",
     "recorded_gradients",
+    "spreads",
     "squared_distances",
 ]
 
@@ -200,6 +204,15 @@ def recorded_gradients(
     return tuple(next(found) if wants else None for wants in wanted)
 
 
+def plain_gradients(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], wanted: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """:func:`recorded_gradients` of function(*inputs): for second derivatives, and gradients that stand for many."""
+    with torch.enable_grad():
+        y = function(*inputs)
+    return recorded_gradients(y, inputs, wanted, grad)
+
+
 def squared_distances(
     X: Tensor, Z: Tensor | None = None, *, method: Literal["auto", "expand", "direct"] = "auto"
 ) -> Tensor:
@@ -208,8 +221,9 @@ def squared_distances(
     `"expand"` uses |x|^2 + |z|^2 - 2 x.z after moving the origin into the data, so that data far from zero
     lose no digits; small negative results of rounding become zero, yet keep the derivative of the formula, so
     that first and second derivatives at coinciding points are right. No square root is taken. Its absolute
-    error is about eps * (largest |x - mean|)^2: for tight clusters far from each other use `"direct"`, which
-    sums the squares of the differences and needs memory for n * m * D numbers.
+    error is about eps * (largest |x - mean|)^2, so it is evaluated in float64 where that square is above 64:
+    tight clusters may lie far from each other. `"direct"` sums the squares of the differences and needs memory for
+    n * m * D numbers. A compiled or exported graph decides nothing by the data and stays in the type of the points.
 
     Args:
         X: Points (..., n, D).
@@ -230,6 +244,9 @@ def squared_distances(
         if method != "expand":
             raise ValueError(f"method={method!r} is not one of 'auto', 'expand', 'direct'")
         origin = _origin(Y)
+        if spreads(X - origin, Y - origin):
+            double = squared_distances(X.double(), None if Z is None else Y.double(), method="expand")
+            return double.to(dtype)
         X, Y = X - origin, Y - origin
         squares = X.square().sum(-1, keepdim=True) + Y.square().sum(-1).unsqueeze(-2)
         q = squares - 2 * _exact_product(X, Y.mT)
@@ -256,6 +273,59 @@ def distances(X: Tensor, Z: Tensor | None = None, *, method: Literal["auto", "ex
 def _origin(Y: Tensor) -> Tensor:
     """A point inside the data. Distances do not depend on it, so neither do derivatives."""
     return Y.detach().mean(-2, keepdim=True) if Y.shape[-2] else Y.detach().sum(-2, keepdim=True)
+
+
+#: Squared norms above which the expansion in float32 has errors that a kernel shows.
+_SPREAD = 64.0
+
+
+def spreads(*points: Tensor | None) -> bool:
+    """Whether centred points (..., n, D) lie so far out that differences between them lose digits in float32.
+
+    Where the data cannot be asked, the answer is yes under transforms, which are rare, and no in compiled graphs.
+    """
+    first = points[0]
+    assert first is not None
+    if first.dtype != torch.float32 or first.is_meta or first.device.type == "mps":
+        return False
+    if is_recorded(first):
+        return is_transformed(first)
+    if first.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    with torch.no_grad():
+        return any(bool(p.square().sum(-1).max() > _SPREAD) for p in points if p is not None and p.numel())
+
+
+class _CityBlock(torch.autograd.Function):
+    """The library's city-block distances, with second derivatives, which it lacks."""
+
+    @staticmethod
+    def forward(ctx: Any, X: Tensor, Y: Tensor) -> Tensor:
+        with torch.enable_grad():
+            ctx.given = X.detach().requires_grad_(), Y.detach().requires_grad_()
+            ctx.found = torch.cdist(ctx.given[0], ctx.given[1], p=1.0)
+        ctx.save_for_backward(X, Y)
+        return ctx.found.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() or is_transformed(grad):
+            return plain_gradients(_direct_city_block, ctx.saved_tensors, ctx.needs_input_grad, grad)
+        return torch.autograd.grad(ctx.found, ctx.given, grad, retain_graph=True)
+
+
+def _direct_city_block(X: Tensor, Y: Tensor) -> Tensor:
+    return (X.unsqueeze(-2) - Y.unsqueeze(-3)).abs().sum(-1)
+
+
+def city_block_distances(X: Tensor, Z: Tensor | None = None) -> Tensor:
+    """Sums of absolute differences (..., n, m) of points (..., n, D) and (..., m, D), X itself if None."""
+    Y = X if Z is None else Z
+    if is_transformed(X, Y):
+        return _direct_city_block(X, Y)
+    if is_recorded(X) or not (torch.is_grad_enabled() and (X.requires_grad or Y.requires_grad)):
+        return torch.cdist(X, Y, p=1.0)
+    return _CityBlock.apply(X, Y)
 
 
 def _exact_product(A: Tensor, B: Tensor) -> Tensor:
@@ -408,7 +478,7 @@ class Gaussian(Kernel):
         _register_scales(self, "lengthscale", lengthscale, learnable, device, dtype)
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
-        return torch.exp(-0.5 * squared_distances(*_rescale(self, X, Z)))
+        return torch.exp(-0.5 * squared_distances(*_rescale(self, X, Z)).to(X.dtype))
 
     def _diag(self, X: Tensor) -> Tensor:
         return X.new_ones(X.shape[:-1])
@@ -493,10 +563,12 @@ class PrecisionGaussian(Kernel):
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
         _check_dim(X, self.dim, "the precision matrix")
-        L = self.factor.to(X.dtype)
+        L, dtype = self.factor.to(X.dtype), X.dtype
         origin = _origin(X if Z is None else Z)  # first, or the product would round far from zero
+        if spreads(*(None if p is None else (p - origin).detach().abs() @ L.detach().abs() for p in (X, Z))):
+            X, Z, origin, L = X.double(), None if Z is None else Z.double(), origin.double(), L.double()
         projected = None if Z is None else _exact_product(Z - origin, L)
-        return torch.exp(-0.5 * squared_distances(_exact_product(X - origin, L), projected))
+        return torch.exp(-0.5 * squared_distances(_exact_product(X - origin, L), projected).to(dtype))
 
     def _diag(self, X: Tensor) -> Tensor:
         return X.new_ones(X.shape[:-1])
@@ -522,8 +594,7 @@ class Laplacian(Kernel):
         _register_scales(self, "lengthscale", lengthscale, learnable, device, dtype)
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
-        X, Z = _rescale(self, X, Z)
-        return torch.exp(-torch.cdist(X, X if Z is None else Z, p=1.0))
+        return torch.exp(-city_block_distances(*_rescale(self, X, Z)).to(X.dtype))
 
     def _diag(self, X: Tensor) -> Tensor:
         return X.new_ones(X.shape[:-1])
@@ -623,12 +694,13 @@ def _register_scales(module: nn.Module, name: str, value: Value, learnable: bool
 
 
 def _rescale(kernel: Gaussian | Laplacian, X: Tensor, Z: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Centred points in units of the lengthscale."""
+    """Centred points in units of the lengthscale, in float64 where they spread far."""
     lengthscale = type(kernel).lengthscale.of(kernel, X.dtype)
     if lengthscale.ndim:
         _check_dim(X, lengthscale.shape[0], "the lengthscale")
     origin = _origin(X if Z is None else Z)
-    return (X - origin) / lengthscale, None if Z is None else (Z - origin) / lengthscale
+    scaled = (X - origin) / lengthscale, None if Z is None else (Z - origin) / lengthscale
+    return _rescale(kernel, X.double(), None if Z is None else Z.double()) if spreads(*scaled) else scaled
 
 
 # ---- composition -------------------------------------------------------------------------------------------

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from zoo.kernels import native
-from zoo.kernels.base import no_autocast
+from zoo.kernels.base import no_autocast, plain_gradients
 from zoo.kernels.ridge import KernelRidgeHead
+from zoo.kernels.watching import is_ordinary, is_recorded
 
 __all__ = ["ClassifierStep", "DualPerceptron", "minmax", "relu_dropout_", "relu_slopes_", "unit_rows"]
 
@@ -68,8 +68,9 @@ class _MinMax(torch.autograd.Function):
         return z
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> Tensor:
+    def backward(ctx: Any, g: Tensor) -> Tensor | None:
+        if torch.is_grad_enabled() or not is_ordinary(g):
+            return plain_gradients(_plain_minmax, ctx.saved_tensors[:1], ctx.needs_input_grad, g)[0]
         return _minmax_slopes(g, *ctx.saved_tensors)
 
 
@@ -77,30 +78,52 @@ class _UnitRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor) -> Tensor:
         z, kept = _unit_rows(h)
-        ctx.save_for_backward(*kept)
+        ctx.save_for_backward(h, *kept)
         return z
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        return _unit_rows_slopes(g, *ctx.saved_tensors)
+    def backward(ctx: Any, g: Tensor) -> Tensor | None:
+        h, *kept = ctx.saved_tensors
+        if torch.is_grad_enabled() or not is_ordinary(g):
+            return plain_gradients(_plain_unit_rows, (h,), ctx.needs_input_grad, g)[0]
+        return _unit_rows_slopes(g, *kept)
 
 
 def _recording(h: Tensor) -> bool:
-    return h.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return h.requires_grad and torch.is_grad_enabled() and not is_recorded(h)
 
 
 def minmax(h: Tensor) -> Tensor:
     """Features (B, d) with the smallest number of the whole batch mapped to 0 and the largest to 1."""
-    if _recording(h):
-        return _MinMax.apply(h)
+    if h.dtype in (torch.float16, torch.bfloat16):  # which have no number as small as the least spread
+        return minmax(h.float()).to(h.dtype)
+    return _MinMax.apply(h) if _recording(h) else _plain_minmax(h)
+
+
+def _plain_minmax(h: Tensor) -> Tensor:
     low = h.min()
     return (h - low) / (h.max() - low).clamp_min(_EPS)
 
 
 def unit_rows(h: Tensor) -> Tensor:
     """Features (B, d) divided by the norm of their row."""
-    return _UnitRows.apply(h) if _recording(h) else F.normalize(h, dim=-1, eps=_EPS)
+    if h.dtype in (torch.float16, torch.bfloat16):
+        return unit_rows(h.float()).to(h.dtype)
+    return _UnitRows.apply(h) if _recording(h) else _plain_unit_rows(h)
+
+
+def _plain_unit_rows(h: Tensor) -> Tensor:
+    return F.normalize(h, dim=-1, eps=_EPS)
+
+
+def _once() -> None:
+    """Refuse second derivatives, which would come out as zeros.
+
+    Raises:
+        RuntimeError: Somebody wants them.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError("a training step in dual form has no second derivatives: use the layers themselves")
 
 
 # ---- the first layer in dual form --------------------------------------------------------------------------
@@ -170,8 +193,8 @@ class _Perceptron(torch.autograd.Function):
         return h2
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        _once()
         g = g.clone(memory_format=torch.contiguous_format)
         return *ctx.dual.slopes_(g, *ctx.saved_tensors), None, None
 
@@ -232,8 +255,8 @@ class _CrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        _once()
         h1, h2, W2 = ctx.saved_tensors
         return *ctx.dual.slopes_(ctx.slopes * scale, h1, h2, W2), *(ctx.d_head * scale), None, None
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from zoo.kernels import native
 from zoo.kernels.base import no_autocast, recorded_gradients
 from zoo.kernels.large_kernel import depthwise_conv2d
-from zoo.kernels.watching import is_recorded
+from zoo.kernels.watching import is_ordinary, is_recorded
 
 __all__ = [
     "LocalSlowNet",
@@ -248,8 +248,9 @@ class _Standardise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, times, bias, mean, scale = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody wants second derivatives
-            y = _standardise_plainly(x, times, bias, ctx.shared, ctx.eps)
+        if torch.is_grad_enabled() or not is_ordinary(grad):  # somebody wants second derivatives, or many at once
+            with torch.enable_grad():
+                y = _standardise_plainly(x, times, bias, ctx.shared, ctx.eps)
             return *recorded_gradients(y, (x, times, bias), ctx.needs_input_grad[:3], grad), None, None, None
         slope = None if ctx.shared is None else ctx.shared.slope
         d_x, d_times = native.standardise_gradient(x, times, mean, scale, grad, bias is not None, slope)
@@ -591,10 +592,10 @@ class _MixChannels(torch.autograd.Function):
         wants_bias, wants_onto, _, *wanted = ctx.needs_input_grad
         wants_parts, wants_weights = wanted[: ctx.count], wanted[ctx.count :]
         d_onto = grad if wants_onto else None
-        if torch.is_grad_enabled():  # somebody wants second derivatives
+        if torch.is_grad_enabled() or not is_ordinary(grad):  # somebody wants second derivatives, or many at once
             d_bias = grad.sum((0, 2, 3)) if wants_bias else None
-            slope = grad.flatten(2)
-            d_x = [(w.mT @ slope).view(x.shape) for x, w in zip(parts, weights, strict=True)]
+            slope = grad.reshape(*grad.shape[:2], -1)
+            d_x = [(w.mT @ slope).reshape(x.shape) for x, w in zip(parts, weights, strict=True)]
             d_w = [(slope @ x.flatten(2).mT).sum(0) for x in parts]
             return d_bias, d_onto, None, *d_x, *d_w
         d_bias = grad.new_zeros(grad.shape[1]) if wants_bias else None

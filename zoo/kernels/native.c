@@ -1361,8 +1361,9 @@ static void to_metric(const float *points, const float *origin, const float *L, 
 }
 
 /* phi (points, units), and what its derivatives need: x and centers (.., dim) with the origin moved into the centres,
-   z and k (.., rank) in the coordinates of the metric. */
-void gaussian_units(const float *x, const float *centers, const float *factor, float *phi, float *near_x,
+   z and k (.., rank) in the coordinates of the metric. Returns 1, without kernel values, if points or centres lie so far
+   out that differences between them would lose digits. */
+long gaussian_units(const float *x, const float *centers, const float *factor, float *phi, float *near_x,
                     float *near_centers, float *z, float *k, long points, long units, long dim, long rank, long packed) {
     float *L = whole_factor(factor, dim, rank, packed), *origin = calloc(dim, sizeof(float));
     float *half_z = malloc((points + units) * sizeof(float)), *half_k = half_z + points;
@@ -1371,6 +1372,12 @@ void gaussian_units(const float *x, const float *centers, const float *factor, f
     for (long d = 0; d < dim; d++) origin[d] /= units;
     to_metric(x, origin, L, near_x, z, half_z, points, dim, rank, packed);
     to_metric(centers, origin, L, near_centers, k, half_k, units, dim, rank, packed);
+    float far = 0; /* also if there is infinity, or no number: who knows what multiplies the zeros of a triangle? */
+    for (long i = 0; i < points + units; i++) far = half_z[i] <= far ? far : half_z[i];
+    if (!(far <= 32)) {
+        free(L), free(origin), free(half_z);
+        return 1;
+    }
     for (long n = 0; n < points; n++)
         for (long m = 0; m < units; m++) phi[n * units + m] = -half_z[n] - half_k[m];
     product((matrix){z, rank, 1}, (matrix){k, 1, rank}, phi, points, rank, units, 0, 0);
@@ -1380,6 +1387,7 @@ void gaussian_units(const float *x, const float *centers, const float *factor, f
     free(L);
     free(origin);
     free(half_z);
+    return 0;
 }
 
 /* d_x and d_centers (zeros at first, or NULL) and d_factor, as it is stored, from the gradient of phi and from what

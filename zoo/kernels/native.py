@@ -494,7 +494,7 @@ def standardise(
 
 
 def _standardised(planes: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    """By the library, for planes (n, ...) whose variance is not finite: what it answers depends on its order of sums."""
+    """By the library, for planes (n, ...) whose variance is not finite: the answer depends on the order of sums."""
     rows = planes.flatten(1)
     z = F.layer_norm(rows, rows.shape[-1:], eps=eps).view(planes.shape)
     return z if bias is None else F.gelu(z) + bias
@@ -557,13 +557,17 @@ def gaussian_units(x: Tensor, centers: Tensor, factor: Tensor) -> tuple[Tensor, 
     Returns:
         (n, M); x and centers with the origin moved into the centres; both in the metric's coordinates, (n, R) and
         (M, R).
+
+    Raises:
+        Unsuited: The shapes don't fit, or a squared norm in the metric is above 64 or not a number.
     """
     sizes = points, units, dim, rank, _ = _unit_sizes(x, centers, factor)
     _fit("centers", centers, units, dim)
     _fit("factor", factor, *((dim * (dim + 1) // 2,) if factor.ndim == 1 else (dim, rank)))
     phi, *near = (x.new_empty(shape) for shape in ((points, units), (points, dim), (units, dim)))
     z, k = x.new_empty(points, rank), x.new_empty(units, rank)
-    _call("gaussian_units", x.contiguous(), centers.contiguous(), factor.contiguous(), phi, *near, z, k, *sizes)
+    if _call("gaussian_units", x.contiguous(), centers.contiguous(), factor.contiguous(), phi, *near, z, k, *sizes):
+        raise Unsuited("points or centres lie too far out")
     return phi, *near, z, k
 
 

@@ -21,12 +21,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from zoo.kernels import native
-from zoo.kernels.base import Gaussian, Kernel, Laplacian, Linear, Polynomial, no_autocast
+from zoo.kernels.base import Gaussian, Kernel, Laplacian, Linear, Polynomial, no_autocast, plain_gradients
 from zoo.kernels.linalg import Factor, cholesky, solver_dtype
-from zoo.kernels.watching import is_recorded
+from zoo.kernels.watching import is_ordinary, is_recorded, is_transformed
 from zoo.suggest import suggestion
 
 __all__ = [
@@ -101,13 +100,14 @@ class _Solve(torch.autograd.Function):
     def forward(ctx: Any, A: Tensor, Y: Tensor) -> Tensor:
         factor = cholesky(A)
         alpha = factor.solve(Y)
-        ctx.save_for_backward(factor.lower, factor.jitter, alpha)
+        ctx.save_for_backward(A, Y, factor.lower, factor.jitter, alpha)
         return alpha
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        lower, jitter, alpha = ctx.saved_tensors
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        A, Y, lower, jitter, alpha = ctx.saved_tensors
+        if torch.is_grad_enabled() or not is_ordinary(g):
+            return plain_gradients(lambda A, Y: cholesky(A).solve(Y), (A, Y), ctx.needs_input_grad, g)
         h = Factor(lower, jitter).solve(g)
         return -h @ alpha.mT if ctx.needs_input_grad[0] else None, h if ctx.needs_input_grad[1] else None
 
@@ -133,6 +133,8 @@ def ridge_coefficients(K: Tensor, Y: Tensor, ridge: float | Tensor) -> Tensor:
         A = K + torch.diag_embed(diagonal)
         if torch.compiler.is_compiling() or A.is_meta:  # no graph can hold the search for a jitter
             return torch.cholesky_solve(Y, torch.linalg.cholesky(A))
+        if is_transformed(A):
+            return cholesky(A).solve(Y)
         return _Solve.apply(A, Y)
 
 
@@ -164,6 +166,14 @@ def linear_scores(support: Tensor, queries: Tensor, Y: Tensor, ridge: float) -> 
     alpha = solve(Y.to(support.dtype))
     weight = alpha.mT @ support
     return LinearScores(queries @ weight.mT, support, queries, alpha, weight, solve)
+
+
+def _plain_linear_scores(support: Tensor, queries: Tensor, Y: Tensor, ridge: Tensor) -> Tensor:
+    """:func:`linear_scores` by the library's operators."""
+    dtype = solver_dtype(support.device)
+    points, eye = support.to(dtype), torch.eye(len(support), dtype=dtype, device=support.device)
+    alpha = cholesky(points @ points.mT + ridge.to(dtype) * eye).solve(Y)
+    return (queries.to(dtype) @ (points.mT @ alpha)).to(queries.dtype)
 
 
 def linear_slopes(found: LinearScores, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,13 +209,14 @@ class _LinearRidge(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, support: Tensor, queries: Tensor, Y: Tensor, ridge: Tensor) -> Tensor:
         *tensors, ctx.solve = linear_scores(support, queries, Y, float(ridge))
-        ctx.save_for_backward(*tensors[1:])
+        ctx.save_for_backward(*tensors[1:], Y, ridge)
         return tensors[0]
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, Tensor]:
-        support, queries, alpha, weight = ctx.saved_tensors
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        support, queries, alpha, weight, Y, ridge = ctx.saved_tensors
+        if torch.is_grad_enabled() or not is_ordinary(g):
+            return plain_gradients(_plain_linear_scores, (support, queries, Y, ridge), ctx.needs_input_grad, g)
         found = LinearScores(g, support, queries, alpha, weight, ctx.solve)
         d_support, d_queries, d_ridge = linear_slopes(found, g)
         return d_support, d_queries, None, d_ridge
@@ -236,7 +247,7 @@ def check_finite(features: Tensor, what: str) -> None:
     Raises:
         SupportError: A feature is not finite.
     """
-    if features.is_meta or torch.compiler.is_compiling() or bool(features.detach().sum().isfinite()):
+    if features.is_meta or is_recorded(features) or bool(features.detach().sum().isfinite()):
         return  # a sum of finite numbers may overflow; only then is every number looked at
     bad = ~torch.isfinite(features.detach())
     if bool(bad.any()):
@@ -464,7 +475,7 @@ class KernelRidgeHead(nn.Module):
     def _differentiates(support: Tensor, targets: Tensor) -> bool:
         """Whether a backward pass through the features may follow, in which a solution's many small steps are slow."""
         recording = torch.is_grad_enabled() and not targets.requires_grad
-        return recording and not support.is_meta and not torch.compiler.is_compiling()
+        return recording and not support.is_meta and not is_recorded(support)
 
     def _targets(self, support: Tensor, targets: Tensor, task: int, num_classes: int | None) -> Tensor:
         """Targets (N, C) of a support that a classifier can be made of."""
@@ -556,16 +567,22 @@ class _DrawnFeatures(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, mean: Tensor, log_variance: Tensor, eps: Tensor, phase: Tensor) -> Tensor:
         sigma = (0.5 * log_variance).exp()
         angle = torch.addmm(phase, z * sigma, eps.mT).add_((z @ mean).unsqueeze(-1))
-        ctx.save_for_backward(z, mean, sigma, eps, angle)
+        ctx.save_for_backward(z, mean, sigma, eps, angle, log_variance, phase)
         return angle.cos().mul_(math.sqrt(2 / len(phase)))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        z, mean, sigma, eps, angle = ctx.saved_tensors
+        z, mean, sigma, eps, angle, log_variance, phase = ctx.saved_tensors
+        if torch.is_grad_enabled() or not is_ordinary(g):
+            return plain_gradients(_plain_drawn, (z, mean, log_variance, eps, phase), ctx.needs_input_grad, g)
         g = angle.sin().mul_(g).mul_(-math.sqrt(2 / len(eps)))
         total, t = g.sum(-1), g @ eps
         return torch.outer(total, mean).addcmul_(t, sigma), total @ z, 0.5 * sigma * (z * t).sum(0), None, None
+
+
+def _plain_drawn(z: Tensor, mean: Tensor, log_variance: Tensor, eps: Tensor, phase: Tensor) -> Tensor:
+    basis = mean + eps * (0.5 * log_variance).exp()
+    return math.sqrt(2 / len(phase)) * torch.cos(z @ basis.mT + phase)
 
 
 class GaussianNet(nn.Module):
@@ -637,6 +654,8 @@ class VariationalRandomFeatures(nn.Module):
         """Phi (N, D) for a basis that is drawn, or made of `eps` (D, d), and not kept: what a training step takes."""
         if eps is None:
             eps = torch.randn(self.num_bases, self.dim, device=mean.device, dtype=mean.dtype)
+        if is_recorded(z):
+            return self.features(z.to(mean.dtype), self.sample(mean, log_variance, eps))
         with no_autocast(z.device):
             return _DrawnFeatures.apply(z.to(mean.dtype), mean, log_variance, eps, self.phase)
 

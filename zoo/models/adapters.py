@@ -376,12 +376,14 @@ class SavedModule(nn.Module):
         return functools.partial(self._on_all, name) if inspect.ismethod(found) else found
 
     def _on_all(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        results = {None: getattr(self.base, name)(*args, **kwargs)}
-        results |= {key: getattr(module, name)(*args, **kwargs) for key, module in self.adapters.items()}
+        result = getattr(self.base, name)(*args, **kwargs)
+        results = {key: getattr(module, name)(*args, **kwargs) for key, module in self.adapters.items()}
         _train(self, False)
-        if self.adapters.active in self.adapters:
-            _train(self.adapters[self.adapters.active], True)
-        return results.get(self.adapters.active, results[None])
+        active = self.adapters.active
+        if active is None or active not in results:
+            return result
+        _train(self.adapters[active], True)
+        return results[active]
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """The base module under its own names, and the copies under `adapters`."""
@@ -569,8 +571,9 @@ def _own_examples(module: Any) -> list[Inputs]:
     config = getattr(module, "config", None)
     if hasattr(module, "dummy_inputs") and config is not None:
         if getattr(module, "main_input_name", "input_ids") == "pixel_values" and hasattr(config, "image_size"):
-            size = config.image_size if isinstance(config.image_size, Sequence) else [config.image_size] * 2
-            return [{"pixel_values": _like(module, torch.zeros(1, config.num_channels, *size, device="cpu"))}]
+            side = config.image_size
+            sides = side if isinstance(side, Sequence) else (side, side)
+            return [{"pixel_values": _like(module, torch.zeros(1, config.num_channels, *sides, device="cpu"))}]
         tokens = dict(module.dummy_inputs)
         if "input_ids" in tokens:
             vocabulary, pad = getattr(config, "vocab_size", None) or 1, getattr(config, "pad_token_id", None)
@@ -603,9 +606,11 @@ def _watched(model: nn.Module, root: str, inputs: Inputs, names: set[str]) -> di
     def watch(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> None:
             given, tensor = (t if isinstance(t, Tensor) and t.ndim else None for t in (_first(args, kwargs), made))
-            widths = (None if t is None else t.shape[-1] for t in (given, tensor))
-            at = (None, None) if tensor is None else (tensor.dtype, tensor.device)
-            seen.setdefault(name, _Call(*widths, *at))
+            width = None if given is None else given.shape[-1]
+            if tensor is None:
+                seen.setdefault(name, _Call(width, None, None, None))
+            else:
+                seen.setdefault(name, _Call(width, tensor.shape[-1], tensor.dtype, tensor.device))
 
         return hook
 

@@ -20,7 +20,8 @@ from typing import Any
 from timm.models import _builder, _factory
 from timm.models import _registry as registry
 
-from zoo.files import CheckpointError, check_inside, check_recorded, read_config
+from zoo.files import CONFIG_NAME, WEIGHTS_NAME, CheckpointError, check_inside, check_recorded, read_config
+from zoo.whole import still
 
 __all__ = ["active", "check_name", "closed", "install"]
 
@@ -36,6 +37,8 @@ class _Folder:
     opened: bool = False
 
 
+_TOGETHER = (CONFIG_NAME, WEIGHTS_NAME)
+_found: dict[str, Any] = {}  # what timm found in a folder when it read the configuration, the weights still to come
 _current: ContextVar[_Folder | None] = ContextVar("closed", default=None)
 
 
@@ -55,6 +58,9 @@ def closed(name: str, place: str = "", opened: bool = False) -> Iterator[None]:
         _current.reset(token)
 
 
+_enclosed_of: dict[tuple[str, ...], int] = {}  # how many entry points there were when it was done
+
+
 def install(ours: tuple[str, ...]) -> None:
     """Have timm's factory keep the rule, for itself and for the entry points of some modules; once for each."""
     if not getattr(_builder.load_pretrained, "_closed", False):
@@ -62,6 +68,9 @@ def install(ours: tuple[str, ...]) -> None:
         _factory._resolve_model_source = _one_source(_factory._resolve_model_source)
         _factory.load_checkpoint = _compared(_factory.load_checkpoint)
         _builder.load_state_dict_from_path = _whole(_builder.load_state_dict_from_path)
+    if len(registry._model_entrypoints) == _enclosed_of.get(ours):
+        return
+    _enclosed_of[ours] = len(registry._model_entrypoints)
     for name, entry in registry._model_entrypoints.items():
         if entry.__module__.startswith(ours) and not getattr(entry, "_closed", False):
             registry._model_entrypoints[name] = _enclosed(entry)
@@ -113,7 +122,7 @@ def _inside_only(load: Callable[..., Any]) -> Callable[..., Any]:
         folder = _current.get()
         if folder is not None:
             cfg = pretrained_cfg or getattr(model, "pretrained_cfg", None) or {}
-            own = {"local-dir": cfg.get("file"), "hf-hub": cfg.get("hf_hub_id")}.get(cfg.get("source"))
+            own = {"local-dir": cfg.get("file"), "hf-hub": cfg.get("hf_hub_id")}.get(str(cfg.get("source")))
             if not folder.place or own != folder.place:
                 _log.debug("%s: weights of a model inside it were not looked for", folder.name)
                 return None
@@ -132,7 +141,9 @@ def _one_source(resolve: Callable[..., Any]) -> Callable[..., Any]:
                 check_name(model_name)
             folder.opened = True
         elif isinstance(model_name, str) and model_name.startswith("local-dir:"):
-            read_config(model_name.partition(":")[2])  # timm itself would follow links out of the folder
+            place = str(Path(model_name.partition(":")[2]))
+            _found[place] = still(Path(place), _TOGETHER)
+            read_config(place)  # timm itself would follow links out of the folder
         return resolve(model_name, *args, **kwargs)
 
     return resolve_model_source
@@ -153,6 +164,8 @@ def _whole(load: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(load)
     def load_state_dict_from_path(path: Any, *args: Any, **kwargs: Any) -> Any:
         folder, hashes = Path(path), read_config(path).get("sha256", {})
+        if _found.pop(str(path), now := still(folder, _TOGETHER)) != now:
+            raise CheckpointError(f"{folder} was written anew while it was being read: load it again")
         for file in folder.iterdir():
             if file.is_symlink():
                 check_inside(file, folder)

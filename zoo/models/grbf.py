@@ -22,6 +22,7 @@ import functools
 import math
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -32,8 +33,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from zoo.kernels import native
-from zoo.kernels.base import no_autocast, recorded_gradients
-from zoo.kernels.watching import is_ordinary, is_recorded
+from zoo.kernels.base import no_autocast, recorded_gradients, spreads
+from zoo.kernels.watching import is_ordinary, is_recorded, is_transformed
 from zoo.scaling import standardisation, standardised
 
 __all__ = [
@@ -71,7 +72,7 @@ def activations(x: Tensor, centers: Tensor, factor: Tensor) -> Tensor:
     """Kernel values exp(-|L^T (x_n - c_m)|^2 / 2), with two matrix products and no n x M x D difference.
 
     The origin is moved into the centres before the square is expanded, so that points far from zero lose no
-    digits. Cost O((n + M) D R + n M R), memory O(n M).
+    digits; where they lie far from the centres, all is computed in float64. Cost O((n + M) D R + n M R), memory O(n M).
 
     Args:
         x: Points (..., n, D).
@@ -83,13 +84,19 @@ def activations(x: Tensor, centers: Tensor, factor: Tensor) -> Tensor:
     """
     if torch.jit.is_scripting():
         return _recorded_activations(x, centers, factor)
-    return _activations(x, centers, factor, "factor")
+    if x.dtype in (torch.float16, torch.bfloat16):  # whose squares overflow
+        return activations(x.float(), centers.float(), factor.float()).to(x.dtype)
+    with no_autocast(x.device):
+        return _activations(x, centers, factor, "factor")
 
 
 def _activations(x: Tensor, centers: Tensor, precision: Tensor, form: str) -> Tensor:
     """Kernel values from the stored parameter of a metric, or from its factor itself if the form is `"factor"`."""
     if not is_recorded(x) and is_ordinary(x, centers, precision):
         return _Activations.apply(x, centers, precision, form)
+    if is_transformed(x, centers, precision) and x.dtype == torch.float32:  # nobody can ask how far points lie
+        x, centers, precision = x.double(), centers.double(), precision.double()
+        return _recorded_activations(x, centers, factor_of(precision, centers.shape[-1], form)).float()
     return _recorded_activations(x, centers, factor_of(precision, centers.shape[-1], form))
 
 
@@ -146,6 +153,17 @@ def factor_gradient(x: Tensor, d_z: Tensor, factor: Tensor) -> Tensor:
     return summed if factor.shape[-1] > 1 else summed.sum(-1, keepdim=True)
 
 
+def _found(x: Tensor, centers: Tensor, precision: Tensor, form: str) -> tuple[Tensor, ...]:
+    """Kernel values, and what their derivatives need: points and centres around the origin, and in the metric."""
+    origin = centers.mean(-2, keepdim=True)
+    near = x - origin, centers - origin
+    phi, z, k = evaluate(*near, factor_of(precision, centers.shape[-1], form))
+    if spreads(z, k):
+        phi, *exact = _found(x.double(), centers.double(), precision.double(), form)
+        return phi.to(x.dtype), *exact
+    return phi, *near, z, k
+
+
 class _Activations(torch.autograd.Function):
     """Derivatives by hand, in half of the operators that autograd takes: small networks wait for little else.
 
@@ -155,13 +173,12 @@ class _Activations(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, centers: Tensor, precision: Tensor, form: str) -> Tensor:
+        found = None
         if _in_one_call(x, centers, precision, form):
-            found = native.gaussian_units(x, centers, precision)
-        else:
-            origin = centers.mean(-2, keepdim=True)
-            near = x - origin, centers - origin
-            phi, *coordinates = evaluate(*near, factor_of(precision, centers.shape[-1], form))
-            found = phi, *near, *coordinates
+            with suppress(native.Unsuited):
+                found = native.gaussian_units(x, centers, precision)
+        if found is None:
+            found = _found(x, centers, precision, form)
         ctx.form = form
         ctx.save_for_backward(x, centers, precision, *found)
         return found[0]
@@ -170,22 +187,25 @@ class _Activations(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         given_x, given_centers, precision, phi, x, centers, z, k = ctx.saved_tensors
         wants_x, wants_centers, wants_precision, _ = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # somebody wants second derivatives
-            given = given_x, given_centers, precision
-            phi = _recorded_activations(*given[:2], factor_of(precision, centers.shape[-1], ctx.form))
-            return *recorded_gradients(phi, given, ctx.needs_input_grad[:3], grad), None
+        if torch.is_grad_enabled() or not is_ordinary(grad):  # somebody wants second derivatives, or many at once
+            given, dtype = (given_x, given_centers, precision), z.dtype
+            with torch.enable_grad():
+                x, centers, stored = (t.to(dtype) for t in given)
+                phi = _recorded_activations(x, centers, factor_of(stored, centers.shape[-1], ctx.form))
+            return *recorded_gradients(phi.to(grad.dtype), given, ctx.needs_input_grad[:3], grad), None
         with no_autocast(grad.device):
             if _in_one_call(x, centers, precision, ctx.form, grad, phi, z, k):
                 units = phi, x, centers, z, k
                 return *native.gaussian_units_gradient(grad, units, precision, wants_x, wants_centers), None
-            factor = factor_of(precision, centers.shape[-1], ctx.form)
-            d_z, d_k = coordinate_gradients(grad * phi, z, k)
+            factor = factor_of(precision.to(z.dtype), centers.shape[-1], ctx.form)
+            d_z, d_k = coordinate_gradients((grad * phi).to(z.dtype), z, k)
             d_precision = None
             if wants_precision:
                 d_factor = factor_gradient(x, d_z, factor) + factor_gradient(centers, d_k, factor)
-                d_precision = pack_gradient(d_factor, factor, ctx.form)
-            d_x = point_gradient(d_z, factor) if wants_x else None
-            return d_x, point_gradient(d_k, factor) if wants_centers else None, d_precision, None
+                d_precision = pack_gradient(d_factor, factor, ctx.form).to(precision.dtype)
+            d_x = point_gradient(d_z, factor).to(given_x.dtype) if wants_x else None
+            d_centers = point_gradient(d_k, factor).to(given_centers.dtype) if wants_centers else None
+            return d_x, d_centers, d_precision, None
 
 
 def _in_one_call(x: Tensor, centers: Tensor, precision: Tensor, form: str, *others: Tensor) -> bool:
@@ -233,7 +253,7 @@ def factor_of(precision: Tensor, dim: int, form: str) -> Tensor:
 def pack_gradient(d_factor: Tensor, factor: Tensor, form: str) -> Tensor:
     """Derivative in the stored parameter, from that in the factor."""
     if form == "full":
-        return d_factor.flatten(-2).index_select(-1, _places(d_factor, d_factor.shape[-1]))
+        return d_factor.reshape(*d_factor.shape[:-2], -1).index_select(-1, _places(d_factor, d_factor.shape[-1]))
     return d_factor if form in ("low_rank", "factor") else (d_factor * factor).squeeze(-2)
 
 
@@ -320,6 +340,7 @@ def penalty_term(block: Tensor, kind: Penalty = "squared") -> Tensor:
     block, whose gradient has constant length, and is 0 at 0.
     """
     dims = (-2, -1) if block.ndim > 2 else None
+    block = block.to(torch.promote_types(block.dtype, torch.float32))  # squares overflow in half precision
     if kind == "squared":
         return block.square().sum(dims)
     if kind == "plain":

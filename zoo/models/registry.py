@@ -32,6 +32,7 @@ from zoo.files import (
     CheckpointError,
     fetch_hub,
     fetch_url,
+    hub_config,
     locate,
     read_checkpoint,
     read_config,
@@ -209,7 +210,8 @@ def _check_config(folder: Path) -> str:
     returned = typing.get_type_hints(model_entrypoint(arch)).get("return") if _is_ours(arch) else None
     if inspect.isclass(returned) and returned is not nn.Module:
         own = inspect.signature(returned).parameters  # an unknown one is told when the model is built
-        problems += check_call(returned, {k: v for k, v in arguments.items() if k in own}, "model_args", given=own)
+        known = {k: v for k, v in arguments.items() if k in own}
+        problems += check_call(returned, known, "model_args", given=own, nested=False)
     if problems:
         raise CheckpointError(f"{where}: {problems[0][:300]}")
     return arch
@@ -292,6 +294,8 @@ def _input_record(model: nn.Module, source: str, model_name: str) -> dict[str, A
     """
     if source == "local-dir":
         record = read_config(model_name.partition(":")[2]).get("input")
+    elif source == "hf-hub":
+        record = hub_config(model_name.partition(":")[2]).get("input")
     elif not source and shipped.NAME.fullmatch(model_name) and (shipped.folder() / f"{model_name}.json").is_file():
         record = shipped.record(model_name).get("input")
     else:

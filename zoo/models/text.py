@@ -13,12 +13,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from zoo.files import CheckpointError, read_checkpoint
+from zoo.kernels.watching import is_recorded, is_transformed
 from zoo.models.adapters import inject_adapters
 from zoo.suggest import suggestion
 
@@ -149,10 +149,13 @@ class TextClassifier(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Tokens (B, L), 0 pads, to mean states (B, d)."""
         mask = x != 0
-        if not torch.compiler.is_compiling():
+        if not is_recorded(x):
             length = int(mask.sum(1).max())
             x, mask = x[:, :length], mask[:, :length]  # what pads every text costs nothing
-        states = self.bert(input_ids=x, attention_mask=mask.long()).last_hidden_state
+        seen = mask.long()
+        if is_transformed(x):  # the library looks into a mask of another shape
+            seen = mask[:, None, None].expand(-1, 1, mask.shape[1], -1)
+        states = self.bert(input_ids=x, attention_mask=seen).last_hidden_state
         weight = mask.unsqueeze(-1).to(states.dtype)
         return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
 

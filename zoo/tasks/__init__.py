@@ -3,7 +3,7 @@
 A task owns losses, metrics and optimisation; the architecture stays a plain `nn.Module`. See `zoo.tasks.base.Task`.
 """
 
-from zoo.tasks.base import NonFiniteLossError, Task, load_task
+from zoo.tasks.base import NonFiniteLossError, OptionError, Task, load_task
 from zoo.tasks.classification import ClassificationTask
 from zoo.tasks.continual import ContinualTask
 from zoo.tasks.forecasting import ForecastingTask
@@ -15,6 +15,7 @@ __all__ = [
     "ContinualTask",
     "ForecastingTask",
     "NonFiniteLossError",
+    "OptionError",
     "ScheduleError",
     "TabularTask",
     "Task",

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -34,6 +34,10 @@ class NonFiniteLossError(ArithmeticError):
     """A loss became NaN or infinite; the optimizer has not stepped on it."""
 
 
+class OptionError(ValueError):
+    """An option of a task that the data cannot have; the message says what it takes."""
+
+
 class Task(L.LightningModule):
     """A model with losses and optimisation; subclasses define `losses` and their metrics.
 
@@ -48,10 +52,18 @@ class Task(L.LightningModule):
         channels_last: Keep the model and 4-D inputs in channels-last memory order (faster depthwise convolutions).
         compile: Compile the model in place; parameter names do not change.
         **hparams: Further plain values of the subclass to remember.
+
+    Attributes:
+        monitors: Names of everything that it measures on validation and test parts; empty where that is not known.
+        wants_inputs: Whether `check_inputs` has something to say.
+        trains_on: Whether more epochs than before mean more of the same training.
     """
 
     #: Seed and id of the run, which every checkpoint keeps.
     run_notes: dict[str, Any] = {}  # noqa: RUF012 (replaced, never changed)
+    monitors: ClassVar[tuple[str, ...]] = ()
+    wants_inputs: bool = False
+    trains_on: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -70,8 +82,10 @@ class Task(L.LightningModule):
         self.optimizer, self.scheduler, self.channels_last = optimizer, scheduler, channels_last
         self._chosen: list[dict[str, Any]] = []  # what the configuration says of each group of parameters
         self._schedule: dict[str, Any] = {}
-        own = isinstance(model, nn.Module) or ":" in str(model.get("model_name"))  # so that no other folder is needed
-        spec = getattr(self.model, "zoo_config", None) if own else dict(model)
+        spec = getattr(self.model, "zoo_config", None)
+        if not isinstance(model, nn.Module):
+            folder = ":" in str(model.get("model_name"))  # it is not needed again: the checkpoint stands alone
+            spec = {**model, **(spec or {})} if folder else dict(model)
         self.save_hyperparameters(
             {"model": spec, "optimizer": optimizer, "scheduler": scheduler, "channels_last": channels_last}
             | {"compile": compile}
@@ -92,6 +106,9 @@ class Task(L.LightningModule):
         """Whether the model was built without weights."""
         spec = self.hparams.get("model") or {}
         return not (spec.get("pretrained") or spec.get("checkpoint_path"))
+
+    def check_inputs(self, inputs: Any) -> None:
+        """Look at a batch of inputs before training; raise OptionError if the task's options do not fit them."""
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """Training losses of a batch by name; their sum is minimised."""
@@ -150,14 +167,16 @@ class Task(L.LightningModule):
         trainer = self.trainer
         trainer.fit_loop.setup_data()  # Lightning does so itself only where the epochs decide the length
         total, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+        if math.isinf(total) and (self.scheduler or {}).get("sched") == "constant":
+            total = 2**53  # it ends its warm-up somewhere
         if math.isinf(total) or total < 0:
             raise ScheduleError(
-                "a schedule needs an end: set trainer.max_epochs or trainer.max_steps, or scheduler=null"
+                "a schedule needs an end: set trainer.max_epochs or trainer.max_steps, or scheduler=none"
             )
         if math.isinf(batches):
             raise ScheduleError(
                 "a schedule counts epochs, and this data does not say how long one is: set "
-                "trainer.limit_train_batches to a number of batches, or scheduler=null"
+                "trainer.limit_train_batches to a number of batches, or scheduler=none"
             )
         return int(total), max(1, math.ceil(batches / trainer.accumulate_grad_batches))
 
@@ -168,7 +187,8 @@ class Task(L.LightningModule):
             super().lr_scheduler_step(scheduler, metric)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if interval and (self.global_step + 1) % interval == 0:
             self.log("train/lr", max(group["lr"] for group in optimizer.param_groups))
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
@@ -179,8 +199,10 @@ class Task(L.LightningModule):
             checkpoint["zoo"]["input"] = record
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the model know again how a file becomes an input."""
-        if record := checkpoint.get("zoo", {}).get("input"):
+        """Let the model know again how a file becomes an input; in a run its own data says so."""
+        note = checkpoint.get("zoo")
+        record = note.get("input") if isinstance(note, dict) else None
+        if record and (self._trainer is None or getattr(self.model, "input_record", None) is None):
             self.model.input_record = inputs.check(record)  # type: ignore[assignment]
 
 
@@ -200,8 +222,7 @@ def load_task(path: str | Path) -> Task:
     checkpoint = read_checkpoint(path)
     about, hparams, state = (checkpoint.get(key) for key in ("zoo", "hyper_parameters", "state_dict"))
     name = about.get("task") if isinstance(about, Mapping) else None
-    parts = isinstance(hparams, Mapping) and isinstance(state, Mapping)
-    if not isinstance(name, str) or name not in _TASKS or not parts:
+    if name not in list(_TASKS) or not isinstance(hparams, Mapping) or not isinstance(state, Mapping):
         raise CheckpointError(
             f"{path} is not a training checkpoint of the zoo; load plain weights with zoo.load_checkpoint"
         )

@@ -36,6 +36,7 @@ class TabularTask(Task):
         preprocessing: Kept in the checkpoint.
     """
 
+    monitors = tuple(f"{part}/{name}" for part in ("val", "test") for name in ("loss", "score", "acc", "r2", "rmse"))
     unit: Tensor
 
     def __init__(

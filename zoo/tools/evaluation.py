@@ -58,7 +58,7 @@ def _call(section: Any, place: str, **offered: Any) -> Any:
     except TrustError as error:
         raise ToolError(str(error)) from None
     values = {k: v for k, v in section.items() if not str(k).startswith("_")} | offered
-    if problems := check_call(build, values, place, given=offered):
+    if problems := check_call(build, values, place, given=offered, nested=False):
         raise ToolError(f"the record does not fit {build.__name__}: {problems[0]}")
     try:
         return build(**values)
@@ -127,6 +127,8 @@ def batches(data: Any, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
             yield from zip(images.split(size), targets.split(size), strict=True)
         return
     for inputs, targets in data.test_dataloader():
+        if not isinstance(inputs, Tensor):
+            raise ToolError(f"{type(data).__name__} has windows and times; only classes and values are compared here")
         kept = ~targets.isnan() if targets.is_floating_point() else targets >= 0
         yield inputs[kept], targets[kept]
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from zoo import inputs
 from zoo.data.checks import DataError
+from zoo.data.pictures import Fit
 from zoo.data.prepare import SUFFIXES, form_for, prepare
 from zoo.data.series import in_units, last_window
 from zoo.tools.errors import ToolError
@@ -131,7 +132,6 @@ def draw(entry: Mapping[str, Any], model: str) -> Any:
     """One answer as a matplotlib figure: the input beside the classes, or what the model looks at in a table."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from PIL import Image
 
     from zoo.figures import COLOR, plot_importances
 
@@ -142,7 +142,7 @@ def draw(entry: Mapping[str, Any], model: str) -> Any:
     network = load(model)
     kind = inputs.record_of(network)["kind"]
     if kind == "image":
-        left.imshow(Image.open(path).convert("RGB"))
+        left.imshow(Fit(inputs.read(inputs.record_of(network))).open(path), cmap="gray", vmin=0, vmax=255)
         left.set_axis_off()
     elif kind == "sound":
         sampler: Any = next(m for m in network.modules() if hasattr(m, "sample_rate") and hasattr(m, "samples"))

@@ -110,7 +110,7 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
         "license": license,
         "code_license": CODE_LICENSE,
         "experiment": run.name,
-        "command": " ".join(["python train.py", f"experiment={run.name}", *run.changes, f"seed={run.seed}"]),
+        "command": run.command([run.seed]),
         "seconds": summary["seconds"],
         "versions": summary.get("versions", {}),
         "hardware": summary.get("hardware", {}),
