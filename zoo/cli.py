@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from zoo.facts import bound_waiting
 from zoo.quoting import python_text
 from zoo.suggest import suggestion
 
@@ -68,9 +69,9 @@ BENCHMARKS: dict[str, dict[str, tuple[str, str, str]]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 when it is done, 1 on an error told in words, 2 on a wrong call."""
+    bound_waiting()
     parser = build_parser()
     options = parser.parse_args(arguments)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         status = options.run(options)
         sys.stdout.flush()

@@ -12,6 +12,7 @@ Importances and directions are in units of standardised features; correlated fea
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -1035,14 +1036,14 @@ class _Threads:
 
         Args:
             work: Of one step.
-            pools: Limit other libraries too, which takes a millisecond.
+            pools: Limit the pools of other libraries too.
         """
         with self.lock:
             if not self.depth:
                 self.before = torch.get_num_threads()
             self.depth += 1
         count = max(1, min(self.before, work // PER_THREAD))
-        limits = ThreadpoolController().limit(limits=count, user_api="openmp") if pools else nullcontext()
+        limits = _pools().limit(limits=count, user_api="openmp") if pools else nullcontext()
         try:
             with limits:
                 torch.set_num_threads(count)
@@ -1054,3 +1055,11 @@ class _Threads:
 
 
 few_threads = _Threads()
+
+
+@functools.cache
+def _pools() -> ThreadpoolController:
+    """The thread pools that a fit uses, looked for once."""
+    import sklearn.cluster  # noqa: F401 (it has one)
+
+    return ThreadpoolController()

@@ -14,8 +14,8 @@ import signal
 import sys
 import textwrap
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from zoo.facts import bound_waiting
 from zoo.quoting import override, path_word
 from zoo.suggest import suggestion
 
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "PASSIVE"
-)  # waiting threads that spin starve everything else on a small machine
+bound_waiting()  # before torch is imported
 
 _HERE = Path(__file__).resolve().parent
 CONFIGS = next(path for path in (_HERE.parent / "configs", _HERE / "configs") if path.is_dir())
@@ -72,6 +71,46 @@ def _record(cfg: DictConfig) -> None:
         record(Path(job.runtime.output_dir) / ".hydra", texts)
 
 
+class _Lasting:
+    """A stream whose other end may go, as that of a closed terminal does: what is written then is lost, and no more."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, act: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            act(*arguments)
+        except OSError:
+            with suppress(OSError, ValueError):  # what was kept back must not fail again at the end of the process
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+
+
+@contextmanager
+def _lasting_streams() -> Iterator[None]:
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (_Lasting(stream) if stream is not None else stream for stream in before)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, _Lasting):
+                stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+@_lasting_streams()
 def main() -> None:
     """Run `train.py`: exit 0 when training ends, 1 on an error told in words, 128 + signal when asked to stop."""
     try:

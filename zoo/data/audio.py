@@ -29,6 +29,7 @@ from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
 from zoo.data.walk import Files, class_folders, parts, scan, scan_like
 from zoo.files import CheckpointError, write_atomic
+from zoo.values import first_line
 
 __all__ = ["AudioFolder", "Clips", "Prompts", "SpokenDigits", "read_audio"]
 
@@ -684,8 +685,11 @@ class SpokenDigits(AudioDataModule):
             with np.load(self._path) as arrays:
                 for name in arrays.files:
                     voice, _, digit = name.split("/")
-                    parts[part_of[voice]][0].append(torch.from_numpy(arrays[name]))
+                    clip = torch.from_numpy(arrays[name])
+                    if clip.ndim != 1 or clip.dtype != torch.int16:
+                        raise ValueError(f"{name} is no recording of 16 bits")
+                    parts[part_of[voice]][0].append(clip)
                     parts[part_of[voice]][1].append(int(digit))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{self._path} is damaged ({error}): delete it and run again") from error
+            raise DataError(f"{self._path} is damaged ({first_line(error)}): delete it and run again") from error
         return parts

@@ -84,7 +84,10 @@ def activations(x: Tensor, centers: Tensor, factor: Tensor) -> Tensor:
     """
     if torch.jit.is_scripting():
         return _recorded_activations(x, centers, factor)
-    return _activations(x, centers, factor, "factor")
+    if x.dtype in (torch.float16, torch.bfloat16):  # whose squares overflow
+        return activations(x.float(), centers.float(), factor.float()).to(x.dtype)
+    with no_autocast(x.device):
+        return _activations(x, centers, factor, "factor")
 
 
 def _activations(x: Tensor, centers: Tensor, precision: Tensor, form: str) -> Tensor:
@@ -337,6 +340,7 @@ def penalty_term(block: Tensor, kind: Penalty = "squared") -> Tensor:
     block, whose gradient has constant length, and is 0 at 0.
     """
     dims = (-2, -1) if block.ndim > 2 else None
+    block = block.to(torch.promote_types(block.dtype, torch.float32))  # squares overflow in half precision
     if kind == "squared":
         return block.square().sum(dims)
     if kind == "plain":
