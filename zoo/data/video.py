@@ -314,6 +314,8 @@ class VideoFolder(ImageDataModule):
         DataError: If the folder is missing or has no classes, PyAV is missing, or a file cannot be decoded.
     """
 
+    tests_on_validation = True
+
     @checked
     def __init__(
         self,
@@ -375,5 +377,6 @@ class VideoFolder(ImageDataModule):
                 *files, record, self.hflip if training else 0.0, self.seed if training else None
             )
         if "test" not in self.datasets and "val" in self.datasets:
-            tell(f"{self.root} has no test part: the test is on the validation part")
+            if stage != "fit":  # a run says in its own words what it will not test
+                tell(f"{self.root} has no test part: the test is on the validation part")
             self.datasets["test"] = self.datasets["val"]
