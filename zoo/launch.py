@@ -14,25 +14,23 @@ import signal
 import sys
 import textwrap
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import hydra
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from zoo.facts import bound_waiting
 from zoo.quoting import override, path_word
 from zoo.suggest import suggestion
 
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "PASSIVE"
-)  # waiting threads that spin starve everything else on a small machine
+bound_waiting()  # before torch is imported
 
 _HERE = Path(__file__).resolve().parent
 CONFIGS = next(path for path in (_HERE.parent / "configs", _HERE / "configs") if path.is_dir())
@@ -46,12 +44,15 @@ _places: list[str] = []  # flags of this command line that say where configurati
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def _job(cfg: DictConfig) -> float | None:
+    from zoo.training.folder import writing_in
     from zoo.training.run import run_config
 
     multirun = HydraConfig.get().mode is RunMode.MULTIRUN
     try:
-        config: Any = OmegaConf.to_container(cfg, resolve=True)
-        return run_config(config, multirun=multirun, command=_command())
+        with writing_in(Path(HydraConfig.get().runtime.output_dir)):
+            _record(cfg)
+            config: Any = OmegaConf.to_container(cfg, resolve=True)
+            return run_config(config, multirun=multirun, command=_command())
     except Exception as error:
         if multirun or not (_is_ours(error) or isinstance(error, OmegaConfBaseException)):
             raise
@@ -59,6 +60,57 @@ def _job(cfg: DictConfig) -> float | None:
         return None
 
 
+def _record(cfg: DictConfig) -> None:
+    """Write what the run is started from, as Hydra would, but all of it or nothing, and in a folder that is ours."""
+    from zoo.training.folder import is_first_process, record
+
+    job = HydraConfig.get()
+    if cfg.get("resume") is None and is_first_process():
+        files = {"config": cfg, "hydra": OmegaConf.create({"hydra": job}), "overrides": job.overrides.task}
+        texts = {f"{name}.yaml": OmegaConf.to_yaml(content) for name, content in files.items()}
+        record(Path(job.runtime.output_dir) / ".hydra", texts)
+
+
+class _Lasting:
+    """A stream whose other end may go, as that of a closed terminal does: what is written then is lost, and no more."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, act: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            act(*arguments)
+        except OSError:
+            with suppress(OSError, ValueError):  # what was kept back must not fail again at the end of the process
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+
+
+@contextmanager
+def _lasting_streams() -> Iterator[None]:
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (_Lasting(stream) if stream is not None else stream for stream in before)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, _Lasting):
+                stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+@_lasting_streams()
 def main() -> None:
     """Run `train.py`: exit 0 when training ends, 1 on an error told in words, 128 + signal when asked to stop."""
     try:
@@ -332,23 +384,64 @@ def _continue_run(target: Path, arguments: list[str]) -> list[str]:
     recorded = run / ".hydra" / "overrides.yaml"
     if not recorded.is_file():
         raise ResumeError(f"resume={target}: {run} is not the folder of a run (it has no .hydra/overrides.yaml)")
-    merged = merge_overrides(_recorded(recorded), arguments)
+    merged = merge_overrides(_recorded_overrides(recorded, target, arguments), arguments)
     return merge_overrides(merged, [override("hydra.run.dir", run), "hydra.output_subdir=null"])
 
 
-def _recorded(path: Path) -> list[str]:
-    """The overrides that a run was started with, as they were typed: `${...}` means its own configuration."""
-    try:
-        texts: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ResumeError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ResumeError(f"{path} is no list of overrides (key=value), one a line")
-    return texts
-
-
 class ResumeError(ValueError):
-    """What `resume=` names is not a run."""
+    """What `resume=` names is not a run, or asks for more than a run may."""
+
+
+def _recorded_overrides(path: Path, target: Path, arguments: Sequence[str]) -> list[str]:
+    """The overrides of a run, once each of them is plain data; what is typed again is the user's own and not judged.
+
+    Raises:
+        ResumeError: The file is damaged, or an override asks for code, another place or an address.
+    """
+    from zoo.trust import override_problem
+    from zoo.values import DamagedFileError, read_yaml
+
+    try:
+        overrides = read_yaml(path)
+    except (DamagedFileError, OSError) as error:
+        raise ResumeError(f"resume={target}: {error}") from None
+    if not isinstance(overrides, list) or not all(isinstance(text, str) for text in overrides):
+        raise ResumeError(f"resume={target}: {path} holds no list of overrides")
+    typed = {argument.split("=", 1)[0] for argument in arguments}
+    for text in overrides:
+        if text.split("=", 1)[0] in typed:
+            continue
+        if problem := override_problem(*_parsed(text), run=path.parent.parent.resolve()):
+            raise ResumeError(
+                f"resume={target}: the override {text[:200]!r} that the folder recorded is refused, {problem}; a run "
+                "folder is data and may come from anyone: if this is your own, type the override again after resume=..."
+            )
+    return overrides
+
+
+def _parsed(override: str) -> tuple[str, Any, bool]:
+    """Key and value of an override as Hydra reads it, and whether it chooses a file of a group."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import QuotedString
+
+    from zoo.trust import Untyped
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, QuotedString):
+            return value.text
+        if isinstance(value, dict):
+            return {str(plain(key)): plain(part) for key, part in value.items()}
+        if isinstance(value, list):
+            return [plain(part) for part in value]
+        return value if isinstance(value, str | int | float | None) else Untyped()
+
+    try:
+        (parsed,) = OverridesParser.create().parse_overrides([override])
+    except (HydraException, RecursionError):
+        return "", Untyped(), False
+    key = parsed.key_or_group + ("@" if parsed.package is not None else "")
+    value = Untyped() if parsed.is_sweep_override() else None if parsed.is_delete() else plain(parsed.value())
+    return key, value, "/" in key or (CONFIGS / key).is_dir()
 
 
 def find_run(target: Path) -> Path:

@@ -67,9 +67,11 @@ def test_inference_is_measured_told_and_kept(tmp_path: Path) -> None:
     assert all(row["times"] == "" for row in rows if row["model"] == "test_convnext")
     table = (tmp_path / "RESULTS.md").read_text()
     assert "zoo deploy" in table
-    options = "--models test_unireplknet test_convnext --rounds 2 --batch 2 --size 32 --threads 1 2"
+    options = "--models test_unireplknet test_convnext --batch 2 --size 32 --rounds 2 --threads 1 2"
     assert f"`python -m zoo benchmark models inference {options}`" in table
-    assert "2 rounds" in lines[-1]
+    assert "2 interleaved rounds" in table
+    assert "best against best" in table.lower()
+    assert "models_inference.csv" in lines[-1]
 
 
 def test_training_is_measured(tmp_path: Path) -> None:

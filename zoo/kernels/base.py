@@ -8,8 +8,8 @@ that must be positive are stored as free numbers `raw_<name>` and read as `<name
 >>> K = kernel(X, Z)                                            # (..., n, m)
 
 Numerics, once for all kernels: they compute in float32 or better, also under autocast and for half-precision
-inputs, and answer in the inputs' dtype; squared distances are centred before they are expanded
-(:func:`squared_distances`).
+inputs, and answer in the inputs' dtype; squared distances are centred before they are expanded, and those of points
+that spread far are computed in float64 (:func:`squared_distances`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import Any, Literal, cast, overload
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from zoo.kernels.watching import is_recorded, is_transformed
 
 __all__ = [
     "FeatureKernel",
@@ -37,7 +39,9 @@ __all__ = [
     "Sum",
     "distances",
     "no_autocast",
+    "plain_gradients",
     "recorded_gradients",
+    "spreads",
     "squared_distances",
 ]
 
@@ -67,7 +71,8 @@ class Positive:
     Args:
         transform: `"softplus"` (linear for large values) or `"exp"` (steps are relative; for quantities that
             span orders of magnitude).
-        floor: Smallest value, so that a division by the view stays finite.
+        floor: Added to the positive function, so that training stays away from 0; values below twice the floor
+            are twice the function instead. Any positive number whose square float64 can hold is possible.
         optional: Allow 0 at registration, which then stays 0 and has no raw number.
     """
 
@@ -88,11 +93,24 @@ class Positive:
             return self
         raw = getattr(module, f"raw_{self.name}")
         if raw is None:
-            return torch.zeros(())
-        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+            return torch.zeros((), device="cpu", dtype=torch.float32)
+        return self._view(raw, torch.promote_types(raw.dtype, torch.float32))
+
+    def of(self, module: nn.Module, dtype: torch.dtype) -> Tensor:
+        """The positive view in a type, which may hold smaller numbers than the raw number's own, or not as small."""
+        view = self.__get__(module)
+        if view.dtype == dtype:
+            return view
+        if dtype == torch.float32:
+            return view.to(dtype).clamp_min(_SMALLEST[dtype])
+        wide = self._view(getattr(module, f"raw_{self.name}"), dtype)
+        return torch.where(view > _SMALLEST[view.dtype], view.to(dtype), wide)
+
+    def _view(self, raw: Tensor, dtype: torch.dtype) -> Tensor:
+        raw = raw.to(dtype)
         # the default threshold of 20 would cost float64 nine digits there
-        view = torch.exp(raw) if self.transform == "exp" else F.softplus(raw, threshold=40)
-        return view + self.floor
+        soft = torch.exp(raw) if self.transform == "exp" else F.softplus(raw, threshold=40)
+        return (soft + soft.clamp_max(self.floor)).clamp_min(_SMALLEST[dtype]) if self.floor else soft
 
     def __set__(self, module: nn.Module, value: Value) -> None:
         raw = getattr(module, f"raw_{self.name}")
@@ -106,18 +124,26 @@ class Positive:
                 f"{self.name} has shape {tuple(raw.shape)}; a value of shape {tuple(new.shape)} does not fit"
             ) from None
         with torch.no_grad():
-            raw.copy_(new)
+            raw.copy_(self._fitting(new, raw.dtype))
+
+    def _fitting(self, raw: Tensor, dtype: torch.dtype) -> Tensor:
+        """The raw number in a type that can hold it."""
+        if not bool(raw.to(dtype).isfinite().all()):
+            raise ValueError(f"{self.name} is too large for {dtype}; build it with dtype=torch.float64")
+        return raw.to(dtype)
 
     def inverse(self, value: Tensor) -> Tensor:
         """The raw number behind a positive value.
 
         Raises:
-            ValueError: A value is not finite and larger than the floor.
+            ValueError: A value is not positive and finite, or, of one that has a floor, its square in float64.
         """
-        above = value - self.floor
-        if not bool(torch.all((above > 0) & torch.isfinite(value))):
-            raise ValueError(f"{self.name} must be positive (more than {self.floor:g}) and finite, got {_shown(value)}")
-        return above.log() if self.transform == "exp" else above + torch.log(-torch.expm1(-above))
+        size = value.square() if self.floor else value
+        if not bool(torch.all((value > 0) & (size > 0) & torch.isfinite(size))):
+            squared = ", and so must its square (1.6e-162 to 1.3e154)" if self.floor else ""
+            raise ValueError(f"{self.name} must be positive and finite{squared}, got {_shown(value)}")
+        soft = torch.where(value < 2 * self.floor, value / 2, value - self.floor)
+        return soft.log() if self.transform == "exp" else soft + torch.log(-torch.expm1(-soft))
 
     @staticmethod
     def register(
@@ -137,12 +163,19 @@ class Positive:
         if descriptor.optional and isinstance(value, int | float) and value == 0:
             module.register_parameter(f"raw_{name}", None)
             return
-        raw = descriptor.inverse(torch.as_tensor(value, dtype=torch.float64).detach().cpu())
-        raw = raw.to(device=device, dtype=dtype or torch.get_default_dtype())
+        raw = descriptor.inverse(torch.as_tensor(value, dtype=torch.float64, device="cpu").detach())
+        if dtype is None:  # float64 where the default cannot hold it
+            dtype = torch.get_default_dtype()
+            dtype = dtype if bool(raw.to(dtype).isfinite().all()) else torch.float64
+        raw = descriptor._fitting(raw, dtype).to(device)
         if learnable:
             module.register_parameter(f"raw_{name}", nn.Parameter(raw))
         else:
             module.register_buffer(f"raw_{name}", raw)
+
+
+#: Least positive view by type: a division by it stays finite, and float64 can hold its square.
+_SMALLEST = {torch.float32: 1e-30, torch.float64: 1.6e-162}
 
 
 def _shown(value: Tensor) -> str:
@@ -171,6 +204,15 @@ def recorded_gradients(
     return tuple(next(found) if wants else None for wants in wanted)
 
 
+def plain_gradients(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], wanted: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """:func:`recorded_gradients` of function(*inputs): for second derivatives, and gradients that stand for many."""
+    with torch.enable_grad():
+        y = function(*inputs)
+    return recorded_gradients(y, inputs, wanted, grad)
+
+
 def squared_distances(
     X: Tensor, Z: Tensor | None = None, *, method: Literal["auto", "expand", "direct"] = "auto"
 ) -> Tensor:
@@ -179,8 +221,9 @@ def squared_distances(
     `"expand"` uses |x|^2 + |z|^2 - 2 x.z after moving the origin into the data, so that data far from zero
     lose no digits; small negative results of rounding become zero, yet keep the derivative of the formula, so
     that first and second derivatives at coinciding points are right. No square root is taken. Its absolute
-    error is about eps * (largest |x - mean|)^2: for tight clusters far from each other use `"direct"`, which
-    sums the squares of the differences and needs memory for n * m * D numbers.
+    error is about eps * (largest |x - mean|)^2, so it is evaluated in float64 where that square is above 64:
+    tight clusters may lie far from each other. `"direct"` sums the squares of the differences and needs memory for
+    n * m * D numbers. A compiled or exported graph decides nothing by the data and stays in the type of the points.
 
     Args:
         X: Points (..., n, D).
@@ -201,6 +244,9 @@ def squared_distances(
         if method != "expand":
             raise ValueError(f"method={method!r} is not one of 'auto', 'expand', 'direct'")
         origin = _origin(Y)
+        if spreads(X - origin, Y - origin):
+            double = squared_distances(X.double(), None if Z is None else Y.double(), method="expand")
+            return double.to(dtype)
         X, Y = X - origin, Y - origin
         squares = X.square().sum(-1, keepdim=True) + Y.square().sum(-1).unsqueeze(-2)
         q = squares - 2 * _exact_product(X, Y.mT)
@@ -227,6 +273,59 @@ def distances(X: Tensor, Z: Tensor | None = None, *, method: Literal["auto", "ex
 def _origin(Y: Tensor) -> Tensor:
     """A point inside the data. Distances do not depend on it, so neither do derivatives."""
     return Y.detach().mean(-2, keepdim=True) if Y.shape[-2] else Y.detach().sum(-2, keepdim=True)
+
+
+#: Squared norms above which the expansion in float32 has errors that a kernel shows.
+_SPREAD = 64.0
+
+
+def spreads(*points: Tensor | None) -> bool:
+    """Whether centred points (..., n, D) lie so far out that differences between them lose digits in float32.
+
+    Where the data cannot be asked, the answer is yes under transforms, which are rare, and no in compiled graphs.
+    """
+    first = points[0]
+    assert first is not None
+    if first.dtype != torch.float32 or first.is_meta or first.device.type == "mps":
+        return False
+    if is_recorded(first):
+        return is_transformed(first)
+    if first.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    with torch.no_grad():
+        return any(bool(p.square().sum(-1).max() > _SPREAD) for p in points if p is not None and p.numel())
+
+
+class _CityBlock(torch.autograd.Function):
+    """The library's city-block distances, with second derivatives, which it lacks."""
+
+    @staticmethod
+    def forward(ctx: Any, X: Tensor, Y: Tensor) -> Tensor:
+        with torch.enable_grad():
+            ctx.given = X.detach().requires_grad_(), Y.detach().requires_grad_()
+            ctx.found = torch.cdist(ctx.given[0], ctx.given[1], p=1.0)
+        ctx.save_for_backward(X, Y)
+        return ctx.found.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() or is_transformed(grad):
+            return plain_gradients(_direct_city_block, ctx.saved_tensors, ctx.needs_input_grad, grad)
+        return torch.autograd.grad(ctx.found, ctx.given, grad, retain_graph=True)
+
+
+def _direct_city_block(X: Tensor, Y: Tensor) -> Tensor:
+    return (X.unsqueeze(-2) - Y.unsqueeze(-3)).abs().sum(-1)
+
+
+def city_block_distances(X: Tensor, Z: Tensor | None = None) -> Tensor:
+    """Sums of absolute differences (..., n, m) of points (..., n, D) and (..., m, D), X itself if None."""
+    Y = X if Z is None else Z
+    if is_transformed(X, Y):
+        return _direct_city_block(X, Y)
+    if is_recorded(X) or not (torch.is_grad_enabled() and (X.requires_grad or Y.requires_grad)):
+        return torch.cdist(X, Y, p=1.0)
+    return _CityBlock.apply(X, Y)
 
 
 def _exact_product(A: Tensor, B: Tensor) -> Tensor:
@@ -328,7 +427,7 @@ class Kernel(nn.Module):
         if isinstance(other, Kernel):
             return Product(*_parts(self, Product), *_parts(other, Product))
         if isinstance(other, int | float):
-            like = next(itertools.chain(self.parameters(), self.buffers()), torch.empty(()))
+            like = next(itertools.chain(self.parameters(), self.buffers()), torch.empty((), device="cpu"))
             return Scaled(self, float(other), device=like.device, dtype=like.dtype)
         return NotImplemented
 
@@ -379,7 +478,7 @@ class Gaussian(Kernel):
         _register_scales(self, "lengthscale", lengthscale, learnable, device, dtype)
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
-        return torch.exp(-0.5 * squared_distances(*_rescale(self, X, Z)))
+        return torch.exp(-0.5 * squared_distances(*_rescale(self, X, Z)).to(X.dtype))
 
     def _diag(self, X: Tensor) -> Tensor:
         return X.new_ones(X.shape[:-1])
@@ -421,12 +520,12 @@ class PrecisionGaussian(Kernel):
         if dim < 1 or not 1 <= rank <= dim:
             raise ValueError(f"dim={dim}, rank={rank}: dim must be positive and rank between 1 and dim")
         self.dim, self.rank = dim, rank
-        elements = torch.zeros(torch.tril_indices(dim, rank).shape[1], device=device, dtype=dtype)
+        elements = torch.zeros(torch.tril_indices(dim, rank, device="cpu").shape[1], device=device, dtype=dtype)
         if learnable:
             self.precision_elements = nn.Parameter(elements)
         else:
             self.register_buffer("precision_elements", elements)
-        self.precision = torch.eye(dim) if precision is None else precision
+        self.precision = torch.eye(dim, device="cpu") if precision is None else precision
 
     @property
     def factor(self) -> Tensor:
@@ -444,12 +543,12 @@ class PrecisionGaussian(Kernel):
 
     @precision.setter
     def precision(self, value: Tensor) -> None:
-        value = torch.as_tensor(value).detach().to("cpu", torch.float64)
+        value = torch.as_tensor(value, device="cpu").detach().to(torch.float64)
         if value.shape != (self.dim, self.dim):
             raise ValueError(f"precision has shape {tuple(value.shape)}; it must be ({self.dim}, {self.dim})")
         scale = value.abs().max()
         symmetric = bool(torch.isfinite(scale)) and bool((value - value.mT).abs().max() <= 1e-6 * scale)
-        value = (value + value.mT) / 2 if symmetric else -torch.eye(self.dim)
+        value = (value + value.mT) / 2 if symmetric else -torch.eye(self.dim, dtype=value.dtype, device="cpu")
         eigenvalues, vectors = torch.linalg.eigh(value)
         if eigenvalues[0] < -1e-6 * scale or not symmetric:
             raise ValueError("precision must be symmetric positive semidefinite and finite")
@@ -458,16 +557,18 @@ class PrecisionGaussian(Kernel):
         root = vectors[:, -self.rank :] * eigenvalues[-self.rank :].clamp_min(0).sqrt()
         upper = torch.linalg.qr(root.mT).R
         lower = (upper * torch.where(upper.diagonal() < 0, -1.0, 1.0).unsqueeze(-1)).mT
-        rows, columns = torch.tril_indices(self.dim, self.rank)
+        rows, columns = torch.tril_indices(self.dim, self.rank, device="cpu")
         with torch.no_grad():
             self.precision_elements.copy_(lower[rows, columns])
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
         _check_dim(X, self.dim, "the precision matrix")
-        L = self.factor.to(X.dtype)
+        L, dtype = self.factor.to(X.dtype), X.dtype
         origin = _origin(X if Z is None else Z)  # first, or the product would round far from zero
+        if spreads(*(None if p is None else (p - origin).detach().abs() @ L.detach().abs() for p in (X, Z))):
+            X, Z, origin, L = X.double(), None if Z is None else Z.double(), origin.double(), L.double()
         projected = None if Z is None else _exact_product(Z - origin, L)
-        return torch.exp(-0.5 * squared_distances(_exact_product(X - origin, L), projected))
+        return torch.exp(-0.5 * squared_distances(_exact_product(X - origin, L), projected).to(dtype))
 
     def _diag(self, X: Tensor) -> Tensor:
         return X.new_ones(X.shape[:-1])
@@ -493,8 +594,7 @@ class Laplacian(Kernel):
         _register_scales(self, "lengthscale", lengthscale, learnable, device, dtype)
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
-        X, Z = _rescale(self, X, Z)
-        return torch.exp(-torch.cdist(X, X if Z is None else Z, p=1.0))
+        return torch.exp(-city_block_distances(*_rescale(self, X, Z)).to(X.dtype))
 
     def _diag(self, X: Tensor) -> Tensor:
         return X.new_ones(X.shape[:-1])
@@ -586,7 +686,7 @@ class FeatureKernel(Kernel):
 
 
 def _register_scales(module: nn.Module, name: str, value: Value, learnable: bool, device: Any, dtype: Any) -> None:
-    if torch.as_tensor(value).ndim > 1:
+    if torch.as_tensor(value, device="cpu").ndim > 1:
         raise ValueError(
             f"{name} must be one number or one per dimension, got shape {tuple(torch.as_tensor(value).shape)}"
         )
@@ -594,12 +694,13 @@ def _register_scales(module: nn.Module, name: str, value: Value, learnable: bool
 
 
 def _rescale(kernel: Gaussian | Laplacian, X: Tensor, Z: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Centred points in units of the lengthscale."""
-    lengthscale = kernel.lengthscale.to(X.dtype)
+    """Centred points in units of the lengthscale, in float64 where they spread far."""
+    lengthscale = type(kernel).lengthscale.of(kernel, X.dtype)
     if lengthscale.ndim:
         _check_dim(X, lengthscale.shape[0], "the lengthscale")
     origin = _origin(X if Z is None else Z)
-    return (X - origin) / lengthscale, None if Z is None else (Z - origin) / lengthscale
+    scaled = (X - origin) / lengthscale, None if Z is None else (Z - origin) / lengthscale
+    return _rescale(kernel, X.double(), None if Z is None else Z.double()) if spreads(*scaled) else scaled
 
 
 # ---- composition -------------------------------------------------------------------------------------------

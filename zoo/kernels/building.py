@@ -33,8 +33,8 @@ from filelock import FileLock, Timeout
 
 __all__ = ["NativeError", "build", "cache_folder", "load", "setting"]
 
-FLAGS = ["-std=gnu11", "-O3", "-fPIC"]
-FLAGS += ["-ffinite-math-only", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno"]
+# Products and sums may be contracted to one instruction; what is not a number, or infinite, is taken seriously.
+FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-fno-trapping-math", "-fno-math-errno"]
 
 # Linked without an OpenMP of its own, a library finds torch's, whose threads it shares, or is refused when it is
 # loaded; then one thread does all.
@@ -205,8 +205,8 @@ def _compiler() -> list[str]:
         NativeError: There is none.
     """
     given = os.environ.get("CC")
-    if os.name != "posix":
-        raise _CompilerError("they are for Linux and macOS")
+    if os.name != "posix" or ctypes.sizeof(ctypes.c_long) < 8:
+        raise _CompilerError("they are for Linux and macOS on 64 bits")
     for command in [shlex.split(given)] if given else [["cc"], ["gcc"], ["clang"]]:
         program = shutil.which(command[0]) if command else None
         if program:

@@ -9,16 +9,17 @@ operators. All give what the plain formulas give, but for rounding.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from zoo.kernels import native
-from zoo.kernels.base import no_autocast
+from zoo.kernels.base import no_autocast, plain_gradients
 from zoo.kernels.ridge import KernelRidgeHead
+from zoo.kernels.watching import is_ordinary, is_recorded
 
 __all__ = ["ClassifierStep", "DualPerceptron", "minmax", "relu_dropout_", "relu_slopes_", "unit_rows"]
 
@@ -37,7 +38,8 @@ def _minmax(h: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
 
 def _minmax_slopes(g: Tensor, h: Tensor, z: Tensor, bounds: Tensor) -> Tensor:
     if native.available(g, h, gradients=True):
-        return native.minmax_slopes(g, h, z, bounds)
+        with suppress(native.Unsuited):
+            return native.minmax_slopes(g, h, z, bounds)
     low, high, spread = bounds
     g = g / spread
     weighted, total = (g * z).sum(), g.sum()
@@ -66,8 +68,9 @@ class _MinMax(torch.autograd.Function):
         return z
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> Tensor:
+    def backward(ctx: Any, g: Tensor) -> Tensor | None:
+        if torch.is_grad_enabled() or not is_ordinary(g):
+            return plain_gradients(_plain_minmax, ctx.saved_tensors[:1], ctx.needs_input_grad, g)[0]
         return _minmax_slopes(g, *ctx.saved_tensors)
 
 
@@ -75,30 +78,52 @@ class _UnitRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor) -> Tensor:
         z, kept = _unit_rows(h)
-        ctx.save_for_backward(*kept)
+        ctx.save_for_backward(h, *kept)
         return z
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        return _unit_rows_slopes(g, *ctx.saved_tensors)
+    def backward(ctx: Any, g: Tensor) -> Tensor | None:
+        h, *kept = ctx.saved_tensors
+        if torch.is_grad_enabled() or not is_ordinary(g):
+            return plain_gradients(_plain_unit_rows, (h,), ctx.needs_input_grad, g)[0]
+        return _unit_rows_slopes(g, *kept)
 
 
 def _recording(h: Tensor) -> bool:
-    return h.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return h.requires_grad and torch.is_grad_enabled() and not is_recorded(h)
 
 
 def minmax(h: Tensor) -> Tensor:
     """Features (B, d) with the smallest number of the whole batch mapped to 0 and the largest to 1."""
-    if _recording(h):
-        return _MinMax.apply(h)
+    if h.dtype in (torch.float16, torch.bfloat16):  # which have no number as small as the least spread
+        return minmax(h.float()).to(h.dtype)
+    return _MinMax.apply(h) if _recording(h) else _plain_minmax(h)
+
+
+def _plain_minmax(h: Tensor) -> Tensor:
     low = h.min()
     return (h - low) / (h.max() - low).clamp_min(_EPS)
 
 
 def unit_rows(h: Tensor) -> Tensor:
     """Features (B, d) divided by the norm of their row."""
-    return _UnitRows.apply(h) if _recording(h) else F.normalize(h, dim=-1, eps=_EPS)
+    if h.dtype in (torch.float16, torch.bfloat16):
+        return unit_rows(h.float()).to(h.dtype)
+    return _UnitRows.apply(h) if _recording(h) else _plain_unit_rows(h)
+
+
+def _plain_unit_rows(h: Tensor) -> Tensor:
+    return F.normalize(h, dim=-1, eps=_EPS)
+
+
+def _once() -> None:
+    """Refuse second derivatives, which would come out as zeros.
+
+    Raises:
+        RuntimeError: Somebody wants them.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError("a training step in dual form has no second derivatives: use the layers themselves")
 
 
 # ---- the first layer in dual form --------------------------------------------------------------------------
@@ -120,10 +145,11 @@ def relu_dropout_(h: Tensor, bias: Tensor, rate: float) -> Tensor:
         rate: Share that is dropped, below 1, to a multiple of 2^-32.
     """
     bar, scale = round(rate * 2**32), 1 / (1 - rate)
-    seed = int(torch.randint(2**32, ())) if bar else 0
+    seed = int(torch.randint(2**32, (), device="cpu")) if bar else 0
     if native.available(h, bias, gradients=True):
-        native.relu_dropout_(h, bias, scale, bar, seed)
-        return h
+        with suppress(native.Unsuited):
+            native.relu_dropout_(h, bias, scale, bar, seed)
+            return h
     h.add_(bias).relu_()
     if bar:
         index = torch.arange(h.numel(), device=h.device).view_as(h)
@@ -134,7 +160,8 @@ def relu_dropout_(h: Tensor, bias: Tensor, rate: float) -> Tensor:
 def relu_slopes_(grad: Tensor, h: Tensor, rate: float) -> tuple[Tensor, Tensor]:
     """Gradient behind :func:`relu_dropout_` that left h, in place, and its sum over the rows (C,)."""
     if native.available(grad, h, gradients=True):
-        return grad, native.relu_slopes_(grad, h, 1 / (1 - rate))
+        with suppress(native.Unsuited):
+            return grad, native.relu_slopes_(grad, h, 1 / (1 - rate))
     torch.ops.aten.threshold_backward.grad_input(grad, h, 0, grad_input=grad)
     if rate:
         grad.mul_(1 / (1 - rate))
@@ -145,9 +172,10 @@ def _momentum_step_(
     weight: Tensor, speed: Tensor, x: Tensor | None, grad: Tensor, rate: float, momentum: float
 ) -> None:
     """A step of SGD by the gradient x^T grad, or grad itself."""
-    if native.available(weight, grad, gradients=True):
-        native.momentum_step_(weight, speed, x, grad, rate, momentum)
-        return
+    if native.available(weight, speed, grad, gradients=True):
+        with suppress(native.Unsuited):
+            native.momentum_step_(weight, speed, x, grad, rate, momentum)
+            return
     with no_autocast(grad.device):
         if x is None:
             speed.mul_(momentum).add_(grad)
@@ -165,8 +193,8 @@ class _Perceptron(torch.autograd.Function):
         return h2
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        _once()
         g = g.clone(memory_format=torch.contiguous_format)
         return *ctx.dual.slopes_(g, *ctx.saved_tensors), None, None
 
@@ -227,8 +255,8 @@ class _CrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        _once()
         h1, h2, W2 = ctx.saved_tensors
         return *ctx.dual.slopes_(ctx.slopes * scale, h1, h2, W2), *(ctx.d_head * scale), None, None
 

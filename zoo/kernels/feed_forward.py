@@ -8,6 +8,7 @@ The hidden layer is four times as wide as the map, so passes over its memory dec
 :func:`response_norm` needs few of them, forward and backward; :func:`feed_forward` is the whole network in inference.
 """
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -102,14 +103,14 @@ def feed_forward(x: Tensor, shortcut: Tensor, weights: list[Tensor]) -> Tensor:
 def _compute(x: Tensor, shortcut: Tensor, weights: list[Tensor]) -> Tensor:
     x, shortcut = x.permute(0, 2, 3, 1).contiguous(), shortcut.permute(0, 2, 3, 1).contiguous()
     if native.available(x, shortcut, *weights):
-        out = native.feed_forward(x.flatten(1, 2), shortcut.flatten(1, 2), weights).view(x.shape)
-    else:
-        down, d, up, u, w1, b1, gamma, w2, b2 = weights
-        gate = F.linear(F.linear(x.mean((1, 2)), down, d).relu(), up, u).sigmoid()
-        hidden = F.gelu(F.linear(x * gate[:, None, None], w1, b1))
-        hidden *= response_scale(map_norm(hidden), gamma)
-        out = F.linear(hidden, w2, b2).add_(shortcut)
-    return out.permute(0, 3, 1, 2)
+        with suppress(native.Unsuited):
+            out = native.feed_forward(x.flatten(1, 2), shortcut.flatten(1, 2), weights)
+            return out.view(x.shape).permute(0, 3, 1, 2)
+    down, d, up, u, w1, b1, gamma, w2, b2 = weights
+    gate = F.linear(F.linear(x.mean((1, 2)), down, d).relu(), up, u).sigmoid()
+    hidden = F.gelu(F.linear(x * gate[:, None, None], w1, b1))
+    hidden *= response_scale(map_norm(hidden), gamma)
+    return F.linear(hidden, w2, b2).add_(shortcut).permute(0, 3, 1, 2)
 
 
 #: One node in the graph of a compiler, which would need more passes over memory.

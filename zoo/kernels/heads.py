@@ -249,7 +249,7 @@ def leave_one_out(
     values, V = torch.linalg.eigh(PP)
     values = values.clamp_min(0)
     if ridges is None:
-        ridges = (float(values.mean()) * torch.logspace(-8, 1, 13, dtype=torch.float64)).tolist()
+        ridges = (float(values.mean()) * torch.logspace(-8, 1, 13, dtype=torch.float64, device="cpu")).tolist()
     if not all(r >= 0 for r in ridges) or (min(ridges) == 0 and values[0] <= 1e-12 * values[-1]):
         raise ValueError("ridges must not be negative, nor zero where the features depend on each other")
     shrink = 1 / (values + torch.tensor(ridges, dtype=values.dtype, device=values.device).unsqueeze(-1))  # (r, F)
@@ -301,7 +301,7 @@ def fit_logistic(
     """
     if not ridge > 0 or num_classes < 2:
         raise ValueError(f"ridge={ridge} must be positive and num_classes={num_classes} at least 2")
-    width, A = 0, torch.empty(0)
+    width, A = 0, torch.empty(0, device="cpu")
     scale = 1.0
 
     def objective(A: Tensor, second: bool) -> tuple[Tensor, Tensor, Tensor, int]:

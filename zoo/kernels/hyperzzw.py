@@ -17,6 +17,7 @@ autocast, and stay there when a model is cast to half precision. So do the Fouri
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Literal, cast
 
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from zoo.kernels import native
 from zoo.kernels.base import no_autocast, recorded_gradients
 from zoo.kernels.large_kernel import depthwise_conv2d
-from zoo.kernels.watching import is_recorded
+from zoo.kernels.watching import is_ordinary, is_recorded
 
 __all__ = [
     "LocalSlowNet",
@@ -70,7 +71,8 @@ def instance_standardise(x: Tensor, eps: float = 1e-5, overwrite: bool = False) 
     """
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
         if not is_recorded(x) and native.available(x, gradients=True):
-            return _standardise(x, None, None, eps=eps, overwrite=overwrite)
+            with suppress(native.Unsuited):
+                return _standardise(x, None, None, eps=eps, overwrite=overwrite)
     points = x.flatten(2)
     return F.layer_norm(points, points.shape[-1:], eps=eps).view(x.shape)
 
@@ -89,10 +91,11 @@ def gate(
     """
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
         if not is_recorded(key):
-            if biases is None and native.available(key, query, bias, gradients=True):
-                return _standardise(key, query, bias.expand(key.shape[2:]), overwrite=overwrite)
-            if biases is not None and native.available(key, query, bias, *biases):
-                return native.gate(key, query, bias.expand(key.shape[2:]), biases, overwrite)
+            with suppress(native.Unsuited):
+                if biases is None and native.available(key, query, bias, gradients=True):
+                    return _standardise(key, query, bias.expand(key.shape[2:]), overwrite=overwrite)
+                if biases is not None and native.available(key, query, bias, *biases):
+                    return native.gate(key, query, bias.expand(key.shape[2:]), biases, overwrite)
     if biases is not None:
         key, query = key + biases[0][:, None, None], query + biases[1][:, None, None]
     return F.gelu(instance_standardise(key * query)).add_(bias)
@@ -127,12 +130,8 @@ class StandardGELU(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
             if not is_recorded(x) and native.available(x, bias, gradients=True):
-                everywhere = bias.expand(x.shape[2:])
-                if not self.training and native.available(x, bias):
-                    given = self.scales(moments or native.moments(x))
-                    return native.standardise(x, None, everywhere, given, self.eps, overwrite)[0]
-                shared, given = self._moments(x, moments)
-                return _standardise(x, None, everywhere, shared, given, overwrite=overwrite)
+                with suppress(native.Unsuited):
+                    return self._by_loops(x, bias.expand(x.shape[2:]), overwrite, moments)
         if self.groups == 1:
             return F.gelu(self._by_batch(x)).add_(bias)
         even, odd = split_groups(x, self.groups)
@@ -141,6 +140,14 @@ class StandardGELU(nn.BatchNorm2d):
     def _by_batch(self, x: Tensor) -> Tensor:
         learns = self.training or self.running_mean is None
         return F.batch_norm(x, self.running_mean, self.running_var, None, None, learns, 0.1, self.eps)
+
+    @torch.jit.ignore
+    def _by_loops(self, x: Tensor, bias: Tensor, overwrite: bool, moments: list[Tensor] | None) -> Tensor:
+        if not self.training and native.available(x, bias):
+            given = self.scales(moments or native.moments(x))
+            return native.standardise(x, None, bias, given, self.eps, overwrite)[0]
+        shared, given = self._moments(x, moments)
+        return _standardise(x, None, bias, shared, given, overwrite=overwrite)
 
     @torch.jit.ignore
     def scales(self, moments: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -158,13 +165,15 @@ class StandardGELU(nn.BatchNorm2d):
     @torch.no_grad()
     def _moments(self, x: Tensor, moments: list[Tensor] | None) -> tuple["SharedMoments", tuple[Tensor, Tensor]]:
         """How the channels of a map share their moments, and those."""
-        channel = torch.arange(x.shape[1])
+        channel = torch.arange(x.shape[1], device=x.device)
         even = channel * self.groups // len(channel) % 2 == 0
         running = None
         if self.running_mean is not None and self.running_var is not None:
             running = self.running_mean, self.running_var
         shared = SharedMoments(even, None if self.training else running)
         mean, var = shared(*(moments or native.moments(x)))
+        if not bool(var.max().isfinite()):
+            raise native.Unsuited("a variance is not finite")
         if self.training and running is not None:
             count = x.numel() // len(channel)
             running[0].lerp_(mean[0, even], 0.1)
@@ -189,13 +198,15 @@ class SharedMoments:
             mean, var = mean.clone(), var.clone()
             mean[:, self.shares], var[:, self.shares] = self.known
             return mean, var
-        middle = self.slope(mean)
-        return middle, self.slope(var + (mean - middle).square())
+        middle = torch.where(self.shares, mean.mean(0), mean)
+        spread = var + (mean - middle).square()
+        return middle, torch.where(self.shares, spread.mean(0), spread)
 
     def slope(self, mean: Tensor) -> Tensor:
         """What becomes of means over planes, (B, C), that the gradient of the standardisation needs."""
         over_batch = mean.mean(0) if self.known is None else mean.new_zeros(())
-        return torch.where(self.shares, over_batch, mean)
+        own = torch.where(mean.isfinite(), mean, torch.nan)  # as in the library's order of sums
+        return torch.where(self.shares, over_batch, own)
 
 
 def _standardise(
@@ -228,6 +239,8 @@ class _Standardise(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         y, mean, scale = native.standardise(x, times, bias, given, eps)
+        if given is None and not bool(scale.min() > 0):
+            raise native.Unsuited("a variance is not finite")
         ctx.save_for_backward(x, times, bias, mean, scale)
         ctx.shared, ctx.eps = shared, eps
         return y
@@ -235,8 +248,9 @@ class _Standardise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, times, bias, mean, scale = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody wants second derivatives
-            y = _standardise_plainly(x, times, bias, ctx.shared, ctx.eps)
+        if torch.is_grad_enabled() or not is_ordinary(grad):  # somebody wants second derivatives, or many at once
+            with torch.enable_grad():
+                y = _standardise_plainly(x, times, bias, ctx.shared, ctx.eps)
             return *recorded_gradients(y, (x, times, bias), ctx.needs_input_grad[:3], grad), None, None, None
         slope = None if ctx.shared is None else ctx.shared.slope
         d_x, d_times = native.standardise_gradient(x, times, mean, scale, grad, bias is not None, slope)
@@ -329,7 +343,8 @@ def global_products(w: Tensor, z: list[Tensor]) -> list[Tensor]:
     """
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
         if not is_recorded(w) and native.available(w, *z) and w.shape[-1] <= 64:
-            return native.global_products(w, z)
+            with suppress(native.Unsuited):
+                return native.global_products(w, z)
     products = [torch.matmul(w, part) for part in z]
     return products + [F.silu(products[0])]  # noqa: RUF005 (TorchScript)
 
@@ -433,10 +448,11 @@ def channel_interaction(
     """
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
         if standardise and not is_recorded(x) and native.available(x, channel):
-            y, *found = native.channel_interaction(x, channel, 1e-5)
-            if means is not None:
-                means += found
-            return y
+            with suppress(native.Unsuited):
+                y, *found = native.channel_interaction(x, channel, 1e-5)
+                if means is not None:
+                    means += found
+                return y
     gated = x * elementwise_score(channel.view(1, -1, 1, 1), mean_over(x, [2, 3])).sigmoid()
     return instance_standardise(gated, overwrite=True) if standardise else gated
 
@@ -455,7 +471,8 @@ def hyper_interaction(y: Tensor, x: Tensor, channel: Tensor, space: Tensor) -> T
     """
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
         if not is_recorded(y) and native.available(y, x, channel, space):
-            return native.hyper_interaction(y, x, channel, space)
+            with suppress(native.Unsuited):
+                return native.hyper_interaction(y, x, channel, space)
     by_channel = elementwise_score(channel.view(1, -1, 1, 1), mean_over(y, [2, 3]))
     by_pixel = elementwise_score(space.view([1, 1, y.shape[2], y.shape[3]]), mean_over(y, [1]))
     return x * (by_pixel * by_channel).sigmoid()
@@ -575,10 +592,10 @@ class _MixChannels(torch.autograd.Function):
         wants_bias, wants_onto, _, *wanted = ctx.needs_input_grad
         wants_parts, wants_weights = wanted[: ctx.count], wanted[ctx.count :]
         d_onto = grad if wants_onto else None
-        if torch.is_grad_enabled():  # somebody wants second derivatives
+        if torch.is_grad_enabled() or not is_ordinary(grad):  # somebody wants second derivatives, or many at once
             d_bias = grad.sum((0, 2, 3)) if wants_bias else None
-            slope = grad.flatten(2)
-            d_x = [(w.mT @ slope).view(x.shape) for x, w in zip(parts, weights, strict=True)]
+            slope = grad.reshape(*grad.shape[:2], -1)
+            d_x = [(w.mT @ slope).reshape(x.shape) for x, w in zip(parts, weights, strict=True)]
             d_w = [(slope @ x.flatten(2).mT).sum(0) for x in parts]
             return d_bias, d_onto, None, *d_x, *d_w
         d_bias = grad.new_zeros(grad.shape[1]) if wants_bias else None
@@ -896,7 +913,8 @@ class LocalSlowNet(SlowNet):
             x = x.mean(0, keepdim=True)
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
             if self.context == "batch" and not is_recorded(x) and native.available(x):
-                return native.adaptive_mean(x[0].reshape(x.shape[1], -1, x.shape[-1]), self.shape)
+                with suppress(native.Unsuited):
+                    return native.adaptive_mean(x[0].reshape(x.shape[1], -1, x.shape[-1]), self.shape)
         if self.dims == 1:
             pooled = F.adaptive_avg_pool1d(x.flatten(2), self.points)
         else:
@@ -919,7 +937,8 @@ class LocalSlowNet(SlowNet):
             if context.dim() == 2 and not is_recorded(context):
                 weights = self._local_weights()
                 if native.available(context, start, *weights):
-                    return native.local_kernel(context, start, weights).view(-1, 1, *self.shape)
+                    with suppress(native.Unsuited):
+                        return native.local_kernel(context, start, weights).view(-1, 1, *self.shape)
         c = affine(self.ctx_reduce.weight, self.ctx_reduce.bias, context)
         c = F.gelu(affine(self.ctx_fc.weight, self.ctx_fc.bias, c))
         h, bias = start[0], self.pos_bias.flatten()

@@ -19,6 +19,7 @@ This file has three layers, each usable on its own:
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from zoo.kernels import gpu, native
-from zoo.kernels.watching import is_exported, is_recorded
+from zoo.kernels.watching import is_exported, is_ordinary, is_recorded
 
 __all__ = [
     "BRANCHES",
@@ -250,7 +251,14 @@ def _fastest_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation:
     given = (x, weight) if bias is None else (x, weight, bias)
     suits = _is_large(weight, dilation) or (bias is None and native.suits_planes(x, dilation))
     if suits and native.available(*given, gradients=True):
-        return _NativeDepthwise.apply(x, weight, bias, dilation)
+        with suppress(native.Unsuited):
+            return _NativeDepthwise.apply(x, weight, bias, dilation)
+    return _plain_depthwise(x, weight, bias, dilation)
+
+
+def _plain_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    """By the library's operators."""
+    height, width = x.shape[-2:]
     if _matrix_is_faster(x, weight, dilation):
         matrix = toeplitz(live_taps(weight, height, width, dilation), height, width)
         y = channels_outer(x) @ matrix.transpose(1, 2)
@@ -284,15 +292,21 @@ class _NativeDepthwise(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
         d_bias = grad.sum((0, 2, 3)) if wants_bias else None
-        if torch.is_grad_enabled():  # somebody wants second derivatives: the library knows them
-            reach = [ctx.dilation * (k // 2) for k in weight.shape[-2:]]
-            how: dict[str, Any] = {"padding": reach, "dilation": ctx.dilation, "groups": len(weight)}
+        reach = [ctx.dilation * (k // 2) for k in weight.shape[-2:]]
+        how: dict[str, Any] = {"padding": reach, "dilation": ctx.dilation, "groups": len(weight)}
+        if torch.is_grad_enabled() or not is_ordinary(grad):  # the library knows second derivatives and batches
             d_x = conv2d_input(x.shape, weight, grad, **how) if wants_x else None
             d_weight = conv2d_weight(x, weight.shape, grad, **how) if wants_weight else None
             return d_x, d_weight, d_bias, None
         d_x = depthwise_conv2d(grad, weight.flip(-2, -1), None, ctx.dilation) if wants_x else None
-        kernel = (weight.shape[-2], weight.shape[-1])
-        d_weight = native.depthwise_weight_gradient(x, grad, kernel, ctx.dilation) if wants_weight else None
+        d_weight = None
+        if wants_weight:
+            d_weight = native.depthwise_weight_gradient(x, grad, (weight.shape[-2], weight.shape[-1]), ctx.dilation)
+            if not bool(d_weight.sum().isfinite()):  # the loops multiply what isn't finite with the padding too
+                with torch.enable_grad():
+                    taps = weight.detach().requires_grad_()
+                    y = _plain_depthwise(x.detach(), taps, None, ctx.dilation)
+                    (d_weight,) = torch.autograd.grad(y, taps, grad)
         return d_x, d_weight, d_bias, None
 
 
@@ -508,7 +522,7 @@ class DilatedReparamBlock(nn.ModuleDict):
         mean = means.mean(-1)  # (C, K)
         within = ((rows @ covariance) * rows).sum(-1).view_as(means).mean(-1)
         var = within + (means - mean[..., None]).square().mean(-1)
-        eps = torch.tensor([bn.eps for bn in norms], dtype=x.dtype)
+        eps = torch.tensor([bn.eps for bn in norms], dtype=x.dtype, device=x.device)
         scale = torch.stack([bn.weight for bn in norms], 1) * (var + eps).rsqrt()
         shift = (torch.stack([bn.bias for bn in norms], 1) - scale * mean).sum(1)
         record_statistics(norms, mean.detach().t(), var.detach().t(), count=x.numel() // x.shape[1])

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from zoo.kernels.base import no_autocast
+from zoo.kernels.watching import is_transformed
 
 __all__ = [
     "Factor",
@@ -89,7 +90,8 @@ def cholesky(A: Tensor, *, jitter: float = 1e-12, max_jitter: float = 1e-4) -> F
     """Factor symmetric positive definite matrices, with as little jitter as each of them needs.
 
     First nothing is added; where that fails, `jitter` times the mean diagonal, then ten times as much at each
-    attempt. The jitter is a constant for derivatives. Only the lower triangle of A is read.
+    attempt. The jitter is a constant for derivatives. Only the lower triangle of A is read. Under `torch.func` the same
+    jitter is found without looking at the numbers, and a factor that does not exist is not a number.
 
     Args:
         A: (..., n, n).
@@ -108,6 +110,8 @@ def cholesky(A: Tensor, *, jitter: float = 1e-12, max_jitter: float = 1e-4) -> F
         raise ValueError(f"a square matrix is needed, got shape {tuple(A.shape)}")
     with no_autocast(A.device):
         A = A.to(solver_dtype(A.device))
+        if is_transformed(A):
+            return _cholesky_without_branches(A, jitter, max_jitter)
         if not bool(torch.isfinite(A.detach()).all()):
             raise NotPositiveDefiniteError("the matrix has entries that are not finite: check the kernel's inputs")
         scale = A.detach().diagonal(dim1=-2, dim2=-1).abs().mean(-1)
@@ -122,6 +126,20 @@ def cholesky(A: Tensor, *, jitter: float = 1e-12, max_jitter: float = 1e-4) -> F
             lower, info = torch.linalg.cholesky_ex(A + added[..., None, None] * eye)
             relative *= 10
     return Factor(lower, added)
+
+
+def _cholesky_without_branches(A: Tensor, jitter: float, max_jitter: float) -> Factor:
+    """:func:`cholesky` where a number may stand for many: the first amount that is enough counts."""
+    fixed, eye = A.detach(), torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    scale = fixed.diagonal(dim1=-2, dim2=-1).abs().mean(-1)
+    _, info = torch.linalg.cholesky_ex(fixed)
+    added, relative = torch.zeros_like(scale), jitter
+    while 0 < relative <= max_jitter * (1 + 1e-9):
+        added = torch.where(info > 0, relative * scale, added)
+        _, info = torch.linalg.cholesky_ex(fixed + added[..., None, None] * eye)
+        relative *= 10
+    lower, info = torch.linalg.cholesky_ex(A + added[..., None, None] * eye)
+    return Factor(torch.where((info > 0)[..., None, None], torch.nan, lower), added)
 
 
 def _why(A: Tensor, info: Tensor, max_jitter: float) -> str:
@@ -207,11 +225,11 @@ def solve_feature_ridge(phi: Tensor, Y: Tensor, ridge: float | Tensor, *, dtype:
 
 
 def _in_solver(A: Tensor, ridge: float | Tensor) -> tuple[Tensor, Tensor]:
-    ridge = torch.as_tensor(ridge)
-    if not bool((ridge.detach() >= 0).all()):
+    ridge = torch.as_tensor(ridge, device=A.device)
+    if not is_transformed(ridge) and not bool((ridge.detach() >= 0).all()):
         raise ValueError(f"ridge={ridge.detach().flatten()[:4].tolist()} must not be negative")
     dtype = solver_dtype(A.device)
-    return A.to(dtype), ridge.to(A.device, dtype)
+    return A.to(dtype), ridge.to(dtype)
 
 
 # ---- in blocks ---------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
    see native.py for who calls them. The first are for channels_last maps, the second for planes: one channel of one
    sample each. */
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -55,6 +56,14 @@ INLINE void sum_rows(matrix a, const lanes *b, long terms, lanes sum[][BROAD], c
 
 static inline long least(long a, long b) { return a < b ? a : b; }
 
+/* Whether no number of n is infinite or not a number. */
+static int all_finite(const float *x, long n) {
+    int strange = 0;
+#pragma omp simd reduction(| : strange)
+    for (long i = 0; i < n; i++) strange |= !(fabsf(x[i]) <= FLT_MAX);
+    return !strange;
+}
+
 /* ---- channels_last ---- */
 
 enum { STRIP = 7 }; /* output pixels of a row that are summed at once: 7 divides 56, 28, 14 and 7 */
@@ -73,7 +82,8 @@ static inline float gelu_share(float x) {
     return 0.5f + phi;
 }
 
-static inline float gelu(float x) { return x * gelu_share(x); }
+/* Of infinity it is not a number, as the library has it. */
+static inline float gelu(float x) { return x * gelu_share(x) + 0 * x; }
 
 /* ---- shortcut + W2 GRN(GELU(W1 (gate x) + b1)) + b2, gate = sigmoid(U relu(D mean(x) + d) + u) ---- */
 
@@ -313,10 +323,15 @@ void feed_forward(const float *x, const float *D, const float *d, const float *U
     free(memory);
 }
 
-/* y <- the layer norm of each row, then gelu if asked. x and y (rows, cols), weight and bias (cols). */
-void layer_norm(const float *x, const float *weight, const float *bias, float *y, long rows, long cols, float eps,
+/* Whether a variance is a finite number. */
+INLINE int is_variance(float var) { return var <= FLT_MAX; }
+
+/* y <- the layer norm of each row, then gelu if asked. x and y (rows, cols), weight and bias (cols). Returns how many rows
+   have a variance that is not finite. */
+long layer_norm(const float *x, const float *weight, const float *bias, float *y, long rows, long cols, float eps,
                 long activate) {
-#pragma omp parallel for schedule(static)
+    long strange = 0;
+#pragma omp parallel for schedule(static) reduction(+ : strange)
     for (long row = 0; row < rows; row++) {
         const float *from = x + row * cols;
         float *to = y + row * cols, sum = 0, squares = 0;
@@ -326,6 +341,7 @@ void layer_norm(const float *x, const float *weight, const float *bias, float *y
 #pragma omp simd reduction(+ : squares)
         for (long i = 0; i < cols; i++) squares += (from[i] - mean) * (from[i] - mean);
         float scale = 1 / sqrtf(squares / cols + eps);
+        strange += !is_variance(squares);
         if (activate) {
 #pragma omp simd
             for (long i = 0; i < cols; i++) to[i] = gelu((from[i] - mean) * scale * weight[i] + bias[i]);
@@ -334,6 +350,7 @@ void layer_norm(const float *x, const float *weight, const float *bias, float *y
             for (long i = 0; i < cols; i++) to[i] = (from[i] - mean) * scale * weight[i] + bias[i];
         }
     }
+    return strange;
 }
 
 /* A block of channels of one sample, copied into a padded map that fits the first-level cache: pixel (i, j) of
@@ -361,11 +378,13 @@ static void live_rows(long i, long height, long k_h, long dilation, long *from, 
 
 /* Depthwise convolution with zero padding that keeps the map's size; k_h and k_w are odd.
    x and y (batch, height, width, chans), taps (k_h, k_w, chans), bias (chans).
-   The sums of a strip of output pixels stay in registers. */
-void depthwise(const float *x, const float *taps, const float *bias, float *y, long batch, long chans, long height,
+   The sums of a strip of output pixels stay in registers. Returns 1, and does nothing, if a tap is not finite: it would
+   meet the padding. */
+long depthwise(const float *x, const float *taps, const float *bias, float *y, long batch, long chans, long height,
                long width, long k_h, long k_w, long dilation) {
     long blocks = (chans + LANES - 1) / LANES, top = k_h / 2, left = k_w / 2 * dilation;
     long padded = (width + STRIP - 1) / STRIP * STRIP + 2 * left;
+    if (!all_finite(taps, k_h * k_w * chans)) return 1;
 #pragma omp parallel
     {
         lanes *map = zeros(height * padded), *kernel = zeros(k_h * k_w);
@@ -400,6 +419,7 @@ void depthwise(const float *x, const float *taps, const float *bias, float *y, l
         free(map);
         free(kernel);
     }
+    return 0;
 }
 
 /* sum[s] += the gradient of tap (k_y, k_x + s) over a map, for `strip` neighbouring taps at once. */
@@ -480,10 +500,9 @@ static inline float capped_exponential(float x) {
 
 /* Derivative of gelu: Phi(x) + x phi(x) with the density phi. */
 static inline float gelu_slope(float x) {
-    float power = -0.72134752f * x * x;
-    power = power < -126 ? -126 : power;
-    float whole = floorf(power + 0.5f);
-    return gelu_share(x) + x * 0.39894228f * two_to(whole, power - whole);
+    float power = -0.72134752f * x * x, held = power < -126 ? -126 : power;
+    float whole = floorf(held + 0.5f), density = 0.39894228f * two_to(whole, held - whole);
+    return gelu_share(x) + x * (power < -126 ? 0 : density); /* infinity times zero is not a number */
 }
 
 INLINE float product_of(const float *x, const float *times, long i) { return times ? x[i] * times[i] : x[i]; }
@@ -501,7 +520,7 @@ INLINE void plane_moments(const float *x, const float *times, long points, float
         squares += apart * apart;
     }
     rest /= points;
-    *mean = middle + rest;
+    *mean = fabsf(middle) <= FLT_MAX ? middle + rest : middle;
     *var = squares / points - rest * rest;
 }
 
@@ -534,12 +553,14 @@ void shared_moments(float *mean, float *var, const float *known_mean, const floa
     }
 }
 
-INLINE void plane_standardise(const float *x, const float *times, const float *bias, float *y, float *mean,
-                              float *scale, long points, float eps, long own) {
+/* Returns 1, with a scale of 0 and y as it was, if its own variance is not finite. */
+INLINE int plane_standardise(const float *x, const float *times, const float *bias, float *y, float *mean,
+                             float *scale, long points, float eps, long own) {
     if (own) {
         float var;
         plane_moments(x, times, points, mean, &var);
-        *scale = 1 / sqrtf(var + eps);
+        *scale = is_variance(var) ? 1 / sqrtf(var + eps) : 0;
+        if (!is_variance(var)) return 1;
     }
     float middle = *mean, factor = *scale;
 #pragma omp simd
@@ -547,42 +568,51 @@ INLINE void plane_standardise(const float *x, const float *times, const float *b
         float z = (product_of(x, times, i) - middle) * factor;
         y[i] = bias ? gelu(z) + bias[i] : z;
     }
+    return 0;
 }
 
 /* y <- (x times - mean) scale of every plane, or gelu of that, plus bias; its own moments if asked.
    x, times (or NULL: ones) and y (planes, points), y may be x; bias (points), or NULL: no gelu; mean and scale (planes),
-   written with its own moments, read otherwise. */
-void standardise(const float *x, const float *times, const float *bias, float *y, float *mean, float *scale,
+   written with its own moments, read otherwise. Returns how many planes were left as they are, with a scale of 0, for
+   their own variance is not finite. */
+long standardise(const float *x, const float *times, const float *bias, float *y, float *mean, float *scale,
                  long planes, long points, float eps, long own) {
-#pragma omp parallel for schedule(static)
+    long strange = 0;
+#pragma omp parallel for schedule(static) reduction(+ : strange)
     for (long p = 0; p < planes; p++) {
         long at = p * points;
         if (times)
-            plane_standardise(x + at, times + at, bias, y + at, mean + p, scale + p, points, eps, own);
+            strange += plane_standardise(x + at, times + at, bias, y + at, mean + p, scale + p, points, eps, own);
         else if (bias)
-            plane_standardise(x + at, NULL, bias, y + at, mean + p, scale + p, points, eps, own);
+            strange += plane_standardise(x + at, NULL, bias, y + at, mean + p, scale + p, points, eps, own);
         else
-            plane_standardise(x + at, NULL, NULL, y + at, mean + p, scale + p, points, eps, own);
+            strange += plane_standardise(x + at, NULL, NULL, y + at, mean + p, scale + p, points, eps, own);
     }
+    return strange;
 }
 
-/* y <- gelu of the standardised (key + a) (query + b), plus bias, of a plane; y may be key. */
-INLINE void plane_gate(const float *key, const float *query, float a, float b, const float *bias, float *y, long points,
-                       float eps) {
-    float mean, scale;
+/* y <- gelu of the standardised (key + a) (query + b), plus bias, of a plane; y may be key. Returns 1, with the product in
+   y, if its variance is not finite. */
+INLINE int plane_gate(const float *key, const float *query, float a, float b, const float *bias, float *y, float *scale,
+                      long points, float eps) {
+    float mean;
 #pragma omp simd
     for (long i = 0; i < points; i++) y[i] = (key[i] + a) * (query[i] + b);
-    plane_standardise(y, NULL, bias, y, &mean, &scale, points, eps, 1);
+    return plane_standardise(y, NULL, bias, y, &mean, scale, points, eps, 1);
 }
 
-/* The same of many planes: key, query and y (planes, points), key_bias and query_bias (chans), bias (points). */
-void gate(const float *key, const float *query, const float *key_bias, const float *query_bias, const float *bias,
-          float *y, long planes, long chans, long points, float eps) {
-#pragma omp parallel for schedule(static)
+/* The same of many planes: key, query and y (planes, points), key_bias and query_bias (chans), bias (points), scale
+   (planes). Returns how many were left at their products, with a scale of 0. */
+long gate(const float *key, const float *query, const float *key_bias, const float *query_bias, const float *bias,
+          float *y, float *scale, long planes, long chans, long points, float eps) {
+    long strange = 0;
+#pragma omp parallel for schedule(static) reduction(+ : strange)
     for (long p = 0; p < planes; p++) {
         long at = p * points;
-        plane_gate(key + at, query + at, key_bias[p % chans], query_bias[p % chans], bias, y + at, points, eps);
+        strange += plane_gate(key + at, query + at, key_bias[p % chans], query_bias[p % chans], bias, y + at, scale + p,
+                              points, eps);
     }
+    return strange;
 }
 
 static inline float sigmoid(float x) {
@@ -632,10 +662,12 @@ void hyper_interaction(const float *y, const float *x, const float *along, const
 
 /* y <- the standardised x sigmoid(along m^2), with m the mean of every plane of x; x_mean and y_mean <- the means of x and
    y over the batch.
-   x and y (batch, chans, points), along (chans), x_mean and y_mean (chans, points). */
-void channel_interaction(const float *x, const float *along, float *y, float *x_mean, float *y_mean, long batch,
+   x and y (batch, chans, points), along (chans), x_mean and y_mean (chans, points). Returns how many planes have a
+   variance that is not finite. */
+long channel_interaction(const float *x, const float *along, float *y, float *x_mean, float *y_mean, long batch,
                          long chans, long points, float eps) {
-#pragma omp parallel for schedule(static)
+    long strange = 0;
+#pragma omp parallel for schedule(static) reduction(+ : strange)
     for (long c = 0; c < chans; c++) {
         float *of_x = x_mean + c * points, *of_y = y_mean + c * points, share = 1.0f / batch;
         memset(of_x, 0, points * sizeof(float));
@@ -646,6 +678,7 @@ void channel_interaction(const float *x, const float *along, float *y, float *x_
             plane_moments(from, NULL, points, &mean, &var);
             float factor = sigmoid(along[c] * mean * mean); /* one for the plane: it scales the moments */
             float scale = factor / sqrtf(factor * factor * var + eps);
+            strange += !is_variance(var);
 #pragma omp simd
             for (long i = 0; i < points; i++) {
                 to[i] = (from[i] - mean) * scale;
@@ -654,6 +687,7 @@ void channel_interaction(const float *x, const float *along, float *y, float *x_
             }
         }
     }
+    return strange;
 }
 
 /* d_x <- gradient of x, and d_times of times, with flat and tilt the means of the gradient of the standardised z and of
@@ -680,6 +714,7 @@ INLINE void plane_slopes(const float *x, const float *times, float mean, float s
     }
     *flat = sum / points;
     *tilt = dot / points;
+    if (own && !all_finite(flat, 1)) *flat = NAN; /* as in the library's order of sums */
     if (own) plane_gradient(x, times, mean, scale, *flat, *tilt, d_x, d_times, points);
 }
 
@@ -813,10 +848,11 @@ static void convolve(const frame *f, const float *x, const float *taps, float *y
 }
 
 /* Depthwise convolution as above, without bias or dilation.
-   x and y (batch, chans, height, width), taps (chans, k_h, k_w). */
-void depthwise_planes(const float *x, const float *taps, float *y, long batch, long chans, long height, long width,
+   x and y (batch, chans, height, width), taps (chans, k_h, k_w). Returns 1, and does nothing, if a tap is not finite. */
+long depthwise_planes(const float *x, const float *taps, float *y, long batch, long chans, long height, long width,
                       long k_h, long k_w) {
     long points = height * width;
+    if (!all_finite(taps, chans * k_h * k_w)) return 1;
 #pragma omp parallel
     {
         frame f = new_frame(height, width, k_h, k_w);
@@ -825,6 +861,7 @@ void depthwise_planes(const float *x, const float *taps, float *y, long batch, l
             convolve(&f, x + p * points, taps + p % chans * k_h * k_w, y + p * points);
         free(f.map);
     }
+    return 0;
 }
 
 /* ---- products over channels: y <- sum over parts of w x, for planes ---- */
@@ -1108,7 +1145,7 @@ void local_kernel(const float *context, const float *start, const float **w, flo
                     h[row + i] = wave[i] * mixed[row + i] + pos_bias[i];
                     squares += h[row + i] * h[row + i];
                 }
-                float norm = sqrtf(squares), more = 1 + 0.1f / (norm > 1e-12f ? norm : 1e-12f);
+                float norm = sqrtf(squares), more = 1 + 0.1f / (norm < 1e-12f ? 1e-12f : norm);
                 for (long i = 0; i < points; i++) h[row + i] *= more;
             }
         }
@@ -1143,34 +1180,41 @@ static void join_rows(const gated_unit *unit, float *joint, long chans, long fro
 }
 
 /* key <- its gate for x; query is working memory. All (chans, points). */
-static void gate_sample(const gated_unit *unit, const float *joint, const float *x, float *key, float *query,
+static int gate_sample(const gated_unit *unit, const float *joint, const float *x, float *key, float *query,
                         long chans, long points, float *panels) {
     const float *bias = joint + chans * chans;
     mix_sample(&(part){unit->key, chans, x, chans}, 1, key, chans, points, 0, panels);
     mix_sample(&(part){joint, chans, x, chans}, 1, query, chans, points, 0, panels);
+    float scale;
+    int strange = 0;
     for (long c = 0; c < chans; c++) {
         long at = c * points;
-        plane_gate(key + at, query + at, unit->key_bias[c], bias[c], unit->pos, key + at, points, 1e-5f);
+        strange += plane_gate(key + at, query + at, unit->key_bias[c], bias[c], unit->pos, key + at, &scale, points,
+                              1e-5f);
     }
+    return strange;
 }
 
-static void standardise_sample(float *x, long chans, long points) {
+static int standardise_sample(float *x, long chans, long points) {
     float mean, scale;
+    int strange = 0;
     for (long c = 0; c < chans; c++)
-        plane_standardise(x + c * points, NULL, NULL, x + c * points, &mean, &scale, points, 1e-5f, 1);
+        strange += plane_standardise(x + c * points, NULL, NULL, x + c * points, &mean, &scale, points, 1e-5f, 1);
+    return strange;
 }
 
 /* mixed <- the standardised mixer x; y <- what the bottleneck makes of all but the local branches.
    x, hci and mixed (batch, chans, side, side), y (batch, rows, side, side); columns of the bottleneck, (rows, their
    channels), and `down` from row to row, for fast, hi, the three products, silu, and `earlier` outputs, which are
-   (batch, widths, side, side). */
-void global_part(const global_weights *w, const float *x, const float *hci, const float **before, const float **columns,
+   (batch, widths, side, side). Returns how many planes had a variance that is not finite on the way. */
+long global_part(const global_weights *w, const float *x, const float *hci, const float **before, const float **columns,
                  const long *down, const long *widths, float *mixed, float *y, long batch, long chans, long rows,
                  long side, long earlier) {
     enum { MAPS = 6, PARTS = MAPS + 2 };
     long points = side * side, size = chans * points;
     float *slow_joint = new_numbers(2 * chans * (chans + 1)), *fast_joint = slow_joint + chans * (chans + 1);
-#pragma omp parallel
+    long strange = 0;
+#pragma omp parallel reduction(+ : strange)
     {
 #pragma omp for schedule(static)
         for (long c = 0; c < chans; c += TALL) {
@@ -1186,14 +1230,14 @@ void global_part(const global_weights *w, const float *x, const float *hci, cons
             const float *own = x + b * size, *of_hci = hci + b * size;
             float *of_mix = mixed + b * size, *out = y + b * rows * points;
             mix_sample(&(part){w->mixer, chans, own, chans}, 1, of_mix, chans, points, 0, panels);
-            standardise_sample(of_mix, chans, points);
+            strange += standardise_sample(of_mix, chans, points);
 
             for (long i = 0; i < size; i++) context[i] = own[i] * w->kernel[i];
-            gate_sample(&w->slow, slow_joint, context, found[1], found[2], chans, points, panels);
-            gate_sample(&w->fast, fast_joint, own, found[3], found[2], chans, points, panels);
+            strange += gate_sample(&w->slow, slow_joint, context, found[1], found[2], chans, points, panels);
+            strange += gate_sample(&w->fast, fast_joint, own, found[3], found[2], chans, points, panels);
             part gates[2] = {{w->slow_y, chans, found[1], chans}, {w->fast_y, chans, found[3], chans}};
             mix_sample(gates, 2, fast, chans, points, 0, panels);
-            standardise_sample(fast, chans, points);
+            strange += standardise_sample(fast, chans, points);
 
             memset(pixel, 0, points * sizeof(float));
             for (long c = 0; c < chans; c++) {
@@ -1228,15 +1272,18 @@ void global_part(const global_weights *w, const float *x, const float *hci, cons
         free(panel);
     }
     free(slow_joint);
+    return strange;
 }
 
 /* z <- w of the depthwise convolution of x, plus bias (or NULL), for every branch; mean and var <- moments of z.
    A branch has x and z (batch, chans, height, width), taps (chans, k_h, k_w), w (chans, chans), bias (chans), mean and
-   var (batch, chans). */
-void local_branches(const float **x, const float **taps, const float **w, const float **bias, float **z, float **mean,
+   var (batch, chans). Returns 1, and does nothing, if a tap is not finite. */
+long local_branches(const float **x, const float **taps, const float **w, const float **bias, float **z, float **mean,
                     float **var, const long *k_h, const long *k_w, long branches, long batch, long chans, long height,
                     long width) {
     long points = height * width, size = chans * points;
+    for (long j = 0; j < branches; j++)
+        if (!all_finite(taps[j], chans * k_h[j] * k_w[j])) return 1;
 #pragma omp parallel
     {
         float *panels = new_numbers(DEEP * STRETCH), *map = new_numbers(size);
@@ -1256,6 +1303,7 @@ void local_branches(const float **x, const float **taps, const float **w, const 
         free(panels);
         free(map);
     }
+    return 0;
 }
 
 /* y <- y + the sum over branches of w (gelu of the standardised z, plus bias); z is overwritten.
@@ -1313,8 +1361,9 @@ static void to_metric(const float *points, const float *origin, const float *L, 
 }
 
 /* phi (points, units), and what its derivatives need: x and centers (.., dim) with the origin moved into the centres,
-   z and k (.., rank) in the coordinates of the metric. */
-void gaussian_units(const float *x, const float *centers, const float *factor, float *phi, float *near_x,
+   z and k (.., rank) in the coordinates of the metric. Returns 1, without kernel values, if points or centres lie so far
+   out that differences between them would lose digits. */
+long gaussian_units(const float *x, const float *centers, const float *factor, float *phi, float *near_x,
                     float *near_centers, float *z, float *k, long points, long units, long dim, long rank, long packed) {
     float *L = whole_factor(factor, dim, rank, packed), *origin = calloc(dim, sizeof(float));
     float *half_z = malloc((points + units) * sizeof(float)), *half_k = half_z + points;
@@ -1323,6 +1372,12 @@ void gaussian_units(const float *x, const float *centers, const float *factor, f
     for (long d = 0; d < dim; d++) origin[d] /= units;
     to_metric(x, origin, L, near_x, z, half_z, points, dim, rank, packed);
     to_metric(centers, origin, L, near_centers, k, half_k, units, dim, rank, packed);
+    float far = 0; /* also if there is infinity, or no number: who knows what multiplies the zeros of a triangle? */
+    for (long i = 0; i < points + units; i++) far = half_z[i] <= far ? far : half_z[i];
+    if (!(far <= 32)) {
+        free(L), free(origin), free(half_z);
+        return 1;
+    }
     for (long n = 0; n < points; n++)
         for (long m = 0; m < units; m++) phi[n * units + m] = -half_z[n] - half_k[m];
     product((matrix){z, rank, 1}, (matrix){k, 1, rank}, phi, points, rank, units, 0, 0);
@@ -1332,6 +1387,7 @@ void gaussian_units(const float *x, const float *centers, const float *factor, f
     free(L);
     free(origin);
     free(half_z);
+    return 0;
 }
 
 /* d_x and d_centers (zeros at first, or NULL) and d_factor, as it is stored, from the gradient of phi and from what
@@ -1384,8 +1440,8 @@ static inline uint32_t scattered(uint32_t x) { /* every bit of x changes half of
     return x ^ x >> 16;
 }
 
-/* h <- scale times what ReLU and dropout leave of h + bias: number i is dropped where scattered(seed + i) is below the
-   bar. Numbers that are not finite stay. */
+/* h <- scale times what ReLU and dropout leave of h + bias: number i is dropped, times 0, where scattered(seed + i) is
+   below the bar. */
 void relu_dropout(float *h, const float *bias, long rows, long cols, float scale, long bar, long seed) {
     for (long row = 0; row < rows; row++) {
         float *values = h + row * cols;
@@ -1393,16 +1449,13 @@ void relu_dropout(float *h, const float *bias, long rows, long cols, float scale
 #pragma omp simd
         for (long i = 0; i < cols; i++) {
             float value = values[i] + bias[i];
-            uint32_t bits;
-            memcpy(&bits, &value, sizeof bits);
-            int passes = (value > 0) & (scattered(first + (uint32_t)i) >= (uint32_t)bar);
-            float kept = passes ? value * scale : 0;
-            values[i] = (bits & 0x7f800000u) == 0x7f800000u ? value : kept;
+            float share = scattered(first + (uint32_t)i) >= (uint32_t)bar ? scale : 0;
+            values[i] = (value < 0 ? 0 : value) * share;
         }
     }
 }
 
-/* grad <- scale times what passes where h is positive; total (cols) <- its sums down the rows. */
+/* grad <- scale times what passes where h is not 0 or less; total (cols) <- its sums down the rows. */
 void relu_slopes(float *grad, const float *h, float *total, long rows, long cols, float scale) {
     memset(total, 0, cols * sizeof(float));
     for (long row = 0; row < rows; row++) {
@@ -1410,7 +1463,7 @@ void relu_slopes(float *grad, const float *h, float *total, long rows, long cols
         const float *values = h + row * cols;
 #pragma omp simd
         for (long i = 0; i < cols; i++) {
-            slopes[i] = values[i] > 0 ? slopes[i] * scale : 0;
+            slopes[i] = values[i] <= 0 ? 0 : slopes[i] * scale;
             total[i] += slopes[i];
         }
     }
@@ -1418,13 +1471,23 @@ void relu_slopes(float *grad, const float *h, float *total, long rows, long cols
 
 /* z <- (h - low) / spread of n numbers; range <- low, high, and spread: high - low, at least eps. */
 void minmax(const float *h, float *z, float *range, long n, float eps) {
-    float low = h[0], high = h[0];
-#pragma omp simd reduction(min : low) reduction(max : high)
-    for (long i = 0; i < n; i++) {
-        low = h[i] < low ? h[i] : low;
-        high = h[i] > high ? h[i] : high;
+    float lows[LANES], highs[LANES], low = h[0], high = h[0];
+    for (int s = 0; s < LANES; s++) lows[s] = highs[s] = h[0];
+    long whole = n / LANES * LANES;
+    int strange = 0;
+    for (long i = 0; i < whole; i += LANES) {
+#pragma omp simd
+        for (int s = 0; s < LANES; s++) {
+            lows[s] = h[i + s] < lows[s] ? h[i + s] : lows[s];
+            highs[s] = h[i + s] > highs[s] ? h[i + s] : highs[s];
+        }
     }
-    float spread = high - low > eps ? high - low : eps, scale = 1 / spread;
+    for (int s = 0; s < LANES; s++) low = lows[s] < low ? lows[s] : low, high = highs[s] > high ? highs[s] : high;
+    for (long i = whole; i < n; i++) low = h[i] < low ? h[i] : low, high = h[i] > high ? h[i] : high;
+#pragma omp simd reduction(| : strange)
+    for (long i = 0; i < n; i++) strange |= h[i] != h[i];
+    if (strange) low = high = NAN; /* what no comparison finds */
+    float spread = high - low < eps ? eps : high - low, scale = 1 / spread;
     range[0] = low, range[1] = high, range[2] = spread;
 #pragma omp simd
     for (long i = 0; i < n; i++) z[i] = (h[i] - low) * scale;
@@ -1451,7 +1514,7 @@ void minmax_slopes(const float *grad, const float *h, const float *z, const floa
     float of_low = (weighted - sum) * scale / lowest, of_high = -weighted * scale / highest;
 #pragma omp simd
     for (long i = 0; i < n; i++)
-        d[i] = grad[i] * scale + (h[i] == low ? of_low : 0) + (h[i] == high ? of_high : 0);
+        d[i] = grad[i] * scale + (h[i] == low ? 1.0f : 0.0f) * of_low + (h[i] == high ? 1.0f : 0.0f) * of_high;
 }
 
 enum { BLOCK = 64 };
@@ -1460,6 +1523,7 @@ enum { BLOCK = 64 };
    grad (rows, cols): speed <- momentum speed + gradient, weight <- weight - rate speed. */
 void momentum_step(float *weight, float *speed, const float *x, const float *grad, long count, long rows, long cols,
                    float rate, float momentum) {
+    int skips = all_finite(grad, (x ? count : rows) * cols); /* otherwise zero times some slope is not zero */
 #pragma omp parallel for schedule(static)
     for (long row = 0; row < rows; row++) {
         float *to = weight + row * cols, *moves = speed + row * cols;
@@ -1470,7 +1534,7 @@ void momentum_step(float *weight, float *speed, const float *x, const float *gra
                 lanes sum[BLOCK / LANES] = {{0}};
                 for (long k = 0; k < count; k++) {
                     float times = x[k * rows + row];
-                    if (times == 0) continue; /* most pixels are black */
+                    if (skips && times == 0) continue; /* most pixels are black */
                     const float *from = grad + k * cols + first;
                     for (int s = 0; s < BLOCK / LANES; s++) sum[s] += times * *(const anywhere *)(from + s * LANES);
                 }
@@ -1496,7 +1560,7 @@ void momentum_step(float *weight, float *speed, const float *x, const float *gra
 enum { PANEL = 8 };
 
 /* The Cholesky factor of K + ridge I, of K (n, n): L, column after column; above its diagonal are numbers without
-   meaning. Returns how many columns are left where the matrix is found not to be positive definite. */
+   meaning. Returns how many columns are left where the matrix is found not to be positive definite, or not finite. */
 long spd_factor(const float *K, double *L, long n, float ridge) {
     for (long row = 0; row < n; row++)
         for (long i = 0; i <= row; i++) L[i * n + row] = K[row * n + i];
@@ -1511,7 +1575,7 @@ long spd_factor(const float *K, double *L, long n, float ridge) {
 #pragma omp simd
                 for (long i = p; i < n; i++) column[i] -= times * before[i];
             }
-            if (!(column[p] > 0)) return n - p;
+            if (!(column[p] > 0 && column[p] <= DBL_MAX)) return n - p;
             double scale = 1 / sqrt(column[p]);
 #pragma omp simd
             for (long i = p; i < n; i++) column[i] *= scale;

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.kernels.building import load
 from zoo.kernels.watching import is_ordinary
 
 __all__ = [
+    "Unsuited",
     "adaptive_mean",
     "available",
     "channel_interaction",
@@ -55,6 +58,11 @@ __all__ = [
 SOURCE = Path(__file__).with_suffix(".c")
 
 _Argument = Tensor | int | float | None
+_INFINITE = "a variance is not finite"
+
+
+class Unsuited(ValueError):
+    """Tensors that a loop does not take; no memory was touched, and the plain operator knows what to say of them."""
 
 
 @functools.cache
@@ -71,12 +79,17 @@ def available(*tensors: Tensor, gradients: bool = False) -> bool:
         gradients: whether the caller supplies gradients; otherwise nobody may want any.
     """
     return (
-        all(t.dtype == torch.float32 and t.device.type == "cpu" and t.numel() > 0 for t in tensors)
+        all(_has_numbers(t) and t.dtype == torch.float32 for t in tensors)
         and (gradients or not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)))
         and not torch.is_autocast_enabled("cpu")
         and is_ordinary(*tensors)
         and library() is not None
     )
+
+
+def _has_numbers(t: Tensor) -> bool:
+    """Whether its memory holds its numbers as they are, at least one, on the CPU."""
+    return t.device.type == "cpu" and t.layout is torch.strided and not (t.is_nested or t.is_neg()) and t.numel() > 0
 
 
 def feed_forward(x: Tensor, shortcut: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -91,8 +104,14 @@ def feed_forward(x: Tensor, shortcut: Tensor, weights: Sequence[Tensor]) -> Tens
         (B, P, C).
     """
     few, wide, threads = len(weights[0]), len(weights[4]), torch.get_num_threads()
-    y = torch.empty(x.shape)
-    hidden = torch.empty(min(len(x), threads), x.shape[1], wide)
+    _fit("x", x, x.shape[0], -1, -1)
+    _fit("shortcut", shortcut, *x.shape)
+    chans = x.shape[2]
+    shapes = (few, chans), (few,), (chans, few), (chans,), (wide, chans), (wide,), (wide,), (chans, wide), (chans,)
+    for weight, shape in zip(weights, shapes, strict=True):
+        _fit("a weight", weight, *shape)
+    y = x.new_empty(x.shape)
+    hidden = x.new_empty(min(len(x), threads), x.shape[1], wide)
     given = (t.contiguous() for t in (x, *weights, shortcut))
     _call("feed_forward", *given, y, hidden, *x.shape, few, wide, threads)
     return y
@@ -111,16 +130,21 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool =
     Returns:
         (B, C, H, W) in channels_last order.
     """
+    _fit("x", x, -1, -1, -1, -1)
+    chans = x.shape[1]
+    _fit("weight", weight, chans)
+    _fit("bias", bias, chans)
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty_like(x)
-    chans = x.shape[1]
-    _call("layer_norm", x, weight.contiguous(), bias.contiguous(), y, x.numel() // chans, chans, eps, int(gelu))
+    sizes = x.numel() // chans, chans, eps, int(gelu)
+    if _call("layer_norm", x, weight.contiguous(), bias.contiguous(), y, *sizes):
+        raise Unsuited(_INFINITE)
     return y
 
 
 def suits_planes(x: Tensor, dilation: int = 1) -> bool:
     """Whether :func:`depthwise` takes a map as it is, channel by channel, and not pixel by pixel (channels_last)."""
-    planes = x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
+    planes = x.ndim == 4 and x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
     return planes and x.shape[-1] > 12 and dilation == 1
 
 
@@ -136,15 +160,23 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1)
     Returns:
         (B, C, H, W), in channels_last order unless :func:`suits_planes`.
     """
+    _fit("x", x, -1, -1, -1, -1)
+    _fit_taps(weight, x.shape[1])
+    if dilation < 1:
+        raise Unsuited(f"dilation={dilation} is not positive")
+    if bias is not None:
+        _fit("bias", bias, x.shape[1])
     if bias is None and suits_planes(x, dilation):
         y = torch.empty_like(x)
-        _call("depthwise_planes", x, weight.contiguous(), y, *x.shape, *weight.shape[-2:])
+        if _call("depthwise_planes", x, weight.contiguous(), y, *x.shape, *weight.shape[-2:]):
+            raise Unsuited("a tap is not finite")
         return y
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty_like(x)
     taps = weight.flatten(1).t().contiguous()
-    bias = torch.zeros(len(weight)) if bias is None else bias.contiguous()
-    _call("depthwise", x, taps, bias, y, *x.shape, *weight.shape[-2:], dilation)
+    bias = x.new_zeros(len(weight)) if bias is None else bias.contiguous()
+    if _call("depthwise", x, taps, bias, y, *x.shape, *weight.shape[-2:], dilation):
+        raise Unsuited("a tap is not finite")
     return y
 
 
@@ -160,20 +192,24 @@ def depthwise_weight_gradient(x: Tensor, grad: Tensor, kernel: tuple[int, int], 
     Returns:
         (C, 1, k_h, k_w).
     """
+    _fit("x", x, -1, -1, -1, -1)
+    _fit("grad", grad, *x.shape)
+    if dilation < 1 or any(k < 1 or k % 2 == 0 for k in kernel):
+        raise Unsuited(f"kernel={kernel} must be odd and dilation={dilation} positive")
     chans, parts = x.shape[1], min(len(x), torch.get_num_threads())
     if suits_planes(x, dilation):
-        taps = torch.empty(parts, chans, 1, *kernel)
+        taps = x.new_empty(parts, chans, 1, *kernel)
         _call("depthwise_planes_taps", x, grad.contiguous(), taps, *x.shape, *kernel, parts)
         return taps.sum(0)
     x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
-    taps = torch.empty(parts, kernel[0] * kernel[1], chans)
+    taps = x.new_empty(parts, kernel[0] * kernel[1], chans)
     _call("depthwise_taps", x, grad, taps, *x.shape, *kernel, dilation, parts)
     return taps.sum(0).t().reshape(chans, 1, *kernel)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of every plane of (B, C, H, W), (B, C) each."""
-    x = x.contiguous()
+    x = _planes("x", x).contiguous()
     mean, var = x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
     _call("moments", x, mean, var, mean.numel(), _points(x))
     return mean, var
@@ -191,21 +227,41 @@ def shared_scales(
         eps: added to the variance.
     """
     mean, var = (t.clone(memory_format=torch.contiguous_format) for t in moments)
+    _fit("mean", mean, -1, -1)
+    _fit("var", var, *mean.shape)
+    chans = mean.shape[1]
+    if groups != 1 and (groups < 2 or groups % 2 or chans % groups):
+        raise Unsuited(f"{chans} channels do not make {groups} groups")
+    for name, t in zip(("the known mean", "the known variance"), known or (), strict=False):
+        _fit(name, t, chans if groups == 1 else chans // 2)
     _call("shared_moments", mean, var, *(known or (None, None)), *mean.shape, groups, eps)
+    if not bool(var.min() > 0):
+        raise Unsuited(_INFINITE)
     return mean, var
 
 
 def gate(key: Tensor, query: Tensor, bias: Tensor, biases: Sequence[Tensor], overwrite: bool) -> Tensor:
     """What :func:`zoo.kernels.hyperzzw.gate` computes of maps (B, C, H, W) and biases, all :func:`available`."""
+    _planes("key", key)
+    _fit("query", query, *key.shape)
+    _fit("bias", bias, *key.shape[2:])
+    for t in biases:
+        _fit("the bias of a factor", t, key.shape[1])
     key, query, bias = key.contiguous(), query.contiguous(), bias.contiguous()
     y = key if overwrite else torch.empty_like(key)
     sizes = key.shape[:2].numel(), key.shape[1], _points(key)
-    _call("gate", key, query, *(t.contiguous() for t in biases), bias, y, *sizes, 1e-5)
+    scale = key.new_empty(key.shape[:2])
+    if _call("gate", key, query, *(t.contiguous() for t in biases), bias, y, scale, *sizes, 1e-5):
+        left = scale == 0
+        y[left] = _standardised(y[left], bias, 1e-5)
     return y
 
 
 def global_products(w: Tensor, z: Sequence[Tensor]) -> list[Tensor]:
     """Matrix products of (B, C, N, N) with three others, and SiLU of the first, all :func:`available`."""
+    _fit("w", w, -1, -1, w.shape[-1], w.shape[-1])
+    for t in z:
+        _fit("z", t, *w.shape)
     w, z = w.contiguous(), [t.contiguous() for t in z]
     y = [torch.empty_like(w) for _ in range(4)]
     _call("global_products", w, *z, *y, w.shape[:2].numel(), w.shape[-1])
@@ -234,12 +290,30 @@ def global_part(
     Returns:
         The mixed map (B, C, N, N), and (B, C_out, N, N).
     """
+    chans, side, rows = x.shape[1], x.shape[-1], len(columns[0])
+    _fit("x", x, -1, chans, side, side)
+    _fit("hci", hci, *x.shape)
+    if side > 64 or len(earlier) > 2 or len(columns) != 6 + len(earlier):
+        raise Unsuited(f"{side} x {side} pixels, {len(earlier)} earlier outputs and {len(columns)} parts do not fit")
+    unit = [(chans, chans), (chans,)] * 3 + [(side, side)]
+    shapes: list[tuple[int, ...]] = [(chans, chans), (chans * side * side,), *unit, *unit]
+    shapes += [(chans, chans), (chans, chans), (chans,), (side * side,), (rows,)]
+    for i, (weight, shape) in enumerate(zip(weights, shapes, strict=True)):
+        flat = weight.flatten() if weight is not None and i in (1, 18, 19) else weight
+        if flat is not None or i < len(shapes) - 1:
+            _fit("a weight", flat, *shape)
+    widths = [chans] * 6 + [t.shape[1] for t in earlier]
+    for t in earlier:
+        _fit("an earlier output", t, len(x), t.shape[1], side, side)
+    for t, width in zip(columns, widths, strict=True):
+        _fit_rows(t, rows, width)
     x, hci, earlier = x.contiguous(), hci.contiguous(), [t.contiguous() for t in earlier]
     weights = [None if t is None else t.contiguous() for t in weights]
-    down, widths = [t.stride(0) for t in columns], [t.shape[1] for t in columns]
-    mixed, y = torch.empty_like(x), x.new_empty(len(x), len(columns[0]), *x.shape[2:])
-    sizes = *x.shape[:2], y.shape[1], x.shape[-1], len(earlier)
-    _call("global_part", weights, x, hci, earlier, columns, down, widths, mixed, y, *sizes)
+    down = [t.stride(0) for t in columns]
+    mixed, y = torch.empty_like(x), x.new_empty(len(x), rows, side, side)
+    sizes = *x.shape[:2], rows, side, len(earlier)
+    if _call("global_part", weights, x, hci, earlier, columns, down, widths, mixed, y, *sizes):
+        raise Unsuited(_INFINITE)
     return mixed, y
 
 
@@ -258,11 +332,19 @@ def local_branches(
         For every branch (B, C, H, W), and mean and biased variance of its planes, (B, C) each.
     """
     x = maps[0]
+    _fit("a map", x, -1, -1, -1, -1)
+    for t, tap, weight, bias in zip(maps, taps, weights, biases, strict=True):
+        _fit("a map", t, *x.shape)
+        _fit_taps(tap, x.shape[1])
+        _fit("a weight", weight, x.shape[1], x.shape[1])
+        if bias is not None:
+            _fit("a bias", bias, x.shape[1])
     maps, taps, weights = ([t.contiguous() for t in part] for part in (maps, taps, weights))
     y = [torch.empty_like(x) for _ in maps]
     mean, var = ([x.new_empty(x.shape[:2]) for _ in maps] for _ in range(2))
     k_h, k_w = ([t.shape[i] for t in taps] for i in (-2, -1))
-    _call("local_branches", maps, taps, weights, biases, y, mean, var, k_h, k_w, len(maps), *x.shape)
+    if _call("local_branches", maps, taps, weights, biases, y, mean, var, k_h, k_w, len(maps), *x.shape):
+        raise Unsuited("a tap is not finite")
     return y, [list(pair) for pair in zip(mean, var, strict=True)]
 
 
@@ -285,6 +367,16 @@ def local_outputs_(
     Returns:
         y.
     """
+    _planes("a map", z[0])
+    _fit("y", y, len(z[0]), -1, *z[0].shape[2:])
+    for t, pair, bias, column in zip(z, moments, biases, columns, strict=True):
+        _fit("a map", t, *z[0].shape)
+        for moment in pair:
+            _fit("a moment", moment, *t.shape[:2])
+        _fit("a bias", bias.flatten(), 1)
+        _fit_rows(column, y.shape[1], t.shape[1])
+    if not all(t.is_contiguous() for t in (y, *z)):
+        raise Unsuited("maps that are written to must be contiguous")
     mean, scale = ([pair[i].contiguous() for pair in moments] for i in range(2))
     down, sizes = [t.stride(0) for t in columns], (*z[0].shape[:2], y.shape[1], _points(y))
     _call("local_outputs", z, mean, scale, biases, columns, down, y, len(z), *sizes)
@@ -293,6 +385,10 @@ def local_outputs_(
 
 def hyper_interaction(y: Tensor, x: Tensor, channel: Tensor, space: Tensor) -> Tensor:
     """What :func:`zoo.kernels.hyperzzw.hyper_interaction` computes, for (B, C, H, W), :func:`available`."""
+    _planes("y", y)
+    _fit("x", x, *y.shape)
+    _fit("channel", channel.flatten(), y.shape[1])
+    _fit("space", space.flatten(), _points(y))
     y, x, channel, space = (t.contiguous() for t in (y, x, channel, space))
     out = torch.empty_like(x)
     _call("hyper_interaction", y, x, channel, space, out, *x.shape[:2], _points(x))
@@ -310,9 +406,12 @@ def channel_interaction(x: Tensor, channel: Tensor, eps: float) -> tuple[Tensor,
     Returns:
         (B, C, H, W); means of x and of that over the batch, (1, C, H, W) each.
     """
+    _planes("x", x)
+    _fit("channel", channel.flatten(), x.shape[1])
     x = x.contiguous()
     y, means = torch.empty_like(x), [x.new_empty(1, *x.shape[1:]) for _ in range(2)]
-    _call("channel_interaction", x, channel.contiguous(), y, *means, *x.shape[:2], _points(x), eps)
+    if _call("channel_interaction", x, channel.contiguous(), y, *means, *x.shape[:2], _points(x), eps):
+        raise Unsuited(_INFINITE)
     return y, means[0], means[1]
 
 
@@ -327,6 +426,9 @@ def adaptive_mean(x: Tensor, size: Sequence[int]) -> Tensor:
         (C, k_h k_w).
     """
     size = (1, *size)[-2:]
+    _fit("x", x, -1, -1, -1)
+    if min(size) < 1:
+        raise Unsuited(f"size={tuple(size)} is not positive")
     y = x.new_empty(len(x), size[0] * size[1])
     _call("adaptive_mean", x.contiguous(), y, *x.shape, *size)
     return y
@@ -343,6 +445,15 @@ def local_kernel(context: Tensor, start: Tensor, weights: Sequence[Tensor]) -> T
     Returns:
         (C, P).
     """
+    _fit("context", context, -1, -1)
+    _fit("start", start, -1, -1, context.shape[1])
+    (layers, hidden, points), chans = start.shape, len(context)
+    square: list[tuple[int, ...]] = [(hidden, hidden), (hidden,)]
+    shapes = [(hidden, chans), (hidden,), *square, *(square * 2 * layers), (chans, hidden), (chans,), (points,)]
+    if len(weights) != len(shapes):
+        raise Unsuited(f"{len(weights)} weights do not make a network of {layers} layers")
+    for i, (weight, shape) in enumerate(zip(weights, shapes, strict=True)):
+        _fit("a weight", weight if i < len(shapes) - 1 else weight.flatten(), *shape)
     context, start, weights = context.contiguous(), start.contiguous(), [t.contiguous() for t in weights]
     taps = torch.empty_like(context)
     _call("local_kernel", context, start, weights, taps, len(context), start.shape[1], len(start), start.shape[2])
@@ -368,14 +479,25 @@ def standardise(
         overwrite: answer in the memory of x.
 
     Returns:
-        (B, C, H, W); mean and 1 / standard deviation, (B, C).
+        (B, C, H, W); mean and 1 / standard deviation, (B, C), the latter 0 where a variance of its own is not finite.
     """
+    _planes("x", x)
+    _fit_standardise(x, times, bias, given)
     x = x.contiguous()
     y = x if overwrite else torch.empty_like(x)
     mean, scale = (t.contiguous() for t in given or (x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])))
     times, bias = (None if t is None else t.contiguous() for t in (times, bias))
-    _call("standardise", x, times, bias, y, mean, scale, mean.numel(), _points(x), eps, int(given is None))
+    if _call("standardise", x, times, bias, y, mean, scale, mean.numel(), _points(x), eps, int(given is None)):
+        left = scale == 0
+        y[left] = _standardised(x[left] if times is None else x[left] * times[left], bias, eps)
     return y, mean, scale
+
+
+def _standardised(planes: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """By the library, for planes (n, ...) whose variance is not finite: the answer depends on the order of sums."""
+    rows = planes.flatten(1)
+    z = F.layer_norm(rows, rows.shape[-1:], eps=eps).view(planes.shape)
+    return z if bias is None else F.gelu(z) + bias
 
 
 def standardise_gradient(
@@ -399,6 +521,9 @@ def standardise_gradient(
         shared: None where every plane had its own moments. Otherwise what became of two means over every plane, (B, C),
             on the way to those that were used: of the gradient behind the standardisation, and of that times its value.
     """
+    _planes("x", x)
+    _fit_standardise(x, times, None, (mean, scale))
+    _fit("grad", grad, *x.shape)
     x, mean, scale = x.contiguous(), mean.contiguous(), scale.contiguous()
     times = None if times is None else times.contiguous()
     d_x, d_times = torch.empty_like(x), None if times is None else torch.empty_like(x)
@@ -407,12 +532,16 @@ def standardise_gradient(
     _call("standardise_slopes", x, times, mean, scale, grad.contiguous(), d_x, d_times, flat, tilt, *sizes)
     if shared is not None:
         flat, tilt = shared(flat).contiguous(), shared(tilt).contiguous()
+        _fit("a mean", flat, *mean.shape)
+        _fit("a mean", tilt, *mean.shape)
         _call("standardise_gradient", x, mean, scale, flat, tilt, d_x, planes, points)
     return d_x, d_times
 
 
 def suits_units(x: Tensor, centers: Tensor, factor: Tensor) -> bool:
     """Whether :func:`gaussian_units` is faster than the library's matrix products, several calls: for small sizes."""
+    if x.ndim != 2 or centers.ndim != 2 or factor.ndim not in (1, 2):
+        return False
     points, units, dim, rank, _ = _unit_sizes(x, centers, factor)
     return points <= 4096 and points * rank * (dim + 2 * units) < 2**22
 
@@ -428,11 +557,17 @@ def gaussian_units(x: Tensor, centers: Tensor, factor: Tensor) -> tuple[Tensor, 
     Returns:
         (n, M); x and centers with the origin moved into the centres; both in the metric's coordinates, (n, R) and
         (M, R).
+
+    Raises:
+        Unsuited: The shapes don't fit, or a squared norm in the metric is above 64 or not a number.
     """
     sizes = points, units, dim, rank, _ = _unit_sizes(x, centers, factor)
-    phi, *near = (torch.empty(shape) for shape in ((points, units), (points, dim), (units, dim)))
-    z, k = torch.empty(points, rank), torch.empty(units, rank)
-    _call("gaussian_units", x.contiguous(), centers.contiguous(), factor.contiguous(), phi, *near, z, k, *sizes)
+    _fit("centers", centers, units, dim)
+    _fit("factor", factor, *((dim * (dim + 1) // 2,) if factor.ndim == 1 else (dim, rank)))
+    phi, *near = (x.new_empty(shape) for shape in ((points, units), (points, dim), (units, dim)))
+    z, k = x.new_empty(points, rank), x.new_empty(units, rank)
+    if _call("gaussian_units", x.contiguous(), centers.contiguous(), factor.contiguous(), phi, *near, z, k, *sizes):
+        raise Unsuited("points or centres lie too far out")
     return phi, *near, z, k
 
 
@@ -448,9 +583,19 @@ def gaussian_units_gradient(
         wants_x: whether the gradient of x is wanted.
         wants_centers: likewise.
     """
-    _, x, centers, *_ = found
+    phi, x, centers, z, k = found
+    points, units, dim, rank, _ = _unit_sizes(x, centers, factor)
+    for name, t, shape in (
+        ("grad", grad, (points, units)),
+        ("phi", phi, (points, units)),
+        ("centers", centers, (units, dim)),
+        ("z", z, (points, rank)),
+        ("k", k, (units, rank)),
+        ("factor", factor, (dim * (dim + 1) // 2,) if factor.ndim == 1 else (dim, rank)),
+    ):
+        _fit(name, t, *shape)
     d_x, d_centers = (torch.zeros_like(t) if wants else None for t, wants in ((x, wants_x), (centers, wants_centers)))
-    d_factor = torch.empty(factor.shape)
+    d_factor = factor.new_empty(factor.shape)
     given = (t.contiguous() for t in (grad, *found, factor))
     _call("gaussian_units_gradient", *given, d_x, d_centers, d_factor, *_unit_sizes(x, centers, factor))
     return d_x, d_centers, d_factor
@@ -466,6 +611,10 @@ def relu_dropout_(h: Tensor, bias: Tensor, scale: float, bar: int, seed: int) ->
         bar: number i is dropped where its random 32 bits, made of `seed` + i, are a smaller number.
         seed: 32 bits.
     """
+    _fit("h", h, -1, -1)
+    _fit("bias", bias, h.shape[1])
+    if not (h.is_contiguous() and 0 <= bar <= 2**32 and 0 <= seed < 2**32):
+        raise Unsuited(f"h must be contiguous, bar={bar} and seed={seed} numbers of 32 bits")
     _call("relu_dropout", h, bias.contiguous(), *h.shape, scale, bar, seed)
 
 
@@ -477,7 +626,11 @@ def relu_slopes_(grad: Tensor, h: Tensor, scale: float) -> Tensor:
         h: what :func:`relu_dropout_` left.
         scale: as it was given.
     """
-    total = torch.empty(h.shape[1])
+    _fit("h", h, -1, -1)
+    _fit("grad", grad, *h.shape)
+    if not grad.is_contiguous():
+        raise Unsuited("grad is written to and must be contiguous")
+    total, h = h.new_empty(h.shape[1]), h.contiguous()
     _call("relu_slopes", grad, h, total, *h.shape, scale)
     return total
 
@@ -490,14 +643,17 @@ def minmax(h: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         eps: the least spread.
     """
     h = h.contiguous()
-    z, bounds = torch.empty_like(h), torch.empty(3)
+    z, bounds = torch.empty_like(h), h.new_empty(3)
     _call("minmax", h, z, bounds, h.numel(), eps)
     return z, bounds
 
 
 def minmax_slopes(grad: Tensor, h: Tensor, z: Tensor, bounds: Tensor) -> Tensor:
     """Gradient of h in :func:`minmax`, from that of z."""
-    grad, h = grad.contiguous(), h.contiguous()
+    _fit("grad", grad, *h.shape)
+    _fit("z", z, *h.shape)
+    _fit("bounds", bounds, 3)
+    grad, h, z = grad.contiguous(), h.contiguous(), z.contiguous()
     d = torch.empty_like(h)
     _call("minmax_slopes", grad, h, z, bounds, d, h.numel())
     return d
@@ -514,6 +670,13 @@ def momentum_step_(weight: Tensor, speed: Tensor, x: Tensor | None, grad: Tensor
         rate: learning rate.
         momentum: share of the speed that stays.
     """
+    _fit("weight", weight, -1, -1)
+    _fit("speed", speed, *weight.shape)
+    if x is not None:
+        _fit("x", x, len(grad), weight.shape[0])
+    _fit("grad", grad, weight.shape[0] if x is None else -1, weight.shape[1])
+    if not (weight.is_contiguous() and speed.is_contiguous()):
+        raise Unsuited("weight and speed are written to and must be contiguous")
     x = None if x is None else x.contiguous()
     _call("momentum_step", weight, speed, x, grad.contiguous(), len(grad), *weight.shape, rate, momentum)
 
@@ -525,12 +688,15 @@ def spd_factor(K: Tensor, ridge: float) -> Tensor | None:
         K: (n, n), :func:`available`; for more than a few hundred rows the library is faster.
         ridge: added to the diagonal.
     """
-    lower = torch.empty(K.shape, dtype=torch.float64)
+    _fit("K", K, len(K), len(K))
+    lower = K.new_empty(K.shape, dtype=torch.float64)
     return None if _call("spd_factor", K.contiguous(), lower, len(K), ridge) else lower
 
 
 def spd_solve(factor: Tensor, B: Tensor) -> Tensor:
     """(K + ridge I)^-1 B for B (n, C), :func:`available`, solved in float64."""
+    _fit("factor", factor, len(factor), len(factor))
+    _fit("B", B, len(factor), -1)
     B = B.contiguous()
     X = torch.empty_like(B)
     _call("spd_solve", factor, B, X, *B.shape)
@@ -562,8 +728,17 @@ def ridge_loss(
     Returns:
         (); (N, d), (Q, d) and (3,). None where the matrix is not positive definite.
     """
-    loss, slopes = torch.empty(()), torch.empty(3)
-    d_support, d_queries = torch.empty(support.shape), torch.empty(queries.shape)
+    _fit("support", support, -1, -1)
+    _fit("queries", queries, -1, support.shape[1])
+    _fit("targets", targets, len(support), -1)
+    _fit("y", y, len(queries))
+    _fit("active", active, targets.shape[1])
+    for t in head:
+        _fit("a number of the head", t)
+    if y.dtype != torch.int64 or not 0 <= int(y.min()) <= int(y.max()) < targets.shape[1]:
+        raise Unsuited(f"y must be classes from 0 to {targets.shape[1] - 1}, int64")
+    loss, slopes = support.new_empty(()), support.new_empty(3)
+    d_support, d_queries = support.new_empty(support.shape), queries.new_empty(queries.shape)
     given = [t.contiguous() for t in (support, queries, targets, y, active, *head)]
     sizes = len(support), *queries.shape, targets.shape[1]
     failed = _call("ridge_loss", *given, loss, d_support, d_queries, slopes, *sizes, floor, int(cubic))
@@ -579,17 +754,141 @@ def _points(x: Tensor) -> int:
     return x.shape[2:].numel()
 
 
-def _call(name: str, *arguments: _Argument | Sequence[_Argument]) -> int:
+# ---- what the loops are given ------------------------------------------------------------------------------
+
+
+def _fit(name: str, t: Tensor | None, *shape: int) -> None:
+    """Refuse a tensor of another shape; -1 is any number.
+
+    Raises:
+        Unsuited: The shape is another.
+    """
+    if t is None or t.ndim != len(shape) or any(n not in (-1, m) for n, m in zip(shape, t.shape, strict=True)):
+        found = "missing" if t is None else f"of shape {tuple(t.shape)}"
+        raise Unsuited(f"{name} is {found}, not {tuple(shape)}")
+
+
+def _planes(name: str, x: Tensor) -> Tensor:
+    if x.ndim < 3:
+        raise Unsuited(f"{name} has shape {tuple(x.shape)}, not (batch, channels, ...)")
+    return x
+
+
+def _fit_taps(weight: Tensor, chans: int) -> None:
+    _fit("the kernel", weight, chans, 1, -1, -1)
+    if any(k % 2 == 0 for k in weight.shape[2:]):
+        raise Unsuited(f"the kernel has even sizes: {tuple(weight.shape[2:])}")
+
+
+def _fit_rows(weight: Tensor, rows: int, width: int) -> None:
+    """Columns of a larger matrix, whose rows may lie apart."""
+    _fit("columns", weight, rows, width)
+    if width > 1 and weight.stride(1) != 1:
+        raise Unsuited("the numbers of a row must be neighbours")
+
+
+def _fit_standardise(
+    x: Tensor, times: Tensor | None, bias: Tensor | None, moments: tuple[Tensor, Tensor] | None
+) -> None:
+    if times is not None:
+        _fit("times", times, *x.shape)
+    if bias is not None:
+        _fit("bias", bias.flatten(), _points(x))
+    for moment in moments or ():
+        _fit("a moment", moment, *x.shape[:2])
+
+
+class _Kind(NamedTuple):
+    """What a parameter of a loop takes.
+
+    Attributes:
+        dtype: of the tensor, or None for a number.
+        many: whether it is an array of those.
+        number: float or int, None for tensors.
+    """
+
+    dtype: torch.dtype | None
+    many: bool
+    number: type[float] | type[int] | None
+
+
+_DTYPES = {"double": torch.float64, "int64_t": torch.int64, "uint8_t": torch.bool}
+_NUMBERS: dict[str, type[float] | type[int]] = {"float": float, "long": int}
+
+
+def _kind(declared: str) -> _Kind:
+    """Of a parameter as C declares it."""
+    base, stars = declared.replace("const ", "").split()[0], declared.count("*")
+    if not stars:
+        return _Kind(None, False, _NUMBERS[base])
+    if base == "long":
+        return _Kind(None, True, int)
+    dtype = _DTYPES.get(base, torch.float32)  # a structure is an array of pointers to numbers
+    return _Kind(dtype, stars == 2 or base not in ("float", *_DTYPES), None)
+
+
+@functools.cache
+def signatures() -> dict[str, tuple[list[_Kind], bool]]:
+    """What every loop takes, and whether it answers a number, as its definition in C has it."""
+    found = re.findall(r"^(void|long) (\w+)\(([^)]*)\) \{", SOURCE.read_text(encoding="utf-8"), re.MULTILINE)
+    return {
+        name: ([_kind(part.strip()) for part in parameters.split(",")], answer == "long")
+        for answer, name, parameters in found
+    }
+
+
+@functools.cache
+def _function(name: str) -> Any:
+    """A loop with its types declared."""
     loops = library()
     assert loops is not None
-    return getattr(loops, name)(*map(_as_c, arguments))
+    function = getattr(loops, name)
+    kinds, answers = signatures()[name]
+    plain = {float: ctypes.c_float, int: ctypes.c_long, None: ctypes.c_void_p}
+    function.argtypes = [ctypes.c_void_p if kind.many else plain[kind.number] for kind in kinds]
+    function.restype = ctypes.c_long if answers else None
+    return function
 
 
-def _as_c(value: _Argument | Sequence[_Argument]) -> Any:
-    """Pointers, numbers, and arrays of either."""
-    if value is None or isinstance(value, Tensor):
-        return ctypes.c_void_p(None if value is None else value.data_ptr())
-    if isinstance(value, (int, float)):
-        return ctypes.c_long(value) if isinstance(value, int) else ctypes.c_float(value)
-    values = [_as_c(v) for v in value]
-    return (type(values[0]) * len(values))(*values) if values else None
+def _call(name: str, *arguments: _Argument | Sequence[_Argument]) -> int:
+    """Call a loop.
+
+    Raises:
+        Unsuited: A tensor has another type, place or layout than the loop reads.
+        TypeError: There are more or fewer arguments than it takes, or one is no number where it takes one.
+    """
+    kinds, _ = signatures()[name]
+    if len(kinds) != len(arguments):
+        raise TypeError(f"{name} takes {len(kinds)} arguments, got {len(arguments)}")
+    return _function(name)(*[_as_c(name, kind, value) for kind, value in zip(kinds, arguments, strict=True)])
+
+
+def _as_c(name: str, kind: _Kind, value: Any) -> Any:
+    """Addresses, numbers, and arrays of either."""
+    if kind.many:
+        if isinstance(value, (Tensor, int, float)) or value is None:
+            raise TypeError(f"{name} takes several at once, got {type(value).__name__}")
+        one = kind._replace(many=False)
+        kept = [_address(name, kind, v) if kind.number is None else _as_c(name, one, v) for v in value]
+        entry: Any = ctypes.c_void_p if kind.number is None else ctypes.c_long
+        return (entry * len(kept))(*kept)
+    if kind.number is not None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)[: 1 + (kind.number is float)]):
+            raise TypeError(f"{name} takes a number of type {kind.number.__name__}, got {value!r}")
+        if kind.number is int and not -(2**63) <= value < 2**63:
+            raise TypeError(f"{name} takes numbers of 64 bits, got {value}")
+        return value
+    dense = not isinstance(value, Tensor) or value.is_contiguous()
+    if not dense and not value.is_contiguous(memory_format=torch.channels_last):
+        raise Unsuited(f"{name} takes tensors without gaps, got strides {value.stride()}")
+    return _address(name, kind, value)
+
+
+def _address(name: str, kind: _Kind, value: Any) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} takes a tensor, got {type(value).__name__}")
+    if value.dtype != kind.dtype or not _has_numbers(value) or not value.data_ptr():
+        raise Unsuited(f"{name} takes {kind.dtype} on the CPU, got {value.dtype} on {value.device}, {value.layout}")
+    return value.data_ptr()

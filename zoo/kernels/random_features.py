@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels.base import no_autocast
+from zoo.kernels.watching import is_recorded
 from zoo.suggest import suggestion
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
 
 ProjectionKind = Literal["iid", "orthogonal", "hadamard", "signs"]
 PROJECTIONS = ("iid", "orthogonal", "hadamard", "signs")
+_HALF = (torch.float16, torch.bfloat16)
 SPLITS = ("balanced", "x_imag", "w_imag", "symmetric")
 
 
@@ -92,13 +94,13 @@ def draw_projection(
         G = G * _normal((rows, d), generator).norm(dim=1, keepdim=True)
     else:
         signs, gaussian, order, scale = _fast_blocks(rows, d, generator)
-        G = _fast_product(torch.eye(d, dtype=torch.float64), signs, gaussian, order, scale).mT
+        G = _fast_product(torch.eye(d, dtype=torch.float64, device="cpu"), signs, gaussian, order, scale).mT
     return torch.cat([G, -G])[:m] if antithetic else G
 
 
 def generator_of(seed: int) -> torch.Generator:
     """The generator of a seed, on a stream of its own: data that were drawn from the same seed are not its rows."""
-    return torch.Generator().manual_seed((seed + 0x9E3779B97F4A7C15) % 2**63)
+    return torch.Generator("cpu").manual_seed((seed + 0x9E3779B97F4A7C15) % 2**63)
 
 
 def _check_sizes(m: int, d: int, kind: str) -> None:
@@ -109,11 +111,11 @@ def _check_sizes(m: int, d: int, kind: str) -> None:
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def _signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 2, shape, generator=generator).double() * 2 - 1
+    return torch.randint(0, 2, shape, generator=generator, device="cpu").double() * 2 - 1
 
 
 def _orthogonal(d: int, generator: torch.Generator) -> Tensor:
@@ -148,7 +150,7 @@ def _fast_blocks(rows: int, d: int, generator: torch.Generator) -> tuple[Tensor,
     k = -(-rows // n)
     signs = _signs((k, n), generator)
     gaussian = _normal((k, n), generator)
-    order = torch.stack([torch.randperm(n, generator=generator) for _ in range(k)])
+    order = torch.stack([torch.randperm(n, generator=generator, device="cpu") for _ in range(k)])
     norms = _normal((rows, n), generator).norm(dim=1)
     own = gaussian.norm(dim=1, keepdim=True).expand(k, n).flatten()[:rows]
     return signs, gaussian, order, norms / (own * math.sqrt(n))
@@ -269,6 +271,8 @@ def arc_cosine(x: Tensor, w: Tensor, order: int = 1) -> Tensor:
         w: Vectors (..., d), broadcast against x.
         order: n: 0, 1 (ReLU) or 2.
     """
+    if x.dtype in _HALF:
+        return arc_cosine(x.float(), w.float(), order).to(x.dtype)
     theta, norms = _angle(x, w)
     s, c, rest = theta.sin(), theta.cos(), math.pi - theta
     if order == 0:
@@ -284,6 +288,8 @@ def arc_cosine_variance(x: Tensor, w: Tensor, order: int = 1) -> Tensor:
     """Variance of (g.x)_+^n (g.w)_+^n; m independent projections have 1/m of it. Orders 0 and 1."""
     if order not in (0, 1):
         raise ValueError(f"order={order} is not one of 0, 1")
+    if x.dtype in _HALF:
+        return arc_cosine_variance(x.float(), w.float(), order).to(x.dtype)
     mean = arc_cosine(x, w, order)
     return (mean if order == 0 else arc_cosine(x, w, 2)) - mean.square()
 
@@ -294,6 +300,8 @@ def clipped_linear(x: Tensor, w: Tensor, constant: float, points: int = 96) -> T
     By Price's theorem, an integral over the correlation of a bivariate normal density; Gauss-Legendre quadrature makes
     it exact to rounding for angles away from 0 and pi.
     """
+    if x.dtype in _HALF:
+        return clipped_linear(x.float(), w.float(), constant, points).to(x.dtype)
     sx, sw = x.norm(dim=-1), w.norm(dim=-1)
     rho = ((x * w).sum(-1) / (sx * sw)).clamp(-1, 1)
     a, b = constant / sx, constant / sw
@@ -312,7 +320,7 @@ def clipped_linear(x: Tensor, w: Tensor, constant: float, points: int = 96) -> T
 
 def _legendre(points: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Nodes and weights on [-1, 1], from the eigenvectors of the Jacobi matrix."""
-    k = torch.arange(1, points, dtype=torch.float64)
+    k = torch.arange(1, points, dtype=torch.float64, device="cpu")
     off = k / (4 * k.square() - 1).sqrt()
     nodes, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
     return nodes.to(like), (2 * vectors[0].square()).to(like)
@@ -372,8 +380,8 @@ def urf_variance(
 ) -> Tensor:
     """Variance of one draw of the estimator of cos(omega w . x + b) or sin(omega w . x + b)."""
     absolute, square = urf_moments(x, w, omega, split, M, kappa)
-    phase = torch.as_tensor(b, dtype=torch.float64)
-    z = torch.as_tensor(omega, dtype=torch.float64) * (x.double() * w.double()).sum(-1) + phase
+    phase = torch.as_tensor(b, dtype=torch.float64, device=x.device)
+    z = torch.as_tensor(omega, dtype=torch.float64, device=x.device) * (x.double() * w.double()).sum(-1) + phase
     turned = (square * torch.exp(2j * phase)).real
     if kind == "cos":
         return 0.5 * (absolute + turned) - z.cos().square()
@@ -396,9 +404,11 @@ def softmax_features(z: Tensor, G: Tensor, M: float = 0.0) -> Tensor:
     L_g(z) = (1 + 4 M)^(d/4) exp(-M |g|^2 + sqrt(1 + 4 M) g . z - z . z / 2).
     """
     _check_parameter(M)
+    own, z = z.dtype, _widened(z)
     G = G.to(z.dtype)
-    exponent = math.sqrt(1 + 4 * M) * (z @ G.mT) - 0.5 * z.square().sum(-1, keepdim=True)
-    return (1 + 4 * M) ** (G.shape[1] / 4) * torch.exp(exponent - M * G.square().sum(-1))
+    with no_autocast(z.device):
+        exponent = math.sqrt(1 + 4 * M) * (z @ G.mT) - 0.5 * z.square().sum(-1, keepdim=True)
+    return ((1 + 4 * M) ** (G.shape[1] / 4) * torch.exp(exponent - M * G.square().sum(-1))).to(own)
 
 
 def _check_parameter(M: float) -> None:
@@ -600,16 +610,16 @@ def fourier_series(name: str, z_max: float = 3.2, harmonics: int = 3) -> Series:
         return Series(0.0, 0.0, (1.0,), (1.0,), (0.0,))
     if name == "sin":
         return Series(0.0, 0.0, (1.0,), (0.0,), (1.0,))
-    z = torch.linspace(-z_max, z_max, 801, dtype=torch.float64)
+    z = torch.linspace(-z_max, z_max, 801, dtype=torch.float64, device="cpu")
     target = find_activation(name).function(z)
-    omega = torch.arange(1, harmonics + 1, dtype=torch.float64) * math.pi / (1.6 * z_max)
+    omega = torch.arange(1, harmonics + 1, dtype=torch.float64, device="cpu") * math.pi / (1.6 * z_max)
     turn = z.unsqueeze(-1) * omega
     basis = torch.cat([torch.ones_like(z).unsqueeze(-1), z.unsqueeze(-1), turn.cos(), turn.sin()], -1)
     odd, even = (target + target.flip(0)).abs().max() < 1e-12, (target - target.flip(0)).abs().max() < 1e-12
-    keep = torch.ones(basis.shape[1], dtype=torch.bool)
+    keep = torch.ones(basis.shape[1], dtype=torch.bool, device="cpu")
     keep[[0, *range(2, 2 + harmonics)]] = not odd
     keep[[1, *range(2 + harmonics, len(keep))]] = not even
-    coefficients = torch.zeros(len(keep), dtype=torch.float64)
+    coefficients = torch.zeros(len(keep), dtype=torch.float64, device="cpu")
     coefficients[keep] = torch.linalg.lstsq(basis[:, keep], target).solution
     error = float((basis @ coefficients - target).abs().max())
     c = coefficients.tolist()
@@ -640,7 +650,6 @@ class FeatureMap(nn.Module):
     """
 
     out_features: int
-    wide: bool = True  # exponentials and products need at least float32
 
     def __init__(
         self,
@@ -686,11 +695,9 @@ class FeatureMap(nn.Module):
         return next(b for b in self.projection.buffers() if b.is_floating_point()).new_empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Phi: (..., in_features) -> (..., out_features), in the type of x."""
+        """Phi: (..., in_features) -> (..., out_features), in the type of x, computed in float32 at least."""
         if x.shape[-1] != self.in_features:
             raise ValueError(f"the input has {x.shape[-1]} features, the map takes {self.in_features}")
-        if not self.wide:
-            return self._phi(self._scaled(x))
         with no_autocast(x.device):
             return self._phi(self._scaled(_widened(x))).to(x.dtype)
 
@@ -720,7 +727,9 @@ class FeatureMap(nn.Module):
     def _scaled(self, v: Tensor) -> Tensor:
         if self.normalize is None:
             return v
-        return F.normalize(v, dim=self.normalize_dim) * self.normalize
+        norm = torch.linalg.vector_norm(v, dim=self.normalize_dim, keepdim=True)
+        # zeros stay zeros, and have no slope
+        return v / torch.where(norm > 0, norm.clamp_min(1e-12), torch.inf) * self.normalize
 
     def _phi(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -740,7 +749,7 @@ class FeatureMap(nn.Module):
 
 
 def _widened(v: Tensor) -> Tensor:
-    return v.float() if v.dtype in (torch.float16, torch.bfloat16) else v
+    return v.float() if v.dtype in _HALF else v
 
 
 class ReLUFeatures(FeatureMap):
@@ -759,7 +768,6 @@ class ReLUFeatures(FeatureMap):
         **options: See :class:`FeatureMap`. The bias is one more coordinate: (x, 1) meets (w, b).
     """
 
-    wide = False
     _augments = True
 
     def __init__(
@@ -804,6 +812,7 @@ class ReLUFeatures(FeatureMap):
             return z.relu().square() / scale
         z = z.clamp_min(self.constant * scale) if self.constant else z.relu()
         if square_norm is not None:
+            square_norm = square_norm.clamp_min(torch.finfo(square_norm.dtype).tiny)  # a root has a slope above 0 only
             z = z - square_norm.sqrt() * (scale / math.sqrt(2 * math.pi))
         return z
 
@@ -886,8 +895,8 @@ class OscillatoryFeatures(FeatureMap):
             self.counts, self.linear, self.constant, self.slope = [num_features], 0, 0.0, 0.0
         else:
             self.counts, self.linear = _shares(self.series, num_features, input_norm * weight_norm)
-            repeats = torch.tensor(self.counts)
-            amplitudes = [torch.tensor(t, dtype=torch.float64) for t in self.series.terms()]
+            repeats = torch.tensor(self.counts, device="cpu")
+            amplitudes = [torch.tensor(t, dtype=torch.float64, device="cpu") for t in self.series.terms()]
             terms = [amplitudes[0], *(a / repeats.clamp_min(1) for a in amplitudes[1:])]
             terms = [t.repeat_interleave(repeats) for t in terms]
             self.constant, self.slope = self.series.constant, self.series.slope
@@ -927,7 +936,7 @@ class OscillatoryFeatures(FeatureMap):
         return torch.cat(parts, -1)
 
     def _warn(self, w: Tensor) -> None:
-        if w.is_meta:
+        if w.is_meta or is_recorded(w):
             return
         exponent = self.kappa * self.input_norm**2 + float(w.detach().square().sum(-1).mean()) / self.kappa
         exponent *= float(self.omega.max() if self.series is not None else self.omega.mean())
@@ -955,7 +964,7 @@ class OscillatoryFeatures(FeatureMap):
         total = torch.zeros_like(z)
         for n, frequency, A, B in zip(self.counts, *self.series.terms(), strict=True):
             if n:
-                own = torch.as_tensor(frequency, dtype=x.dtype)
+                own = torch.as_tensor(frequency, dtype=x.dtype, device=x.device)
                 mean = A * (own * z).cos() + B * (own * z).sin()
                 total = total + (self._second_moment(x, w, b, own, A, B) - mean.square()) / n
         if self.linear:
@@ -1069,11 +1078,11 @@ class PolynomialFeatures(FeatureMap):
         self._rows = num_features * max(k for k, c in enumerate(series) if c) or 1
         super().__init__(in_features, num_features, **{**options, "projection": "signs"})
         self.radius, self.series, self.out_features = known.radius if known else math.inf, series, num_features
-        share = torch.tensor([ratio**-k if c else 0.0 for k, c in enumerate(series)], dtype=torch.float64)
+        share = torch.tensor([ratio**-k if c else 0.0 for k, c in enumerate(series)], dtype=torch.float64, device="cpu")
         self.share = (share / share.sum()).tolist()
         generator = generator_of(self.projection.seed + 1)
         degrees = torch.multinomial(share, num_features, replacement=True, generator=generator)
-        weights = torch.tensor(series, dtype=torch.float64) / share.clamp_min(1e-300) * share.sum()
+        weights = torch.tensor(series, dtype=torch.float64, device="cpu") / share.clamp_min(1e-300) * share.sum()
         persistent = self.projection.persistent
         device = self.projection_dtype().device
         self.register_buffer("degrees", degrees.to(device), persistent=persistent)
@@ -1089,7 +1098,7 @@ class PolynomialFeatures(FeatureMap):
 
     def _psi(self, w: Tensor, b: Tensor) -> Tensor:
         v = torch.cat([w, b.unsqueeze(-1)], -1) if self.bias else w
-        if not w.is_meta and float(v.detach().norm(dim=-1).mean()) >= self.radius:
+        if not (w.is_meta or is_recorded(w)) and float(v.detach().norm(dim=-1).mean()) >= self.radius:
             warnings.warn(
                 f"weights of norm {float(v.detach().norm(dim=-1).mean()):.2g} reach beyond the radius of convergence "
                 f"{self.radius:.3g} of this power series for inputs of norm 1: the estimate does not converge",
@@ -1122,8 +1131,8 @@ class FourierFeatures(FeatureMap):
     """
 
     def __init__(self, in_features: int, num_features: int, *, lengthscale: float = 1.0, **options: Any) -> None:
-        if not lengthscale > 0:
-            raise ValueError(f"lengthscale={lengthscale} must be positive")
+        if not (lengthscale > 0 and 0 < lengthscale * lengthscale < math.inf):
+            raise ValueError(f"lengthscale={lengthscale} must be positive and finite, and so must its square")
         super().__init__(in_features, num_features, **{**options, "bias": False})
         self.lengthscale, self.out_features = lengthscale, 2 * num_features
 
@@ -1147,8 +1156,9 @@ def fourier_features(x: Tensor, omega: Tensor) -> Tensor:
     With omega from :func:`draw_projection`, over the lengthscale, products estimate the Gaussian kernel; trained
     frequencies are fine too.
     """
-    z = x @ omega.mT
-    return torch.cat([z.cos(), z.sin()], -1) * len(omega) ** -0.5
+    with no_autocast(x.device):
+        z = _widened(x) @ _widened(omega).mT
+        return (torch.cat([z.cos(), z.sin()], -1) * len(omega) ** -0.5).to(torch.promote_types(x.dtype, omega.dtype))
 
 
 #: Maps by name, for configurations.

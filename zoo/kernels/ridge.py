@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from zoo.kernels import native
-from zoo.kernels.base import Gaussian, Kernel, Laplacian, Linear, Polynomial, no_autocast
+from zoo.kernels.base import Gaussian, Kernel, Laplacian, Linear, Polynomial, no_autocast, plain_gradients
 from zoo.kernels.linalg import Factor, cholesky, solver_dtype
+from zoo.kernels.watching import is_ordinary, is_recorded, is_transformed
 from zoo.suggest import suggestion
 
 __all__ = [
@@ -99,13 +100,14 @@ class _Solve(torch.autograd.Function):
     def forward(ctx: Any, A: Tensor, Y: Tensor) -> Tensor:
         factor = cholesky(A)
         alpha = factor.solve(Y)
-        ctx.save_for_backward(factor.lower, factor.jitter, alpha)
+        ctx.save_for_backward(A, Y, factor.lower, factor.jitter, alpha)
         return alpha
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        lower, jitter, alpha = ctx.saved_tensors
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        A, Y, lower, jitter, alpha = ctx.saved_tensors
+        if torch.is_grad_enabled() or not is_ordinary(g):
+            return plain_gradients(lambda A, Y: cholesky(A).solve(Y), (A, Y), ctx.needs_input_grad, g)
         h = Factor(lower, jitter).solve(g)
         return -h @ alpha.mT if ctx.needs_input_grad[0] else None, h if ctx.needs_input_grad[1] else None
 
@@ -131,6 +133,8 @@ def ridge_coefficients(K: Tensor, Y: Tensor, ridge: float | Tensor) -> Tensor:
         A = K + torch.diag_embed(diagonal)
         if torch.compiler.is_compiling() or A.is_meta:  # no graph can hold the search for a jitter
             return torch.cholesky_solve(Y, torch.linalg.cholesky(A))
+        if is_transformed(A):
+            return cholesky(A).solve(Y)
         return _Solve.apply(A, Y)
 
 
@@ -164,6 +168,14 @@ def linear_scores(support: Tensor, queries: Tensor, Y: Tensor, ridge: float) -> 
     return LinearScores(queries @ weight.mT, support, queries, alpha, weight, solve)
 
 
+def _plain_linear_scores(support: Tensor, queries: Tensor, Y: Tensor, ridge: Tensor) -> Tensor:
+    """:func:`linear_scores` by the library's operators."""
+    dtype = solver_dtype(support.device)
+    points, eye = support.to(dtype), torch.eye(len(support), dtype=dtype, device=support.device)
+    alpha = cholesky(points @ points.mT + ridge.to(dtype) * eye).solve(Y)
+    return (queries.to(dtype) @ (points.mT @ alpha)).to(queries.dtype)
+
+
 def linear_slopes(found: LinearScores, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients in the support, the queries and the ridge, from g in the scores.
 
@@ -182,9 +194,10 @@ _NATIVE_ROWS = 400  # more rows are the library's
 def _solver(K: Tensor, ridge: float) -> Callable[[Tensor], Tensor]:
     """B to (K + ridge I)^-1 B, solved in float64."""
     if len(K) <= _NATIVE_ROWS and native.available(K, gradients=True):
-        factor = native.spd_factor(K, ridge)
-        if factor is not None:
-            return partial(native.spd_solve, factor)
+        with suppress(native.Unsuited):
+            factor = native.spd_factor(K, ridge)
+            if factor is not None:
+                return partial(native.spd_solve, factor)
     A = K.to(solver_dtype(K.device))
     A.diagonal().add_(ridge)
     lower, failed = torch.linalg.cholesky_ex(A)
@@ -196,13 +209,14 @@ class _LinearRidge(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, support: Tensor, queries: Tensor, Y: Tensor, ridge: Tensor) -> Tensor:
         *tensors, ctx.solve = linear_scores(support, queries, Y, float(ridge))
-        ctx.save_for_backward(*tensors[1:])
+        ctx.save_for_backward(*tensors[1:], Y, ridge)
         return tensors[0]
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, Tensor]:
-        support, queries, alpha, weight = ctx.saved_tensors
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        support, queries, alpha, weight, Y, ridge = ctx.saved_tensors
+        if torch.is_grad_enabled() or not is_ordinary(g):
+            return plain_gradients(_plain_linear_scores, (support, queries, Y, ridge), ctx.needs_input_grad, g)
         found = LinearScores(g, support, queries, alpha, weight, ctx.solve)
         d_support, d_queries, d_ridge = linear_slopes(found, g)
         return d_support, d_queries, None, d_ridge
@@ -233,7 +247,7 @@ def check_finite(features: Tensor, what: str) -> None:
     Raises:
         SupportError: A feature is not finite.
     """
-    if features.is_meta or torch.compiler.is_compiling() or bool(features.detach().sum().isfinite()):
+    if features.is_meta or is_recorded(features) or bool(features.detach().sum().isfinite()):
         return  # a sum of finite numbers may overflow; only then is every number looked at
     bad = ~torch.isfinite(features.detach())
     if bool(bad.any()):
@@ -246,6 +260,45 @@ def check_finite(features: Tensor, what: str) -> None:
 def _full(z: Tensor) -> Tensor:
     """At least float32: a Gram matrix of half precision has no Cholesky factor."""
     return z.to(torch.promote_types(z.dtype, torch.float32))
+
+
+def _check_features(name: str, points: Tensor) -> None:
+    if points.ndim != 2 or not points.is_floating_point():
+        raise SupportError(f"{name} is {points.dtype} of shape {tuple(points.shape)}; features are floating (N, d)")
+
+
+def _check_queries(queries: Tensor, support: Tensor) -> None:
+    _check_features("queries", queries)
+    if queries.shape[1] != support.shape[1]:
+        raise SupportError(f"queries have {queries.shape[1]} features, the support has {support.shape[1]}")
+
+
+def _check_targets(targets: Tensor, count: int) -> None:
+    if targets.ndim != (2 if targets.is_floating_point() else 1):
+        raise SupportError(f"targets are {targets.dtype} of shape {tuple(targets.shape)}; give floating (N, C) or "
+                           "classes (N,)")  # fmt: skip
+    if len(targets) != count:
+        raise SupportError(f"there are {count} support points and {len(targets)} targets")
+
+
+def _check_active(active: Tensor, columns: int) -> None:
+    if active.dtype != torch.bool or active.shape[-1:] != (columns,) or active.ndim > 2:
+        raise SupportError(
+            f"active is {active.dtype} of shape {tuple(active.shape)}; it must be torch.bool, one for each of the "
+            f"{columns} classes"
+        )
+
+
+def _check_classes(name: str, classes: Tensor, count: int, columns: int | None) -> None:
+    """Refuse classes that are not (count,) numbers from 0 to columns - 1 of type int64."""
+    if classes.dtype != torch.int64 or classes.shape != (count,):
+        raise SupportError(f"{name} is {classes.dtype} of shape {tuple(classes.shape)}; it must be int64 ({count},)")
+    if classes.is_meta or is_recorded(classes) or not count:
+        return
+    low, high = (int(v) for v in torch.aminmax(classes))
+    if low < 0 or (columns is not None and high >= columns):
+        allowed = "of at least 0" if columns is None else f"from 0 to {columns - 1}"
+        raise SupportError(f"{name} holds {low if low < 0 else high}; classes are numbers {allowed}")
 
 
 class KernelRidgeHead(nn.Module):
@@ -337,6 +390,9 @@ class KernelRidgeHead(nn.Module):
         Raises:
             SupportError: A feature is not finite.
         """
+        _check_queries(queries, solution.support)
+        if active is not None:
+            _check_active(active, solution.alpha.shape[-1])
         check_finite(queries, "query")
         with no_autocast(queries.device):
             points = _full(queries)
@@ -355,6 +411,9 @@ class KernelRidgeHead(nn.Module):
         if not isinstance(self.kernel, Linear) or not self._differentiates(support, targets):
             return self.predict(queries, self.solve(support, targets, task, columns), active)
         Y = self._targets(support, targets, task, columns)
+        _check_queries(queries, support)
+        if active is not None:
+            _check_active(active, Y.shape[-1])
         check_finite(queries, "query")
         with no_autocast(queries.device):
             points = _full(support)
@@ -379,20 +438,30 @@ class KernelRidgeHead(nn.Module):
             (); (N, d), (Q, d), and (3, T) for `lam`, `gamma` and `beta`.
 
         Raises:
-            SupportError: A feature is not finite.
+            SupportError: A feature is not finite, or the tensors don't belong together.
         """
+        self._check_task(task)
+        _check_features("support", support)
+        _check_queries(queries, support)
+        _check_targets(targets, len(support))
+        columns = targets.shape[-1] if targets.is_floating_point() else len(active)
+        _check_active(active, columns)
+        _check_classes("y", y, len(queries), columns)
+        check_finite(support, "support")
+        check_finite(queries, "query")
         vectors = self.lam, self.gamma, self.beta
         d_vectors = self.lam.new_zeros(3, len(self.lam))
         if self.name in ("linear", "poly") and 0 < len(support) <= _NATIVE_ROWS:
             floats = support, queries, targets, *vectors
             if native.available(*floats, gradients=True):
                 of_task = [v.detach()[task] for v in vectors]
-                found = native.ridge_loss(
-                    support, queries, targets, y, active, of_task, self.floor, self.name == "poly"
-                )
-                if found is not None and math.isfinite(found[0]):
-                    d_vectors[:, task] = found[3]
-                    return *found[:3], d_vectors
+                with suppress(native.Unsuited):
+                    found = native.ridge_loss(
+                        support, queries, targets, y, active, of_task, self.floor, self.name == "poly"
+                    )
+                    if found is not None and math.isfinite(found[0]):
+                        d_vectors[:, task] = found[3]
+                        return *found[:3], d_vectors
         with torch.enable_grad():
             zs, zq = (z.detach().requires_grad_() for z in (support, queries))
             loss = F.cross_entropy(self(zs, targets, zq, task, active), y)
@@ -406,14 +475,26 @@ class KernelRidgeHead(nn.Module):
     def _differentiates(support: Tensor, targets: Tensor) -> bool:
         """Whether a backward pass through the features may follow, in which a solution's many small steps are slow."""
         recording = torch.is_grad_enabled() and not targets.requires_grad
-        return recording and not support.is_meta and not torch.compiler.is_compiling()
+        return recording and not support.is_meta and not is_recorded(support)
 
     def _targets(self, support: Tensor, targets: Tensor, task: int, num_classes: int | None) -> Tensor:
         """Targets (N, C) of a support that a classifier can be made of."""
+        self._check_task(task)
+        _check_features("support", support)
         if not len(support):
             raise SupportError(f"the coreset of task {task} is empty: a kernel classifier needs points of each class")
+        _check_targets(targets, len(support))
         check_finite(support, "support")
-        return targets if targets.is_floating_point() else F.one_hot(targets, num_classes or int(targets.max()) + 1)
+        if targets.is_floating_point():
+            if num_classes is not None and targets.shape[-1] != num_classes:
+                raise SupportError(f"targets have {targets.shape[-1]} columns, there are {num_classes} classes")
+            return targets
+        _check_classes("targets", targets, len(support), num_classes)
+        return F.one_hot(targets, num_classes or int(targets.max()) + 1)
+
+    def _check_task(self, task: int) -> None:
+        if not -len(self.lam) <= task < len(self.lam):
+            raise SupportError(f"task={task}: the classifier was built for {len(self.lam)} tasks")
 
     def extra_repr(self) -> str:
         return f"{self.name}, n_tasks={len(self.lam)}"
@@ -461,9 +542,9 @@ def leave_one_out_ridge(K: Tensor, Y: Tensor, ridges: Sequence[float] | Tensor |
         ridges: Candidates; None takes 31 from 1e-6 to 1e3 times the mean of the diagonal.
     """
     if ridges is None:
-        ridges = torch.logspace(-6, 3, 31, dtype=torch.float64) * float(K.diagonal().mean())
+        ridges = torch.logspace(-6, 3, 31, dtype=torch.float64, device="cpu") * float(K.diagonal().mean())
     errors, _ = leave_one_out_errors(K, Y, ridges)
-    return float(torch.as_tensor(ridges)[int(errors.argmin())])
+    return float(torch.as_tensor(ridges, device="cpu")[int(errors.argmin())])
 
 
 # ---- variational random features ---------------------------------------------------------------------------
@@ -486,16 +567,22 @@ class _DrawnFeatures(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, mean: Tensor, log_variance: Tensor, eps: Tensor, phase: Tensor) -> Tensor:
         sigma = (0.5 * log_variance).exp()
         angle = torch.addmm(phase, z * sigma, eps.mT).add_((z @ mean).unsqueeze(-1))
-        ctx.save_for_backward(z, mean, sigma, eps, angle)
+        ctx.save_for_backward(z, mean, sigma, eps, angle, log_variance, phase)
         return angle.cos().mul_(math.sqrt(2 / len(phase)))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        z, mean, sigma, eps, angle = ctx.saved_tensors
+        z, mean, sigma, eps, angle, log_variance, phase = ctx.saved_tensors
+        if torch.is_grad_enabled() or not is_ordinary(g):
+            return plain_gradients(_plain_drawn, (z, mean, log_variance, eps, phase), ctx.needs_input_grad, g)
         g = angle.sin().mul_(g).mul_(-math.sqrt(2 / len(eps)))
         total, t = g.sum(-1), g @ eps
         return torch.outer(total, mean).addcmul_(t, sigma), total @ z, 0.5 * sigma * (z * t).sum(0), None, None
+
+
+def _plain_drawn(z: Tensor, mean: Tensor, log_variance: Tensor, eps: Tensor, phase: Tensor) -> Tensor:
+    basis = mean + eps * (0.5 * log_variance).exp()
+    return math.sqrt(2 / len(phase)) * torch.cos(z @ basis.mT + phase)
 
 
 class GaussianNet(nn.Module):
@@ -567,6 +654,8 @@ class VariationalRandomFeatures(nn.Module):
         """Phi (N, D) for a basis that is drawn, or made of `eps` (D, d), and not kept: what a training step takes."""
         if eps is None:
             eps = torch.randn(self.num_bases, self.dim, device=mean.device, dtype=mean.dtype)
+        if is_recorded(z):
+            return self.features(z.to(mean.dtype), self.sample(mean, log_variance, eps))
         with no_autocast(z.device):
             return _DrawnFeatures.apply(z.to(mean.dtype), mean, log_variance, eps, self.phase)
 

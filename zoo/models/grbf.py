@@ -22,6 +22,7 @@ import functools
 import math
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -32,8 +33,9 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from zoo.kernels import native
-from zoo.kernels.base import no_autocast, recorded_gradients
-from zoo.kernels.watching import is_ordinary, is_recorded
+from zoo.kernels.base import no_autocast, recorded_gradients, spreads
+from zoo.kernels.watching import is_ordinary, is_recorded, is_transformed
+from zoo.scaling import standardisation, standardised
 
 __all__ = [
     "LOSSES",
@@ -70,7 +72,7 @@ def activations(x: Tensor, centers: Tensor, factor: Tensor) -> Tensor:
     """Kernel values exp(-|L^T (x_n - c_m)|^2 / 2), with two matrix products and no n x M x D difference.
 
     The origin is moved into the centres before the square is expanded, so that points far from zero lose no
-    digits. Cost O((n + M) D R + n M R), memory O(n M).
+    digits; where they lie far from the centres, all is computed in float64. Cost O((n + M) D R + n M R), memory O(n M).
 
     Args:
         x: Points (..., n, D).
@@ -82,13 +84,19 @@ def activations(x: Tensor, centers: Tensor, factor: Tensor) -> Tensor:
     """
     if torch.jit.is_scripting():
         return _recorded_activations(x, centers, factor)
-    return _activations(x, centers, factor, "factor")
+    if x.dtype in (torch.float16, torch.bfloat16):  # whose squares overflow
+        return activations(x.float(), centers.float(), factor.float()).to(x.dtype)
+    with no_autocast(x.device):
+        return _activations(x, centers, factor, "factor")
 
 
 def _activations(x: Tensor, centers: Tensor, precision: Tensor, form: str) -> Tensor:
     """Kernel values from the stored parameter of a metric, or from its factor itself if the form is `"factor"`."""
     if not is_recorded(x) and is_ordinary(x, centers, precision):
         return _Activations.apply(x, centers, precision, form)
+    if is_transformed(x, centers, precision) and x.dtype == torch.float32:  # nobody can ask how far points lie
+        x, centers, precision = x.double(), centers.double(), precision.double()
+        return _recorded_activations(x, centers, factor_of(precision, centers.shape[-1], form)).float()
     return _recorded_activations(x, centers, factor_of(precision, centers.shape[-1], form))
 
 
@@ -145,6 +153,17 @@ def factor_gradient(x: Tensor, d_z: Tensor, factor: Tensor) -> Tensor:
     return summed if factor.shape[-1] > 1 else summed.sum(-1, keepdim=True)
 
 
+def _found(x: Tensor, centers: Tensor, precision: Tensor, form: str) -> tuple[Tensor, ...]:
+    """Kernel values, and what their derivatives need: points and centres around the origin, and in the metric."""
+    origin = centers.mean(-2, keepdim=True)
+    near = x - origin, centers - origin
+    phi, z, k = evaluate(*near, factor_of(precision, centers.shape[-1], form))
+    if spreads(z, k):
+        phi, *exact = _found(x.double(), centers.double(), precision.double(), form)
+        return phi.to(x.dtype), *exact
+    return phi, *near, z, k
+
+
 class _Activations(torch.autograd.Function):
     """Derivatives by hand, in half of the operators that autograd takes: small networks wait for little else.
 
@@ -154,13 +173,12 @@ class _Activations(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, centers: Tensor, precision: Tensor, form: str) -> Tensor:
+        found = None
         if _in_one_call(x, centers, precision, form):
-            found = native.gaussian_units(x, centers, precision)
-        else:
-            origin = centers.mean(-2, keepdim=True)
-            near = x - origin, centers - origin
-            phi, *coordinates = evaluate(*near, factor_of(precision, centers.shape[-1], form))
-            found = phi, *near, *coordinates
+            with suppress(native.Unsuited):
+                found = native.gaussian_units(x, centers, precision)
+        if found is None:
+            found = _found(x, centers, precision, form)
         ctx.form = form
         ctx.save_for_backward(x, centers, precision, *found)
         return found[0]
@@ -169,22 +187,25 @@ class _Activations(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         given_x, given_centers, precision, phi, x, centers, z, k = ctx.saved_tensors
         wants_x, wants_centers, wants_precision, _ = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # somebody wants second derivatives
-            given = given_x, given_centers, precision
-            phi = _recorded_activations(*given[:2], factor_of(precision, centers.shape[-1], ctx.form))
-            return *recorded_gradients(phi, given, ctx.needs_input_grad[:3], grad), None
+        if torch.is_grad_enabled() or not is_ordinary(grad):  # somebody wants second derivatives, or many at once
+            given, dtype = (given_x, given_centers, precision), z.dtype
+            with torch.enable_grad():
+                x, centers, stored = (t.to(dtype) for t in given)
+                phi = _recorded_activations(x, centers, factor_of(stored, centers.shape[-1], ctx.form))
+            return *recorded_gradients(phi.to(grad.dtype), given, ctx.needs_input_grad[:3], grad), None
         with no_autocast(grad.device):
             if _in_one_call(x, centers, precision, ctx.form, grad, phi, z, k):
                 units = phi, x, centers, z, k
                 return *native.gaussian_units_gradient(grad, units, precision, wants_x, wants_centers), None
-            factor = factor_of(precision, centers.shape[-1], ctx.form)
-            d_z, d_k = coordinate_gradients(grad * phi, z, k)
+            factor = factor_of(precision.to(z.dtype), centers.shape[-1], ctx.form)
+            d_z, d_k = coordinate_gradients((grad * phi).to(z.dtype), z, k)
             d_precision = None
             if wants_precision:
                 d_factor = factor_gradient(x, d_z, factor) + factor_gradient(centers, d_k, factor)
-                d_precision = pack_gradient(d_factor, factor, ctx.form)
-            d_x = point_gradient(d_z, factor) if wants_x else None
-            return d_x, point_gradient(d_k, factor) if wants_centers else None, d_precision, None
+                d_precision = pack_gradient(d_factor, factor, ctx.form).to(precision.dtype)
+            d_x = point_gradient(d_z, factor).to(given_x.dtype) if wants_x else None
+            d_centers = point_gradient(d_k, factor).to(given_centers.dtype) if wants_centers else None
+            return d_x, d_centers, d_precision, None
 
 
 def _in_one_call(x: Tensor, centers: Tensor, precision: Tensor, form: str, *others: Tensor) -> bool:
@@ -232,7 +253,7 @@ def factor_of(precision: Tensor, dim: int, form: str) -> Tensor:
 def pack_gradient(d_factor: Tensor, factor: Tensor, form: str) -> Tensor:
     """Derivative in the stored parameter, from that in the factor."""
     if form == "full":
-        return d_factor.flatten(-2).index_select(-1, _places(d_factor, d_factor.shape[-1]))
+        return d_factor.reshape(*d_factor.shape[:-2], -1).index_select(-1, _places(d_factor, d_factor.shape[-1]))
     return d_factor if form in ("low_rank", "factor") else (d_factor * factor).squeeze(-2)
 
 
@@ -319,6 +340,7 @@ def penalty_term(block: Tensor, kind: Penalty = "squared") -> Tensor:
     block, whose gradient has constant length, and is 0 at 0.
     """
     dims = (-2, -1) if block.ndim > 2 else None
+    block = block.to(torch.promote_types(block.dtype, torch.float32))  # squares overflow in half precision
     if kind == "squared":
         return block.square().sum(dims)
     if kind == "plain":
@@ -371,9 +393,24 @@ def eigen(matrix: Tensor) -> Spectrum:
     largest magnitude is positive.
     """
     values, vectors = torch.linalg.eigh(matrix)
-    values, rows = values.flip(-1).clamp_min(0), vectors.flip(-1).mT
+    return Spectrum(values.flip(-1).clamp_min(0), _signed(vectors.flip(-1).mT))
+
+
+def eigen_of_root(root: Tensor, complete: bool = False) -> Spectrum:
+    """:func:`eigen` of root^T root for root (r, D), without that matrix.
+
+    All eigenvalues (D,) beyond the first r are zero; they have vectors (D, D) only if they shall be `complete`.
+    """
+    _, sizes, rows = torch.linalg.svd(root, full_matrices=complete)
+    values = root.new_zeros(root.shape[1])
+    values[: len(sizes)] = sizes.square()
+    return Spectrum(values, _signed(rows))
+
+
+def _signed(rows: Tensor) -> Tensor:
+    """Vectors in rows with the entry of largest magnitude made positive."""
     top = rows.gather(-1, rows.abs().argmax(-1, keepdim=True))
-    return Spectrum(values, rows * torch.where(top < 0, -1.0, 1.0).to(rows.dtype))
+    return rows * torch.where(top < 0, -1.0, 1.0).to(rows.dtype)
 
 
 def importance_from_precision(precision: Tensor, kind: Literal["official", "trace"] = "official") -> Tensor:
@@ -383,14 +420,18 @@ def importance_from_precision(precision: Tensor, kind: Literal["official", "trac
     where eigenvalues coincide; `"trace"` is diag(P) / tr P = sum_k gamma_k v_jk^2 / sum_k gamma_k, which does not.
     A metric of zeros has no opinion: all features get the same share, with a warning.
     """
-    if kind not in ("official", "trace"):
-        raise ValueError(f"importance kind={kind!r} is not one of 'official', 'trace'")
+    _check_kind(kind)
     if kind == "official":
         values, components = eigen(precision)
         raw = (values.unsqueeze(-1) * components.abs()).sum(-2)
     else:
         raw = precision.diagonal(dim1=-2, dim2=-1)
     return shares(raw, "the precision matrix is zero")
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in ("official", "trace"):
+        raise ValueError(f"importance kind={kind!r} is not one of 'official', 'trace'")
 
 
 def shares(raw: Tensor, why: str) -> Tensor:
@@ -414,7 +455,10 @@ class Readout(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Activations (..., M) to outputs (..., K)."""
-        return torch.addcmul(self.mean, F.linear(x, self.weight, self.bias), self.scale)
+        outputs = F.linear(x, self.weight, self.bias)
+        if self.mean.dtype == outputs.dtype:
+            return torch.addcmul(self.mean, outputs, self.scale)
+        return self.mean + outputs * self.scale
 
 
 # ---- the network -------------------------------------------------------------------------------------------
@@ -510,7 +554,11 @@ class GaussianRBFNetwork(nn.Module):
 
     def _init_head(self, generator: torch.Generator | None) -> None:
         if isinstance(self.head, Readout):
-            nn.init.normal_(self.head.weight, std=0.1, generator=generator)
+            if generator is None:
+                nn.init.normal_(self.head.weight, std=0.1)
+            else:  # a generator has a device of its own
+                with torch.no_grad():
+                    self.head.weight.copy_(_draw(self.head.weight, generator, std=0.1))
             if self.head.bias is not None:
                 nn.init.zeros_(self.head.bias)
 
@@ -565,13 +613,13 @@ class GaussianRBFNetwork(nn.Module):
         Raises:
             ValueError: There are fewer distinct rows than centres, or an option is unknown.
         """
-        rows = X.reshape(len(X), -1).to(self.centers.device, self.centers.dtype)
-        _check_rows(rows, self.dim)
+        rows = X.reshape(len(X), -1).to(self.centers.device)
+        _check_rows(rows.to(self.centers.dtype), self.dim)
         if standardize:
             mean, scale = standardisation(rows)
             self.input_mean.copy_(mean)
-            self.input_scale.copy_(scale)
-        rows = (rows - self.input_mean) / self.input_scale
+            self.input_scale.copy_(scale.clamp_min(torch.finfo(self.input_scale.dtype).tiny))
+        rows = standardised(rows, self.input_mean, self.input_scale, self.centers.dtype)
         self.centers.copy_(choose_centers(rows, self.num_features, centers, generator))
         if init == "official":
             self.precision_elements.copy_(_draw(self.precision_elements, generator))
@@ -596,8 +644,8 @@ class GaussianRBFNetwork(nn.Module):
         head = self.head
         assert isinstance(head, Readout)
         if y.is_floating_point() and self.num_classes == 1:
-            mean, scale = standardisation(y.reshape(-1, 1).to(head.weight))
-            head.scale.copy_(scale)
+            mean, scale = standardisation(y.reshape(-1, 1).to(head.weight.device))
+            head.scale.copy_(scale.clamp_min(torch.finfo(head.scale.dtype).tiny))
             head.mean.copy_(mean if self.bias else torch.zeros_like(mean))
         elif head.bias is not None:
             head.bias.copy_(starting_bias(y, self.num_classes, head.bias))
@@ -686,8 +734,17 @@ class GaussianRBFNetwork(nn.Module):
     @torch.jit.ignore
     @torch.no_grad()
     def spectrum(self) -> Spectrum:
-        """Eigenvalues of P, largest first, and its unit eigenvectors in rows: the active subspace."""
-        return eigen(self.precision())
+        """Eigenvalues of P (D), largest first, and its unit eigenvectors in rows: the active subspace.
+
+        A metric of rank R has R vectors (R, D), every other one D; no other than a full one is decomposed as a matrix.
+        """
+        if self.form == "full":
+            return eigen(self.precision())
+        L = self.factor()
+        if self.form == "low_rank":
+            return eigen_of_root(L.mT)
+        values, order = L.square().expand(1, self.dim).squeeze(0).sort(stable=True)
+        return Spectrum(values.flip(0), torch.eye(self.dim, dtype=L.dtype, device=L.device)[order.flip(0)])
 
     @torch.jit.ignore
     @torch.no_grad()
@@ -696,23 +753,39 @@ class GaussianRBFNetwork(nn.Module):
 
         df_k/dx = -P sum_m w_km phi_m (x - c_m), with matrix products only.
         """
+        return point_gradient(self._coordinate_gradients(X), self.factor())
+
+    def _coordinate_gradients(self, X: Tensor) -> Tensor:
+        """Derivatives of every output in the metric's own coordinates, (n, K, R)."""
         assert isinstance(self.head, Readout), "a network without outputs has no gradients"
-        rows = (X.reshape(len(X), -1).to(self.centers.dtype) - self.input_mean) / self.input_scale
+        rows = standardised(X.reshape(len(X), -1), self.input_mean, self.input_scale, self.centers.dtype)
         L, C = self.factor(), self.centers
-        readout = self.head.weight * self.head.scale.unsqueeze(-1)
+        readout = self.head.weight * self.head.scale.to(C.dtype).unsqueeze(-1)
         weighted = activations(rows, C, L).unsqueeze(1) * readout  # (n, K, M)
-        pull = weighted @ C - weighted.sum(-1, keepdim=True) * rows.unsqueeze(1)  # (n, K, D)
-        return pull * L.square() if L.shape[-2] == 1 else (pull @ L) @ L.mT
+        return weighted @ project(C, L) - weighted.sum(-1, keepdim=True) * project(rows, L).unsqueeze(1)
 
     @torch.jit.ignore
     @torch.no_grad()
     def gradient_outer_product(self, X: Tensor, per_output: bool = False) -> Tensor:
         """Average of grad f grad f^T over rows and, unless `per_output`, summed over outputs: (D, D) or (K, D, D)."""
-        g = self.input_gradients(X)
-        if g.shape[1] > 1:
-            g = g - g.mean(1, keepdim=True)  # what all logits share does not change a decision
-        G = torch.einsum("nkd,nke->kde", g, g) / len(g)
-        return G if per_output else G.sum(0)
+        if not per_output:
+            root = self.gradient_root(X)
+            return root.mT @ root
+        g = _without_shared(self.input_gradients(X))
+        return torch.einsum("nkd,nke->kde", g, g) / len(g)
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def gradient_root(self, X: Tensor) -> Tensor:
+        """A matrix (r, D) with :meth:`gradient_outer_product` = root^T root, r at most the rank of P.
+
+        Its size is linear in the number of features for a metric of low rank, and for all others with few rows.
+        """
+        h = _without_shared(self._coordinate_gradients(X)).flatten(0, 1) / math.sqrt(len(X))  # (n K, R)
+        if len(h) > h.shape[1]:
+            values, vectors = eigen(h.mT @ h)
+            h = values.sqrt().unsqueeze(-1) * vectors
+        return point_gradient(h, self.factor())
 
     @torch.jit.ignore
     @torch.no_grad()
@@ -729,25 +802,35 @@ class GaussianRBFNetwork(nn.Module):
         Raises:
             ValueError: The kind is unknown, or `"gradient"` without rows.
         """
-        if kind != "gradient":
-            return importance_from_precision(self.precision(), kind)
-        if X is None:
-            raise ValueError('kind="gradient" averages over rows: pass X')
-        return shares(self.gradient_outer_product(X).diagonal(), "the output does not change with any feature")
+        if kind == "gradient":
+            if X is None:
+                raise ValueError('kind="gradient" averages over rows: pass X')
+            return shares(self.gradient_root(X).square().sum(0), "the output does not change with any feature")
+        _check_kind(kind)
+        L = self.factor()
+        if kind == "official" and self.form in ("full", "low_rank"):
+            values, components = self.spectrum()
+            raw = (values[: len(components)].unsqueeze(-1) * components.abs()).sum(0)
+        else:  # the eigenvectors of the other forms are the axes
+            raw = (L.square().expand(1, self.dim) if L.shape[-2] == 1 else L.square().mT).sum(0)
+        return shares(raw, "the precision matrix is zero")
 
     @torch.jit.ignore
     @torch.no_grad()
     def active_subspace(
         self, kind: Literal["precision", "gradient"] = "precision", X: Tensor | None = None
     ) -> Spectrum:
-        """Directions that matter, most important first: eigenpairs of P, or of the average gradient outer product."""
+        """Directions that matter, most important first: eigenpairs of P, or of the average gradient outer product.
+
+        Eigenvalues (D), and unit vectors in rows (D, D), or (R, D) for a metric of rank R.
+        """
         if kind == "precision":
             return self.spectrum()
         if kind != "gradient":
             raise ValueError(f"kind={kind!r} is not one of 'precision', 'gradient'")
         if X is None:
             raise ValueError('kind="gradient" averages over rows: pass X')
-        return eigen(self.gradient_outer_product(X))
+        return eigen_of_root(self.gradient_root(X), complete=self.form != "low_rank")
 
     # ---- the authors' files -------------------------------------------------------------------------------
 
@@ -791,6 +874,11 @@ class GaussianRBFNetwork(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+def _without_shared(gradients: Tensor) -> Tensor:
+    """Derivatives (n, K, ...) without what all logits share, which does not change a decision."""
+    return gradients - gradients.mean(1, keepdim=True) if gradients.shape[1] > 1 else gradients
+
+
 def _form_of(precision: Precision, dim: int) -> tuple[str, int]:
     """Name and rank of a metric."""
     if isinstance(precision, int) and not isinstance(precision, bool):
@@ -814,7 +902,7 @@ def units(x: Tensor, centers: Tensor, elements: Tensor, mean: Tensor, scale: Ten
         raise ValueError(f"expected a batch of rows of {dim} features (or images of as many values), got {x.shape}")
     own = centers.dtype
     wide = torch.float32 if own == torch.float16 or own == torch.bfloat16 else own
-    rows = (rows.to(wide) - mean.to(wide)) / scale.to(wide)
+    rows = standardised(rows, mean, scale, wide)
     if torch.jit.is_scripting():
         return _recorded_activations(rows, centers.to(wide), factor_of(elements.to(wide), dim, form)).to(own)
     with no_autocast(centers.device):
@@ -830,19 +918,8 @@ def _check_rows(rows: Tensor, dim: int) -> None:
         raise ValueError("Input X contains NaN or infinity.")
 
 
-def _draw(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.empty(like.shape, dtype=like.dtype).normal_(generator=generator)
-
-
-def standardisation(rows: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each column, (..., D), under row weights (..., n); constant columns get 1."""
-    weight = torch.ones(len(rows), dtype=rows.dtype, device=rows.device) if weight is None else weight
-    weight = (weight / weight.sum(-1, keepdim=True)).unsqueeze(-2)  # (..., 1, n)
-    mean = weight @ rows
-    variance = (weight @ (rows - mean).square()).squeeze(-2)
-    mean = mean.squeeze(-2)
-    varies = variance > (1e-12 * mean.square()).clamp_min(torch.finfo(rows.dtype).tiny)
-    return mean, torch.where(varies, variance, 1.0).sqrt()
+def _draw(like: Tensor, generator: torch.Generator | None, std: float = 1.0) -> Tensor:
+    return torch.empty(like.shape, dtype=like.dtype).normal_(std=std, generator=generator)
 
 
 def choose_centers(rows: Tensor, count: int, how: str | Tensor, generator: torch.Generator | None = None) -> Tensor:

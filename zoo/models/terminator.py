@@ -25,7 +25,7 @@ needs 0.56.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, cast
@@ -240,8 +240,9 @@ class SlowFastBlock(nn.Module):
         by_thread = False if torch.jit.is_scripting() else self._suits_threads(x, pre)
 
         # each image alone
-        if by_thread:
-            mixed, y = self._global_part(x, hci, pre, w, weights)
+        found = self._global_part(x, hci, pre, w, weights) if by_thread else None
+        if found is not None:
+            mixed, y = found
         else:
             mixed = mix_channels([x], [self.mixer.weight], standardised_bias(self.mixer.bias))
             mixed = instance_standardise(mixed, overwrite=True)
@@ -266,8 +267,9 @@ class SlowFastBlock(nn.Module):
         for j, net in enumerate(self.local_nets):
             taps.append(self.local_kernel(net(context[self.roles[j][0]]).to(x.dtype)))
         columns = [weights[f"l{j}"] for j in range(len(convolved))]
-        if by_thread:
-            return self._local_branches(convolved, taps, columns, y)
+        done = self._local_branches(convolved, taps, columns, y) if by_thread else None
+        if done is not None:
+            return done
         branches: list[Tensor] = []
         biases = [bias for bias in self.local_bias]  # noqa: C416 (TorchScript has no list() of it)
         for j, (mix, norm) in enumerate(zip(self.local_mix, self.local_norm)):  # noqa: B905
@@ -299,8 +301,8 @@ class SlowFastBlock(nn.Module):
     @torch.jit.ignore
     def _global_part(
         self, x: Tensor, hci: Tensor, pre: list[Tensor], kernel: Tensor, columns: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """The mixed map, and what :meth:`global_part` answers."""
+    ) -> tuple[Tensor, Tensor] | None:
+        """The mixed map, and what :meth:`global_part` answers; None where the loops don't take it."""
         weights: list[Tensor | None] = [self.mixer.weight, kernel]
         for unit in (self.rgu_slow, self.rgu_fast):
             weights += [t for linear in (unit.k, unit.v, unit.q) for t in (linear.weight, linear.bias)]
@@ -309,16 +311,23 @@ class SlowFastBlock(nn.Module):
         weights += [net().to(x.dtype) for net in (self.hi_channel_net, self.hi_spatial_net)]
         weights += [standardised_bias(self.bottleneck.bias, self.running)]
         names = ["fast", "hi", "g1", "g2", "g3", "silu", *(f"pre{i}" for i in range(len(pre)))]
-        return native.global_part(x, hci, pre, weights, [columns[name] for name in names])
+        with suppress(native.Unsuited):
+            return native.global_part(x, hci, pre, weights, [columns[name] for name in names])
+        return None
 
     @torch.jit.ignore
-    def _local_branches(self, maps: list[Tensor], taps: list[Tensor], columns: list[Tensor], y: Tensor) -> Tensor:
+    def _local_branches(
+        self, maps: list[Tensor], taps: list[Tensor], columns: list[Tensor], y: Tensor
+    ) -> Tensor | None:
+        """The output of the block; None where the loops don't take it."""
         mixes = cast("list[nn.Linear]", list(self.local_mix))
         biases = [standardised_bias(mix.bias, self.running) for mix in mixes]
-        z, moments = native.local_branches(maps, taps, [mix.weight for mix in mixes], biases)
         norms = cast("list[StandardGELU]", list(self.local_norm))
-        scales = [norm.scales(known) for norm, known in zip(norms, moments, strict=True)]
-        return native.local_outputs_(z, scales, list(self.local_bias), columns, y)
+        with suppress(native.Unsuited):
+            z, moments = native.local_branches(maps, taps, [mix.weight for mix in mixes], biases)
+            scales = [norm.scales(known) for norm, known in zip(norms, moments, strict=True)]
+            return native.local_outputs_(z, scales, list(self.local_bias), columns, y)
+        return None
 
     def global_part(
         self, maps: list[Tensor], kernel: Tensor, weights: dict[str, Tensor], out: Tensor | None = None
@@ -950,7 +959,7 @@ def terminator_z_pmnist(pretrained: bool = False, **kwargs: Any) -> Terminator:
 
 @register_model
 def test_terminator(pretrained: bool = False, **kwargs: Any) -> Terminator:  # noqa: PT028 (not a test)
-    """Narrow slow networks and five blocks on 12 x 12 images, independent of the batch, for tests."""
+    """Narrow slow networks and three blocks on 12 x 12 images, independent of the batch, for tests."""
     small = {"global": 8, "local": 4, "hci": 4, "hi_channel": 4, "hi_spatial": 8}
     defaults = {**ZEPTO, "dims": (12, 12, 24), "reuse": ((), (0,), (1, 0)), "hidden": small}
     return _create("test_terminator", pretrained, kwargs, **defaults)

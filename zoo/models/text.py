@@ -13,12 +13,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from zoo.files import CheckpointError, read_checkpoint
+from zoo.kernels.watching import is_recorded, is_transformed
 from zoo.models.adapters import inject_adapters
 from zoo.suggest import suggestion
 
@@ -34,6 +34,18 @@ TUNINGS: dict[str, dict[str, Any]] = {
     "head": {},
     "full": {},
 }
+
+#: What `tuning_args` may say of PEFT's adapters; others of `LoraConfig` name modules to import or files to open.
+_LORA = (
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+)
+_LORA += ("bias", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias")
 
 
 class TextClassifier(nn.Module):
@@ -100,6 +112,8 @@ class TextClassifier(nn.Module):
             raise ValueError(f"tuning={tuning!r} has no adapters: tuning_args must be null")
         config = {**TUNINGS[tuning], **arguments}
         if tuning == "lora":
+            if unknown := [name for name in arguments if name not in _LORA]:
+                raise ValueError(f"tuning_args has {unknown[0]!r}{suggestion(unknown[0], _LORA)}")
             try:
                 from peft import LoraConfig, inject_adapter_in_model
             except ImportError:
@@ -135,10 +149,13 @@ class TextClassifier(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Tokens (B, L), 0 pads, to mean states (B, d)."""
         mask = x != 0
-        if not torch.compiler.is_compiling():
+        if not is_recorded(x):
             length = int(mask.sum(1).max())
             x, mask = x[:, :length], mask[:, :length]  # what pads every text costs nothing
-        states = self.bert(input_ids=x, attention_mask=mask.long()).last_hidden_state
+        seen = mask.long()
+        if is_transformed(x):  # the library looks into a mask of another shape
+            seen = mask[:, None, None].expand(-1, 1, mask.shape[1], -1)
+        states = self.bert(input_ids=x, attention_mask=seen).last_hidden_state
         weight = mask.unsqueeze(-1).to(states.dtype)
         return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
 

@@ -21,7 +21,7 @@ form.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -76,7 +76,8 @@ class LayerNorm2d(nn.LayerNorm):
         """Normalise (B, C, H, W) over C."""
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
             if not is_recorded(x) and native.available(x, self.weight, self.bias):
-                return native.layer_norm(x, self.weight, self.bias, self.eps, self.gelu)
+                with suppress(native.Unsuited):
+                    return native.layer_norm(x, self.weight, self.bias, self.eps, self.gelu)
         x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
         return (F.gelu(x) if self.gelu else x).permute(0, 3, 1, 2)
 

@@ -13,6 +13,7 @@ logged by name); leave `optimizer=None` and fit in closed form when the last bat
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +23,9 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 import zoo
+from zoo import inputs
 from zoo.tasks.optim import ScheduleError, create_optimizer, create_scheduler
+from zoo.values import first_line
 
 _TASKS: dict[str, type[Task]] = {}
 
@@ -56,6 +59,8 @@ class Task(L.LightningModule):
         trains_on: Whether more epochs than before mean more of the same training.
     """
 
+    #: Seed and id of the run, which every checkpoint keeps.
+    run_notes: dict[str, Any] = {}  # noqa: RUF012 (replaced, never changed)
     monitors: ClassVar[tuple[str, ...]] = ()
     wants_inputs: bool = False
     trains_on: ClassVar[bool] = True
@@ -77,7 +82,10 @@ class Task(L.LightningModule):
         self.optimizer, self.scheduler, self.channels_last = optimizer, scheduler, channels_last
         self._chosen: list[dict[str, Any]] = []  # what the configuration says of each group of parameters
         self._schedule: dict[str, Any] = {}
-        spec = getattr(self.model, "zoo_config", None) if isinstance(model, nn.Module) else dict(model)
+        spec = getattr(self.model, "zoo_config", None)
+        if not isinstance(model, nn.Module):
+            folder = ":" in str(model.get("model_name"))  # it is not needed again: the checkpoint stands alone
+            spec = {**model, **(spec or {})} if folder else dict(model)
         self.save_hyperparameters(
             {"model": spec, "optimizer": optimizer, "scheduler": scheduler, "channels_last": channels_last}
             | {"compile": compile}
@@ -186,7 +194,16 @@ class Task(L.LightningModule):
             self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["zoo"] = {"task": type(self).__name__, "version": zoo.__version__}
+        checkpoint["zoo"] = {"task": type(self).__name__, "version": zoo.__version__, "run": self.run_notes}
+        if record := getattr(self.model, "input_record", None):
+            checkpoint["zoo"]["input"] = record
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the model know again how a file becomes an input; in a run its own data says so."""
+        note = checkpoint.get("zoo")
+        record = note.get("input") if isinstance(note, dict) else None
+        if record and (self._trainer is None or getattr(self.model, "input_record", None) is None):
+            self.model.input_record = inputs.check(record)  # type: ignore[assignment]
 
 
 def load_task(path: str | Path) -> Task:
@@ -199,20 +216,32 @@ def load_task(path: str | Path) -> Task:
         zoo.CheckpointError: If the file is damaged, holds code, or was not written by a task of the zoo.
     """
     from zoo.checkpoints import CheckpointError, read_checkpoint
+    from zoo.models.closed import closed
+    from zoo.models.loading import warn_not_finite
 
     checkpoint = read_checkpoint(path)
-    name = checkpoint.get("zoo", {}).get("task")
-    if name not in _TASKS or "hyper_parameters" not in checkpoint:
+    about, hparams, state = (checkpoint.get(key) for key in ("zoo", "hyper_parameters", "state_dict"))
+    name = about.get("task") if isinstance(about, Mapping) else None
+    if name not in list(_TASKS) or not isinstance(hparams, Mapping) or not isinstance(state, Mapping):
         raise CheckpointError(
             f"{path} is not a training checkpoint of the zoo; load plain weights with zoo.load_checkpoint"
         )
-    hparams = dict(checkpoint["hyper_parameters"])
-    if hparams.get("model") is None:
+    model = hparams.get("model")
+    if model is None:
         raise CheckpointError(
             f"{path} was trained with a model that zoo.create_model did not build; pass it yourself: "
             f"{name}.load_from_checkpoint(path, model=...)"
         )
-    hparams["model"] = {**hparams["model"], "pretrained": False, "checkpoint_path": None}
-    task = _TASKS[name](**hparams)
-    task.load_state_dict(checkpoint["state_dict"])
+    try:
+        with closed(str(path), opened=True):
+            task = _TASKS[name](**{**hparams, "model": {**model, "pretrained": False, "checkpoint_path": None}})
+        task.load_state_dict(state)
+        task.on_load_checkpoint(checkpoint)
+    except CheckpointError:
+        raise
+    except inputs.InputError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except Exception as error:  # values that nobody vouches for can make a constructor raise anything
+        raise CheckpointError(f"{path} holds no {name} that can be built again: {first_line(error)}") from error
+    warn_not_finite(task, state, str(path))
     return task.eval()

@@ -16,7 +16,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from zoo.models.continual import ContinualLearner
+from zoo.models.continual import ContinualLearner, TaskError
 from zoo.tasks.base import NonFiniteLossError, OptionError, Task
 
 __all__ = ["ContinualTask", "continual_metrics", "forward_transfer", "per_sample_mean"]
@@ -79,6 +79,15 @@ def forward_transfer(matrix: Tensor, untrained: Tensor) -> float:
 def per_sample_mean(values: Tensor, sizes: Tensor) -> float:
     """Mean over samples of batch means: a batch counts by its size, whatever the last one is."""
     return float((values.double() * sizes).sum() / sizes.sum())
+
+
+def batches_of(order: Tensor, size: int, smallest: int = 1) -> list[Tensor]:
+    """Parts (size,) of an order (N,); a last one below `smallest` joins the one before."""
+    parts = list(order.split(max(size, smallest)))
+    if len(parts) > 1 and len(parts[-1]) < smallest:
+        last = parts.pop()
+        parts[-1] = torch.cat([parts[-1], last])
+    return parts
 
 
 # ---- the task ----------------------------------------------------------------------------------------------
@@ -186,14 +195,26 @@ class ContinualTask(Task):
         """The rate and the gradients of every step of every task would say little."""
 
     def on_train_start(self) -> None:
-        if len(self.stream) > self.learner.tasks:
-            raise OptionError(f"the stream has {len(self.stream)} tasks, the model room for tasks={self.learner.tasks}")
-        epochs = self.trainer.max_epochs
-        if epochs is None or not 0 <= epochs <= len(self.stream):
+        """Tell the learner how many tasks will come, and tell what cannot be learnt before anything is.
+
+        Raises:
+            TaskError: The stream does not fit the learner; the message says what and why.
+            OptionError: There are more epochs than tasks.
+        """
+        length, epochs = len(self.stream), self.trainer.max_epochs
+        self.learner.begin_stream(length)
+        if epochs is None or not 0 <= epochs <= length:
             raise OptionError(
-                f"the stream has {len(self.stream)} tasks, and an epoch learns one: trainer.max_epochs = {epochs} is "
-                f"not between 0 and {len(self.stream)}"
+                f"the stream has {length} tasks, and an epoch learns one: trainer.max_epochs = {epochs} is not between "
+                f"0 and {length}"
             )
+        if epochs > 0:
+            self.learner.begin_stream(epochs)  # the run ends before the stream does
+        if hasattr(self.stream, "labels"):
+            for part in ("train", "test"):
+                self.learner.check_images(self.pixels(getattr(self.stream, part)[0][:1]), f"the {part} part")
+            for t in range(length):
+                self.learner.check_labels(t, self.stream.labels(t))
         if bool(self.untrained.isnan().all()):
             for t in range(len(self.stream)):
                 self.untrained[t] = self.accuracy(t, None)
@@ -226,6 +247,10 @@ class ContinualTask(Task):
         """
         learner, recipe = self.learner, self.learner.recipe
         images, labels = learner.begin_task(t, x, y)
+        if 0 < len(labels) < learner.smallest_batch:
+            raise TaskError(
+                f"task {t} has {len(labels)} images to train on; {learner.smallest_batch} at least are needed"
+            )
         optimizer: Any = self.optimizers()
         if not recipe.keep_state:
             optimizer.optimizer.state.clear()
@@ -238,7 +263,7 @@ class ContinualTask(Task):
         with learner.steps(t, optimizer.optimizer) if alone and len(labels) else nullcontext():
             for _ in range(recipe.epochs if len(labels) else 0):
                 order = torch.randperm(len(labels)).to(labels.device)
-                for chosen in order.split(recipe.batch_size):
+                for chosen in batches_of(order, recipe.batch_size, learner.smallest_batch):
                     losses = learner.losses(images[chosen], labels[chosen], t)
                     total = torch.stack([loss.float() for loss in losses.values()]).sum()
                     if not torch.isfinite(total):

@@ -1,0 +1,195 @@
+"""What a loop in C is given is checked before it touches memory: numbers of arguments, types, shapes, ranges, layouts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from zoo.kernels import native
+from zoo.kernels.hyperzzw import StandardGELU, gate, instance_standardise
+from zoo.kernels.large_kernel import depthwise_conv2d
+from zoo.kernels.ridge import KernelRidgeHead, SupportError
+from zoo.models.grbf import activations
+
+needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler, or an OpenMP that torch lacks")
+
+
+def ones(*shape: int) -> Tensor:
+    return torch.ones(*shape)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("rate", "momentum"), [(0.1, 0), (1, 0.5), (1, 0)])
+def test_whole_numbers_are_numbers(rate: float, momentum: float) -> None:
+    weight, speed = ones(2, 3), ones(2, 3)
+    native.momentum_step_(weight, speed, None, ones(2, 3), rate, momentum)
+    assert speed.tolist() == (momentum * ones(2, 3) + 1).tolist()
+    assert weight.tolist() == (1 - rate * speed).tolist()
+
+
+@needs_compiler
+def test_every_loop_has_declared_types() -> None:
+    assert len(native.signatures()) == 30
+    for name, (kinds, answers) in native.signatures().items():
+        function = native._function(name)
+        assert len(function.argtypes) == len(kinds)
+        assert (function.restype is not None) == answers
+    x = ones(2, 3)
+    for arguments, error, words in (
+        ((x, x, ones(3), 6), TypeError, "takes 5 arguments, got 4"),
+        ((x, x, ones(3), 6.0, 1e-12), TypeError, "number of type int"),
+        ((x, x, ones(3), True, 1e-12), TypeError, "number of type int"),
+        ((x, x, ones(3), 2**70, 1e-12), TypeError, "64 bits"),
+        ((x, x, ones(3), 6, "1"), TypeError, "number of type float"),
+        ((x, x, 3, 6, 1e-12), TypeError, "takes a tensor"),
+        ((x.double(), x, ones(3), 6, 1e-12), native.Unsuited, "float64"),
+        ((x.int(), x, ones(3), 6, 1e-12), native.Unsuited, "int32"),
+        ((x.to("meta"), x, ones(3), 6, 1e-12), native.Unsuited, "meta"),
+        ((x.T, x, ones(3), 6, 1e-12), native.Unsuited, "strides"),
+        ((x.to_sparse(), x, ones(3), 6, 1e-12), (native.Unsuited, RuntimeError), ""),
+    ):
+        with pytest.raises(error, match=words):
+            native._call("minmax", *arguments)
+
+
+_X, _P = ones(2, 3, 4, 5), ones(2, 3)
+UNSUITED: dict[str, Any] = {
+    "a channel is missing": lambda: native.layer_norm(_X, ones(2), ones(3), 1e-6),
+    "a shortcut of another size": lambda: native.feed_forward(ones(2, 3, 4), ones(2, 3, 5), [ones(1)] * 9),
+    "weights of another size": lambda: native.feed_forward(ones(2, 3, 4), ones(2, 3, 4), [ones(2, 5)] * 9),
+    "an even kernel": lambda: native.depthwise(_X, ones(3, 1, 2, 2), None),
+    "a kernel of two channels": lambda: native.depthwise(_X, ones(2, 1, 3, 3), None),
+    "a bias of two channels": lambda: native.depthwise(_X, ones(3, 1, 3, 3), ones(2)),
+    "no dilation": lambda: native.depthwise(_X, ones(3, 1, 3, 3), None, 0),
+    "a gradient of another size": lambda: native.depthwise_weight_gradient(_X, _X[:1], (3, 3)),
+    "no planes": lambda: native.moments(_P),
+    "moments of other planes": lambda: native.shared_scales([_P, ones(3, 2)], None, 1, 1e-5),
+    "known moments of half": lambda: native.shared_scales([_P, _P], (ones(2), ones(2)), 1, 1e-5),
+    "groups that don't divide": lambda: native.shared_scales([_P, _P], None, 12, 1e-5),
+    "a query of another size": lambda: native.gate(_X, _X[:1], ones(4, 5), [ones(3), ones(3)], False),
+    "a bias of another size": lambda: native.gate(_X, _X, ones(5), [ones(3), ones(3)], False),
+    "no squares": lambda: native.global_products(_X, [_X] * 3),
+    "a score of two channels": lambda: native.hyper_interaction(_X, _X, ones(2), ones(20)),
+    "a score of two pixels": lambda: native.hyper_interaction(_X, _X, ones(3), ones(2)),
+    "a gate of two channels": lambda: native.channel_interaction(_X, ones(2), 1e-5),
+    "no window": lambda: native.adaptive_mean(_X[0], (0, 2)),
+    "too few weights": lambda: native.local_kernel(ones(3, 4), ones(1, 2, 4), [ones(2, 3)]),
+    "a product with another map": lambda: native.standardise(_X, _X[:1], None, None, 1e-5),
+    "moments of two planes": lambda: native.standardise(_X, None, None, (ones(2), ones(2)), 1e-5),
+    "a slope of another map": lambda: native.standardise_gradient(_X, None, _P, _P, _X[:1], False, None),
+    "centres of another space": lambda: native.gaussian_units(ones(4, 3), ones(2, 2), ones(6)),
+    "a factor of another space": lambda: native.gaussian_units(ones(4, 3), ones(2, 3), ones(5)),
+    "biases of another layer": lambda: native.relu_dropout_(ones(2, 3), ones(2), 1.0, 0, 0),
+    "rows that lie apart": lambda: native.relu_dropout_(ones(3, 2).T, ones(3), 1.0, 0, 0),
+    "a bar of 33 bits": lambda: native.relu_dropout_(ones(2, 3), ones(3), 1.0, 2**33, 0),
+    "slopes of other rows": lambda: native.relu_slopes_(ones(2, 3), ones(3, 3), 1.0),
+    "slopes of other features": lambda: native.minmax_slopes(ones(2, 3), ones(2, 2), ones(2, 3), ones(3)),
+    "a step from other rows": lambda: native.momentum_step_(ones(2, 3), ones(2, 3), ones(5, 2), ones(4, 3), 0.1, 0.5),
+    "a step of another size": lambda: native.momentum_step_(ones(2, 3), ones(2, 3), None, ones(3, 3), 0.1, 0.5),
+    "a speed of another size": lambda: native.momentum_step_(ones(2, 3), ones(3, 3), None, ones(2, 3), 0.1, 0.5),
+    "a matrix that isn't square": lambda: native.spd_factor(ones(2, 3), 0.1),
+    "a side of another size": lambda: native.spd_solve(ones(2, 2).double(), ones(3, 1)),
+    "a factor in float32": lambda: native.spd_solve(ones(2, 2), ones(2, 1)),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("call", UNSUITED.values(), ids=UNSUITED)
+def test_what_does_not_fit_is_refused(call: Any) -> None:
+    with pytest.raises(native.Unsuited):
+        call()
+
+
+@needs_compiler
+def test_the_plain_operator_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same result, or the same error, with the loops and without."""
+    calls: tuple[Any, ...] = (
+        lambda: depthwise_conv2d(_X, ones(3, 1, 3, 5), ones(2)),
+        lambda: depthwise_conv2d(_X, ones(2, 1, 3, 5)),
+        lambda: gate(_X, ones(1, 3, 4, 5), ones(5)),  # which broadcasts
+        lambda: gate(_X, ones(2, 3, 4, 6), ones(5)),
+        lambda: instance_standardise(ones(2, 3)),
+        lambda: StandardGELU(5)(_X, ones(2)),
+        lambda: activations(ones(4, 3), ones(2, 3), ones(2, 2)),
+        lambda: activations(ones(4, 3), ones(2, 2), ones(3, 2)),
+        lambda: instance_standardise(torch._neg_view(_X + torch.arange(5.0))),
+    )
+    found = []
+    for available in (native.available, lambda *_, **__: False):
+        monkeypatch.setattr(native, "available", available)
+        row: list[Any] = []
+        for call in calls:
+            try:
+                row.append(call())
+            except (ValueError, RuntimeError, IndexError) as error:
+                row.append(f"{type(error).__name__}: {error}")
+        found.append(row)
+    for got, want in zip(*found, strict=True):
+        assert type(got) is type(want)
+        if isinstance(got, str):
+            assert got == want
+        else:
+            torch.testing.assert_close(got, want)
+
+
+# ---- the ridge classifier ----------------------------------------------------------------------------------
+
+
+def _head(**changes: Any) -> Tensor:
+    given: dict[str, Any] = {
+        "support": torch.eye(6, 4),
+        "targets": torch.eye(10)[:6],
+        "queries": torch.eye(3, 4),
+        "y": torch.tensor([0, 1, 2]),
+        "task": 0,
+        "active": torch.arange(10) < 6,
+    }
+    return KernelRidgeHead(changes.pop("kernel", "linear")).loss_and_slopes(**(given | changes))[0]
+
+
+@pytest.mark.parametrize("kernel", ["linear", "poly", "laplacian"])
+@pytest.mark.parametrize("loops", [True, False], ids=["native", "plain"])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"y": torch.tensor([0, 2**40, 1])}, "y holds 1099511627776; classes are numbers from 0 to 9"),
+        ({"y": torch.tensor([0, 99, 1])}, "y holds 99"),
+        ({"y": torch.tensor([0, -1, 1])}, "y holds -1"),
+        ({"y": torch.tensor([0, 1, 2], dtype=torch.int32)}, "y is torch.int32"),
+        ({"y": torch.tensor([0.0, 1.0, 2.0])}, "y is torch.float32"),
+        ({"y": torch.tensor([0, 1])}, r"y is torch.int64 of shape \(2,\)"),
+        ({"targets": torch.eye(10)[:5]}, "6 support points and 5 targets"),
+        ({"targets": torch.eye(10)[:7]}, "6 support points and 7 targets"),
+        ({"targets": torch.tensor([0, 1, 2, 3, 4, 77])}, "targets holds 77"),
+        ({"targets": torch.tensor([0, 1, 2, 3, 4, -5])}, "targets holds -5"),
+        ({"targets": torch.ones(6)}, "targets are torch.float32"),
+        ({"active": torch.ones(10)}, "active is torch.float32"),
+        ({"active": torch.ones(10, dtype=torch.uint8)}, "active is torch.uint8"),
+        ({"active": torch.ones(9, dtype=torch.bool)}, r"active is torch.bool of shape \(9,\)"),
+        ({"queries": torch.eye(3, 5)}, "queries have 5 features, the support has 4"),
+        ({"support": torch.ones(6, 4, dtype=torch.int64)}, "support is torch.int64"),
+        ({"support": torch.ones(6)}, "support is"),
+        ({"support": torch.full((6, 4), torch.inf)}, "support features hold NaN or infinity"),
+        ({"queries": torch.tensor([[0, 0, 0, torch.nan]] * 3)}, "query features hold NaN or infinity"),
+        ({"task": 1}, "task=1"),
+    ],
+    ids=lambda value: str(value)[:30] if isinstance(value, str) else "",
+)
+def test_a_ridge_classifier_refuses(
+    kernel: str, loops: bool, changes: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not loops:
+        monkeypatch.setattr(native, "available", lambda *_, **__: False)
+    with pytest.raises(SupportError, match=words):
+        _head(kernel=kernel, **changes)
+
+
+def test_a_ridge_classifier_takes_what_fits() -> None:
+    one_hot, indices = _head(), _head(targets=torch.arange(6))
+    assert one_hot.isfinite()
+    torch.testing.assert_close(one_hot, indices)
+    empty = KernelRidgeHead("linear").predict(ones(0, 4), KernelRidgeHead("linear").solve(torch.eye(4), torch.eye(4)))
+    assert empty.shape == (0, 4)
