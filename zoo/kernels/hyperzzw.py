@@ -93,9 +93,9 @@ def gate(
         if not is_recorded(key):
             with suppress(native.Unsuited):
                 if biases is None and native.available(key, query, bias, gradients=True):
-                    return _standardise(key, query, bias.expand(key.shape[2:]), overwrite=overwrite)
+                    return _standardise(key, query, _everywhere(bias, key), overwrite=overwrite)
                 if biases is not None and native.available(key, query, bias, *biases):
-                    return native.gate(key, query, bias.expand(key.shape[2:]), biases, overwrite)
+                    return native.gate(key, query, _everywhere(bias, key), biases, overwrite)
     if biases is not None:
         key, query = key + biases[0][:, None, None], query + biases[1][:, None, None]
     return F.gelu(instance_standardise(key * query)).add_(bias)
@@ -131,7 +131,7 @@ class StandardGELU(nn.BatchNorm2d):
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
             if not is_recorded(x) and native.available(x, bias, gradients=True):
                 with suppress(native.Unsuited):
-                    return self._by_loops(x, bias.expand(x.shape[2:]), overwrite, moments)
+                    return self._by_loops(x, _everywhere(bias, x), overwrite, moments)
         if self.groups == 1:
             return F.gelu(self._by_batch(x)).add_(bias)
         even, odd = split_groups(x, self.groups)
@@ -207,6 +207,14 @@ class SharedMoments:
         over_batch = mean.mean(0) if self.known is None else mean.new_zeros(())
         own = torch.where(mean.isfinite(), mean, torch.nan)  # as in the library's order of sums
         return torch.where(self.shares, over_batch, own)
+
+
+def _everywhere(bias: Tensor, like: Tensor) -> Tensor:
+    """A bias for every pixel of a map."""
+    try:
+        return bias.expand(like.shape[2:])
+    except RuntimeError as error:
+        raise native.Unsuited(str(error)) from error
 
 
 def _standardise(
