@@ -18,6 +18,7 @@ autocast, and stay there when a model is cast to half precision. So do the Fouri
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -25,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels import native
-from zoo.kernels.base import no_autocast, recorded_gradients
+from zoo.kernels.base import no_autocast, plain_gradients
 from zoo.kernels.large_kernel import depthwise_conv2d
 from zoo.kernels.watching import is_ordinary, is_recorded
 
@@ -257,9 +258,8 @@ class _Standardise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, times, bias, mean, scale = ctx.saved_tensors
         if torch.is_grad_enabled() or not is_ordinary(grad):  # somebody wants second derivatives, or many at once
-            with torch.enable_grad():
-                y = _standardise_plainly(x, times, bias, ctx.shared, ctx.eps)
-            return *recorded_gradients(y, (x, times, bias), ctx.needs_input_grad[:3], grad), None, None, None
+            plain = partial(_standardise_plainly, shared=ctx.shared, eps=ctx.eps)
+            return *plain_gradients(plain, (x, times, bias), ctx.needs_input_grad[:3], grad), None, None, None
         slope = None if ctx.shared is None else ctx.shared.slope
         d_x, d_times = native.standardise_gradient(x, times, mean, scale, grad, bias is not None, slope)
         d_bias = grad.sum((0, 1)) if ctx.needs_input_grad[2] else None
