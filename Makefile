@@ -6,12 +6,10 @@ ARGS   ?=
 JOBS   ?= 2
 PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup
 
-# waiting threads that spin starve a small machine
-export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow lint format clean
+.PHONY: help setup train test test-slow test-random lint format clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +30,9 @@ test: setup  ## run the tests on two cores; JOBS=8 for more, ARGS="-k golden" fo
 
 test-slow: setup  ## run also the tests that train for minutes
 	$(PYTEST) -m "slow or not slow" $(ARGS)
+
+test-random: setup  ## run the tests in random order; ARGS="--randomly-seed=7" repeats one
+	$(PYTEST) -p randomly $(ARGS)
 
 lint: setup  ## check style, imports and types
 	$(BIN)/ruff check .

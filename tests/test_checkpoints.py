@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import errno
+import itertools
 import json
 import multiprocessing
 import os
@@ -26,11 +27,13 @@ import torch
 from torch import Tensor, nn
 
 import zoo
+from tests.test_whole import beside, killed_at
 from zoo.checkpoints import CheckpointError, load_checkpoint, read_checkpoint, save_pretrained, write_atomic
-from zoo.files import RECORDS, cache_folder, sha256_of
+from zoo.files import RECORDS, cache_folder, sha256_of, write_all
 from zoo.models import to_deploy
 
 NAME = "test_unireplknet"
+NAMES = [list("abcdefg"), list("hijklmn")]  # of classes
 
 
 def build(seed: int = 0, **kwargs: Any) -> nn.Module:
@@ -641,6 +644,52 @@ def test_a_full_disk_leaves_the_old_model(source: nn.Module, tmp_path: Path) -> 
 
     assert in_child(save).endswith("model.safetensors: the file would be larger than the system allows")
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_killed_at_any_call_a_folder_has_the_old_model_or_the_new_one(
+    source: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, written = build(seed=9), []
+    monkeypatch.setattr(zoo.checkpoints, "write_all", written.append)
+    for model in (source, other):
+        save_pretrained(model, tmp_path)
+    monkeypatch.undo()
+    expected = [m.state_dict() for m in (source, other)]
+    seen = []
+    for k in itertools.count():
+        (folder := tmp_path / str(k)).mkdir()
+        old, new = ({folder / path.name: write for path, write in files.items()} for files in written)
+        write_all(old)
+        if not killed_at(k, lambda new=new: write_all(new)):  # type: ignore[misc]
+            break
+        for create in (zoo.create_model, timm.create_model) if k % 8 == 0 else ():
+            read = create(f"local-dir:{folder}", pretrained=True).state_dict()
+            which = int(all(torch.equal(read[name], expected[1][name]) for name in read))
+            same_state(read, expected[which])
+            seen.append(which)
+    assert seen == sorted(seen)
+    assert set(seen) == {0, 1}
+
+
+def same_state(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_reader_beside_a_writer_gets_one_of_the_two(source: nn.Module, tmp_path: Path) -> None:
+    other = build(seed=9)
+    expected = [m.state_dict() for m in (source, other)]
+    save_pretrained(source, tmp_path, class_names=NAMES[0])
+
+    def act() -> None:
+        save_pretrained(other, tmp_path, class_names=NAMES[1])
+        save_pretrained(source, tmp_path, class_names=NAMES[0])
+
+    with beside(act):
+        for _ in range(6):
+            model = zoo.create_model(f"local-dir:{tmp_path}", pretrained=True)
+            which = NAMES.index(model.pretrained_cfg["label_names"])
+            same_state(model.state_dict(), expected[which])
 
 
 # ---- hashes ------------------------------------------------------------------------------------------------

@@ -17,17 +17,18 @@ ZOO = ROOT / "zoo"
 # what each room may import from the zoo, besides itself and the helpers that everybody may use
 ALLOWED = {
     "kernels": set(),
-    "models": {"kernels", "files"},
+    "models": {"config", "kernels", "files"},
     "data": {"files"},
     "fitting": {"models", "kernels"},
     "estimators": {"fitting", "models"},
     "figures": {"models"},
     "gallery": {"data", "figures", "files", "models"},
     "validation": {"data", "models"},
-    "benchmarks": {"data", "estimators", "fitting", "kernels", "models", "tasks"},
+    "benchmarks": {"config", "data", "estimators", "files", "fitting", "kernels", "models", "tasks"},
     "tools": {
         "benchmarks",
         "checkpoints",
+        "config",
         "data",
         "estimators",
         "figures",
@@ -36,20 +37,27 @@ ALLOWED = {
         "kernels",
         "models",
         "tasks",
+        "trust",
         "validation",
     },
     "cli": {"benchmarks", "files", "gallery", "kernels", "models", "tools", "validation"},
     "__main__": {"cli"},
     "tasks": {"models", "kernels", "checkpoints"},
-    "training": {"tasks", "models", "data", "checkpoints", "config", "figures"},
+    "training": {"tasks", "models", "data", "checkpoints", "config", "figures", "files"},
     "checkpoints": {"models", "files"},
     "files": set(),
+    "whole": set(),
+    "quoting": set(),
+    "scaling": set(),
     "suggest": set(),
+    "inputs": set(),
+    "values": set(),
     "facts": set(),
+    "trust": {"models"},  # which packages brought families
     "config": set(),
-    "launch": {"config", "training"},
+    "launch": {"config", "training", "trust"},
 }
-HELPERS = {"facts", "suggest", "zoo"}
+HELPERS = {"facts", "inputs", "quoting", "scaling", "suggest", "values", "whole", "zoo"}
 
 
 def room_of(path: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, Train, train_here
-from zoo.launch import ResumeError, find_run, merge_overrides
+from zoo.launch import ResumeError, UsageError, find_run, merge_overrides, split_arguments
 
 
 def test_help_fits_a_screen_and_lists_the_experiments(train: Train) -> None:
@@ -104,6 +104,77 @@ def test_malicious_checkpoint_is_refused_and_runs_nothing(tmp_path: Path) -> Non
 
 def test_merged_overrides_name_each_key_once() -> None:
     assert merge_overrides(["a=1", "+b=2"], ["a=3"]) == ["a=3", "+b=2"]
+    assert merge_overrides(["++b=1"], ["+b=2"]) == ["+b=2"]
+
+
+@pytest.mark.parametrize(
+    ("given", "flags", "overrides"),
+    [
+        ("seed=1 -m", ["-m"], ["seed=1"]),
+        ("seed=1 --multirun trainer=cpu", ["--multirun"], ["seed=1", "trainer=cpu"]),
+        ("seed=1 --cfg job trainer=cpu -p model", ["--cfg", "job", "-p", "model"], ["seed=1", "trainer=cpu"]),
+        ("a=1 -cjob b=2", ["-c", "job"], ["a=1", "b=2"]),
+        ("a=1 --cfg=job --resolve b=2", ["--cfg=job", "--resolve"], ["a=1", "b=2"]),
+        ("--info a=1", ["--info", "all"], ["a=1"]),
+        ("a=1 -i defaults b=2", ["-i", "defaults"], ["a=1", "b=2"]),
+        ("a=1 --config-dir x=y b=2", ["--config-dir", "x=y"], ["a=1", "b=2"]),
+        ("a=1 --config-d x", ["--config-dir", "x"], ["a=1"]),
+        ("a=1 -cd x", ["-cd", "x"], ["a=1"]),
+        ("-m -- a=1 b=-1", ["-m"], ["a=1", "b=-1"]),
+    ],
+)
+def test_flags_may_stand_anywhere(given: str, flags: list[str], overrides: list[str]) -> None:
+    assert split_arguments(given.split()) == (flags, overrides)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("--epochs 5", "--epochs is no flag"),
+        ("-x", "-x is no flag"),
+        ("--cfg", "--cfg needs a value: one of job, hydra, all"),
+        ("--cfg nonsense", "--cfg needs a value: one of job, hydra, all"),
+        ("seed=1 --config-dir", "--config-dir needs a value"),
+        ("--multirun=3", "--multirun takes no value"),
+    ],
+)
+def test_a_flag_that_is_none_is_told(given: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        split_arguments(given.split())
+
+
+def test_flags_after_overrides_do_what_they_do_before_them(tmp_path: Path) -> None:
+    usual = train_here(tmp_path, "--cfg", "job", "-p", "trainer", "trainer.max_epochs=3")
+    assert "max_epochs: 3" in usual.stdout
+    for words in ("trainer.max_epochs=3 --cfg job -p trainer", "-c job trainer.max_epochs=3 -p trainer"):
+        assert train_here(tmp_path, *words.split()).stdout == usual.stdout
+    own = tmp_path / "own dir" / "model"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text("model_name: test_unireplknet\n")
+    shown = train_here(tmp_path, "model=mine", "--cfg", "job", "-p", "model", "--config-dir", "own dir")
+    assert "test_unireplknet" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["seed"], "'seed' is not understood"),
+        (["=3"], "'=3' is not understood"),
+        (["seed=${nothing}"], "Interpolation key 'nothing' not found"),
+        (["model=3"], "must be a string or a list"),
+        (["data.root=/a b=c"], """quote it: 'data.root="/a b=c"'"""),
+        (["seed=1", "-p", "model"], "--package belongs to --cfg"),
+        (["--experimental-rerun", "job.pickle"], "continue a run with resume="),
+        (["-m", "--cfg", "job"], "choose one of --multirun and --cfg"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_what_hydra_does_not_understand_is_told(arguments: list[str], told: str, tmp_path: Path) -> None:
+    done = train_here(tmp_path, *arguments, check=False)
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Error executing job" not in done.stderr
 
 
 def test_find_run(tmp_path: Path) -> None:

@@ -23,12 +23,14 @@ import torch
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
+from zoo import inputs
 from zoo.files import (
     CONFIG_NAME,
     WEIGHTS_NAME,
     CheckpointError,
     locate,
     read_checkpoint,
+    undisturbed,
     write_all,
     write_atomic,
     writer_of,
@@ -73,8 +75,8 @@ def load_checkpoint(model: Model, source: str | Path | Mapping[str, Any], *, str
     if isinstance(source, Mapping):
         checkpoint, origin = dict(source), "the state dict"
     else:
-        path = locate(source)
-        checkpoint, origin = read_checkpoint(path), str(path)
+        folder = str(source).removeprefix("local-dir:")
+        checkpoint, origin = undisturbed(folder, lambda: _read(source))
     inner = _unwrap(model)
     try:
         load_state(inner, checkpoint, strict=strict, origin=origin)
@@ -84,6 +86,11 @@ def load_checkpoint(model: Model, source: str | Path | Mapping[str, Any], *, str
             raise
         _load_merged(inner, twin, checkpoint, strict, origin)
     return model
+
+
+def _read(source: str | Path) -> tuple[dict[str, Any], str]:
+    path = locate(source)
+    return read_checkpoint(path), str(path)
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
@@ -131,12 +138,14 @@ def save_pretrained(
     *,
     class_names: Sequence[str] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
+    input_record: Mapping[str, Any] | None = None,
     overwrite: bool = True,
 ) -> Path:
     """Write a model so that its folder alone rebuilds it, in timm's hub layout.
 
     The folder holds `model.safetensors` and `config.json` (architecture, arguments, classes, preprocessing,
-    the hash of the weights, training or deploy form). Both are complete on disk before either takes its name.
+    the hash of the weights, training or deploy form). Both are complete on disk before they take their names, which
+    they do at once: whoever reads the folder meanwhile, or after a kill, finds the model before or the new one.
 
     Args:
         model: A model built by :func:`zoo.create_model` or `timm.create_model`, in training or deploy form.
@@ -145,6 +154,8 @@ def save_pretrained(
         preprocessing: What evaluation does to an image: `input_size` (C, H, W), `mean`, `std`,
             `interpolation`, `crop_pct`, `crop_mode`. What is not given stays as the model's own configuration
             has it.
+        input_record: How a file becomes an input (see :mod:`zoo.inputs`), as a data module's `input_record()` says it;
+            None keeps the model's own.
         overwrite: Whether a model that is already there may be replaced.
 
     Returns:
@@ -153,13 +164,15 @@ def save_pretrained(
     Raises:
         CheckpointError: The folder cannot be written, holds a model already, or the model could not be
             rebuilt from its name and arguments. Nothing is left half-written.
-        ValueError: `class_names` or `preprocessing` does not suit the model.
+        ValueError: `class_names`, `preprocessing` or `input_record` does not suit the model.
     """
     folder, model = Path(folder), _unwrap(model)
     taken = [n for n in (WEIGHTS_NAME, CONFIG_NAME) if (folder / n).exists()]
     if taken and not overwrite:
         raise CheckpointError(f"{folder} holds {' and '.join(taken)} already: choose another folder, or overwrite=True")
     config = _configuration(model, class_names, preprocessing)
+    if record := input_record or getattr(model, "input_record", None):
+        config["input"] = inputs.check(record)
     weights = _serialise(model)
     config["sha256"] = {WEIGHTS_NAME: hashlib.sha256(weights).hexdigest()}
     text = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"

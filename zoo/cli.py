@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from zoo.facts import bound_waiting
+from zoo.quoting import python_text
 from zoo.suggest import suggestion
 
 #: Measurements of each family: name -> (what it shows, module, function).
@@ -43,6 +45,7 @@ BENCHMARKS: dict[str, dict[str, tuple[str, str, str]]] = {
         "split": ("every learner on split digits", "zoo.benchmarks.gkcl", "split"),
         "ablations": ("what replay, contrast, drift control and samples do", "zoo.benchmarks.gkcl", "ablations"),
         "full": ("the streams on whole MNIST", "zoo.benchmarks.gkcl", "full"),
+        "tuning": ("passes and rate of the joint learner", "zoo.benchmarks.gkcl", "tuning"),
     },
     "models": {
         "inference": ("forward passes: plain, zoo and timm's peers", "zoo.benchmarks.models", "inference"),
@@ -66,9 +69,9 @@ BENCHMARKS: dict[str, dict[str, tuple[str, str, str]]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 when it is done, 1 on an error told in words, 2 on a wrong call."""
+    bound_waiting()
     parser = build_parser()
     options = parser.parse_args(arguments)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         status = options.run(options)
         sys.stdout.flush()
@@ -219,12 +222,15 @@ def _info(options: argparse.Namespace) -> int:
 def _add_predict(commands: Commands) -> None:
     parser = commands.add_parser(
         "predict",
-        help="classes or values of images, recordings or tables",
-        description="Classify images or recordings, or classify or evaluate the rows of CSV files.",
+        help="classes or values of images, recordings, tables or series",
+        description="Classify images or recordings, classify or evaluate the rows of CSV files, or forecast a series.",
     )
     parser.add_argument("model", help=_MODEL)
     parser.add_argument("files", nargs="+", type=Path, help="images, recordings (wav, flac, ogg, mp3) or CSV files")
     parser.add_argument("--top", type=_positive, default=5, help="classes to name (5)")
+    parser.add_argument(
+        "--no-header", action="store_true", help="tables begin with a row; their columns stand in the model's order"
+    )
     parser.add_argument("--out", type=Path, help="PNG with a picture of the first answer")
     _json_option(parser)
     parser.set_defaults(run=_predict)
@@ -233,11 +239,13 @@ def _add_predict(commands: Commands) -> None:
 def _predict(options: argparse.Namespace) -> int:
     from zoo.tools.prediction import draw, predict
 
-    found = predict(options.model, options.files, options.top)
+    found = predict(options.model, options.files, options.top, header=not options.no_header)
     lines = []
     for entry in found:
         where = f"{entry['file']}{', row ' + str(entry['row']) if 'row' in entry else ''}"
-        if "value" in entry:
+        if "forecast" in entry:
+            lines += _forecast_lines(where, entry)
+        elif "value" in entry:
             lines.append(f"{where}: {entry['value']:.6g}")
         else:
             answers = ", ".join(f"{p['class']} {p['probability']:.1%}" for p in entry["predictions"])
@@ -249,6 +257,14 @@ def _predict(options: argparse.Namespace) -> int:
         write_atomic(options.out, lambda file: figure.savefig(file, format="png", dpi=120))
         lines.append(f"picture: {options.out}")
     return _told(options, found, lines)
+
+
+def _forecast_lines(where: str, entry: dict[str, Any]) -> list[str]:
+    """A forecast as lines: the names of its values, then one line for each step."""
+    steps = entry["times"] or [f"step {i + 1}" for i in range(len(entry["forecast"]))]
+    lines = [f"{where}: {', '.join(entry['columns'])}"]
+    values = (", ".join(f"{value:.6g}" for value in row) for row in entry["forecast"])
+    return [*lines, *(f"{step}: {row}" for step, row in zip(steps, values, strict=True))]
 
 
 def _add_compare(commands: Commands) -> None:
@@ -380,6 +396,9 @@ def _add_benchmark(commands: Commands) -> None:
     own.add_argument("--compile", action="store_true", default=None, help="also after torch.compile")
     own.add_argument("--precision", nargs="+", choices=("float32", "bfloat16"), help="of forward passes (float32)")
     own.add_argument("--device", type=_device, help="cpu (default) or cuda")
+    own.add_argument(
+        "--wait", nargs="+", choices=("active", "passive", "spin 30000"), help="how threads wait, one after the other"
+    )
     trained = parser.add_argument_group("of measurements that train")
     trained.add_argument("--data", nargs="+", metavar="NAME", help="which data sets")
     trained.add_argument("--root", help="where their files lie (the cache)")
@@ -415,7 +434,9 @@ def _given(parser: argparse.ArgumentParser, options: argparse.Namespace, measure
     return {k: v for k, v in given.items() if k in accepted}
 
 
-_OPTIONS = ("models", "batch", "size", "threads", "rounds", "compile", "precision", "device", "data", "root", "steps")
+_OPTIONS = (
+    "models", "batch", "size", "threads", "rounds", "compile", "precision", "device", "wait", "data", "root", "steps",
+)  # fmt: skip
 
 
 def _add_results(commands: Commands) -> None:
@@ -592,7 +613,7 @@ def _push(options: argparse.Namespace) -> int:
     from zoo.tools.hub import push
 
     place = push(options.model, options.target, private=options.private)
-    print(f'zoo.create_model("{place}", pretrained=True)')
+    print(f"zoo.create_model({python_text(place)}, pretrained=True)")
     return 0
 
 

@@ -30,7 +30,12 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def check_call(
-    target: Callable[..., Any], values: Mapping[str, Any], key: str = "", given: Iterable[str] = ()
+    target: Callable[..., Any],
+    values: Mapping[str, Any],
+    key: str = "",
+    given: Iterable[str] = (),
+    *,
+    nested: bool = True,
 ) -> list[str]:
     """Problems of calling `target(**values)`, one sentence each; an empty list means that the types fit.
 
@@ -40,6 +45,8 @@ def check_call(
             `_target_` are checked against their own signatures; keys that start with `_` belong to Hydra.
         key: Dotted key of this section, for the messages.
         given: Parameters that the program itself supplies later; they need not be in `values`.
+        nested: Whether a value may be a section with `_target_`. False for values out of a file that may come from
+            anyone: no class that they name is looked up, since that would import its module.
     """
     function = target.__init__ if inspect.isclass(target) else target
     parameters = dict(inspect.signature(target).parameters)
@@ -57,6 +64,8 @@ def check_call(
             continue
         if name not in named and not takes_any:
             problems.append(f"{prefix}{name} is unknown{suggestion(name, named)}")
+        elif not nested and _names_class(value):
+            problems.append(f"{prefix}{name} names a class, and only plain values are allowed")
         elif isinstance(value, Mapping) and "_target_" in value and not _wants_mapping(hints.get(name)):
             problems += check_section(value, f"{prefix}{name}")
         elif name in hints:
@@ -69,6 +78,13 @@ def check_call(
     return problems
 
 
+def _names_class(value: Any) -> bool:
+    """Whether a plain value describes an object at any depth."""
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(_names_class(part) for part in value.values())
+    return isinstance(value, list | tuple) and any(_names_class(part) for part in value)
+
+
 def check_section(section: Mapping[str, Any], key: str, given: Iterable[str] = ()) -> list[str]:
     """Problems of a section with `_target_`: an importable target, and arguments that fit its signature."""
     from hydra.utils import get_object
@@ -78,6 +94,18 @@ def check_section(section: Mapping[str, Any], key: str, given: Iterable[str] = (
     except (ImportError, ValueError, AttributeError) as error:
         return [f"{key}._target_ = {section['_target_']!r} cannot be imported: {str(error).splitlines()[-1]}"]
     return check_call(target, section, key, given)
+
+
+def check_values(schema: type, values: Mapping[str, Any], key: str = "") -> list[str]:
+    """Problems of plain values whose types a `TypedDict` names, one sentence each; None stands for no value, and what
+    the schema does not name is not judged.
+    """
+    prefix = f"{key}." if key else ""
+    problems: list[str] = []
+    for name, hint in typing.get_type_hints(schema, include_extras=True).items():
+        if values.get(name) is not None:
+            problems += _check_value(hint, values[name], f"{prefix}{name}")
+    return problems
 
 
 def _check_value(hint: Any, value: Any, key: str) -> list[str]:

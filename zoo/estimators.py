@@ -11,8 +11,12 @@ Importances and directions are in units of standardised features; correlated fea
 
 from __future__ import annotations
 
+import copy
+import functools
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -30,13 +34,14 @@ from sklearn.base import (
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from zoo.fitting import Fit, Networks, Objective, fit_adam, fit_lbfgs, fit_varpro
-from zoo.models.grbf import GaussianRBFNetwork, Spectrum, eigen, shares, standardisation
+from zoo.models.grbf import GaussianRBFNetwork, Spectrum, eigen_of_root, shares
+from zoo.scaling import standardisation, standardised
 from zoo.suggest import suggestion
 
 __all__ = ["Bootstrap", "GRBFClassifier", "GRBFRegressor", "fit_many"]
@@ -45,8 +50,14 @@ __all__ = ["Bootstrap", "GRBFClassifier", "GRBFRegressor", "fit_many"]
 FULL_BATCH, BATCH = 4096, 1024
 #: Rows of one block in `predict`, `transform` and their kin.
 BLOCK = 8192
-#: Parameters that may differ between networks that are trained together.
-_PER_NETWORK = ("reg_precision", "reg_weights", "reg_centers", "random_state", "init", "centers")
+#: Parameters that may differ between networks that are trained together; the number of centres must be the same.
+_PER_NETWORK = (
+    *("reg_precision", "reg_weights", "reg_centers", "random_state", "init", "centers", "n_centers", "class_weight"),
+)
+#: Parameters of the start, which a fit that goes on with the last one's network cannot change.
+_START = ("precision", "n_centers", "centers", "init", "fit_intercept", "standardize")
+#: Multiply-adds of a step that are worth a thread: below, threads wait for each other longer than they compute.
+PER_THREAD = 2**20
 
 
 class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -154,21 +165,54 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Raises:
             ValueError: The data or a parameter cannot be used; the message says why, in scikit-learn's words.
         """
-        X, y, sample_weight = self._validate(X, y, sample_weight)
-        _fit_group([self], X, y, sample_weight[None])
+        before = self.__dict__.copy()
+        try:
+            X, y, sample_weight = self._validate(X, y, sample_weight)
+            _fit_all([self], X, y, sample_weight[None])
+        except BaseException:  # the last fit stays whole
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
         return self
 
     def _validate(self, X, y, sample_weight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         self._validate_params()
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=self._is_regressor, ensure_min_samples=2)
+        again = self._goes_on
+        if again:
+            self._check_start()
+        X, y = validate_data(
+            self,
+            X,
+            y,
+            dtype=np.float64,
+            y_numeric=self._is_regressor,
+            ensure_min_samples=1 + (not again),
+            reset=not again,
+        )
         y = self._encode(y)
+        if self.early_stopping and self.solver != "adam":
+            raise ValueError(f'early_stopping=True works with solver="adam"; it is {self.solver!r}')
         sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        if sample_weight.sum() == 0:
+        if not sample_weight.any():
             raise ValueError("Sample weights must contain at least one non-zero number.")
-        constant = np.flatnonzero(np.ptp(X[sample_weight > 0], axis=0) == 0)
-        if len(constant) and len(X) > 1:
-            warnings.warn(f"Features {constant} are constant.", UserWarning, stacklevel=3)
+        fixed = _constant(X[sample_weight > 0])
+        if len(fixed) and len(X) > 1:
+            warnings.warn(f"Features {fixed} are constant.", UserWarning, stacklevel=3)
         return X, y, self._row_weights(y, sample_weight)
+
+    @property
+    def _goes_on(self) -> bool:
+        return bool(self.warm_start) and hasattr(self, "network_")
+
+    def _check_start(self) -> None:
+        """Refuse what the network of the last fit cannot become."""
+        for name, last in self._started_with.items():
+            now = getattr(self, name)
+            if np.shape(now) != np.shape(last) or not np.all(np.asarray(now) == np.asarray(last)):
+                raise ValueError(
+                    f"warm_start=True goes on with the network of the last fit, which has {_named(name, last)}; "
+                    f"{_named(name, now)} needs a new one: set warm_start=False"
+                )
 
     @property
     def _is_regressor(self) -> bool:
@@ -180,13 +224,16 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _encode(self, y: np.ndarray) -> np.ndarray:
         raise NotImplementedError
 
-    def _take(self, networks: Networks, rows: Tensor, scaling: dict[str, Tensor], fit: Fit, losses: np.ndarray) -> None:
-        """Set the fitted attributes from the only network of `networks`."""
+    def _take(
+        self, networks: Networks, rows: Tensor, scaling: dict[str, Tensor], losses: list[float], steps: int
+    ) -> None:
+        """Set the fitted attributes from the only network of `networks`; `rows` are raw, in float64."""
         M, D = networks.centers.shape[1:]
+        K = networks.weights.shape[1]
         precision: Any = self.precision if isinstance(self.precision, str) else min(self.precision, D)
         network = GaussianRBFNetwork(
             D,
-            networks.weights.shape[1],
+            K,
             M,
             precision=precision,
             learn_centers=bool(self.learn_centers),
@@ -195,34 +242,63 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             reg_weights=float(self.reg_weights),
             reg_centers=float(self.reg_centers),
             penalty=self.penalty,
+            device="meta",
             dtype=networks.centers.dtype,
         )
         state = {"precision_elements": networks.elements[0], "centers": networks.centers[0]}
-        K = networks.weights.shape[1]
-        state |= {"head.weight": networks.weights[0], "head.scale": scaling["y_scale"].expand(K)}
-        state["head.mean"] = scaling["y_mean"].expand(K)
+        state |= {"head.weight": networks.weights[0], "head.scale": scaling["y_scale"].expand(K).clone()}
+        state["head.mean"] = scaling["y_mean"].expand(K).clone()
         if networks.bias is not None:
             state["head.bias"] = networks.bias[0]
         state |= {"input_mean": scaling["mean"], "input_scale": scaling["scale"]}
-        network.load_state_dict(state)
+        network.load_state_dict({name: value.contiguous() for name, value in state.items()}, assign=True)
         self.network_ = network.eval().requires_grad_(False)
+        self._started_with = {name: copy.deepcopy(getattr(self, name)) for name in _START}
         values, components = network.spectrum()
         self.centers_ = network.centers.numpy().copy()
         head: Any = network.head
         self.weights_ = (head.weight * head.scale.unsqueeze(-1)).numpy().T.copy()
         self.intercept_ = (head.mean if head.bias is None else head.bias * head.scale + head.mean).numpy().copy()
-        self.factor_ = network.factor().numpy().copy()
-        self.precision_ = network.precision().numpy().copy()
         self.eigenvalues_ = values.numpy().astype(np.float64)
-        self.n_components_ = min(self.n_components or D, D)
-        self.components_ = components[: self.n_components_].numpy().astype(np.float64)
+        self.n_components_ = min(self.n_components or D, len(components))
+        # the axes in another order are not worth D x D numbers
+        axes = network.form in ("diag", "isotropic")
+        self._components = None if axes else components[: self.n_components_].numpy().astype(np.float64)
         total = self.eigenvalues_.sum()
         self.explained_ratio_ = self.eigenvalues_ / total if total > 0 else np.full(D, 1 / D)
-        self.gradient_outer_product_ = network.gradient_outer_product(rows).numpy().astype(np.float64)
+        self._gradient_root = network.gradient_root(rows).numpy().astype(np.float64)
         self.feature_importances_ = network.feature_importance("official").numpy().astype(np.float64)
-        self.loss_curve_ = losses.tolist()
-        self.n_iter_ = fit.n_iter
+        self.loss_curve_ = losses
+        self.n_iter_ = steps
         self._n_features_out = self.n_components_
+
+    # What has D x D numbers is made when it is asked for: a metric of low rank stays linear in the features.
+
+    @property
+    def factor_(self) -> np.ndarray:
+        """L with precision_ = L L^T: (D, D), or (D, rank); of diagonal metrics the diagonal alone."""
+        check_is_fitted(self)
+        return self.network_.factor().numpy().copy()
+
+    @property
+    def precision_(self) -> np.ndarray:
+        """P (D, D)."""
+        check_is_fitted(self)
+        return self.network_.precision().numpy().copy()
+
+    @property
+    def components_(self) -> np.ndarray:
+        """Eigenvectors of P in rows (n_components_, D), largest entry positive."""
+        check_is_fitted(self)
+        if self._components is not None:
+            return self._components
+        return self.network_.spectrum().components[: self.n_components_].numpy().astype(np.float64)
+
+    @property
+    def gradient_outer_product_(self) -> np.ndarray:
+        """Average of grad f grad f^T over the training rows (D, D)."""
+        check_is_fitted(self)
+        return self._gradient_root.T @ self._gradient_root
 
     # ---- using a fitted network ---------------------------------------------------------------------------
 
@@ -231,14 +307,14 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return validate_data(self, X, dtype=np.float64, reset=False)
 
     def _blocks(self, X: np.ndarray) -> Iterator[Tensor]:
-        """Rows as tensors of the network's type, a block at a time."""
+        """Raw rows as tensors, a block at a time."""
         for start in range(0, len(X), BLOCK):
-            yield torch.tensor(X[start : start + BLOCK], dtype=self.network_.centers.dtype)
+            yield _tensor(X[start : start + BLOCK])
 
     def _outputs(self, X) -> np.ndarray:
         """Raw outputs (n, K), float64; memory does not grow with n."""
         X = self._rows(X)
-        with torch.inference_mode():
+        with torch.inference_mode(), few_threads(min(len(X), BLOCK) * self.centers_.size, pools=False):
             return torch.cat([self.network_(block) for block in self._blocks(X)]).numpy().astype(np.float64)
 
     def transform(self, X):
@@ -264,8 +340,6 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def to_module(self) -> GaussianRBFNetwork:
         """A copy of the trained network as a torch module that takes raw rows and returns logits or values."""
-        import copy
-
         check_is_fitted(self)
         return copy.deepcopy(self.network_)
 
@@ -292,11 +366,10 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         if kind == "gradient":
-            G = self.gradient_outer_product_
+            root = torch.from_numpy(self._gradient_root)
             if X is not None:
-                rows = torch.tensor(self._rows(X), dtype=self.network_.centers.dtype)
-                G = self.network_.gradient_outer_product(rows).numpy()
-            raw = torch.from_numpy(np.diag(G).copy())
+                root = self.network_.gradient_root(_tensor(self._rows(X)))
+            raw = root.square().sum(0)
             importance = shares(raw, "the output does not change with any feature").numpy().astype(np.float64)
         else:
             importance = self.network_.feature_importance(kind).numpy().astype(np.float64)
@@ -319,7 +392,8 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return total
 
     def active_subspace(self, kind: Literal["precision", "gradient"] = "precision") -> Spectrum:
-        """Directions in standardised features, most important first: eigenvalues (D,) and unit vectors in rows (D, D).
+        """Directions in standardised features, most important first: eigenvalues (D,) and unit vectors in rows (D, D),
+        or (rank, D) for a metric of low rank.
 
         `"precision"` are the eigenpairs of P; `"gradient"` those of the average gradient outer product on the training
         rows, which is what the literature calls the active subspace. The latter lies in the range of P.
@@ -327,8 +401,9 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         if kind not in ("precision", "gradient"):
             raise ValueError(f"kind={kind!r} is not one of 'precision', 'gradient'")
-        matrix = self.precision_ if kind == "precision" else self.gradient_outer_product_
-        return eigen(torch.from_numpy(matrix.astype(np.float64)))
+        if kind == "precision":
+            return Spectrum(*(part.double() for part in self.network_.spectrum()))
+        return eigen_of_root(torch.from_numpy(self._gradient_root), complete=self.network_.form != "low_rank")
 
     def bootstrap(self, X, y, *, n_samples: int = 32, sample_weight=None, random_state=None) -> Bootstrap:
         """Refit on resampled rows, all networks at once, to see how stable the explanation is.
@@ -458,6 +533,8 @@ class GRBFClassifier(ClassifierMixin, _GRBF):
         weights_: (M, 1) for two classes, else (M, K).
     """
 
+    classes_: np.ndarray
+
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012
         **_GRBF._parameter_constraints,
         "class_weight": [StrOptions({"balanced"}), dict, None],
@@ -526,24 +603,44 @@ class GRBFClassifier(ClassifierMixin, _GRBF):
 
     def _encode(self, y: np.ndarray) -> np.ndarray:
         check_classification_targets(y)
-        self.classes_, encoded = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
+        classes, encoded = np.unique(y, return_inverse=True)
+        if self._goes_on:
+            unknown = sorted(set(classes.tolist()) - set(self.classes_.tolist()))
+            if unknown:
+                raise ValueError(
+                    f"warm_start=True goes on with the classes of the last fit, {self.classes_.tolist()}; y also has "
+                    f"{unknown}: set warm_start=False"
+                )
+            return np.searchsorted(self.classes_, classes)[encoded]
+        if len(classes) < 2:
             raise ValueError(
                 "This solver needs samples of at least 2 classes in the data, but the data contains only one class: "
-                f"{self.classes_.tolist()[0]!r}"
+                f"{classes.tolist()[0]!r}"
             )
+        self.classes_ = classes
         return encoded
 
     def _row_weights(self, y: np.ndarray, sample_weight: np.ndarray) -> np.ndarray:
         if self.class_weight is None:
             return sample_weight
-        by_class = self.class_weight
-        if isinstance(by_class, Mapping):
-            index = {label: i for i, label in enumerate(self.classes_.tolist())}
-            by_class = {index[k]: v for k, v in by_class.items() if k in index}
-            return sample_weight * compute_sample_weight(by_class, y)
+        if isinstance(self.class_weight, Mapping):
+            weights = sample_weight * self._given_weights()[y]
+            if not weights.any():
+                raise ValueError("class_weight leaves no row with a weight; one of its classes needs more than 0")
+            return weights
         mass = np.bincount(y, weights=sample_weight)
         return sample_weight * (mass.sum() / (len(mass) * np.maximum(mass, np.finfo(float).tiny)))[y]
+
+    def _given_weights(self) -> np.ndarray:
+        """Weight of each class, (K,); 1 where `class_weight` does not name one."""
+        classes, given = self.classes_.tolist(), dict(self.class_weight)
+        for name, weight in given.items():
+            if not isinstance(weight, Real) or not 0 <= float(weight) < np.inf:
+                raise ValueError(f"class_weight of {name!r} is {weight!r}; it must be a finite number, not negative")
+        unknown, rest = ([c for c in a if c not in b] for a, b in ((given, classes), (classes, given)))
+        if unknown and rest:  # scikit-learn's rule: a class that a fold lacks is no mistake
+            raise ValueError(f"The classes, {rest}, are not in class_weight, which names {unknown} instead")
+        return np.array([float(given.get(c, 1.0)) for c in classes])
 
     def decision_function(self, X):
         """Logits: (n,) of the second class for two classes, else (n, K)."""
@@ -591,66 +688,131 @@ def fit_many(
         Fitted estimators in the order of the settings. Classes are those of all rows.
     """
     members = [clone(estimator).set_params(**setting) for setting in settings]
-    weights = np.ones((len(members), len(X))) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+    weights = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+    if weights.shape not in ((len(X),), (len(members), len(X))):
+        raise ValueError(f"sample_weight has shape {weights.shape}; expected ({len(X)},) or ({len(members)}, {len(X)})")
     weights = np.broadcast_to(weights, (len(members), len(X)))
-    groups: dict[Any, list[int]] = {}
-    for i, member in enumerate(members):
-        shape = {k: v for k, v in member.get_params().items() if k not in _PER_NETWORK}
-        groups.setdefault(tuple(map(str, shape.items())), []).append(i)
-    for places in groups.values():
-        validated = [members[i]._validate(X, y, weights[i]) for i in places]
-        rows, targets = validated[0][:2]
-        _fit_group([members[i] for i in places], rows, targets, np.stack([w for _, _, w in validated]))
+    if members:
+        validated = [member._validate(X, y, weight) for member, weight in zip(members, weights, strict=True)]
+        rows, targets, _ = validated[0]
+        _fit_all(members, rows, targets, np.stack([weight for *_, weight in validated]))
     return members
 
 
-def _fit_group(members: list[Any], X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> None:
-    """Train the networks of estimators that have the same shape, on the same rows with their own weights (B, n)."""
-    lead = members[0]
-    X, y, weights = _merge_copies(X, y, weights)
-    device, dtype = torch.device(lead.device), getattr(torch, lead.dtype)
-    rows = torch.from_numpy(X).to(device, dtype)
-    weight = torch.from_numpy(weights / weights.sum(1, keepdims=True)).to(device, dtype)
-    generators = [
-        torch.Generator().manual_seed(int(check_random_state(m.random_state).randint(2**31 - 1))) for m in members
-    ]
+@dataclass(frozen=True)
+class _Prepared:
+    """One fit before its training.
 
-    training, validation = _hold_out(lead, weight, generators)
-    scaling = _scaling(lead, rows, y, training)
-    Z = (rows - scaling["mean"].unsqueeze(-2)) / scaling["scale"].unsqueeze(-2)  # (B, n, D)
-    if lead._is_regressor:
-        targets = (torch.from_numpy(y).to(device, dtype) - scaling["y_mean"]) / scaling["y_scale"]
-        targets, outputs = targets.unsqueeze(-1), 1
-    else:
-        outputs = len(lead.classes_) if len(lead.classes_) > 2 else 1
-        targets = torch.from_numpy(y).to(device)
-        targets = targets.to(dtype).unsqueeze(-1) if outputs == 1 else targets
-    networks = _start(members, Z, targets, training, generators, outputs)
+    Attributes:
+        estimator: Whose it is.
+        present: Places of its rows in the table (n,).
+        training: Weights of the rows, adding up to 1 (n,).
+        validation: Weights of the rows that training does not see, likewise; None without early stopping.
+        scaling: Mean and scale of the features and of a regression's targets, float64.
+        network: Where it starts, with a leading dimension of 1.
+        generator: Of what is still to be drawn.
+    """
+
+    estimator: Any
+    present: np.ndarray
+    training: Tensor
+    validation: Tensor | None
+    scaling: dict[str, Tensor]
+    network: Networks
+    generator: torch.Generator
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows of a step of Adam; None for all of them."""
+        if self.estimator.solver != "adam":
+            return None
+        n = len(self.present)
+        size = (BATCH if n > FULL_BATCH else None) if self.estimator.batch_size is None else self.estimator.batch_size
+        return None if size is None or size >= n else size
+
+    def shape(self, i: int) -> tuple[Any, ...]:
+        """What networks that are trained together have in common; mini-batches are drawn for one alone."""
+        own = self.estimator.get_params(deep=False)
+        alone = i if self.batch_size else None
+        return (
+            *(f"{k}={v!r}" for k, v in own.items() if k not in _PER_NETWORK),
+            *self.network.centers.shape,
+            alone,
+        )
+
+
+def _fit_all(members: list[Any], X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> None:
+    """Fit estimators on the same rows with their own weights (B, n), those of one shape together."""
+    X, y, weights = _merge_copies(X, y, weights)
+    groups: dict[Any, list[_Prepared]] = {}
+    for i, (member, weight) in enumerate(zip(members, weights, strict=True)):
+        prepared = _prepare(member, X, y, weight)
+        groups.setdefault(prepared.shape(i), []).append(prepared)
+    for group in groups.values():
+        _train(group, X, y)
+
+
+def _prepare(member: Any, X: np.ndarray, y: np.ndarray, weight: np.ndarray) -> _Prepared:
+    """Draw, scale and start from the rows that a fit sees, and from nothing else."""
+    present = np.flatnonzero(weight)
+    generator = torch.Generator().manual_seed(int(check_random_state(member.random_state).randint(2**31 - 1)))
+    rows, targets = torch.from_numpy(X[present]), torch.from_numpy(y[present])
+    own = np.ldexp(weight[present], -np.frexp(weight.max())[1])  # their sum is finite
+    training, validation = _hold_out(member, targets, torch.from_numpy(own / own.sum()), generator)
+    scaling = _scaling(member, rows, targets, training)
+    with few_threads(rows.numel() * member.n_centers):
+        network = _start(member, rows, targets, training, scaling, generator)
+    return _Prepared(member, present, training, validation, scaling, network, generator)
+
+
+def _train(group: list[_Prepared], X: np.ndarray, y: np.ndarray) -> None:
+    """Train networks of one shape and give them to their estimators."""
+    lead = group[0].estimator
+    device, dtype = torch.device(lead.device), getattr(torch, lead.dtype)
+    seen = np.unique(np.concatenate([one.present for one in group]))
+    rows, targets = torch.from_numpy(X[seen]), torch.from_numpy(y[seen])
+
+    def spread(one: _Prepared, values: Tensor) -> Tensor:
+        return values.new_zeros(len(seen)).index_copy(0, torch.from_numpy(np.searchsorted(seen, one.present)), values)
+
+    Z = torch.stack([standardised(rows, one.scaling["mean"], one.scaling["scale"], dtype) for one in group]).to(device)
+    values = torch.stack([_targets(one.estimator, targets, one.scaling, dtype) for one in group]).to(device)
+    weight = torch.stack([spread(one, one.training) for one in group]).to(device, dtype)
     regs = {
-        name: torch.tensor([float(getattr(m, name)) for m in members], dtype=dtype, device=device)
+        name: torch.tensor([float(getattr(one.estimator, name)) for one in group], dtype=dtype, device=device)
         for name in ("reg_precision", "reg_weights", "reg_centers")
     }
     if not lead.learn_centers:
         regs["reg_centers"] = torch.zeros_like(regs["reg_centers"])
+    networks = _stacked([one.network for one in group], device)
     loss = "mse" if lead._is_regressor else "cross_entropy"
-    objective = Objective(Z, targets, training, loss, penalty=lead.penalty, **regs)
+    objective = Objective(Z, values, weight, loss, penalty=lead.penalty, **regs)
     if lead.shrink_to == "start":
         objective = replace(objective, anchor=networks.factor().detach())
-    held_out = None if validation is None else replace(objective, weight=validation)
-    fit = _solve(lead, networks, objective, held_out, generators[0])
+    held_out = None
+    if lead.early_stopping:
+        parts = [spread(one, one.validation) for one in group if one.validation is not None]
+        held_out = replace(objective, weight=torch.stack(parts).to(device, dtype))
+    M, D = networks.centers.shape[1:]
+    with few_threads(
+        len(group) * min(len(seen), group[0].batch_size or len(seen)) * D * (M + networks.factor().shape[-1])
+    ):
+        fit = _solve(group[0], networks, objective, held_out)
 
     if lead.verbose and not fit.converged:
         warnings.warn(f"Stopped after max_iter={lead.max_iter} steps.", ConvergenceWarning, stacklevel=4)
-    fitted, rows = fit.networks, rows.cpu()
-    for i, member in enumerate(members):
-        own = {name: value[i].cpu() for name, value in scaling.items()}
-        one = Networks(**{k: v.cpu() for k, v in fitted.one(i).tensors().items()}, **_missing(fitted), form=fitted.form)
-        seen = rows[(weight[i] > 0).cpu()]
-        member._take(one, seen[: 4 * BLOCK], own, fit, fit.history[:, i].cpu().numpy().astype(np.float64))
+    for i, one in enumerate(group):
+        own = _stacked([fit.networks.one(i)], torch.device("cpu"))
+        raw = torch.from_numpy(X[one.present[: 4 * BLOCK]])
+        one.estimator._take(own, raw, one.scaling, fit.histories[i], fit.steps[i])
 
 
-def _missing(networks: Networks) -> dict[str, Any]:
-    return {} if networks.bias is not None else {"bias": None}
+def _stacked(networks: list[Networks], device: torch.device) -> Networks:
+    """Networks of one shape as one."""
+    found: dict[str, Any] = {
+        name: torch.cat([one.tensors()[name] for one in networks]).to(device) for name in networks[0].tensors()
+    }
+    return replace(networks[0], **found)
 
 
 def _merge_copies(X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -668,91 +830,117 @@ def _merge_copies(X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[np
     return np.ascontiguousarray(distinct[:, :-1]), distinct[:, -1].astype(y.dtype), merged
 
 
-def _hold_out(lead: Any, weight: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor | None]:
-    """Weights of training and of validation (B, n); the latter None without early stopping."""
-    if not lead.early_stopping:
+def _hold_out(member: Any, y: Tensor, weight: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """Weights of training and of validation (n,); the latter None without early stopping.
+
+    Every class gives its share of the validation rows, and keeps one row of its own at least. One that is too small to
+    give any is judged by its training rows, which count as one: else training stops before it is learned.
+    """
+    if not member.early_stopping:
         return weight, None
-    held = torch.zeros_like(weight, dtype=torch.bool)
-    for i, generator in enumerate(generators):
-        present = torch.nonzero(weight[i] > 0).flatten().cpu()
-        count = max(1, round(lead.validation_fraction * len(present)))
-        if count >= len(present):
-            raise ValueError(f"early_stopping needs at least 2 distinct rows; there are {len(present)}")
-        held[i, present[torch.randperm(len(present), generator=generator)[:count]]] = True
-    parts = [torch.where(mask, weight, 0.0) for mask in (~held, held)]
-    training, validation = (part / part.sum(1, keepdim=True) for part in parts)
-    return training, validation
+    n = len(weight)
+    count = max(1, round(member.validation_fraction * n))
+    groups = [torch.arange(n)] if member._is_regressor else [torch.nonzero(y == k).flatten() for k in y.unique()]
+    room = np.array([len(places) - 1 for places in groups])
+    if room.sum() < (1 if len(groups) > 1 else count):
+        raise ValueError(
+            f"early_stopping needs at least 2 distinct rows; there are {n}"
+            if len(groups) == 1
+            else f"early_stopping needs a class of at least 2 distinct rows; there are {n} rows of {n} classes"
+        )
+    held = torch.zeros(n, dtype=torch.bool)
+    stand_in = torch.zeros_like(weight)
+    for places, share in zip(groups, _apportioned(count, room), strict=True):
+        held[places[torch.randperm(len(places), generator=generator)[:share]]] = True
+        if not share:
+            stand_in[places] = weight[places] / len(places)
+    training, validation = torch.where(held, 0.0, weight), torch.where(held, weight, stand_in)
+    return training / training.sum(), validation / validation.sum()
 
 
-def _scaling(lead: Any, rows: Tensor, y: np.ndarray, weight: Tensor) -> dict[str, Tensor]:
-    """Mean and scale of the features (B, D), and of a regression's targets (B, 1)."""
-    B, D = len(weight), rows.shape[1]
-    found = {"mean": rows.new_zeros(B, D), "scale": rows.new_ones(B, D)}
-    if lead.standardize:
-        found["mean"], found["scale"] = standardisation(rows, weight)
-    found |= {"y_mean": rows.new_zeros(B, 1), "y_scale": rows.new_ones(B, 1)}
-    if lead._is_regressor:
-        mean, found["y_scale"] = standardisation(torch.from_numpy(y).to(rows).unsqueeze(-1), weight)
-        if lead.fit_intercept:
+def _apportioned(count: int, room: np.ndarray) -> list[int]:
+    """`count` seats over groups in proportion to their sizes room + 1, no more than there is room for."""
+    wanted = np.minimum(count * (room + 1) / (room + 1).sum(), room)
+    seats = np.floor(wanted).astype(int)
+    while seats.sum() < min(count, room.sum()):
+        seats[np.argmax(np.where(seats < room, wanted - seats, -np.inf))] += 1
+    return seats.tolist()
+
+
+def _scaling(member: Any, rows: Tensor, y: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    """Mean and scale of the features (D,), and of a regression's targets (1,), in float64."""
+    D = rows.shape[1]
+    found = {"mean": rows.new_zeros(D), "scale": rows.new_ones(D)}
+    found |= {"y_mean": rows.new_zeros(1), "y_scale": rows.new_ones(1)}
+    kept = weight > 0
+    if member._goes_on and member.network_.form == "isotropic":  # one scale for all features stays that in its units
+        found |= {"mean": member.network_.input_mean, "scale": member.network_.input_scale}
+    elif member.standardize:
+        found["mean"], found["scale"] = standardisation(rows[kept], weight[kept])
+    if member._is_regressor:
+        mean, found["y_scale"] = standardisation(y[kept].unsqueeze(-1), weight[kept])
+        if member.fit_intercept:
             found["y_mean"] = mean
+    else:  # nothing to hold in float64
+        dtype = getattr(torch, member.dtype)
+        found |= {"y_mean": found["y_mean"].to(dtype), "y_scale": found["y_scale"].to(dtype)}
     return found
 
 
+def _targets(member: Any, y: Tensor, scaling: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+    """What the network shall give: standardised values (n, 1), zeros and ones (n, 1), or class indices (n,)."""
+    if member._is_regressor:
+        return standardised(y.unsqueeze(-1), scaling["y_mean"], scaling["y_scale"], dtype)
+    return y.to(dtype).unsqueeze(-1) if len(member.classes_) == 2 else y
+
+
 def _start(
-    members: list[Any], Z: Tensor, targets: Tensor, weight: Tensor, generators: list[torch.Generator], outputs: int
+    member: Any, rows: Tensor, y: Tensor, weight: Tensor, scaling: dict[str, Tensor], generator: torch.Generator
 ) -> Networks:
-    """The networks before training."""
-    lead, (B, _, D) = members[0], Z.shape
-    again = _continue(lead, D, outputs, Z.device) if lead.warm_start and B == 1 else None
-    if again is not None:
-        return again
-    M = _center_count(members, Z, weight)
-    precision: Any = lead.precision if isinstance(lead.precision, str) else min(lead.precision, D)
-    states: list[dict[str, Tensor]] = []
-    for i, member in enumerate(members):
-        present = weight[i] > 0
-        network = GaussianRBFNetwork(
-            D, outputs, M, precision=precision, bias=bool(lead.fit_intercept), device=Z.device, dtype=Z.dtype
-        )
-        how = member.centers
-        if not isinstance(how, str):
-            how = torch.as_tensor(np.asarray(how, dtype=np.float64)).to(Z)
-        elif how == "all":
-            how = Z[i][present]
-        elif how == "kmeans":
-            how = _kmeans(Z[i][present], weight[i][present], M, generators[i])
-        network.initialize(Z[i][present], centers=how, init=member.init, standardize=False, generator=generators[i])
-        states.append(network.state_dict())
-    stacked = {name: torch.stack([s[name] for s in states]) for name in states[0]}
-    bias = stacked.get("head.bias")
-    if bias is not None and not lead._is_regressor:
-        bias = _priors(targets, weight, outputs)
-    return Networks(stacked["precision_elements"], stacked["centers"], stacked["head.weight"], bias, network.form)
+    """The network before training."""
+    dtype, D = getattr(torch, member.dtype), rows.shape[1]
+    if member._goes_on:
+        return _continued(member.network_, scaling, dtype)
+    kept = weight > 0
+    Z, weight = standardised(rows[kept], scaling["mean"], scaling["scale"], dtype), weight[kept].to(dtype)
+    targets = _targets(member, y[kept], scaling, dtype)
+    outputs = 1 if targets.ndim > 1 else len(member.classes_)
+    M, how = _start_of_centers(member, Z)
+    if how == "kmeans":
+        how = _kmeans(Z, weight, M, generator)
+    precision: Any = member.precision if isinstance(member.precision, str) else min(member.precision, D)
+    with torch.random.fork_rng(devices=[]):  # what the constructor draws is drawn again from the generator
+        network = GaussianRBFNetwork(D, outputs, M, precision=precision, bias=bool(member.fit_intercept), dtype=dtype)
+    network.initialize(Z, centers=how, init=member.init, standardize=False, generator=generator)
+    state = {name: value[None] for name, value in network.state_dict().items()}
+    bias = state.get("head.bias")
+    if bias is not None and not member._is_regressor:
+        bias = _priors(targets, weight, outputs)[None]
+    return Networks(state["precision_elements"], state["centers"], state["head.weight"], bias, network.form)
 
 
-def _center_count(members: list[Any], Z: Tensor, weight: Tensor) -> int:
-    """Centres of every network of the group; no more than distinct rows."""
-    lead = members[0]
-    if not isinstance(lead.centers, str):
-        given = np.shape(lead.centers)
-        if len(given) != 2 or given[1] != Z.shape[2]:
-            raise ValueError(f"centers has shape {given}; expected (n_centers, {Z.shape[2]})")
-        return given[0]
-    present = int((weight > 0).sum(1).min())
-    if lead.centers == "all":
-        if present != int((weight > 0).sum(1).max()):
-            raise ValueError('centers="all" cannot be trained together on different rows; fit one at a time')
-        return present
-    distinct = present
-    if present <= 4 * lead.n_centers:  # rows may coincide where targets differ
-        distinct = min(len(torch.unique(z[w > 0], dim=0)) for z, w in zip(Z, weight, strict=True))
-    if distinct < lead.n_centers:
+def _start_of_centers(member: Any, Z: Tensor) -> tuple[int, Any]:
+    """Number of centres, no more than distinct rows, and where they start."""
+    if not isinstance(member.centers, str):
+        given = np.shape(member.centers)
+        if len(given) != 2 or given[1] != Z.shape[1]:
+            raise ValueError(f"centers has shape {given}; expected (n_centers, {Z.shape[1]})")
+        centers = _tensor(member.centers)
+        if not bool(centers.isfinite().all()):
+            raise ValueError("centers contains NaN or infinity")
+        return len(centers), centers
+    if member.centers == "all":
+        return len(Z), "all"
+    distinct = len(Z)
+    if distinct <= 4 * member.n_centers:  # rows may coincide where targets differ
+        distinct = len(torch.unique(Z, dim=0))
+    if distinct < member.n_centers:
         warnings.warn(
-            f"n_centers={lead.n_centers} is more than the {distinct} distinct rows; {distinct} centres are used.",
+            f"n_centers={member.n_centers} is more than the {distinct} distinct rows; {distinct} centres are used.",
             UserWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
-    return min(lead.n_centers, distinct)
+    return min(member.n_centers, distinct), member.centers
 
 
 def _kmeans(rows: Tensor, weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -771,46 +959,107 @@ def _kmeans(rows: Tensor, weight: Tensor, count: int, generator: torch.Generator
 
 
 def _priors(targets: Tensor, weight: Tensor, outputs: int) -> Tensor:
-    """Log-odds or centred log priors of the classes (B, K)."""
+    """Log-odds or centred log priors of the classes (K,)."""
     if outputs == 1:
-        return torch.logit((weight @ targets[..., 0]).clamp(1e-3, 1 - 1e-3)).unsqueeze(-1)
+        return torch.logit((weight @ targets).clamp(1e-3, 1 - 1e-3))
     prior = (weight @ torch.nn.functional.one_hot(targets, outputs).to(weight)).clamp_min(1e-3).log()
-    return prior - prior.mean(-1, keepdim=True)
+    return prior - prior.mean()
 
 
-def _continue(lead: Any, D: int, outputs: int, device: torch.device) -> Networks | None:
-    """The last fit's network, if it has the shape that this fit needs."""
-    network = getattr(lead, "network_", None)
-    if (
-        network is None
-        or network.dim != D
-        or network.num_classes != outputs
-        or network.bias != bool(lead.fit_intercept)
-    ):
-        return None
-    state = {k: v[None].to(device).clone() for k, v in network.state_dict().items()}
-    return Networks(
-        state["precision_elements"], state["centers"], state["head.weight"], state.get("head.bias"), network.form
+def _continued(network: GaussianRBFNetwork, scaling: dict[str, Tensor], dtype: torch.dtype) -> Networks:
+    """The last fit's network in other standardised units: the same function of raw rows."""
+    state = {name: value.double() for name, value in network.state_dict().items()}
+    ratio = scaling["scale"] / state["input_scale"]
+    shift = (state["input_mean"] - scaling["mean"]) / scaling["scale"]
+    elements = state["precision_elements"]
+    if network.form == "full":
+        elements = elements * ratio[torch.tril_indices(network.dim, network.dim)[0]]
+    elif network.form == "low_rank":
+        elements = elements * ratio.unsqueeze(-1)
+    elif network.form == "diag":
+        elements = elements + ratio.log()
+    y_ratio = state["head.scale"] / scaling["y_scale"]
+    bias = state.get("head.bias")
+    if bias is not None:
+        bias = bias * y_ratio + (state["head.mean"] - scaling["y_mean"]) / scaling["y_scale"]
+    centers, weights = state["centers"] / ratio + shift, state["head.weight"] * y_ratio.unsqueeze(-1)
+    elements, centers, weights = (part[None].to(dtype) for part in (elements, centers, weights))
+    return Networks(elements, centers, weights, None if bias is None else bias[None].to(dtype), network.form)
+
+
+def _solve(one: _Prepared, networks: Networks, objective: Objective, validation: Objective | None) -> Fit:
+    lead = one.estimator
+    common = {"learn_centers": bool(lead.learn_centers), "max_iter": lead.max_iter, "tol": lead.tol}
+    if lead.solver != "adam":
+        return (fit_lbfgs if lead.solver == "lbfgs" else fit_varpro)(networks, objective, **common)
+    return fit_adam(
+        networks,
+        objective,
+        learning_rate=lead.learning_rate,
+        batch_size=one.batch_size,
+        n_iter_no_change=lead.n_iter_no_change,
+        validation=validation,
+        generator=one.generator,
+        **common,
     )
 
 
-def _solve(
-    lead: Any, networks: Networks, objective: Objective, validation: Objective | None, generator: torch.Generator
-) -> Fit:
-    common = {"learn_centers": bool(lead.learn_centers), "max_iter": lead.max_iter, "tol": lead.tol}
-    if lead.solver == "adam":
-        n = objective.weight.shape[1]
-        size = (BATCH if n > FULL_BATCH else None) if lead.batch_size is None else lead.batch_size
-        return fit_adam(
-            networks,
-            objective,
-            learning_rate=lead.learning_rate,
-            batch_size=size,
-            n_iter_no_change=lead.n_iter_no_change,
-            validation=validation,
-            generator=generator,
-            **common,
-        )
-    if validation is not None:
-        raise ValueError(f'early_stopping=True works with solver="adam"; it is {lead.solver!r}')
-    return (fit_lbfgs if lead.solver == "lbfgs" else fit_varpro)(networks, objective, **common)
+# ---- small things ------------------------------------------------------------------------------------------
+
+
+def _tensor(values: Any) -> Tensor:
+    """A float64 copy of numbers in any memory: read-only, mapped, in another order or running backwards."""
+    return torch.from_numpy(np.array(values, dtype=np.float64, order="C"))
+
+
+def _constant(X: np.ndarray) -> np.ndarray:
+    """Columns that cannot be told from constant ones."""
+    _, scale = standardisation(X)
+    spread = np.ptp(X, axis=0)
+    return np.flatnonzero((spread == 0) | ((scale == 1) & (spread < 1)))
+
+
+def _named(name: str, value: Any) -> str:
+    """A parameter as a message shows it."""
+    return f"other {name} of shape {np.shape(value)}" if np.ndim(value) else f"{name}={value!r}"
+
+
+class _Threads:
+    """Limits threads while small work is done, and puts back what was set; fits may run side by side."""
+
+    def __init__(self) -> None:
+        self.lock, self.depth, self.before = threading.Lock(), 0, 1
+
+    @contextmanager
+    def __call__(self, work: int, *, pools: bool = True) -> Iterator[None]:
+        """One thread for each `PER_THREAD` of `work` multiply-adds, at most those allowed already.
+
+        Args:
+            work: Of one step.
+            pools: Limit the pools of other libraries too.
+        """
+        with self.lock:
+            if not self.depth:
+                self.before = torch.get_num_threads()
+            self.depth += 1
+        count = max(1, min(self.before, work // PER_THREAD))
+        limits = _pools().limit(limits=count, user_api="openmp") if pools else nullcontext()
+        try:
+            with limits:
+                torch.set_num_threads(count)
+                yield
+        finally:
+            with self.lock:
+                self.depth -= 1
+            torch.set_num_threads(self.before)
+
+
+few_threads = _Threads()
+
+
+@functools.cache
+def _pools() -> ThreadpoolController:
+    """The thread pools that a fit uses, looked for once."""
+    import sklearn.cluster  # noqa: F401 (it has one)
+
+    return ThreadpoolController()

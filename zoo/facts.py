@@ -7,7 +7,7 @@ import os
 import platform
 from pathlib import Path
 
-__all__ = ["chip", "hardware", "versions"]
+__all__ = ["bound_waiting", "chip", "hardware", "versions", "wait_policy"]
 
 _PACKAGES = ("kernel-zoo", "torch", "timm", "lightning", "numpy", "scikit-learn")
 
@@ -41,3 +41,22 @@ def hardware() -> dict[str, str | int]:
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
+
+
+def wait_policy() -> str:
+    """What threads do while they wait for each other, as the environment of the process says it."""
+    spin = os.environ.get("GOMP_SPINCOUNT")
+    return f"spin {spin}" if spin else os.environ.get("OMP_WAIT_POLICY", "default").lower()
+
+
+SPINS = 30_000  # about 0.1 ms: longer than the gaps between loops, too short to starve anybody
+
+
+def bound_waiting() -> None:
+    """Have threads that wait for each other spin for a moment and then sleep, unless the environment says otherwise.
+
+    Threads that never spin are woken for every loop, which costs a training step a third; threads that always do starve
+    whatever else runs on the machine. It has to be said before torch is imported, and GNU's OpenMP listens.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = str(SPINS)

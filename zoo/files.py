@@ -12,31 +12,36 @@ import argparse
 import contextlib
 import errno
 import hashlib
-import json
-import os
 import pickletools
 import re
-import secrets
 import urllib.error
 import urllib.parse
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import torch
 
+from zoo import inputs
+from zoo.values import DamagedFileError, read_json
+from zoo.whole import replace_all, still, writing
+
 __all__ = [
     "CONFIG_NAME",
     "RECORDS",
     "WEIGHTS_NAME",
     "CheckpointError",
+    "check_inside",
+    "check_recorded",
+    "hub_config",
     "locate",
     "read_checkpoint",
     "read_config",
     "sha256_of",
+    "undisturbed",
     "write_all",
     "write_atomic",
     "writer_of",
@@ -52,11 +57,15 @@ RECORDS: dict[str, dict[str, Any]] = {}
 _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 _HUB_NAMES = (WEIGHTS_NAME, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))  # how a pickle of each protocol begins
-_MAX_HEADER = 100_000_000  # bytes; the safetensors format allows no more
+_MAX_HEADER = 16_000_000  # bytes
+_MAX_TENSORS = 20_000  # in one file; the largest models of the zoo have under 4,000, a training state four times that
 _MAX_CONFIG = 16_000_000
 _SCANNED = 64_000_000
 
 
+_TRIES = 4
+
+Result = TypeVar("Result")
 Place = TypeVar("Place", bound=str | Path)  # a mapping of paths is not one of `str | Path`
 
 
@@ -84,24 +93,16 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_all(files: Mapping[Place, Callable[[BinaryIO], object]]) -> None:
-    """Write several files that belong together: all of them are complete on disk before the first takes its
-    name.
+    """Write several files that belong together: those of one folder take their names all at once.
+
+    Raises:
+        CheckpointError: As :func:`write_atomic`; the folder keeps what it had.
     """
-    staged: list[tuple[Path, Path]] = []
-    target = Path()
     try:
-        for name, write in files.items():
-            target = Path(name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            staged.append((_stage(target, write), target))
-        for temporary, target in staged:
-            os.replace(temporary, target)
-            _sync_folder(target.parent)
+        replace_all({Path(path): write for path, write in files.items()})
     except OSError as error:
-        raise CheckpointError(f"cannot write {target}: {_reason(error)}") from error
-    finally:
-        for temporary, _ in staged:
-            temporary.unlink(missing_ok=True)
+        place = error.filename or next(iter(files))
+        raise CheckpointError(f"cannot write {place}: {_reason(error)}") from error
 
 
 def writer_of(content: bytes) -> Callable[[BinaryIO], None]:
@@ -111,28 +112,6 @@ def writer_of(content: bytes) -> Callable[[BinaryIO], None]:
         file.write(content)
 
     return write
-
-
-def _stage(target: Path, write: Callable[[BinaryIO], object]) -> Path:
-    temporary = target.parent / f".{target.name[:100]}.{secrets.token_hex(6)}.tmp"
-    with temporary.open("xb") as file:
-        try:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    return temporary
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # some file systems refuse to sync a folder; the file itself is safe by then
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _reason(error: OSError) -> str:
@@ -168,7 +147,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         CheckpointError: The file is missing, empty, cut off, of another kind, or wants to run code; one line
             says which.
     """
-    path = Path(path)
+    path = _checked(path)
     size, head = _first_bytes(path)
     try:
         if _looks_like_safetensors(path, head):
@@ -230,17 +209,25 @@ def _read_safetensors(path: Path, size: int, head: bytes) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     length = int.from_bytes(head[:8], "little")
-    if size < 8 or length > size - 8 or length > _MAX_HEADER:
+    if _MAX_HEADER < length <= size - 8:
+        raise CheckpointError(f"{path} has a header of {length:,} bytes, more than the {_MAX_HEADER:,} that are read")
+    if size < 8 or length > size - 8:
         kind = _what_is(head)
         why = f"it claims a header of {length} bytes in a file of {size}" if kind == _UNKNOWN else kind
         raise CheckpointError(f"{path} is not a whole safetensors file: {why}; copy or download it again")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
+            _check_count(path, len(file.keys()))
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
         raise CheckpointError(
             f"{path} is a damaged safetensors file ({_first_line(error)}); copy or download it again"
         ) from error
+
+
+def _check_count(path: Path, count: int) -> None:
+    if count > _MAX_TENSORS:
+        raise CheckpointError(f"{path} holds {count:,} tensors, more than the {_MAX_TENSORS:,} that are read")
 
 
 def _check_archive(path: Path, size: int) -> None:
@@ -253,6 +240,7 @@ def _check_archive(path: Path, size: int) -> None:
             f"{path} is cut off or damaged ({_first_line(error)}); copy or download it again"
         ) from error
     names = [entry.filename for entry in entries]
+    _check_count(path, len(names))
     if any(n.endswith("constants.pkl") or "/code/" in n for n in names):
         raise CheckpointError(f"{path} is a TorchScript program, not weights; save its state_dict() and load that file")
     if not any(n.rsplit("/", 1)[-1] == "data.pkl" for n in names):
@@ -359,28 +347,83 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: There is none, or it is not a JSON object that names an architecture.
     """
-    path = Path(folder) / CONFIG_NAME
-    if not Path(folder).is_dir():
+    folder = _checked(folder)
+    path = folder / CONFIG_NAME
+    if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}")
+    check_inside(path, folder)
     try:
-        if path.stat().st_size > _MAX_CONFIG:
-            raise CheckpointError(f"{path} is larger than any model's configuration: it is damaged or hostile")
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path, _MAX_CONFIG)
     except FileNotFoundError:
         raise CheckpointError(f"{folder} has no {CONFIG_NAME}; write such a folder with zoo.save_pretrained") from None
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({_first_line(error)}); write the folder again") from error
+    except DamagedFileError as error:
+        raise CheckpointError(f"{error}; write the folder again with zoo.save_pretrained") from None
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
         raise CheckpointError(f"{path} names no architecture; write the folder again with zoo.save_pretrained")
     for key in ("pretrained_cfg", "model_args", "sha256", "zoo"):
         if not isinstance(config.get(key, {}), dict):
             raise CheckpointError(f"{path}: {key} must be an object, not {config[key]!r:.60}")
     for name, digest in config.get("sha256", {}).items():
+        if not name or "\0" in name or Path(name).name != name:
+            raise CheckpointError(f"{path}: sha256 names {name!r:.60}, which is no file of the folder")
         if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
             raise CheckpointError(f"{path}: sha256 of {name} must be 64 hexadecimal digits, not {digest!r:.60}")
+    if "input" in config:
+        try:
+            config["input"] = inputs.check(config["input"])
+        except inputs.InputError as error:
+            raise CheckpointError(f"{path}: {error}; write the folder again with zoo.save_pretrained") from None
     return config
+
+
+def undisturbed(folder: str | Path, read: Callable[[], Result], names: Sequence[str] = ()) -> Result:
+    """What `read` returns of a folder's files, all of them from before a writer replaced them or all from after.
+
+    Args:
+        folder: The folder that is read.
+        read: Called again when the files were replaced meanwhile; random draws are then repeated, not continued.
+        names: The files that belong together; by default those of a saved model.
+    """
+    drawn = torch.get_rng_state()
+    for i in range(_TRIES):
+        if i == _TRIES - 1:  # somebody writes again and again, and has to wait now
+            with writing(Path(folder)) as alone:
+                if alone:
+                    return read()
+        before = still(Path(folder), names or (WEIGHTS_NAME, CONFIG_NAME))
+        try:
+            result = read()
+        except Exception:  # of a mixture, which any reader may say in its own words
+            if still(Path(folder), names or (WEIGHTS_NAME, CONFIG_NAME)) == before:
+                raise
+        else:
+            if still(Path(folder), names or (WEIGHTS_NAME, CONFIG_NAME)) == before:
+                return result
+        torch.set_rng_state(drawn)
+    raise CheckpointError(f"{folder} is being written again and again: read it when its writer has ended")
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Refuse a link that leads out of a model folder; the caches of hubs, which link to a folder beside it, may.
+
+    Raises:
+        CheckpointError: The file lies elsewhere.
+    """
+    real, home = path.resolve(), folder.resolve()
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    if not any(place in real.parents for place in homes):
+        raise CheckpointError(f"{path} leads to {real}, outside its folder: copy the file itself there")
+
+
+def _checked(source: str | Path) -> Path:
+    """A path as one that the system can look up.
+
+    Raises:
+        CheckpointError: It holds a NUL character.
+    """
+    if "\0" in str(source):
+        raise CheckpointError(f"{str(source)!r:.200} is no path: it holds a NUL character")
+    return Path(source)
 
 
 # ---- hashes ------------------------------------------------------------------------------------------------
@@ -412,6 +455,22 @@ def verify(path: Path, expected: str | None = None) -> None:
         )
 
 
+def check_recorded(path: Path) -> None:
+    """Compare a weight file with the hash that the configuration beside it records, if it does.
+
+    Raises:
+        CheckpointError: It is another file, or the configuration is damaged.
+    """
+    path = _checked(path)
+    if path.is_file() and (path.parent / CONFIG_NAME).is_file():
+        with contextlib.suppress(DamagedFileError, FileNotFoundError):  # some other program's configuration
+            config = read_json(path.parent / CONFIG_NAME, _MAX_CONFIG)
+            hashes = config.get("sha256") if isinstance(config, dict) else None
+            digest = hashes.get(path.name) if isinstance(hashes, dict) else None
+            if isinstance(digest, str):
+                verify(path, digest)
+
+
 # ---- finding -----------------------------------------------------------------------------------------------
 
 
@@ -436,16 +495,18 @@ def locate(source: str | Path) -> Path:
         return _weights_of(Path(rest))
     if "://" in text:
         return fetch_url(text)
-    path = Path(source).expanduser()
+    path = _checked(source).expanduser()
     if path.is_dir():
         return _weights_of(path)
     _first_bytes(path)  # a missing or empty file is told as such, before its hash is
     verify(path)
+    check_recorded(path)
     return path
 
 
 def _weights_of(folder: Path) -> Path:
     """The one weight file of a folder, compared with the hash in its configuration."""
+    folder = _checked(folder)
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}")
     hashes = read_config(folder).get("sha256", {}) if (folder / CONFIG_NAME).exists() else {}
@@ -456,6 +517,7 @@ def _weights_of(folder: Path) -> Path:
         wanted = next(iter(hashes), WEIGHTS_NAME)
         raise CheckpointError(f"{folder} has no {wanted} ({has}); name the file itself, or place {wanted} there")
     path = (preferred or found)[0]
+    check_inside(path, folder)
     verify(path, hashes.get(path.name))
     return path
 
@@ -505,6 +567,17 @@ def fetch_hub(repository: str, filename: str | None = None) -> Path:
             return path
     other = "" if filename else f"; name another one as hf-hub:{repository}/<file>"
     raise CheckpointError(f"hf-hub:{repository} has no file {' or '.join(names)}{other}")
+
+
+def hub_config(repository: str) -> dict[str, Any]:
+    """The `config.json` of a hub repository; empty where it has none.
+
+    Args:
+        repository: `<organisation>/<name>`, with an optional `@revision`.
+    """
+    identifier, _, revision = repository.partition("@")
+    path = _hub_file(identifier, CONFIG_NAME, revision or None)
+    return read_config(path.parent) if path is not None else {}
 
 
 def _hub_file(repository: str, name: str, revision: str | None) -> Path | None:

@@ -2,8 +2,8 @@
 
 B networks of one shape (folds, settings of a grid, bootstrap samples, restarts) are tensors with a leading
 dimension B, trained by batched matrix products with one Adam: their losses are summed, so each takes the steps
-that it would take alone. The rows may be shared by all networks; what differs are their weights, zero where a
-network must not see a row.
+that it would take alone, and stops where it would. The rows may be shared by all networks; what differs are their
+weights, zero where a network must not see a row.
 """
 
 from __future__ import annotations
@@ -205,15 +205,27 @@ class Fit:
 
     Attributes:
         networks: The trained networks, detached.
-        history: Objective before every step, (steps, B).
-        n_iter: Steps that each network took.
-        converged: Whether the objective had settled before `max_iter`.
+        histories: Objective of each network at every evaluation: before each step of Adam, at each trial of a line
+            search.
+        steps: Steps that each network took.
+        converged: Whether every objective had settled before `max_iter`.
     """
 
     networks: Networks
-    history: Tensor
-    n_iter: int
+    histories: list[list[float]]
+    steps: list[int]
     converged: bool
+
+    @property
+    def n_iter(self) -> int:
+        """Steps of the network that took most."""
+        return max(self.steps)
+
+    @property
+    def history(self) -> Tensor:
+        """Objectives (evaluations, B); the last one of a network is repeated while others went on."""
+        longest = max(map(len, self.histories))
+        return torch.tensor([h + h[-1:] * (longest - len(h)) for h in self.histories], dtype=torch.float64).T
 
 
 def _data_gradient(f: Tensor, y: Tensor, weight: Tensor, loss: str) -> tuple[Tensor, Tensor]:
@@ -297,7 +309,9 @@ def fit_adam(
     optimizer = Adam(parameters)
     batches = _batches(objective, batch_size, generator)
     history: list[Tensor] = []
-    best, best_at, kept = [math.inf] * len(state.centers), 0, state.detached()
+    B = len(state.centers)
+    best, best_at, kept = [math.inf] * B, [0] * B, state.detached()
+    steps, going = [max_iter] * B, set(range(B))
     for step in range(max_iter):
         values, gradients = next(batches).gradient(state, learn_centers)
         history.append(values)
@@ -305,18 +319,27 @@ def fit_adam(
         if (validation is None and batch_size is None) or (validation is not None and step % 10 == 0):
             with torch.no_grad():
                 scores = (values if validation is None else validation.data(state)).tolist()
-            for i, score in enumerate(scores):
-                if score < best[i]:
-                    if math.isinf(best[i]) or best[i] - score > tol * max(abs(best[i]), 1e-3):
-                        best_at = step
-                    best[i] = score
+            for i in sorted(going):
+                if scores[i] < best[i]:
+                    if math.isinf(best[i]) or best[i] - scores[i] > tol * max(abs(best[i]), 1e-3):
+                        best_at[i] = step
+                    best[i] = scores[i]
                     if validation is not None:
                         kept.put(i, state.one(i))
-            if step - best_at >= n_iter_no_change:
+                if step - best_at[i] >= n_iter_no_change:  # it stays as it is, the others go on
+                    going.remove(i)
+                    steps[i] = step + 1
+                    if validation is None:
+                        kept.put(i, state.one(i))
+            if not going:
                 break
         optimizer.step(gradients, learning_rate * 0.5 * (1 + math.cos(math.pi * step / max_iter)))
-    result = state.detached() if validation is None else kept
-    return Fit(result, torch.stack(history), len(history), len(history) < max_iter)
+    if validation is None:
+        for i in going:
+            kept.put(i, state.one(i))
+    table = torch.stack(history, 1).tolist()
+    histories = [losses[:count] for losses, count in zip(table, steps, strict=True)]
+    return Fit(kept, histories, steps, max(steps) < max_iter)
 
 
 def _batches(objective: Objective, size: int | None, generator: torch.Generator | None) -> Iterator[Objective]:
@@ -368,9 +391,7 @@ def _each(
         result.put(i, one.detached())
         histories.append(seen)
         steps.append(n_iter)
-    longest = max(map(len, histories))
-    history = torch.tensor([h + h[-1:] * (longest - len(h)) for h in histories], dtype=torch.float64).T
-    return Fit(result, history, max(1, max(steps)), max(steps) < max_iter)
+    return Fit(result, histories, [max(1, count) for count in steps], max(steps) < max_iter)
 
 
 def fit_lbfgs(

@@ -9,9 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from zoo import inputs
 from zoo.data.checks import DataError
-from zoo.data.folder import EXTENSIONS, FolderImages
+from zoo.data.folder import EXTENSIONS, IMAGES, FolderImages
+from zoo.data.pictures import Fit
 from zoo.data.sampling import SampleKey
+from zoo.data.walk import below
 from zoo.figures import (
     context_kernels,
     hyper_kernels,
@@ -135,13 +138,11 @@ def _noise(network: nn.Module, count: int) -> Tensor:
 
 def _images(network: nn.Module, folder: Path, count: int) -> Tensor:
     """The first images below a folder, prepared as the model's record says."""
-    from timm.data import create_transform
-
-    paths = sorted(str(p) for p in folder.expanduser().rglob("*") if p.suffix.lower() in EXTENSIONS)[:count]
+    record = inputs.record_of(network)
+    if record["kind"] != "image":
+        raise PictureError("the model does not take images; leave --data out to draw it with noise")
+    paths = below(folder.expanduser(), IMAGES)[:count]
     if not paths:
         raise DataError(f"there is no image ({' '.join(EXTENSIONS)}) below {folder}")
-    how = _preprocessing(network)
-    if how["input_size"][0] != 3:
-        raise PictureError(f"the model takes {how['input_size'][0]} channels; leave --data out to draw it with noise")
-    transform: Any = create_transform(is_training=False, **how)
-    return FolderImages(paths, [0] * len(paths), transform, seed=None).images([SampleKey(i) for i in range(len(paths))])
+    pictures = FolderImages(paths, [0] * len(paths), Fit(inputs.read(record)), seed=None)
+    return pictures.images([SampleKey(i) for i in range(len(paths))])

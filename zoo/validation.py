@@ -15,9 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoo import inputs
 from zoo.data.checks import DataError
-from zoo.data.folder import FolderImages, class_folders, scan
+from zoo.data.folder import IMAGES, FolderImages
+from zoo.data.pictures import Fit
 from zoo.data.sampling import EpochBatches, ResumableLoader
+from zoo.data.walk import class_folders, scan
 from zoo.models.deploy import to_deploy
 from zoo.models.registry import create_model
 
@@ -86,10 +89,10 @@ def validate(
     network = _load(model, checkpoint)
     cfg: dict[str, Any] = dict(network.pretrained_cfg)  # type: ignore[arg-type]
     preprocessing, classes = _preprocessing(cfg), int(network.num_classes)  # type: ignore[arg-type]
-    names = class_folders(folder)
-    paths, places = scan(folder, names)
+    names = class_folders(folder, IMAGES)
+    paths, places = scan(folder, names, IMAGES)
     outputs = torch.tensor(_outputs(names, cfg, classes, folder))
-    images = FolderImages(paths, places, _transform(preprocessing), seed=None)
+    images = FolderImages(paths, places, _fit(network), seed=None)
     network = to_deploy(network.eval(), inplace=True).to(device)
     hits1 = hits5 = 0
     batches = EpochBatches(len(images), batch_size, seed=0, shuffle=False)
@@ -128,12 +131,11 @@ def _preprocessing(cfg: dict[str, Any]) -> dict[str, Any]:
     return {key: resolved[key] for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")}
 
 
-def _transform(preprocessing: dict[str, Any]) -> Any:
-    from timm.data import create_transform
-
-    if preprocessing["input_size"][0] != 3:
-        raise ValidationError(f"the model takes {preprocessing['input_size'][0]} channels; images in folders have 3")
-    return create_transform(is_training=False, **preprocessing)
+def _fit(network: nn.Module) -> Fit:
+    record = inputs.record_of(network)
+    if record["kind"] != "image":
+        raise ValidationError(f"the model takes inputs of the kind {record['kind']!r}, not images")
+    return Fit(inputs.read(record))
 
 
 def _outputs(names: Sequence[str], cfg: dict[str, Any], classes: int, folder: Path) -> list[int]:

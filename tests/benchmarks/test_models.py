@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from zoo.benchmarks.models import BenchmarkError, Cell, _compare, inference, lively, training
+from zoo.benchmarks.models import BenchmarkError, Cell, _built, _compare, inference, lively, training
 from zoo.benchmarks.plain import plain_copy
 from zoo.cli import main
 from zoo.models.deploy import to_deploy
@@ -67,16 +67,33 @@ def test_inference_is_measured_told_and_kept(tmp_path: Path) -> None:
     assert all(row["times"] == "" for row in rows if row["model"] == "test_convnext")
     table = (tmp_path / "RESULTS.md").read_text()
     assert "zoo deploy" in table
-    options = "--models test_unireplknet test_convnext --rounds 2 --batch 2 --size 32 --threads 1 2"
+    options = "--models test_unireplknet test_convnext --batch 2 --size 32 --rounds 2 --threads 1 2"
     assert f"`python -m zoo benchmark models inference {options}`" in table
-    assert "2 rounds" in lines[-1]
+    assert "2 interleaved rounds" in table
+    assert "best against best" in table.lower()
+    assert "models_inference.csv" in lines[-1]
 
 
 def test_training_is_measured(tmp_path: Path) -> None:
-    list(training(tmp_path / "results", ["test_unireplknet"], batch=2, size=32, threads=[1], rounds=1))
+    list(training(tmp_path / "results", ["test_unireplknet"], batch=2, size=64, threads=[1], rounds=1))
     with (tmp_path / "results" / "models_training.csv").open() as file:
         forms = [(row["form"], row["layout"]) for row in csv.DictReader(file)]
     assert forms == [(form, layout) for form in ("plain", "zoo") for layout in ("NCHW", "channels_last")]
+
+
+def test_a_measured_network_does_not_depend_on_what_was_drawn_before() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = _built("test_unireplknet").state_dict()
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(2)
+    second = _built("test_unireplknet").state_dict()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_gradients_that_would_be_rounding_are_not_compared(tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkError, match=r"2 values of each channel.*--batch or --size"):
+        list(training(tmp_path, ["test_unireplknet"], batch=2, size=32, threads=[1], rounds=1))
 
 
 def test_forms_that_differ_are_not_timed() -> None:

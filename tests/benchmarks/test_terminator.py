@@ -9,6 +9,7 @@ import torch
 
 from zoo.benchmarks import terminator, terminator_speed
 from zoo.benchmarks.terminator import DiagonalStateSpace, built, options, parameters, pixels
+from zoo.benchmarks.tuning import bracketed
 
 
 @pytest.fixture
@@ -17,6 +18,7 @@ def little_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(terminator, "load", lambda *args: (part, part))
     monkeypatch.setattr(terminator, "HELD_OUT", 6)
     monkeypatch.setattr(terminator, "TRIAL_STEPS", 1)
+    monkeypatch.setattr(terminator, "bracketed", lambda score, rates: max(rates[:2], key=score))
 
 
 @pytest.mark.parametrize(
@@ -47,14 +49,25 @@ def test_pixels_go_on_where_they_stopped(tmp_path: Path, little_data: None) -> N
     assert "| MNIST | permuted | S4D |" in (tmp_path / "RESULTS.md").read_text()
 
 
-def test_rate_is_the_best_of_the_trials(tmp_path: Path, little_data: None) -> None:
-    rates = terminator.Rates(tmp_path)
-    assert rates(terminator.load("MNIST", None)[0], "MNIST", "images", "ResNet") in terminator.RATES
-    rows = rates.records.select()
-    assert [float(r["rate"]) for r in rows] == list(terminator.RATES)
-    for row, score in zip(rows, (0.1, 0.2, 0.7, 0.3), strict=True):
-        row["accuracy"] = str(score)
-    assert rates(terminator.load("MNIST", None)[0], "MNIST", "images", "ResNet") == 3e-2
+def test_rate_is_the_best_of_the_trials(tmp_path: Path, little_data: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminator, "bracketed", bracketed)
+    rates, part = terminator.Rates(tmp_path), terminator.load("MNIST", None)[0]
+    scores = iter((0.1, 0.2, 0.7, 0.3))
+    monkeypatch.setattr(terminator, "accuracy", lambda *args: next(scores))
+    assert rates(part, "MNIST", "images", "ResNet") == 3e-2
+    assert [float(r["rate"]) for r in rates.records.select()] == list(terminator.RATES)
+    assert rates(part, "MNIST", "images", "ResNet") == 3e-2  # what was tried is not tried again
+
+
+def test_states_of_s4d_are_trained_as_its_authors_do(little_data: None) -> None:
+    model = built("pixel by pixel", "S4D")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    terminator.train(model, terminator.load("MNIST", None)[0], 0, steps=1, rate=1.0)
+    moved = {name: float((p.detach() - before[name]).abs().max()) for name, p in model.named_parameters()}
+    of_states = {n: m for n, m in moved.items() if n.endswith(("log_dt", "log_decay", "frequency"))}
+    assert len(of_states) == 12
+    assert max(of_states.values()) <= 1.01 * terminator.STATE_RATE
+    assert max(m for n, m in moved.items() if n not in of_states) > terminator.STATE_RATE
 
 
 def test_options_are_tabulated(tmp_path: Path, little_data: None) -> None:

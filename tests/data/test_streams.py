@@ -86,6 +86,54 @@ def test_samples_per_task(kind: str) -> None:
         build(kind, train_samples=31)
 
 
+def test_classes_that_would_never_be_seen_are_told() -> None:
+    ten, five = part(60, classes=10), part(20, classes=5)
+    for tasks in (None, 3):
+        with pytest.raises(DataError, match="tasks of 3, class 9 would never be seen"):
+            SplitTasks(ten, ten, tasks, classes_per_task=3)
+    assert [t.classes for t in SplitTasks(ten, ten, 2, classes_per_task=3)] == [[0, 1, 2], [3, 4, 5]]
+    for order in ([0, 1, 2], [0, 0, 1, 2, 3, 4, 5, 6, 7, 8], [[*range(10)]], [*range(1, 11)], [0.5] * 10):
+        with pytest.raises(DataError, match=r"order must name each of classes 0, 1, .*, 9 once"):
+            SplitTasks(ten, ten, order=torch.tensor(order))
+    backwards = SplitTasks(ten, ten, order=torch.arange(9, -1, -1))
+    assert backwards[0].classes == [8, 9]
+    with pytest.raises(DataError, match="order must name"):
+        backwards.load_state_dict({"seed": 0, "order": torch.arange(3)})
+    with pytest.raises(DataError, match="test part has no image of classes 6, 7, which belongs to task 3"):
+        SplitTasks(ten, tuple(t[~torch.isin(ten[1], torch.tensor([6, 7]))] for t in ten))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="no image of class 5"):
+        SplitTasks(ten, five)
+    assert len(SplitTasks(ten, five, 2)) == 2
+    with pytest.raises(DataError, match="between 1 and 12, the images of task 0"):
+        SplitTasks(ten, ten, train_samples=13)
+    with pytest.raises(DataError, match="classes_per_task=0"):
+        SplitTasks(ten, ten, classes_per_task=0)
+    with pytest.raises(DataError, match="order='randm'"):
+        SplitTasks(ten, ten, order="randm")  # type: ignore[arg-type]
+
+
+@every_kind
+def test_labels_are_those_of_the_task(kind: str) -> None:
+    stream = build(kind, train_samples=7)
+    for task in stream:
+        assert torch.equal(stream.labels(task.number), task.train[1])
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "message"),
+    [
+        (torch.zeros(4, 1, 6, 6, dtype=torch.long), torch.arange(4), "images of type torch.int64"),
+        (torch.zeros(4, 1, 6, 6), torch.arange(4.0), "whole numbers from 0 as classes"),
+        (torch.zeros(4, 1, 6, 6), torch.arange(4) - 1, "whole numbers from 0 as classes"),
+        (torch.zeros(4, 1, 6, 6), torch.zeros(4, 1, dtype=torch.long), "as many classes"),
+    ],
+)
+def test_types_of_images_and_classes(images: Tensor, classes: Tensor, message: str) -> None:
+    for train, test in (((images, classes), part()), (part(), (images, classes))):
+        with pytest.raises(DataError, match=message):
+            PermutedTasks(train, test, 2)
+
+
 def test_what_does_not_fit_is_told() -> None:
     with pytest.raises(DataError, match="needs images"):
         PermutedTasks((torch.rand(3, 5), torch.arange(3)), part())

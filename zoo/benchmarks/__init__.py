@@ -1,5 +1,6 @@
-"""Measurements behind every figure that the zoo states: one module per family, run as `python -m zoo benchmark FAMILY`.
+"""Measurements behind every figure that the zoo states: `python -m zoo benchmark FAMILY NAME`.
 
-A module has `COMMANDS`, a dictionary from a command's name to a function that takes a results folder and yields lines
-of text as it goes. Rows are kept in CSV files and a second run continues where the first one stopped.
+Each is a function that takes a results folder and yields lines of text as it goes; `zoo.cli` lists them. Rows are kept
+in CSV files, each with its date, commit, threads, how they wait, load and machine; a second run continues where the
+first one stopped, and the table in RESULTS.md is written from the rows.
 """

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.benchmarks.records import Records, markdown, mean_sd, put_section, surroundings
+from zoo.benchmarks.records import Provenance, Records, markdown, mean_sd, put_section
 from zoo.data.tabular import PROBLEMS, load_table, synthetic
 from zoo.fitting import Networks, Objective
 from zoo.models.grbf import GaussianRBFNetwork
@@ -23,6 +23,7 @@ __all__ = ["examples", "select_features"]
 
 # ---- features found on synthetic problems ------------------------------------------------------------------
 
+MEASURES = ("zoo/models/grbf.py", "zoo/fitting.py", "zoo/estimators.py")
 KINDS = ("official", "trace", "gradient")
 SEEDS = 20
 LEARNERS = ("GRBF", "GRBF, diagonal", "original recipe", "random forest")
@@ -81,6 +82,7 @@ def select_features(folder: Path) -> Iterator[str]:
                     cells[1:3] = ["", ""]
                 lines.append([f"{problem}, {rows}", name, *cells, f"{np.mean(records.numbers('fit_s', **same)):.2f}"])
                 yield "  ".join(lines[-1])
+    source = Provenance(records.rows, MEASURES)
     header = ["problem, rows", "learner", *(f"rate, {kind}" for kind in KINDS), "test accuracy or R²", "s"]
     text = (
         "## GRBF: features found\n\n`python -m zoo benchmark grbf synthetic`\n\nShare of the true features among the "
@@ -88,11 +90,11 @@ def select_features(folder: Path) -> Iterator[str]:
         f"important (k = 4, 3, 4 of 10), mean (standard deviation) over {SEEDS} seeds; score on 1000 fresh rows; CPU "
         f"seconds of "
         'a fit. GRBF with `reg_precision=0.01` and otherwise default; diagonal with `precision="diag"`, '
-        "`reg_precision=0.003`, `reg_weights=0.01`, chosen among 26 settings on draws of P3 with other "
-        "seeds; all three problems are aligned with the features, which favours it. The original "
+        "`reg_precision=0.003`, `reg_weights=0.01` (of how these were found there is no record); "
+        "all three problems are aligned with the features, which favours it. The original "
         "recipe is its N(0, 1) start with 16 trained "
         "centres, plain norms and no intercept; the forest's importance is impurity. "
-        f"{surroundings()}.\n\n" + markdown(header, lines)
+        f"{source}\n\n" + markdown(header, lines)
     )
     put_section(folder.parent / "RESULTS.md", "grbf synthetic", text)
 
@@ -258,7 +260,8 @@ def examples(folder: Path) -> Iterator[str]:
         "probabilities of the "
         "first and third test rows; digits, share of the first eigenvalue; two features, importances. The spreads come "
         "from single seeds whose N(0, 1) start the recipe never leaves (wine's restated plainly, with an einsum, ends "
-        "at the same loss). The row below each has the estimator's defaults on the same split.\n\n"
+        "at the same loss). The row below each has the estimator's defaults on the same split. "
+        f"{Provenance(records.rows, MEASURES)}\n\n"
         + markdown(["example", "train", "test", "loss", "shown, seed 0", "the authors print"], lines)
     )
     put_section(folder.parent / "RESULTS.md", "grbf examples", text)

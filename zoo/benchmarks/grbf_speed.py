@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.benchmarks.records import markdown, put_section, surroundings
+from zoo.benchmarks.records import Provenance, Records, markdown, put_section, stamp
 from zoo.benchmarks.timing import interleaved, peak_memory
 from zoo.fitting import Networks, Objective, fit_adam
 from zoo.models.grbf import GaussianRBFNetwork, network_loss
@@ -145,6 +145,7 @@ def estimator_fits(n: int = 10_000, D: int = 50) -> dict[str, float]:
 
 # ---- the command -------------------------------------------------------------------------------------------
 
+MEASURES = ("zoo/models/grbf.py", "zoo/fitting.py", "zoo/estimators.py", "zoo/kernels/native.c")
 FORMS = {"original": original, "module": module, "solver": solver}
 #: n, D, M, the steps of one timed call, and the least speed-up that is promised.
 SIZES = ((256, 64, 32, 10, 5.0), (1024, 64, 128, 2, 25.0), (2048, 64, 128, 1, None), (4096, 64, 128, 1, None))
@@ -153,9 +154,12 @@ SIZES = ((256, 64, 32, 10, 5.0), (1024, 64, 128, 2, 25.0), (2048, 64, 128, 1, No
 def speed(folder: Path) -> Iterator[str]:
     """Time training steps, their growth with n, peak memory and batched fits with one thread; estimators with all."""
     threads = torch.get_num_threads()
+    path = folder / "grbf_speed.csv"
+    path.unlink(missing_ok=True)  # times of one run belong together
+    records = Records(path, ("n", "D", "M"), tuple(f"{name}_ms" for name in FORMS))
     torch.set_num_threads(1)
     try:
-        steps = yield from _steps()
+        steps = yield from _steps(records)
         memory = yield from _memory()
         fits = yield from _fits()
     finally:
@@ -167,17 +171,19 @@ def speed(folder: Path) -> Iterator[str]:
         "## GRBF: speed\n\n`python -m zoo benchmark grbf speed`\n\nOne training step (forward, backward, fused Adam), "
         "float32, median CPU time of interleaved calls, of ten steps each at the first size and two at the second. "
         "Original: einsum over the n x M x D differences; module: `GaussianRBFNetwork` with autograd; solver: "
-        f"`fit_adam`, what the estimators run, its preparation and stopping rule included. {surroundings()}; steps "
-        f"with one thread.\n\n{steps}\n\n{memory}. {fits}. {defaults}."
+        f"`fit_adam`, what the estimators run, its preparation and stopping rule included. "
+        f"{Provenance(records.rows, MEASURES)}\n\n{steps}\n\n{memory}. {fits}. {defaults}."
     )
     put_section(folder.parent / "RESULTS.md", "grbf speed", text)
 
 
-def _steps() -> Generator[str, None, str]:
+def _steps(records: Records) -> Generator[str, None, str]:
     rows, growth = [], {}
     for n, D, M, steps, promised in SIZES:
+        here = stamp()
         found = interleaved({name: make(n, D, M, steps) for name, make in FORMS.items()})
         ms = growth[n] = {name: 1e3 * seconds / steps for name, seconds in found.items()}
+        records.add({"n": n, "D": D, "M": M} | {f"{name}_ms": value for name, value in ms.items()} | here)
         gains = {name: ms["original"] / ms[name] for name in ("module", "solver")}
         rows.append([f"{n}, {D}, {M}", *(f"{ms[name]:.2f}" for name in FORMS), *(f"{g:.1f}" for g in gains.values())])
         rows[-1].append(f"{promised:g}" if promised else "")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.benchmarks.records import Records, markdown, put_section, surroundings
+from zoo.benchmarks.records import Provenance, Records, markdown, put_section
 from zoo.data import Forecast, IndianPines, MovingMnist, PointMnist, Prompts, SpokenDigits
 from zoo.models.modalities import LogMel
 
@@ -23,6 +23,7 @@ __all__ = ["FLOORS", "floors"]
 Features = Callable[[Any, str], tuple[np.ndarray, np.ndarray]]
 
 
+MEASURES = ("zoo/data", "zoo/benchmarks/modalities.py")
 KEYS, VALUES = ("experiment", "learner"), ("metric", "score", "train", "test")
 
 
@@ -134,7 +135,7 @@ def floors(out: Path) -> Iterator[str]:
     text = (
         "## Linear floors of the modalities\n\n`python -m zoo benchmark modalities floors`\n\n"
         "What a linear model reaches on the same training and test parts. Forecasts: mean squared error of "
-        f"standardised variables, lower is better. {surroundings()}.\n\n{table}"
+        f"standardised variables, lower is better. {Provenance(records.rows, MEASURES)}\n\n{table}"
     )
     put_section(out.parent / "RESULTS.md", "modalities floors", text)
     yield table

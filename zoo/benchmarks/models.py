@@ -7,23 +7,19 @@ gradients, for training) are compared before anything is timed.
 from __future__ import annotations
 
 import copy
-import datetime
-import os
-import platform
+import shlex
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.benchmarks.plain import has_plain_form, plain_copy
-from zoo.benchmarks.records import Records, markdown, put_section
-from zoo.benchmarks.timing import Times, interleaved_times
-from zoo.facts import chip
+from zoo.benchmarks.records import Provenance, Records, markdown, put_section, stamp
+from zoo.benchmarks.timing import Times, best_policy, interleaved_times, under_policies
 from zoo.models.deploy import to_deploy
 from zoo.models.registry import create_model
 
@@ -33,7 +29,8 @@ __all__ = ["BenchmarkError", "inference", "training"]
 MODELS = ("unireplknet_a", "convnextv2_atto", "unireplknet_t", "convnext_tiny")
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 KEYS = ("date", "model", "form", "layout", "compiled", "threads", "batch", "size", "device")
-VALUES = ("ms", "q1", "q3", "cpu_ms", "n", "times", "times_cpu", "machine")
+VALUES = ("ms", "q1", "q3", "cpu_ms", "n", "times", "times_cpu")
+MEASURES = ("zoo/models/unireplknet.py", "zoo/models/deploy.py", "zoo/kernels")
 
 
 class BenchmarkError(RuntimeError):
@@ -62,6 +59,7 @@ def inference(
     compile: bool = False,
     precision: Sequence[str] = ("float32",),
     device: str = "cpu",
+    wait: Sequence[str] = (),
 ) -> Iterator[str]:
     """Time forward passes: plain and zoo, training form and deploy form, and other models as they are.
 
@@ -78,6 +76,7 @@ def inference(
         compile: Also measure the deploy forms after `torch.compile` (minutes for each model).
         precision: Any of `float32` and `bfloat16` (autocast); gains are against the plain form in float32.
         device: Where to run, `cpu` or `cuda`.
+        wait: Policies of :data:`~zoo.benchmarks.timing.POLICIES`, each in a process of its own; none means this one's.
 
     Yields:
         Lines of a table: median wall time an image with quartiles, CPU time, and how many times faster than the plain
@@ -86,12 +85,10 @@ def inference(
     Raises:
         BenchmarkError: Two forms of a model give different outputs.
     """
-    images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-    cells: dict[Cell, Callable[[], Any]] = {}
-    for name in models:
-        yield f"building {name}"
-        cells |= _inference_cells(name, images, compile, precision)
-    yield from _measure("inference", folder, cells, images, threads, rounds, plain="plain deploy")
+    since, given = stamp()["date"], {"models": list(models), "batch": batch, "size": size, "rounds": rounds}
+    given |= {"threads": list(threads), "compile": compile, "precision": list(precision), "device": device}
+    yield from under_policies(wait, __name__, "measure_inference", folder=str(folder), **given)
+    yield from _told("inference", folder, since, _options(given | {"wait": wait}), "plain deploy")
 
 
 def training(
@@ -102,19 +99,62 @@ def training(
     threads: Sequence[int] = (),
     rounds: int = 7,
     device: str = "cpu",
+    wait: Sequence[str] = (),
 ) -> Iterator[str]:
     """Time a training step (forward, cross-entropy, backward) of the training form in float32, plain and zoo.
 
     Arguments, lines and errors as for :func:`inference`, the file is `models_training.csv`; loss and gradients of the
     forms are compared before.
     """
+    since, given = stamp()["date"], {"models": list(models), "batch": batch, "size": size, "rounds": rounds}
+    given |= {"threads": list(threads), "device": device}
+    yield from under_policies(wait, __name__, "measure_training", folder=str(folder), **given)
+    yield from _told("training", folder, since, _options(given | {"wait": wait}), "plain")
+
+
+def _options(given: dict[str, Any]) -> str:
+    """Options of the command line that say the same; those left as they come stay away."""
+    words = []
+    for name, value in given.items():
+        if value is True:
+            words.append(f"--{name}")
+        elif value and value not in (["float32"], "cpu"):
+            many = value if isinstance(value, list | tuple) else [value]
+            words.append(f"--{name} {shlex.join(map(str, many))}")
+    return " ".join(words)
+
+
+def measure_inference(
+    folder: str,
+    models: Sequence[str],
+    batch: int,
+    size: int,
+    threads: Sequence[int],
+    rounds: int,
+    compile: bool,
+    precision: Sequence[str],
+    device: str,
+) -> Iterator[str]:
+    """What :func:`inference` does in each process."""
+    images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    cells: dict[Cell, Callable[[], Any]] = {}
+    for name in models:
+        yield f"building {name}"
+        cells |= _inference_cells(name, images, compile, precision)
+    yield from _measured("inference", Path(folder), cells, images, threads, rounds, plain="plain deploy")
+
+
+def measure_training(
+    folder: str, models: Sequence[str], batch: int, size: int, threads: Sequence[int], rounds: int, device: str
+) -> Iterator[str]:
+    """What :func:`training` does in each process."""
     draw = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 3, size, size, generator=draw).to(device)
     cells: dict[Cell, Callable[[], Any]] = {}
     for name in models:
         yield f"building {name}"
         cells |= _training_cells(name, images)
-    yield from _measure("training", folder, cells, images, threads, rounds, plain="plain")
+    yield from _measured("training", Path(folder), cells, images, threads, rounds, plain="plain")
 
 
 # ---- what is timed -----------------------------------------------------------------------------------------
@@ -150,8 +190,11 @@ def _inference_cells(
 
 
 def _built(name: str) -> nn.Module:
+    """A network of known weights, whatever was drawn before; the caller's generator does not move."""
     try:
-        return lively(create_model(name, in_chans=3))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return lively(create_model(name, in_chans=3))
     except (ValueError, TypeError) as error:  # a mistyped name
         raise BenchmarkError(str(error)) from None
 
@@ -172,11 +215,30 @@ def _training_cells(name: str, images: Tensor) -> dict[Cell, Callable[[], Tensor
     model = _built(name).train().to(images.device)
     if not has_plain_form(model):
         raise BenchmarkError(f"{name} has no plain form to compare a training step with; choose a UniRepLKNet")
+    _check_statistics(model, images)
     forms = {Cell(name, "plain", layout): plain_copy(model) for layout in LAYOUTS}
     forms |= {Cell(name, "zoo", layout): model if layout == "NCHW" else copy.deepcopy(model) for layout in LAYOUTS}
     cells = {cell: _step(cell, module, images) for cell, module in forms.items()}
     _compare({cell: step().clone() for cell, step in cells.items()}, 1e-3)
     return cells
+
+
+FEWEST = 8  # values a channel; over two of them a batch norm answers -1 and 1, and its gradient is rounding
+
+
+def _check_statistics(model: nn.Module, images: Tensor) -> None:
+    """Refuse images so few and small that a batch norm has no stable gradient to compare."""
+    values: list[int] = []
+    trial = copy.deepcopy(model)
+    for norm in (m for m in trial.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.register_forward_pre_hook(lambda _, x: values.append(x[0][:, 0].numel()))
+    with torch.no_grad():
+        trial(images)
+    if values and min(values) < FEWEST:
+        raise BenchmarkError(
+            f"a batch norm would see {min(values)} values of each channel, and its gradient would be rounding: "
+            f"at least {FEWEST} are needed, choose a larger --batch or --size"
+        )
 
 
 def _step(cell: Cell, model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
@@ -235,7 +297,7 @@ def _compare(results: dict[Cell, Tensor], tolerance: float) -> None:
 # ---- measuring and telling ---------------------------------------------------------------------------------
 
 
-def _measure(
+def _measured(
     name: str,
     folder: Path,
     cells: dict[Cell, Callable[[], Any]],
@@ -245,43 +307,54 @@ def _measure(
     plain: str,
 ) -> Iterator[str]:
     records = Records(folder / f"models_{name}.csv", KEYS, VALUES)
-    before = torch.get_num_threads()
-    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
-    shared = {"date": date, "batch": len(images), "size": images.shape[-1], "device": images.device.type, "n": rounds}
-    rows = []
+    before, start = torch.get_num_threads(), stamp()
+    if images.is_cuda:
+        start["machine"] = f"{torch.cuda.get_device_name(images.device)}, {start['machine']}"
+    shared = {"batch": len(images), "size": images.shape[-1], "device": images.device.type, "n": rounds}
     for count in threads or (before,):
         torch.set_num_threads(count)
         try:
-            machine = surroundings(images.device)
+            here = start | {"threads": str(count), "load": stamp()["load"]}  # before the measurement adds to it
             found = interleaved_times(cells, rounds)
         finally:
             torch.set_num_threads(before)
         for row in _rows(found, len(images), plain):
-            records.add(shared | row | {"threads": count, "machine": machine})
-            rows.append(_shown(records.rows[-1]))
-            yield "  ".join(f"{cell:>{width}}" for cell, width in zip(rows[-1], WIDTHS, strict=True))
+            records.add(shared | row | here)
+            yield "  ".join(f"{cell:>{width}}" for cell, width in zip(_shown(records.rows[-1]), WIDTHS, strict=True))
+
+
+def _told(name: str, folder: Path, since: str, options: str, plain: str) -> Iterator[str]:
+    """Write the table of the rows that one command measured."""
+    records = Records(folder / f"models_{name}.csv", KEYS, VALUES)
+    rows = [row for row in records.rows if row["date"] >= since]
+    models = " ".join(dict.fromkeys(row["model"] for row in rows))
     title = {"inference": "forward pass", "training": "training step (forward, loss, backward)"}[name]
-    models = " ".join(dict.fromkeys(cell.model for cell in cells))
-    options = f"--models {models} --rounds {rounds} --batch {len(images)} --size {images.shape[-1]}"
-    options += f" --threads {' '.join(map(str, threads))}" if threads else ""
-    options += " --compile" if any(cell.compiled for cell in cells) else ""
-    halves = sum(cell.form.endswith("bf16") for cell in cells)
-    kinds = [*(["float32"] if halves < len(cells) else []), *(["bfloat16"] if halves else [])]
-    options += f" --precision {' '.join(kinds)}" if halves else ""
+    source = Provenance(rows, MEASURES)
+    first = rows[0]
     text = (
         f"## {models.replace(' ', ', ')}: {title}\n\n`python -m zoo benchmark models {name} {options}`\n\n"
-        f"{', '.join(kinds)}, batch {len(images)}, {images.shape[-1]} x {images.shape[-1]}, {images.device.type}; "
-        f"{rounds} interleaved rounds. Milliseconds an image: median on the clock [quartiles], and CPU time summed "
-        "over threads. "
-        f"Times: against the plain form in its better layout, median over rounds. {machine}.\n\n"
-        + markdown(HEADER, rows)
+        f"Batch {first['batch']}, {first['size']} x {first['size']}, {first['device']}; {first['n']} interleaved "
+        "rounds. Milliseconds an image: median on the clock [quartiles], and CPU time summed over threads. "
+        "Times: against the plain form in its better layout in the same process, median over rounds; threads wait as "
+        f"the column says. {source}\n\n" + markdown(HEADER, map(_shown, rows)) + f"\n\n{_headline(rows, plain)}"
     )
-    put_section(folder.parent / "RESULTS.md", f"models {name} {models}", text)
-    yield f"{machine}; {rounds} rounds; rows in {records.path}"
+    put_section(folder.parent / "RESULTS.md", f"models {name} {models}", text.rstrip())
+    yield f"{source} Rows in {records.path}"
 
 
-HEADER = ("model", "form", "layout", "compiled", "threads", "ms an image", "CPU-ms", "times", "times, CPU")
-WIDTHS = (16, 26, 13, 8, 7, 22, 7, 6, 6)
+def _headline(rows: Sequence[dict[str, str]], plain: str) -> str:
+    """Best against best: each form where it is quickest, whatever the layout and the waiting of threads."""
+    told = []
+    for model in dict.fromkeys(row["model"] for row in rows if row["times"]):
+        own = [row for row in rows if row["model"] == model and row["compiled"] == "no"]
+        ours = "zoo" if plain == "plain" else "zoo deploy"
+        slow, fast = (float(best_policy(own, form)["ms"]) for form in (plain, ours))
+        told.append(f"{model}: {slow:.1f} to {fast:.1f} ms, **{slow / fast:.2f} times**")
+    return f"Best against best, {plain} to ours, over layouts and policies: {'; '.join(told)}." if told else ""
+
+
+HEADER = ("model", "form", "layout", "compiled", "threads", "wait", "ms an image", "CPU-ms", "times", "times, CPU")
+WIDTHS = (16, 26, 13, 8, 7, 10, 22, 7, 6, 6)
 
 
 def _rows(found: dict[Cell, Times], batch: int, plain: str) -> Iterator[dict[str, Any]]:
@@ -308,21 +381,8 @@ def _shown(row: dict[str, str]) -> list[str]:
     spread = f"{float(row['ms']):.1f} [{float(row['q1']):.1f}, {float(row['q3']):.1f}]"
     gains = [f"{float(row[k]):.2f}" if row[k] else "" for k in ("times", "times_cpu")]
     return [
-        *(row[k] for k in ("model", "form", "layout", "compiled", "threads")),
+        *(row[k] for k in ("model", "form", "layout", "compiled", "threads", "wait_policy")),
         spread,
         f"{float(row['cpu_ms']):.1f}",
         *gains,
     ]
-
-
-def surroundings(device: torch.device) -> str:
-    """Hardware, versions and how busy the machine is, in one line."""
-    busy = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    where = f"{torch.cuda.get_device_name(device)}, " if device.type == "cuda" else ""
-    return (
-        f"{where}{chip()} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores{busy}; "
-        f"torch {torch.__version__}, timm {timm.__version__}, Python {platform.python_version()}"
-    )
-
-
-COMMANDS: dict[str, Callable[..., Iterator[str]]] = {"inference": inference, "training": training}

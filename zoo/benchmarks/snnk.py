@@ -6,7 +6,7 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.benchmarks.records import Records, markdown, mean_sd, put_section, surroundings
-from zoo.benchmarks.timing import interleaved_times
+from zoo.benchmarks.records import Provenance, Records, markdown, mean_sd, put_section, stamp
+from zoo.benchmarks.timing import POLICIES, interleaved_times, under_policies
+from zoo.benchmarks.tuning import bracketed
+from zoo.files import write_atomic
 from zoo.kernels.random_features import ExpFeatures, FeatureMap, OscillatoryFeatures, ReLUFeatures
 from zoo.models.snnk import SNNK, SNNKLinear
 
@@ -39,43 +41,78 @@ class Original(nn.Module):
         return z @ self.weight.t()
 
 
-def speed(folder: Path, rounds: int = 11) -> Iterator[str]:
-    """Dense 768 -> 3072 with GELU against SNNK layers, whole and folded into a second layer, on 2,048 tokens."""
-    d, hidden, n = 768, 3072, 2048
-    draw = torch.Generator().manual_seed(0)
-    x = torch.randn(n, d, generator=draw)
-    dense, second = nn.Sequential(nn.Linear(d, hidden), nn.GELU()), nn.Linear(hidden, d)
-    functions: dict[str, nn.Module] = {"dense and GELU": dense, "dense, GELU, dense": nn.Sequential(dense, second)}
-    for m in (16, 64, 256, 512):
-        layer = SNNKLinear(ReLUFeatures(d, m, antithetic=True), hidden)
-        original = Original(layer.weight.detach().clone(), ReLUFeatures(d, m, bias=False).projection.matrix)
-        functions |= {f"original, m = {m}": original, f"layer, m = {m}": layer, f"folded, m = {m}": layer.fold(second)}
-    with torch.inference_mode():
-        times = interleaved_times({k: functools.partial(f, x) for k, f in functions.items()}, rounds)
+DENSE, WHOLE = "dense and GELU", "dense, GELU, dense"
+_SPEED = ("layer", "wait_policy"), ("ms", "cpu_ms", "times", "times_whole", "n")
+FEATURES = ("zoo/kernels/random_features.py", "zoo/models/snnk.py")
 
-    def ratio(slow: str, fast: str, clock: str = "wall") -> str:
-        pairs = zip(getattr(times[slow], clock), getattr(times[fast], clock), strict=True)
-        return f"{statistics.median(a / b for a, b in pairs):.1f}"
 
-    rows = []
-    for name in functions:
-        wall, cpu = (statistics.median(v) * 1e3 for v in (times[name].wall, times[name].cpu))
-        one = [ratio("dense and GELU", name, clock) for clock in ("wall", "cpu")]
-        whole = ratio("dense, GELU, dense", name) if name.startswith(("folded", "dense, GELU, d")) else ""
-        rows.append([name, f"{wall:.1f}", f"{cpu:.1f}", *one, whole])
-    header = ["layer", "ms", "CPU ms", "times as fast as dense and GELU", "in CPU time", "against the whole network"]
+def speed(folder: Path, rounds: int = 11, wait: Sequence[str] = tuple(POLICIES)) -> Iterator[str]:
+    """Dense 768 -> 3072 with GELU against SNNK layers, whole and folded into a second layer, on 2,048 tokens.
+
+    Args:
+        folder: Of `snnk_speed.csv`; the table goes into RESULTS.md beside the folder.
+        rounds: Timed calls of each form.
+        wait: Policies of :data:`~zoo.benchmarks.timing.POLICIES`, each in a process of its own.
+    """
+    path = folder / "snnk_speed.csv"
+    path.unlink(missing_ok=True)  # times of one run belong together
+    yield from under_policies(wait, __name__, "measure_speed", folder=str(folder), rounds=rounds)
+    records = Records(path, *_SPEED)
+    rows = [
+        [row["layer"], row["wait_policy"], *(f"{float(row[k]):.1f}" for k in ("ms", "cpu_ms", "times")),
+         row["times_whole"] and f"{float(row['times_whole']):.1f}"]
+        for row in records.rows
+    ]  # fmt: skip
+    header = ["layer", "wait", "ms", "CPU ms", f"times as fast as {DENSE}", "against the whole network"]
     table = markdown(header, rows)
+    best = {name: min(records.numbers("ms", layer=name)) for name in dict.fromkeys(r["layer"] for r in records.rows)}
+    rival = {name: best[WHOLE if name.startswith("folded") else DENSE] for name in best}
+    told = [f"{name} **{rival[name] / ms:.1f}**" for name, ms in best.items() if "m =" in name]
     put_section(folder.parent / "RESULTS.md", "snnk speed", f"""
 ## SNNK: speed of a layer
 
-`python -m zoo benchmark snnk speed`. Width {d}, hidden {hidden}, {n} tokens, float32, inference; medians of {rounds}
-interleaved calls, the feature map included; ratios on the clock and, for busy machines, in CPU time. A folded
-layer has taken in the next linear layer ({hidden} to {d}), so that it does the work of the whole network.
-{surroundings()}.
+`python -m zoo benchmark snnk speed --rounds {rounds}`
+
+Width {_WIDTH}, hidden {_HIDDEN}, {_TOKENS} tokens, float32, inference; medians of {rounds} interleaved calls, the
+feature map included; ratios on the clock, in the same process. A folded layer has taken in the next linear layer
+({_HIDDEN} to {_WIDTH}), so that it does the work of the whole network. {Provenance(records.rows, FEATURES)}
 
 {table}
+
+Best against best, over how threads wait: {", ".join(told)} times (folded layers against {WHOLE}).
 """)  # fmt: skip
     yield table
+
+
+_WIDTH, _HIDDEN, _TOKENS = 768, 3072, 2048
+
+
+def measure_speed(folder: str, rounds: int) -> Iterator[str]:
+    """What :func:`speed` does in each process."""
+    records = Records(Path(folder, "snnk_speed.csv"), *_SPEED)
+    draw = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    x = torch.randn(_TOKENS, _WIDTH, generator=draw)
+    dense, second = nn.Sequential(nn.Linear(_WIDTH, _HIDDEN), nn.GELU()), nn.Linear(_HIDDEN, _WIDTH)
+    functions: dict[str, nn.Module] = {DENSE: dense, WHOLE: nn.Sequential(dense, second)}
+    for m in (16, 64, 256, 512):
+        layer = SNNKLinear(ReLUFeatures(_WIDTH, m, antithetic=True), _HIDDEN)
+        original = Original(layer.weight.detach().clone(), ReLUFeatures(_WIDTH, m, bias=False).projection.matrix)
+        functions |= {f"original, m = {m}": original, f"layer, m = {m}": layer, f"folded, m = {m}": layer.fold(second)}
+    here = stamp()
+    with torch.inference_mode():
+        times = interleaved_times({k: functools.partial(f, x) for k, f in functions.items()}, rounds)
+
+    def ratio(slow: str, fast: str) -> float:
+        return statistics.median(a / b for a, b in zip(times[slow].wall, times[fast].wall, strict=True))
+
+    for name, found in times.items():
+        row = {"layer": name, "n": rounds, "times": ratio(DENSE, name), "times_whole": ""}
+        row |= {k: 1e3 * statistics.median(v) for k, v in (("ms", found.wall), ("cpu_ms", found.cpu))}
+        if name.startswith(("folded", WHOLE)):
+            row["times_whole"] = ratio(WHOLE, name)
+        records.add(row | here)
+        yield f"{name}: {row['ms']:.1f} ms"
 
 
 # ---- approximation -----------------------------------------------------------------------------------------
@@ -91,6 +128,15 @@ MAPS: dict[str, Callable[..., FeatureMap]] = {
         for name in ("cos", "sin", "gaussian", "tanh", "sigmoid", "softplus", "erf", "gelu", "silu")
     },
 }
+#: What the maps of bounded and smooth activations stand for.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+    "erf": torch.erf,
+    "gelu": F.gelu,
+    "silu": F.silu,
+}
 KINDS: dict[str, dict[str, Any]] = {
     "iid": {"projection": "iid"},
     "orthogonal": {"projection": "orthogonal"},
@@ -100,9 +146,14 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def approximation(folder: Path) -> Iterator[str]:
-    """Error of every map against its width, with the theory's line: a table and a picture."""
+    """Error of every map against its width, with the theory's line: a table and a picture.
+
+    The maps of bounded and smooth activations stand for a short trigonometric series; its own distance from the
+    activation is a bias that no width removes, so that both errors are measured.
+    """
     d, draws = 64, 8
-    records = Records(folder / "snnk_approximation.csv", ["map", "projection", "m"], ["error", "theory"])
+    values = ["error", "error_activation", "theory"]
+    records = Records(folder / "snnk_approximation.csv", ["map", "projection", "m"], values)
     generator = torch.Generator().manual_seed(0)
     x = F.normalize(torch.randn(100, d, generator=generator, dtype=torch.float64), dim=1)
     w = F.normalize(torch.randn(50, d, generator=generator, dtype=torch.float64), dim=1)
@@ -111,31 +162,44 @@ def approximation(folder: Path) -> Iterator[str]:
             for m in WIDTHS:
                 if {"map": name, "projection": kind, "m": m} in records:
                     continue
-                errors = []
+                errors, biased = [], []
                 for seed in range(draws):
                     features = build(d, m, seed=seed, dtype=torch.float64, bias=False, **options)
-                    truth = features.expectation(x, w)
-                    errors.append(float((features(x) @ features.encode(w).mT - truth).square().mean()))
+                    found, truth = features(x) @ features.encode(w).mT, features.expectation(x, w)
+                    errors.append(float((found - truth).square().mean()))
+                    if name in ACTIVATIONS:
+                        biased.append(float((found - ACTIVATIONS[name](x @ w.mT)).square().mean()))
                 theory = math.sqrt(float(features.variance(x, w).mean()))
                 row = {"map": name, "projection": kind, "m": m, "error": math.sqrt(statistics.fmean(errors))}
+                row["error_activation"] = math.sqrt(statistics.fmean(biased)) if biased else ""
                 records.add({**row, "theory": theory})
         yield f"{name}: done"
     picture = folder / "snnk_approximation.png"
     _draw(records, picture)
+
+    def cell(column: str, name: str, kind: str, m: int) -> str:
+        found = records.select(map=name, projection=kind, m=m)[0][column]
+        return f"{float(found):.4f}" if found else ""
+
     rows = [
-        [name, *(f"{records.numbers('error', map=name, projection='iid', m=m)[0]:.4f}" for m in WIDTHS),
-         f"{records.numbers('theory', map=name, projection='iid', m=256)[0]:.4f}",
-         *(f"{records.numbers('error', map=name, projection=k, m=256)[0]:.4f}" for k in list(KINDS)[1:])]
+        [name, *(cell("error", name, "iid", m) for m in WIDTHS), cell("theory", name, "iid", 256),
+         *(cell("error", name, kind, 256) for kind in list(KINDS)[1:]),
+         *(cell("error_activation", name, "iid", m) for m in (256, 4096))]
         for name in MAPS
     ]  # fmt: skip
     header = ["kernel", *(f"iid, m = {m}" for m in WIDTHS), "theory, 256", *(f"{k}, 256" for k in list(KINDS)[1:])]
+    header += [f"from the activation, iid, {m}" for m in (256, 4096)]
     table = markdown(header, rows)
     put_section(folder.parent / "RESULTS.md", "snnk approximation", f"""
 ## SNNK: point-wise error of the feature maps
 
-`python -m zoo benchmark snnk approximation`. Root mean square of estimate minus closed form, unit vectors in {d}
-dimensions, {draws} draws; m projections are m real features for the ReLU and exp maps and 2 m for the others. The
-picture, with the theory's line for independent projections, is `results/{picture.name}`.
+`python -m zoo benchmark snnk approximation`
+
+Root mean square of estimate minus closed form, unit vectors in {d} dimensions, {draws} draws; m projections are m real
+features for the ReLU and exp maps and 2 m for the others. The closed form of tanh, sigmoid, softplus, erf, GELU and
+SiLU is a series of few harmonics, not the activation itself: the last columns are the errors from the activation, which
+stay where the series ends. The picture, with the theory's line for independent projections, is
+`results/{picture.name}`. {Provenance(records.rows, FEATURES)}
 
 ![error against width](results/{picture.name})
 
@@ -162,7 +226,7 @@ def _draw(records: Records, path: Path) -> None:
     figure.legend(handles, labels, loc="outside upper center", ncols=5)
     figure.supxlabel("random projections m")
     figure.supylabel("root mean square error")
-    figure.savefig(path, dpi=110)
+    write_atomic(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=110))
 
 
 # ---- a perceptron ------------------------------------------------------------------------------------------
@@ -206,13 +270,16 @@ def mlp(folder: Path) -> Iterator[str]:
     rows = []
     for name, (build, closed) in NETWORKS.items():
         best: float = 0
-        for rate in (0,) if closed else RATES:
-            yield from _measured(records, parts, name, build, rate, SEEDS[0])
         if not closed:
-            best = max(RATES, key=lambda r: records.numbers("validation", network=name, rate=r, seed=SEEDS[0])[0])
+
+            def trial(rate: float, name: str = name, build: Callable[[int], nn.Module] = build) -> float:
+                list(_measured(records, parts, name, build, rate, SEEDS[0]))
+                return records.numbers("validation", network=name, rate=f"{rate:g}", seed=SEEDS[0])[0]
+
+            best = bracketed(trial, RATES)
         for seed in SEEDS:
             yield from _measured(records, parts, name, build, best, seed)
-        chosen = {"network": name, "rate": best}
+        chosen = {"network": name, "rate": f"{best:g}"}
         rows.append([name, f"{int(records.numbers('parameters', **chosen)[0]):,}",
                      mean_sd(records.numbers("test", **chosen)),
                      f"{statistics.median(records.numbers('cpu_seconds', **chosen)):.2f}"])  # fmt: skip
@@ -220,9 +287,9 @@ def mlp(folder: Path) -> Iterator[str]:
     put_section(folder.parent / "RESULTS.md", "snnk mlp", f"""
 ## SNNK: a perceptron on MNIST digits
 
-`python -m zoo benchmark snnk mlp`. 3,600 digits to train, 400 to choose between two learning rates, 1,000 to test;
-{len(SEEDS)} seeds; Adam for {EPOCHS} epochs without augmentation, or least squares on one-hot targets with the ridge of
-smallest leave-one-out error. {surroundings()}.
+`python -m zoo benchmark snnk mlp`. 3,600 digits to train, 400 to choose the learning rate on a grid that brackets the
+best, 1,000 to test; {len(SEEDS)} seeds; Adam for {EPOCHS} epochs without augmentation, or least squares on one-hot
+targets with the ridge of smallest leave-one-out error. {Provenance(records.rows, FEATURES)}
 
 {table}
 """)  # fmt: skip
@@ -243,7 +310,7 @@ def _measured(
     rate: float,
     seed: int,
 ) -> Iterator[str]:
-    key = {"network": name, "rate": rate, "seed": seed}
+    key = {"network": name, "rate": f"{rate:g}", "seed": seed}
     if key in records:
         return
     torch.manual_seed(seed)

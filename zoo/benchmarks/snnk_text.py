@@ -1,8 +1,8 @@
 """SNNK on a pretrained text encoder: adapters against their peers, and feed-forward networks that are converted.
 
 MiniLM-L6 is fine-tuned on the fine-food reviews. Every method works in the last three of its six layers, so that the
-states below them are computed once; each has the same rows and the same epochs. Of two learning rates, the one whose
-short trial is better on the validation part is run with three seeds and looked at on the test part.
+states below them are computed once; each has the same rows and the same epochs. The learning rate whose short trial is
+best on the validation part, on a grid that brackets it, is run with three seeds and looked at on the test part.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.benchmarks.records import Records, markdown, mean_sd, put_section, surroundings
+from zoo.benchmarks.records import Provenance, Records, markdown, mean_sd, put_section
+from zoo.benchmarks.tuning import bracketed
 from zoo.data.text import fetch_minilm, load_reviews, split_rows, tokenize
 from zoo.kernels.random_features import ReLUFeatures
 from zoo.models.adapters import AdapterConfig, SavedModule, inject_adapters
@@ -28,6 +29,7 @@ from zoo.models.text import TUNINGS
 
 __all__ = ["adapters", "conversion"]
 
+TEXT = ("zoo/models/adapters.py", "zoo/models/conversion.py", "zoo/kernels/random_features.py")
 LENGTH, EPOCHS, BATCH, LAYERS, TRIAL_ROWS = 128, 1, 8, 3, 1000
 SEEDS = (0, 1, 2)
 
@@ -129,7 +131,9 @@ def _full(top: Top, seed: int) -> int:
 
 def _adapter(tuning: str) -> Callable[[Top, int], int]:
     def prepare(top: Top, seed: int) -> int:
-        inject_adapters(top, AdapterConfig(modules_to_save=("classifier",), seed=seed, **TUNINGS[tuning]))
+        config = AdapterConfig(modules_to_save=("classifier",), seed=seed, **TUNINGS[tuning])
+        states = torch.zeros(1, 4, top.classifier.in_features)
+        inject_adapters(top, config, example=(states, torch.ones(1, 4, dtype=torch.bool)))
         return _trained(top)
 
     return prepare
@@ -224,7 +228,7 @@ def adapters(folder: Path) -> Iterator[str]:
     data: list[Reviews] = []
 
     def measure(method: str, rate: float, seed: int, trial: int | None = None) -> str | None:
-        key = {"method": method, "rows": trial or "all", "rate": rate, "seed": seed}
+        key = {"method": method, "rows": trial or "all", "rate": f"{rate:g}", "seed": seed}
         if key in records:
             return None
         if not data:
@@ -246,27 +250,36 @@ def adapters(folder: Path) -> Iterator[str]:
     rows = [[TFIDF, "", "", f"{_tfidf(records):.3f}", ""]]
     for method, (_, rates) in METHODS.items():
         trials = {"method": method, "rows": TRIAL_ROWS, "seed": SEEDS[0]}
-        yield from filter(None, (measure(method, rate, SEEDS[0], TRIAL_ROWS) for rate in rates))
-        best = max(rates, key=lambda r: records.numbers("validation", **trials, rate=r)[0])
+        told: list[str | None] = []
+
+        def trial(rate: float, method: str = method, trials: Any = trials, told: Any = told) -> float:
+            told.append(measure(method, rate, SEEDS[0], TRIAL_ROWS))
+            return records.numbers("validation", **trials, rate=f"{rate:g}")[0]
+
+        best = bracketed(trial, rates)
+        yield from filter(None, told)
         yield from filter(None, (measure(method, best, seed) for seed in SEEDS))
-        whole = {"method": method, "rows": "all", "rate": best}
+        whole = {"method": method, "rows": "all", "rate": f"{best:g}"}
         test = records.numbers("test", **whole)
         parameters = int(records.numbers("parameters", **whole)[0])
         error = statistics.stdev(test) / math.sqrt(len(test))
-        rows.append([method, f"{parameters:,}", f"{best:g}", mean_sd(test), f"{error:.4f}"])
+        source = Provenance(records.rows, TEXT)
+        name = method + source.mark(records.select(**whole))
+        rows.append([name, f"{parameters:,}", f"{best:g}", mean_sd(test), f"{error:.4f}"])
         table = markdown(
             ["method", "trained, without the head", "rate", "test accuracy, mean (sd)", "standard error"], rows
         )
-        put_section(folder.parent / "RESULTS.md", "snnk adapters", f"{ADAPTERS}{surroundings()}.\n\n{table}")
+        put_section(folder.parent / "RESULTS.md", "snnk adapters", f"{ADAPTERS}{source}\n\n{table}")
     yield table
 
 
 ADAPTERS = f"""
 ## SNNK: adapters on a pretrained encoder
 
-`python -m zoo benchmark snnk adapters`. MiniLM-L6 on the fine-food reviews: 3,200 rows to train, 800 to choose
-between two learning rates (in one epoch of {TRIAL_ROWS:,} rows), 1,000 to test; {len(SEEDS)} seeds, {EPOCHS} epoch of
-batches of {BATCH}, {LENGTH} tokens, mean pooling; every method works in the last {LAYERS} of six layers.
+`python -m zoo benchmark snnk adapters`. MiniLM-L6 on the fine-food reviews: 3,200 rows to train, 800 to choose the
+learning rate (in one epoch of {TRIAL_ROWS:,} rows, on a grid that goes on until it brackets the best), 1,000 to test;
+{len(SEEDS)} seeds, {EPOCHS} epoch of batches of {BATCH}, {LENGTH} tokens, mean pooling; every method works in the last
+{LAYERS} of six layers.
 """
 
 
@@ -323,7 +336,7 @@ def conversion(folder: Path) -> Iterator[str]:
 the feed-forward networks (384-1536-384) of its last two layers are replaced without any further training. SNNK and
 random projections (the same, without the nonlinearity) are fitted on 600 training reviews; both matrices are folded to
 one. The rank of the truncated SVD has the same cost a token. The error is that of the encoder's last states on 300 test
-reviews, relative to their spread. {surroundings()}.
+reviews, relative to their spread. {Provenance(records.rows, TEXT)}
 
 {table}
 """)  # fmt: skip

@@ -20,7 +20,8 @@ from timm.models.convnext import ConvNeXtBlock
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
-from zoo.benchmarks.records import Records, markdown, mean_sd, put_section, surroundings
+from zoo.benchmarks.records import Provenance, Records, markdown, mean_sd, put_section
+from zoo.benchmarks.tuning import bracketed
 from zoo.data import FashionMnist, Mnist
 from zoo.kernels.hyperzzw import causal_conv
 from zoo.models.registry import create_model
@@ -28,11 +29,13 @@ from zoo.models.registry import create_model
 __all__ = ["BenchmarkError", "options", "pixels"]
 
 SEEDS = (0, 1, 2)
+STATE_RATE = 1e-3  # of the state parameters of S4D
 SIDE, BATCH, WEIGHT_DECAY = 14, 64, 0.05
 RATES, TRIAL_STEPS, HELD_OUT = (3e-3, 1e-2, 3e-2, 1e-1), 100, 5000
 DATA: dict[str, type[Mnist]] = {"MNIST": Mnist, "Fashion-MNIST": FashionMnist}
 KEYS = ("data", "task", "model", "equal", "steps", "seed")
-VALUES = ("parameters", "rate", "accuracy", "taken", "cpu_seconds", "machine")
+VALUES = ("parameters", "rate", "accuracy", "taken", "cpu_seconds")
+MEASURES = ("zoo/models/terminator.py", "zoo/kernels/hyperzzw.py", "zoo/kernels/native.c")
 
 
 class BenchmarkError(RuntimeError):
@@ -65,6 +68,9 @@ def convnext(width: int) -> nn.Module:
 class DiagonalStateSpace(nn.Module):
     """S4D layer (Gu et al., 2022): a long convolution whose kernel is a diagonal state space, then GELU and mixing.
 
+    Its state parameters (steps, decays and frequencies) are trained as its authors do: at a rate of at most 0.001,
+    without weight decay.
+
     Args:
         width: channels.
         states: complex states of each channel.
@@ -79,6 +85,8 @@ class DiagonalStateSpace(nn.Module):
         self.skip = nn.Parameter(torch.ones(width))
         self.norm = nn.LayerNorm(width)
         self.mix = nn.Linear(width, width)
+        for parameter in (self.log_dt, self.log_decay, self.frequency):
+            parameter.own_rate = STATE_RATE  # type: ignore[attr-defined]
 
     def kernel(self, length: int) -> Tensor:
         """(width, L)."""
@@ -165,10 +173,15 @@ def train(
     """
     images, targets = part
     draw = torch.Generator().manual_seed(seed)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, rate)
+    of_states = [p for p in model.parameters() if hasattr(p, "own_rate")]
+    decayed = [p for p in model.parameters() if p.ndim > 1 and not hasattr(p, "own_rate")]
+    rest = [p for p in model.parameters() if p.ndim <= 1 and not hasattr(p, "own_rate")]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": WEIGHT_DECAY, "most": rate},
+        {"params": rest, "weight_decay": 0.0, "most": rate},
+        {"params": of_states, "weight_decay": 0.0, "most": min(rate, STATE_RATE)},
+    ]
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], rate)
     model.train()
     begin, step = time.process_time(), 0
     order = torch.empty(0, dtype=torch.long)
@@ -178,7 +191,7 @@ def train(
             return step, time.process_time() - begin
         rise, fall = min(1.0, passed / 0.1 + 0.01), 0.5 * (1 + torch.cos(torch.tensor(torch.pi * passed)).item())
         for group in optimizer.param_groups:
-            group["lr"] = rate * rise * fall
+            group["lr"] = group["most"] * rise * fall
         if len(order) < BATCH:
             order = torch.randperm(len(images), generator=draw)
         rows, order = order[:BATCH], order[BATCH:]
@@ -201,7 +214,9 @@ def accuracy(model: nn.Module, part: tuple[Tensor, Tensor], batch: int = 500) ->
 
 
 class Rates:
-    """The learning rate of each network: the best of four in short trials on training images that are left out.
+    """The learning rate of each network: the best in short trials on training images that are left out.
+
+    The grid starts with four rates and goes on until it brackets the best.
 
     Args:
         folder: Where `terminator_rates.csv` is kept.
@@ -211,18 +226,36 @@ class Rates:
         keys = ("data", "task", "model", "steps", "rate")
         self.records = Records(folder / "terminator_rates.csv", keys, ("accuracy", "cpu_seconds"))
 
-    def __call__(self, part: tuple[Tensor, Tensor], data: str, task: str, model: str) -> float:
-        """Best rate for a network; what has been tried is not tried again."""
+    def __call__(
+        self,
+        part: tuple[Tensor, Tensor],
+        data: str,
+        task: str,
+        model: str,
+        build: Callable[[], nn.Module] | None = None,
+    ) -> float:
+        """Best rate for a network; what has been tried is not tried again.
+
+        Args:
+            part: Training images and targets.
+            data: Name of the data set.
+            task: Of the tables.
+            model: Name of the network in the records.
+            build: Makes it; None takes the network that the tables have under this name.
+        """
         key = {"data": data, "task": task, "model": model, "steps": TRIAL_STEPS}
         first, last = [x[:-HELD_OUT] for x in part], [x[-HELD_OUT:] for x in part]
-        for rate in RATES:
-            if {**key, "rate": rate} not in self.records:
+
+        def trial(rate: float) -> float:
+            row = {**key, "rate": f"{rate:g}"}
+            if row not in self.records:
                 torch.manual_seed(100)
-                network = built(task, model)
+                network = build() if build else built(task, model)
                 _, spent = train(network, (first[0], first[1]), 100, TRIAL_STEPS, rate)
-                found = accuracy(network, (last[0], last[1]))
-                self.records.add({**key, "rate": rate, "accuracy": found, "cpu_seconds": spent})
-        return max(RATES, key=lambda rate: self.records.numbers("accuracy", **key, rate=rate)[0])
+                self.records.add({**row, "accuracy": accuracy(network, (last[0], last[1])), "cpu_seconds": spent})
+            return self.records.numbers("accuracy", **row)[0]
+
+        return bracketed(trial, RATES)
 
 
 # ---- commands ----------------------------------------------------------------------------------------------
@@ -276,7 +309,7 @@ def _cell(records: Records, rates: Rates, parts: Any, steps: int, **key: Any) ->
         model = built(key["task"], key["model"])
         taken, spent = train(model, parts[0], key["seed"], steps, rate, seconds)
         row |= {"parameters": parameters(model), "rate": rate, "accuracy": accuracy(model, parts[1])}
-        records.add(row | {"taken": taken, "cpu_seconds": spent, "machine": surroundings()})
+        records.add(row | {"taken": taken, "cpu_seconds": spent})
         yield _told(records.rows[-1])
 
 
@@ -286,10 +319,10 @@ def _told(row: dict[str, str]) -> str:
 
 
 def _pixel_table(folder: Path, records: Records, steps: int) -> str:
-    rows = []
+    rows, source = [], Provenance(records.select(steps=steps), MEASURES)
     groups = dict.fromkeys((r["data"], r["task"], r["model"]) for r in records.select(steps=steps))
     for data, task, model in sorted(groups, key=lambda g: (g[0], list(TERMINATOR).index(g[1]))):
-        cells = [data, task, model]
+        cells = [data, task, model + source.mark(records.select(data=data, task=task, model=model, steps=steps))]
         for equal in ("epochs", "time"):
             key = {"data": data, "task": task, "model": model, "steps": steps}
             key["equal"] = "epochs" if model == "Terminator" else equal
@@ -304,12 +337,13 @@ def _pixel_table(folder: Path, records: Records, steps: int) -> str:
     text = (
         f"## Terminator on pixels\n\n`python -m zoo benchmark terminator pixels --steps {steps}`\n\n"
         f"Whole training sets (60,000 images) averaged to 14 x 14 pixels, {steps} steps of {BATCH} images ("
-        f"{steps * BATCH / 60000:.2f} epochs), AdamW; for each network the best of the rates "
-        f"{', '.join(f'{r:g}' for r in RATES)} in {TRIAL_STEPS} steps on {HELD_OUT:,} training images that are left "
-        f"out; test accuracy in per cent, mean (standard deviation) over seeds. Equal epochs: {steps} steps for all. "
-        f"Equal time: as many CPU "
-        f"seconds as Terminator's steps took ({min(seconds):.0f} to {max(seconds):.0f} on a busy machine). "
-        f"{surroundings()}.\n\n{table}"
+        f"{steps * BATCH / 60000:.2f} epochs), AdamW; for each network the best rate in {TRIAL_STEPS} steps, judged on "
+        f"{HELD_OUT:,} training images that are left out, on a grid that goes on until it brackets the best "
+        f"(`results/terminator_rates.csv`); S4D's state parameters have a rate of at most {STATE_RATE:g} and no weight "
+        "decay, as its authors train them; test accuracy in per cent, mean (standard deviation) over seeds. Equal "
+        f"epochs: {steps} steps for all. Equal time: as many CPU seconds as Terminator's steps took "
+        f"({min(seconds):.0f} to {max(seconds):.0f} on a busy machine). "
+        f"{source}\n\n{table}"
     )
     put_section(folder.parent / "RESULTS.md", "terminator pixels", text)
     return table
@@ -327,19 +361,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def options(
     folder: Path,
-    data: Sequence[str] = ("Fashion-MNIST",),
+    data: Sequence[str] = ("MNIST",),
     root: str | None = None,
-    steps: int = 300,
+    steps: int = 150,
     seeds: Sequence[int] = SEEDS,
 ) -> Iterator[str]:
     """What running statistics, the context of local kernels and the frequency scale do to accuracy.
 
-    Arguments, lines and errors as for :func:`pixels`; the file is `terminator_options.csv`. Each trained network is
-    tested twice, in batches of 500 and of 10 images.
+    Arguments, lines and errors as for :func:`pixels`; the file is `terminator_options.csv`. The rate is chosen for each
+    option by itself. Each trained network is tested twice, in batches of 500 and of 10 images.
     """
     rates = Rates(folder)
     keys = ("data", "options", "steps", "seed")
-    values = ("rate", "accuracy", "accuracy_by_10", "taken", "cpu_seconds", "machine")
+    values = ("rate", "accuracy", "accuracy_by_10", "taken", "cpu_seconds")
     records = Records(folder / "terminator_options.csv", keys, values)
     for name in data:
         parts = load(name, root)
@@ -348,28 +382,33 @@ def options(
                 row = {"data": name, "options": what, "steps": steps, "seed": seed}
                 if row in records:
                     continue
-                rate = rates(parts[0], name, "images", "Terminator")  # the recipe's, for all
+                build = partial(create_model, "terminator_z", **given)
+                rate = rates(parts[0], name, "images", f"Terminator, {what}", build)
                 torch.manual_seed(seed)
-                model = create_model("terminator_z", **given)
+                model = build()
                 taken, spent = train(model, parts[0], seed, steps, rate)
                 row |= {
                     "rate": rate,
                     "accuracy": accuracy(model, parts[1]),
                     "accuracy_by_10": accuracy(model, parts[1], 10),
                 }
-                records.add(row | {"taken": taken, "cpu_seconds": spent, "machine": surroundings()})
+                records.add(row | {"taken": taken, "cpu_seconds": spent})
                 yield f"{name}, {what}, seed {seed}: {100 * row['accuracy']:.2f} %, {spent:.0f} s"  # type: ignore[operator]
-    rows = []
+    rows, source = [], Provenance(records.select(steps=steps), MEASURES)
     for name, what in dict.fromkeys((r["data"], r["options"]) for r in records.select(steps=steps)):
         key = {"data": name, "options": what, "steps": steps}
         by = [[100 * a for a in records.numbers(column, **key)] for column in ("accuracy", "accuracy_by_10")]
         seconds = records.numbers("cpu_seconds", **key)
-        rows.append([name, what, str(len(by[0])), *(mean_sd(b, 2) for b in by), f"{sum(seconds) / len(seconds):.0f}"])
-    table = markdown(("data", "options", "seeds", "batches of 500", "batches of 10", "CPU-s"), rows)
+        own = records.select(**key)
+        cells = [name, what + source.mark(own), own[0]["rate"], str(len(own)), *(mean_sd(b, 2) for b in by)]
+        rows.append([*cells, f"{sum(seconds) / len(seconds):.0f}"])
+    table = markdown(("data", "options", "rate", "seeds", "batches of 500", "batches of 10", "CPU-s"), rows)
     text = (
-        f"## Terminator's options\n\n`python -m zoo benchmark terminator options --steps {steps}`\n\n"
-        f"The images task and protocol of the table above, {steps} steps; test accuracy in per cent, mean (standard "
-        f"deviation) over seeds, of the same weights tested in two batch sizes. {surroundings()}.\n\n{table}"
+        f"## Terminator's options\n\n`python -m zoo benchmark terminator options --data "
+        f"{' '.join(data)} --steps {steps}`\n\n"
+        f'The images task and protocol of "Terminator on pixels", {steps} steps, the rate chosen for each option; test '
+        "accuracy in per cent, mean (standard deviation) over seeds, of the same weights tested in two batch sizes. "
+        f"{source}\n\n{table}"
     )
     put_section(folder.parent / "RESULTS.md", "terminator options", text)
     yield table

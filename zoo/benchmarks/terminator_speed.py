@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
-import os
+import shlex
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,17 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.benchmarks.models import surroundings
-from zoo.benchmarks.records import Records, markdown, put_section
+from zoo.benchmarks.records import Provenance, Records, markdown, put_section, stamp
 from zoo.benchmarks.terminator_plain import PlainTerminator
-from zoo.benchmarks.timing import interleaved_times, peak_memory
+from zoo.benchmarks.timing import POLICIES, best_policy, interleaved_times, peak_memory, under_policies
 from zoo.models.deploy import to_deploy
 from zoo.models.registry import create_model
 
 __all__ = ["SpeedError", "speed"]
 
-KEYS = ("date", "what", "form", "batch", "threads")
-VALUES = ("ms", "cpu_ms", "times", "times_cpu", "apart", "mib", "memory_share", "machine")
+KEYS = ("date", "what", "form", "batch", "threads", "wait_policy")
+VALUES = ("ms", "cpu_ms", "times", "times_cpu", "apart", "mib", "memory_share")
+MEASURES = ("zoo/models/terminator.py", "zoo/models/deploy.py", "zoo/kernels")
 TOLERANCE = 1e-5
 
 
@@ -76,7 +75,13 @@ WORK: dict[str, tuple[Callable[[str, int], Callable[[], Tensor]], tuple[str, ...
 }
 
 
-def speed(folder: Path, batch: int = 16, threads: Sequence[int] = (2,), rounds: int = 7) -> Iterator[str]:
+def speed(
+    folder: Path,
+    batch: int = 16,
+    threads: Sequence[int] = (2,),
+    rounds: int = 7,
+    wait: Sequence[str] = tuple(POLICIES),
+) -> Iterator[str]:
     """Time a training step and inference of the CIFAR-10 network: plain, zoo and deploy form, interleaved.
 
     Args:
@@ -84,17 +89,37 @@ def speed(folder: Path, batch: int = 16, threads: Sequence[int] = (2,), rounds: 
         batch: Images a call; inference is measured with 1 image too.
         threads: Numbers of threads.
         rounds: Timed calls of each form.
+        wait: Policies of :data:`~zoo.benchmarks.timing.POLICIES`, each in a process of its own.
 
     Yields:
-        The table.
+        A line for every form, and the table.
 
     Raises:
         SpeedError: Logits or gradients of two forms differ by more than 1e-5 of the largest.
     """
-    records = Records(folder / "terminator_speed.csv", KEYS, VALUES)
-    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
-    machine, before, rows = surroundings(torch.device("cpu")), torch.get_num_threads(), []
+    since = stamp()["date"]
     _check_gradients()
+    yield from under_policies(
+        wait, __name__, "measure", folder=str(folder), batch=batch, threads=list(threads), rounds=rounds
+    )
+    rows = [row for row in _records(folder).rows if row["date"] >= since]
+    options = f"--batch {batch} --threads {' '.join(map(str, threads))} --rounds {rounds}"
+    options += f" --wait {shlex.join(wait)}" if tuple(wait) != tuple(POLICIES) else ""
+    table = markdown(HEADER, map(_shown, rows))
+    text = (
+        f"## terminator_cifar10: speed\n\n`python -m zoo benchmark terminator speed {options}`\n\n"
+        f"float32; {rounds} interleaved rounds, medians; times: against the plain form, the network as one would "
+        "first write it, in the same process, median over rounds. Training: forward, label-smoothed cross-entropy, "
+        "slow loss, regulariser, backward. Logits apart: largest difference from the plain form, relative. MiB: peak "
+        f"memory of a call beyond a tiny one. {Provenance(rows, MEASURES)}\n\n{table}\n\n{_headline(rows)}"
+    )
+    put_section(folder.parent / "RESULTS.md", "terminator speed", text)
+    yield table
+
+
+def measure(folder: str, batch: int, threads: Sequence[int], rounds: int) -> Iterator[str]:
+    """What :func:`speed` does in each process."""
+    records, before = _records(Path(folder)), torch.get_num_threads()
     for what, (factory, forms) in WORK.items():
         for size in (batch,) if what == "training step" else (batch, 1):
             calls = {form: factory(form, size) for form in forms}
@@ -106,30 +131,36 @@ def speed(folder: Path, batch: int = 16, threads: Sequence[int] = (2,), rounds: 
             for count in threads:
                 torch.set_num_threads(count)
                 try:
+                    here = stamp()
                     found = interleaved_times(calls, rounds)
                 finally:
                     torch.set_num_threads(before)
                 for form, times in found.items():
-                    row: dict[str, Any] = {"date": date, "what": what, "form": form, "batch": size, "threads": count}
+                    row: dict[str, Any] = {"what": what, "form": form, "batch": size}
                     row |= {"ms": 1e3 * statistics.median(times.wall), "cpu_ms": 1e3 * statistics.median(times.cpu)}
                     row |= {"times": _gain(found["plain"].wall, times.wall), "mib": mib[form]}
                     row |= {"times_cpu": _gain(found["plain"].cpu, times.cpu), "apart": apart[form]}
-                    row |= {"memory_share": mib[form] / mib["plain"], "machine": machine}
-                    records.add(row)
-                    rows.append(_shown(row))
-    header = ("what", "form", "batch", "threads", "ms", "CPU-ms", "times", "times, CPU", "logits apart", "MiB", "share")
-    table = markdown(header, rows)
-    text = (
-        f"## terminator_cifar10: speed\n\n`python -m zoo benchmark terminator speed --batch {batch} --threads "
-        f"{' '.join(map(str, threads))}`\n\nfloat32; {rounds} interleaved rounds, medians; times: against the plain "
-        "form, the network as one would first write it, median over rounds. Training: forward, label-smoothed "
-        "cross-entropy, slow loss, regulariser, backward. Logits apart: largest difference from the plain form, "
-        "relative. MiB: peak memory of a call beyond a tiny one. Threads that wait are "
-        f"{os.environ.get('OMP_WAIT_POLICY', 'as the library has them')} (OMP_WAIT_POLICY; the zoo's commands set "
-        f"PASSIVE where nothing is set). {machine}.\n\n{table}"
-    )
-    put_section(folder.parent / "RESULTS.md", "terminator speed", text)
-    yield table
+                    records.add(row | {"memory_share": mib[form] / mib["plain"]} | here)
+                    yield "  ".join(_shown(records.rows[-1]))
+
+
+def _records(folder: Path) -> Records:
+    return Records(folder / "terminator_speed.csv", KEYS, VALUES)
+
+
+def _headline(rows: Sequence[dict[str, str]]) -> str:
+    """Best against best: each form under the policy that suits it."""
+    told = []
+    for what, size in dict.fromkeys((row["what"], row["batch"]) for row in rows):
+        own = [row for row in rows if (row["what"], row["batch"]) == (what, size)]
+        slow = best_policy(own, "plain")
+        fast = min((best_policy(own, form) for form in WORK[what][1][1:]), key=lambda row: float(row["ms"]))
+        gain = float(slow["ms"]) / float(fast["ms"])
+        told.append(
+            f"{what}, batch {size}: {float(slow['ms']):.0f} ms ({slow['wait_policy']}) to {float(fast['ms']):.0f} ms "
+            f"({fast['form']}, {fast['wait_policy']}), **{gain:.2f} times**"
+        )
+    return f"Best against best, over how threads wait: {'; '.join(told)}."
 
 
 def _check_gradients() -> None:
@@ -161,7 +192,14 @@ def _gain(plain: Sequence[float], own: Sequence[float]) -> float:
     return statistics.median(p / o for p, o in zip(plain, own, strict=True))
 
 
-def _shown(row: dict[str, Any]) -> list[str]:
-    numbers = [f"{row[k]:.0f}" for k in ("ms", "cpu_ms")] + [f"{row[k]:.2f}" for k in ("times", "times_cpu")]
-    memory = [f"{row['mib']:.0f}", f"{row['memory_share']:.2f}"]
-    return [*(str(row[k]) for k in ("what", "form", "batch", "threads")), *numbers, f"{row['apart']:.1e}", *memory]
+HEADER = (
+    "what", "form", "batch", "threads", "wait", "ms", "CPU-ms", "times", "times, CPU", "logits apart", "MiB", "share",
+)  # fmt: skip
+
+
+def _shown(row: dict[str, str]) -> list[str]:
+    numbers = [f"{float(row[k]):.0f}" for k in ("ms", "cpu_ms")] + [
+        f"{float(row[k]):.2f}" for k in ("times", "times_cpu")
+    ]
+    memory = [f"{float(row['apart']):.1e}", f"{float(row['mib']):.0f}", f"{float(row['memory_share']):.2f}"]
+    return [*(row[k] for k in ("what", "form", "batch", "threads", "wait_policy")), *numbers, *memory]

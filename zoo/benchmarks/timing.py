@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["Times", "interleaved", "interleaved_times", "peak_memory"]
+__all__ = ["POLICIES", "Times", "best_policy", "interleaved", "interleaved_times", "peak_memory", "under_policies"]
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -81,3 +84,61 @@ def peak_memory(module: str, factory: str, small: tuple[object, ...], large: tup
     code = _PROBE.format(module=module, factory=factory, small=small, large=large)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return float(done.stdout) / 1024
+
+
+# ---- how threads wait --------------------------------------------------------------------------------------
+
+#: Ways in which OpenMP's threads wait for work. A process chooses one when it starts and keeps it.
+POLICIES = {
+    "active": {"OMP_WAIT_POLICY": "ACTIVE"},
+    "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "spin 30000": {"GOMP_SPINCOUNT": "30000"},
+}
+
+
+_CHILD = """
+import json, sys
+from {module} import {function}
+
+try:
+    for line in {function}(**json.loads({arguments!r})):
+        sys.stdout.write(line + "\\n")
+        sys.stdout.flush()
+except (ValueError, RuntimeError) as error:
+    sys.exit(f"error: {{error}}")
+"""
+
+
+def under_policies(policies: Sequence[str], module: str, function: str, **arguments: Any) -> Iterator[str]:
+    """Run a measurement once under each policy, in a process of its own, and pass its lines on.
+
+    Args:
+        policies: Names in :data:`POLICIES`; none runs it here, as this process waits.
+        module: Module that has the function.
+        function: Name of a function that yields lines and keeps what it finds in files.
+        arguments: Plain values.
+
+    Raises:
+        KeyError: A policy is not known.
+        RuntimeError: A process failed.
+    """
+    if not policies:
+        yield from getattr(importlib.import_module(module), function)(**arguments)
+    for policy in policies:
+        code = _CHILD.format(module=module, function=function, arguments=json.dumps(arguments))
+        env = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+        with subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=env | POLICIES[policy],
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            yield from (f"{policy}: {line.rstrip()}" for line in process.stdout)
+        if process.returncode:
+            raise RuntimeError(f"the measurement under the policy {policy!r} failed; its message is above")
+
+
+def best_policy(rows: Sequence[Mapping[str, str]], form: str, column: str = "ms") -> Mapping[str, str]:
+    """The row in which a form is quickest, over all policies, layouts and whatever else rows differ in."""
+    return min((row for row in rows if row["form"] == form), key=lambda row: float(row[column]))

@@ -13,6 +13,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,11 +22,14 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from zoo import inputs
 from zoo.data import sources
 from zoo.data.checks import DataError, checked
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
+from zoo.data.walk import Files, class_folders, parts, scan, scan_like
 from zoo.files import CheckpointError, write_atomic
+from zoo.values import first_line
 
 __all__ = ["AudioFolder", "Clips", "Prompts", "SpokenDigits", "read_audio"]
 
@@ -35,30 +39,111 @@ Part = Literal["train", "val", "test"]
 Parts = dict[Part, tuple[list[Tensor], list[int]]]  # clips and targets
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+CONTAINERS = ("WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "MPEG")  # by content, whatever a file is called
+MAX_SECONDS = 600.0
+RATES = (100, 1_000_000)  # Hz, of a file
+_SIMPLE, _FINE = 1000, 50_000  # terms of a ratio of two rates
+
+RECORDINGS = Files(
+    "recording",
+    "recordings",
+    SUFFIXES,
+    hidden=(".", "_"),  # Speech Commands keeps noise in `_background_noise_`
+    missing="there is no folder {folder}",
+    empty="{folder} has no folders, one for each class",
+)
 
 
-def read_audio(path: Path, sample_rate: int) -> Tensor:
+def read_audio(path: str | Path, sample_rate: int, longest: float = MAX_SECONDS) -> Tensor | None:
     """A recording as mono int16 samples (n,) at `sample_rate`; WAV, FLAC, OGG and MP3.
 
+    Args:
+        path: The file.
+        sample_rate: Hz of the result.
+        longest: Seconds; a longer recording is not read.
+
+    Returns:
+        The samples, or None where the recording is longer.
+
     Raises:
-        DataError: If the file is damaged.
+        DataError: It is no regular file, not of a known format, damaged, or holds no samples.
     """
     import soundfile
 
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"cannot read the recording {path}: it is no regular file")
     try:
-        values, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"cannot read the recording {path}: {error}") from error
-    return resampled(torch.from_numpy(values.mean(1)), rate, sample_rate)
+        with soundfile.SoundFile(path) as file:
+            if file.format not in CONTAINERS:
+                raise DataError(f"cannot read the recording {path}: {file.format} is none of WAV, FLAC, OGG and MP3")
+            if not RATES[0] <= file.samplerate <= RATES[1]:
+                raise DataError(f"cannot read the recording {path}: it claims {file.samplerate} samples a second")
+            if file.frames > longest * file.samplerate:
+                return None
+            rate = file.samplerate
+            values = file.read(dtype="float32", always_2d=True).mean(1)
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"cannot read the recording {path}: {' '.join(str(error).split())[:120]}") from error
+    if not len(values):
+        raise DataError(f"cannot read the recording {path}: it holds no samples")
+    if not np.isfinite(values).all():
+        raise DataError(f"cannot read the recording {path}: it holds values that are no numbers")
+    return resampled(torch.from_numpy(values), rate, sample_rate)
 
 
 def resampled(waveform: Tensor, rate: int, sample_rate: int) -> Tensor:
-    """A float waveform (n,) as int16 samples at another rate."""
-    if rate != sample_rate:
+    """A float waveform (n,) as int16 samples at another rate.
+
+    The cost is that of the result, whatever the two rates have in common: a windowed sinc for each phase of a simple
+    ratio, polyphase filtering for any other; one of terms above 50,000 is rounded, by less than 1/50,000 of itself.
+    """
+    ratio = Fraction(sample_rate, rate)
+    if ratio != 1 and max(ratio.numerator, ratio.denominator) <= _SIMPLE:
         from torchaudio.functional import resample
 
-        waveform = resample(waveform, rate, sample_rate)
+        waveform = resample(waveform, ratio.denominator, ratio.numerator)
+    elif ratio != 1:
+        from scipy.signal import resample_poly
+
+        rounded = ratio.limit_denominator(_FINE) if ratio < 1 else 1 / (1 / ratio).limit_denominator(_FINE)
+        made = resample_poly(waveform.numpy(), rounded.numerator, rounded.denominator)
+        waveform = torch.from_numpy(np.asarray(made, np.float32))
     return waveform.mul(32767).round().clamp(-32768, 32767).to(torch.int16)
+
+
+def fitted(clip: Tensor, length: int, fill: Fill, place: float = 0.5, before: int | None = None) -> Tensor:
+    """A clip (n,) cut or filled to `length` samples.
+
+    Args:
+        clip: Samples; none stay silence.
+        length: Samples of the result.
+        fill: How a shorter clip is filled: `repeat` it, or let `silence` surround it.
+        place: Where a longer clip is cut, from 0 (its beginning) to 1; the middle by default.
+        before: Silent samples before a shorter clip; half of them by default.
+    """
+    spare = len(clip) - length
+    if spare >= 0:
+        start = round(place * spare)
+        return clip[start : start + length]
+    if fill == "repeat" and len(clip):
+        return clip.repeat(-(-length // len(clip)))[:length]
+    before = -spare // 2 if before is None else before
+    return torch.nn.functional.pad(clip, (before, -spare - before))
+
+
+def prepare_sound(path: Path, record: inputs.Sound) -> tuple[Tensor, ...]:
+    """One recording as the model's input, (1, samples).
+
+    Raises:
+        DataError: See :func:`read_audio`, or it is longer than ten minutes.
+    """
+    clip = read_audio(path, record.rate)
+    if clip is None:
+        raise DataError(f"{path} is longer than {MAX_SECONDS:.0f} seconds: cut it first")
+    return (Clips([clip], [0], record.samples, record.fill).images([SampleKey(0)]),)
 
 
 class Clips(KeyedDataset):
@@ -103,15 +188,8 @@ class Clips(KeyedDataset):
                 share, begin = torch.rand(2, generator=generator).tolist()
                 kept = round(self.min_cut * (min(len(clip), self.length) / self.min_cut) ** share)
                 clip = clip[round(begin * (len(clip) - kept)) :][:kept]
-        spare = len(clip) - self.length
-        if spare >= 0:
-            start = round(place * spare)
-            clip = clip[start : start + self.length]
-        elif self.fill == "repeat":
-            clip = clip.repeat(-(-self.length // len(clip)))[: self.length]
-        else:
-            before = round(place * -spare) if self.seed is not None else -spare // 2
-            clip = torch.nn.functional.pad(clip, (before, -spare - before))
+        before = round(place * (self.length - len(clip))) if self.seed is not None else None
+        clip = fitted(clip, self.length, self.fill, place, before)
         return clip.float() * (10 ** (loudness / 20) / 32768)
 
 
@@ -152,6 +230,11 @@ class AudioDataModule(ImageDataModule):
         """Waveforms go into the model as they are."""
         return {"input_size": list(self.input_size), "mean": [0.0], "std": [1.0]}
 
+    def input_record(self) -> dict[str, Any]:
+        """Rate, length, cut and filling of every waveform."""
+        record = {"kind": "sound", "rate": self.sample_rate, "samples": self.samples, "channels": 1}
+        return record | {"cut": "middle", "fill": self.fill}
+
     def load(self) -> Parts:
         """Clips and targets of each part; validation is split off the training part where it has none of its own."""
         raise NotImplementedError(f"{type(self).__name__} must implement load()")
@@ -187,7 +270,8 @@ class AudioFolder(AudioDataModule):
 
     `root` holds a folder for each class, or `train/`, `test/` and perhaps `val/` that do. Without them a quarter of
     each class is for testing; in the layout of Speech Commands the files named in `testing_list.txt` and
-    `validation_list.txt` are. Validation is taken out of the training part where it has no folder; fixed splits.
+    `validation_list.txt` are, one path a line. Folders, links and hidden files count as for :class:`ImageFolder`.
+    Validation is taken out of the training part where it has no folder; fixed splits.
 
     Args:
         root: The folder.
@@ -251,14 +335,11 @@ class AudioFolder(AudioDataModule):
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the class folders, sorted."""
-        folder = self.root / "train" if (self.root / "train").is_dir() else self.root
-        if not folder.is_dir():
-            raise DataError(f"there is no folder {folder}{self._help}")
-        names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "_")))
-        if not names:
-            raise DataError(f"{folder} has no folders, one for each class{self._help}")
-        return names
+        """Names of the class folders, sorted; one that begins with an underscore holds no class."""
+        try:
+            return class_folders(parts(self.root)["train"], RECORDINGS)
+        except DataError as error:
+            raise DataError(f"{error}{self._help}") from None
 
     @property
     def _help(self) -> str:
@@ -270,34 +351,68 @@ class AudioFolder(AudioDataModule):
 
     def load(self) -> Parts:
         """Read every recording."""
-        found = list(self._recordings())
-        listed: dict[str, Part] = {}
-        for name, part in (("validation_list.txt", "val"), ("testing_list.txt", "test")):
-            if (self.root / name).is_file():
-                listed |= dict.fromkeys((self.root / name).read_text().split(), part)  # type: ignore[arg-type]
-        parts: Parts = {}
-        for path, target in found:
-            first = path.relative_to(self.root).parts[0]
-            part = first if first in ("train", "val", "test") else listed.get(str(path.relative_to(self.root)), "train")
-            clip = read_audio(path, self.sample_rate)
-            if self.min_seconds <= len(clip) / self.sample_rate <= self.max_seconds and len(clip):
-                clips, targets = parts.setdefault(part, ([], []))  # type: ignore[arg-type]
-                clips.append(clip)
-                targets.append(target)
-        if "train" not in parts:
-            raise DataError(f"{self.root} has no recordings for training{self._help}")
-        if "test" not in parts:
-            split_off(parts, "test", 0.25)
-        return parts
+        names = self.class_names
+        found: Parts = {}
+        for part, files in self._files(names).items():
+            kept: tuple[list[Tensor], list[int]] = ([], [])
+            for path, target in zip(*files, strict=True):
+                clip = read_audio(path, self.sample_rate, self.max_seconds)
+                if clip is not None and len(clip) >= self.min_seconds * self.sample_rate:
+                    kept[0].append(clip)
+                    kept[1].append(target)
+            if part == "train" and (lost := set(range(len(names))) - set(kept[1])):
+                raise DataError(
+                    f"{self.root}: class {names[min(lost)]!r} has no recording for training of {self.min_seconds:g} to "
+                    f"{self.max_seconds:g} seconds"
+                )
+            if kept[0]:
+                found[part] = kept
+        if "test" not in found:
+            split_off(found, "test", 0.25)
+        return found
 
-    def _recordings(self) -> Iterator[tuple[Path, int]]:
-        """Every recording and its class, in a fixed order."""
-        places = [self.root / part for part in ("train", "val", "test") if (self.root / part).is_dir()] or [self.root]
-        for place in places:
-            for target, name in enumerate(self.class_names):
-                for path in sorted((place / name).rglob("*")):
-                    if path.suffix.lower() in SUFFIXES and path.is_file():
-                        yield path, target
+    def _files(self, names: Sequence[str]) -> dict[Part, tuple[list[str], list[int]]]:
+        """Recordings and their classes of each part that has its own folder, or is listed."""
+        where = parts(self.root)
+        found: Any = {"train": scan(where["train"], names, RECORDINGS)}
+        for part in ("val", "test"):
+            if part in where:
+                found[part] = scan_like(where[part], where["train"], names, RECORDINGS)
+        return found if len(where) > 1 or where["train"] != self.root else self._listed(*found["train"])
+
+    def _listed(self, paths: Sequence[str], targets: Sequence[int]) -> dict[Part, tuple[list[str], list[int]]]:
+        """The files of a root without parts, shared out by the lists of Speech Commands.
+
+        Raises:
+            DataError: A list names a file that is not there, or one that another list has.
+        """
+        known = {Path(path).relative_to(self.root).as_posix(): path for path in paths}
+        part_of: dict[str, Part] = {}
+        lists: tuple[tuple[str, Part], ...] = (("validation_list.txt", "val"), ("testing_list.txt", "test"))
+        for name, part in lists:
+            for number, line in _lines(self.root / name):
+                path = known.get(line.removeprefix("./"))
+                if path is None:
+                    raise DataError(f"{self.root / name}, line {number}: there is no recording {line[:100]!r}")
+                if part_of.setdefault(path, part) != part:
+                    raise DataError(f"{self.root / name}, line {number}: {line[:100]!r} is in validation_list.txt too")
+        found: dict[Part, tuple[list[str], list[int]]] = {}
+        for path, target in zip(paths, targets, strict=True):
+            share = found.setdefault(part_of.get(path, "train"), ([], []))
+            share[0].append(path)
+            share[1].append(target)
+        return found
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Numbers and contents of the lines of a list, each a path that may have blanks; nothing where there is no list."""
+    if not path.exists():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read the list {path} ({str(error)[:100]})") from None
+    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 class Prompts(AudioFolder):
@@ -384,8 +499,12 @@ class Prompts(AudioFolder):
             if not (self.root / name).is_dir():
                 raise DataError(f"there is no folder {self.root / name}{self._help}")
 
-    def _recordings(self) -> Iterator[tuple[Path, int]]:
-        return ((path, target) for path, target in super()._recordings() if path.parent.name != "silence")
+    def _files(self, names: Sequence[str]) -> dict[Part, tuple[list[str], list[int]]]:
+        paths, targets = scan(self.root, names, RECORDINGS)
+        spoken = [
+            (path, target) for path, target in zip(paths, targets, strict=True) if Path(path).parent.name != "silence"
+        ]
+        return {"train": ([path for path, _ in spoken], [target for _, target in spoken])}
 
 
 # ---- a machine that speaks ---------------------------------------------------------------------------------
@@ -561,8 +680,11 @@ class SpokenDigits(AudioDataModule):
             with np.load(self._path) as arrays:
                 for name in arrays.files:
                     voice, _, digit = name.split("/")
-                    parts[part_of[voice]][0].append(torch.from_numpy(arrays[name]))
+                    clip = torch.from_numpy(arrays[name])
+                    if clip.ndim != 1 or clip.dtype != torch.int16:
+                        raise ValueError(f"{name} is no recording of 16 bits")
+                    parts[part_of[voice]][0].append(clip)
                     parts[part_of[voice]][1].append(int(digit))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{self._path} is damaged ({error}): delete it and run again") from error
+            raise DataError(f"{self._path} is damaged ({first_line(error)}): delete it and run again") from error
         return parts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -13,6 +14,15 @@ from pydantic import TypeAdapter, ValidationError
 from zoo.suggest import suggestion
 
 Init = TypeVar("Init", bound=Callable[..., None])
+
+
+_log = logging.getLogger(__name__)
+
+
+@functools.cache
+def tell(message: str) -> None:
+    """Log a warning, the same one only once in a process."""
+    _log.warning("%s", message)
 
 
 class DataError(ValueError):

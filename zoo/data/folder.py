@@ -6,6 +6,7 @@ transforms draw from three global generators: torch's, numpy's and that of `rand
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -14,19 +15,22 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from zoo.data.checks import DataError, checked
+from zoo import inputs
+from zoo.data.checks import checked, tell
 from zoo.data.image import ImageDataModule, Probability, Share
+from zoo.data.pictures import FORMATS, Fit, open_picture
 from zoo.data.sampling import KeyedDataset, SampleKey, isolated_rng, sample_seed, seed_rng, stratified_split
 from zoo.data.sources import SPLIT_SEED
+from zoo.data.walk import Files, class_folders, parts, scan, scan_like
 
 __all__ = ["ImageFolder", "ImageNet"]
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-_TRAIN, _VAL, _TEST = "train", ("val", "valid", "validation"), "test"
+EXTENSIONS = tuple(FORMATS)
+IMAGES = Files("image", "images", EXTENSIONS)
 
 Range = Annotated[tuple[float, float], Field(description="lowest and highest value")]
 Channels = tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]]
@@ -39,18 +43,30 @@ class FolderImages(KeyedDataset):
     Args:
         paths: File of each image.
         targets: Class of each image.
-        transform: From an RGB picture to a tensor `(3, H, W)`.
+        transform: From an opened picture to a tensor `(C, H, W)`.
         seed: Seed of the augmentation; `None` for a transform without randomness.
+        opening: The evaluation transform, which knows how a file is opened; `transform` itself by default.
+        least: Short side, in pixels, below which a large picture is not decoded; that of `opening` by default.
     """
 
-    def __init__(self, paths: Sequence[str], targets: Sequence[int], transform: Transform, seed: int | None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[str],
+        targets: Sequence[int],
+        transform: Transform,
+        seed: int | None,
+        opening: Fit | None = None,
+        least: int | None = None,
+    ) -> None:
         super().__init__(targets)
         # one block of bytes: of a million strings, each worker would get its own copy as it touches them
         self.paths = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
         self.transform, self.seed = transform, seed
+        self.opening = opening or (transform if isinstance(transform, Fit) else None)
+        self.least = least or (self.opening.least if self.opening else None)
 
     def images(self, keys: Sequence[SampleKey]) -> Tensor:
-        """The transformed images of `keys`, `(B, 3, H, W)`.
+        """The transformed images of `keys`, `(B, C, H, W)`.
 
         Raises:
             DataError: If a file cannot be read as an image.
@@ -65,57 +81,14 @@ class FolderImages(KeyedDataset):
         return self.transform(picture)
 
     def picture(self, index: int) -> Image.Image:
-        """The decoded image, RGB."""
-        path = os.fsdecode(self.paths[index])
-        try:
-            with Image.open(path) as file:
-                return file.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            unknown = isinstance(error, UnidentifiedImageError)
-            reason = "no known image format" if unknown else getattr(error, "strerror", None) or str(error)
-            raise DataError(f"cannot read the image {path} ({reason}): repair or remove it") from error
+        """The decoded image, upright, grey or RGB.
 
-
-def class_folders(folder: Path) -> list[str]:
-    """Names of the class folders in `folder`, sorted; hidden ones do not count.
-
-    Raises:
-        DataError: If the folder is missing or holds no folder.
-    """
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-    except OSError as error:
-        raise DataError(
-            f"no data folder {folder} ({error.strerror}): set root=... to a folder with train/ and val/, "
-            "or to one with a folder for each class"
-        ) from error
-    if not names:
-        raise DataError(f"{folder} holds no class folders: put the images of each class into a folder of its name")
-    return names
-
-
-def scan(folder: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Image files below each class folder, sorted, and the position of their class in `names`.
-
-    Raises:
-        DataError: If a class has no image; the message names it.
-    """
-    paths: list[str] = []
-    targets: list[int] = []
-    for target, name in enumerate(names):
-        found = sorted(
-            os.path.join(where, file)
-            for where, _, files in os.walk(folder / name, followlinks=True)
-            for file in files
-            if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
-        )
-        if not found:
-            kinds = " ".join(EXTENSIONS)
-            raise DataError(f"class folder {folder / name} holds no image ({kinds}): add some or remove the folder")
-        paths += found
-        targets += [target] * len(found)
-    return paths, targets
+        Raises:
+            DataError: See :func:`zoo.data.pictures.open_picture`.
+        """
+        record: Any = self.opening.record if self.opening else None
+        how = {"channels": record.channels, "background": record.background} if record else {}
+        return open_picture(os.fsdecode(self.paths[index]), **how, least=self.least)
 
 
 class ImageFolder(ImageDataModule):
@@ -151,6 +124,7 @@ class ImageFolder(ImageDataModule):
         crop_mode: `center`, `squash` or `border`; `None` follows the rule above.
         mean: Mean of the red, green and blue channel on the scale [0, 1].
         std: Standard deviation of the channels.
+        background: Grey value, 0 for black to 255 for white, that shows where a picture is transparent.
         seed: Decides the order of the training images and every augmentation, together with the epoch.
         batch_size: Training images of one step of one process.
         eval_batch_size: Images of one evaluation step of one process; `None` means `batch_size`.
@@ -184,6 +158,7 @@ class ImageFolder(ImageDataModule):
         crop_mode: Literal["center", "squash", "border"] | None = None,
         mean: Channels = (0.485, 0.456, 0.406),
         std: Channels = (0.229, 0.224, 0.225),
+        background: Annotated[int, Field(ge=0, le=255)] = 255,
         seed: NonNegativeInt = 0,
         batch_size: PositiveInt = 64,
         eval_batch_size: PositiveInt | None = None,
@@ -205,7 +180,7 @@ class ImageFolder(ImageDataModule):
             raise ValueError(f"{type(self).__name__}(std={std}): every value must be greater than 0")
         self.root = Path(root).expanduser()
         self.image_size, self.val_fraction = image_size, val_fraction
-        self.mean, self.std, self.interpolation = mean, std, interpolation
+        self.mean, self.std, self.interpolation, self.background = mean, std, interpolation, background
         large = image_size >= 384
         self.crop_pct = crop_pct or (1.0 if large else 0.875)
         self.crop_mode = crop_mode or ("squash" if large else "center")
@@ -230,7 +205,7 @@ class ImageFolder(ImageDataModule):
             DataError: If the folder is missing or has no class folders.
         """
         if not self._class_names:
-            self._class_names = class_folders(self._train_folder)
+            self._class_names = class_folders(parts(self.root)["train"], IMAGES)
         return list(self._class_names)
 
     @property
@@ -238,52 +213,37 @@ class ImageFolder(ImageDataModule):
         """Channels, height and width of an image as the model sees it."""
         return 3, self.image_size, self.image_size
 
-    @property
-    def _train_folder(self) -> Path:
-        inside = self.root / _TRAIN
-        return inside if inside.is_dir() else self.root
-
-    def _folder(self, *names: str) -> Path | None:
-        if self._train_folder == self.root:  # then every folder in it is a class, whatever its name
-            return None
-        return next((self.root / name for name in names if (self.root / name).is_dir()), None)
-
     def setup(self, stage: str | None = None) -> None:
         """List the images, once; none is opened. Training images are listed only if they are needed."""
-        val_folder, test_folder = self._folder(*_VAL), self._folder(_TEST)
+        where = parts(self.root)
         evaluation = self.transform(training=False)
-        if "train" not in self.datasets and (stage in (None, "fit") or val_folder is None):
-            paths, targets = scan(self._train_folder, self.class_names)
-            first, second = stratified_split(targets, 0.0 if val_folder else self.val_fraction, SPLIT_SEED)
+        assert isinstance(evaluation, Fit)
+        if "train" not in self.datasets and (stage in (None, "fit") or "val" not in where):
+            paths, targets = scan(where["train"], self.class_names, IMAGES)
+            first, second = stratified_split(targets, 0.0 if "val" in where else self.val_fraction, SPLIT_SEED)
             self.datasets["train"] = FolderImages(
                 [paths[i] for i in first],
                 [targets[i] for i in first],
                 self.transform(training=True),
                 self.seed,
+                evaluation,
+                self._least,
             )
             if len(second):
                 rest = [paths[i] for i in second], [targets[i] for i in second]
                 self.datasets["val"] = FolderImages(*rest, evaluation, None)
-        if "val" not in self.datasets and val_folder:
-            self.datasets["val"] = FolderImages(*self._scan_like_training(val_folder), evaluation, None)
-        if "test" not in self.datasets and test_folder:
-            self.datasets["test"] = FolderImages(*self._scan_like_training(test_folder), evaluation, None)
-        elif "test" not in self.datasets and "val" in self.datasets:
+        for part in ("val", "test"):
+            if part not in self.datasets and part in where:
+                found = scan_like(where[part], where["train"], self.class_names, IMAGES)
+                self.datasets[part] = FolderImages(*found, evaluation, None)
+        if "test" not in self.datasets and "val" in self.datasets:
+            tell(f"{self.root} has no test part: the test is on the validation part")
             self.datasets["test"] = self.datasets["val"]
 
-    def _scan_like_training(self, folder: Path) -> tuple[list[str], list[int]]:
-        mine, theirs = set(self.class_names), set(class_folders(folder))
-        for names, there, missing in (
-            (mine - theirs, self._train_folder, folder),
-            (theirs - mine, folder, self._train_folder),
-        ):
-            if names:
-                some = ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
-                raise DataError(
-                    f"{len(names)} class folder(s) of {there} are missing in {missing}: {some}; "
-                    "both need the same classes"
-                )
-        return scan(folder, self.class_names)
+    @property
+    def _least(self) -> int:
+        """Short side from which even the smallest random crop need not be enlarged much."""
+        return math.ceil(2 * self.image_size / math.sqrt(self.train_options["scale"][0]))
 
     def transform(self, training: bool, normalize: bool = True) -> Transform:
         """The transform from a picture to a tensor: normalised float32, or uint8 with `normalize=False`.
@@ -291,18 +251,19 @@ class ImageFolder(ImageDataModule):
         Raises:
             ValueError: If timm does not know the `auto_augment` policy.
         """
+        if not training:
+            return Fit(inputs.read(self.input_record()), normalize)
         from timm.data import create_transform
 
-        options = self.train_options if training else {"crop_pct": self.crop_pct, "crop_mode": self.crop_mode}
         try:
             return create_transform(
                 input_size=self.input_size,
-                is_training=training,
+                is_training=True,
                 interpolation=self.interpolation,
                 mean=self.mean,
                 std=self.std,
                 normalize=normalize,
-                **options,
+                **self.train_options,
             )
         except (AssertionError, KeyError, ValueError) as error:
             policy = self.train_options["auto_augment"]
@@ -313,7 +274,7 @@ class ImageFolder(ImageDataModule):
 
     def _pictures(self, dataset: KeyedDataset, keys: Sequence[SampleKey], seed: int, augment: bool) -> Tensor:
         assert isinstance(dataset, FolderImages)
-        view = FolderImages([], [], self.transform(augment, normalize=False), seed)
+        view = FolderImages([], [], self.transform(augment, normalize=False), seed, dataset.opening, dataset.least)
         view.paths = dataset.paths
         return view.images(keys)
 
@@ -349,6 +310,7 @@ class ImageNet(ImageFolder):
         crop_mode: Literal["center", "squash", "border"] | None = None,
         mean: Channels = (0.485, 0.456, 0.406),
         std: Channels = (0.229, 0.224, 0.225),
+        background: Annotated[int, Field(ge=0, le=255)] = 255,
         seed: NonNegativeInt = 0,
         batch_size: PositiveInt = 128,
         eval_batch_size: PositiveInt | None = None,
@@ -374,6 +336,7 @@ class ImageNet(ImageFolder):
             crop_mode=crop_mode,
             mean=mean,
             std=std,
+            background=background,
             seed=seed,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,

@@ -7,6 +7,7 @@ and int64 (B,), the class of the patch's middle pixel.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,16 +17,39 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from zoo import inputs
 from zoo.data import sources
+from zoo.data.arrays import read_array
 from zoo.data.checks import DataError, checked
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
+from zoo.scaling import standardisation
+from zoo.values import first_line
 
 __all__ = ["IndianPines", "Patches"]
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 _SHA256 = "90becb3d28023638ec60d19fbf8d87735b4ce1537fe3eb881897d69e107b882d"
 _MEMBERS = {"scene": "Indian_pines_corrected.npy", "labels": "Indian_pines_gt.npy"}
+
+
+def standardised(scene: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Bands (C, H, W) less their means (C,), divided by their deviations (C,)."""
+    return (scene - mean[:, None, None]) / std[:, None, None]
+
+
+def prepare_spectrum(path: Path, record: inputs.Spectrum) -> tuple[Tensor, ...]:
+    """One patch as the model's input, (1, bands, patch, patch), from a `.npy` file (patch, patch, bands).
+
+    Raises:
+        DataError: The file is damaged, too large, or of another shape.
+    """
+    values, side = read_array(path, "a patch of a scene"), record.patch
+    if values.shape != (side, side, record.bands):
+        raise DataError(f"{path} holds an array of {values.shape}, the model takes {(side, side, record.bands)}")
+    patch = torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1)
+    mean, std = (torch.tensor(v, dtype=torch.float32).expand(record.bands) for v in (record.mean, record.std))
+    return (standardised(patch, mean, std)[None],)
 
 
 class Patches(KeyedDataset):
@@ -145,6 +169,13 @@ class IndianPines(ImageDataModule):
         mean, std = self._statistics(scene, self.places()["train"])
         return {"input_size": list(self.input_size), "mean": mean.tolist(), "std": std.tolist()}
 
+    def input_record(self) -> dict[str, Any]:
+        """Bands, side of a patch, and what the bands are standardised by."""
+        known = self.preprocessing
+        return {"kind": "spectrum", "bands": self.in_chans, "patch": self.patch} | {
+            k: known[k] for k in ("mean", "std")
+        }
+
     def prepare_data(self) -> None:
         """Fetch the scene unless the cache has it."""
         for member in _MEMBERS.values():
@@ -161,7 +192,7 @@ class IndianPines(ImageDataModule):
             except FileNotFoundError:
                 raise DataError(f"{path} is missing: call prepare_data() first, with download=true") from None
             except (OSError, ValueError, EOFError) as error:
-                raise DataError(f"{path} is damaged ({error}): delete it and run again") from error
+                raise DataError(f"{path} is damaged ({first_line(error)}): delete it and run again") from error
         scene = torch.from_numpy(arrays["scene"].astype(np.float32)).permute(2, 0, 1)
         return scene, arrays["labels"].astype(np.int64)
 
@@ -211,8 +242,8 @@ class IndianPines(ImageDataModule):
 
     @staticmethod
     def _statistics(scene: Tensor, places: np.ndarray) -> tuple[Tensor, Tensor]:
-        pixels = scene[:, places[:, 0], places[:, 1]].double()
-        return pixels.mean(1).float(), pixels.std(1).clamp_min(1e-6).float()
+        mean, scale = standardisation(scene[:, places[:, 0], places[:, 1]].T)
+        return mean.float(), (scale * math.sqrt(len(places) / max(1, len(places) - 1))).float()
 
     def setup(self, stage: str | None = None) -> None:
         """Read the scene and split its pixels, once."""
@@ -222,7 +253,7 @@ class IndianPines(ImageDataModule):
         parts = self.places()
         mean, std = self._statistics(scene, parts["train"])
         half = self.patch // 2
-        scene = (scene - mean[:, None, None]) / std[:, None, None]
+        scene = standardised(scene, mean, std)
         scene = torch.nn.functional.pad(scene[None], (half,) * 4, mode="reflect")[0]
         for part, places in parts.items():
             if len(places):

@@ -61,6 +61,7 @@ class ImageDataModule(LightningDataModule):
     interpolation: str = "bilinear"
     crop_pct: float = 1.0
     crop_mode: str = "center"
+    background: int = 255  # grey value that shines through a transparent picture
 
     def __init__(
         self,
@@ -110,6 +111,12 @@ class ImageDataModule(LightningDataModule):
             "crop_pct": self.crop_pct,
             "crop_mode": self.crop_mode,
         }
+
+    def input_record(self) -> dict[str, Any]:
+        """Everything that decides how a file becomes an input, see :mod:`zoo.inputs`; stored with the weights."""
+        record = {k: v for k, v in self.preprocessing.items() if k != "input_size"}
+        chans, *size = self.input_size
+        return {"kind": "image", "channels": chans, "size": size, **record, "background": self.background}
 
     # Loaders ------------------------------------------------------------------------------------------------
 
@@ -178,7 +185,8 @@ class ImageDataModule(LightningDataModule):
         self._require_setup()
         if part not in self.datasets:
             found = ", ".join(self.datasets)
-            raise DataError(f"{type(self).__name__} has no {part} part, only {found}: set val_fraction above 0")
+            hint = ": set val_fraction above 0" if part == "val" else ""
+            raise DataError(f"{type(self).__name__} has no {part} part, only {found}{hint}")
         return self.datasets[part]
 
     def _require_setup(self) -> None:
@@ -313,6 +321,10 @@ class SmallImages(ImageDataModule):
     def class_names(self) -> list[str]:
         """Name of each class, by target."""
         return list(self.names)
+
+    def input_record(self) -> dict[str, Any]:
+        """Images are resized in floating point; what is grey has a black background."""
+        return super().input_record() | {"rounded": False} | ({"background": 0} if self.in_chans == 1 else {})
 
     @property
     def input_size(self) -> tuple[int, int, int]:

@@ -13,8 +13,10 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from zoo import inputs
 from zoo.data import sources
-from zoo.data.checks import checked
+from zoo.data.arrays import read_array
+from zoo.data.checks import DataError, checked
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
 
@@ -37,6 +39,20 @@ def farthest_points(points: Tensor, number: int) -> Tensor:
         chosen[:, i] = distance.argmax(1)
         distance[distance.amax(1) == 0] = torch.inf  # all are taken
     return chosen
+
+
+def prepare_points(path: Path, record: inputs.Points) -> tuple[Tensor, ...]:
+    """One cloud as the model's input, (1, points, channels): an array of rows in a `.npy` file, or numbers in lines.
+
+    Raises:
+        DataError: The file is damaged, too large, or holds other rows.
+    """
+    cloud = torch.from_numpy(read_array(path, f"rows of {record.channels} numbers")).float()
+    if cloud.ndim != 2 or cloud.shape[1] != record.channels or not len(cloud):
+        raise DataError(
+            f"{path} holds an array of {tuple(cloud.shape)}, the model takes rows of {record.channels} numbers"
+        )
+    return (cloud[farthest_points(cloud[None, :, :3], record.points)[0]][None],)
 
 
 class Points(KeyedDataset):
@@ -131,6 +147,10 @@ class PointMnist(ImageDataModule):
     def preprocessing(self) -> dict[str, Any]:
         """Points go into the model as they are."""
         return {"input_size": list(self.input_size), "mean": [0.0], "std": [1.0]}
+
+    def input_record(self) -> dict[str, Any]:
+        """How many points of a cloud are kept."""
+        return {"kind": "points", "points": self.num_points, "channels": 3}
 
     def prepare_data(self) -> None:
         """Fetch the digits unless the cache has them."""

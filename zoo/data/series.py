@@ -6,28 +6,38 @@ the mean and deviation of the training part. A padded row's target is NaN.
 
 from __future__ import annotations
 
-import csv
+import calendar
+import functools
+import itertools
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from zoo import inputs
 from zoo.data.checks import DataError, checked
+from zoo.data.delimited import TableFile, listed, read_table
 from zoo.data.frames import read_rdataset
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey
 from zoo.data.sources import cache_folder
+from zoo.scaling import standardisation
 from zoo.suggest import suggestion
 
-__all__ = ["SERIES", "Forecast", "Series", "read_csv"]
+__all__ = ["SERIES", "Forecast", "Series", "Step", "Window", "last_window", "read_csv", "regular_step"]
+
+_log = logging.getLogger(__name__)
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+Fill = Literal["forward"]
 
 
 @dataclass(frozen=True)
@@ -38,11 +48,20 @@ class Series:
         values: (steps, D) float64, without gaps: a missing value is the last one seen.
         times: Time of each step.
         names: Name of each variable.
+        time_name: What the times are called in the file; None for a series that is no file.
     """
 
     values: np.ndarray
     times: list[datetime]
     names: list[str]
+    time_name: str | None = None
+
+    @property
+    def step(self) -> Step | None:
+        """The step that all times keep; None where they do not."""
+        step = regular_step(self.times)
+        kept = step and all(step.after(a) == b for a, b in itertools.pairwise(self.times))
+        return step if kept else None
 
     def marks(self) -> np.ndarray:
         """Hour, day of week, day of month and day of year of every step, each in [-0.5, 0.5], (steps, 4)."""
@@ -99,32 +118,308 @@ def _victoria_electricity(root: Path, download: bool) -> Series:
     return Series(np.stack([table[name] for name in names], 1), times, names)
 
 
-def read_csv(path: Path) -> Series:
-    """A CSV file in the layout of the ETT and weather benchmarks: a header, the time first, then numbers.
+# ---- files of one's own ------------------------------------------------------------------------------------
+
+
+def read_csv(
+    path: str | Path,
+    *,
+    time_column: str | None = None,
+    columns: Sequence[str] | None = None,
+    time_format: str | None = None,
+    fill: Fill | None = None,
+    regular: bool = True,
+    separator: str | None = None,
+    encoding: str | None = None,
+    whose: str | None = None,
+) -> Series:
+    """A series in a text file: a header, then rows of a time and numbers, as in the ETT and weather benchmarks.
+
+    Times increase from row to row by one step: a span of time, or whole months. Separators are recognised, and so are
+    decimal commas (see `zoo.data.delimited.read_table`).
+
+    Args:
+        path: The file.
+        time_column: Name of the column of the times; None means the first one.
+        columns: Names of the variables, in the order of the answer; None means all but the times.
+        time_format: How times are written, in the words of `strptime`, for example `%d.%m.%Y %H:%M`; None means ISO
+            8601, as 2016-07-01 or 2016-07-01 00:00:00.
+        fill: What becomes of missing times and empty cells: `forward` repeats the last values seen (at the beginning,
+            the first ones); None refuses them.
+        regular: Whether the times must keep one step; False takes rows as they come, such as trading days.
+        separator: What stands between cells; None recognises it.
+        encoding: Of the text; None means UTF-8, or UTF-16 with its mark.
+        whose: Who wants the columns, for messages: a model, which is told what it leaves out. None means the caller.
 
     Raises:
-        DataError: If the file is missing or a cell cannot be read; the message has the line.
+        DataError: The file cannot be read as such; the message has the line and the column.
     """
-    try:
-        with path.open(newline="") as file:
-            rows = list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read the series {path}: {error}") from error
-    if len(rows) < 2 or len(rows[0]) < 2:
-        raise DataError(f"{path} needs a header and rows: a time such as 2016-07-01 00:00:00, then numbers")
-    times, values = [], []
-    for line, row in enumerate(rows[1:], 2):
+    table = read_table(path, separator=separator, encoding=encoding, what="series")
+    layout = "a header and rows: a time such as 2016-07-01 00:00:00, then numbers"
+    if table.header is None:
+        raise DataError(f"{path} needs {layout}; its first line holds no names")
+    if table.width < 2:
+        raise DataError(f"{path} needs {layout}; it has 1 column, {listed(table.header)}")
+    asked = [] if time_column is None else [time_column]
+    # only a model that knows its variables tells what it leaves out
+    also = table.header if whose is None or columns is None else table.header[: not asked]
+    found = table.match([*asked, *(columns or ())], whose or "the configuration", also)
+    for note in found.notes:
+        _log.warning("%s", note)
+    clock, places = found.places[0] if asked else 0, found.places[len(asked) :]
+    names = list(columns or ())
+    if columns is None:
+        places = [i for i in range(table.width) if i != clock]
+        names = [table.name(i) for i in places]
+    if not places or clock in places:
+        raise DataError(
+            f"{path}: {table.name(clock)} holds the times and is no variable, so there is nothing to forecast"
+        )
+    lines, times = _times(table, clock, time_format, options=whose is None)
+    if not times:
+        raise DataError(f"{path} needs {layout}; it has no rows")
+    values = table.numbers(places, missing=True)
+    _check_cells(table, places, values, lines, fill, options=whose is None)
+    step = regular_step(times)
+    if regular:
+        values, times = _regular(table, values, times, lines, step, fill, options=whose is None)
+    return Series(_filled(values), times, names, table.name(clock))
+
+
+def _times(table: TableFile, clock: int, time_format: str | None, options: bool) -> tuple[list[int], list[datetime]]:
+    """Lines and times, which must increase; `options` says whether the caller can choose how the file is read."""
+    lines, (cells,) = table.cells([clock])
+    times: list[datetime] = []
+    for line, cell in zip(lines, cells, strict=True):
         try:
-            times.append(datetime.fromisoformat(row[0]))
-            values.append([float(cell) if cell.strip() else np.nan for cell in row[1:]])
-        except (ValueError, IndexError) as error:
-            raise DataError(f"{path}, line {line}: {error}") from None
-        if len(row) != len(rows[0]):
-            raise DataError(f"{path}, line {line}: {len(row)} cells where the header has {len(rows[0])}")
-    return Series(_filled(np.array(values)), times, rows[0][1:])
+            time = datetime.strptime(cell, time_format) if time_format else datetime.fromisoformat(cell)
+        except ValueError:
+            form = f"as {time_format!r} says" if time_format else "such as 2016-07-01 00:00:00"
+            if options and not time_format:
+                form += "; time_format='%d.%m.%Y %H:%M' reads 01.07.2016 00:00"
+            raise DataError(
+                f"{table.path}, line {line}: {table.name(clock)} is {cell[:40]!r}, not a time {form}"
+            ) from None
+        if times:
+            _check_order(table, times[-1], time, line)
+        times.append(time)
+    return lines, times
 
 
+def _check_order(table: TableFile, last: datetime, time: datetime, line: int) -> None:
+    if (last.tzinfo is None) != (time.tzinfo is None):
+        raise DataError(f"{table.path}, line {line}: some times have a time zone and some have none")
+    if time == last:
+        raise DataError(f"{table.path}, line {line}: {time} comes twice; keep one row of each time")
+    if time < last:
+        raise DataError(f"{table.path}, line {line}: time goes back from {last} to {time}; sort the rows by time")
+
+
+def _check_cells(
+    table: TableFile,
+    places: Sequence[int],
+    values: np.ndarray,
+    lines: Sequence[int],
+    fill: Fill | None,
+    options: bool,
+) -> None:
+    gaps = np.isnan(values)
+    for i, place in enumerate(places):
+        if gaps[:, i].all():
+            raise DataError(
+                f"{table.path}: {table.name(place)} has no value at all{'; leave it out with columns=[...]' * options}"
+            )
+    if fill is None and gaps.any():
+        row, i = np.argwhere(gaps)[0]
+        more = f", one of {gaps.sum():,} such cells" if gaps.sum() > 1 else ""
+        way_out = "; fill=forward repeats the last value seen" * options
+        raise DataError(f"{table.path}, line {lines[row]}: {table.name(places[i])} is empty{more}{way_out}")
+
+
+@dataclass(frozen=True)
+class Step:
+    """The span between two rows of a series: whole months, or a fixed time.
+
+    Attributes:
+        months: Calendar months; 0 for a fixed time.
+        seconds: The fixed time.
+        month_end: Whether months are counted from last day to last day.
+    """
+
+    months: int = 0
+    seconds: float = 0.0
+    month_end: bool = False
+
+    def after(self, time: datetime, steps: int = 1) -> datetime:
+        """The time that many steps later.
+
+        Raises:
+            DataError: The calendar has no such time.
+        """
+        try:
+            if not self.months:
+                return time + timedelta(seconds=self.seconds) * steps
+            year, month = divmod(time.year * 12 + time.month - 1 + self.months * steps, 12)
+            last = calendar.monthrange(year, month + 1)[1]
+            return time.replace(year=year, month=month + 1, day=last if self.month_end else min(time.day, last))
+        except (OverflowError, ValueError):
+            raise DataError(f"the calendar ends {steps} steps of {self} after {time}") from None
+
+    def __str__(self) -> str:
+        if self.months:
+            return f"{self.months} month{'s' * (self.months > 1)}"
+        return str(timedelta(seconds=self.seconds))
+
+
+def regular_step(times: Sequence[datetime]) -> Step | None:
+    """The most frequent step between increasing times, the shorter one of equals; None for fewer than two times."""
+    if len(times) < 2:
+        return None
+    if times[-1] - times[0] > timedelta(days=27) and len({t.timetz() for t in times}) == 1:
+        ends = all(t.day == calendar.monthrange(t.year, t.month)[1] for t in times)
+        if ends or len({t.day for t in times}) == 1:
+            months = [t.year * 12 + t.month for t in times]
+            return Step(months=_most_frequent([b - a for a, b in itertools.pairwise(months)]), month_end=ends)
+    spans = [(b - a).total_seconds() for a, b in itertools.pairwise(times)]
+    return Step(seconds=_most_frequent(spans))
+
+
+def _most_frequent(spans: Sequence[Any]) -> Any:
+    counts = Counter(spans)
+    most = max(counts.values())
+    return min(span for span, count in counts.items() if count == most)
+
+
+def _regular(
+    table: TableFile,
+    values: np.ndarray,
+    times: list[datetime],
+    lines: Sequence[int],
+    step: Step | None,
+    fill: Fill | None,
+    options: bool,
+) -> tuple[np.ndarray, list[datetime]]:
+    """The rows on a grid of equal steps, NaN where a time is missing and may be filled."""
+    if step is None:
+        return values, times
+    anyway = "; regular=false takes the rows as they come" * options
+    whole, places = [times[0]], [0]
+    for line, time in zip(lines[1:], times[1:], strict=True):
+        last, missing = whole[-1], 0
+        while (due := step.after(whole[-1])) < time:
+            missing += 1
+            if fill is None or len(whole) > 10 * len(times):
+                break
+            whole.append(due)
+        if missing and due < time and fill is not None:
+            raise DataError(f"{table.path}: times are missing, and filled it would have more than ten times its rows")
+        if due > time:
+            raise DataError(f"{table.path}, line {line}: {time} is no whole step of {step} after {last}{anyway}")
+        if missing and fill is None:
+            raise DataError(
+                f"{table.path}, line {line}: times are missing between {last} and {time}, where the step is {step}"
+                + f"; fill=forward repeats the last values seen{anyway.replace(';', ',')}" * options
+            )
+        places.append(len(whole))
+        whole.append(time)
+    if len(whole) == len(times):
+        return values, times
+    filled = np.full((len(whole), values.shape[1]), np.nan)
+    filled[places] = values
+    _log.warning("%s: %d missing times were filled with the last values seen", table.path, len(whole) - len(times))
+    return filled, whole
+
+
+#: How the zoo's own series are read: there is nothing to choose.
+_AS_THEY_ARE: dict[str, Any] = {
+    **dict.fromkeys(("time_column", "columns", "time_format", "fill", "separator", "encoding")),
+    "regular": True,
+}
+SUFFIXES = (".csv", ".tsv", ".txt")
 SERIES = {"chicago": _chicago, "jfk_weather": _jfk_weather, "victoria_electricity": _victoria_electricity}
+
+
+# ---- from a series to the input of a model -----------------------------------------------------------------
+
+
+def standardised(series: Series, form: inputs.Series) -> tuple[Tensor, Tensor]:
+    """Values (steps, D) and calendar marks (steps, F) of a whole series as a model takes them, float32.
+
+    Raises:
+        DataError: A value is so far from those of the training part that float32 cannot hold it.
+    """
+    with np.errstate(over="ignore"):
+        values = torch.from_numpy((series.values - np.array(form.mean)) / np.array(form.std)).float()
+    if not values.isfinite().all():
+        row, column = (~values.isfinite()).nonzero()[0].tolist()
+        where = f"{series.names[column]} at {series.times[row]}"
+        raise DataError(f"{where} is {series.values[row, column]:g}, too far from the training part for float32")
+    return values, torch.from_numpy(series.marks()[:, : form.time_features]).float()
+
+
+def in_units(forecast: Tensor, form: inputs.Series) -> np.ndarray:
+    """Forecasts (..., D) of a model in the units of the data, float64."""
+    return forecast.detach().double().cpu().numpy() * np.array(form.std) + np.array(form.mean)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The end of a series, as a model takes it.
+
+    Attributes:
+        values: Standardised (1, L, D).
+        marks: Calendar features (1, L, F).
+        times: The times of the H steps that follow; empty where the series has no step.
+        names: Name of each variable.
+    """
+
+    values: Tensor
+    marks: Tensor
+    times: list[datetime]
+    names: list[str]
+
+
+def last_window(path: str | Path, form: inputs.Series) -> Window:
+    """The last window of a file, prepared as in training.
+
+    Args:
+        path: A text file, see `read_csv`; its columns are matched with the model's by name.
+        form: The model's record.
+
+    Raises:
+        DataError: The file cannot be read, is shorter than a window or goes in other steps than the training series.
+    """
+    series = read_csv(
+        path,
+        time_column=form.time_column,
+        columns=form.columns or None,
+        time_format=form.time_format,
+        fill=form.fill,
+        regular=form.regular,
+        separator=form.separator,
+        encoding=form.encoding,
+        whose="the model",
+    )
+    if len(series.names) != form.count:
+        raise DataError(
+            f"{path} has {len(series.names)} variables ({listed(series.names)}), the model takes {form.count}"
+        )
+    if not form.columns:
+        _log.warning("%s: the model knows no names of variables, so they are taken in order", path)
+    if len(series.times) < form.steps:
+        raise DataError(f"{path} has {len(series.times)} steps, the model looks at {form.steps}")
+    step = series.step
+    if step and form.step and str(step) != form.step:
+        raise DataError(f"{path} goes in steps of {step}, the series that the model was trained on in {form.step}")
+    values, marks = standardised(series, form)
+    following = [step.after(series.times[-1], i + 1) for i in range(form.horizon)] if step else []
+    return Window(values[None, -form.steps :], marks[None, -form.steps :], following, series.names)
+
+
+def prepare_series(path: Path, form: inputs.Series) -> tuple[Tensor, Tensor]:
+    """The last window of a file and its marks, (1, L, D) and (1, L, F)."""
+    window = last_window(path, form)
+    return window.values, window.marks
 
 
 # ---- windows -----------------------------------------------------------------------------------------------
@@ -176,6 +471,14 @@ class Forecast(ImageDataModule):
         pred_len: Steps H to forecast.
         time_features: How many of the calendar features to use, in the order of `Series.marks`; the last two say
             nothing where the series is no longer than a year.
+        time_column: Name of the column of the times in a file; `None` means the first one.
+        columns: Names of the variables in a file; `None` means all but the times.
+        time_format: How a file writes times, in the words of `strptime`; `None` means ISO 8601.
+        fill: What becomes of missing times and empty cells of a file: `forward` repeats the last values seen, `None`
+            refuses them.
+        regular: Whether the times of a file must keep one step; `false` takes rows as they come.
+        separator: What stands between the cells of a file; `None` recognises comma, semicolon, tab and vertical bar.
+        encoding: Of a file; `None` means UTF-8, or UTF-16 with its mark.
         train_share: Share of the series for training.
         val_share: Share for validation; the rest is for testing.
         seed: Decides the order of the training windows.
@@ -202,6 +505,13 @@ class Forecast(ImageDataModule):
         seq_len: PositiveInt = 28,
         pred_len: PositiveInt = 7,
         time_features: Annotated[int, Field(ge=0, le=4)] = 4,
+        time_column: str | None = None,
+        columns: list[str] | None = None,
+        time_format: str | None = None,
+        fill: Fill | None = None,
+        regular: bool = True,
+        separator: str | None = None,
+        encoding: str | None = None,
         train_share: Share = 0.7,
         val_share: Share = 0.1,
         seed: NonNegativeInt = 0,
@@ -212,15 +522,28 @@ class Forecast(ImageDataModule):
         pin_memory: bool | None = None,
     ) -> None:
         super().__init__(seed, batch_size, eval_batch_size, num_workers, drop_last, pin_memory)
-        if name not in SERIES and not name.endswith(".csv"):
+        if name not in SERIES and not name.lower().endswith(SUFFIXES):
             raise DataError(
-                f"Forecast(name={name!r}): there is no such series{suggestion(name, SERIES)}, or a .csv file"
+                f"Forecast(name={name!r}): there is no such series{suggestion(name, SERIES)}, or a "
+                f"{', '.join(SUFFIXES)} file"
             )
         if train_share + val_share >= 1:
             raise DataError(f"train_share + val_share = {train_share + val_share:g} leaves nothing to test on")
         self.series_name, self.download = name, download
         self.seq_len, self.pred_len = seq_len, pred_len
         self.time_features, self.train_share, self.val_share = time_features, train_share, val_share
+        self.reading: dict[str, Any] = {
+            "time_column": time_column,
+            "columns": columns,
+            "time_format": time_format,
+            "fill": fill,
+            "regular": regular,
+            "separator": separator,
+            "encoding": encoding,
+        }
+        if name in SERIES and self.reading != _AS_THEY_ARE:
+            given = next(key for key, value in self.reading.items() if value != _AS_THEY_ARE[key])
+            raise DataError(f"Forecast(name={name!r}): {given} is for files; {name} is read as it is")
         self.root = cache_folder(root)
         self._series: Series | None = None
 
@@ -229,7 +552,8 @@ class Forecast(ImageDataModule):
         """The whole series, read once."""
         if self._series is None:
             read = SERIES.get(self.series_name)
-            self._series = read(self.root, self.download) if read else read_csv(Path(self.series_name).expanduser())
+            path = Path(self.series_name).expanduser()
+            self._series = read(self.root, self.download) if read else read_csv(path, **self.reading)
         return self._series
 
     @property
@@ -245,12 +569,36 @@ class Forecast(ImageDataModule):
     @property
     def preprocessing(self) -> dict[str, Any]:
         """Mean and deviation of the training part, which a window must be standardised by."""
-        values = self.series.values[: self._borders()[0]]
-        return {
-            "input_size": list(self.input_size),
-            "mean": values.mean(0).tolist(),
-            "std": _deviation(values).tolist(),
-        }
+        return {"input_size": list(self.input_size), "mean": self._form.mean, "std": self._form.std}
+
+    @functools.cached_property
+    def _form(self) -> inputs.Series:
+        series = self.series
+        past = series.values[: self._borders()[0]]
+        if not len(past):
+            raise DataError(f"{self.series_name} has {len(series.values)} steps, too few to train on")
+        mean, scale = standardisation(past)
+        same = [name for name, one, raw in zip(series.names, scale == 1, past.std(0), strict=True) if one and raw < 0.5]
+        if same:
+            _log.warning(
+                "%s: %s never changes in the training part and is only centred", self.series_name, listed(same)
+            )
+        reading = {**self.reading, "columns": series.names, "time_column": series.time_name}
+        return inputs.Series(
+            kind="series",
+            count=len(series.names),
+            steps=self.seq_len,
+            horizon=self.pred_len,
+            time_features=self.time_features,
+            mean=mean.tolist(),
+            std=scale.tolist(),
+            step=str(series.step) if series.step else None,
+            **reading,
+        )
+
+    def input_record(self) -> dict[str, Any]:
+        """Names and scales of the variables, lengths, calendar features, and how a file is read."""
+        return self._form.model_dump()
 
     def _borders(self) -> tuple[int, int, int]:
         """Ends of the training, validation and test part."""
@@ -270,9 +618,7 @@ class Forecast(ImageDataModule):
         if min(training - self.seq_len, validation - training, steps - validation) < self.pred_len:
             windows = f"windows of {self.seq_len} + {self.pred_len}"
             raise DataError(f"{self.series_name} has {steps} steps, too few for {windows} in every part")
-        past = self.series.values[:training]
-        values = torch.from_numpy((self.series.values - past.mean(0)) / _deviation(past)).float()
-        marks = torch.from_numpy(self.series.marks()[:, : self.time_features]).float()
+        values, marks = standardised(self.series, self._form)
         starts = {
             "train": range(training - whole + 1),
             "val": range(training - self.seq_len, validation - whole + 1),
@@ -288,9 +634,3 @@ class Forecast(ImageDataModule):
         part = self._dataset("train")
         (windows, _), targets = part.batch(range(len(part)))
         return windows, targets
-
-
-def _deviation(values: np.ndarray) -> np.ndarray:
-    """Standard deviation of each variable; 1 for one that never changes."""
-    deviation = values.std(0)
-    return np.where(deviation > 0, deviation, 1.0)

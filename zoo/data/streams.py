@@ -65,9 +65,15 @@ class TaskStream:
 
     def __init__(self, train: Split, test: Split, tasks: int, seed: int = 0, train_samples: int | None = None) -> None:
         for part, (images, classes) in (("train", train), ("test", test)):
-            if images.ndim != 4 or len(images) != len(classes) or not len(images):
+            if images.ndim != 4 or classes.ndim != 1 or len(images) != len(classes) or not len(images):
                 shapes = f"{tuple(images.shape)} and {tuple(classes.shape)}"
                 raise DataError(f"the {part} part needs images (N, C, H, W) and as many classes (N,), got {shapes}")
+            if images.dtype != torch.uint8 and not images.is_floating_point():
+                raise DataError(
+                    f"the {part} part has images of type {images.dtype}; bytes or floating point are needed"
+                )
+            if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool or classes.min() < 0:
+                raise DataError(f"the {part} part needs whole numbers from 0 as classes, got {_told(classes)}")
         if tasks < 1:
             raise DataError(f"tasks={tasks} must be at least 1")
         if train_samples is not None and not 0 < train_samples <= len(train[0]):
@@ -86,12 +92,24 @@ class TaskStream:
             raise IndexError(f"task {task} of a stream of {self.tasks}")
         task %= self.tasks
         images, classes = self.select(self.train, task)
-        if self.train_samples is not None:
-            draw = torch.Generator().manual_seed(sample_seed(self.seed, f"task {task}"))
-            chosen = torch.randperm(len(classes), generator=draw)[: self.train_samples].sort().values
+        chosen = self._drawn(task, len(classes))
+        if chosen is not None:
             images, classes = images[chosen], classes[chosen]
         train = self.transform(images, task), classes
         return StreamTask(task, classes.unique().tolist(), train, self.test_part(task))
+
+    def _drawn(self, task: int, count: int) -> Tensor | None:
+        """Which of a task's images are trained on; None: all."""
+        if self.train_samples is None:
+            return None
+        draw = torch.Generator().manual_seed(sample_seed(self.seed, f"task {task}"))
+        return torch.randperm(count, generator=draw)[: self.train_samples].sort().values
+
+    def labels(self, task: int) -> Tensor:
+        """Classes (N,) of a task's training images, without making the images."""
+        classes = self.train[1][self.chosen(self.train, task)]
+        drawn = self._drawn(task, len(classes))
+        return classes if drawn is None else classes[drawn]
 
     def test_part(self, task: int) -> Split:
         """Test images and classes of a task, kept once made."""
@@ -102,7 +120,12 @@ class TaskStream:
 
     def select(self, part: Split, task: int) -> Split:
         """The images and classes that belong to a task."""
-        return part
+        chosen = self.chosen(part, task)
+        return part[0][chosen], part[1][chosen]
+
+    def chosen(self, part: Split, task: int) -> Any:
+        """An index of the images that belong to a task."""
+        return slice(None)
 
     def transform(self, images: Tensor, task: int) -> Tensor:
         """The images as the task shows them."""
@@ -209,8 +232,13 @@ class SplitTasks(TaskStream):
     """The classes shared out: task t has the next `classes_per_task` of them, under their own labels.
 
     Args:
-        train, test, tasks, seed, train_samples: See :class:`TaskStream`; `tasks` None for as many as the classes give.
-        order: Order of the classes: None for the natural one, `"random"` draws one, or a tensor.
+        train, test, tasks, seed, train_samples: See :class:`TaskStream`; `tasks` None for as many as the classes give,
+            and all of them then have a task. Fewer tasks leave the last classes out.
+        order: Order of the classes, each of them once: None for the natural one, `"random"` draws one, or a tensor.
+        classes_per_task: Classes of a task.
+
+    Raises:
+        DataError: The classes cannot be shared out like this, or a task has no images to train on or to be tested on.
     """
 
     def __init__(
@@ -223,32 +251,72 @@ class SplitTasks(TaskStream):
         order: Tensor | Literal["random"] | None = None,
         classes_per_task: int = 2,
     ) -> None:
+        super().__init__(train, test, 1 if tasks is None else tasks, seed, None)
+        if classes_per_task < 1:
+            raise DataError(f"classes_per_task={classes_per_task} must be at least 1")
         classes = train[1].unique()
-        most = len(classes) // classes_per_task if classes_per_task > 0 else 0
-        super().__init__(train, test, most if tasks is None else tasks, seed, None)
+        most, rest = divmod(len(classes), classes_per_task)
+        self.tasks = most if tasks is None else tasks
         if not 1 <= self.tasks <= most:
-            raise DataError(f"{len(classes)} classes make {most} tasks of {classes_per_task} each, not {self.tasks}")
-        self.order = order if isinstance(order, Tensor) else classes
+            raise DataError(
+                f"{len(classes)} classes make {most} tasks of {classes_per_task} each, not {max(self.tasks, 1)}"
+            )
         if isinstance(order, str):
+            if order != "random":
+                raise DataError(f"order={order!r} is not one of None, 'random', or a tensor of classes")
             draw = torch.Generator().manual_seed(sample_seed(seed, "classes"))
-            self.order = classes[torch.randperm(len(classes), generator=draw)]
+            order = classes[torch.randperm(len(classes), generator=draw)]
         self.classes_per_task, self.train_samples = classes_per_task, train_samples
+        self._take(classes if order is None else torch.as_tensor(order))
+        if rest and self.tasks == most:
+            raise DataError(
+                f"{len(classes)} classes cannot be shared out in tasks of {classes_per_task}, "
+                f"{_told(self.order[-rest:])} would never be seen: take classes_per_task that divides {len(classes)}"
+            )
+
+    def _take(self, order: Tensor) -> None:
+        """Share the classes out in this order.
+
+        Raises:
+            DataError: It is no order of the classes, or a task lacks images.
+        """
+        classes = self.train[1].unique()
+        if order.ndim != 1 or not torch.equal(order.sort().values.to(classes), classes):
+            raise DataError(f"order must name each of {_told(classes)} once, got {_told(order)}")
+        self.order = order.to(classes)
+        for t in range(self.tasks):
+            lacking = self.classes(t)[~torch.isin(self.classes(t), self.test[1])]
+            if len(lacking):
+                raise DataError(f"the test part has no image of {_told(lacking)}, which belongs to task {t}")
+            count = int(torch.isin(self.train[1], self.classes(t)).sum())
+            if self.train_samples is not None and not 0 < self.train_samples <= count:
+                raise DataError(
+                    f"train_samples={self.train_samples} must be between 1 and {count}, the images of task {t}"
+                )
 
     def classes(self, task: int) -> Tensor:
         """The classes of a task."""
         return self.order[task * self.classes_per_task : (task + 1) * self.classes_per_task]
 
-    def select(self, part: Split, task: int) -> Split:
+    def chosen(self, part: Split, task: int) -> Tensor:
         """The images of the task's classes."""
-        chosen = torch.isin(part[1], self.classes(task))
-        return part[0][chosen], part[1][chosen]
+        return torch.isin(part[1], self.classes(task))
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"order": self.order}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.order = state["order"]
+        self._take(state["order"])
+
+
+def _told(classes: Tensor) -> str:
+    """Classes in words, a dozen at most."""
+    if classes.ndim != 1 or classes.is_floating_point():
+        return f"{classes.dtype} of shape {tuple(classes.shape)}"
+    found = [str(c) for c in classes.unique().tolist()]
+    shown = ", ".join(found[:12]) + (", ..." if len(found) > 12 else "")
+    return f"class{'es' if len(found) > 1 else ''} {shown}"
 
 
 SCENARIOS = {"permuted": PermutedTasks, "rotated": RotatedTasks}
@@ -331,6 +399,10 @@ class ContinualData(LightningDataModule):
         """What makes an input of an image, in timm's words."""
         chans = self.source.in_chans
         return self.source.preprocessing | {"mean": [0.0] * chans, "std": [1.0] * chans}
+
+    def input_record(self) -> dict[str, Any]:
+        """That of the set, without its normalisation."""
+        return self.source.input_record() | {k: self.preprocessing[k] for k in ("mean", "std")}
 
     @property
     def stream(self) -> TaskStream:

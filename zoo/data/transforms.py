@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Augmentation", "ImagePipeline"]
+__all__ = ["Augmentation", "ImagePipeline", "fit_floats"]
 
 _GRID = 4  # control points of the elastic warp along each side
 _AREA = (0.02, 1 / 3)  # erased share of the image, as in the paper
@@ -113,6 +113,13 @@ def _whole_pixels(draw: float, limit: float) -> int:
     return int(draw * (2 * most + 1)) - most
 
 
+def fit_floats(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Images (B, C, H, W) resized to `size` (height, width), bilinear with antialiasing; as they are where it fits."""
+    if tuple(images.shape[-2:]) == tuple(size):
+        return images
+    return F.interpolate(images, tuple(size), mode="bilinear", antialias=True, align_corners=False)
+
+
 class ImagePipeline:
     """From stored images to a network's input: augment, resize, normalise.
 
@@ -146,9 +153,8 @@ class ImagePipeline:
         draws = augmentation.draw(seeds) if augmentation else None
         if augmentation and draws is not None:
             result = augmentation.warp(result, draws)
-        if self.size and result.shape[-2:] != (self.size, self.size):
-            side = (self.size, self.size)
-            result = F.interpolate(result, side, mode="bilinear", antialias=True, align_corners=False)
+        if self.size:
+            result = fit_floats(result, (self.size, self.size))
         if augmentation and augmentation.erase and draws is not None:
             augmentation.erase_(result, draws, self.mean)
         return result

@@ -6,20 +6,25 @@ Every batch is `(clips, targets)`: float32 (B, C, T, H, W), and int64 (B,).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from zoo import inputs
 from zoo.data import sources
-from zoo.data.checks import DataError, checked
+from zoo.data.checks import DataError, checked, tell
 from zoo.data.image import ImageDataModule
+from zoo.data.pictures import MAX_PIXELS
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
+from zoo.data.transforms import fit_floats
+from zoo.data.walk import Files, class_folders, parts, scan, scan_like
 
 __all__ = ["MOTIONS", "MovingDigits", "MovingMnist", "VideoFolder", "read_video"]
 
@@ -139,6 +144,11 @@ class MovingMnist(ImageDataModule):
         """Frames go into the model with black 0 and white 1."""
         return {"input_size": list(self.input_size), "mean": [0.0], "std": [1.0]}
 
+    def input_record(self) -> dict[str, Any]:
+        """Frames and their size; black is 0 and white 1."""
+        record = {"kind": "clip", "channels": 1, "frames": self.frames, "size": [self.size, self.size], "place": 0.5}
+        return record | {"mean": [0.0], "std": [1.0], "background": 0}
+
     def prepare_data(self) -> None:
         """Fetch the digits unless the cache has them."""
         sources.fetch_mnist5k(self.root, self.download)
@@ -159,66 +169,128 @@ class MovingMnist(ImageDataModule):
 # ---- files -------------------------------------------------------------------------------------------------
 
 SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov")
+VIDEOS = Files(
+    "video",
+    "videos",
+    SUFFIXES,
+    missing="{folder} has no folders with videos, one for each class: set data.root",
+    empty="{folder} has no folders with videos, one for each class: set data.root",
+)
+# what FFmpeg may read: no playlist, no script, and nothing but the file itself
+_CLOSED = {"format_whitelist": "avi,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2", "protocol_whitelist": "file"}
 
 
-def read_video(path: Path, frames: int, size: int, start: float = 0.5) -> Tensor:
-    """Frames of a video file at even steps, as a uint8 clip (3, frames, size, size); needs PyAV.
-
-    Args:
-        path: The file.
-        frames: Frames T, spread over the whole file; a shorter file shows frames twice.
-        size: Side to which the middle square of every frame is resized.
-        start: Where in its step each frame is taken, in [0, 1).
+def _frames(path: Path) -> Iterator[Any]:
+    """The frames of a video file, one after the other.
 
     Raises:
-        DataError: If PyAV is missing or the file cannot be decoded.
+        DataError: PyAV is missing, or the file is no regular file, of another format, or damaged.
     """
     try:
         import av
     except ImportError as error:
         raise DataError("reading video files needs PyAV: pip install 'kernel-zoo[video]'") from error
+    if not path.is_file():
+        raise DataError(f"cannot read the video {path}: it is no regular file")
     try:
-        with av.open(str(path)) as container:
-            decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    except (av.FFmpegError, OSError, IndexError) as error:
-        raise DataError(f"cannot read the video {path}: {error}") from error
-    if not decoded:
+        with path.open("rb") as file, av.open(file, options=_CLOSED) as container:
+            yield from container.decode(video=0)  # type: ignore[union-attr]
+    except (av.FFmpegError, OSError, IndexError, ValueError) as error:
+        raise DataError(f"cannot read the video {path}: {' '.join(str(error).split())[:120]}") from error
+
+
+def read_video(
+    path: str | Path, frames: int, size: int | Sequence[int], start: float = 0.5, channels: int = 3
+) -> Tensor:
+    """Frames of a video file at even steps, as a uint8 clip (channels, frames, height, width); needs PyAV.
+
+    Args:
+        path: The file.
+        frames: Frames T, spread over the whole file; a shorter file shows frames twice.
+        size: Height and width, or the side of a square, to which the middle of every frame is resized.
+        start: Where in its step each frame is taken, in [0, 1).
+        channels: 3 for red, green and blue, 1 for grey.
+
+    Raises:
+        DataError: If PyAV is missing or the file cannot be decoded.
+    """
+    path, size = Path(path), (size, size) if isinstance(size, int) else tuple(size)
+    total = sum(1 for _ in _frames(path))
+    if not total:
         raise DataError(f"the video {path} has no frames")
-    chosen = [decoded[int((i + start) * len(decoded) / frames)] for i in range(frames)]
-    clip = torch.stack([torch.from_numpy(frame) for frame in chosen]).permute(0, 3, 1, 2).float()  # T 3 H W
-    side = min(clip.shape[-2:])
-    top, left = (clip.shape[-2] - side) // 2, (clip.shape[-1] - side) // 2
-    clip = clip[..., top : top + side, left : left + side]
-    clip = F.interpolate(clip, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return clip.round().clamp(0, 255).to(torch.uint8).transpose(0, 1)
+    chosen = [int((i + start) * total / frames) for i in range(frames)]
+    kept: dict[int, Tensor] = {}  # only what is asked for is turned into an array: a long file needs no more memory
+    for i, frame in enumerate(_frames(path)):
+        if i in chosen:
+            if frame.width * frame.height > MAX_PIXELS:
+                raise DataError(f"{path} has frames of {frame.width} x {frame.height} pixels: make it smaller first")
+            array = frame.to_ndarray(format="rgb24" if channels == 3 else "gray")
+            kept[i] = _fitted(np.rot90(array, round(getattr(frame, "rotation", 0) / 90)), size)
+    return torch.stack([kept[i] for i in chosen], 1)
+
+
+def _fitted(frame: np.ndarray, size: tuple[int, ...]) -> Tensor:
+    """The middle of an upright frame (H, W) or (H, W, C), in the proportions of `size`, as bytes (C, h, w)."""
+    pixels = torch.from_numpy(frame.copy())
+    pixels = pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels[None]
+    scale = min(pixels.shape[-2] / size[0], pixels.shape[-1] / size[1])
+    height, width = (max(1, round(side * scale)) for side in size)
+    top, left = (pixels.shape[-2] - height) // 2, (pixels.shape[-1] - width) // 2
+    middle = pixels[:, top : top + height, left : left + width].float()[None]
+    return fit_floats(middle, size)[0].round().clamp(0, 255).to(torch.uint8)
+
+
+def clip_of(path: str | Path, record: inputs.Clip, start: float | None = None) -> Tensor:
+    """A video file as one input, (C, T, H, W), normalised.
+
+    Args:
+        path: The file.
+        record: The record of the input.
+        start: Where in its step each frame is taken; the record's place by default.
+    """
+    clip = read_video(path, record.frames, record.size, record.place if start is None else start, record.channels)
+    mean, std = (torch.tensor(v).view(-1, 1, 1, 1) for v in (record.mean, record.std))
+    return clip.float().div_(255).sub_(mean).div_(std)
+
+
+def prepare_clip(path: Path, record: inputs.Clip) -> tuple[Tensor, ...]:
+    """One video as the model's input, (1, C, T, H, W).
+
+    Raises:
+        DataError: See :func:`read_video`.
+    """
+    return (clip_of(path, record)[None],)
 
 
 class VideoFiles(KeyedDataset):
     """Video files, decoded when asked for; training draws where in its step a frame is taken, and flips."""
 
     def __init__(
-        self, paths: Sequence[Path], targets: Sequence[int], frames: int, size: int, flip: float, seed: int | None
+        self, paths: Sequence[str], targets: Sequence[int], record: inputs.Clip, flip: float, seed: int | None
     ) -> None:
         super().__init__(targets)
-        self.paths, self.frames, self.size, self.flip, self.seed = list(paths), frames, size, flip, seed
+        self.paths, self.record, self.flip, self.seed = list(paths), record, flip, seed
 
     def images(self, keys: Sequence[SampleKey]) -> Tensor:
         """Normalised clips of `keys`, (B, 3, T, size, size)."""
-        clips = torch.stack([self._clip(key) for key in keys]).float().div_(255)
-        mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in (VideoFolder.mean, VideoFolder.std))
-        return clips.sub_(mean).div_(std)
+        return torch.stack([self._clip(key) for key in keys])
 
     def _clip(self, key: SampleKey) -> Tensor:
-        start, flip = 0.5, 1.0
-        if self.seed is not None:
-            generator = torch.Generator().manual_seed(sample_seed(self.seed, key.epoch, key.sample))
-            start, flip = torch.rand(2, generator=generator).tolist()
-        clip = read_video(self.paths[key.sample], self.frames, self.size, start)
+        if self.seed is None:
+            return clip_of(self.paths[key.sample], self.record)
+        generator = torch.Generator().manual_seed(sample_seed(self.seed, key.epoch, key.sample))
+        start, flip = torch.rand(2, generator=generator).tolist()
+        clip = clip_of(self.paths[key.sample], self.record, start)
         return clip.flip(-1) if flip < self.flip else clip
 
 
 class VideoFolder(ImageDataModule):
-    """Video files in folders, one per class: `root/train/CLASS/*.mp4`, likewise `test/` and perhaps `val/`.
+    """Video files in folders, one per class.
+
+    `root` holds `train/` and perhaps `val/` (or `valid/`, `validation/`) and `test/`, each with one folder per class;
+    or the class folders themselves. Without a validation folder, `val_fraction` of each class's training files is split
+    off; without a test folder, the validation part is also the test part, which is told. Folders, links and hidden
+    files count as for :class:`ImageFolder`.
 
     Args:
         root: The folder.
@@ -260,16 +332,17 @@ class VideoFolder(ImageDataModule):
     @property
     def class_names(self) -> list[str]:
         """Names of the class folders, sorted."""
-        folder = self.root / "train"
-        names = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
-        if not names:
-            raise DataError(f"{folder} has no folders with videos, one for each class: set data.root")
-        return names
+        return class_folders(parts(self.root)["train"], VIDEOS)
 
     @property
     def input_size(self) -> tuple[int, int, int]:
         """Channels, frames, and the side of a frame."""
         return 3, self.frames, self.size
+
+    def input_record(self) -> dict[str, Any]:
+        """Frames, their size and normalisation."""
+        record = {"kind": "clip", "channels": 3, "frames": self.frames, "size": [self.size, self.size], "place": 0.5}
+        return record | {"mean": list(self.mean), "std": list(self.std), "rounded": True}
 
     def prepare_data(self) -> None:
         """Nothing to fetch; a missing folder is told now."""
@@ -279,16 +352,11 @@ class VideoFolder(ImageDataModule):
         """List the files, once."""
         if self.datasets:
             return
-        found: dict[str, tuple[list[Path], list[int]]] = {}
-        for part in ("train", "val", "test"):
-            for target, name in enumerate(self.class_names):
-                for path in sorted((self.root / part / name).glob("*")):
-                    if path.suffix.lower() in SUFFIXES:
-                        paths, targets = found.setdefault(part, ([], []))
-                        paths.append(path)
-                        targets.append(target)
-        if "train" not in found:
-            raise DataError(f"{self.root / 'train'} has no videos; known are {', '.join(SUFFIXES)}")
+        names, where = self.class_names, parts(self.root)
+        found = {"train": scan(where["train"], names, VIDEOS)}
+        for part in ("val", "test"):
+            if part in where:
+                found[part] = scan_like(where[part], where["train"], names, VIDEOS)
         if "val" not in found:
             paths, targets = found["train"]
             for part, chosen in zip(
@@ -296,8 +364,12 @@ class VideoFolder(ImageDataModule):
             ):
                 if len(chosen):
                     found[part] = [paths[i] for i in chosen], [targets[i] for i in chosen]
-        for part, (paths, targets) in found.items():
+        record = inputs.read(self.input_record())
+        for part, files in found.items():
             training = part == "train"
             self.datasets[part] = VideoFiles(  # type: ignore[index]
-                paths, targets, self.frames, self.size, self.hflip if training else 0.0, self.seed if training else None
+                *files, record, self.hflip if training else 0.0, self.seed if training else None
             )
+        if "test" not in self.datasets and "val" in self.datasets:
+            tell(f"{self.root} has no test part: the test is on the validation part")
+            self.datasets["test"] = self.datasets["val"]

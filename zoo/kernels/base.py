@@ -70,7 +70,8 @@ class Positive:
     Args:
         transform: `"softplus"` (linear for large values) or `"exp"` (steps are relative; for quantities that
             span orders of magnitude).
-        floor: Smallest value, so that a division by the view stays finite.
+        floor: Added to the positive function, so that training stays away from 0; values below twice the floor
+            are twice the function instead. Any positive number whose square float64 can hold is possible.
         optional: Allow 0 at registration, which then stays 0 and has no raw number.
     """
 
@@ -92,10 +93,23 @@ class Positive:
         raw = getattr(module, f"raw_{self.name}")
         if raw is None:
             return torch.zeros((), device="cpu", dtype=torch.float32)
-        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        return self._view(raw, torch.promote_types(raw.dtype, torch.float32))
+
+    def of(self, module: nn.Module, dtype: torch.dtype) -> Tensor:
+        """The positive view in a type, which may hold smaller numbers than the raw number's own, or not as small."""
+        view = self.__get__(module)
+        if view.dtype == dtype:
+            return view
+        if dtype == torch.float32:
+            return view.to(dtype).clamp_min(_SMALLEST[dtype])
+        wide = self._view(getattr(module, f"raw_{self.name}"), dtype)
+        return torch.where(view > _SMALLEST[view.dtype], view.to(dtype), wide)
+
+    def _view(self, raw: Tensor, dtype: torch.dtype) -> Tensor:
+        raw = raw.to(dtype)
         # the default threshold of 20 would cost float64 nine digits there
-        view = torch.exp(raw) if self.transform == "exp" else F.softplus(raw, threshold=40)
-        return view + self.floor
+        soft = torch.exp(raw) if self.transform == "exp" else F.softplus(raw, threshold=40)
+        return (soft + soft.clamp_max(self.floor)).clamp_min(_SMALLEST[dtype]) if self.floor else soft
 
     def __set__(self, module: nn.Module, value: Value) -> None:
         raw = getattr(module, f"raw_{self.name}")
@@ -109,18 +123,26 @@ class Positive:
                 f"{self.name} has shape {tuple(raw.shape)}; a value of shape {tuple(new.shape)} does not fit"
             ) from None
         with torch.no_grad():
-            raw.copy_(new)
+            raw.copy_(self._fitting(new, raw.dtype))
+
+    def _fitting(self, raw: Tensor, dtype: torch.dtype) -> Tensor:
+        """The raw number in a type that can hold it."""
+        if not bool(raw.to(dtype).isfinite().all()):
+            raise ValueError(f"{self.name} is too large for {dtype}; build it with dtype=torch.float64")
+        return raw.to(dtype)
 
     def inverse(self, value: Tensor) -> Tensor:
         """The raw number behind a positive value.
 
         Raises:
-            ValueError: A value is not finite and larger than the floor.
+            ValueError: A value is not positive and finite, or, of one that has a floor, its square in float64.
         """
-        above = value - self.floor
-        if not bool(torch.all((above > 0) & torch.isfinite(value))):
-            raise ValueError(f"{self.name} must be positive (more than {self.floor:g}) and finite, got {_shown(value)}")
-        return above.log() if self.transform == "exp" else above + torch.log(-torch.expm1(-above))
+        size = value.square() if self.floor else value
+        if not bool(torch.all((value > 0) & (size > 0) & torch.isfinite(size))):
+            squared = ", and so must its square (1.6e-162 to 1.3e154)" if self.floor else ""
+            raise ValueError(f"{self.name} must be positive and finite{squared}, got {_shown(value)}")
+        soft = torch.where(value < 2 * self.floor, value / 2, value - self.floor)
+        return soft.log() if self.transform == "exp" else soft + torch.log(-torch.expm1(-soft))
 
     @staticmethod
     def register(
@@ -141,11 +163,18 @@ class Positive:
             module.register_parameter(f"raw_{name}", None)
             return
         raw = descriptor.inverse(torch.as_tensor(value, dtype=torch.float64, device="cpu").detach())
-        raw = raw.to(device=device, dtype=dtype or torch.get_default_dtype())
+        if dtype is None:  # float64 where the default cannot hold it
+            dtype = torch.get_default_dtype()
+            dtype = dtype if bool(raw.to(dtype).isfinite().all()) else torch.float64
+        raw = descriptor._fitting(raw, dtype).to(device)
         if learnable:
             module.register_parameter(f"raw_{name}", nn.Parameter(raw))
         else:
             module.register_buffer(f"raw_{name}", raw)
+
+
+#: Least positive view by type: a division by it stays finite, and float64 can hold its square.
+_SMALLEST = {torch.float32: 1e-30, torch.float64: 1.6e-162}
 
 
 def _shown(value: Tensor) -> str:
@@ -666,7 +695,7 @@ def _register_scales(module: nn.Module, name: str, value: Value, learnable: bool
 
 def _rescale(kernel: Gaussian | Laplacian, X: Tensor, Z: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Centred points in units of the lengthscale, in float64 where they spread far."""
-    lengthscale = kernel.lengthscale.to(X.dtype)
+    lengthscale = type(kernel).lengthscale.of(kernel, X.dtype)
     if lengthscale.ndim:
         _check_dim(X, lengthscale.shape[0], "the lengthscale")
     origin = _origin(X if Z is None else Z)

@@ -1131,8 +1131,8 @@ class FourierFeatures(FeatureMap):
     """
 
     def __init__(self, in_features: int, num_features: int, *, lengthscale: float = 1.0, **options: Any) -> None:
-        if not lengthscale > 0:
-            raise ValueError(f"lengthscale={lengthscale} must be positive")
+        if not (lengthscale > 0 and 0 < lengthscale * lengthscale < math.inf):
+            raise ValueError(f"lengthscale={lengthscale} must be positive and finite, and so must its square")
         super().__init__(in_features, num_features, **{**options, "bias": False})
         self.lengthscale, self.out_features = lengthscale, 2 * num_features
 

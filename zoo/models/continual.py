@@ -4,6 +4,7 @@ A :class:`ContinualLearner` is a plain module. It says how it wants to be traine
 (`begin_task`), names the losses of a batch (`losses`), closes the task (`end_task`), and answers with logits, with or
 without the id of the task:
 
+>>> learner.begin_stream(5)                           # tasks to come; without it, as many as there is room for
 >>> learner.begin_task(0, x, y)                       # what it returns is to be trained on
 >>> sum(learner.losses(x[:10], y[:10], 0).values()).backward()
 >>> learner.end_task(0, x, y)
@@ -24,7 +25,7 @@ import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from zoo.kernels.ridge import masked
+from zoo.kernels.ridge import SupportError, masked
 
 __all__ = [
     "EWC",
@@ -86,6 +87,13 @@ class MLP(nn.Sequential):
         super().__init__(*first, nn.Linear(hidden, hidden, **dd), nn.ReLU(), nn.Dropout(drop_rate))
 
 
+def need_per_class(labels: Tensor, per_class: int) -> None:
+    """Raise TaskError if a class among labels (N,) has fewer than `per_class` samples."""
+    for label, count in zip(*labels.unique(return_counts=True), strict=True):
+        if count < per_class:
+            raise TaskError(f"class {int(label)} has {int(count)} samples; {per_class} of each class are needed")
+
+
 def choose_per_class(
     labels: Tensor, per_class: int, generator: torch.Generator | None = None, *, shuffle: bool = True
 ) -> Tensor:
@@ -100,11 +108,10 @@ def choose_per_class(
     Raises:
         TaskError: A class has fewer samples.
     """
+    need_per_class(labels, per_class)
     chosen = []
     for label in labels.unique().tolist():
         found = (labels == label).nonzero().squeeze(-1)
-        if len(found) < per_class:
-            raise TaskError(f"class {label} has {len(found)} samples; {per_class} of each class are needed")
         if shuffle:
             found = found[torch.randperm(len(found), generator=generator).to(found.device)]
         chosen.append(found[:per_class])
@@ -128,6 +135,10 @@ class ContinualLearner(nn.Module):
     training_only: tuple[str, ...] = ()
     #: Whether the logits depend on the task id beyond masking the classes of other tasks.
     uses_task = False
+    #: Whether images must lie in [0, 1]: they are stored in bytes, or a generator makes such images.
+    unit_range = False
+    #: Samples of a step at least; batch normalisation of a single one has no variance.
+    smallest_batch = 1
     seen: Tensor
     active: Tensor
 
@@ -139,6 +150,7 @@ class ContinualLearner(nn.Module):
             )
         self.num_classes, self.in_chans, self.img_size, self.tasks = num_classes, in_chans, img_size, tasks
         self.dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.length = tasks
         self.tasks_seen = 0  # `seen` as a number, which a graph can hold
         self.register_buffer("seen", torch.zeros((), dtype=torch.long, device=device))
         self.register_buffer("active", torch.ones(tasks, num_classes, dtype=torch.bool, device=device))
@@ -149,6 +161,16 @@ class ContinualLearner(nn.Module):
         return self.in_chans * self.img_size**2
 
     # ---- a task -------------------------------------------------------------------------------------------
+
+    def begin_stream(self, length: int) -> None:
+        """Say how many tasks will come; without it, as many as there is room for.
+
+        Raises:
+            TaskError: There is no room for so many.
+        """
+        if not 1 <= length <= self.tasks:
+            raise TaskError(f"the stream has {length} tasks, the model room for tasks={self.tasks}")
+        self.length = length
 
     def begin_task(self, task: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Prepare for a task; tasks come in order.
@@ -162,7 +184,8 @@ class ContinualLearner(nn.Module):
             Images and classes to train on.
 
         Raises:
-            TaskError: The task is out of order, has one class only, or has inputs that are not finite.
+            TaskError: The task is out of order, or its images or classes cannot be learnt; the message says why.
+            SupportError: The learner needs images in [0, 1], and these are not.
         """
         if not 0 <= task < self.tasks:
             raise TaskError(f"task {task} does not fit: the model was built for tasks={self.tasks}")
@@ -170,16 +193,40 @@ class ContinualLearner(nn.Module):
             raise TaskError(f"task {task} comes before task {self.tasks_seen}: tasks are learnt in order")
         if len(x) != len(y) or not len(x):
             raise TaskError(f"task {task} has {len(x)} images and {len(y)} labels")
+        self.check_images(x, f"task {task}")
+        self.check_labels(task, y)
+        self.active[task] = False
+        self.active[task, y.unique()] = True
+        return x, y
+
+    def check_images(self, x: Tensor, origin: str) -> None:
+        """Raise TaskError, or SupportError for the range, unless images (N, C, H, W) can be learnt."""
+        shape, own = tuple(x.shape[1:]), next(t for t in self.state_dict().values() if t.is_floating_point())
+        if shape != (self.in_chans, self.img_size, self.img_size):
+            side = self.img_size
+            raise TaskError(f"{origin} has images of shape {shape}; the model takes ({self.in_chans}, {side}, {side})")
+        if x.dtype != own.dtype:
+            raise TaskError(f"{origin} has images of type {x.dtype}; the model takes {own.dtype}, bytes divided by 255")
+        if not bool(torch.isfinite(x).all()):
+            raise TaskError(f"{origin} has images with NaN or infinity")
+        if self.unit_range and bool((x < 0).any() | (x > 1).any()):
+            low, high = float(x.min()), float(x.max())
+            raise SupportError(
+                f"{origin} has images in [{low:g}, {high:g}]; for {type(self).__name__} images must be in [0, 1]"
+            )
+
+    def check_labels(self, task: int, y: Tensor) -> None:
+        """Raise TaskError unless a task of these classes (N,) can be learnt."""
+        if y.ndim != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+            raise TaskError(
+                f"task {task} has labels of type {y.dtype} and shape {tuple(y.shape)}; classes (N,) are needed"
+            )
         classes = y.unique()
         if len(classes) < 2:
             raise TaskError(f"task {task} has samples of class {classes.tolist()} only: nothing can be told apart")
-        if int(classes[0]) < 0 or int(classes[-1]) >= self.num_classes:
-            raise TaskError(f"task {task} has class {int(classes[-1])}; the model has num_classes={self.num_classes}")
-        if not bool(torch.isfinite(x).all()):
-            raise TaskError(f"task {task} has images with NaN or infinity")
-        self.active[task] = False
-        self.active[task, classes] = True
-        return x, y
+        wrong = [c for c in classes.tolist() if not 0 <= c < self.num_classes]
+        if wrong:
+            raise TaskError(f"task {task} has class {wrong[-1]}; the model has num_classes={self.num_classes}")
 
     def losses(self, x: Tensor, y: Tensor, task: int) -> dict[str, Tensor]:
         """Losses of a batch by name; their sum is minimised. A learner without gradient steps returns {}."""
@@ -351,7 +398,7 @@ class Naive(ContinualLearner):
 
 
 class Joint(Naive):
-    """The upper bound: keeps all data, and trains on the union of all tasks when the last one has come.
+    """All tasks at once: keeps all data, and trains on the union when the last task of the stream has come.
 
     Args:
         cumulative: Train anew on the union after every task instead.
@@ -372,7 +419,7 @@ class Joint(Naive):
         if len(self._data) < task:
             raise TaskError("the joint learner keeps its data in memory and cannot go on from a checkpoint")
         self._data.append((x, y, torch.full_like(y, task)))
-        if task + 1 < self.tasks and not self.cumulative:
+        if task + 1 < self.length and not self.cumulative:
             return x[:0], y[:0]
         images, labels, of = (torch.cat(parts) for parts in zip(*self._data, strict=True))
         return images, labels + self.num_classes * of  # the task of a sample travels with its label
@@ -459,6 +506,7 @@ class Replay(Naive):
         **kwargs: Of :class:`Naive`.
     """
 
+    unit_range = True
     memory_x: Tensor
     memory_y: Tensor
 
@@ -479,6 +527,11 @@ class Replay(Naive):
         if hasattr(self, "per_class"):
             self._build_memory()
 
+    def check_labels(self, task: int, y: Tensor) -> None:
+        """As the base class; each class needs as many images as will be kept."""
+        super().check_labels(task, y)
+        need_per_class(y, self.per_class)
+
     def losses(self, x: Tensor, y: Tensor, task: int) -> dict[str, Tensor]:
         """Cross-entropy of the batch and of as many kept images."""
         losses = super().losses(x, y, task)
@@ -493,7 +546,7 @@ class Replay(Naive):
     def end_task(self, task: int, x: Tensor, y: Tensor) -> None:
         """Keep images of this task."""
         chosen = choose_per_class(y, self.per_class)
-        self.memory_x[task, : len(chosen)] = (x[chosen].flatten(1) * 255).round().clamp(0, 255).to(torch.uint8)
+        self.memory_x[task, : len(chosen)] = (x[chosen].flatten(1) * 255).round().to(torch.uint8)
         self.memory_y[task, : len(chosen)] = y[chosen]
         super().end_task(task, x, y)
 
@@ -521,11 +574,12 @@ class LwF(Naive):
 
     def begin_task(self, task: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Freeze a copy of the network as it is now."""
+        chosen = super().begin_task(task, x, y)
         if task:
             self._teacher = []
             frozen = nn.Sequential(copy.deepcopy(self.backbone), copy.deepcopy(self.head))
             self._teacher = [frozen.eval().requires_grad_(False)]
-        return super().begin_task(task, x, y)
+        return chosen
 
     def losses(self, x: Tensor, y: Tensor, task: int) -> dict[str, Tensor]:
         """Cross-entropy and distillation."""
@@ -578,7 +632,7 @@ def naive_mlp(pretrained: bool = False, **kwargs: Any) -> Naive:
 
 @register_model
 def joint_mlp(pretrained: bool = False, **kwargs: Any) -> Joint:
-    """All tasks at once: the upper bound."""
+    """All tasks at once."""
     return _create(Joint, "joint_mlp", pretrained, kwargs)
 
 

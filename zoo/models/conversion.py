@@ -169,7 +169,7 @@ def _fit(
     handle = place.register_forward_pre_hook(collect)
     try:
         for inputs in batches():
-            _call(model, inputs)
+            call_model(model, inputs)
     finally:
         handle.remove()
     if not system.rows:
@@ -178,7 +178,8 @@ def _fit(
     return head, (system.residual(head) / squares[0]) ** 0.5
 
 
-def _call(model: nn.Module, inputs: Inputs) -> Any:
+def call_model(model: nn.Module, inputs: Inputs) -> Any:
+    """The model's output on a tensor, on positional arguments, or on keyword arguments."""
     if isinstance(inputs, Tensor):
         return model(inputs)
     return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)

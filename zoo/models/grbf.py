@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from zoo.kernels import native
 from zoo.kernels.base import no_autocast, plain_gradients, spreads
 from zoo.kernels.watching import is_ordinary, is_recorded, is_transformed
+from zoo.scaling import standardisation, standardised
 
 __all__ = [
     "LOSSES",
@@ -395,9 +396,24 @@ def eigen(matrix: Tensor) -> Spectrum:
     largest magnitude is positive.
     """
     values, vectors = torch.linalg.eigh(matrix)
-    values, rows = values.flip(-1).clamp_min(0), vectors.flip(-1).mT
+    return Spectrum(values.flip(-1).clamp_min(0), _signed(vectors.flip(-1).mT))
+
+
+def eigen_of_root(root: Tensor, complete: bool = False) -> Spectrum:
+    """:func:`eigen` of root^T root for root (r, D), without that matrix.
+
+    All eigenvalues (D,) beyond the first r are zero; they have vectors (D, D) only if they shall be `complete`.
+    """
+    _, sizes, rows = torch.linalg.svd(root, full_matrices=complete)
+    values = root.new_zeros(root.shape[1])
+    values[: len(sizes)] = sizes.square()
+    return Spectrum(values, _signed(rows))
+
+
+def _signed(rows: Tensor) -> Tensor:
+    """Vectors in rows with the entry of largest magnitude made positive."""
     top = rows.gather(-1, rows.abs().argmax(-1, keepdim=True))
-    return Spectrum(values, rows * torch.where(top < 0, -1.0, 1.0).to(rows.dtype))
+    return rows * torch.where(top < 0, -1.0, 1.0).to(rows.dtype)
 
 
 def importance_from_precision(precision: Tensor, kind: Literal["official", "trace"] = "official") -> Tensor:
@@ -407,14 +423,18 @@ def importance_from_precision(precision: Tensor, kind: Literal["official", "trac
     where eigenvalues coincide; `"trace"` is diag(P) / tr P = sum_k gamma_k v_jk^2 / sum_k gamma_k, which does not.
     A metric of zeros has no opinion: all features get the same share, with a warning.
     """
-    if kind not in ("official", "trace"):
-        raise ValueError(f"importance kind={kind!r} is not one of 'official', 'trace'")
+    _check_kind(kind)
     if kind == "official":
         values, components = eigen(precision)
         raw = (values.unsqueeze(-1) * components.abs()).sum(-2)
     else:
         raw = precision.diagonal(dim1=-2, dim2=-1)
     return shares(raw, "the precision matrix is zero")
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in ("official", "trace"):
+        raise ValueError(f"importance kind={kind!r} is not one of 'official', 'trace'")
 
 
 def shares(raw: Tensor, why: str) -> Tensor:
@@ -438,7 +458,10 @@ class Readout(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Activations (..., M) to outputs (..., K)."""
-        return torch.addcmul(self.mean, F.linear(x, self.weight, self.bias), self.scale)
+        outputs = F.linear(x, self.weight, self.bias)
+        if self.mean.dtype == outputs.dtype:
+            return torch.addcmul(self.mean, outputs, self.scale)
+        return self.mean + outputs * self.scale
 
 
 # ---- the network -------------------------------------------------------------------------------------------
@@ -534,7 +557,11 @@ class GaussianRBFNetwork(nn.Module):
 
     def _init_head(self, generator: torch.Generator | None) -> None:
         if isinstance(self.head, Readout):
-            nn.init.normal_(self.head.weight, std=0.1, generator=generator)
+            if generator is None:
+                nn.init.normal_(self.head.weight, std=0.1)
+            else:  # a generator has a device of its own
+                with torch.no_grad():
+                    self.head.weight.copy_(_draw(self.head.weight, generator, std=0.1))
             if self.head.bias is not None:
                 nn.init.zeros_(self.head.bias)
 
@@ -589,13 +616,13 @@ class GaussianRBFNetwork(nn.Module):
         Raises:
             ValueError: There are fewer distinct rows than centres, or an option is unknown.
         """
-        rows = X.reshape(len(X), -1).to(self.centers.device, self.centers.dtype)
-        _check_rows(rows, self.dim)
+        rows = X.reshape(len(X), -1).to(self.centers.device)
+        _check_rows(rows.to(self.centers.dtype), self.dim)
         if standardize:
             mean, scale = standardisation(rows)
             self.input_mean.copy_(mean)
-            self.input_scale.copy_(scale)
-        rows = (rows - self.input_mean) / self.input_scale
+            self.input_scale.copy_(scale.clamp_min(torch.finfo(self.input_scale.dtype).tiny))
+        rows = standardised(rows, self.input_mean, self.input_scale, self.centers.dtype)
         self.centers.copy_(choose_centers(rows, self.num_features, centers, generator))
         if init == "official":
             self.precision_elements.copy_(_draw(self.precision_elements, generator))
@@ -620,8 +647,8 @@ class GaussianRBFNetwork(nn.Module):
         head = self.head
         assert isinstance(head, Readout)
         if y.is_floating_point() and self.num_classes == 1:
-            mean, scale = standardisation(y.reshape(-1, 1).to(head.weight))
-            head.scale.copy_(scale)
+            mean, scale = standardisation(y.reshape(-1, 1).to(head.weight.device))
+            head.scale.copy_(scale.clamp_min(torch.finfo(head.scale.dtype).tiny))
             head.mean.copy_(mean if self.bias else torch.zeros_like(mean))
         elif head.bias is not None:
             head.bias.copy_(starting_bias(y, self.num_classes, head.bias))
@@ -710,8 +737,17 @@ class GaussianRBFNetwork(nn.Module):
     @torch.jit.ignore
     @torch.no_grad()
     def spectrum(self) -> Spectrum:
-        """Eigenvalues of P, largest first, and its unit eigenvectors in rows: the active subspace."""
-        return eigen(self.precision())
+        """Eigenvalues of P (D), largest first, and its unit eigenvectors in rows: the active subspace.
+
+        A metric of rank R has R vectors (R, D), every other one D; no other than a full one is decomposed as a matrix.
+        """
+        if self.form == "full":
+            return eigen(self.precision())
+        L = self.factor()
+        if self.form == "low_rank":
+            return eigen_of_root(L.mT)
+        values, order = L.square().expand(1, self.dim).squeeze(0).sort(stable=True)
+        return Spectrum(values.flip(0), torch.eye(self.dim, dtype=L.dtype, device=L.device)[order.flip(0)])
 
     @torch.jit.ignore
     @torch.no_grad()
@@ -720,23 +756,39 @@ class GaussianRBFNetwork(nn.Module):
 
         df_k/dx = -P sum_m w_km phi_m (x - c_m), with matrix products only.
         """
+        return point_gradient(self._coordinate_gradients(X), self.factor())
+
+    def _coordinate_gradients(self, X: Tensor) -> Tensor:
+        """Derivatives of every output in the metric's own coordinates, (n, K, R)."""
         assert isinstance(self.head, Readout), "a network without outputs has no gradients"
-        rows = (X.reshape(len(X), -1).to(self.centers.dtype) - self.input_mean) / self.input_scale
+        rows = standardised(X.reshape(len(X), -1), self.input_mean, self.input_scale, self.centers.dtype)
         L, C = self.factor(), self.centers
-        readout = self.head.weight * self.head.scale.unsqueeze(-1)
+        readout = self.head.weight * self.head.scale.to(C.dtype).unsqueeze(-1)
         weighted = activations(rows, C, L).unsqueeze(1) * readout  # (n, K, M)
-        pull = weighted @ C - weighted.sum(-1, keepdim=True) * rows.unsqueeze(1)  # (n, K, D)
-        return pull * L.square() if L.shape[-2] == 1 else (pull @ L) @ L.mT
+        return weighted @ project(C, L) - weighted.sum(-1, keepdim=True) * project(rows, L).unsqueeze(1)
 
     @torch.jit.ignore
     @torch.no_grad()
     def gradient_outer_product(self, X: Tensor, per_output: bool = False) -> Tensor:
         """Average of grad f grad f^T over rows and, unless `per_output`, summed over outputs: (D, D) or (K, D, D)."""
-        g = self.input_gradients(X)
-        if g.shape[1] > 1:
-            g = g - g.mean(1, keepdim=True)  # what all logits share does not change a decision
-        G = torch.einsum("nkd,nke->kde", g, g) / len(g)
-        return G if per_output else G.sum(0)
+        if not per_output:
+            root = self.gradient_root(X)
+            return root.mT @ root
+        g = _without_shared(self.input_gradients(X))
+        return torch.einsum("nkd,nke->kde", g, g) / len(g)
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def gradient_root(self, X: Tensor) -> Tensor:
+        """A matrix (r, D) with :meth:`gradient_outer_product` = root^T root, r at most the rank of P.
+
+        Its size is linear in the number of features for a metric of low rank, and for all others with few rows.
+        """
+        h = _without_shared(self._coordinate_gradients(X)).flatten(0, 1) / math.sqrt(len(X))  # (n K, R)
+        if len(h) > h.shape[1]:
+            values, vectors = eigen(h.mT @ h)
+            h = values.sqrt().unsqueeze(-1) * vectors
+        return point_gradient(h, self.factor())
 
     @torch.jit.ignore
     @torch.no_grad()
@@ -753,25 +805,35 @@ class GaussianRBFNetwork(nn.Module):
         Raises:
             ValueError: The kind is unknown, or `"gradient"` without rows.
         """
-        if kind != "gradient":
-            return importance_from_precision(self.precision(), kind)
-        if X is None:
-            raise ValueError('kind="gradient" averages over rows: pass X')
-        return shares(self.gradient_outer_product(X).diagonal(), "the output does not change with any feature")
+        if kind == "gradient":
+            if X is None:
+                raise ValueError('kind="gradient" averages over rows: pass X')
+            return shares(self.gradient_root(X).square().sum(0), "the output does not change with any feature")
+        _check_kind(kind)
+        L = self.factor()
+        if kind == "official" and self.form in ("full", "low_rank"):
+            values, components = self.spectrum()
+            raw = (values[: len(components)].unsqueeze(-1) * components.abs()).sum(0)
+        else:  # the eigenvectors of the other forms are the axes
+            raw = (L.square().expand(1, self.dim) if L.shape[-2] == 1 else L.square().mT).sum(0)
+        return shares(raw, "the precision matrix is zero")
 
     @torch.jit.ignore
     @torch.no_grad()
     def active_subspace(
         self, kind: Literal["precision", "gradient"] = "precision", X: Tensor | None = None
     ) -> Spectrum:
-        """Directions that matter, most important first: eigenpairs of P, or of the average gradient outer product."""
+        """Directions that matter, most important first: eigenpairs of P, or of the average gradient outer product.
+
+        Eigenvalues (D), and unit vectors in rows (D, D), or (R, D) for a metric of rank R.
+        """
         if kind == "precision":
             return self.spectrum()
         if kind != "gradient":
             raise ValueError(f"kind={kind!r} is not one of 'precision', 'gradient'")
         if X is None:
             raise ValueError('kind="gradient" averages over rows: pass X')
-        return eigen(self.gradient_outer_product(X))
+        return eigen_of_root(self.gradient_root(X), complete=self.form != "low_rank")
 
     # ---- the authors' files -------------------------------------------------------------------------------
 
@@ -815,6 +877,11 @@ class GaussianRBFNetwork(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+def _without_shared(gradients: Tensor) -> Tensor:
+    """Derivatives (n, K, ...) without what all logits share, which does not change a decision."""
+    return gradients - gradients.mean(1, keepdim=True) if gradients.shape[1] > 1 else gradients
+
+
 def _form_of(precision: Precision, dim: int) -> tuple[str, int]:
     """Name and rank of a metric."""
     if isinstance(precision, int) and not isinstance(precision, bool):
@@ -838,7 +905,7 @@ def units(x: Tensor, centers: Tensor, elements: Tensor, mean: Tensor, scale: Ten
         raise ValueError(f"expected a batch of rows of {dim} features (or images of as many values), got {x.shape}")
     own = centers.dtype
     wide = torch.float32 if own == torch.float16 or own == torch.bfloat16 else own
-    rows = (rows.to(wide) - mean.to(wide)) / scale.to(wide)
+    rows = standardised(rows, mean, scale, wide)
     if torch.jit.is_scripting():
         return _recorded_activations(rows, centers.to(wide), factor_of(elements.to(wide), dim, form)).to(own)
     with no_autocast(centers.device):
@@ -854,19 +921,8 @@ def _check_rows(rows: Tensor, dim: int) -> None:
         raise ValueError("Input X contains NaN or infinity.")
 
 
-def _draw(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.empty(like.shape, dtype=like.dtype).normal_(generator=generator)
-
-
-def standardisation(rows: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each column, (..., D), under row weights (..., n); constant columns get 1."""
-    weight = torch.ones(len(rows), dtype=rows.dtype, device=rows.device) if weight is None else weight
-    weight = (weight / weight.sum(-1, keepdim=True)).unsqueeze(-2)  # (..., 1, n)
-    mean = weight @ rows
-    variance = (weight @ (rows - mean).square()).squeeze(-2)
-    mean = mean.squeeze(-2)
-    varies = variance > (1e-12 * mean.square()).clamp_min(torch.finfo(rows.dtype).tiny)
-    return mean, torch.where(varies, variance, 1.0).sqrt()
+def _draw(like: Tensor, generator: torch.Generator | None, std: float = 1.0) -> Tensor:
+    return torch.empty(like.shape, dtype=like.dtype).normal_(std=std, generator=generator)
 
 
 def choose_centers(rows: Tensor, count: int, how: str | Tensor, generator: torch.Generator | None = None) -> Tensor:

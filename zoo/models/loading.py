@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from zoo.files import CheckpointError
 from zoo.models.deploy import to_deploy
 
-__all__ = ["Strict", "classifier_names", "find_state_dict", "load_state", "skeleton"]
+__all__ = ["Strict", "classifier_names", "find_state_dict", "load_state", "skeleton", "warn_not_finite"]
 
 _log = logging.getLogger(__name__)
 
@@ -208,6 +208,7 @@ def load_state(
     if strict and not fit.complete:
         raise CheckpointError(_explain(fit, heads, model, state, origin))
     _check_kinds(model, state, origin)
+    warn_not_finite(model, state, origin)
     kept = tuple(f"{h}." for h in heads) if strict == "backbone" else ()
     left_out = {*fit.shapes, *fit.unexpected}
     chosen = {k: v for k, v in state.items() if k not in left_out and not k.startswith(kept)}
@@ -242,6 +243,23 @@ def _check_kinds(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> 
             raise CheckpointError(
                 f"{origin}: {name} is {tensor.dtype}, the model's {own[name].dtype}; convert the file first"
             )
+
+
+def warn_not_finite(model: nn.Module, state: Mapping[str, Any], origin: str) -> None:
+    """Warn, with the first name, where a file holds NaN, or infinite parameters: the model would answer nonsense.
+
+    Buffers may be infinite, as the logarithm of a class that was never seen is.
+    """
+    learned = {name for name, _ in model.named_parameters()}
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.isfinite().all():
+            continue
+        if name in learned or tensor.isnan().any():
+            kind = "NaN" if tensor.isnan().any() else "infinity"
+            warnings.warn(
+                f"{origin}: {name} holds {kind}; the model's outputs mean nothing", RuntimeWarning, stacklevel=3
+            )
+            return
 
 
 # ---- how to say it -----------------------------------------------------------------------------------------

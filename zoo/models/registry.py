@@ -7,13 +7,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import json
 import re
 import sys
+import typing
 from collections.abc import Iterable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +25,25 @@ from timm.models import get_pretrained_cfg, model_entrypoint
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
-from zoo.files import RECORDS, CheckpointError, fetch_hub, fetch_url, locate, read_checkpoint, read_config
-from zoo.models import plugins, shipped
+from zoo.config import check_call, check_values
+from zoo.files import (
+    CONFIG_NAME,
+    RECORDS,
+    CheckpointError,
+    fetch_hub,
+    fetch_url,
+    hub_config,
+    locate,
+    read_checkpoint,
+    read_config,
+    undisturbed,
+)
+from zoo.models import closed, plugins, shipped
 from zoo.models.deploy import to_deploy
+from zoo.models.described import Beside, Described
 from zoo.models.loading import Strict, load_state
 from zoo.suggest import nearest, suggestion
+from zoo.values import first_line
 
 __all__ = ["RECORDS", "create_model", "list_models"]
 
@@ -81,7 +98,8 @@ def create_model(
 
     Returns:
         The model, in training mode. `model.zoo_config` holds the name and the arguments as plain values, so
-        that `create_model(**model.zoo_config)` builds it again.
+        that `create_model(**model.zoo_config)` builds it again; `model.input_record` how a file becomes an input (see
+        :mod:`zoo.inputs`), or None where the weights do not say.
 
     Raises:
         ValueError: The name or its tag is unknown; the message has the nearest ones.
@@ -91,18 +109,30 @@ def create_model(
     if pretrained and checkpoint_path:
         raise ValueError("pretrained=True and checkpoint_path both name weights; choose one of them")
     register()
-    source, name = _parse(model_name)
+    if closed.active():  # inside what a file describes, whose own weights come after
+        pretrained, checkpoint_path = False, None
+        closed.check_name(model_name)
     given = {k: v for k, v in kwargs.items() if v is not None}
+    folder = model_name.partition(":")[2] if model_name.startswith(("local-dir:", "local_dir:")) else ""
+    create = partial(_create, model_name, pretrained, checkpoint_path, deploy, given)
+    return undisturbed(folder, create) if folder else create()
+
+
+def _create(
+    model_name: str, pretrained: bool, checkpoint_path: str | Path | None, deploy: bool, given: dict[str, Any]
+) -> nn.Module:
+    source, name = _parse(model_name)
     theirs = pretrained and not source and not _is_ours(name)  # timm's own weights go through timm's own loader
     model = _build(model_name, source, name, pretrained=theirs, kwargs=given)
     if pretrained and not theirs:
-        _load_pretrained(model, source, name)
+        _load_pretrained(model, source, model_name.partition(":")[2] if source else name)
     if checkpoint_path:
         path = locate(checkpoint_path)
         load_state(model, read_checkpoint(path), origin=str(path))
     if deploy:
         to_deploy(model, inplace=True)
     model.zoo_config = _config(model, name, deploy)  # type: ignore[assignment]
+    model.input_record = _input_record(model, source, model_name)  # type: ignore[assignment]
     return model
 
 
@@ -114,6 +144,7 @@ def register() -> None:
     <digits>`).
     """
     importlib.import_module("zoo.models")
+    closed.install(plugins.modules())
     for name in timm.list_models(include_tags=True):
         if name not in _NOTED and _is_ours(name):
             _NOTED.add(name)
@@ -166,38 +197,67 @@ def _check_config(folder: Path) -> str:
     from timm.models import PretrainedCfg
 
     config = read_config(folder)
+    arch, where = config["architecture"], Path(folder) / CONFIG_NAME
+    cfg = config.get("pretrained_cfg", {})
     known = {f.name for f in fields(PretrainedCfg)}
-    unknown = [k for k in config.get("pretrained_cfg", {}) if k not in known]
-    if unknown:
-        raise CheckpointError(
-            f"{folder}/config.json: pretrained_cfg has entries timm does not know: {', '.join(unknown)}"
-        )
-    arch = config["architecture"]
-    if not timm.is_model(arch):
-        raise CheckpointError(f"{folder}/config.json names the architecture {arch!r}, which is not registered")
+    if unknown := [k for k in cfg if k not in known]:
+        raise CheckpointError(f"{where}: pretrained_cfg has entries timm does not know: {', '.join(unknown)}")
+    if not re.fullmatch(r"\w+", arch) or not timm.is_model(arch):
+        raise CheckpointError(f"{where} names the architecture {arch!r:.100}, which is not registered")
+    problems = check_values(Described, cfg, "pretrained_cfg") + check_values(Beside, config)
+    arguments = {k: v for k, v in config.get("model_args", {}).items() if v is not None}
+    problems += [f"model_args.{k} is no argument of an architecture" for k in arguments if k in _OUTSIDE]
+    returned = typing.get_type_hints(model_entrypoint(arch)).get("return") if _is_ours(arch) else None
+    if inspect.isclass(returned) and returned is not nn.Module:
+        own = inspect.signature(returned).parameters  # an unknown one is told when the model is built
+        known = {k: v for k, v in arguments.items() if k in own}
+        problems += check_call(returned, known, "model_args", given=own, nested=False)
+    if problems:
+        raise CheckpointError(f"{where}: {problems[0][:300]}")
     return arch
+
+
+#: Arguments that say where weights come from, which only the caller may say.
+_OUTSIDE = [
+    p for p in inspect.signature(timm.create_model).parameters if p not in ("scriptable", "exportable", "no_jit")
+]
 
 
 # ---- building ----------------------------------------------------------------------------------------------
 
 
 def _build(model_name: str, source: str, name: str, *, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    if source:
+        return _build_described(model_name, source, name, kwargs)
     try:
         return timm.create_model(model_name, pretrained=pretrained, **kwargs)
     except TypeError as error:
         argument, message = _unknown_argument(error, name)
         if argument in kwargs:
             raise TypeError(message) from None
-        if argument and source:
-            raise CheckpointError(f"{model_name}, config.json: {message}") from error
         raise
-    except OSError as error:
-        if source != "hf-hub":
-            raise
-        raise CheckpointError(
-            f"cannot fetch {model_name} ({type(error).__name__}); download the repository's files elsewhere "
-            "and use 'local-dir:<folder>'"
-        ) from error
+
+
+def _build_described(model_name: str, source: str, name: str, kwargs: dict[str, Any]) -> nn.Module:
+    """Build what a folder or a repository describes; what its description does to a constructor is told in a line."""
+    try:
+        with contextlib.nullcontext() if closed.active() else closed.closed(model_name):
+            return timm.create_model(model_name, pretrained=False, **kwargs)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        argument, message = _unknown_argument(error, name) if isinstance(error, TypeError) else ("", "")
+        if argument in kwargs:
+            raise TypeError(message) from None
+        if kwargs and isinstance(error, ValueError | TypeError) and not message:
+            raise  # the caller's arguments may be what does not fit
+        if isinstance(error, OSError) and source == "hf-hub":
+            raise CheckpointError(
+                f"cannot fetch {model_name} ({type(error).__name__}); download the repository's files elsewhere "
+                "and use 'local-dir:<folder>'"
+            ) from error
+        why = message or first_line(error)
+        raise CheckpointError(f"{model_name}: its {CONFIG_NAME} describes no model that can be built: {why}") from error
 
 
 def _unknown_argument(error: TypeError, name: str) -> tuple[str, str]:
@@ -228,6 +288,22 @@ def _config(model: nn.Module, name: str, deploy: bool) -> dict[str, Any]:
     return {**plain, "deploy": True} if deploy else plain
 
 
+def _input_record(model: nn.Module, source: str, model_name: str) -> dict[str, Any] | None:
+    """How a file becomes an input, as the record of the weights says; None where it does not, or where the model was
+    built for another number of channels.
+    """
+    if source == "local-dir":
+        record = read_config(model_name.partition(":")[2]).get("input")
+    elif source == "hf-hub":
+        record = hub_config(model_name.partition(":")[2]).get("input")
+    elif not source and shipped.NAME.fullmatch(model_name) and (shipped.folder() / f"{model_name}.json").is_file():
+        record = shipped.record(model_name).get("input")
+    else:
+        record = None
+    chans = getattr(model, "in_chans", None)
+    return None if record and chans and record.get("channels", chans) != chans else record
+
+
 # ---- weights -----------------------------------------------------------------------------------------------
 
 
@@ -245,10 +321,10 @@ def _load_pretrained(model: nn.Module, source: str, name: str) -> None:
 
 
 def _pretrained_path(cfg: dict[str, Any], source: str, name: str) -> Path:
-    if source == "local-dir":
-        return locate(cfg["file"])
+    if source == "local-dir":  # the place that the caller named, whatever the description says
+        return locate(f"local-dir:{name}")
     if source == "hf-hub":
-        return fetch_hub(cfg["hf_hub_id"])
+        return fetch_hub(name)
     if cfg.get("file"):
         return locate(cfg["file"])
     if cfg.get("hf_hub_id"):

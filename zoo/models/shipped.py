@@ -9,21 +9,23 @@ A weight is two files of one folder, `NAME.safetensors` and `NAME.json`, where N
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from timm.models import PretrainedCfg, is_model, resolve_pretrained_cfg
 from timm.models import _registry as registry
 
+from zoo import inputs
+from zoo.config import check_values
 from zoo.files import RECORDS, CheckpointError, locate, sha256_of
 from zoo.suggest import suggestion
+from zoo.values import DamagedFileError, first_line, read_json
 
-__all__ = ["check", "folder", "read_record", "record", "records", "register", "weights_path"]
+__all__ = ["check", "check_record", "folder", "read_record", "record", "records", "register", "weights_path"]
 
 _log = logging.getLogger(__name__)
 
@@ -98,15 +100,12 @@ def read_record(path: Path) -> dict[str, Any]:
         CheckpointError: It is not a record, or lacks a field; the message names it.
     """
     try:
-        if path.stat().st_size > _MAX_RECORD:
-            raise CheckpointError(f"{path} is larger than any record: it is damaged or hostile")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a readable record ({str(error).splitlines()[0][:100]})") from None
+        content = read_json(path, _MAX_RECORD)
+    except (OSError, DamagedFileError) as error:
+        raise CheckpointError(f"{path} is not a readable record ({first_line(error)})") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a record: it holds a {type(content).__name__}")
-    _check_types(path, "", content, FIELDS)
-    _check_types(path, "metric.", content["metric"], _METRIC)
+    check_record(path, content)
     if content["name"] != path.stem or not NAME.fullmatch(path.stem):
         raise CheckpointError(f"{path} is the record of {content['name']!r:.60}, which its file name must say")
     if content["name"] != f"{content['architecture']}.{content['tag']}":
@@ -116,7 +115,54 @@ def read_record(path: Path) -> dict[str, Any]:
     known = {f.name for f in fields(PretrainedCfg)}
     if unknown := content["pretrained_cfg"].keys() - known:
         raise CheckpointError(f"{path}: pretrained_cfg has entries timm does not know: {', '.join(sorted(unknown))}")
+    if "input" in content:
+        try:
+            content["input"] = inputs.check(content["input"])
+        except inputs.InputError as error:
+            raise CheckpointError(f"{path}: {error}") from None
     return content
+
+
+class _Inner(TypedDict, total=False):
+    """What the parts of a record hold."""
+
+    class_names: list[str]
+    feature_names: list[str]
+    metrics: dict[str, float]
+    versions: dict[str, str]
+    hardware: dict[str, str | int | float | bool | None]
+
+
+class _Data(TypedDict, total=False):
+    title: str
+    license: str
+    source: str
+    rows: dict[str, int]
+    config: dict[str, Any]
+
+
+class _Preprocessing(TypedDict, total=False):
+    input_size: list[int]
+    mean: list[float]
+    std: list[float]
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+
+
+def check_record(path: Path, content: Mapping[str, Any]) -> None:
+    """Check the type of everything that a record holds.
+
+    Raises:
+        CheckpointError: Something is missing or of another type; the message names it.
+    """
+    _check_types(path, "", content, FIELDS)
+    _check_types(path, "metric.", content["metric"], _METRIC)
+    _check_types(path, "data.", content["data"], dict.fromkeys(_Data.__annotations__, (str, dict)))
+    problems = check_values(_Inner, content) + check_values(_Data, content["data"], "data")
+    problems += check_values(_Preprocessing, content["preprocessing"], "preprocessing")
+    if problems:
+        raise CheckpointError(f"{path}: {problems[0][:300]}")
 
 
 def _check_types(path: Path, prefix: str, content: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

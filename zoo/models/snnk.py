@@ -39,6 +39,7 @@ from zoo.kernels.random_features import (
     ReLUFeatures,
     find_activation,
 )
+from zoo.scaling import standardisation, standardised
 
 __all__ = ["SNNK", "SNNKFeedForward", "SNNKLinear", "Tower", "bundle", "relative_ridge", "solve_head"]
 
@@ -418,7 +419,7 @@ class SNNK(nn.Module):
         x = x.flatten(1)
         if x.shape[1] != self.dim:
             raise ValueError(f"expected a batch of {self.dim} features (or images of as many values), got {x.shape[1]}")
-        return self.layers((x - self.input_mean) / self.input_scale)
+        return self.layers(standardised(x, self.input_mean, self.input_scale, self.input_mean.dtype))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, num_features) -> (B, num_classes)."""
@@ -439,13 +440,20 @@ class SNNK(nn.Module):
             y: Their class indices, or values (n,) for one output.
             **_: What a task passes to every family.
         """
-        rows = X.flatten(1).double()
-        self.input_mean.copy_(rows.mean(0))
-        scale = rows.std(0, correction=0)
-        self.input_scale.copy_(torch.where(scale > 1e-6 * rows.abs().amax(0).clamp_min(1e-12), scale, 1.0))
+        mean, scale = standardisation(X.flatten(1))
+        self.input_mean.copy_(mean)
+        self.input_scale.copy_(scale.clamp_min(torch.finfo(self.input_scale.dtype).tiny))
         if self.bundled and y is not None and self.num_classes:
-            values = self.num_classes == 1
-            self.solve([(X.to(self.input_mean), y.to(self.input_mean) if values else y)])
+            device = self.input_mean.device
+            if self.num_classes > 1:
+                self.solve([(X.to(device), y.to(device))])
+                return
+            values = y.reshape(-1, 1).to(device)
+            mean, scale = standardisation(values)
+            self.solve([(X.to(device), standardised(values, mean, scale, torch.float64))])
+            head: Any = self.head
+            head.weight.mul_(scale)
+            head.bias.copy_(head.bias.double() * scale + mean)
 
     @torch.jit.ignore
     def solve(

@@ -959,7 +959,7 @@ def terminator_z_pmnist(pretrained: bool = False, **kwargs: Any) -> Terminator:
 
 @register_model
 def test_terminator(pretrained: bool = False, **kwargs: Any) -> Terminator:  # noqa: PT028 (not a test)
-    """Narrow slow networks and five blocks on 12 x 12 images, independent of the batch, for tests."""
+    """Narrow slow networks and three blocks on 12 x 12 images, independent of the batch, for tests."""
     small = {"global": 8, "local": 4, "hci": 4, "hi_channel": 4, "hi_spatial": 8}
     defaults = {**ZEPTO, "dims": (12, 12, 24), "reuse": ((), (0,), (1, 0)), "hidden": small}
     return _create("test_terminator", pretrained, kwargs, **defaults)

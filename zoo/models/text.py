@@ -35,6 +35,18 @@ TUNINGS: dict[str, dict[str, Any]] = {
     "full": {},
 }
 
+#: What `tuning_args` may say of PEFT's adapters; others of `LoraConfig` name modules to import or files to open.
+_LORA = (
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+)
+_LORA += ("bias", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias")
+
 
 class TextClassifier(nn.Module):
     """A BERT-style encoder, the mean over its tokens, and a linear classifier.
@@ -100,6 +112,8 @@ class TextClassifier(nn.Module):
             raise ValueError(f"tuning={tuning!r} has no adapters: tuning_args must be null")
         config = {**TUNINGS[tuning], **arguments}
         if tuning == "lora":
+            if unknown := [name for name in arguments if name not in _LORA]:
+                raise ValueError(f"tuning_args has {unknown[0]!r}{suggestion(unknown[0], _LORA)}")
             try:
                 from peft import LoraConfig, inject_adapter_in_model
             except ImportError:

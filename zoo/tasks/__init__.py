@@ -3,11 +3,11 @@
 A task owns losses, metrics and optimisation; the architecture stays a plain `nn.Module`. See `zoo.tasks.base.Task`.
 """
 
-from zoo.tasks.base import NonFiniteLossError, Task, load_task
+from zoo.tasks.base import NonFiniteLossError, OptionError, Task, load_task
 from zoo.tasks.classification import ClassificationTask
 from zoo.tasks.continual import ContinualTask
 from zoo.tasks.forecasting import ForecastingTask
-from zoo.tasks.optim import create_optimizer, create_scheduler, param_groups
+from zoo.tasks.optim import ScheduleError, create_optimizer, create_scheduler, param_groups, schedule_problems
 from zoo.tasks.tabular import TabularTask
 
 __all__ = [
@@ -15,10 +15,13 @@ __all__ = [
     "ContinualTask",
     "ForecastingTask",
     "NonFiniteLossError",
+    "OptionError",
+    "ScheduleError",
     "TabularTask",
     "Task",
     "create_optimizer",
     "create_scheduler",
     "load_task",
     "param_groups",
+    "schedule_problems",
 ]

@@ -13,21 +13,29 @@ logged by name); leave `optimizer=None` and fit in closed form when the last bat
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
+from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 import zoo
-from zoo.tasks.optim import create_optimizer, create_scheduler
+from zoo import inputs
+from zoo.tasks.optim import ScheduleError, create_optimizer, create_scheduler
+from zoo.values import first_line
 
 _TASKS: dict[str, type[Task]] = {}
 
 
 class NonFiniteLossError(ArithmeticError):
     """A loss became NaN or infinite; the optimizer has not stepped on it."""
+
+
+class OptionError(ValueError):
+    """An option of a task that the data cannot have; the message says what it takes."""
 
 
 class Task(L.LightningModule):
@@ -44,7 +52,18 @@ class Task(L.LightningModule):
         channels_last: Keep the model and 4-D inputs in channels-last memory order (faster depthwise convolutions).
         compile: Compile the model in place; parameter names do not change.
         **hparams: Further plain values of the subclass to remember.
+
+    Attributes:
+        monitors: Names of everything that it measures on validation and test parts; empty where that is not known.
+        wants_inputs: Whether `check_inputs` has something to say.
+        trains_on: Whether more epochs than before mean more of the same training.
     """
+
+    #: Seed and id of the run, which every checkpoint keeps.
+    run_notes: dict[str, Any] = {}  # noqa: RUF012 (replaced, never changed)
+    monitors: ClassVar[tuple[str, ...]] = ()
+    wants_inputs: bool = False
+    trains_on: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -61,7 +80,12 @@ class Task(L.LightningModule):
 
         self.model = model if isinstance(model, nn.Module) else create_model(**model)
         self.optimizer, self.scheduler, self.channels_last = optimizer, scheduler, channels_last
-        spec = getattr(self.model, "zoo_config", None) if isinstance(model, nn.Module) else dict(model)
+        self._chosen: list[dict[str, Any]] = []  # what the configuration says of each group of parameters
+        self._schedule: dict[str, Any] = {}
+        spec = getattr(self.model, "zoo_config", None)
+        if not isinstance(model, nn.Module):
+            folder = ":" in str(model.get("model_name"))  # it is not needed again: the checkpoint stands alone
+            spec = {**model, **(spec or {})} if folder else dict(model)
         self.save_hyperparameters(
             {"model": spec, "optimizer": optimizer, "scheduler": scheduler, "channels_last": channels_last}
             | {"compile": compile}
@@ -82,6 +106,9 @@ class Task(L.LightningModule):
         """Whether the model was built without weights."""
         spec = self.hparams.get("model") or {}
         return not (spec.get("pretrained") or spec.get("checkpoint_path"))
+
+    def check_inputs(self, inputs: Any) -> None:
+        """Look at a batch of inputs before training; raise OptionError if the task's options do not fit them."""
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """Training losses of a batch by name; their sum is minimised."""
@@ -111,26 +138,72 @@ class Task(L.LightningModule):
         if self.optimizer is None:
             return None
         optimizer = create_optimizer(self.model, **self.optimizer)
+        chosen = {"lr", *self.optimizer, *(self.optimizer.get("kwargs") or {})}
+        self._chosen = [{k: v for k, v in group.items() if k in chosen} for group in optimizer.param_groups]
         if self.scheduler is None:
             return optimizer
-        total = self.trainer.estimated_stepping_batches
-        if math.isinf(total):
-            raise ValueError("a schedule needs an end: set trainer.max_epochs or trainer.max_steps, or scheduler=null")
-        per_epoch = max(1, self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
-        scheduler = create_scheduler(optimizer, int(total), per_epoch, **self.scheduler)
+        total, per_epoch = self._length()
+        scheduler = create_scheduler(optimizer, total, per_epoch, **self.scheduler)
+        self._schedule = scheduler.state_dict()
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        """Have a resumed training follow the configuration of today: a state also brings its own rates and schedule."""
+        if self.trainer.ckpt_path is None:
+            return
+        for optimizer, chosen in zip(self.trainer.optimizers, [self._chosen], strict=False):
+            for group, values in zip(optimizer.param_groups, chosen, strict=False):
+                group.update(values)
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, Scheduler):
+                config.scheduler.load_state_dict(self._schedule)
+                config.scheduler.step_update(self.global_step)
+
+    def _length(self) -> tuple[int, int]:
+        """Optimizer steps of the whole training and of one epoch, as Lightning takes them.
+
+        An epoch ends with a step, also where fewer batches than `accumulate_grad_batches` are left for it.
+        """
+        trainer = self.trainer
+        trainer.fit_loop.setup_data()  # Lightning does so itself only where the epochs decide the length
+        total, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+        if math.isinf(total) and (self.scheduler or {}).get("sched") == "constant":
+            total = 2**53  # it ends its warm-up somewhere
+        if math.isinf(total) or total < 0:
+            raise ScheduleError(
+                "a schedule needs an end: set trainer.max_epochs or trainer.max_steps, or scheduler=none"
+            )
+        if math.isinf(batches):
+            raise ScheduleError(
+                "a schedule counts epochs, and this data does not say how long one is: set "
+                "trainer.limit_train_batches to a number of batches, or scheduler=none"
+            )
+        return int(total), max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        scheduler.step_update(self.global_step)
+        if isinstance(scheduler, Scheduler):
+            scheduler.step_update(self.global_step)
+        else:  # one of torch's, which a callback put in its place
+            super().lr_scheduler_step(scheduler, metric)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if interval and (self.global_step + 1) % interval == 0:
             self.log("train/lr", max(group["lr"] for group in optimizer.param_groups))
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["zoo"] = {"task": type(self).__name__, "version": zoo.__version__}
+        checkpoint["zoo"] = {"task": type(self).__name__, "version": zoo.__version__, "run": self.run_notes}
+        if record := getattr(self.model, "input_record", None):
+            checkpoint["zoo"]["input"] = record
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the model know again how a file becomes an input; in a run its own data says so."""
+        note = checkpoint.get("zoo")
+        record = note.get("input") if isinstance(note, dict) else None
+        if record and (self._trainer is None or getattr(self.model, "input_record", None) is None):
+            self.model.input_record = inputs.check(record)  # type: ignore[assignment]
 
 
 def load_task(path: str | Path) -> Task:
@@ -143,20 +216,32 @@ def load_task(path: str | Path) -> Task:
         zoo.CheckpointError: If the file is damaged, holds code, or was not written by a task of the zoo.
     """
     from zoo.checkpoints import CheckpointError, read_checkpoint
+    from zoo.models.closed import closed
+    from zoo.models.loading import warn_not_finite
 
     checkpoint = read_checkpoint(path)
-    name = checkpoint.get("zoo", {}).get("task")
-    if name not in _TASKS or "hyper_parameters" not in checkpoint:
+    about, hparams, state = (checkpoint.get(key) for key in ("zoo", "hyper_parameters", "state_dict"))
+    name = about.get("task") if isinstance(about, Mapping) else None
+    if name not in list(_TASKS) or not isinstance(hparams, Mapping) or not isinstance(state, Mapping):
         raise CheckpointError(
             f"{path} is not a training checkpoint of the zoo; load plain weights with zoo.load_checkpoint"
         )
-    hparams = dict(checkpoint["hyper_parameters"])
-    if hparams.get("model") is None:
+    model = hparams.get("model")
+    if model is None:
         raise CheckpointError(
             f"{path} was trained with a model that zoo.create_model did not build; pass it yourself: "
             f"{name}.load_from_checkpoint(path, model=...)"
         )
-    hparams["model"] = {**hparams["model"], "pretrained": False, "checkpoint_path": None}
-    task = _TASKS[name](**hparams)
-    task.load_state_dict(checkpoint["state_dict"])
+    try:
+        with closed(str(path), opened=True):
+            task = _TASKS[name](**{**hparams, "model": {**model, "pretrained": False, "checkpoint_path": None}})
+        task.load_state_dict(state)
+        task.on_load_checkpoint(checkpoint)
+    except CheckpointError:
+        raise
+    except inputs.InputError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except Exception as error:  # values that nobody vouches for can make a constructor raise anything
+        raise CheckpointError(f"{path} holds no {name} that can be built again: {first_line(error)}") from error
+    warn_not_finite(task, state, str(path))
     return task.eval()

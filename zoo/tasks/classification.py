@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
-from zoo.tasks.base import Task
+from zoo.tasks.base import OptionError, Task
 
 IGNORE_INDEX = -100  # rows that only pad a batch, so that every process sees as many batches
 
@@ -31,11 +31,14 @@ class ClassificationTask(Task):
     Args:
         model, optimizer, scheduler, channels_last, compile: See `Task`.
         label_smoothing: Probability mass spread over all classes, in [0, 1).
-        mixup_alpha: Beta parameter of mixup; 0 for none.
-        cutmix_alpha: Beta parameter of CutMix; 0 for none. With both, each batch takes one of them at random.
+        mixup_alpha: Beta parameter of mixup, of pictures, clips and sounds; 0 for none.
+        cutmix_alpha: Beta parameter of CutMix, of pictures and clips; 0 for none. With both, each batch takes one of
+            them at random.
         class_names: Names in the order of the outputs, kept in the checkpoint.
         preprocessing: What the evaluation transform did (`input_size`, `mean`, `std`, ...), kept in the checkpoint.
     """
+
+    monitors = ("val/loss", "val/acc", "val/acc5", "test/loss", "test/acc", "test/acc5")
 
     def __init__(
         self,
@@ -73,6 +76,8 @@ class ClassificationTask(Task):
                 "leave model.num_classes at null to take it from the data"
             )
         self.mix = self._mixes(num_classes, mixup_alpha, cutmix_alpha)
+        self.mixed = {"mixup_alpha": mixup_alpha > 0, "cutmix_alpha": cutmix_alpha > 0}
+        self.wants_inputs = self.mix is not None
         accuracy = {"acc": MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORE_INDEX)}
         if num_classes > 10:
             accuracy["acc5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro", ignore_index=IGNORE_INDEX)
@@ -96,11 +101,35 @@ class ClassificationTask(Task):
         if stage == "fit" and callable(load) and hasattr(data, "encoder") and self.starts_fresh:
             load(data.encoder)
 
+    def check_inputs(self, inputs: Any) -> None:
+        """Mixing takes numbers with a fixed place in every input; CutMix also needs a picture's two sides.
+
+        Raises:
+            OptionError: The inputs are others; points, tokens or several tensors for example.
+        """
+        numbers = isinstance(inputs, Tensor) and inputs.is_floating_point()
+        allowed = {"mixup_alpha": (2, 4, 5), "cutmix_alpha": (4, 5)}
+        takes = {"mixup_alpha": "pictures, clips and waveforms", "cutmix_alpha": "pictures and clips"}
+        for option, used in self.mixed.items():
+            if used and not (numbers and inputs.ndim in allowed[option]):
+                shape = f"of shape {tuple(inputs.shape[1:])}" if isinstance(inputs, Tensor) else "of several parts"
+                raise OptionError(f"task.{option} mixes {takes[option]}; these inputs are {shape}: set it to 0")
+
+    def _mix(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixed inputs and label distributions; torchvision's transforms take (B, C, H, W)."""
+        assert self.mix is not None
+        self.check_inputs(inputs)
+        if inputs.ndim == 2:  # (B, N) waveforms
+            mixed, targets = self.mix(inputs[:, None, None], targets)
+        else:  # clips (B, C, T, H, W): one rectangle for all frames
+            mixed, targets = self.mix(inputs.flatten(1, -3), targets)
+        return mixed.reshape(inputs.shape), targets
+
     def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         inputs, targets = batch
         if self.mix is not None:
             kept = targets != IGNORE_INDEX
-            inputs, targets = self.mix(inputs[kept], targets[kept])
+            inputs, targets = self._mix(inputs[kept], targets[kept])
         logits = self(inputs)
         return {"cross_entropy": F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)}
 

@@ -16,8 +16,8 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from zoo.models.continual import ContinualLearner
-from zoo.tasks.base import NonFiniteLossError, Task
+from zoo.models.continual import ContinualLearner, TaskError
+from zoo.tasks.base import NonFiniteLossError, OptionError, Task
 
 __all__ = ["ContinualTask", "continual_metrics", "forward_transfer", "per_sample_mean"]
 
@@ -81,6 +81,15 @@ def per_sample_mean(values: Tensor, sizes: Tensor) -> float:
     return float((values.double() * sizes).sum() / sizes.sum())
 
 
+def batches_of(order: Tensor, size: int, smallest: int = 1) -> list[Tensor]:
+    """Parts (size,) of an order (N,); a last one below `smallest` joins the one before."""
+    parts = list(order.split(max(size, smallest)))
+    if len(parts) > 1 and len(parts[-1]) < smallest:
+        last = parts.pop()
+        parts[-1] = torch.cat([parts[-1], last])
+    return parts
+
+
 # ---- the task ----------------------------------------------------------------------------------------------
 
 
@@ -104,6 +113,15 @@ class ContinualTask(Task):
         ValueError: The model is no continual learner, or an optimizer is given.
     """
 
+    monitors = tuple(
+        f"{part}/{name}"
+        for part in ("val", "test")
+        for name in (
+            *("acc", "forgetting", "backward_transfer", "forward_transfer", "learning_accuracy", "acc_agnostic"),
+            *("average_incremental_accuracy", "seconds", "kept_samples", "kept_bytes"),
+        )
+    )
+    trains_on = False
     matrix: Tensor
     matrix_agnostic: Tensor
     untrained: Tensor
@@ -161,7 +179,7 @@ class ContinualTask(Task):
         """The stream of the data module."""
         data: Any = getattr(self.trainer, "datamodule", None)
         if not hasattr(data, "stream"):
-            raise ValueError("a continual learner needs a stream of tasks: use zoo.data.ContinualData")
+            raise OptionError("a continual learner needs a stream of tasks: use zoo.data.ContinualData")
         return data.stream
 
     @property
@@ -177,8 +195,26 @@ class ContinualTask(Task):
         """The rate and the gradients of every step of every task would say little."""
 
     def on_train_start(self) -> None:
-        if len(self.stream) > self.learner.tasks:
-            raise ValueError(f"the stream has {len(self.stream)} tasks, the model room for tasks={self.learner.tasks}")
+        """Tell the learner how many tasks will come, and tell what cannot be learnt before anything is.
+
+        Raises:
+            TaskError: The stream does not fit the learner; the message says what and why.
+            OptionError: There are more epochs than tasks.
+        """
+        length, epochs = len(self.stream), self.trainer.max_epochs
+        self.learner.begin_stream(length)
+        if epochs is None or not 0 <= epochs <= length:
+            raise OptionError(
+                f"the stream has {length} tasks, and an epoch learns one: trainer.max_epochs = {epochs} is not between "
+                f"0 and {length}"
+            )
+        if epochs > 0:
+            self.learner.begin_stream(epochs)  # the run ends before the stream does
+        if hasattr(self.stream, "labels"):
+            for part in ("train", "test"):
+                self.learner.check_images(self.pixels(getattr(self.stream, part)[0][:1]), f"the {part} part")
+            for t in range(length):
+                self.learner.check_labels(t, self.stream.labels(t))
         if bool(self.untrained.isnan().all()):
             for t in range(len(self.stream)):
                 self.untrained[t] = self.accuracy(t, None)
@@ -211,6 +247,10 @@ class ContinualTask(Task):
         """
         learner, recipe = self.learner, self.learner.recipe
         images, labels = learner.begin_task(t, x, y)
+        if 0 < len(labels) < learner.smallest_batch:
+            raise TaskError(
+                f"task {t} has {len(labels)} images to train on; {learner.smallest_batch} at least are needed"
+            )
         optimizer: Any = self.optimizers()
         if not recipe.keep_state:
             optimizer.optimizer.state.clear()
@@ -223,7 +263,7 @@ class ContinualTask(Task):
         with learner.steps(t, optimizer.optimizer) if alone and len(labels) else nullcontext():
             for _ in range(recipe.epochs if len(labels) else 0):
                 order = torch.randperm(len(labels)).to(labels.device)
-                for chosen in order.split(recipe.batch_size):
+                for chosen in batches_of(order, recipe.batch_size, learner.smallest_batch):
                     losses = learner.losses(images[chosen], labels[chosen], t)
                     total = torch.stack([loss.float() for loss in losses.values()]).sum()
                     if not torch.isfinite(total):

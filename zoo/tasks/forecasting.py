@@ -27,6 +27,8 @@ class ForecastingTask(Task):
         preprocessing: How the data was standardised (`mean`, `std`, ...), kept in the checkpoint.
     """
 
+    monitors = ("val/mse", "val/mae", "test/mse", "test/mae")
+
     def __init__(
         self,
         model: dict[str, Any] | nn.Module,

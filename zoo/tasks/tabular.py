@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MeanSquaredError, Metric, R2Score
 from torchmetrics.classification import MulticlassAccuracy
 
+from zoo.scaling import standardisation
 from zoo.tasks.base import Task
 
 IGNORE_INDEX = -100
@@ -35,6 +36,7 @@ class TabularTask(Task):
         preprocessing: Kept in the checkpoint.
     """
 
+    monitors = tuple(f"{part}/{name}" for part in ("val", "test") for name in ("loss", "score", "acc", "r2", "rmse"))
     unit: Tensor
 
     def __init__(
@@ -87,7 +89,7 @@ class TabularTask(Task):
             return
         X, y = data.training_table()
         if y.is_floating_point():
-            self.unit.copy_(y.std(correction=0).clamp_min(1e-12))
+            self.unit.copy_(standardisation(y.unsqueeze(1))[1].squeeze())
         spec = self.hparams.get("model") or {}
         loaded = spec.get("pretrained") or spec.get("checkpoint_path")
         initialize = getattr(self.model, "initialize", None)

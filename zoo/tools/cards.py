@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.benchmarks.records import markdown, put_section
+from zoo.benchmarks.records import markdown, plain, put_section
+from zoo.files import write_atomic, writer_of
 from zoo.models import shipped
+from zoo.quoting import command, python_text
 
 __all__ = ["card", "check", "table", "write"]
 
@@ -26,6 +28,7 @@ def _score(metric: Mapping[str, Any]) -> str:
 
 def card(record: Mapping[str, Any]) -> str:
     """The card of a weight, Markdown with the front matter that hubs read."""
+    record = plain(record)
     metric, data = record["metric"], record["data"]
     classes = record["class_names"]
     lines = [
@@ -38,10 +41,11 @@ def card(record: Mapping[str, Any]) -> str:
         "",
         f"`{record['architecture']}` trained on {data['title']}: {metric['name']} {_score(metric)}.",
         "",
+        *(line for note in record["pretrained_cfg"].get("notes", ()) for line in (note, "")),
         "```python",
         "import zoo",
         "",
-        f'model = zoo.create_model("{record["name"]}", pretrained=True).eval()',
+        f"model = zoo.create_model({python_text(record['name'])}, pretrained=True).eval()",
         "```",
         "",
     ]
@@ -51,7 +55,7 @@ def card(record: Mapping[str, Any]) -> str:
         ("figure of this file", f"{metric['name']} {metric['value']:.4f}, seed {metric['seed']}"),
         ("over seeds", f"mean {metric['mean']:.4f}, s.d. {metric['sd']:.4f}, n = {metric['n']}"),
         ("seed chosen by", metric.get("chosen_by", "")),
-        ("reproduced by", f"`python -m zoo validate {record['name']}`"),
+        ("reproduced by", f"`{command('python -m zoo validate', record['name'])}`"),
         ("trained by", f"`{record['command']}`, {record['seconds']:.0f} s"),
         ("data", f"{data['title']}; {', '.join(f'{v} {k}' for k, v in data['rows'].items())}"),
         ("data from", f"{data['source']}; terms: {data['license']}"),
@@ -79,7 +83,7 @@ def table(records: Mapping[str, Mapping[str, Any]]) -> str:
     """One row a weight."""
     header = ["weights", "data", "metric", "this file", "mean (s.d.) over seeds", "n", "parameters", "MB", "trained by"]
     rows = []
-    for name, record in sorted(records.items()):
+    for name, record in sorted(plain(records).items()):
         m = record["metric"]
         spread = f"{m['mean']:.4f} ({m['sd']:.4f})"
         size = f"{record['bytes'] / 1e6:.2f}"
@@ -110,7 +114,7 @@ def write(root: Path, documents: Sequence[str] = ("RESULTS.md", "README.md")) ->
     written = []
     for name, record in records.items():
         written.append(folder / f"{name}.md")
-        written[-1].write_text(card(record), encoding="utf-8")
+        write_atomic(written[-1], writer_of(card(record).encode()))
     for i, name in enumerate(documents):
         path = root / name
         if i == 0 or (path.is_file() and f"<!-- begin {SECTION} -->" in path.read_text(encoding="utf-8")):

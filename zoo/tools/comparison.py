@@ -86,6 +86,7 @@ def outputs_of(
         changes["image_size"] = size[-1]
     if size[0] != other[0]:
         raise ToolError(f"{record['name']} takes {size[0]} channels, the data set has {other[0]}")
+    _check_inputs(source.get("input"), record.get("input"), record["name"])
     same = all(theirs.get(k) == ours.get(k) for k in ("mean", "std"))
     outputs, targets, first = [], [], None
     for x, y in batches(build_data(source, **changes)):
@@ -98,6 +99,18 @@ def outputs_of(
         targets.append(y)
     assert first is not None
     return torch.cat(outputs), torch.cat(targets), first
+
+
+def _check_inputs(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | None, name: str) -> None:
+    """Refuse a data set whose files become other inputs than the model's, but for size and normalisation."""
+    if not theirs or not ours:
+        return
+    free = {"size", "mean", "std", "background"}
+    for key in sorted({*theirs, *ours} - free):
+        if theirs.get(key) != ours.get(key):
+            raise ToolError(
+                f"{name} takes inputs with {key} {ours.get(key)!r:.60}, the data set has {theirs.get(key)!r:.60}"
+            )
 
 
 def _wide(values: Any, x: Tensor) -> Tensor:

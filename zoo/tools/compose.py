@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.benchmarks.records import Records, markdown, mean_sd, put_section, surroundings
+from zoo.benchmarks.records import Provenance, Records, markdown, mean_sd, put_section
 from zoo.data.image import Digits
 from zoo.data.sampling import stratified_split
 from zoo.kernels import Gaussian, solve_ridge, squared_distances
 from zoo.models import shipped
+from zoo.scaling import standardisation
 from zoo.tools.evaluation import load
 
 __all__ = ["HEADS", "MapAdapter", "adapt_maps", "adapters", "continual", "features", "heads", "target_parts"]
@@ -78,7 +79,7 @@ def linear_head(X: Tensor, y: Tensor, X_val: Tensor, y_val: Tensor) -> tuple[Dec
     """Logistic regression on standardised features."""
     from sklearn.linear_model import LogisticRegression
 
-    mean, std = X.mean(0), X.std(0).clamp_min(1e-9)
+    mean, std = standardisation(X)
 
     def fit(C: float) -> Callable[[Tensor], Tensor]:
         model = LogisticRegression(C=C, max_iter=2000).fit(((X - mean) / std).numpy(), y.numpy())
@@ -91,7 +92,7 @@ def ridge_head(X: Tensor, y: Tensor, X_val: Tensor, y_val: Tensor) -> tuple[Deci
     """Kernel ridge regression of one-hot targets with a Gaussian kernel whose width is a multiple of the median
     distance.
     """
-    mean, std = X.mean(0), X.std(0).clamp_min(1e-9)
+    mean, std = standardisation(X)
     rows = (X - mean) / std
     median = float(squared_distances(rows).median().sqrt())
     Y = torch.nn.functional.one_hot(y).double() - 1 / (int(y.max()) + 1)
@@ -129,6 +130,10 @@ def grbf_head(X: Tensor, y: Tensor, X_val: Tensor, y_val: Tensor) -> tuple[Decis
     shares = np.sort(fitted[int(np.argmax(scores))].feature_importance())[::-1]
     return decide, {"top_share": float(shares[:10].sum() / shares.sum())}
 
+
+HEADS_CODE = ("zoo/estimators.py", "zoo/fitting.py", "zoo/models/grbf.py", "zoo/kernels/ridge.py")
+CONTINUAL_CODE = ("zoo/models/gkcl.py", "zoo/kernels/random_features.py")
+ADAPTERS_CODE = ("zoo/models/adapters.py", "zoo/kernels/random_features.py")
 
 HEADS: dict[str, Head] = {"linear": linear_head, "kernel ridge": ridge_head, "GRBF": grbf_head}
 
@@ -173,7 +178,8 @@ def heads(folder: Path, seeds: int = SEEDS) -> Iterator[str]:
             records.add(row | {"top_share": told.get("top_share", "")})
             yield f"{name}, {head}, {count} a class, seed {seed}: {score:.4f}"
     text = _table(records, names)
-    put_section(folder.parent / "RESULTS.md", "compose heads", _HEADS_TEXT + f"{surroundings()}.\n\n{text}")
+    source = Provenance(records.rows, HEADS_CODE)
+    put_section(folder.parent / "RESULTS.md", "compose heads", f"{_HEADS_TEXT}{source}\n\n{text}")
     yield text
 
 
@@ -232,7 +238,8 @@ def continual(folder: Path, seeds: int = SEEDS) -> Iterator[str]:
         cells = [mean_sd(records.numbers(c, features=name)) for c in ("accuracy", "first_task", "all_at_once")]
         rows.append([name, *cells, str(len(records.select(features=name)))])
     text = markdown(["features", "all classes", "first task's rows", "ridge on all rows at once", "seeds"], rows)
-    put_section(folder.parent / "RESULTS.md", "compose continual", f"{_CONTINUAL_TEXT}{surroundings()}.\n\n{text}")
+    source = Provenance(records.rows, CONTINUAL_CODE)
+    put_section(folder.parent / "RESULTS.md", "compose continual", f"{_CONTINUAL_TEXT}{source}\n\n{text}")
     yield text
 
 
@@ -376,7 +383,8 @@ def adapters(folder: Path, seeds: int = 3, steps: int = 40, per_class: int = 10)
             scores = mean_sd([float(r["accuracy"]) for r in found])
             rows.append([network, trained, f"{int(found[0]['parameters']):,}", scores, str(len(found))])
     text = markdown(["network", "trained", "trained parameters", "accuracy", "seeds"], rows)
-    put_section(folder.parent / "RESULTS.md", "compose adapters", f"{_ADAPTERS_TEXT}{surroundings()}.\n\n{text}")
+    source = Provenance(records.rows, ADAPTERS_CODE)
+    put_section(folder.parent / "RESULTS.md", "compose adapters", f"{_ADAPTERS_TEXT}{source}\n\n{text}")
     yield text
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from zoo.benchmarks.records import Records, markdown, put_section, surroundings
+from zoo.benchmarks.records import Provenance, Records, markdown, put_section
 from zoo.models import shipped
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import load
@@ -20,6 +20,7 @@ from zoo.tools.info import example
 
 __all__ = ["run"]
 
+MEASURES = ("zoo/tools/export.py", "zoo/models")
 VALUES = (
     "largest_output",
     *FORMATS,
@@ -70,7 +71,7 @@ def run(folder: Path) -> Iterator[str]:
         "a new process in which the zoo, timm and Lightning cannot be imported, on five inputs. Int8: weights of "
         "matrix products quantised, their activations at run time (onnxruntime), kept where the accuracy falls by at "
         "most half a point; bytes of the ONNX files; how many times as fast int8 is, in CPU time of a batch of 32, "
-        f"interleaved. {surroundings()}.\n\n{table}\n\n{_verdict(rows)}"
+        f"interleaved. {Provenance(rows, MEASURES)}\n\n{table}\n\n{_verdict(rows)}"
     )
     put_section(folder.parent / "RESULTS.md", "deployment", text)
     yield f"{table}\n\n{_verdict(rows)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pkgutil
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,11 +12,14 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from zoo.config import check_call
 from zoo.models import shipped
 from zoo.models.deploy import to_deploy
 from zoo.models.registry import create_model
 from zoo.tasks import Task
 from zoo.tools.errors import ToolError
+from zoo.trust import TrustError, recorded_class
+from zoo.values import first_line
 
 __all__ = ["batches", "build_data", "build_task", "evaluate", "load", "record_of", "validate"]
 
@@ -47,21 +49,28 @@ def load(model: str | Path, deploy: bool = True) -> nn.Module:
     return to_deploy(built, inplace=True) if deploy else built
 
 
-def _call(section: Mapping[str, Any], kind: type, **offered: Any) -> Any:
-    """Build a section of a record; only classes of the expected kind are called."""
-    target = str(section.get("_target_"))
+def _call(section: Any, place: str, **offered: Any) -> Any:
+    """Build a section of a record, which may name only a class of its kind and give it plain values."""
+    if not isinstance(section, Mapping):
+        raise ToolError(f"the {place} section of the record is a {type(section).__name__}; the record is damaged")
     try:
-        found = pkgutil.resolve_name(target)
-    except (ImportError, AttributeError, ValueError):
-        raise ToolError(f"{target!r} of the record cannot be imported; is its package installed?") from None
-    if not (isinstance(found, type) and issubclass(found, kind)):
-        raise ToolError(f"{target!r} of the record is no {kind.__name__}; the record is damaged or hostile")
-    return found(**{k: v for k, v in section.items() if not k.startswith("_")}, **offered)
+        build = recorded_class(section.get("_target_"), place)
+    except TrustError as error:
+        raise ToolError(str(error)) from None
+    values = {k: v for k, v in section.items() if not str(k).startswith("_")} | offered
+    if problems := check_call(build, values, place, given=offered, nested=False):
+        raise ToolError(f"the record does not fit {build.__name__}: {problems[0]}")
+    try:
+        return build(**values)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        if type(error).__module__.startswith("zoo."):
+            raise
+        raise ToolError(f"the {place} section of the record is refused ({first_line(error)})") from None
 
 
 def build_data(record: Mapping[str, Any], **changes: Any) -> Any:
     """The data module of a record, prepared; `changes` replace arguments (`root`, `eval_batch_size`)."""
-    data = _call({**record["data"]["config"], **changes}, L.LightningDataModule)
+    data = _call({**record["data"]["config"], **changes}, "data")
     data.prepare_data()
     data.setup("test")
     return data
@@ -73,7 +82,7 @@ def build_task(record: Mapping[str, Any], model: nn.Module) -> Task:
     for key, value in (("class_names", record["class_names"]), ("preprocessing", record["preprocessing"])):
         if key in section:
             section[key] = section[key] or value or None
-    return _call(section, Task, model=model)
+    return _call(section, "task", model=model)
 
 
 def evaluate(record: Mapping[str, Any], model: nn.Module, progress: bool = False, **changes: Any) -> dict[str, float]:
@@ -118,6 +127,8 @@ def batches(data: Any, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
             yield from zip(images.split(size), targets.split(size), strict=True)
         return
     for inputs, targets in data.test_dataloader():
+        if not isinstance(inputs, Tensor):
+            raise ToolError(f"{type(data).__name__} has windows and times; only classes and values are compared here")
         kept = ~targets.isnan() if targets.is_floating_point() else targets >= 0
         yield inputs[kept], targets[kept]
 

@@ -26,15 +26,18 @@ from torch import Tensor, nn
 
 from zoo.benchmarks.timing import interleaved_times
 from zoo.files import sha256_of, write_atomic, writer_of
+from zoo.inputs import record_of as input_record_of
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import batches, build_data, load, record_of
 from zoo.tools.info import example
+from zoo.whole import staging
 
 __all__ = ["FORMATS", "export", "quantize", "run_elsewhere"]
 
 FORMATS = ("program", "onnx")
 TOLERANCE = 1e-5
 _NAMES = {"program": "model.pt2", "onnx": "model.onnx"}
+_INPUTS = ("input", "marks")  # the second one of forecasts that use the calendar
 
 
 def export(
@@ -49,8 +52,8 @@ def export(
         size: Side of the images, pixels; the record's own by default.
 
     Returns:
-        By format `file`, `sha256`, `max_difference` and `batches`; with `preprocessing` and `class_names` beside, it
-        is `deployment.json` of the folder.
+        By format `file`, `sha256`, `max_difference` and `batches`; with `preprocessing`, `class_names` and
+        `input_record` (how a file becomes an input) beside, it is `deployment.json` of the folder.
 
     Raises:
         ToolError: The model cannot be exported, or the export differs by more than 1e-5 of its largest output.
@@ -61,28 +64,52 @@ def export(
     network = model if isinstance(model, nn.Module) else load(model)
     network = network.eval()
     cfg: Any = getattr(network, "pretrained_cfg", None) or {}
-    inputs = example(network, 2, size)
+    inputs = _arguments(network, 2, size)
     told: dict[str, Any] = {"model": model if isinstance(model, str) else type(network).__name__}
-    told |= {"input": ["batch", *inputs.shape[1:]], "preprocessing": _preprocessing(cfg)}
+    told |= {"input": ["batch", *inputs[0].shape[1:]], "preprocessing": _preprocessing(cfg)}
+    told |= {name: ["batch", *x.shape[1:]] for name, x in zip(_INPUTS[1:], inputs[1:], strict=False)}
     told["class_names"] = list(cfg.get("label_names") or ())
-    batches = {n: example(network, n, size) for n in (1, 2, 5)}
+    told["input_record"] = input_record_of(network)
+    batches = {n: _arguments(network, n, size) for n in (1, 2, 5)}
     with torch.no_grad():
-        expected = {n: network(x).numpy() for n, x in batches.items()}
-    with _quiet():
+        expected = {n: network(*x).numpy() for n, x in batches.items()}
+    with _written(folder) as place, _quiet():
         program = _program(network, inputs)
         for kind in formats:
-            path = folder / _NAMES[kind]
+            path = place / _NAMES[kind]
             write_atomic(path, (_write_program if kind == "program" else _write_onnx)(program, inputs))
             found = _run(kind, path, batches)
             worst = max(float(np.abs(found[n] - expected[n]).max()) for n in batches)
             scale = max(1.0, max(float(np.abs(y).max()) for y in expected.values()))
             if not worst <= TOLERANCE * scale:
-                raise ToolError(f"{path} differs from the model by {worst:.2g}, more than {TOLERANCE * scale:.2g}")
+                raise ToolError(
+                    f"{folder / path.name} differs from the model by {worst:.2g}, more than {TOLERANCE * scale:.2g}"
+                )
             told[kind] = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
             told[kind] |= {"max_difference": worst, "batches": list(batches)}
-    text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
-    write_atomic(folder / "deployment.json", writer_of(text.encode()))
+        text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+        write_atomic(place / "deployment.json", writer_of(text.encode()))
     return told
+
+
+def _arguments(network: nn.Module, batch: int, size: int | None) -> tuple[Tensor, ...]:
+    """Random arguments of a model: an input, and for a forecast the calendar marks beside the windows."""
+    inputs, record = example(network, batch, size), input_record_of(network)
+    if record["kind"] != "series" or not record.get("time_features"):
+        return (inputs,)
+    marks = torch.rand(*inputs.shape[:2], record["time_features"], generator=torch.Generator().manual_seed(1))
+    return inputs, marks - 0.5
+
+
+@contextlib.contextmanager
+def _written(folder: Path) -> Iterator[Path]:
+    """A place whose files take those in `folder` all at once, when all of them were found right."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with staging(folder) as place:
+            yield place
+    except OSError as error:
+        raise ToolError(f"cannot write {error.filename or folder}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
@@ -102,28 +129,28 @@ def _preprocessing(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return {k: cfg[k] for k in keys if cfg.get(k) is not None}
 
 
-def _program(network: nn.Module, inputs: Tensor) -> Any:
+def _program(network: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     batch = torch.export.Dim("batch", min=1)
     try:
         with torch.no_grad():
-            return torch.export.export(network, (inputs,), dynamic_shapes=({0: batch},))
+            return torch.export.export(network, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
     except Exception as error:  # torch.export raises errors of many kinds
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise ToolError(f"{type(network).__name__} cannot be exported: {reason}") from error
 
 
-def _write_program(program: Any, inputs: Tensor) -> Any:
+def _write_program(program: Any, inputs: tuple[Tensor, ...]) -> Any:
     return lambda file: torch.export.save(program, file)
 
 
-def _write_onnx(program: Any, inputs: Tensor) -> Any:
+def _write_onnx(program: Any, inputs: tuple[Tensor, ...]) -> Any:
     _require("onnxscript")
     onnx = torch.onnx.export(
         program,
-        (inputs,),
-        input_names=["input"],
+        inputs,
+        input_names=list(_INPUTS[: len(inputs)]),
         output_names=["output"],
-        dynamic_shapes=({0: "batch"},),
+        dynamic_shapes=tuple({0: "batch"} for _ in inputs),
         dynamo=True,
         verbose=False,
     )
@@ -149,14 +176,17 @@ def session(path: Path, threads: int = 0) -> Any:
     return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _run(kind: str, path: Path, batches: Mapping[int, Tensor]) -> dict[int, np.ndarray]:
+def _run(kind: str, path: Path, batches: Mapping[int, tuple[Tensor, ...]]) -> dict[int, np.ndarray]:
     if kind == "onnx":
         runner = session(path)
-        name = runner.get_inputs()[0].name
-        return {n: runner.run(None, {name: x.numpy()})[0] for n, x in batches.items()}
+        names = [entry.name for entry in runner.get_inputs()]
+        return {
+            n: runner.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})[0]
+            for n, inputs in batches.items()
+        }
     module = torch.export.load(path).module()
     with torch.no_grad():
-        return {n: module(x).numpy() for n, x in batches.items()}
+        return {n: module(*inputs).numpy() for n, inputs in batches.items()}
 
 
 # ---- elsewhere ---------------------------------------------------------------------------------------------
@@ -234,21 +264,33 @@ def quantize(model: str, folder: str | Path, limit: float = 0.005, rounds: int =
         ToolError: There is no class to be right about, or no exported file.
     """
     folder = Path(folder)
-    source, target = folder / "model.onnx", folder / "model.int8.onnx"
+    source = folder / "model.onnx"
     if not source.is_file():
         raise ToolError(f"there is no {source}: export the model first")
     quantization = _require("onnxruntime.quantization")
     record = record_of(model)
     if not record["class_names"]:
         raise ToolError(f"{record['name']} predicts values; int8 is judged by the accuracy of classes")
-    with _quiet():
-        quantization.quantize_dynamic(
-            str(source),
-            str(target),
-            op_types_to_quantize=["MatMul", "Gemm"],
-            per_channel=True,
-            weight_type=quantization.QuantType.QUInt8,
-        )
+    with _written(folder) as place:
+        target = place / "model.int8.onnx"
+        with _quiet():
+            quantization.quantize_dynamic(
+                str(source),
+                str(target),
+                op_types_to_quantize=["MatMul", "Gemm"],
+                per_channel=True,
+                weight_type=quantization.QuantType.QUInt8,
+            )
+        found = _compare(source, target, record, rounds)
+        found["kept"] = found["accuracy"] - found["accuracy_int8"] <= limit
+        if not found["kept"]:
+            target.unlink()
+    if not found["kept"]:
+        (folder / target.name).unlink(missing_ok=True)
+    return found
+
+
+def _compare(source: Path, target: Path, record: Mapping[str, Any], rounds: int) -> dict[str, Any]:
     inputs, targets = test_part(record)
     exact, small = session(source), session(target)
     name = exact.get_inputs()[0].name
@@ -259,10 +301,7 @@ def quantize(model: str, folder: str | Path, limit: float = 0.005, rounds: int =
     )
     ratio = statistics.median(a / b for a, b in zip(times["exact"].cpu, times["small"].cpu, strict=True))
     found = {"accuracy": scores[0], "accuracy_int8": scores[1], "n": len(targets)}
-    found |= {"kept": bool(scores[0] - scores[1] <= limit), "bytes": source.stat().st_size}
-    found |= {"bytes_int8": target.stat().st_size, "times_faster": ratio}
-    if not found["kept"]:
-        target.unlink()
+    found |= {"bytes": source.stat().st_size, "bytes_int8": target.stat().st_size, "times_faster": ratio}
     return found
 
 

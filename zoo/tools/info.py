@@ -8,6 +8,7 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
+from zoo import inputs
 from zoo.figures import receptive_field, square_of_share
 from zoo.models import shipped
 from zoo.models.deploy import to_deploy
@@ -42,15 +43,19 @@ def listing(filter: str = "", pretrained: bool = False) -> list[dict[str, Any]]:
 
 
 def example(model: nn.Module, batch: int = 2, size: int | None = None) -> Tensor:
-    """Random inputs of the shape that a model names: images (B, C, H, W), waveforms (B, samples), tokens (B, L), or
-    rows (B, D), which are drawn around what the model standardises with.
+    """Random inputs of the shape that a model's record names, or else the model itself.
+
+    Images (B, C, H, W), waveforms (B, samples), tokens (B, L), or rows (B, D), which are drawn around what the model
+    standardises with.
     """
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     draw = torch.Generator().manual_seed(0)
+    record = getattr(model, "input_record", None)
+    known = inputs.shape_of(record) if record else None
     if words := getattr(model, "vocab_size", None):
-        return torch.randint(1, words, (batch, *model.input_shape), generator=draw)  # type: ignore[misc]
+        return torch.randint(1, words, (batch, *(known or model.input_shape)), generator=draw)  # type: ignore[misc]
     if shape := getattr(model, "input_shape", None):
-        return torch.randn(batch, *shape, generator=draw)
+        return torch.randn(batch, *(known or shape), generator=draw)
     shape = tuple(cfg.get("input_size") or (3, 224, 224))
     chans = getattr(model, "in_chans", None)
     shape = (chans if isinstance(chans, int) else shape[0], *shape[1:])
@@ -86,20 +91,20 @@ def describe(name: str, size: int | None = None, **kwargs: Any) -> dict[str, Any
         model = create_model(name, pretrained=bool(record) or local, **kwargs).eval()
     except (ValueError, TypeError) as error:  # an unknown name or argument
         raise ToolError(str(error)) from None
-    inputs = example(model, 1, size)
+    shown = example(model, 1, size)
     merged = to_deploy(model)
     facts: dict[str, Any] = {
         "name": name,
         "class": type(model).__name__,
-        "input": list(inputs.shape[1:]),
+        "input": list(shown.shape[1:]),
         "num_classes": getattr(model, "num_classes", None),
         "num_features": getattr(model, "num_features", None),
         "parameters": _count(model),
         "parameters_deploy": _count(merged),
-        "macs": _macs(merged, inputs),
+        "macs": _macs(merged, shown),
         "weights_mib": round(sum(p.numel() * p.element_size() for p in merged.state_dict().values()) / 2**20, 3),
-        "largest_layer_mib": round(_largest(merged, inputs) / 2**20, 3),
-        "receptive_field": _field(model, inputs),
+        "largest_layer_mib": round(_largest(merged, shown) / 2**20, 3),
+        "receptive_field": _field(model, shown),
         "weights": SHIPPED if record else PUBLISHED if "." in name and not local else FRESH,
     }
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
@@ -113,36 +118,36 @@ def _count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _macs(model: nn.Module, inputs: Tensor) -> int:
+def _macs(model: nn.Module, given: Tensor) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:  # with gradients, where no kernel of our own hides the products
-        model(inputs)
+        model(given)
     return counter.get_total_flops() // 2
 
 
-def _largest(model: nn.Module, inputs: Tensor) -> int:
+def _largest(model: nn.Module, given: Tensor) -> int:
     sizes = [0]
 
-    def note(_module: nn.Module, given: tuple[Any, ...], made: Any) -> None:
+    def note(_module: nn.Module, taken: tuple[Any, ...], made: Any) -> None:
         outs = made if isinstance(made, list | tuple) else (made,)
-        sizes.append(sum(t.numel() * t.element_size() for t in (*given, *outs) if isinstance(t, Tensor)))
+        sizes.append(sum(t.numel() * t.element_size() for t in (*taken, *outs) if isinstance(t, Tensor)))
 
     hooks = [m.register_forward_hook(note) for m in model.modules() if not list(m.children())]
     try:
         with torch.no_grad():
-            model(inputs)
+            model(given)
     finally:
         for hook in hooks:
             hook.remove()
     return max(sizes)
 
 
-def _field(model: nn.Module, inputs: Tensor) -> dict[str, int] | None:
-    if inputs.ndim != 4:
+def _field(model: nn.Module, given: Tensor) -> dict[str, int] | None:
+    if given.ndim != 4:
         return None
     try:
-        field = receptive_field(model, torch.randn(4, *inputs.shape[1:], generator=torch.Generator().manual_seed(0)))
+        field = receptive_field(model, torch.randn(4, *given.shape[1:], generator=torch.Generator().manual_seed(0)))
     except (ValueError, RuntimeError):
         return None
     return {f"{share:.0%}": square_of_share(field, share)[2] for share in (0.5, 0.9)}

@@ -1,60 +1,97 @@
-"""A model's answer to a file: an image, a recording or a table of rows.
+"""A model's answer to a file: an image, a recording, a table of rows or a series.
 
 >>> predict("unireplknet_z.mnist5k", ["seven.png"])[0]["predictions"][0]     # {"class": "7", "probability": 0.998}
 """
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from zoo.data.folder import EXTENSIONS
+from zoo import inputs
+from zoo.data.checks import DataError
+from zoo.data.pictures import Fit
+from zoo.data.prepare import SUFFIXES, form_for, prepare
+from zoo.data.series import in_units, last_window
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import load, record_of
 
-__all__ = ["SOUNDS", "draw", "predict", "read_rows"]
+__all__ = ["draw", "predict", "prepared"]
 
-SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
-TABLES = (".csv", ".tsv")
-_MAX_PIXELS = 100_000_000
-_MAX_SECONDS = 600
-_MAX_TABLE = 200_000_000  # bytes
+Found = TypeVar("Found")
 
 
 @torch.inference_mode()
-def predict(model: str, files: Sequence[str | Path], top: int = 5) -> list[dict[str, Any]]:
-    """Classify images and recordings, or classify or evaluate the rows of CSV files.
+def predict(model: str, files: Sequence[str | Path], top: int = 5, header: bool = True) -> list[dict[str, Any]]:
+    """Classify images and recordings, classify or evaluate the rows of tables, or forecast what follows a series.
 
     Args:
         model: Name of shipped or published weights, `local-dir:<folder>`, or the folder of a run.
-        files: Images, recordings or tables, by suffix. A table has one header line; its columns are matched by name
-            with the features that the weights were trained on, or taken in order where the record has no names.
+        files: Images, recordings, tables or series, by suffix. The columns of a table or a series are matched by name
+            with those that the weights were trained on, or taken in order where the record has no names.
         top: Classes to name.
+        header: Whether tables begin with the names of their columns; without, these stand in the model's order.
 
     Returns:
         One entry a file, or a row of a table: `file`, `row` of a table, and `predictions` (`class` and `probability`,
-        most probable first) or `value`.
+        most probable first) or `value`. For a series `forecast` (a list of values for each of the steps that follow its
+        end, in the units of the file), `columns` (the names of the values) and `times` (of the steps, where the series
+        keeps one step).
 
     Raises:
         ToolError: A file is missing, damaged, or nothing that this model takes.
     """
     network = load(model)
     facts = _facts(model, network)
+    if not header and facts["record"]["kind"] != "table":
+        raise ToolError(
+            f"only tables can be without a header line; the model takes a file of {facts['record']['kind']}"
+        )
+    facts["record"] |= {} if header else {"header": False}
     found = []
     for path in map(Path, files):
-        inputs = _read(path, network, facts)
-        outputs = network(inputs).float()
+        if facts["record"]["kind"] == "series":
+            found.append({"file": str(path)} | _forecast(path, network, facts["record"]))
+            continue
+        outputs = network(*_told(prepare, path, facts["record"])).float()
         for i, out in enumerate(outputs):
             entry: dict[str, Any] = {"file": str(path)}
-            if path.suffix.lower() in TABLES:
+            if path.suffix.lower() in SUFFIXES["table"]:
                 entry["row"] = i + 1
             found.append(entry | _answer(out, facts, top))
     return found
+
+
+def prepared(path: Path, network: nn.Module) -> tuple[Tensor, ...]:
+    """The network's arguments for a file, by the record that it carries or that its configuration gives.
+
+    Raises:
+        ToolError: The file is missing, damaged, or nothing that this model takes.
+    """
+    return _told(prepare, path, inputs.record_of(network))
+
+
+def _told(function: Callable[[Path, Mapping[str, Any]], Found], path: Path, record: Mapping[str, Any]) -> Found:
+    try:
+        return function(path, record)
+    except DataError as error:
+        raise ToolError(str(error)) from None
+
+
+def _forecast(path: Path, network: nn.Module, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What follows the end of a series, in its units."""
+    form = _told(form_for, path, record)
+    window = _told(lambda file, _: last_window(file, form), path, record)
+    values = in_units(network(window.values, window.marks)[0], form)
+    return {
+        "forecast": values.tolist(),
+        "columns": window.names,
+        "times": [time.isoformat(sep=" ") for time in window.times],
+    }
 
 
 def _facts(model: str, network: nn.Module) -> dict[str, Any]:
@@ -71,7 +108,10 @@ def _facts(model: str, network: nn.Module) -> dict[str, Any]:
             features = record_of(model)["feature_names"]
         except (ValueError, RuntimeError):  # published weights have no record of their training here
             features = []
-    return {"cfg": cfg, "classes": classes, "features": features}
+    record = dict(inputs.record_of(network))
+    if record["kind"] == "table" and features and not record.get("columns"):
+        record["columns"] = list(features)
+    return {"cfg": cfg, "classes": classes, "features": features, "record": record}
 
 
 def _answer(out: Tensor, facts: Mapping[str, Any], top: int) -> dict[str, Any]:
@@ -83,124 +123,6 @@ def _answer(out: Tensor, facts: Mapping[str, Any], top: int) -> dict[str, Any]:
     names = [classes[i] if i < len(classes) else str(i) for i in places.tolist()]
     pairs = zip(names, values.tolist(), strict=True)
     return {"predictions": [{"class": name, "probability": round(value, 6)} for name, value in pairs]}
-
-
-# ---- reading -----------------------------------------------------------------------------------------------
-
-
-def _read(path: Path, network: nn.Module, facts: Mapping[str, Any]) -> Tensor:
-    if not path.is_file():
-        raise ToolError(f"there is no file {path}")
-    kind = path.suffix.lower()
-    wanted = "recording" if hasattr(network, "log_mel") or _sampler(network) is not None else (
-        "table" if tuple(facts["cfg"].get("input_size", ()))[1:] == (1, 1) else "image")  # fmt: skip
-    given = "recording" if kind in SOUNDS else "table" if kind in TABLES else "image" if kind in EXTENSIONS else None
-    if given is None:
-        raise ToolError(f"{path}: {kind or 'no suffix'} is none of {' '.join((*sorted(EXTENSIONS), *SOUNDS, *TABLES))}")
-    if given != wanted:
-        article = {"image": "an image", "recording": "a recording", "table": "a table"}
-        raise ToolError(f"{path} is {article[given]}, the model takes {article[wanted]}")
-    if kind in TABLES:
-        return read_rows(path, int(network.in_chans), facts["features"])  # type: ignore[arg-type]
-    return _sound(path, network) if given == "recording" else _image(path, facts["cfg"])
-
-
-def _image(path: Path, cfg: Mapping[str, Any]) -> Tensor:
-    from PIL import Image
-    from timm.data import create_transform, resolve_data_config
-
-    try:
-        with Image.open(path) as file:
-            if file.width * file.height > _MAX_PIXELS:
-                raise ToolError(f"{path} has {file.width} x {file.height} pixels: make it smaller first")
-            how: dict[str, Any] = resolve_data_config({}, pretrained_cfg=dict(cfg))
-            picture = file.convert("L" if how["input_size"][0] == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, ToolError):
-            raise
-        raise ToolError(f"{path} cannot be read as an image ({str(error)[:100]})") from None
-    keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-    transform: Any = create_transform(is_training=False, **{k: how[k] for k in keys})
-    return transform(picture)[None]
-
-
-def _sampler(network: nn.Module) -> nn.Module | None:
-    """The module that hears, which knows the sample rate and how many samples fill its frames."""
-    return next((m for m in network.modules() if hasattr(m, "sample_rate") and hasattr(m, "samples")), None)
-
-
-def _sound(path: Path, network: nn.Module) -> Tensor:
-    import soundfile
-    from torchaudio.functional import resample
-
-    sampler: Any = _sampler(network)
-    try:
-        with soundfile.SoundFile(path) as file:
-            if file.frames > _MAX_SECONDS * file.samplerate:
-                raise ToolError(f"{path} is longer than {_MAX_SECONDS} seconds: cut it first")
-            rate = file.samplerate
-            wave = torch.from_numpy(file.read(dtype="float32", always_2d=True)).mean(1)
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise ToolError(f"{path} cannot be read as a recording ({str(error)[:100]})") from None
-    wave = resample(wave, rate, sampler.sample_rate) if rate != sampler.sample_rate else wave
-    missing = sampler.samples - len(wave)
-    return torch.nn.functional.pad(wave, (0, max(0, missing)))[None, : sampler.samples]
-
-
-def read_rows(path: Path, count: int, features: Sequence[str] = ()) -> Tensor:
-    """Rows (n, count) of a CSV or TSV file with a header line.
-
-    Raises:
-        ToolError: A column is missing, or a cell is no number; the message names line and column.
-    """
-    if path.stat().st_size > _MAX_TABLE:
-        raise ToolError(f"{path} is larger than {_MAX_TABLE // 10**6} MB: split it first")
-    rows: list[list[float]] = []
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            header = [name.strip() for name in next(lines, [])]
-            places = _places(path, header, count, features)
-            for line in lines:
-                if not line:
-                    continue
-                try:
-                    rows.append([_number(line[i]) for i in places])
-                except (ValueError, IndexError):
-                    bad = next((i for i in places if i >= len(line) or not _is_number(line[i])), places[0])
-                    cell = repr(line[bad])[:40] if bad < len(line) else "missing"
-                    raise ToolError(f"{path}, line {lines.line_num}: {header[bad]} is {cell}, not a number") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ToolError(f"{path} cannot be read as a table ({str(error)[:100]})") from None
-    if not rows:
-        raise ToolError(f"{path} has no rows below its header")
-    return torch.tensor(rows)
-
-
-def _places(path: Path, header: Sequence[str], count: int, features: Sequence[str]) -> list[int]:
-    if features and set(features) & set(header):
-        if missing := [name for name in features if name not in header]:
-            raise ToolError(f"{path} has no column {missing[0]!r}; the model takes {', '.join(features)}"[:600])
-        return [header.index(name) for name in features]
-    if len(header) != count:
-        named = f" ({', '.join(features)})" if features else ""
-        raise ToolError(f"{path} has {len(header)} columns, the model takes {count}{named}"[:600])
-    return list(range(count))
-
-
-def _number(cell: str) -> float:
-    value = float(cell)
-    if not -3.4e38 < value < 3.4e38:
-        raise ValueError
-    return value
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        _number(cell)
-    except ValueError:
-        return False
-    return True
 
 
 # ---- a picture ---------------------------------------------------------------------------------------------
@@ -217,18 +139,20 @@ def draw(entry: Mapping[str, Any], model: str) -> Any:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     path = Path(entry["file"])
-    if path.suffix.lower() in EXTENSIONS:
-        from PIL import Image
-
-        left.imshow(Image.open(path).convert("RGB"))
+    network = load(model)
+    kind = inputs.record_of(network)["kind"]
+    if kind == "image":
+        left.imshow(Fit(inputs.read(inputs.record_of(network))).open(path), cmap="gray", vmin=0, vmax=255)
         left.set_axis_off()
-    elif path.suffix.lower() in SOUNDS:
-        network = load(model)
-        sampler: Any = _sampler(network)
-        left.imshow(sampler(_sound(path, network))[0, 0].numpy(), origin="lower", aspect="auto", cmap="magma")
+    elif kind == "sound":
+        sampler: Any = next(m for m in network.modules() if hasattr(m, "sample_rate") and hasattr(m, "samples"))
+        left.imshow(sampler(*prepared(path, network))[0, 0].numpy(), origin="lower", aspect="auto", cmap="magma")
         left.set(xlabel="frame", ylabel="mel bin")
+    elif kind == "series":
+        form = _told(form_for, path, inputs.record_of(network))
+        past = in_units(_told(lambda file, _: last_window(file, form), path, {}).values[0], form)
+        _draw_series(left, right, past, entry)
     else:
-        network = load(model)
         importance = getattr(network, "feature_importance", None)
         if callable(importance):
             names = _facts(model, network)["features"] or None
@@ -239,10 +163,22 @@ def draw(entry: Mapping[str, Any], model: str) -> Any:
     if "value" in entry:
         right.text(0.5, 0.5, f"{entry['value']:.4g}", ha="center", va="center", fontsize=28, color=COLOR)
         right.set_axis_off()
-    else:
+    elif "predictions" in entry:
         found = entry["predictions"][::-1]
         right.barh([p["class"][:24] for p in found], [p["probability"] for p in found], color=COLOR)
         right.set(xlim=(0, 1), xlabel="probability")
         right.spines[["top", "right"]].set_visible(False)
     figure.suptitle(model, fontsize=10)
     return figure
+
+
+def _draw_series(left: Any, right: Any, past: Any, entry: Mapping[str, Any]) -> None:
+    """The window that the model saw, and its forecast: up to eight variables, each on the scale of the file."""
+    for axis, rows, first in ((left, past, -len(past)), (right, entry["forecast"], 0)):
+        steps = range(first + 1, first + 1 + len(rows))
+        for i, name in enumerate(entry["columns"][:8]):
+            axis.plot(steps, [row[i] for row in rows], label=name[:24], linewidth=1)
+        axis.set_xlabel("step")
+        axis.spines[["top", "right"]].set_visible(False)
+    right.set_title("forecast", fontsize=10)
+    right.legend(fontsize=7, frameon=False)

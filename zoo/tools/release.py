@@ -13,9 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from zoo.benchmarks.runs import read_run
+from zoo.benchmarks.runs import read_parts, read_run
 from zoo.data.origins import origin
 from zoo.files import WEIGHTS_NAME, read_config, sha256_of, write_all, writer_of
 from zoo.models import shipped
@@ -63,15 +61,16 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
     if chosen_by:
         best = max(found, key=lambda folder: sign * found[folder].metrics[str(chosen_by)])
     values = [run.metrics[judged] for run in found.values()]
-    run, summary = found[best], json.loads((best / "summary.json").read_text())
-    config = yaml.safe_load((best / ".hydra" / "config.yaml").read_text())
-    model = read_config(best / "model")
+    run = found[best]
+    summary, config = read_parts(best)
+    parameters = _parameters(best / "model")  # first, since it checks the configuration of the model whole
+    model = {"model_args": {}, "pretrained_cfg": {}, **read_config(best / "model")}
     weights = best / "model" / WEIGHTS_NAME
     tag = tag or _tag(model["architecture"], run.name)
     data = _data_section(config)
     facts = summary.get("data", {})
     where = origin(data)
-    return {
+    record = {
         "name": f"{model['architecture']}.{tag}",
         "architecture": model["architecture"],
         "tag": tag,
@@ -84,7 +83,8 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
             for k in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
             if k in model["pretrained_cfg"]
         },
-        "parameters": _parameters(best / "model"),
+        **({"input": model["input"]} if "input" in model else {}),
+        "parameters": parameters,
         "sha256": sha256_of(weights),
         "bytes": weights.stat().st_size,
         "metric": {
@@ -110,11 +110,13 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
         "license": license,
         "code_license": CODE_LICENSE,
         "experiment": run.name,
-        "command": " ".join(["python train.py", f"experiment={run.name}", *run.changes, f"seed={run.seed}"]),
+        "command": run.command([run.seed]),
         "seconds": summary["seconds"],
         "versions": summary.get("versions", {}),
         "hardware": summary.get("hardware", {}),
     }
+    shipped.check_record(best, record)
+    return record
 
 
 def ship(

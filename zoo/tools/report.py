@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import base64
 import csv
-import html
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from zoo.tools.comparison import compare, decide, outputs_of
 from zoo.tools.evaluation import batches, build_data, load, record_of
 
 __all__ = ["curves", "plot_accuracy_matrix", "plot_confusion", "write_report"]
+
+Picture = tuple[str, str]  # a PNG in base 64, and what it shows
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2733; --soft: #5b6a79; --line: #d9e0e7; --paper: #fff; --card: #f6f8fa; }
@@ -61,6 +64,51 @@ figcaption { font-size: .85rem; margin: .4rem 0 0; }
 """
 
 
+#: The page. Every value is escaped by the template's own rule, wherever it comes from; nothing is marked as safe.
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>{{ title }}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>{{ style }}</style>
+<body>
+{% for part in parts %}
+{% if part.heading %}<h1>{{ part.heading }}</h1>
+<p>{{ part.text }}</p>
+{% elif part.tiles %}<div class="tiles">
+{% for value, name in part.tiles %}<div class="tile"><b>{{ value }}</b><span>{{ name }}</span></div>{% endfor %}
+</div>
+{% else %}<section><h2>{{ part.title }}</h2>
+{% if part.text %}<p>{{ part.text }}</p>{% endif %}
+{% if part.figures %}<div class="row">{% for image, text in part.figures %}<figure><img alt="{{ text }}" \
+src="data:image/png;base64,{{ image }}"><figcaption>{{ text }}</figcaption></figure>{% endfor %}</div>{% endif %}
+{% if part.rows %}<table>
+{% if part.header %}<tr>{% for name in part.header %}<th>{{ name }}</th>{% endfor %}</tr>{% endif %}
+{% for row in part.rows %}<tr>{% for cell in row %}<td>\
+{% if cell is mapping %}<code>{{ cell.code }}</code>{% else %}{{ cell }}{% endif %}</td>{% endfor %}</tr>
+{% endfor %}</table>{% endif %}
+</section>
+{% endif %}
+{% endfor %}
+</body>
+</html>
+""".replace("\\\n", "")
+
+
+@dataclass
+class Part:
+    """A part of the page, as values: a heading, tiles, or a section with text, pictures and a table."""
+
+    name: str
+    title: str = ""
+    heading: str = ""
+    text: str = ""
+    tiles: Sequence[tuple[str, str]] = ()
+    figures: Sequence[Picture] = ()
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[Any]] = ()
+
+
 def write_report(path: str | Path, model: str, other: str | None = None) -> dict[str, Any]:
     """Write the report.
 
@@ -75,41 +123,47 @@ def write_report(path: str | Path, model: str, other: str | None = None) -> dict
     Raises:
         ToolError, RunsError, CheckpointError: The models cannot be read or compared.
     """
-    parts = list(_compared(model, other) if other else _single(model))
-    title = f"{model} and {other}" if other else str(model)
-    body = "\n".join(content for _, content in parts)
-    page = (
-        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{_STYLE}</style>\n'
-        f"<body>\n{body}\n</body>\n</html>\n"
-    )
-    write_atomic(path, writer_of(page.encode()))
-    return {"file": str(path), "bytes": len(page.encode()), "sections": [name for name, _ in parts]}
+    import matplotlib as mpl
+
+    with mpl.rc_context({"text.parse_math": False}):  # a dollar sign in a name is a dollar sign
+        parts = list(_compared(model, other) if other else _single(model))
+    page = render(f"{model} and {other}" if other else str(model), parts).encode()
+    write_atomic(path, writer_of(page))
+    return {"file": str(path), "bytes": len(page), "sections": [part.name for part in parts]}
+
+
+def render(title: str, parts: Sequence[Part]) -> str:
+    """The page of some parts."""
+    import jinja2
+
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(_PAGE)
+    return template.render(title=title, style=_STYLE, parts=parts)
 
 
 # ---- what is told ------------------------------------------------------------------------------------------
 
 
-def _single(model: str) -> Iterator[tuple[str, str]]:
+def _single(model: str) -> Iterator[Part]:
     record, network = record_of(model), load(model, deploy=False)
     metric = record["metric"]
-    yield "head", _head(record["name"], f"{record['architecture']} on {record['data']['title']}")
+    yield Part("head", heading=record["name"], text=f"{record['architecture']} on {record['data']['title']}")
     tiles = [(f"{metric['value']:.4f}", metric["name"]), (f"{record['parameters']:,}", "parameters")]
     if metric["n"] > 1:
         tiles.insert(1, (f"{metric['mean']:.4f} ± {metric['sd']:.4f}", f"mean ± s.d. of {metric['n']} seeds"))
-    yield "figures", _tiles([*tiles, (f"{record['seconds']:.0f} s", "to train")])
+    yield Part("figures", tiles=[*tiles, (f"{record['seconds']:.0f} s", "to train")])
     yield from _curves_section([model])
     outputs, targets, _ = outputs_of(network.eval(), record, record)
     yield from _outcome_section([(record["name"], outputs, targets)], record)
     yield from _insight_section(network, record)
     yield from _matrix_section(model)
-    yield "facts", _section("Facts", _facts(record))
+    yield Part("facts", "Facts", rows=_facts(record))
 
 
-def _compared(a: str, b: str) -> Iterator[tuple[str, str]]:
+def _compared(a: str, b: str) -> Iterator[Part]:
     found = compare(a, b)
     records = [record_of(a), record_of(b)]
-    yield "head", _head(f"{records[0]['name']} and {records[1]['name']}", f"{found['n']} test rows of {found['data']}")
+    heading = f"{records[0]['name']} and {records[1]['name']}"
+    yield Part("head", heading=heading, text=f"{found['n']} test rows of {found['data']}")
     keys = [k for k in ("accuracy", "rmse", "r2", "parameters", "ms") if k in found["a"]]
     labels = {"ms": "CPU ms an input"}
     shown = [[labels.get(key, key), *(_number(found[side][key]) for side in "ab")] for key in keys]
@@ -119,7 +173,7 @@ def _compared(a: str, b: str) -> Iterator[tuple[str, str]]:
     if "p" in found:
         text += f" Only the first is right on {found['only_a']}, only the second on {found['only_b']}"
         text += f" (sign test p = {found['p']:.3g})."
-    yield "comparison", _section("Comparison", f"<p>{text}</p>" + _html_table(["", *names], shown))
+    yield Part("comparison", "Comparison", text=text, header=["", *names], rows=shown)
     yield from _curves_section([a, b])
     sides = [
         (name, torch.from_numpy(found[f"outputs_{s}"]), torch.from_numpy(found["targets"]))
@@ -127,10 +181,10 @@ def _compared(a: str, b: str) -> Iterator[tuple[str, str]]:
     ]
     yield from _outcome_section(sides, records[0])
     for record in records:
-        yield f"facts of {record['name']}", _section(f"Facts: {record['name']}", _facts(record))
+        yield Part(f"facts of {record['name']}", f"Facts: {record['name']}", rows=_facts(record))
 
 
-def _curves_section(models: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _curves_section(models: Sequence[str]) -> Iterator[Part]:
     found = {name: curves(Path(name)) for name in models if Path(name).is_dir()}
     found = {name: lines for name, lines in found.items() if lines}
     if not found:
@@ -149,27 +203,34 @@ def _curves_section(models: Sequence[str]) -> Iterator[tuple[str, str]]:
         if len(found) > 1:
             ax.legend(frameon=False)
         figures.append(_figure(ax, f"{metric} over steps"))
-    yield "curves", _section("Curves", f'<div class="row">{"".join(figures)}</div>')
+    yield Part("curves", "Curves", figures=figures)
 
 
 def curves(run: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of every metric that a run logged to CSV."""
-    files = sorted(run.glob("csv/**/metrics.csv"))
+    """Steps and values of every metric that a run logged to CSV; rows and cells that are no numbers are passed over."""
     found: dict[str, tuple[list[int], list[float]]] = {}
-    for path in files:
-        with path.open(newline="") as file:
+    for path in sorted(run.glob("csv/**/metrics.csv")):
+        with suppress(OSError, UnicodeDecodeError, csv.Error), path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                for name, cell in row.items():
-                    if cell and name not in ("step", "epoch"):
+                step = _as_number(row.get("step"))
+                for name, cell in row.items() if step is not None else ():
+                    value = _as_number(cell)
+                    if value is not None and isinstance(name, str) and name not in ("step", "epoch"):
                         steps, values = found.setdefault(name, ([], []))
-                        steps.append(int(row["step"]))
-                        values.append(float(cell))
+                        steps.append(int(step or 0))
+                        values.append(value)
     return found
 
 
-def _outcome_section(
-    sides: Sequence[tuple[str, Tensor, Tensor]], record: Mapping[str, Any]
-) -> Iterator[tuple[str, str]]:
+def _as_number(cell: Any) -> float | None:
+    try:
+        value = float(cell)
+    except (TypeError, ValueError):
+        return None
+    return value if abs(value) < 1e15 else None
+
+
+def _outcome_section(sides: Sequence[tuple[str, Tensor, Tensor]], record: Mapping[str, Any]) -> Iterator[Part]:
     figures = []
     classes = record["class_names"]
     for name, outputs, targets in sides:
@@ -185,12 +246,12 @@ def _outcome_section(
             ax.spines[["top", "right"]].set_visible(False)
             figures.append(_figure(ax, f"{name}: predicted over true values of the test part"))
     title = "Confusion" if classes else "Predictions"
-    if classes and len(record["preprocessing"].get("input_size", ())) == 3 and len(sides) == 1:
+    if classes and len(record["preprocessing"].get("input_size") or ()) == 3 and len(sides) == 1:
         figures += _mistakes(sides[0], record)
-    yield title.lower(), _section(title, f'<div class="row">{"".join(figures)}</div>')
+    yield Part(title.lower(), title, figures=figures)
 
 
-def _mistakes(side: tuple[str, Tensor, Tensor], record: Mapping[str, Any], count: int = 16) -> list[str]:
+def _mistakes(side: tuple[str, Tensor, Tensor], record: Mapping[str, Any], count: int = 16) -> list[Picture]:
     """The test images that the model is most wrong about."""
     _, outputs, targets = side
     if record["preprocessing"]["input_size"][1:] == [1, 1]:
@@ -211,8 +272,8 @@ def _mistakes(side: tuple[str, Tensor, Tensor], record: Mapping[str, Any], count
     return [_picture(figure, f"the {len(worst)} worst of {len(wrong)} mistakes: truth as answer")]
 
 
-def _insight_section(network: nn.Module, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    figures: list[str] = []
+def _insight_section(network: nn.Module, record: Mapping[str, Any]) -> Iterator[Part]:
+    figures: list[Picture] = []
     names = record["feature_names"] or None
 
     def attempt(make: Callable[[], Any], text: str) -> None:
@@ -230,39 +291,44 @@ def _insight_section(network: nn.Module, record: Mapping[str, Any]) -> Iterator[
         attempt(lambda: plot_spectrum(spectrum()[0].double()), "spectrum of the precision matrix")
         attempt(lambda: plot_loadings(spectrum()[1].double(), names), "what each latent variable is made of")
     attempt(lambda: plot_kernels(merged_kernels(network)[1]), "merged kernels of the first large layer")
-    size = record["preprocessing"].get("input_size", [])
+    size = record["preprocessing"].get("input_size") or []
     if len(size) == 3 and size[1:] != [1, 1]:
         images = torch.randn(8, *size, generator=torch.Generator().manual_seed(0))
         attempt(lambda: plot_receptive_field(receptive_field(network, images)), "effective receptive field, noise")
     if figures:
-        yield "insight", _section("What it looks at", f'<div class="row">{"".join(figures)}</div>')
+        yield Part("insight", "What it looks at", figures=figures)
 
 
-def _matrix_section(model: str) -> Iterator[tuple[str, str]]:
+def _matrix_section(model: str) -> Iterator[Part]:
     """Accuracy on each task after each task, where a run wrote `accuracy_matrix.csv`."""
     path = next(iter(sorted(Path(model).glob("**/accuracy_matrix*.csv"))), None) if Path(model).is_dir() else None
     if path is None:
         return
-    matrix = np.genfromtxt(path, delimiter=",")
-    matrix = matrix[1:, 1:] if np.isnan(matrix[0, 0]) and matrix.shape[0] > 1 else np.atleast_2d(matrix)
+    try:
+        matrix = np.atleast_2d(np.genfromtxt(path, delimiter=",", encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # no table of numbers
+    matrix = matrix[1:, 1:] if matrix.shape[0] > 1 and np.isnan(matrix[0, 0]) else matrix
+    if not matrix.size or max(matrix.shape) > 1000 or not np.isfinite(matrix).any():
+        return
     text = "accuracy on each task (column) after each task (row)"
-    yield "accuracy matrix", _section("Accuracy matrix", _figure(plot_accuracy_matrix(matrix), text))
+    yield Part("accuracy matrix", "Accuracy matrix", figures=[_figure(plot_accuracy_matrix(matrix), text)])
 
 
-def _facts(record: Mapping[str, Any]) -> str:
-    rows = [
-        ("command", f"<code>{html.escape(record['command'])}</code>"),
-        ("seed", str(record["metric"]["seed"])),
+def _facts(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    data = record["data"]
+    return [
+        ("command", {"code": record["command"]}),
+        ("seed", record["metric"]["seed"]),
         ("test metrics", _pairs({k: f"{v:.4g}" for k, v in record["metrics"].items() if k.startswith("test/")})),
-        ("data", html.escape(f"{record['data']['title']}, {record['data']['source']}; {record['data']['license']}")),
-        ("rows", _pairs(record["data"]["rows"])),
-        ("licence", f"weights {html.escape(record['license'])}, code {html.escape(record['code_license'])}"),
+        ("data", f"{data['title']}, {data['source']}; {data['license']}"),
+        ("rows", _pairs(data["rows"])),
+        ("licence", f"weights {record['license']}, code {record['code_license']}"),
         ("preprocessing", _pairs(record["preprocessing"])),
-        ("sha256", f"<code>{record['sha256']}</code>"),
+        ("sha256", {"code": record["sha256"]}),
         ("versions", _pairs(record["versions"])),
         ("hardware", _pairs(record["hardware"])),
     ]
-    return "<table>" + "".join(f"<tr><td>{k}</td><td>{v}</td></tr>" for k, v in rows) + "</table>"
 
 
 # ---- pictures ----------------------------------------------------------------------------------------------
@@ -319,42 +385,18 @@ def _grid(count: int) -> tuple[Any, list[Any]]:
     return figure, axes
 
 
-def _figure(ax: Any, text: str) -> str:
+def _figure(ax: Any, text: str) -> Picture:
     return _picture(ax.figure, text)
 
 
-def _picture(figure: Any, text: str) -> str:
+def _picture(figure: Any, text: str) -> Picture:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
-    data = base64.b64encode(stream.getvalue()).decode()
-    told = html.escape(text)
-    return f'<figure><img alt="{told}" src="data:image/png;base64,{data}"><figcaption>{told}</figcaption></figure>'
-
-
-# ---- HTML --------------------------------------------------------------------------------------------------
-
-
-def _head(title: str, text: str) -> str:
-    return f"<h1>{html.escape(title)}</h1>\n<p>{html.escape(text)}</p>"
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{html.escape(title)}</h2>\n{content}\n</section>"
-
-
-def _tiles(pairs: Iterable[tuple[str, str]]) -> str:
-    tiles = (f'<div class="tile"><b>{html.escape(v)}</b><span>{html.escape(k)}</span></div>' for v, k in pairs)
-    return f'<div class="tiles">{"".join(tiles)}</div>'
-
-
-def _html_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(h)}</th>" for h in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return base64.b64encode(stream.getvalue()).decode(), text
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    return html.escape(", ".join(f"{k} {v}" for k, v in values.items()))
+    return ", ".join(f"{k} {v}" for k, v in values.items())
 
 
 def _number(value: Any) -> str:

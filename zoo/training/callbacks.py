@@ -50,7 +50,8 @@ class Throughput(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._samples += batch_size(batch) * trainer.world_size
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if interval and trainer.global_step % interval == 0:
             now = time.perf_counter()
             pl_module.log("train/samples_per_second", self._samples / (now - self._since), prog_bar=True)
             self._samples, self._since = 0, now

@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from pydantic import PositiveInt
 
-from zoo.checkpoints import write_atomic
 from zoo.figures import plot_accuracy_matrix, plot_image_grid
+from zoo.files import write_atomic, writer_of
 
 __all__ = ["ContinualPictures"]
 
@@ -39,7 +39,7 @@ class ContinualPictures(Callback):
             write_atomic(self.folder / f"{name}.png", partial(ax.figure.savefig, format="png", dpi=120))
         rows = pl_module.matrix.tolist()  # type: ignore[operator]
         text = "\n".join(",".join("" if v != v else f"{v:.6g}" for v in row) for row in rows)
-        (self.folder / "accuracy_matrix.csv").write_text(text + "\n")
+        write_atomic(self.folder / "accuracy_matrix.csv", writer_of(f"{text}\n".encode()))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 for name, ax in pictures.items():

@@ -1,28 +1,141 @@
-"""Run tracking: Weights & Biases, offline when nobody is logged in, and never a network attempt then."""
+"""Run tracking: rows of a CSV file, and Weights & Biases, offline when nobody is logged in and never a network attempt
+then.
+
+A training never waits for a service and never ends with one: what cannot be reached is told once, and left.
+"""
 
 from __future__ import annotations
 
+import csv
+import errno
+import io
 import netrc
 import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
-from lightning.pytorch.loggers import WandbLogger
+import yaml
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers.logger import DummyExperiment, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from zoo.files import CheckpointError, write_atomic, writer_of
+from zoo.training.summary import tell
+
 Mode = Literal["auto", "online", "offline", "disabled"]
+
+_MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+_ANSWER = 8.0  # seconds that the server has to answer when a run begins
+_PATIENCE = {"online": 15.0, "offline": 60.0, "disabled": 60.0}  # seconds for the whole beginning
 
 
 def logged_in() -> bool:
     """Whether W&B credentials are at hand: an API key in the environment or in the netrc file."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
+        host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, ValueError, netrc.NetrcParseError):
         return False
+
+
+class CsvRun(CSVLogger):
+    """One table of a run's metrics for its whole life, `<save_dir>/<name>/version_<n>/metrics.csv`.
+
+    A row is on disk, whole, as soon as it is logged. A training that goes on from a state takes the table back to that
+    state, so that a resumed run has every row of an unbroken one, and each of them once.
+
+    Args:
+        save_dir: The run folder.
+        name: Folder in it.
+        resumed: Go on with the newest table there instead of beginning another one.
+    """
+
+    def __init__(self, save_dir: str, name: str = "csv", resumed: bool = False) -> None:
+        super().__init__(save_dir=save_dir, name=name, flush_logs_every_n_steps=1)
+        self.resumed = resumed
+
+    def _get_next_version(self) -> int:
+        following = super()._get_next_version()
+        return max(following - 1, 0) if self.resumed else following
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            self._experiment = _Table(Path(self.log_dir))  # type: ignore[assignment]
+        return self._experiment
+
+    @rank_zero_only
+    def rewind(self, rows: int, pending: Mapping[str, float] | None = None) -> None:
+        """Keep the first rows, and add the one that had not been logged yet when the state was saved."""
+        self.experiment.rewind(rows, pending)
+
+
+class _Table:
+    """The rows of a CSV file whose columns grow."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.hparams = folder / "metrics.csv", folder / "hparams.yaml"
+        self.metrics: list[dict[str, Any]] = []  # not on disk yet
+        rows = self._read()
+        self.columns, self.rows = sorted({name for row in rows for name in row}), len(rows)
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
+        self.metrics.append({**metrics, "step": step})
+
+    def log_hparams(self, params: Mapping[str, Any]) -> None:
+        write_atomic(self.hparams, writer_of(yaml.safe_dump(dict(params), sort_keys=False).encode()))
+
+    def save(self) -> None:
+        rows, self.metrics = self.metrics, []
+        if not rows:
+            return
+        if {name for row in rows for name in row} <= set(self.columns) and self.path.is_file():
+            self._append(self._text(rows))
+            self.rows += len(rows)
+        else:
+            self._write([*self._read(), *rows])
+
+    def rewind(self, rows: int, pending: Mapping[str, float] | None) -> None:
+        found = self._read()
+        if len(found) > rows or pending:
+            self._write([*found[:rows], *([dict(pending)] if pending and len(found) >= rows else [])])
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.path.is_file():
+            return []
+        with self.path.open(newline="") as file:
+            return [{k: v for k, v in row.items() if k and v} for row in csv.DictReader(file)]
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        self.columns, self.rows = sorted({name for row in rows for name in row}), len(rows)
+        write_atomic(self.path, writer_of(self._text([dict(zip(self.columns, self.columns, strict=True)), *rows])))
+
+    def _text(self, rows: list[dict[str, Any]]) -> bytes:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, self.columns).writerows(rows)
+        return text.getvalue().encode()
+
+    def _append(self, text: bytes) -> None:
+        """In one call of the system: a kill leaves the whole rows or none of them."""
+        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        try:
+            before = os.fstat(handle).st_size
+            try:
+                if os.write(handle, text) < len(text):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                os.ftruncate(handle, before)
+                raise CheckpointError(f"cannot write {self.path}: {error.strerror}") from error
+        finally:
+            os.close(handle)
 
 
 class WandbRun(WandbLogger):
@@ -30,6 +143,9 @@ class WandbRun(WandbLogger):
 
     The run's id is drawn by the caller before anything starts and kept in the run folder, so a resumed training
     continues the same run. Offline runs are sent later with `wandb sync <run folder>/wandb/offline-run-*`.
+
+    Whatever goes wrong with the service, training goes on: a run that cannot begin online begins offline, and one that
+    cannot do that either is not tracked; one warning tells it.
 
     Args:
         save_dir: The run folder; W&B writes into its `wandb/`.
@@ -40,6 +156,9 @@ class WandbRun(WandbLogger):
             nothing.
         tags: Tags of the run.
         log_model: Send the best checkpoint as an artifact when training ends.
+
+    Attributes:
+        mode: `online`, `offline` or `disabled`, as it has come about.
     """
 
     def __init__(
@@ -52,35 +171,182 @@ class WandbRun(WandbLogger):
         tags: list[str] | None = None,
         log_model: bool = True,
     ) -> None:
-        if mode == "auto":
-            mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")  # type: ignore[assignment]
-        if mode == "online" and not logged_in():
-            raise ValueError(
-                "mode = online needs credentials: run `wandb login`, set WANDB_API_KEY, or choose mode=offline"
-            )
-        if mode != "online":  # only the environment variables keep W&B from opening a telemetry connection
-            os.environ["WANDB_MODE"] = mode
-            os.environ["WANDB_ERROR_REPORTING"] = "false"
-            os.environ.setdefault("WANDB_DATA_DIR", str(Path(save_dir, "wandb")))
+        self._warned = False
+        self.mode, self.send_model = self._chosen(mode), log_model
         os.environ.setdefault("WANDB_SILENT", "true")
-        Path(save_dir, "wandb").mkdir(parents=True, exist_ok=True)
-        self.mode, self.send_model = mode, log_model
-        super().__init__(name=name, save_dir=save_dir, id=run_id, project=project, resume="allow", tags=tags, mode=mode)
-        self._wandb_init.pop("anonymous", None)  # W&B warns about an option that we never chose
+        options: dict[str, Any] = {"name": name, "save_dir": save_dir, "id": run_id, "project": project, "tags": tags}
+        try:
+            super().__init__(**options, resume="allow")
+            import wandb  # noqa: F401 (it may be installed and broken)
+
+            Path(save_dir, "wandb").mkdir(parents=True, exist_ok=True)
+        except OSError:  # the run folder, not the service
+            raise
+        except Exception as error:
+            self._leave(f"wandb cannot be imported ({_reason(error)})")
+        if self.mode != "online":
+            self._stay_offline(save_dir)
+
+    def _chosen(self, mode: Mode) -> str:
+        wanted = os.environ.get("WANDB_MODE", "").strip().lower() if mode == "auto" else mode
+        if wanted and wanted not in _MODES:
+            self._warn(f"WANDB_MODE={wanted} is none of {', '.join(_MODES)}: the run is tracked offline")
+            return "offline"
+        chosen = _MODES[wanted] if wanted else "online" if logged_in() else "offline"
+        if chosen == "online" and not logged_in():
+            self._warn(
+                "W&B has no credentials (`wandb login`, or WANDB_API_KEY, gives them): the run is tracked offline"
+            )
+            return "offline"
+        return chosen
+
+    def _stay_offline(self, save_dir: str) -> None:
+        os.environ["WANDB_MODE"] = self.mode  # only the variables keep W&B from opening a telemetry connection
+        os.environ["WANDB_ERROR_REPORTING"] = "false"
+        os.environ.setdefault("WANDB_DATA_DIR", str(Path(save_dir, "wandb")))
+
+    def _warn(self, text: str) -> None:
+        if not self._warned:
+            tell(text)
+        self._warned = True
+
+    def _leave(self, why: str) -> None:
+        """Track no more."""
+        self._warn(f"{why}: the run is not tracked by W&B from here on")
+        self.mode = "disabled"
+        self._experiment: Any = DummyExperiment()
+
+    # ---- the beginning -----------------------------------------------------------------------------------------
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The run, begun when it is first asked for."""
+        if self._experiment is None and getattr(self, "_attach_id", None) is None:
+            self._begin()
+        return self._experiment if self._experiment is not None else super().experiment
+
+    def _begin(self) -> None:
+        import wandb
+
+        if wandb.run is not None:  # somebody else's, in this process
+            self._experiment = wandb.run
+            return
+        why = ""
+        attempts = [(self.mode, False), *([("offline", False)] if self.mode == "online" else []), ("offline", True)]
+        for mode, clean in attempts:
+            try:
+                with _without_settings() if clean else nullcontext():
+                    self._experiment = _bounded(partial(self._init, mode), _PATIENCE[mode])
+                return
+            except Exception as error:
+                why = why or _reason(error)
+            if mode == "online":
+                self._warn(f"W&B cannot be reached ({why}): the run is tracked offline")
+                self.mode = "offline"
+                self._stay_offline(str(self._save_dir))
+        self._leave(f"W&B cannot start ({why})")
+
+    def _init(self, mode: Any) -> Any:
+        import wandb
+
+        options: dict[str, Any] = {
+            k: v for k, v in self._wandb_init.items() if k != "anonymous"
+        }  # W&B warns of that one
+        if mode == "online":
+            options["settings"] = wandb.Settings(init_timeout=_ANSWER)
+        run = wandb.init(**options, mode=mode)
+        if getattr(run, "define_metric", None):
+            run.define_metric("trainer/global_step")
+            run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        return run
+
+    # ---- while it goes on ----------------------------------------------------------------------------------------
+
+    def _try(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        if isinstance(self._experiment, DummyExperiment):
+            return
+        try:
+            call(*args, **kwargs)
+        except Exception as error:
+            self._leave(f"W&B has stopped ({_reason(error)})")
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        self._try(super().log_hyperparams, params)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self._try(super().log_metrics, metrics, step)
+
+    @rank_zero_only
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
+        self._try(super().log_image, key, images, step, **kwargs)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self._try(super().finalize, status)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the run's files lie; None where it is not tracked."""
+        place = None if self.mode == "disabled" else getattr(self.experiment, "dir", None)
+        return Path(place).parent if isinstance(place, str) else None
 
     @rank_zero_only
     def log_best(self, checkpoint: Path, metadata: dict[str, Any]) -> None:
         """Attach a checkpoint to the run as the artifact `<run id>-model`, alias `best`."""
+        if self.send_model and self.mode != "disabled":
+            self._try(self._log_artifact, checkpoint, metadata)
+
+    def _log_artifact(self, checkpoint: Path, metadata: dict[str, Any]) -> None:
         import wandb
 
-        if self.send_model and self.mode != "disabled":
-            artifact = wandb.Artifact(f"{self.experiment.id}-model", type="model", metadata=metadata)
-            artifact.add_file(str(checkpoint), name="model.ckpt")
-            self.experiment.log_artifact(artifact, aliases=["best"])
+        artifact = wandb.Artifact(f"{self.experiment.id}-model", type="model", metadata=metadata)
+        artifact.add_file(str(checkpoint), name="model.ckpt")
+        self.experiment.log_artifact(artifact, aliases=["best"])
 
     @rank_zero_only
     def close(self, exit_code: int) -> None:
         """Finish the run; a later run in the same process then gets its own."""
         if self._experiment is not None:
-            self.experiment.finish(exit_code=exit_code)
+            self._try(self._experiment.finish, exit_code=exit_code)
             self._experiment = None
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]
+
+
+def _bounded(call: Callable[[], Any], seconds: float) -> Any:
+    """What a call returns or raises; TimeoutError if it does neither in time, and it is left to itself."""
+    done: list[tuple[Any, BaseException | None]] = []
+
+    def run() -> None:
+        try:
+            done.append((call(), None))
+        except BaseException as error:
+            done.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True, name="wandb-init")
+    thread.start()
+    thread.join(seconds)
+    if not done:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    value, error = done[0]
+    if error is not None:
+        raise error if isinstance(error, Exception) else RuntimeError(_reason(error))
+    return value
+
+
+@contextmanager
+def _without_settings() -> Iterator[None]:
+    """Without what the environment says to W&B, one word of which it may not understand."""
+    kept = {k: os.environ.pop(k) for k in list(os.environ) if k.startswith("WANDB_")}
+    own = ("WANDB_MODE", "WANDB_ERROR_REPORTING", "WANDB_DATA_DIR", "WANDB_SILENT")
+    os.environ.update({k: v for k, v in kept.items() if k in own})
+    try:
+        yield
+    finally:
+        os.environ.update(kept)

@@ -11,9 +11,9 @@ import time
 import typing
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,32 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from pydantic import NonNegativeInt
 
+from zoo import inputs
 from zoo.checkpoints import CheckpointError, read_checkpoint, save_pretrained
 from zoo.config import ConfigError, check_call, check_section, flatten
 from zoo.facts import hardware, versions
+from zoo.models.closed import closed
 from zoo.models.registry import create_model
-from zoo.tasks import NonFiniteLossError, Task, create_optimizer, create_scheduler
-from zoo.training.checkpointing import FOLDER, AtomicCheckpointIO, StopRequested, find_resumable, step_files
+from zoo.quoting import command as shell_line
+from zoo.tasks import NonFiniteLossError, ScheduleError, Task, create_optimizer, create_scheduler
+from zoo.training.callbacks import ProgressBar
+from zoo.training.checkpointing import (
+    FOLDER,
+    AtomicCheckpointIO,
+    ResumeCheckpoint,
+    StopRequested,
+    UnsoundStateError,
+    find_resumable,
+    scalars,
+    set_aside,
+    step_files,
+)
+from zoo.training.checks import LastValidation, Start, is_lightnings, sentence, together
+from zoo.training.folder import is_first_process, link_latest, record, writing_in
 from zoo.training.loggers import WandbRun
-from zoo.training.summary import print_summary
+from zoo.training.notes import NAME, read_notes
+from zoo.training.summary import print_summary, tell
+from zoo.values import first_line
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +75,15 @@ class RunStopped(Exception):
         self.exit_code = exit_code
 
 
+class _Begun(L.Callback):
+    """Notes that the first step was reached, and with it that a state was restored."""
+
+    steps = 0
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.steps += 1
+
+
 class RunFailed(RuntimeError):
     """A run that could not go on; the message says where it stands."""
 
@@ -72,6 +99,16 @@ def run_config(config: dict[str, Any], *, multirun: bool = False, command: str =
     return result.metrics.get(config.get("optimized_metric") or "")
 
 
+def _one_writer(run: Callable[..., RunResult]) -> Callable[..., RunResult]:
+    @wraps(run)
+    def alone(*, output_dir: str, **options: Any) -> RunResult:
+        with writing_in(Path(output_dir).absolute()):
+            return run(output_dir=output_dir, **options)
+
+    return alone
+
+
+@_one_writer
 def run(
     *,
     output_dir: str,
@@ -115,7 +152,8 @@ def run(
 
     Raises:
         ConfigError: If a section cannot be built.
-        RunStopped: After SIGINT or SIGTERM, with the state saved.
+        RunFolderInUse: If another run writes into the folder.
+        RunStopped: After SIGINT, SIGTERM or SIGHUP, with the state saved.
         RunFailed: If the loss is not finite or the disk is full; the last good checkpoint stays.
         CheckpointError: If `resume` names a damaged checkpoint.
     """
@@ -123,15 +161,22 @@ def run(
     folder = Path(output_dir).absolute()
     started = time.perf_counter()
     state = find_resumable(folder, _named_checkpoint(resume)) if resume else None
-    notes = _run_notes(folder, seed, name)
+    notes = _run_notes(folder, seed, name, state)
     L.seed_everything(notes["seed"], workers=False, verbose=False)
 
     datamodule = _build("data", lambda: _instantiate(data, seed=notes["seed"]))
-    task_module = _build("model", lambda: _build_task(model, task, datamodule, optimizer, scheduler))
+    with closed(str(folder)) if state else nullcontext():  # all weights come with the state
+        task_module = _build("model", lambda: _build_task(model, task, datamodule, optimizer, scheduler))
+    if not isinstance(task_module, Task):
+        raise ConfigError(f"task._target_ = {task['_target_']} is no zoo.tasks.Task")
+    task_module.run_notes = {"seed": notes["seed"], "wandb_id": notes["wandb_id"]}
     if optimizer is not None:
         _build("optimizer", lambda: create_optimizer(task_module.model, **optimizer))
     loggers = [
-        _build(f"logger.{key}", partial(_instantiate, section, run_id=notes["wandb_id"], name=name))
+        _build(
+            f"logger.{key}",
+            partial(_instantiate, section, run_id=notes["wandb_id"], name=name, resumed=state is not None),
+        )
         for key, section in (logger or {}).items()
         if section
     ]
@@ -140,11 +185,15 @@ def run(
         for key, section in (callbacks or {}).items()
         if section
     ]
+    begun = _Begun()
+    if trainer.get("enable_progress_bar") is False:
+        hooks = [hook for hook in hooks if not isinstance(hook, ProgressBar)]
+    start = Start(test)
     engine: L.Trainer = _build(
         "trainer",
         lambda: _instantiate(
             trainer,
-            callbacks=hooks,
+            callbacks=[*hooks, start, begun, LastValidation()],
             logger=loggers,
             plugins=[AtomicCheckpointIO()],
             default_root_dir=str(folder),
@@ -164,24 +213,42 @@ def run(
     exit_code = 1
     try:
         engine.fit(task_module, datamodule=datamodule, ckpt_path=str(state) if state else None)
-        result.metrics = _scalars(engine.callback_metrics)
+        before = next((hook.metrics for hook in hooks if isinstance(hook, ResumeCheckpoint)), {})
+        result.metrics = before | scalars(engine.callback_metrics)
         result.checkpoint = _load_best(engine, task_module, result.metrics)
-        if test and datamodule.test_dataloader.__func__ is not L.LightningDataModule.test_dataloader:
+        if start.untested is None:
             engine.test(task_module, datamodule=datamodule, verbose=False)
-            result.metrics |= _scalars(engine.callback_metrics)
+            result.metrics |= scalars(engine.callback_metrics)
         result.seconds = notes["seconds_before"] + time.perf_counter() - started
-        _finish(engine, task_module, result, notes, command)
+        _finish(engine, task_module, result, notes, command, start.untested if test else None)
         exit_code = 0
     except StopRequested as stop:
         exit_code = 128 + stop.signum
         message = f"stopped by {signal.Signals(stop.signum).name}; the state after step {stop.step} is saved"
-        raise RunStopped(f"{message}\ncontinue with: {command} resume={_shown(folder)}", exit_code) from None
+        line = shell_line(command, resume=_shown(folder))
+        raise RunStopped(f"{message}\ncontinue with: {line}", exit_code) from None
     except NonFiniteLossError as error:
-        raise RunFailed(f"{error}\n{_last_good(folder, command)} optimizer.lr=...") from None
+        if is_first_process() and not isinstance(error, UnsoundStateError):
+            set_aside(folder / FOLDER, engine.global_step)
+        rate = (optimizer or {}).get("lr")
+        lower = {"optimizer.lr": float(f"{rate / 10:.2g}")} if rate else {}
+        raise RunFailed(f"{error}\n{_last_good(folder, command, **lower)}") from None
     except CheckpointError as error:
         raise RunFailed(f"{error}\n{_last_good(folder, command)}") from None
+    except ScheduleError as error:
+        raise ConfigError(f"scheduler: {error}") from None
+    except Exception as error:
+        damaged = isinstance(error, KeyError | TypeError | AttributeError | IndexError | RuntimeError | ValueError)
+        if damaged and state is not None and not begun.steps and not type(error).__module__.startswith("zoo."):
+            raise RunFailed(f"{state} is no state that this run can continue from: {first_line(error)}") from error
+        if not is_lightnings(error):
+            raise
+        _log.info("Lightning stopped", exc_info=True)  # into the run's log file
+        if engine.global_step:
+            raise RunFailed(f"training stopped: {sentence(error)}\n{_last_good(folder, command)}") from None
+        raise ConfigError(f"trainer or callbacks: {sentence(error)}") from None
     finally:
-        if _is_first_process():
+        if is_first_process():
             _note_seconds(folder, notes, time.perf_counter() - started)
         for entry in engine.loggers:
             if isinstance(entry, WandbRun):
@@ -215,12 +282,6 @@ def check_config(config: Mapping[str, Any], *, multirun: bool = False) -> None:
     if isinstance(config.get("scheduler"), Mapping):
         given = {"optimizer", "total_steps", "steps_per_epoch"}
         problems += check_call(create_scheduler, config["scheduler"], "scheduler", given=given)
-        epochs, warmup = (
-            (config.get("trainer") or {}).get("max_epochs"),
-            config["scheduler"].get("warmup_epochs"),
-        )
-        if isinstance(epochs, int) and isinstance(warmup, (int, float)) and 0 < epochs < warmup:
-            problems.append(f"scheduler.warmup_epochs = {warmup} is longer than trainer.max_epochs = {epochs}")
     if isinstance(config.get("trainer"), Mapping):
         problems += check_section(config["trainer"], "trainer")
         if multirun and _starts_processes(config["trainer"]) and not SLURMEnvironment.detect():
@@ -232,6 +293,7 @@ def check_config(config: Mapping[str, Any], *, multirun: bool = False) -> None:
         for key, entry in (config.get(group) or {}).items():
             if entry:
                 problems += check_section(entry, f"{group}.{key}")
+    problems = problems or together(config)  # which takes values of the right types
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
 
@@ -268,7 +330,8 @@ def _build(key: str, build: Callable[[], Any]) -> Any:
         return build()
     except hydra.errors.InstantiationException as error:
         cause = error.__cause__ or error
-        if not isinstance(cause, (ValueError, TypeError, OSError, MisconfigurationException, ImportError)):
+        known = (ValueError, TypeError, OSError, MisconfigurationException, ImportError)
+        if not isinstance(cause, known) and not is_lightnings(cause):
             raise cause from None
         raise _located(key, cause) from None
     except (ValueError, TypeError, OSError, MisconfigurationException) as error:
@@ -304,42 +367,34 @@ def _build_task(
     for key in ("class_names", "preprocessing"):
         if key in accepted and task.get(key) is None and getattr(datamodule, key, None) is not None:
             arguments[key] = getattr(datamodule, key)
-    return target(**arguments, **{k: v for k, v in task.items() if k not in arguments and not k.startswith("_")})
+    built = target(**arguments, **{k: v for k, v in task.items() if k not in arguments and not k.startswith("_")})
+    if callable(record := getattr(datamodule, "input_record", None)):
+        built.model.input_record = inputs.check(record())
+    return built
 
 
-def _run_notes(folder: Path, seed: int | None, name: str) -> dict[str, Any]:
+def _run_notes(folder: Path, seed: int | None, name: str, state: Path | None) -> dict[str, Any]:
     """Seed, W&B id and seconds so far: drawn once when the run begins, kept when it is resumed."""
-    path = folder / "run.json"
-    if path.is_file():
-        return json.loads(path.read_text())
+    kept = read_notes(folder, seed, state)
+    if kept is not None and kept["wandb_id"]:
+        return kept
+    if kept is not None:
+        kept["wandb_id"] = secrets.token_hex(4)
+        return kept
     drawn = secrets.randbelow(2**31) if seed is None else seed
     notes = {"seed": drawn, "wandb_id": secrets.token_hex(4), "seconds_before": 0.0}
-    if _is_first_process():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(notes, indent=2) + "\n")
-        _link_latest(folder, name)
+    if is_first_process():
+        record(folder, {NAME: json.dumps(notes, indent=2) + "\n"})
+        link_latest(folder, name)
     return notes
-
-
-def _link_latest(folder: Path, name: str) -> None:
-    """Let `outputs/<name>/latest` lead to the newest run, where the runs of a name lie side by side."""
-    link = folder.parent / "latest"
-    if folder.parent.name == name and (link.is_symlink() or not link.exists()):
-        with suppress(OSError):  # not every file system has links
-            link.unlink(missing_ok=True)
-            link.symlink_to(folder.name)
 
 
 def _note_seconds(folder: Path, notes: dict[str, Any], seconds: float) -> None:
     notes = {**notes, "seconds_before": notes["seconds_before"] + seconds}
     try:
-        (folder / "run.json").write_text(json.dumps(notes, indent=2) + "\n")
-    except OSError as error:  # a full disk has its own message already
-        _log.debug("run.json not updated: %s", error)
-
-
-def _is_first_process() -> bool:
-    return getattr(rank_zero_only, "rank", 0) == 0
+        record(folder, {NAME: json.dumps(notes, indent=2) + "\n"})
+    except CheckpointError as error:  # a full disk has its own message already
+        _log.debug("%s not updated: %s", NAME, error)
 
 
 def _named_checkpoint(resume: str) -> Path | None:
@@ -350,41 +405,55 @@ def _named_checkpoint(resume: str) -> Path | None:
 # --- the end of a run ---
 
 
-def _scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items() if torch.as_tensor(value).numel() == 1}
-
-
 def _load_best(engine: L.Trainer, task: Task, metrics: dict[str, float]) -> Path | None:
     """Put the best weights by the monitored metric into the task, and their value of it into the metrics; the last ones
     stay where nothing was monitored.
     """
-    best = next((c for c in engine.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path), None)
+    best = next((c for c in engine.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and _best_file(c)), None)
     if best is None:
+        for callback in engine.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.monitor in metrics:
+                tell(f"{callback.monitor} was never finite: the last state counts, not the best one")
         return next((path for _, path in step_files(Path(engine.default_root_dir) / FOLDER)), None)
-    task.load_state_dict(read_checkpoint(best.best_model_path)["state_dict"])
+    path = _best_file(best)
+    assert path is not None
+    task.load_state_dict(read_checkpoint(path)["state_dict"])
     if best.monitor and best.best_model_score is not None:
         metrics[best.monitor] = float(best.best_model_score)
-    return Path(best.best_model_path)
+    return path
+
+
+def _best_file(callback: ModelCheckpoint) -> Path | None:
+    """The best state, in the folder that the callback writes to; a restored one may name another, where the run was
+    moved or its state is not its own.
+    """
+    if not callback.best_model_path or callback.dirpath is None:
+        return None
+    path = Path(callback.dirpath) / Path(callback.best_model_path).name
+    return path if path.is_file() else None
 
 
 @rank_zero_only
-def _finish(engine: L.Trainer, task: Task, result: RunResult, notes: dict[str, Any], command: str) -> None:
+def _finish(
+    engine: L.Trainer, task: Task, result: RunResult, notes: dict[str, Any], command: str, untested: str | None = None
+) -> None:
     result.model_dir = result.output_dir / "model"
     save_pretrained(
         task.model,
         result.model_dir,
         class_names=task.hparams.get("class_names"),
         preprocessing=task.hparams.get("preprocessing"),
+        input_record=getattr(task.model, "input_record", None),
     )
     summary = {"metrics": result.metrics, "seconds": round(result.seconds, 1), "seed": notes["seed"]}
     summary |= {"data": _data_facts(engine), "versions": versions(), "hardware": hardware()}
-    (result.output_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     wandb_dirs = []
     for entry in engine.loggers:
         if isinstance(entry, WandbRun):
             if result.checkpoint is not None:
                 entry.log_best(result.checkpoint, summary)
-            wandb_dirs.append(str(_shown(Path(entry.experiment.dir).parent)))
+            if entry.folder is not None:
+                wandb_dirs.append(str(_shown(entry.folder)))
     told = print_summary(
         metrics=result.metrics,
         seconds=result.seconds,
@@ -392,9 +461,23 @@ def _finish(engine: L.Trainer, task: Task, result: RunResult, notes: dict[str, A
         checkpoint=_shown(result.checkpoint) if result.checkpoint else None,
         model_dir=_shown(result.model_dir),
         tracked=wandb_dirs,
-        resume=f"{command} resume={_shown(result.output_dir)} trainer.max_epochs={2 * max(engine.current_epoch, 1)}",
+        resume=_train_on(engine, task, result.output_dir, command),
+        untested=untested,
     )
-    (result.output_dir / "summary.txt").write_text(told)
+    texts = {"summary.json": json.dumps(summary, indent=2) + "\n", "summary.txt": told}
+    record(result.output_dir, texts)
+
+
+def _train_on(engine: L.Trainer, task: Task, folder: Path, command: str) -> str | None:
+    """The command that trains twice as long; None for a task whose epochs are counted by its data."""
+    if not task.trains_on:
+        return None
+    longer = {}
+    if 0 < engine.max_steps <= engine.global_step:
+        longer["trainer.max_steps"] = 2 * engine.max_steps
+    if not longer or ((engine.max_epochs or -1) > 0 and 2 * engine.current_epoch > (engine.max_epochs or 0)):
+        longer["trainer.max_epochs"] = 2 * max(engine.current_epoch, 1)
+    return shell_line(command, resume=_shown(folder), **longer)
 
 
 def _data_facts(engine: L.Trainer) -> dict[str, Any]:
@@ -406,11 +489,12 @@ def _data_facts(engine: L.Trainer) -> dict[str, Any]:
     return facts
 
 
-def _last_good(folder: Path, command: str) -> str:
+def _last_good(folder: Path, command: str, **changes: Any) -> str:
     states = step_files(folder / FOLDER)
     if not states:
-        return "no checkpoint had been written yet"
-    resume = f"{command} resume={_shown(folder)}"
+        again = "".join(f" with {key}={value}" for key, value in changes.items())
+        return f"no good checkpoint had been written yet: start the run again{again}"
+    resume = shell_line(command, resume=_shown(folder), **changes)
     return f"the last good checkpoint is step {states[0][0]}; continue from it with: {resume}"
 
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
+
+from zoo.quoting import python_text
+
+
+@rank_zero_only
+def tell(text: str) -> None:
+    """Print a note on what a run will do otherwise than asked, once for all processes."""
+    print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def print_summary(
@@ -17,7 +27,8 @@ def print_summary(
     checkpoint: Path | None,
     model_dir: Path,
     tracked: Sequence[str],
-    resume: str,
+    resume: str | None,
+    untested: str | None = None,
 ) -> str:
     """Print a run's results as a table and its files and commands as plain lines that can be copied.
 
@@ -28,7 +39,8 @@ def print_summary(
         checkpoint: The best checkpoint.
         model_dir: Folder of the exported model.
         tracked: Folders of the tracked runs.
-        resume: Command that continues the run.
+        resume: Command that continues the run; None where it cannot go on.
+        untested: Why there is no test figure, where one was wanted.
 
     Returns:
         What was printed, without colours.
@@ -43,13 +55,14 @@ def print_summary(
     table.add_row("time", "{} min {} s".format(*divmod(round(seconds), 60)))
     console = Console(record=True)
     console.print(table)
-    lines = [f"checkpoint   {checkpoint}"] if checkpoint else []
+    lines = [f"not tested   {untested}"] if untested else []
+    lines += [f"checkpoint   {checkpoint}"] if checkpoint else []
     lines += [f"tracked run  {folder}" for folder in tracked]
     lines += [
         "load it      import zoo",
-        f'             model = zoo.create_model("local-dir:{model_dir}", pretrained=True)',
-        f"train on     {resume}",
+        f"             model = zoo.create_model({python_text(f'local-dir:{model_dir}')}, pretrained=True)",
     ]
+    lines += [f"train on     {resume}"] if resume else []
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     return console.export_text()

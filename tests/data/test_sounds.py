@@ -1,0 +1,186 @@
+"""Recordings: what is read, at which cost, cut and filled the same everywhere, and lists that name paths."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import zoo
+from zoo.data import AudioFolder, DataError
+from zoo.data.audio import fitted, read_audio, resampled
+from zoo.data.sampling import SampleKey
+from zoo.tools.comparison import _check_inputs
+from zoo.tools.errors import ToolError
+from zoo.tools.info import example
+from zoo.tools.prediction import predict
+
+soundfile = pytest.importorskip("soundfile")
+
+
+def write(path: Path, values: np.ndarray | None = None, rate: int = 8000, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.zeros(800) if values is None else values, rate, **options)
+    return path
+
+
+# ---- one preparation ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fill", ["silence", "repeat"])
+@pytest.mark.parametrize("seconds", [0.5, 3.0])
+def test_evaluation_and_prediction_answer_alike(fill: Any, seconds: float, tmp_path: Path) -> None:
+    """A tone in the middle third: what is cut or filled decides the answer."""
+    steps = np.arange(int(8000 * seconds)) / 8000
+    wave = np.sin(2 * np.pi * 700 * steps) * (np.abs(steps - seconds / 2) < seconds / 6)
+    for part in ("train", "test"):
+        for name in ("hi", "lo"):
+            write(tmp_path / part / name / "x.wav", 0.5 * wave)
+    data = AudioFolder(tmp_path, sample_rate=8000, duration=1.0, fill=fill, val_fraction=0.0)
+    data.setup()
+    torch.manual_seed(0)
+    model = zoo.create_model("test_unireplknet_audio", num_classes=2, sample_rate=8000, num_frames=98).eval()
+    zoo.save_pretrained(
+        model, tmp_path / "m", class_names=data.class_names, preprocessing=data.preprocessing,
+        input_record=data.input_record(),
+    )  # fmt: skip
+    (answer,) = predict(f"local-dir:{tmp_path / 'm'}", [tmp_path / "test" / "hi" / "x.wav"])
+    with torch.no_grad():
+        shares = model(data.datasets["test"].images([SampleKey(0)])).softmax(-1)[0]
+    found = {entry["class"]: entry["probability"] for entry in answer["predictions"]}
+    assert found == pytest.approx(dict(zip(["hi", "lo"], shares.tolist(), strict=True)), abs=1e-5)
+    long = write(tmp_path / "long.wav", np.zeros(601 * 100), 100)
+    with pytest.raises(ToolError, match="longer than 600 seconds"):
+        predict(f"local-dir:{tmp_path / 'm'}", [long])
+
+
+def test_cutting_and_filling() -> None:
+    clip = torch.arange(1, 6)
+    assert fitted(clip, 3, "silence").tolist() == [2, 3, 4]
+    assert fitted(clip, 3, "silence", place=0.0).tolist() == [1, 2, 3]
+    assert fitted(clip, 8, "silence").tolist() == [0, 1, 2, 3, 4, 5, 0, 0]
+    assert fitted(clip, 8, "silence", before=3).tolist() == [0, 0, 0, 1, 2, 3, 4, 5]
+    assert fitted(clip, 8, "repeat").tolist() == [1, 2, 3, 4, 5, 1, 2, 3]
+    assert fitted(clip[:0], 2, "repeat").tolist() == [0, 0]
+
+
+def test_examples_and_comparisons_follow_the_record() -> None:
+    model = zoo.create_model("test_unireplknet_audio", sample_rate=8000)
+    assert example(model, 2).shape == (2, 1, model.adapter.samples)
+    record = {"kind": "sound", "rate": 8000, "samples": 7200, "channels": 1, "cut": "middle", "fill": "repeat"}
+    model.input_record = record  # type: ignore[assignment]
+    assert example(model, 2).shape == (2, 7200), "what evaluation gives, and an export must take"
+    _check_inputs(record, dict(record), "x")
+    with pytest.raises(ToolError, match="x takes inputs with rate 16000, the data set has 8000"):
+        _check_inputs(record, {**record, "rate": 16000}, "x")
+
+
+# ---- the cost of another rate ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rate", "wanted"), [(22051, 8000), (11127, 8000), (44100, 16000), (8000, 44101), (999983, 8000), (48000, 8000)]
+)
+def test_any_rate_is_resampled_at_the_cost_of_the_result(rate: int, wanted: int) -> None:
+    wave = 0.5 * torch.sin(2 * torch.pi * 400 * torch.arange(rate // 2) / rate)
+    began = time.process_time()
+    found = resampled(wave, rate, wanted).float() / 32767
+    assert time.process_time() - began < 3, "38 s by one filter for each phase"
+    assert abs(len(found) - wanted / 2) <= 1
+    inner = slice(wanted // 20, -wanted // 20)
+    expected = 0.5 * torch.sin(2 * torch.pi * 400 * torch.arange(len(found)) / wanted)
+    assert (found - expected)[inner].abs().max() < 0.005
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------
+
+
+def test_only_listed_formats_are_read_by_content(tmp_path: Path) -> None:
+    for name, options in {
+        "a.wav": {},
+        "b.flac": {},
+        "c.ogg": {},
+        "d.wav": {"format": "FLAC"},
+        "e.wav": {"subtype": "FLOAT"},
+        "f.mp3": {},
+    }.items():
+        found = read_audio(write(tmp_path / name, 0.1 * np.ones(8000), **options), 8000)
+        assert found is not None
+        assert abs(len(found) - 8000) < 2500
+    for name, form in (("a.wav", "AIFF"), ("b.wav", "AU"), ("c.wav", "CAF")):
+        path = write(tmp_path / "other" / name, format=form)
+        with pytest.raises(DataError, match="is none of WAV, FLAC, OGG and MP3"):
+            read_audio(path, 8000)
+    (tmp_path / "text.wav").write_text("RIFFRAFF")
+    (tmp_path / "empty.wav").write_bytes(b"")
+    write(tmp_path / "silent.wav", np.zeros(0))
+    write(tmp_path / "nan.wav", np.full(10, np.nan), subtype="FLOAT")
+    write(tmp_path / "slow.wav", np.zeros(10), 1)
+    for name, told in (
+        ("text.wav", "cannot read the recording"),
+        ("empty.wav", "cannot read the recording"),
+        ("silent.wav", "holds no samples"),
+        ("nan.wav", "values that are no numbers"),
+        ("slow.wav", "claims 1 samples a second"),
+        ("none.wav", "no regular file"),
+    ):
+        with pytest.raises(DataError, match=told) as caught:
+            read_audio(tmp_path / name, 8000)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_class_that_loses_all_its_recordings_is_told(tmp_path: Path) -> None:
+    for name, seconds in (("long", 2), ("short", 0.1)):
+        for i in range(4):
+            write(tmp_path / name / f"{i}.wav", np.zeros(int(8000 * seconds)))
+    with pytest.raises(DataError, match="class 'short' has no recording for training of 1 to 60 seconds"):
+        AudioFolder(tmp_path, sample_rate=8000, min_seconds=1.0).setup()
+
+
+# ---- lists -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    for name in ("turn left", "stop"):
+        for i in range(3):
+            write(tmp_path / name / f"{i}.wav")
+    write(tmp_path / "_background_noise_" / "hum.wav")
+    return tmp_path
+
+
+def counts(root: Path) -> dict[str, list[int]]:
+    data = AudioFolder(root, sample_rate=8000, val_fraction=0.0)
+    data.setup()
+    return {part: torch.bincount(rows.targets, minlength=2).tolist() for part, rows in data.datasets.items()}
+
+
+def test_a_line_of_a_list_is_a_path(listed: Path) -> None:
+    (listed / "testing_list.txt").write_text("turn left/0.wav\r\n\nstop/2.wav\n")
+    assert counts(listed) == {"train": [2, 2], "test": [1, 1]}
+    (listed / "validation_list.txt").write_text("./turn left/1.wav\nstop/1.wav")
+    assert counts(listed) == {"train": [1, 1], "val": [1, 1], "test": [1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("turn left/9.wav", "testing_list.txt, line 2: there is no recording 'turn left/9.wav'"),
+        ("turn", "there is no recording 'turn'"),
+        ("_background_noise_/hum.wav", "there is no recording '_background_noise_/hum.wav'"),
+        ("../x.wav", r"there is no recording '\.\./x.wav'"),
+        ("stop/1.wav", "line 2: 'stop/1.wav' is in validation_list.txt too"),
+    ],
+)
+def test_lists_that_do_not_fit_are_told(line: str, told: str, listed: Path) -> None:
+    (listed / "validation_list.txt").write_text("stop/1.wav\n")
+    (listed / "testing_list.txt").write_text(f"stop/0.wav\n{line}\n")
+    with pytest.raises(DataError, match=told):
+        counts(listed)
+    (listed / "testing_list.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="cannot read the list"):
+        counts(listed)

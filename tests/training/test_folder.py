@@ -1,0 +1,139 @@
+"""One writer in a run folder at a time, and nothing left over from one that was killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pytest
+
+from tests.conftest import train_here
+from zoo.training import folder as folders
+from zoo.training.folder import RunFolderInUse, link_latest, writing_in
+
+
+@contextmanager
+def another_writer(folder: Path) -> Iterator[tuple[int, Callable[[], None]]]:
+    """A process that writes into a folder, and a worker of its own that outlives it; its number, and how to kill it."""
+    receiver, sender = os.pipe()
+    if (child := os.fork()) == 0:
+        with writing_in(folder):
+            worker = os.fork()
+            if worker:
+                os.write(sender, str(worker).encode())
+            time.sleep(60)
+        os._exit(1)
+    worker, alive = int(os.read(receiver, 20)), True
+
+    def kill() -> None:
+        nonlocal alive
+        if alive:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        alive = False
+
+    try:
+        yield child, kill
+    finally:
+        kill()
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_a_second_run_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with another_writer(run) as (process, kill):
+        before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+        done = train_here(tmp_path, "experiment=digits", "hydra.run.dir=run", "logger=none", check=False)
+        assert done.returncode == 1
+        (line,) = done.stderr.strip().splitlines()
+        assert f"{run} is being written by process {process} on " in line
+        assert ", since 20" in line
+        assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.suffix != ".log"} == before
+        kill()
+        with writing_in(run):  # the lock ended with its process, though a worker of it lives
+            pass
+
+
+def test_a_thread_is_another_writer_and_a_part_of_the_same_run_is_not(tmp_path: Path) -> None:
+    found: list[BaseException | None] = []
+
+    def second() -> None:
+        try:
+            with writing_in(tmp_path):
+                found.append(None)
+        except RunFolderInUse as error:
+            found.append(error)
+
+    with writing_in(tmp_path):
+        with writing_in(tmp_path / "." / ""):
+            pass
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+        with pytest.raises(ZeroDivisionError), writing_in(tmp_path):
+            _ = 1 / 0
+    second()
+    assert [type(error) for error in found] == [RunFolderInUse, type(None)]
+    assert f"process {os.getpid()} on" in str(found[0])
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"process": {}, "host": null, "since": "now"}', b"\xff"])
+def test_whoever_it_is_the_second_is_refused(content: bytes, tmp_path: Path) -> None:
+    with writing_in(tmp_path):
+        (tmp_path / ".lock").write_bytes(content)
+        thread_id = folders._held.pop(tmp_path)
+        with pytest.raises(RunFolderInUse, match="is being written by") as caught, writing_in(tmp_path):
+            pass
+        folders._held[tmp_path] = thread_id
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("variables", [{"NODE_RANK": "1"}, {"GROUP_RANK": "2"}])
+def test_other_processes_of_a_run_write_beside_the_first(
+    variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with another_writer(tmp_path):
+        for key, value in variables.items():
+            monkeypatch.setenv(key, value)
+        with writing_in(tmp_path):
+            pass
+
+
+def test_without_locks_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OSError(95, os.strerror(95))
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with pytest.warns(UserWarning, match="cannot be locked"), writing_in(tmp_path):
+        pass
+
+
+def test_what_a_killed_run_left_over_goes(tmp_path: Path) -> None:
+    places = [tmp_path, tmp_path / "checkpoints", tmp_path / "model", tmp_path / "csv" / "version_0"]
+    for place in places:
+        place.mkdir(parents=True, exist_ok=True)
+        (place / ".step=00000004.ckpt.0123456789ab.tmp").write_bytes(b"half")
+        (place / ".new.0123456789ab.tmp").mkdir()
+        (place / ".new.0123456789ab.tmp" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "mine.tmp").write_bytes(b"")
+    with warnings.catch_warnings(action="error"), writing_in(tmp_path):
+        left = {p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()}
+    assert left == {Path(".lock"), Path("wandb/mine.tmp")}
+
+
+def test_latest_leads_to_the_newest_run(tmp_path: Path) -> None:
+    for run in ("first", "second"):
+        (tmp_path / "mine" / run).mkdir(parents=True)
+        link_latest(tmp_path / "mine" / run, "mine")
+        assert (tmp_path / "mine" / "latest").resolve().name == run
+    link_latest(tmp_path / "mine" / "first", "another name")
+    assert (tmp_path / "mine" / "latest").resolve().name == "second"

@@ -1,0 +1,137 @@
+"""Tracking never stops a training: what W&B cannot do is told once, and soon."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+
+from tests.training import offline_wandb
+from zoo.training import loggers
+from zoo.training.loggers import WandbRun
+
+KEY = "0123456789" * 4
+
+
+@pytest.fixture(autouse=True)
+def _no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of this process' own settings, and no service that waits."""
+    for name in ("WANDB_MODE", "WANDB_ERROR_REPORTING", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.setenv(name, "")  # so that what the logger sets goes again
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", "/nonexistent")
+
+
+def online_fails(monkeypatch: pytest.MonkeyPatch, how: Any) -> None:
+    """Have an online beginning do `how`; an offline one goes on as usual."""
+    real = wandb.init
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr(wandb, "init", lambda **options: how() if options["mode"] == "online" else real(**options))
+
+
+def track(folder: Path) -> WandbRun:
+    """A run of one value, from beginning to end."""
+    run = WandbRun(str(folder), run_id="abc", name="test")
+    run.log_hyperparams({"lr": 0.1})
+    run.log_metrics({"train/loss": 1.0}, step=1)
+    run.close(0)
+    return run
+
+
+def rows(folder: Path) -> list[Any]:
+    """The logged rows; the service may write them a moment after the run has ended."""
+    (file,) = [path for path in offline_wandb.run_files(folder) if "offline-run" in str(path)]
+    end = time.monotonic() + 30
+    while not (found := offline_wandb.history(file)) and time.monotonic() < end:
+        time.sleep(0.05)
+    return found
+
+
+def raises() -> Any:
+    raise wandb.errors.CommError("nobody answers\nand more")
+
+
+def hangs() -> Any:
+    threading.Event().wait(60)
+
+
+@pytest.mark.parametrize(("how", "told"), [(raises, "nobody answers"), (hangs, "no answer within 0.2 s")])
+def test_a_service_that_fails_leaves_the_run_offline_with_one_warning(
+    how: Any, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    online_fails(monkeypatch, how)
+    monkeypatch.setitem(loggers._PATIENCE, "online", 0.2)
+    began = time.perf_counter()
+    run = track(tmp_path)
+    assert time.perf_counter() - began < 30
+    warned = capsys.readouterr().err
+    assert warned.count("note:") == 1
+    assert f"W&B cannot be reached ({told}): the run is tracked offline" in warned
+    assert run.mode == "offline"
+    assert any(row.get("train/loss") == 1.0 for row in rows(tmp_path))
+
+
+def test_a_malformed_key_leaves_the_run_offline(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "nonsense")
+    assert track(tmp_path).mode == "offline"
+    warned = capsys.readouterr().err
+    assert warned.count("note:") == 1
+    assert "API key" in warned
+    assert rows(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("WANDB_MODE", "garbage", "WANDB_MODE=garbage is none of online"),
+        ("WANDB_MODE", "online", "W&B has no credentials"),
+        ("WANDB_BASE_URL", "http://[", ""),
+        ("WANDB_INIT_TIMEOUT", "soon", ""),
+    ],
+)
+def test_settings_that_mean_nothing_leave_the_run_offline(
+    name: str,
+    value: str,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert track(tmp_path).mode == "offline"
+    warned = capsys.readouterr().err
+    assert told in warned
+    assert warned.count("note:") == bool(told)
+    assert rows(tmp_path)
+
+
+def test_without_wandb_nothing_is_tracked_and_training_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # an import error
+    run = track(tmp_path)
+    run.log_image("val/samples", [])
+    run.log_best(tmp_path / "best.ckpt", {})
+    assert (run.mode, run.folder) == ("disabled", None)
+    assert capsys.readouterr().err.count("note: wandb cannot be imported") == 1
+
+
+def test_a_service_that_dies_later_ends_the_tracking_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = WandbRun(str(tmp_path), mode="offline")
+    real = run.experiment
+    monkeypatch.setattr(type(real), "log", lambda *_, **__: raises())
+    run.log_metrics({"train/loss": 1.0}, step=1)
+    run.log_metrics({"train/loss": 2.0}, step=2)
+    run.close(0)
+    assert run.mode == "disabled"
+    assert capsys.readouterr().err.count("note: W&B has stopped (nobody answers)") == 1
+    real.finish()

@@ -1,0 +1,467 @@
+"""Tables in text files (CSV, TSV and their kin), read by one reader for training, evaluation and prediction.
+
+>>> table = read_table("wine.csv")            # separator, encoding and header line recognised
+>>> table.header, table.separator             # ["alcohol", ...], ";"
+>>> values = table.numbers([0, 2])            # (rows, 2) float64; a bad cell is told with its line and column
+
+What is recognised is recognised by the whole file or refused: a separator must give every line the same number of
+cells, and a comma or a point is the decimal mark of all cells.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import itertools
+import math
+import re
+import unicodedata
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from zoo.data.checks import DataError
+
+__all__ = ["SEPARATORS", "Match", "TableFile", "is_time", "read_table"]
+
+#: What may stand between cells, in order of preference where several fit.
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
+MAX_BYTES = 200_000_000
+_SAMPLE = 200  # rows by which a separator is recognised
+_MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "nat"}
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?", re.ASCII)
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}", re.ASCII)  # 1,234: a thousand or a decimal comma
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark its own begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_BINARY = {
+    b"PK\x03\x04": "a spreadsheet or a zip archive",
+    b"\xd0\xcf\x11\xe0": "an old spreadsheet",
+    b"\x1f\x8b": "compressed",
+    b"PAR1": "a Parquet file",
+    b"SQLite": "a data base",
+}
+
+
+@dataclass(frozen=True)
+class Match:
+    """Where the columns that somebody wants stand in a file.
+
+    Attributes:
+        places: Index of each, in the order that was asked for.
+        notes: What to tell: names that are spelled differently, columns that are left out.
+    """
+
+    places: list[int]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A text file of rows and columns whose layout is known; its rows are read when they are asked for.
+
+    Attributes:
+        path: The file.
+        separator: What stands between cells.
+        encoding: Of the text.
+        header: Names of the columns, stripped; None where the first line holds values.
+        width: Number of columns.
+        skip: Lines before the header.
+    """
+
+    path: Path
+    separator: str
+    encoding: str
+    header: list[str] | None
+    width: int
+    skip: int = 0
+
+    def name(self, column: int) -> str:
+        """What a column is called in messages."""
+        named = self.header[column] if self.header else ""
+        return named or f"column {column + 1}"
+
+    def column(self, name: str) -> int:
+        """Index of a named column.
+
+        Raises:
+            DataError: There is none, or no header.
+        """
+        if self.header is None:
+            raise DataError(f"{self.path} has no header line, so it has no column {name!r}")
+        if name not in self.header:
+            raise DataError(f"{self.path} has no column {name!r}; its columns are {listed(self.header)}")
+        return self.header.index(name)
+
+    def match(self, wanted: Sequence[str], whose: str = "the model", also: Sequence[str] = ()) -> Match:
+        """Find columns by their names, whatever their order in the file.
+
+        A name that differs in nothing but case, blanks, underscores and hyphens is taken where only one column of the
+        file has it; nothing is ever matched by its place.
+
+        Args:
+            wanted: Names of the columns.
+            whose: Who wants them, for messages.
+            also: Names that the file may have besides without being told that they are left out.
+
+        Raises:
+            DataError: A column is missing or could be two; the message has the names of both sides.
+        """
+        assert self.header is not None
+        exact = {name: i for i, name in enumerate(self.header)}
+        taken = {exact[name] for name in wanted if name in exact}
+        alike: dict[str, list[int]] = {}
+        for i, name in enumerate(self.header):
+            if i not in taken and name:
+                alike.setdefault(_plain(name), []).append(i)
+        shared = Counter(_plain(name) for name in wanted if name not in exact)
+        places, missing, renamed = [], [], []
+        for name in wanted:
+            found = [exact[name]] if name in exact else alike.get(_plain(name), [])
+            if len(found) > 1:
+                both = " and ".join(repr(self.header[i]) for i in found[:2])
+                raise DataError(f"{self.path}: {both} could both be {name!r}, which {whose} takes; rename one")
+            if not found or (name not in exact and shared[_plain(name)] > 1):
+                missing.append(name)
+                continue
+            places.append(found[0])
+            if name not in exact:
+                renamed.append(f"{self.header[found[0]]!r} as {name!r}")
+        if missing:
+            self._refuse(wanted, missing, whose)
+        notes = [f"{self.path}: read {listed(renamed, 5)}"] if renamed else []
+        rest = [self.name(i) for i in range(self.width) if i not in places and self.header[i] not in also]
+        if rest:
+            notes.append(f"{self.path}: columns that {whose} does not take are left out: {listed(rest, 5)}")
+        return Match(places, notes)
+
+    def _refuse(self, wanted: Sequence[str], missing: Sequence[str], whose: str) -> NoReturn:
+        assert self.header is not None
+        sides = f"{whose} takes: {listed(wanted)}; the file has: {listed(self.header)}"
+        if len(missing) == len(wanted):
+            counts = f"{self.width} column{'s' * (self.width != 1)}, {whose} takes {len(wanted)}"
+            raise DataError(f"{self.path} has {counts}, and no name agrees; {sides}")
+        raise DataError(f"{self.path} has no column {listed([repr(name) for name in missing], 5)}; {sides}")
+
+    def rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Line, and stripped cells, of each row below the header. Blank lines are left out, and rows of empty cells at
+        the end.
+
+        Raises:
+            DataError: A row has more or fewer cells than the others; a quotation mark is never closed; bytes that the
+                encoding does not know.
+        """
+        rows = _records(self.path, self.separator, self.encoding, self.skip)
+        if self.header is not None:
+            next(row for _, row in rows if row)
+        empty: list[tuple[int, list[str]]] = []
+        for line, row in rows:
+            if not any(row):  # counts only if something follows
+                if len(row) > 1 or self.width == 1:
+                    empty.append((line, row or [""]))
+                continue
+            for waiting in (*empty, (line, row)):
+                yield self._whole(*waiting)
+            empty.clear()
+
+    def _whole(self, line: int, row: list[str]) -> tuple[int, list[str]]:
+        if len(row) == self.width:
+            return line, row
+        there = "the header has" if self.header is not None else "the first line has"
+        counts = f"{len(row)} cells where {there} {self.width}"
+        missing = f"{self.name(len(row))} is missing, " if len(row) < self.width else ""
+        raise DataError(f"{self.path}, line {line}: {missing}{counts}")
+
+    def cells(self, columns: Sequence[int]) -> tuple[list[int], list[list[str]]]:
+        """Line of each row, and the texts of some columns, one list a column."""
+        lines, found = [], [[] for _ in columns]  # type: ignore[var-annotated]
+        for line, row in self.rows():
+            lines.append(line)
+            for cells, i in zip(found, columns, strict=True):
+                cells.append(row[i])
+        return lines, found
+
+    def numbers(self, columns: Sequence[int], missing: bool = False, limit: float = math.inf) -> np.ndarray:
+        """Values of some columns, (rows, columns) float64.
+
+        Args:
+            columns: Indices of the columns, in the order of the answer.
+            missing: Whether a cell may be empty, or NA, NaN, null; it becomes NaN.
+            limit: Largest magnitude that is allowed.
+
+        Raises:
+            DataError: A cell is no finite number; the message has line, column and content.
+        """
+        reader = NumberReader(self, missing, limit)
+        values = array("d")
+        for line, row in self.rows():
+            values.extend([reader.value(row[i], line, i) for i in columns])
+        reader.finish()
+        return np.frombuffer(values, np.float64).reshape(-1, len(columns)).copy()
+
+
+@dataclass
+class NumberReader:
+    """Numbers out of the cells of a file, which must agree on the decimal mark."""
+
+    table: TableFile
+    missing: bool = False
+    limit: float = math.inf
+    point: str = field(default="", init=False)  # where a cell had a point
+    comma: str = field(default="", init=False)
+    doubtful: str = field(default="", init=False)  # where a comma might separate thousands
+
+    def value(self, cell: str, line: int, column: int) -> float:
+        """A cell as a number; NaN where it is missing and may be.
+
+        Raises:
+            DataError: It is no finite number.
+        """
+        if _NUMBER.fullmatch(cell):
+            if not self.point and "." in cell:
+                self.point = self._place(line, column, cell)
+            return self._bounded(float(cell), cell, line, column)
+        if _COMMA.fullmatch(cell):
+            if _THOUSANDS.fullmatch(cell):
+                self.doubtful = self.doubtful or self._place(line, column, cell)
+            else:
+                self.comma = self.comma or self._place(line, column, cell)
+            return self._bounded(float(cell.replace(",", ".")), cell, line, column)
+        if cell.lower() in _MISSING and (self.missing or cell == ""):
+            if self.missing:
+                return math.nan
+            raise DataError(f"{self.table.path}, line {line}: {self.table.name(column)} is empty, not a number")
+        self._refuse(cell, line, column, "not a number")
+
+    def _bounded(self, value: float, cell: str, line: int, column: int) -> float:
+        if not abs(value) <= self.limit or math.isinf(value):
+            self._refuse(cell, line, column, "too large for a number of the model")
+        return value
+
+    def _refuse(self, cell: str, line: int, column: int, why: str) -> NoReturn:
+        if re.fullmatch(r"[+-]?inf(inity)?", cell, re.IGNORECASE):
+            why = "not a number that is finite"
+        raise DataError(f"{self.table.path}, line {line}: {self.table.name(column)} is {cell[:40]!r}, {why}")
+
+    def _place(self, line: int, column: int, cell: str) -> str:
+        return f"{cell[:40]!r} (line {line}, {self.table.name(column)})"
+
+    def finish(self) -> None:
+        """Compare the decimal marks of all cells.
+
+        Raises:
+            DataError: Some have a point and some a comma, or a comma might separate thousands.
+        """
+        comma = self.comma or self.doubtful
+        if self.point and comma:
+            raise DataError(f"{self.table.path} has numbers with a point, {self.point}, and with a comma, {comma}")
+        if self.doubtful and not self.comma and self.table.separator != ";":  # semicolons make way for decimal commas
+            raise DataError(
+                f"{self.table.path}: {self.doubtful} may be a decimal comma or thousands; write numbers with a point, "
+                "or separate the cells by semicolons"
+            )
+
+
+# ---- recognising -------------------------------------------------------------------------------------------
+
+
+def read_table(
+    path: str | Path,
+    *,
+    header: bool | None = None,
+    separator: str | None = None,
+    encoding: str | None = None,
+    what: str = "table",
+) -> TableFile:
+    """Recognise the layout of a table in a text file.
+
+    Args:
+        path: The file, at most 200 MB.
+        header: Whether the first line holds names; None recognises it: a line of numbers and times alone is a row.
+        separator: One of :data:`SEPARATORS`; None recognises the one that gives all lines the same number of cells.
+        encoding: Of the text; None takes UTF-8, or UTF-16 and UTF-32 where the file begins with their mark.
+        what: What the file is called in messages.
+
+    Raises:
+        DataError: The file is missing, empty, too large, no text, or of no layout that is known; or two columns have
+            the same name.
+    """
+    path = Path(path)
+    encoding = _encoding(path, encoding, what)
+    skip, told = _told_separator(path, encoding)
+    if separator is not None and separator not in SEPARATORS:
+        raise DataError(f"separator {separator!r} is not one of {' '.join(map(repr, SEPARATORS))}")
+    separator = separator or told or _recognised(path, encoding)
+    first = next((row for _, row in _records(path, separator, encoding, skip) if row), None)
+    if first is None:
+        raise DataError(f"{path} is empty: it has 0 columns")
+    if header is None:
+        header = not _is_data(first)
+    if header:
+        _check_names(path, first)
+    return TableFile(path, separator, encoding, first if header else None, len(first), skip)
+
+
+def listed(names: Sequence[str], shown: int = 20) -> str:
+    """Names for a message; the first ones of many."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(name[:60] or "(no name)" for name in names[:shown]) + more
+
+
+def _plain(name: str) -> str:
+    """A name without what people write differently: case, blanks, underscores, hyphens."""
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    return re.sub(r"[\s_-]+", "_", folded).strip("_")
+
+
+def is_time(cell: str) -> bool:
+    """Whether a cell is a time such as 2016-07-01 or 2016-07-01 00:00:00."""
+    try:
+        datetime.fromisoformat(cell)
+    except ValueError:
+        return False
+    return not _NUMBER.fullmatch(cell)
+
+
+def _is_data(row: Sequence[str]) -> bool:
+    """Whether a first line is a row: nothing but numbers, times and gaps."""
+    values = [cell for cell in row if cell.lower() not in _MISSING]
+    return bool(values) and all(_NUMBER.fullmatch(v) or _COMMA.fullmatch(v) or is_time(v) for v in values)
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    twice = next((name for name, count in Counter(names).items() if count > 1 and name), None)
+    if twice is not None:
+        first, second = [i + 1 for i, name in enumerate(names) if name == twice][:2]
+        raise DataError(f"{path}: columns {first} and {second} are both named {twice[:60]!r}; rename one")
+    if any("\0" in name for name in names):
+        raise DataError(f"{path} is not text: its first line has zero bytes")
+
+
+def _encoding(path: Path, asked: str | None, what: str) -> str:
+    try:
+        if not path.is_file():
+            raise DataError(f"cannot read the {what} {path}: it is {'a folder' if path.is_dir() else 'no file'}")
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(f"{path} is larger than {MAX_BYTES // 10**6} MB: split it first")
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise DataError(f"cannot read the {what} {path}: {error.strerror or error}") from None
+    if kind := next((kind for magic, kind in _BINARY.items() if start.startswith(magic)), None):
+        raise DataError(f"{path} is {kind}, not text: save it as CSV first")
+    marked = next((name for mark, name in _MARKS if start.startswith(mark)), None)
+    if marked is None and b"\0" in start and asked is None:
+        raise DataError(f"{path} is not text: it has zero bytes")
+    try:
+        known = codecs.lookup(asked or "utf-8").name
+    except (LookupError, ValueError):
+        raise DataError(f"encoding {asked!r} is not one that Python knows, such as utf-8 or cp1252") from None
+    return marked if marked and known.startswith("utf") else known
+
+
+def _told_separator(path: Path, encoding: str) -> tuple[int, str | None]:
+    """A first line `sep=;`, as spreadsheets write it: lines to skip, and the separator."""
+    line = next(iter(_lines(path, encoding)), "").rstrip("\r\n")
+    if line.lower().startswith("sep=") and line[4:] in SEPARATORS:
+        return 1, line[4:]
+    return 0, None
+
+
+def _recognised(path: Path, encoding: str) -> str:
+    """The separator by which the first lines have the same number of cells, more than one."""
+    best, best_score = ",", (0.0, 0.0)
+    for separator in SEPARATORS:
+        try:
+            rows = [row for _, row in itertools.islice(_records(path, separator, encoding), _SAMPLE) if any(row)]
+        except DataError as error:
+            if not isinstance(error.__cause__, csv.Error):
+                raise
+            continue
+        widths = Counter(map(len, rows))
+        width, alike = widths.most_common(1)[0] if widths else (0, 0)
+        if width < 2:
+            continue
+        # cells that make sense tell decimal commas from separators where both give even rows
+        cells = [cell for row in rows[1:] or rows for cell in row]
+        sense = sum(map(_makes_sense, cells)) / max(1, len(cells))
+        score = (alike / len(rows), round(sense, 3))
+        if score > best_score:
+            best, best_score = separator, score
+    return best
+
+
+def _makes_sense(cell: str) -> bool:
+    return bool(_NUMBER.fullmatch(cell) or _COMMA.fullmatch(cell)) or is_time(cell) or cell.lower() in _MISSING
+
+
+# ---- reading -----------------------------------------------------------------------------------------------
+
+
+def _lines(path: Path, encoding: str) -> Iterator[str]:
+    """Lines of a text file with their ends; bytes that the encoding does not know are told with their line."""
+    try:
+        with path.open(encoding=encoding, newline="") as file:
+            yield from file
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    except UnicodeError:
+        raise DataError(
+            f"{path}, {_undecodable(path, encoding)} is not {encoding.removesuffix('-sig').upper()}: save the file "
+            "as UTF-8"
+        ) from None
+    except LookupError:  # a codec that makes no text, such as base64
+        raise DataError(f"encoding {encoding!r} is not one of text, such as utf-8 or cp1252") from None
+
+
+def _undecodable(path: Path, encoding: str) -> str:
+    """Where the first byte that cannot be decoded stands."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    decoder.decode(line)
+                except UnicodeDecodeError as error:
+                    return f"line {number}: byte 0x{error.object[error.start]:02x}"
+            decoder.decode(b"", final=True)
+    except (OSError, UnicodeError):
+        pass
+    return "its end"
+
+
+def _records(path: Path, separator: str, encoding: str, skip: int = 0) -> Iterator[tuple[int, list[str]]]:
+    """Line and stripped cells of every record, blank lines included."""
+    lines = itertools.islice(_lines(path, encoding), skip, None)
+    reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
+    while True:
+        line = reader.line_num + skip + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(f"{path}, line {line}: {_csv_problem(str(error))}") from error
+        cells = [cell.strip() for cell in row]
+        yield line, [] if cells == [""] else cells
+
+
+def _csv_problem(text: str) -> str:
+    if "unexpected end" in text:
+        return "a quotation mark opens here and is never closed"
+    if "expected after" in text:
+        return "a quotation mark closes inside a cell"
+    if "field limit" in text:
+        return "a cell has more than 131,072 characters"
+    return text[:100]

@@ -1,0 +1,284 @@
+"""The one gate for pictures: which files are opened, how their content becomes grey or colour, and how that is fitted.
+
+Rules: only the formats of :data:`FORMATS` are opened, by content, whatever the file is called. The picture is turned
+upright as its EXIF orientation says. Values are scaled by their range: 16-bit grey by 65535 (12-bit by 4095), floating
+point must lie in [0, 1] already. Transparent pixels show the background that the record names. Of a file with several
+pictures the first one is taken.
+
+The cost of a picture is bounded by its own pixels, once, and by the result.
+"""
+
+from __future__ import annotations
+
+import math
+import stat
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from zoo import inputs
+from zoo.data.checks import DataError, tell
+from zoo.data.transforms import fit_floats
+
+__all__ = ["FORMATS", "MAX_PIXELS", "Fit", "open_picture", "prepare_image"]
+
+#: Pillow's reader for each suffix that the zoo lists; no other reader is ever asked.
+FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".ppm": "PPM",
+    ".bmp": "BMP",
+    ".pgm": "PPM",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".webp": "WEBP",
+}
+_READERS = sorted(set(FORMATS.values()))
+MAX_PIXELS = 100_000_000
+_ORDINARY = 1_000_000  # pixels up to which a picture is decoded as it is
+_LONG = 8  # times as long as wide, from which on only what the crop keeps is resized; equal up to rounding
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF files
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+# ---- opening -----------------------------------------------------------------------------------------------
+
+
+def open_picture(path: str | Path, channels: int = 3, background: int = 255, least: int | None = None) -> Image.Image:
+    """A picture file, upright, as 8-bit grey or colour.
+
+    Args:
+        path: The file.
+        channels: 1 for grey, 3 for red, green and blue.
+        background: Grey value that shows where the picture is transparent.
+        least: The short side, in pixels, that is needed; a far larger picture is decoded at a half, a third, ... of its
+            size, still above this. None keeps all pixels.
+
+    Returns:
+        A picture in Pillow's mode `L` or `RGB`.
+
+    Raises:
+        DataError: It is no regular file, not of a known format, damaged, has more than 100 million pixels, or values
+            whose range is not known.
+    """
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise DataError(f"cannot read the image {path}: it is no regular file")
+        # given a path, Pillow maps a file into memory, and reads rotated TIFF files askew
+        with (
+            Path(path).open("rb") as stream,
+            warnings.catch_warnings(action="ignore"),
+            Image.open(stream, formats=_READERS) as file,
+        ):
+            if least and file.width * file.height > _ORDINARY:
+                file.draft(None, (least, least))  # a JPEG is decoded at 1/2, 1/4 or 1/8, never below this
+            if file.width * file.height > MAX_PIXELS:
+                raise DataError(
+                    f"the image {path} has {file.width} x {file.height} pixels, more than "
+                    f"{MAX_PIXELS // 10**6} million: make it smaller first"
+                )
+            file.load()
+            picture = _plain(file, path, channels, background)
+            orientation = _orientation(file)
+            if file.format in ("PNG", "TIFF", "WEBP") and _several(file):
+                tell(f"{path} holds several pictures: the first one is used")
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's readers raise errors of many kinds on damaged files
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "no known image format" if unknown else getattr(error, "strerror", None) or str(error)
+        reason = " ".join(reason.split())[:120] or type(error).__name__
+        raise DataError(f"cannot read the image {path} ({reason}): repair or remove it") from error
+    if least and picture.width * picture.height > _ORDINARY and (factor := min(picture.size) // least) > 1:
+        picture = picture.reduce(factor)
+    return picture.transpose(orientation) if orientation is not None else picture
+
+
+def _several(file: Image.Image) -> bool:
+    try:
+        file.seek(1)
+    except Exception:  # there is no second one, or it is damaged
+        return False
+    return True
+
+
+#: What turns a picture upright, by its EXIF orientation.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(file: Image.Image) -> Image.Transpose | None:
+    """How a loaded picture must be turned; a damaged EXIF block says nothing."""
+    try:
+        return _UPRIGHT.get(file.getexif().get(0x0112, 1))
+    except Exception:  # the block is read by hand-written parsers, and the pixels are whole
+        return None
+
+
+def _plain(file: Image.Image, path: str | Path, channels: int, background: int) -> Image.Image:
+    """A loaded picture of any mode as 8-bit grey or colour."""
+    mode = "L" if channels == 1 else "RGB"
+    if file.mode.startswith("I") or file.mode == "F":
+        values = _scaled(file, path)
+        clear = file.info.get("transparency")
+        if isinstance(clear, int):  # a 16-bit PNG may name one grey value that is transparent
+            values[np.asarray(file) == clear] = background
+        return Image.fromarray(values).convert(mode)
+    if file.has_transparency_data:
+        above = file.convert("LA").convert("RGBA") if file.mode == "La" else file.convert("RGBA")
+        below = Image.new("RGBA", file.size, (background, background, background, 255))
+        return Image.alpha_composite(below, above).convert("RGB").convert(mode)
+    return file.convert(mode)
+
+
+def _scaled(file: Image.Image, path: str | Path) -> np.ndarray:
+    """A grey picture of more than 8 bits as bytes, by the range of its kind."""
+    values = np.asarray(file)
+    tags: Any = getattr(file, "tag_v2", None) or {}
+    white_is_zero = tags.get(_PHOTOMETRIC) == 0
+    if file.mode == "F":
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= 1):
+            raise DataError(
+                f"the image {path} holds floating-point values from {low:g} to {high:g}: only those in [0, 1] have a "
+                "known range; rescale it"
+            )
+        return _bytes(values, 1, white_is_zero)
+    if file.mode == "I" and file.format not in ("PNG", "PPM"):
+        raise DataError(
+            f"the image {path} holds whole numbers of 32 bits or with a sign, whose range is not known: save it as 16 "
+            "bits"
+        )
+    bits = tags.get(_BITS_PER_SAMPLE, (16,))
+    return _bytes(values, 2 ** int(bits[0] if isinstance(bits, tuple) else bits) - 1, white_is_zero)
+
+
+def _bytes(values: np.ndarray, largest: int, white_is_zero: bool) -> np.ndarray:
+    shares = np.clip(values / largest, 0, 1)
+    return np.round(255 * (1 - shares if white_is_zero else shares)).astype(np.uint8)
+
+
+# ---- fitting -----------------------------------------------------------------------------------------------
+
+
+class Fit:
+    """What evaluation and prediction do to an opened picture: crop, resize, normalise.
+
+    Sizes and places are those of timm's evaluation transform; of a long, thin picture only what the crop keeps is
+    resized.
+
+    Args:
+        record: The record of the input.
+        normalize: False for bytes as a person sees them.
+    """
+
+    def __init__(self, record: inputs.Picture, normalize: bool = True) -> None:
+        self.record, self.normalize = record, normalize
+        self.mean, self.std = (torch.tensor(v).view(-1, 1, 1) for v in (record.mean, record.std))
+
+    @property
+    def least(self) -> int:
+        """Short side, in pixels, below which a picture should not be decoded: four times what is looked at."""
+        return 4 * max(self._scale())
+
+    def open(self, path: str | Path) -> Image.Image:
+        """A picture file as this transform wants it.
+
+        Raises:
+            DataError: See :func:`open_picture`.
+        """
+        return open_picture(path, self.record.channels, self.record.background, self.least)
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        """A picture of the record's channels to (C, H, W): float32 and normalised, or bytes."""
+        pixels = self._rounded(picture) if self.record.rounded else self._exact(picture)
+        if self.normalize:
+            return pixels.sub_(self.mean).div_(self.std)
+        return pixels.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+
+    def _scale(self) -> tuple[int, int]:
+        """Height and width from which the crop is taken."""
+        height, width = (math.floor(side / self.record.crop_pct) for side in self.record.size)
+        return height, width
+
+    def _resized(self, picture: Image.Image) -> tuple[int, int]:
+        """Width and height that the whole picture would have; its proportions stay unless the mode is `squash`."""
+        height, width = self._scale()
+        if self.record.crop_mode == "squash":
+            return width, height
+        across, down = picture.width / width, picture.height / height
+        if self.record.crop_mode == "border":
+            ratio = max(across, down)
+            return max(1, round(picture.width / ratio)), max(1, round(picture.height / ratio))
+        if width == height:  # the long side is rounded down
+            short = min(picture.size)
+            return int(width * picture.width / short), int(height * picture.height / short)
+        ratio = min(across, down)
+        return max(width, round(picture.width / ratio)), max(height, round(picture.height / ratio))
+
+    def _rounded(self, picture: Image.Image) -> Tensor:
+        """Resized to whole bytes."""
+        height, width = self.record.size
+        whole, how = self._resized(picture), _RESAMPLING[self.record.interpolation]
+        if self.record.crop_mode == "border":
+            fill = tuple(round(255 * v) for v in self.record.mean)
+            fitted = Image.new(picture.mode, (width, height), fill[0] if len(fill) == 1 else fill)
+            fitted.paste(picture.resize(whole, how), (_place(whole[0], width), _place(whole[1], height)))
+            return _pixels(fitted)
+        left, top = -_place(whole[0], width), -_place(whole[1], height)
+        if whole[0] * whole[1] <= _LONG * math.prod(self._scale()):
+            return _pixels(picture.resize(whole, how).crop((left, top, left + width, top + height)))
+        across, down = picture.width / whole[0], picture.height / whole[1]
+        right, bottom = min((left + width) * across, picture.width), min((top + height) * down, picture.height)
+        return _pixels(picture.resize((width, height), how, box=(left * across, top * down, right, bottom)))
+
+    def _exact(self, picture: Image.Image) -> Tensor:
+        """Resized in floating point: the middle, in the result's proportions unless it is squashed."""
+        height, width = self.record.size
+        across, down = picture.width / width, picture.height / height
+        if self.record.crop_mode != "squash":
+            across = down = min(across, down)
+        seen = [max(1, round(side * scale * self.record.crop_pct)) for side, scale in ((width, across), (height, down))]
+        left, top = (picture.width - seen[0]) // 2, (picture.height - seen[1]) // 2
+        middle = picture.crop((left, top, left + seen[0], top + seen[1]))
+        return fit_floats(_pixels(middle)[None], (height, width))[0]
+
+
+def _place(whole: int, seen: int) -> int:
+    """Where something of length `whole` begins when it is centred in `seen`, as timm rounds it."""
+    return (seen - whole) // 2 if whole < seen else -round((whole - seen) / 2)
+
+
+def _pixels(picture: Image.Image) -> Tensor:
+    """(C, H, W) float32 in [0, 1]."""
+    array = np.array(picture, np.uint8)
+    array = array[..., None] if array.ndim == 2 else array
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous().float().div_(255)
+
+
+def prepare_image(path: Path, record: inputs.Image) -> tuple[Tensor, ...]:
+    """One picture as the model's input, (1, C, H, W).
+
+    Raises:
+        DataError: See :func:`open_picture`.
+    """
+    fit = Fit(record)
+    return (fit(fit.open(path))[None],)

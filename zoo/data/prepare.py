@@ -1,0 +1,109 @@
+"""From a file to a model's input, by the record that travels with the weights: one function for each kind.
+
+The data modules evaluate through the same functions, so a file means the same in training's evaluation, in prediction
+and beside an export.
+
+>>> prepare("seven.png", {"kind": "image", "channels": 1, "size": [28, 28]})[0].shape
+torch.Size([1, 1, 28, 28])
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from zoo import inputs
+from zoo.data.checks import DataError
+
+__all__ = ["SUFFIXES", "form_for", "kind_of_file", "prepare"]
+
+#: Where the function of each kind lives; it takes the file and the typed record, and returns the model's arguments.
+PREPARERS = {
+    "image": "pictures:prepare_image",
+    "sound": "audio:prepare_sound",
+    "clip": "video:prepare_clip",
+    "points": "points:prepare_points",
+    "spectrum": "hyperspectral:prepare_spectrum",
+    "text": "text:prepare_text",
+    "table": "tabular:prepare_table",
+    "series": "series:prepare_series",
+}
+
+#: What the files of each kind are called.
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    "image": (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),
+    "sound": (".wav", ".flac", ".ogg", ".mp3"),
+    "clip": (".mp4", ".avi", ".mkv", ".webm", ".mov"),
+    "points": (".npy", ".xyz"),
+    "spectrum": (".npy",),
+    "text": (".txt",),
+    "table": (".csv", ".tsv"),
+    "series": (".csv", ".tsv", ".txt"),
+}
+
+WORDS = {
+    "image": "an image",
+    "sound": "a recording",
+    "clip": "a video",
+    "points": "a point cloud",
+    "spectrum": "a patch of a scene",
+    "text": "a text",
+    "table": "a table",
+    "series": "a series",
+}
+
+
+def prepare(path: str | Path, record: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """The model's arguments for one file, each with the inputs as its first dimension.
+
+    Args:
+        path: The file; its suffix must be one of the record's kind.
+        record: See :mod:`zoo.inputs`.
+
+    Returns:
+        One tensor, or for a series windows (n, L, D) and marks (n, L, F). A table has as many inputs as rows, any
+        other file one.
+
+    Raises:
+        DataError: The file is missing, damaged or of another kind, or the record makes no sense.
+    """
+    path = Path(path)
+    form = form_for(path, record)
+    module, _, name = PREPARERS[form.kind].partition(":")
+    return getattr(importlib.import_module(f"zoo.data.{module}"), name)(path, form)
+
+
+def form_for(path: Path, record: Mapping[str, Any]) -> Any:
+    """The typed form of a record, once a file is there that is of its kind.
+
+    Raises:
+        DataError: The file is missing or of another kind, or the record makes no sense.
+    """
+    try:
+        form = inputs.read(record)
+    except inputs.InputError as error:
+        raise DataError(str(error)) from None
+    if not path.is_file():
+        raise DataError(f"there is no file {path}")
+    kind_of_file(path, form.kind)
+    return form
+
+
+def kind_of_file(path: Path, wanted: str) -> None:
+    """Check by its suffix that a file is of the kind that a model takes.
+
+    Raises:
+        DataError: It is of another kind, or of none.
+    """
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES[wanted]:
+        return
+    given = next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)
+    if given is None:
+        known = " ".join(dict.fromkeys(s for suffixes in SUFFIXES.values() for s in sorted(suffixes)))
+        raise DataError(f"{path}: {suffix or 'no suffix'} is none of {known}")
+    raise DataError(f"{path} is {WORDS[given]}, the model takes {WORDS[wanted]} ({' '.join(SUFFIXES[wanted])})")

@@ -1,0 +1,189 @@
+"""One walk through folders of classes, for images, recordings and videos alike.
+
+A class is a folder; its files lie in it at any depth. What is hidden (a leading dot) and what has another suffix does
+not count. A link is followed only where it stays inside: one that leads out of its class folder, back up, or to what
+has been visited would label other files with this class.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zoo.data.checks import DataError, tell
+
+__all__ = ["Files", "below", "class_folders", "parts", "scan", "scan_like"]
+
+_PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+
+
+@dataclass(frozen=True)
+class Files:
+    """What is looked for.
+
+    Attributes:
+        one: A word for a file.
+        many: For several.
+        suffixes: What their names end in, in small letters.
+        hidden: How names begin that do not count.
+        missing: What is said of a missing folder; `{folder}` and `{reason}` are filled in.
+        empty: What is said of a folder without class folders.
+    """
+
+    one: str
+    many: str
+    suffixes: tuple[str, ...]
+    hidden: tuple[str, ...] = (".",)
+    missing: str = (
+        "no data folder {folder} ({reason}): set root=... to a folder with train/ and val/, or to one with a folder "
+        "for each class"
+    )
+    empty: str = "{folder} holds no class folders: put the {many} of each class into a folder of its name"
+
+
+def class_folders(folder: Path, files: Files) -> list[str]:
+    """Names of the class folders in `folder`, sorted.
+
+    Raises:
+        DataError: The folder is missing, holds no folder, or two whose names look the same.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = [e for e in entries if e.is_dir() and not e.name.startswith(files.hidden)]
+    except OSError as error:
+        raise DataError(files.missing.format(folder=folder, reason=error.strerror)) from error
+    left_out = [e.name for e in found if e.is_symlink() and not _leads_aside(folder, Path(e.path))]
+    links = f"links that lead out of the data, or back into it, are not followed: {_some(left_out)}"
+    if left_out:
+        tell(f"{folder}: {links}")
+    names = sorted(e.name for e in found if e.name not in left_out)
+    if not names:
+        told = files.empty.format(folder=folder, many=files.many)
+        raise DataError(f"{told}; {links}" if left_out else told)
+    seen: dict[str, str] = {}
+    for name in names:
+        twin = seen.setdefault(unicodedata.normalize("NFC", name), name)
+        if twin != name:
+            raise DataError(f"{folder} holds two class folders that look the same, {_spelled(twin, name)}: merge them")
+    return names
+
+
+def _leads_aside(folder: Path, link: Path) -> bool:
+    """Whether a linked class folder lies beside `folder`, below the same root: inside it, everything has a class."""
+    place, here = link.resolve(), folder.resolve()
+    root = here.parent if folder.name in {n for names in _PARTS.values() for n in names} else here
+    return place.is_relative_to(root) and not place.is_relative_to(here) and not here.is_relative_to(place)
+
+
+def _spelled(one: str, other: str) -> str:
+    """Two spellings of a name, in letters that tell them apart."""
+    return f"{one!a} and {other!a} (accents as part of the letter, or as a sign of their own)"
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(sorted(names)[:most]) + (", ..." if len(names) > most else "")
+
+
+def scan(folder: Path, names: Sequence[str], files: Files) -> tuple[list[str], list[int]]:
+    """Files below each class folder, sorted, and the position of their class in `names`.
+
+    Raises:
+        DataError: A class has no file; the message names it.
+    """
+    paths: list[str] = []
+    targets: list[int] = []
+    for target, name in enumerate(names):
+        found = below(folder / name, files)
+        if not found:
+            kinds = " ".join(files.suffixes)
+            raise DataError(
+                f"class folder {folder / name} holds no {files.one} ({kinds}): add some or remove the folder"
+            )
+        paths += found
+        targets += [target] * len(found)
+    return paths, targets
+
+
+def below(folder: Path, files: Files) -> list[str]:
+    """Files at any depth, sorted. Links are followed last, and only to what lies below `folder` and was not seen.
+
+    Raises:
+        DataError: A folder cannot be read.
+    """
+    top = os.path.realpath(folder)
+    visited, found, left_out, waiting, links = {top}, [], [], [str(folder)], []  # type: ignore[var-annotated]
+    while waiting or links:
+        if waiting:
+            for entry in _entries(waiting.pop()):
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_symlink():
+                    links.append(entry.path)
+                elif entry.is_dir():
+                    visited.add(os.path.realpath(entry.path))
+                    waiting.append(entry.path)
+                elif entry.name.lower().endswith(files.suffixes) and entry.is_file():
+                    found.append(entry.path)
+            continue
+        link = links.pop()
+        real = os.path.realpath(link)
+        if not real.startswith(top + os.sep) or not os.path.exists(real):
+            left_out.append(os.path.basename(link))
+        elif os.path.isdir(real) and real not in visited:
+            visited.add(real)
+            waiting.append(link)
+        elif os.path.isfile(real) and link.lower().endswith(files.suffixes) and not _counts(real, top, files):
+            found.append(link)
+    if left_out:
+        tell(f"{folder}: links that lead out of the class folder, or nowhere, are not followed: {_some(left_out)}")
+    return sorted(found)
+
+
+def _counts(path: str, top: str, files: Files) -> bool:
+    """Whether a file below `top` is found by its own name."""
+    inside = Path(path).relative_to(top).parts
+    return path.lower().endswith(files.suffixes) and not any(part.startswith(".") for part in inside)
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder} ({error.strerror})") from error
+
+
+def scan_like(folder: Path, training: Path, names: Sequence[str], files: Files) -> tuple[list[str], list[int]]:
+    """Files of another part, whose class folders must be those of the training part.
+
+    Raises:
+        DataError: A class is in one of the two only, or spelled differently in them.
+    """
+    mine, theirs = set(names), set(class_folders(folder, files))
+    written = {unicodedata.normalize("NFC", name): name for name in mine - theirs}
+    for name in sorted(theirs - mine):
+        if (twin := written.get(unicodedata.normalize("NFC", name))) is not None:
+            raise DataError(
+                f"a class folder is spelled differently in {training} and in {folder}, {_spelled(twin, name)}: "
+                "rename one"
+            )
+    for missing, there, where in ((mine - theirs, training, folder), (theirs - mine, folder, training)):
+        if missing:
+            raise DataError(
+                f"{len(missing)} class folder(s) of {there} are missing in {where}: {_some(list(missing))}; "
+                "both need the same classes"
+            )
+    return scan(folder, names, files)
+
+
+def parts(root: Path) -> dict[str, Path]:
+    """Folders of the parts that are there: `train`, `val` (or `valid`, `validation`) and `test` of a root with
+    `train/`; otherwise the root itself is the training part, and every folder in it a class, whatever its name.
+    """
+    if not (root / "train").is_dir():
+        return {"train": root}
+    found = {part: next((root / n for n in names if (root / n).is_dir()), None) for part, names in _PARTS.items()}
+    return {part: folder for part, folder in found.items() if folder is not None}

@@ -1,0 +1,92 @@
+"""What a run keeps about itself in `run.json`, read back also where the file was damaged."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+from pydantic import NonNegativeFloat, NonNegativeInt
+
+from zoo.checkpoints import CheckpointError, read_checkpoint
+from zoo.config import check_values
+from zoo.values import DamagedFileError, read_json
+
+__all__ = ["NAME", "read_notes"]
+
+NAME = "run.json"
+
+
+class _Notes(TypedDict, total=False):
+    seed: NonNegativeInt
+    wandb_id: str
+    seconds_before: NonNegativeFloat
+
+
+def read_notes(folder: Path, seed: int | None, state: Path | None) -> dict[str, Any] | None:
+    """Seed, W&B id and seconds so far of a run that is continued; None where it has none yet.
+
+    A damaged file costs nothing that is known elsewhere: seed and id are in the states too, and the
+    configuration may name the seed. What was lost is told in a warning.
+
+    Args:
+        folder: The run.
+        seed: What its configuration says; None where the seed was drawn.
+        state: The checkpoint that training continues from.
+
+    Raises:
+        CheckpointError: The file is damaged, and the seed was drawn and is in no checkpoint.
+    """
+    path = folder / NAME
+    try:
+        found = read_json(path)
+        problem = _problem(found)
+    except FileNotFoundError:
+        if state is None:
+            return None
+        found, problem = None, f"{path} is missing"
+    except DamagedFileError as error:
+        found, problem = None, str(error)
+    if problem is None:
+        return {"seconds_before": 0.0, **found}
+    kept = _kept_by(state)
+    source = "checkpoint" if "seed" in kept else "configuration"
+    kept = {"seed": kept.get("seed", seed), "wandb_id": kept.get("wandb_id") or _tracked(folder)}
+    if kept["seed"] is None:
+        raise CheckpointError(
+            f"{problem}, and the seed that was drawn is in no checkpoint: name it as seed=N, or start the run again"
+        )
+    warnings.warn(
+        f"{problem}: the seed is {kept['seed']}, by the {source}; the time "
+        "spent before is not known" + ("" if kept["wandb_id"] else "; W&B gets a new run"), stacklevel=2
+    )  # fmt: skip
+    return {**kept, "seconds_before": 0.0}
+
+
+def _problem(found: Any) -> str | None:
+    if not isinstance(found, dict):
+        return f"{NAME} holds a {type(found).__name__}, not what a run notes"
+    missing = [key for key in ("seed", "wandb_id") if found.get(key) is None]
+    if missing:
+        return f"{NAME} has no {missing[0]}"
+    if problems := check_values(_Notes, found):
+        return f"{NAME}: {problems[0]}"
+    return None if _is_id(found["wandb_id"]) else f"{NAME}: wandb_id = {found['wandb_id']!r:.60} is no id"
+
+
+def _kept_by(state: Path | None) -> Mapping[str, Any]:
+    about = read_checkpoint(state).get("zoo") if state is not None else None
+    notes = about.get("run") if isinstance(about, Mapping) else None
+    return notes if isinstance(notes, Mapping) and _problem(dict(notes)) is None else {}
+
+
+def _tracked(folder: Path) -> str | None:
+    """The id in the names of the folders that W&B wrote into the run, where they agree."""
+    ids = {path.name.rpartition("-")[2] for path in (folder / "wandb").glob("*run-*-*")}
+    return ids.pop() if len(ids) == 1 and _is_id(next(iter(ids))) else None
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[\w-]{1,64}", value) is not None
