@@ -33,7 +33,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from zoo.kernels import native
-from zoo.kernels.base import no_autocast, recorded_gradients, spreads
+from zoo.kernels.base import no_autocast, plain_gradients, spreads
 from zoo.kernels.watching import is_ordinary, is_recorded, is_transformed
 from zoo.scaling import standardisation, standardised
 
@@ -188,11 +188,14 @@ class _Activations(torch.autograd.Function):
         given_x, given_centers, precision, phi, x, centers, z, k = ctx.saved_tensors
         wants_x, wants_centers, wants_precision, _ = ctx.needs_input_grad
         if torch.is_grad_enabled() or not is_ordinary(grad):  # somebody wants second derivatives, or many at once
-            given, dtype = (given_x, given_centers, precision), z.dtype
-            with torch.enable_grad():
-                x, centers, stored = (t.to(dtype) for t in given)
-                phi = _recorded_activations(x, centers, factor_of(stored, centers.shape[-1], ctx.form))
-            return *recorded_gradients(phi.to(grad.dtype), given, ctx.needs_input_grad[:3], grad), None
+            dtype, form = z.dtype, ctx.form
+
+            def plain(x: Tensor, centers: Tensor, precision: Tensor) -> Tensor:
+                factor = factor_of(precision.to(dtype), centers.shape[-1], form)
+                return _recorded_activations(x.to(dtype), centers.to(dtype), factor).to(grad.dtype)
+
+            given = given_x, given_centers, precision
+            return *plain_gradients(plain, given, ctx.needs_input_grad[:3], grad), None
         with no_autocast(grad.device):
             if _in_one_call(x, centers, precision, ctx.form, grad, phi, z, k):
                 units = phi, x, centers, z, k

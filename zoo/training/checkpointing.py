@@ -302,8 +302,11 @@ def _trained(module: nn.Module) -> list[Tensor]:
 
 def _norm(module: nn.Module) -> float:
     """Norm of the trained weights."""
-    weights = _trained(module)
-    return float(torch.nn.utils.get_total_norm(weights)) if weights else 0.0
+    square = 0.0
+    for weight in _trained(module):
+        precise = None if weight.device.type == "mps" else torch.float64  # which that device does not have
+        square += float(torch.linalg.vector_norm(weight, dtype=precise)) ** 2
+    return math.sqrt(square)
 
 
 def _unsound(module: nn.Module, norm: float | None = None) -> str | None:
