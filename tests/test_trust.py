@@ -110,3 +110,19 @@ def test_values_are_plain_and_bounded(tmp_path: Path) -> None:
         read_json(tmp_path / "inside" / "link")
     with pytest.raises(DamagedFileError, match="not a regular file"):
         read_json(tmp_path)
+
+
+def test_a_state_names_only_files_of_its_own_folder(tmp_path: Path) -> None:
+    from zoo.training.checkpointing import AtomicCheckpointIO, BestCheckpoint
+
+    folder, other = tmp_path / "run" / "checkpoints", tmp_path / "thesis.ckpt"
+    folder.mkdir(parents=True)
+    other.write_text("mine")
+    best = BestCheckpoint(folder, "val/acc")
+    outside = f"{folder}/../../thesis.ckpt"
+    names = {"best_model_path": outside, "kth_best_model_path": outside, "last_model_path": outside}
+    best.load_state_dict({**best.state_dict(), **names, "best_k_models": {outside: 0.5}, "kept_loss": 1.0})
+    assert best.best_model_path == best.kth_best_model_path == str(folder / "thesis.ckpt")
+    assert list(best.best_k_models) == [str(folder / "thesis.ckpt")]
+    AtomicCheckpointIO().remove_checkpoint(outside)
+    assert other.exists()

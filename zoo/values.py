@@ -67,8 +67,8 @@ def leads_out(path: Path, folder: Path) -> bool:
 
 
 def read_curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of every metric of a `metrics.csv`; rows and cells that are no numbers are passed over, and so is
-    a file that cannot be read.
+    """Steps and values of every metric of a `metrics.csv`; rows and cells that are no numbers are passed over, as is a
+    file that cannot be read.
     """
     found: dict[str, tuple[list[int], list[float]]] = {}
     with contextlib.suppress(DamagedFileError, FileNotFoundError, csv.Error):
