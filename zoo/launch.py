@@ -379,6 +379,8 @@ def _plain_value(argument: str) -> str | None:
 
 def _continue_run(target: Path, arguments: list[str]) -> list[str]:
     run = find_run(target)
+    if "${" in str(run):
+        raise ResumeError(f"resume={target}: Hydra would look up what stands in ${{...}}; give the folder another name")
     recorded = run / ".hydra" / "overrides.yaml"
     if not recorded.is_file():
         raise ResumeError(f"resume={target}: {run} is not the folder of a run (it has no .hydra/overrides.yaml)")

@@ -190,6 +190,26 @@ def test_class_folders_may_be_links_to_beside_the_part(tmp_path: Path) -> None:
         class_folders(only, IMAGES)
 
 
+def test_parts_that_are_links_lead_to_data_of_their_own(kind: Any, tmp_path: Path) -> None:
+    write, suffix, build = kind
+    root = tmp_path / "root"
+    fill(root, write, suffix, "train")
+    fill(tmp_path / "outside", write, suffix, "val")
+    fill(root / "pool", write, suffix, "test")
+    told = r"is a link that leads out of .*root, or to another part: put the folder itself there"
+    for place in ("train", "train/a", "..", tmp_path / "outside" / "val"):
+        (root / "val").symlink_to(place)
+        with pytest.raises(DataError, match=told):
+            sizes(build(root))
+        (root / "val").unlink()
+    (root / "test").symlink_to("pool/test")
+    assert sizes(build(root))["test"] == 6
+    (root / "train").rename(tmp_path / "moved")
+    (root / "train").symlink_to(tmp_path / "moved")
+    with pytest.raises(DataError, match=told):
+        sizes(build(root))
+
+
 # ---- spellings ---------------------------------------------------------------------------------------------
 
 

@@ -84,6 +84,7 @@ def test_checkpoint_alone_rebuilds_task_and_model(run: tuple[Path, str]) -> None
     again = type(task).load_from_checkpoint(path).eval()  # Lightning's own way, with its defaults
     x = torch.randn(2, *task.hparams["preprocessing"]["input_size"])
     assert torch.equal(task(x), again(x))
+    assert task.model.input_record == again.model.input_record == raw["zoo"]["input"]
 
 
 def test_exported_model_loads_by_name_and_equals_the_checkpoint(run: tuple[Path, str]) -> None:
@@ -91,6 +92,8 @@ def test_exported_model_loads_by_name_and_equals_the_checkpoint(run: tuple[Path,
     task = zoo.load_task(run[0] / "checkpoints" / "best.ckpt")
     x = torch.randn(2, *task.hparams["preprocessing"]["input_size"])
     assert torch.equal(model(x), task(x))
+    assert model.input_record["kind"] == "image"
+    assert model.input_record == task.model.input_record, "a file is prepared as the run's own data was"
 
 
 def test_same_seed_same_bits(run: tuple[Path, str], tmp_path: Path) -> None:

@@ -182,8 +182,25 @@ def scan_like(folder: Path, training: Path, names: Sequence[str], files: Files) 
 def parts(root: Path) -> dict[str, Path]:
     """Folders of the parts that are there: `train`, `val` (or `valid`, `validation`) and `test` of a root with
     `train/`; otherwise the root itself is the training part, and every folder in it a class, whatever its name.
+
+    Raises:
+        DataError: A part is a link that leads out of the root, or to another part.
     """
-    if not (root / "train").is_dir():
+    places = {part: next((root / n for n in names if (root / n).is_dir()), None) for part, names in _PARTS.items()}
+    found = {part: folder for part, folder in places.items() if folder is not None}
+    if "train" not in found:
         return {"train": root}
-    found = {part: next((root / n for n in names if (root / n).is_dir()), None) for part, names in _PARTS.items()}
-    return {part: folder for part, folder in found.items() if folder is not None}
+    for folder in found.values():
+        if folder.is_symlink() and not _is_apart(folder, root, [other for other in found.values() if other != folder]):
+            raise DataError(
+                f"{folder} is a link that leads out of {root}, or to another part: put the folder itself there"
+            )
+    return found
+
+
+def _is_apart(link: Path, root: Path, others: Sequence[Path]) -> bool:
+    """Whether a linked part lies below `root` and shares nothing with the other parts."""
+    place, home = link.resolve(), root.resolve()
+    if place == home or not place.is_relative_to(home):
+        return False
+    return not any(place.is_relative_to(o) or o.is_relative_to(place) for o in (other.resolve() for other in others))

@@ -1396,6 +1396,11 @@ def _one_hot(labels: Tensor, num_classes: int, like: Tensor) -> Tensor:
 # ---- registry ----------------------------------------------------------------------------------------------
 
 
+_OURS = (
+    "Ours, not the paper's GKCL. What it shares with it: a generator and a kernel classifier for each task, and no "
+    "stored image. With the task known it answers as analytic_ridge does, to the digit; no generated sample reaches "
+    "its classifier."
+)
 _PAPERS = {"kcl": "arXiv:2107.05757", "gkcl": "arXiv:2112.13410"}
 default_cfgs = generate_default_cfgs(
     {
@@ -1404,7 +1409,7 @@ default_cfgs = generate_default_cfgs(
         "gkcl_mlp": learner_cfg(paper_ids=_PAPERS["gkcl"]),
         "gkcl_mixture": learner_cfg(paper_ids=_PAPERS["gkcl"]),
         "gkcl_resnet": learner_cfg(input_size=(3, 32, 32), num_classes=100, paper_ids=_PAPERS["gkcl"]),
-        "gkcl_gaussian": learner_cfg(),
+        "gkcl_gaussian": learner_cfg(notes=(_OURS,)),
         "analytic_ridge": learner_cfg(),
         "test_kcl": learner_cfg(input_size=(1, 8, 8)),
         "test_gkcl": learner_cfg(input_size=(1, 8, 8)),

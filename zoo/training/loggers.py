@@ -13,7 +13,7 @@ import netrc
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from zoo.training.summary import tell
 Mode = Literal["auto", "online", "offline", "disabled"]
 
 _MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
-_ANSWER = 8.0  # seconds that the server has to answer when a run begins
+_ANSWER = 5.0  # seconds that the server has to answer when a run begins
 _PATIENCE = {"online": 15.0, "offline": 60.0, "disabled": 60.0}  # seconds for the whole beginning
 
 
@@ -241,6 +241,8 @@ class WandbRun(WandbLogger):
                 return
             except Exception as error:
                 why = why or _reason(error)
+                with suppress(Exception):  # the service holds the run's id until it goes
+                    _bounded(wandb.teardown, _ANSWER)
             if mode == "online":
                 self._warn(f"W&B cannot be reached ({why}): the run is tracked offline")
                 self.mode = "offline"
@@ -253,8 +255,7 @@ class WandbRun(WandbLogger):
         options: dict[str, Any] = {
             k: v for k, v in self._wandb_init.items() if k != "anonymous"
         }  # W&B warns of that one
-        if mode == "online":
-            options["settings"] = wandb.Settings(init_timeout=_ANSWER)
+        options["settings"] = wandb.Settings(silent=True, **({"init_timeout": _ANSWER} if mode == "online" else {}))
         run = wandb.init(**options, mode=mode)
         if getattr(run, "define_metric", None):
             run.define_metric("trainer/global_step")
