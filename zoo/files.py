@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, TypeVar
 import torch
 
 from zoo import inputs
-from zoo.values import DamagedFileError, read_json
+from zoo.values import DamagedFileError, leads_out, read_json
 from zoo.whole import replace_all, still, writing
 
 __all__ = [
@@ -409,10 +409,8 @@ def check_inside(path: Path, folder: Path) -> None:
     Raises:
         CheckpointError: The file lies elsewhere.
     """
-    real, home = path.resolve(), folder.resolve()
-    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
-    if not any(place in real.parents for place in homes):
-        raise CheckpointError(f"{path} leads to {real}, outside its folder: copy the file itself there")
+    if leads_out(path, folder):
+        raise CheckpointError(f"{path} leads to {path.resolve()}, outside its folder: copy the file itself there")
 
 
 def _checked(source: str | Path) -> Path:

@@ -47,7 +47,7 @@ def prepare_spectrum(path: Path, record: inputs.Spectrum) -> tuple[Tensor, ...]:
     values, side = read_array(path, "a patch of a scene"), record.patch
     if values.shape != (side, side, record.bands):
         raise DataError(f"{path} holds an array of {values.shape}, the model takes {(side, side, record.bands)}")
-    patch = torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1)
+    patch = torch.from_numpy(values).permute(2, 0, 1)
     mean, std = (torch.tensor(v, dtype=torch.float32).expand(record.bands) for v in (record.mean, record.std))
     return (standardised(patch, mean, std)[None],)
 

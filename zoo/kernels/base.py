@@ -40,7 +40,6 @@ __all__ = [
     "distances",
     "no_autocast",
     "plain_gradients",
-    "recorded_gradients",
     "spreads",
     "squared_distances",
 ]
@@ -195,22 +194,23 @@ def no_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-def recorded_gradients(
-    y: Tensor, inputs: Sequence[Tensor | None], wanted: Sequence[bool], grad: Tensor
+def plain_gradients(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor | None], wanted: Sequence[bool], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of y, given its own, in those inputs that are wanted, as operators that can be differentiated again."""
-    chosen = [t for t, wants in zip(inputs, wanted, strict=True) if wants and t is not None]
+    """Gradients of function(*inputs) as operators that can be differentiated again and may stand for many.
+
+    Args:
+        function: Of operators that autograd knows.
+        inputs: Its arguments; one tensor may be given twice.
+        wanted: Which gradients are.
+        grad: Gradient of the result.
+    """
+    with torch.enable_grad():
+        own = [None if t is None else t.view_as(t) for t in inputs]  # apart, where one tensor is given twice
+        y = function(*own)
+    chosen = [t for t, wants in zip(own, wanted, strict=True) if wants and t is not None]
     found = iter(torch.autograd.grad(y, chosen, grad, create_graph=True))
     return tuple(next(found) if wants else None for wants in wanted)
-
-
-def plain_gradients(
-    function: Callable[..., Tensor], inputs: Sequence[Tensor], wanted: Sequence[bool], grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    """:func:`recorded_gradients` of function(*inputs): for second derivatives, and gradients that stand for many."""
-    with torch.enable_grad():
-        y = function(*inputs)
-    return recorded_gradients(y, inputs, wanted, grad)
 
 
 def squared_distances(
