@@ -255,7 +255,10 @@ class WandbRun(WandbLogger):
         options: dict[str, Any] = {
             k: v for k, v in self._wandb_init.items() if k != "anonymous"
         }  # W&B warns of that one
-        options["settings"] = wandb.Settings(silent=True, **({"init_timeout": _ANSWER} if mode == "online" else {}))
+        options["settings"] = settings = wandb.Settings()
+        settings.silent = os.environ.get("WANDB_SILENT", "true").lower() not in ("false", "0", "no")
+        if mode == "online":
+            settings.init_timeout = _ANSWER
         run = wandb.init(**options, mode=mode)
         if getattr(run, "define_metric", None):
             run.define_metric("trainer/global_step")
