@@ -585,6 +585,22 @@ def test_a_seeded_fit_draws_from_nobody_elses_generator(wine: tuple[np.ndarray, 
     assert states() == before
 
 
+def test_public_functions_leave_the_generators_alone() -> None:
+    from zoo.kernels import ReLUFeatures
+    from zoo.models.grbf import GaussianRBFNetwork
+    from zoo.models.snnk import bundle
+
+    network = GaussianRBFNetwork(4, 3, 5)
+    layers = [torch.nn.Linear(4, 6), torch.nn.Linear(6, 3)]
+    X, y = torch.rand(30, 4), torch.arange(30) % 3
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    network.initialize(X, y, generator=torch.Generator().manual_seed(0))
+    bundle(layers, [ReLUFeatures(4, 16)])
+    GaussianRBFNetwork.from_authors({"precision_elements": X.flatten()[:10], "weights": X[:5, 0]}, X[:5])
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (np.random.get_state()[1].tolist(), random.getstate())
+
+
 def test_small_fits_take_one_thread_and_give_the_others_back(
     wine: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ from sklearn.base import (
     TransformerMixin,
     clone,
 )
+from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -959,8 +960,6 @@ def _start_of_centers(member: Any, Z: Tensor) -> tuple[int, Any]:
 
 def _kmeans(rows: Tensor, weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Weighted k-means of at most ten thousand of the rows."""
-    from sklearn.cluster import KMeans
-
     if len(rows) > 10_000:
         kept = torch.randperm(len(rows), generator=generator)[:10_000].to(rows.device)
         rows, weight = rows[kept], weight[kept]
@@ -1074,6 +1073,4 @@ few_threads = _Threads()
 @functools.cache
 def _pools() -> ThreadpoolController:
     """The thread pools that a fit uses, looked for once."""
-    import sklearn.cluster  # noqa: F401 (it has one)
-
     return ThreadpoolController()

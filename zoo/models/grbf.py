@@ -20,6 +20,7 @@ outer product E[grad f grad f^T]; that one lies in the range of P and is offered
 
 import functools
 import math
+import random
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -859,7 +860,8 @@ class GaussianRBFNetwork(nn.Module):
         state: dict[str, Any] = {**state_dict, **({"centers": centers} if fixed else {})}
         M, D = state["centers"].shape
         outputs = 1 if state["weights"].ndim == 1 else state["weights"].shape[1]
-        network = cls(D, outputs, M, learn_centers=not fixed, bias=False, dtype=state["weights"].dtype, **kwargs)
+        with torch.random.fork_rng(devices=[]):  # the file has every number
+            network = cls(D, outputs, M, learn_centers=not fixed, bias=False, dtype=state["weights"].dtype, **kwargs)
         network.load_state_dict(state)
         return network
 
@@ -943,8 +945,10 @@ def choose_centers(rows: Tensor, count: int, how: str | Tensor, generator: torch
     if how == "random" or len(distinct) == count:
         order = torch.randperm(len(distinct), generator=generator)[:count]
         return distinct[order.to(distinct.device)]
+    state = random.getstate()  # this import draws when it is the first
     from sklearn.cluster import KMeans
 
+    random.setstate(state)
     seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
     found = KMeans(count, n_init=1, random_state=seed).fit(rows.detach().cpu().numpy())
     return torch.from_numpy(found.cluster_centers_).to(rows)
