@@ -233,7 +233,8 @@ def test_cutmix_cuts_one_rectangle_out_of_all_frames() -> None:
     ids=["points", "tokens", "several", "sounds"],
 )
 def test_mixing_what_cannot_be_mixed_is_told(option: str, inputs: Any) -> None:
-    task = ClassificationTask(Mean(), **{option: 0.2})
+    chosen: dict[str, Any] = {option: 0.2}
+    task = ClassificationTask(Mean(), **chosen)
     with pytest.raises(OptionError, match=f"task.{option} mixes pictures"):
         task.check_inputs(inputs)
 
