@@ -307,4 +307,6 @@ def test_files_to_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         path = tmp_path / f"{i}.png"
         path.write_bytes(content)
         assert main(["predict", "unireplknet_z.digits", str(path)]) == 1, content
-        assert "cannot be read as an image" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert "cannot read the image" in told
+        assert told.count("\n") == 1
