@@ -29,7 +29,7 @@ from pydantic import NonNegativeInt
 from zoo import inputs
 from zoo.checkpoints import CheckpointError, read_checkpoint, save_pretrained
 from zoo.config import ConfigError, check_call, check_section, flatten
-from zoo.facts import hardware, versions
+from zoo.facts import commit, hardware, versions
 from zoo.models.closed import closed
 from zoo.models.registry import create_model
 from zoo.quoting import command as shell_line
@@ -447,6 +447,7 @@ def _finish(
     )
     summary = {"metrics": result.metrics, "seconds": round(result.seconds, 1), "seed": notes["seed"]}
     summary |= {"data": _data_facts(engine), "versions": versions(), "hardware": hardware()}
+    summary |= {"finished": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()), "commit": commit()}
     wandb_dirs = []
     for entry in engine.loggers:
         if isinstance(entry, WandbRun):
