@@ -15,6 +15,7 @@ import io
 import json
 import os
 import pickle
+import re
 import runpy
 import shutil
 import struct
@@ -223,7 +224,7 @@ REACHING = (
     "callbacks.best.folder='${output_dir}/../../secret'", "callbacks.resume.folder=secret",
     "logger.csv.save_dir=secret",
     "logger.csv.name=../../secret", "output_dir=/tmp/x", "output_dir=secret", "+trainer.default_root_dir=/tmp/x",
-    "+logger.wandb.settings={base_url:'https://evil.example'}", "+logger.x.tracking_uri='http://evil.example'",
+    "+logger.wandb.settings={api_key:'0'}", "+logger.wandb.settings.api_key=x", "+logger.wandb.settings={base_url:x}", "+logger.x.tracking_uri='http://evil.example'",
     "model.model_name=hf-hub:a/b", "model.model_name='https://evil.example/x'", "+model.backbone=hf-hub:a/b",
     "task._partial_=true", "task._args_=[1]", "task._recursive_=false", "task._convert_=all", "+data._args_=[x]",
     "seed=1,2,3", "seed=range(9)", "seed=glob(*)", "seed=choice(1,2)", "seed=shuffle(1,2)", "a=b=c", "=", "", "x",
@@ -650,7 +651,7 @@ def test_summaries_and_notes_of_other_types(trap: Trap, run: Path) -> None:
         lambda: list(tabulate([run], [trap.folder / "R.md"])),
         lambda: read_run(run),
     )
-    texts = [json.dumps(values) for values in other_values(json.loads(whole))][::4]
+    texts = [json.dumps(values) for values in other_values(json.loads(whole))][::7]
     texts += ["", "{", "[]", "null", "3", "[" * 50_000, "\x00", '{"metrics": NaN}', "1" * 6000, whole[:50]]
     for i, text in enumerate(texts):
         summary.write_text(text)
@@ -722,7 +723,7 @@ def test_a_report_shows_what_files_say_as_text(trap: Trap, run: Path) -> None:
     assert document.read_text().count("<!-- end summary -->") == 1
 
 
-def test_a_damaged_note_is_told_and_the_run_goes_on(trap: Trap, run: Path) -> None:
+def test_a_damaged_note_is_told_and_the_run_goes_on(trap: Trap, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seed = json.loads((run / "run.json").read_text())["seed"]
     from zoo.training.notes import read_notes
 
@@ -733,10 +734,14 @@ def test_a_damaged_note_is_told_and_the_run_goes_on(trap: Trap, run: Path) -> No
     torch.save({"zoo": {"task": "TabularTask", "run": {"seed": 5, "wandb_id": "abcd1234"}}}, state)
     for content in contents:
         (run / "run.json").write_text(content)
-        with pytest.warns(UserWarning, match=r"run\.json.*the seed is"):
-            assert read_notes(run, seed, None)["seed"] == seed
-        with pytest.warns(UserWarning, match="by the checkpoint"):
-            assert read_notes(run, None, state)["wandb_id"] == "abcd1234"
+        notes = read_notes(run, seed, None)
+        assert notes is not None
+        assert notes["seed"] == seed
+        assert re.fullmatch(r"note: .*run\.json.*the seed is 0, by the configuration.*\n", capsys.readouterr().err)
+        notes = read_notes(run, None, state)
+        assert notes is not None
+        assert (notes["seed"], notes["wandb_id"]) == (5, "abcd1234")
+        assert "by the checkpoint" in capsys.readouterr().err
         trap.refused(lambda: read_notes(run, None, None), content)
 
 

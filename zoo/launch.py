@@ -407,9 +407,9 @@ def _recorded_overrides(path: Path, target: Path, arguments: Sequence[str]) -> l
         raise ResumeError(f"resume={target}: {error}") from None
     if not isinstance(overrides, list) or not all(isinstance(text, str) for text in overrides):
         raise ResumeError(f"resume={target}: {path} holds no list of overrides")
-    typed = {argument.split("=", 1)[0] for argument in arguments}
+    left = set(merge_overrides(overrides, arguments)) - set(arguments)
     for text in overrides:
-        if text.split("=", 1)[0] in typed:
+        if text not in left:
             continue
         if problem := override_problem(*_parsed(text), run=path.parent.parent.resolve()):
             raise ResumeError(

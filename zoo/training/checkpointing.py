@@ -57,6 +57,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(path)
 
+    def remove_checkpoint(self, path: Any) -> None:
+        if ".." not in Path(path).parts:  # a path that a state named, which would lead out of the folder
+            super().remove_checkpoint(path)
+
 
 def _serialise(checkpoint: dict[str, Any], file: BinaryIO) -> None:
     try:
@@ -118,7 +122,14 @@ class BestCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._kept_loss = state_dict["kept_loss"]
+        self._kept_loss = float(state_dict["kept_loss"])
+        # a state may name files of the place that the run was moved from, or any: they are those of this folder
+        self.best_k_models = {self._here(path): score for path, score in self.best_k_models.items()}
+        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            setattr(self, name, self._here(getattr(self, name)))
+
+    def _here(self, path: str) -> str:
+        return str(Path(self.dirpath or "") / Path(path).name) if path else ""
 
 
 class ResumeCheckpoint(Checkpoint):
