@@ -81,7 +81,9 @@ def test_steps_of_the_speed_benchmark_are_the_same_step() -> None:
 def finished_run(folder: Path, seed: int, accuracy: float, overrides: str = "[experiment=digits]") -> Path:
     (folder / ".hydra").mkdir(parents=True)
     (folder / "summary.json").write_text(f'{{"metrics": {{"test/acc": {accuracy}}}, "seconds": 10, "seed": {seed}}}')
-    (folder / ".hydra" / "config.yaml").write_text("name: digits\nmodel: {model_name: unireplknet_z}\n")
+    (folder / ".hydra" / "config.yaml").write_text(
+        "name: digits\nmodel: {model_name: unireplknet_z}\ndata: {}\ntask: {}\n"
+    )
     (folder / ".hydra" / "overrides.yaml").write_text(overrides)
     return folder
 

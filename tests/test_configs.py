@@ -30,6 +30,7 @@ def needed(choice: str) -> list[str]:
 
 #: What a choice is useless without: the checks say so.
 BESIDE = {("callbacks", "forecasting"): ["task=forecasting"], ("task", "forecasting"): ["callbacks=forecasting"]}
+BESIDE[("callbacks", "tabular")] = ["task=tabular"]
 OPTUNA = pytest.mark.skipif(
     importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is None,
     reason="needs the extra: pip install -e '.[optuna]'",

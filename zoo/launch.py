@@ -44,12 +44,14 @@ _places: list[str] = []  # flags of this command line that say where configurati
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def _job(cfg: DictConfig) -> float | None:
-    from zoo.training.folder import writing_in
+    from zoo.training.folder import check_new, writing_in
     from zoo.training.run import run_config
 
-    multirun = HydraConfig.get().mode is RunMode.MULTIRUN
+    multirun, folder = HydraConfig.get().mode is RunMode.MULTIRUN, Path(HydraConfig.get().runtime.output_dir)
     try:
-        with writing_in(Path(HydraConfig.get().runtime.output_dir)):
+        with writing_in(folder):
+            if cfg.get("resume") is None:
+                check_new(folder, _command())
             _record(cfg)
             config: Any = OmegaConf.to_container(cfg, resolve=True)
             return run_config(config, multirun=multirun, command=_command())

@@ -47,6 +47,12 @@ def is_lightnings(error: BaseException) -> bool:
     return inner in ("lightning", "lightning_fabric", "lightning_utilities")
 
 
+def is_ours(error: BaseException) -> bool:
+    """Whether a line of the zoo raised it, which then is written for people."""
+    frames = [str(frame.f_globals.get("__name__")).split(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1:] == ["zoo"]
+
+
 def sentence(error: BaseException) -> str:
     """The first line of an error's text, or its kind where it has none."""
     lines = str(error).strip().splitlines()
