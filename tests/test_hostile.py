@@ -11,6 +11,8 @@ import builtins
 import copy
 import functools
 import importlib
+import importlib.util
+import inspect
 import io
 import json
 import os
@@ -41,6 +43,7 @@ from zoo.benchmarks.runs import read_run, tabulate
 from zoo.cli import main
 from zoo.data import AudioFolder, Forecast, ImageFolder, Mnist5k, PointMnist, SpokenDigits, VideoFolder
 from zoo.data.frames import read_frame
+from zoo.files import locate, offline
 from zoo.tools import evaluation, export, info, prediction, release, report
 from zoo.tools.comparison import compare
 from zoo.training.checkpointing import find_resumable
@@ -267,6 +270,56 @@ def test_recorded_overrides_reach_nowhere(trap: Trap) -> None:
         (trap.folder / ".hydra" / "overrides.yaml").write_bytes(content)
         told = trap.resume()
         assert "overrides.yaml" in told or "checkpoints" in told  # an empty list of overrides is one
+
+
+FETCHING = (
+    ["model=unireplknet_z", "data=mnist", "data.root=d"],
+    ["experiment=digits", "data=cifar10", "data.root=d", "data.download=true"],
+    ["experiment=mnist5k", "data.root=d"],
+    ["experiment=food_reviews_snnk", "data.root=d"],
+)
+
+
+def test_a_resumed_run_fetches_nothing(trap: Trap, run: Path) -> None:
+    there = sorted(path for path in trap.root.rglob("*") if path.is_dir())
+    for overrides in FETCHING:
+        run_folder(trap.folder, overrides)
+        told = trap.resume("logger=csv")
+        assert "a resumed run fetches nothing: start the same experiment once without resume=" in told, overrides
+    assert sorted(path for path in trap.root.rglob("*") if path.is_dir()) == there
+
+
+def test_every_door_is_shut_while_nothing_may_be_fetched(trap: Trap, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)  # no eSpeak installed
+    empty = trap.folder / "empty"
+    monkeypatch.setattr(zoo.data.sources, "DEBIAN_FASHION_MNIST", empty)
+    modules = [getattr(zoo.data, name) for name in zoo.data.__all__]
+    fetching = [
+        module
+        for module in modules
+        if inspect.isclass(module) and {"root", "download"} <= inspect.signature(module.__init__).parameters.keys()
+    ]
+    names = {"Table": "wine_red", "Forecast": "chicago", "Hyperspectral": "indian_pines"}
+    assert len(fetching) > 8
+    shut = "there is no network here"
+    for module in fetching:
+        given = {"name": names[module.__name__]} if module.__name__ in names else {}
+
+        def door(module: Any = module, given: dict[str, str] = given) -> None:
+            with offline(shut):
+                data = module(root=str(empty), **given)
+                data.prepare_data()
+
+        assert shut in trap.refused(door, module)
+    monkeypatch.setenv("TORCH_HOME", str(empty))
+    for source in ("https://evil.example/x.pth", "hf-hub:no-such/model-at-all"):
+
+        def fetch(source: str = source) -> None:
+            with offline(shut):
+                locate(source)
+
+        assert shut in trap.refused(fetch, source)
+    assert not empty.exists()
 
 
 def test_what_a_person_types_is_trusted(trap: Trap, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

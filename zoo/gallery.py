@@ -26,7 +26,7 @@ from zoo.figures import (
 )
 from zoo.files import write_atomic
 from zoo.models.registry import create_model
-from zoo.values import read_curves
+from zoo.values import PICTURES, check_output, read_curves
 
 __all__ = ["PictureError", "draw"]
 
@@ -67,9 +67,11 @@ def draw(
 
     Raises:
         PictureError: The model is unknown or has nothing of that kind.
-        CheckpointError: The weights cannot be loaded, or the PNG cannot be written.
+        OutputError: `out` ends in no suffix of a picture, or lies in no folder.
+        CheckpointError: The weights cannot be loaded, or the picture cannot be written.
         DataError: The folder has no readable images.
     """
+    suffix = check_output(out, PICTURES).suffix.lower()
     try:
         pretrained = pretrained or model.startswith("local-dir:")
         network = create_model(model, pretrained=pretrained, checkpoint_path=checkpoint).eval()
@@ -97,7 +99,7 @@ def draw(
         raise
     except (ValueError, TypeError) as error:
         raise PictureError(str(error)) from None
-    write_atomic(out, lambda file: ax.figure.savefig(file, format="png", dpi=150))  # type: ignore[union-attr]
+    write_atomic(out, lambda file: ax.figure.savefig(file, format=suffix[1:], dpi=150))  # type: ignore[union-attr]
     untrained = kind != "losses" and not (pretrained or checkpoint)
     return f"{out}: {told}" + ("; the weights are untrained" if untrained else "")
 

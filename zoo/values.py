@@ -10,7 +10,20 @@ import stat
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DamagedFileError", "first_line", "leads_out", "read_curves", "read_json", "read_yaml"]
+__all__ = [
+    "PAGES",
+    "PICTURES",
+    "DamagedFileError",
+    "OutputError",
+    "check_output",
+    "first_line",
+    "leads_out",
+    "read_curves",
+    "read_json",
+    "read_yaml",
+]
+
+PICTURES, PAGES = (".png", ".svg", ".pdf"), (".html", ".htm")  # how the names of what is drawn and written end
 
 MAX_BYTES = 16_000_000  # of a configuration, a record or a summary
 MAX_CURVES = 200_000_000  # of a run's metrics
@@ -18,6 +31,33 @@ MAX_CURVES = 200_000_000  # of a run's metrics
 
 class DamagedFileError(ValueError):
     """A file of plain values that cannot be read as such; the message is one line."""
+
+
+class OutputError(ValueError):
+    """A place where nothing can, or may, be written; the message is one line."""
+
+
+def check_output(path: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
+    """The path of what is going to be written, found possible before there is work to lose.
+
+    Args:
+        path: A file, or without `suffixes` a folder. A missing folder is made later, but not the one that it is in.
+        suffixes: How the file's name may end: no file of another kind is ever replaced.
+
+    Raises:
+        OutputError: The name ends otherwise, or there is no such folder.
+    """
+    path = Path(path)
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise OutputError(f"cannot write {path}: its name must end in {' or '.join(suffixes)}")
+    if suffixes and path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder")
+    folder = path.parent if suffixes else path
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"cannot write {path}: {folder} is no folder")
+    if not folder.exists() and not folder.absolute().parent.is_dir():
+        raise OutputError(f"cannot write {path}: there is no folder {folder.parent}; make it first")
+    return path
 
 
 def read_json(path: Path, limit: int = MAX_BYTES) -> Any:

@@ -204,6 +204,15 @@ def test_models_and_names_that_do_not_fit() -> None:
         inject_adapters(model, AdapterConfig(), "a.b")
 
 
+def test_an_adapter_of_another_library_keeps_its_files(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (tmp_path / "adapter_model.safetensors").write_text("mine")
+    with pytest.raises(CheckpointError, match="is not the configuration of an adapter"):
+        save_adapter(inject_adapters(bert(1), AdapterConfig(num_features=4)), tmp_path)
+    assert (tmp_path / "adapter_config.json").read_text() == '{"peft_type": "LORA"}'
+    assert (tmp_path / "adapter_model.safetensors").read_text() == "mine"
+
+
 @pytest.mark.parametrize("damage", ["cut", "text", "config", "no file", "unknown entry", "pickle"])
 def test_damaged_files_are_refused_and_nothing_changes(damage: str, tmp_path) -> None:
     folder = save_adapter(inject_adapters(bert(1), AdapterConfig(num_features=4)), tmp_path / "saved")

@@ -40,7 +40,7 @@ class Method:
 
 _DROP = {"drop_rate": 0.25}
 _FAST = {"lr": 0.3}  # the classifier has few steps to learn in
-_LATE = {"epochs": 20, "lr": 3e-3}  # the best of TUNED in `results/gkcl_tuning.csv`
+_LATE = {"epochs": 60, "lr": 3e-3}  # the best of TUNED in `results/gkcl_tuning.csv`
 #: The joint learner's passes and rate were chosen by :func:`tuning`; of the other settings no search is on record.
 METHODS = {
     "naive": Method("naive_mlp", _DROP),

@@ -32,7 +32,7 @@ from zoo.figures import (
 from zoo.files import write_atomic, writer_of
 from zoo.tools.comparison import compare, decide, outputs_of
 from zoo.tools.evaluation import batches, build_data, load, record_of
-from zoo.values import read_curves
+from zoo.values import PAGES, check_output, read_curves
 
 __all__ = ["curves", "plot_accuracy_matrix", "plot_confusion", "write_report"]
 
@@ -121,8 +121,11 @@ def write_report(path: str | Path, model: str, other: str | None = None) -> dict
 
     Raises:
         ToolError, RunsError, CheckpointError: The models cannot be read or compared.
+        OutputError: `path` does not end in .html, or lies in no folder.
     """
     import matplotlib as mpl
+
+    check_output(path, PAGES)
 
     with mpl.rc_context({"text.parse_math": False}):  # a dollar sign in a name is a dollar sign
         parts = list(_compared(model, other) if other else _single(model))

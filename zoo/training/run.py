@@ -30,6 +30,7 @@ from zoo import inputs
 from zoo.checkpoints import CheckpointError, read_checkpoint, save_pretrained
 from zoo.config import ConfigError, check_call, check_section, flatten
 from zoo.facts import commit, hardware, versions
+from zoo.files import offline
 from zoo.models.closed import closed
 from zoo.models.registry import create_model
 from zoo.quoting import command as shell_line
@@ -99,11 +100,16 @@ def run_config(config: dict[str, Any], *, multirun: bool = False, command: str =
     return result.metrics.get(config.get("optimized_metric") or "")
 
 
+_RESUMED = "a resumed run fetches nothing: start the same experiment once without resume=..."
+
+
 def _one_writer(run: Callable[..., RunResult]) -> Callable[..., RunResult]:
     @wraps(run)
     def alone(*, output_dir: str, **options: Any) -> RunResult:
         folder = Path(output_dir).absolute()
-        with writing_in(folder):
+        # a run folder may come from anyone, and what it records opens no address
+        fetching = offline(_RESUMED) if options.get("resume") else nullcontext()
+        with writing_in(folder), fetching:
             if not options.get("resume"):
                 check_new(folder, options.get("command", "python train.py"))
             return run(output_dir=output_dir, **options)
