@@ -16,12 +16,12 @@ Shapes: support (..., s, d), its labels (..., s), query (..., q, d); leading dim
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from zoo.kernels.base import no_autocast
 
@@ -308,10 +308,7 @@ def fit_dirichlet(
     alpha, done = _minorise(alpha, mean_log), 1
     while done < max_steps:
         some = min(check_every, max_steps - done)
-        if recorded:  # of a stretch of updates only the start is kept; the backward pass computes them again
-            alpha, before = checkpoint(_updates, alpha, mean_log, some, use_reentrant=False)
-        else:
-            alpha, before = _updates(alpha, mean_log, some)
+        alpha, before = _Stretch.apply(alpha, mean_log, some) if recorded else _updates(alpha, mean_log, some)
         done += some
         change = (alpha.detach() - before.detach()).square().sum() / before.detach().square().sum()
         if some == check_every and bool(change < tolerance):
@@ -325,6 +322,27 @@ def _updates(alpha: Tensor, mean_log: Tensor, steps: int) -> tuple[Tensor, Tenso
     for _ in range(steps):
         before, alpha = alpha, _minorise(alpha, mean_log)
     return alpha, before
+
+
+class _Stretch(torch.autograd.Function):
+    """:func:`_updates` of which only the start is kept: the backward pass computes them again."""
+
+    @staticmethod
+    def forward(ctx: Any, alpha: Tensor, mean_log: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(alpha, mean_log)
+        ctx.steps = steps
+        alpha, before = _updates(alpha, mean_log, steps)
+        ctx.mark_non_differentiable(before)
+        return alpha, before
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
+        start, mean_log = (value.detach().requires_grad_() for value in ctx.saved_tensors)
+        with torch.enable_grad():
+            alpha, _ = _updates(start, mean_log, ctx.steps)
+            to_start, to_mean = torch.autograd.grad(alpha, (start, mean_log), grad)
+        return to_start, to_mean, None
 
 
 def _minorise(a: Tensor, m: Tensor) -> Tensor:
