@@ -58,6 +58,10 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         n_features_in_: Columns of X.
     """
 
+    _labels: list[Any]  # by code, the integer that stands for a class in the sums
+    _histograms: dict[int, dict[int, int]]  # of held-out distances, by code and bin
+    _made: list[Any]  # the head, once it is asked for
+
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012 (scikit-learn's protocol)
         "n_features": [Interval(Integral, 1, None, closed="left")],
         "lengthscale": [StrOptions({"median"}), Interval(Real, 0, None, closed="neither")],
@@ -154,8 +158,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
             X.shape[1], self.n_features, lengthscale=self.lengthscale_, seed=seed, dtype=torch.float64
         )
         self.statistics_ = ClassStatistics(phi)
-        self._labels: list[Any] = []
-        self._histograms: dict[int, dict[int, int]] = {}
+        self._labels, self._histograms = [], {}
 
     def forget(self, X, y, task=None):
         """Forget rows: the sums are afterwards those of never having seen them, with the same feature map.
@@ -311,7 +314,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         return self._made[0]
 
     def _changed(self) -> None:
-        self._made: list[Any] = []  # the head, once it is asked for
+        self._made = []
         labels = [self._labels[code] for code in self.statistics_.classes.tolist()]
         self.classes_ = np.unique(np.array(labels)) if labels else np.array([])
 
