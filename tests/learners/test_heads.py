@@ -103,13 +103,14 @@ def test_the_chosen_shrinkage_is_nearly_the_best_of_exact_leave_one_out(digits):
         F = learner.phi(X[:n])
         chosen = choose_shrinkage(learner)
         values = {s: likelihood_without(F, y[:n], s) for s in [chosen, *(chosen * 10**k for k in (-2, -1, 1, 2))]}
-        assert max(values, key=values.__getitem__) == chosen
+        assert values[chosen] > max(values.values()) - 0.5  # nats a row
+        assert values[chosen] > values[chosen * 10] + 1
 
 
 def likelihood_without(F: Tensor, y: Tensor, shrinkage: float) -> float:
     """Mean log density of every row under the Gaussian of its class and the covariance of all others, by refits."""
     learner, total = ClassStatistics().update(F, y), 0.0
-    rows = range(0, len(F), max(1, len(F) // 20))
+    rows = range(0, len(F), max(1, len(F) // 50))
     for i in rows:
         without = ClassStatistics().merge(learner).downdate(F[i : i + 1], y[i : i + 1], check=False)
         head = lda(without, shrinkage)

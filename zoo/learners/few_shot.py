@@ -132,6 +132,7 @@ class UNEMGaussian(nn.Module):
         lam: First strength of the class balance; learned as softplus(a).
         temperature: First T, above 1; learned as 1 + softplus(b).
         scale: First factor t of the features; learned as softplus(c).
+        eps: Under the logarithm of V.
         device: Where the numbers live.
         dtype: Their type.
 
@@ -146,6 +147,7 @@ class UNEMGaussian(nn.Module):
         lam: float = 1.0,
         temperature: float = 1.5,
         scale: float = 1.0,
+        eps: float = 1e-6,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -156,6 +158,7 @@ class UNEMGaussian(nn.Module):
         self.a = nn.Parameter(_inverse_softplus(like * lam))
         self.b = nn.Parameter(_inverse_softplus(like * (temperature - 1)))
         self.c = nn.Parameter(_inverse_softplus(like[0] * scale))
+        self.eps = eps
 
     @property
     def lam(self) -> Tensor:
@@ -177,7 +180,7 @@ class UNEMGaussian(nn.Module):
     ) -> Iterator[GaussianLayer]:
         """What every layer finds; see :func:`gaussian_layers`."""
         support, query = (_full(x, self.a) * self.scale for x in (support, query))
-        return gaussian_layers(support, labels, query, self.lam, self.temperature, classes)
+        return gaussian_layers(support, labels, query, self.lam, self.temperature, classes, eps=self.eps)
 
     def forward(self, support: Tensor, labels: Tensor, query: Tensor, classes: int | None = None) -> Tensor:
         """Probabilities of the classes for every query row, (..., q, K), of the last layer."""
@@ -194,6 +197,7 @@ def paddle(
     *,
     lam: float = 1.0,
     iterations: int = 100,
+    eps: float = 1e-6,
     scale_features: bool = True,
 ) -> Tensor:
     """PADDLE: probabilities (..., q, K) after a fixed number of steps; soft k-means with `lam` 0.
@@ -205,13 +209,14 @@ def paddle(
         classes: K; None: one more than the largest label.
         lam: Strength of the class balance.
         iterations: Steps.
+        eps: Under the logarithm of V.
         scale_features: Bring each task's features to the range of its query first, :func:`min_max_scaled`.
     """
     _check_positive(iterations=iterations)
     if scale_features:
         support, query = min_max_scaled(support, query)
     lams = torch.full((iterations,), float(lam), dtype=query.dtype, device=query.device)
-    *_, last = gaussian_layers(support, labels, query, lams, torch.ones_like(lams), classes, offset=0.0)
+    *_, last = gaussian_layers(support, labels, query, lams, torch.ones_like(lams), classes, eps=eps, offset=0.0)
     return last.assignments
 
 
