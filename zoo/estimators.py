@@ -12,6 +12,7 @@ Importances and directions are in units of standardised features; correlated fea
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from sklearn.base import (
     TransformerMixin,
     clone,
 )
+from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -271,6 +273,18 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.n_iter_ = steps
         self._n_features_out = self.n_components_
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also take what was pickled when the matrices were stored."""
+        state = dict(state)
+        if "network_" in state and "_gradient_root" not in state:
+            values, vectors = np.linalg.eigh(state.pop("gradient_outer_product_"))
+            state["_gradient_root"] = np.sqrt(values.clip(0))[:, None] * vectors.T
+            state["_components"] = state.pop("components_")
+            state["_started_with"] = {name: state[name] for name in _START}
+            for name in ("precision_", "factor_"):
+                del state[name]
+        super().__setstate__(state)
+
     # What has D x D numbers is made when it is asked for: a metric of low rank stays linear in the features.
 
     @property
@@ -486,15 +500,17 @@ class GRBFRegressor(RegressorMixin, _GRBF):
         batch_size: Rows of a step of Adam; None for all, or 1024 where there are more than 4096.
         tol: Least relative improvement of the objective...
         n_iter_no_change: ... in so many steps of Adam, or training stops.
-        early_stopping: Hold out `validation_fraction` of the rows, stop by their loss and keep the best network.
+        early_stopping: Hold out `validation_fraction` of the rows, of each class alike, stop by their loss and keep the
+            best network.
         validation_fraction: Share of the rows held out.
         standardize: Standardise the features inside the model.
-        n_components: Columns of `transform`; None for all.
+        n_components: Columns of `transform`; None for all: as many as features, or the rank of the precision matrix.
         random_state: Seed of every draw.
         device: Where to train; a fitted network lives on the CPU.
-        dtype: `"float64"` or `"float32"`.
+        dtype: `"float64"` or `"float32"`; rows are standardised in float64 in any case.
         verbose: With 1, say when training stopped at `max_iter`.
-        warm_start: Start from the network of the last fit.
+        warm_start: Start from the network of the last fit: the same function, whatever the mean and scale of the rows
+            are now. Features, classes and the parameters of the start must be those of the last fit.
 
     Attributes:
         network_: The trained `GaussianRBFNetwork`.
@@ -503,7 +519,7 @@ class GRBFRegressor(RegressorMixin, _GRBF):
         intercept_: (1,).
         precision_: P (D, D); factor_: L with P = L L^T.
         eigenvalues_: Of P, decreasing (D,); `explained_ratio_` are their shares.
-        components_: Eigenvectors in rows (n_components, D), largest entry positive.
+        components_: Eigenvectors in rows (n_components, D), largest entry positive; at most as many as the rank of P.
         gradient_outer_product_: Average of grad f grad f^T over the training rows (D, D).
         feature_importances_: The paper's importance (D,), adding up to 1; see `feature_importance` for others.
         loss_curve_: Objective before every step.
@@ -525,7 +541,7 @@ class GRBFClassifier(ClassifierMixin, _GRBF):
     Two classes share one logit. Arguments and attributes are those of :class:`GRBFRegressor`, and:
 
     Args:
-        class_weight: None, `"balanced"`, or a weight for each class.
+        class_weight: None, `"balanced"`, or a weight for each class; those that are not named weigh 1.
 
     Attributes:
         classes_: The classes, sorted.
@@ -673,7 +689,8 @@ def fit_many(
     """Fit one clone of an estimator per setting, training those of one shape together.
 
     Networks that differ only in regularisation, seed, start or row weights share every matrix product; the settings
-    may also differ in anything else, which makes another group. A fold is a row of weights that is 0 where the network
+    may also differ in anything else, which makes another group, and so do other numbers of centres. Each comes out as
+    if fitted alone, up to rounding; with mini-batches it is. A fold is a row of weights that is 0 where the network
     must not see a row.
 
     Args:
@@ -706,7 +723,7 @@ class _Prepared:
         estimator: Whose it is.
         present: Places of its rows in the table (n,).
         training: Weights of the rows, adding up to 1 (n,).
-        validation: Weights of the rows that training does not see, likewise; None without early stopping.
+        validation: Weights of the rows by which early stopping judges, likewise; None without it.
         scaling: Mean and scale of the features and of a regression's targets, float64.
         network: Where it starts, with a leading dimension of 1.
         generator: Of what is still to be drawn.
@@ -744,11 +761,12 @@ def _fit_all(members: list[Any], X: np.ndarray, y: np.ndarray, weights: np.ndarr
     """Fit estimators on the same rows with their own weights (B, n), those of one shape together."""
     X, y, weights = _merge_copies(X, y, weights)
     groups: dict[Any, list[_Prepared]] = {}
-    for i, (member, weight) in enumerate(zip(members, weights, strict=True)):
-        prepared = _prepare(member, X, y, weight)
-        groups.setdefault(prepared.shape(i), []).append(prepared)
-    for group in groups.values():
-        _train(group, X, y)
+    with torch.device("cpu"):  # whatever the default is; training has its own
+        for i, (member, weight) in enumerate(zip(members, weights, strict=True)):
+            prepared = _prepare(member, X, y, weight)
+            groups.setdefault(prepared.shape(i), []).append(prepared)
+        for group in groups.values():
+            _train(group, X, y)
 
 
 def _prepare(member: Any, X: np.ndarray, y: np.ndarray, weight: np.ndarray) -> _Prepared:
@@ -793,17 +811,15 @@ def _train(group: list[_Prepared], X: np.ndarray, y: np.ndarray) -> None:
         parts = [spread(one, one.validation) for one in group if one.validation is not None]
         held_out = replace(objective, weight=torch.stack(parts).to(device, dtype))
     M, D = networks.centers.shape[1:]
-    with few_threads(
-        len(group) * min(len(seen), group[0].batch_size or len(seen)) * D * (M + networks.factor().shape[-1])
-    ):
+    size = len(group) * (group[0].batch_size or len(seen))
+    with few_threads(size * D * (M + networks.factor().shape[-1])):
         fit = _solve(group[0], networks, objective, held_out)
-
+        for i, one in enumerate(group):
+            own = _stacked([fit.networks.one(i)], torch.device("cpu"))
+            raw = torch.from_numpy(X[one.present[: 4 * BLOCK]])
+            one.estimator._take(own, raw, one.scaling, fit.histories[i], fit.steps[i])
     if lead.verbose and not fit.converged:
         warnings.warn(f"Stopped after max_iter={lead.max_iter} steps.", ConvergenceWarning, stacklevel=4)
-    for i, one in enumerate(group):
-        own = _stacked([fit.networks.one(i)], torch.device("cpu"))
-        raw = torch.from_numpy(X[one.present[: 4 * BLOCK]])
-        one.estimator._take(own, raw, one.scaling, fit.histories[i], fit.steps[i])
 
 
 def _stacked(networks: list[Networks], device: torch.device) -> Networks:
@@ -944,8 +960,6 @@ def _start_of_centers(member: Any, Z: Tensor) -> tuple[int, Any]:
 
 def _kmeans(rows: Tensor, weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Weighted k-means of at most ten thousand of the rows."""
-    from sklearn.cluster import KMeans
-
     if len(rows) > 10_000:
         kept = torch.randperm(len(rows), generator=generator)[:10_000].to(rows.device)
         rows, weight = rows[kept], weight[kept]
@@ -1035,14 +1049,14 @@ class _Threads:
 
         Args:
             work: Of one step.
-            pools: Limit other libraries too, which takes a millisecond.
+            pools: Limit the pools of other libraries too.
         """
         with self.lock:
             if not self.depth:
                 self.before = torch.get_num_threads()
             self.depth += 1
         count = max(1, min(self.before, work // PER_THREAD))
-        limits = ThreadpoolController().limit(limits=count, user_api="openmp") if pools else nullcontext()
+        limits = _pools().limit(limits=count, user_api="openmp") if pools else nullcontext()
         try:
             with limits:
                 torch.set_num_threads(count)
@@ -1054,3 +1068,9 @@ class _Threads:
 
 
 few_threads = _Threads()
+
+
+@functools.cache
+def _pools() -> ThreadpoolController:
+    """The thread pools that a fit uses, looked for once."""
+    return ThreadpoolController()

@@ -26,11 +26,12 @@ from typing import Any, BinaryIO, TypeVar
 import torch
 
 from zoo import inputs
-from zoo.values import DamagedFileError, read_json
+from zoo.values import DamagedFileError, leads_out, read_json
 from zoo.whole import replace_all, still, writing
 
 __all__ = [
     "CONFIG_NAME",
+    "MAX_TENSORS",
     "RECORDS",
     "WEIGHTS_NAME",
     "CheckpointError",
@@ -58,7 +59,7 @@ _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 _HUB_NAMES = (WEIGHTS_NAME, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))  # how a pickle of each protocol begins
 _MAX_HEADER = 16_000_000  # bytes
-_MAX_TENSORS = 20_000  # in one file; the largest models of the zoo have under 4,000, a training state four times that
+MAX_TENSORS = 20_000  # in one file; the largest models of the zoo have under 4,000, a training state four times that
 _MAX_CONFIG = 16_000_000
 _SCANNED = 64_000_000
 
@@ -226,8 +227,8 @@ def _read_safetensors(path: Path, size: int, head: bytes) -> dict[str, Any]:
 
 
 def _check_count(path: Path, count: int) -> None:
-    if count > _MAX_TENSORS:
-        raise CheckpointError(f"{path} holds {count:,} tensors, more than the {_MAX_TENSORS:,} that are read")
+    if count > MAX_TENSORS:
+        raise CheckpointError(f"{path} holds {count:,} tensors, more than the {MAX_TENSORS:,} that are read")
 
 
 def _check_archive(path: Path, size: int) -> None:
@@ -409,10 +410,8 @@ def check_inside(path: Path, folder: Path) -> None:
     Raises:
         CheckpointError: The file lies elsewhere.
     """
-    real, home = path.resolve(), folder.resolve()
-    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
-    if not any(place in real.parents for place in homes):
-        raise CheckpointError(f"{path} leads to {real}, outside its folder: copy the file itself there")
+    if leads_out(path, folder):
+        raise CheckpointError(f"{path} leads to {path.resolve()}, outside its folder: copy the file itself there")
 
 
 def _checked(source: str | Path) -> Path:

@@ -254,7 +254,7 @@ class Adam:
         self.parameters = dict(parameters)
         values = list(parameters.values())
         self.means, self.squares = ([torch.zeros_like(p) for p in values] for _ in range(2))
-        self.steps = [torch.zeros((), device=p.device) for p in values]
+        self.steps = [torch.zeros((), dtype=torch.float32, device=p.device) for p in values]
         self.fused = values[0].device.type in ("cpu", "cuda")
 
     def step(self, gradients: Mapping[str, Tensor], learning_rate: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ from zoo.figures import (
 )
 from zoo.files import write_atomic
 from zoo.models.registry import create_model
+from zoo.values import read_curves
 
 __all__ = ["PictureError", "draw"]
 
@@ -109,14 +109,9 @@ def _losses(run: str | Path | None) -> dict[str, tuple[list[int], list[float]]]:
     paths = sorted(Path(run).expanduser().rglob("metrics.csv"))
     if not paths:
         raise PictureError(f"there is no metrics.csv below {run}; the run needs logger=csv or the default one")
-    curves: dict[str, tuple[list[int], list[float]]] = {}
-    with paths[0].open(newline="") as file:
-        for row in csv.DictReader(file):
-            for name in ("train/loss", "train/cross_entropy", "train/slow_loss", "train/norm_penalty"):
-                if row.get(name):
-                    steps, values = curves.setdefault(name.removeprefix("train/"), ([], []))
-                    steps.append(int(row["step"]))
-                    values.append(float(row[name]))
+    found = read_curves(paths[0])
+    names = ("train/loss", "train/cross_entropy", "train/slow_loss", "train/norm_penalty")
+    curves = {name.removeprefix("train/"): found[name] for name in names if name in found}
     if not curves:
         raise PictureError(f"{paths[0]} has no training losses")
     return curves

@@ -14,8 +14,8 @@ import signal
 import sys
 import textwrap
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,46 @@ def _record(cfg: DictConfig) -> None:
         record(Path(job.runtime.output_dir) / ".hydra", texts)
 
 
+class _Lasting:
+    """A stream whose other end may go, as that of a closed terminal does: what is written then is lost, and no more."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, act: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            act(*arguments)
+        except OSError:
+            with suppress(OSError, ValueError):  # what was kept back must not fail again at the end of the process
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+
+
+@contextmanager
+def _lasting_streams() -> Iterator[None]:
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (_Lasting(stream) if stream is not None else stream for stream in before)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, _Lasting):
+                stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+@_lasting_streams()
 def main() -> None:
     """Run `train.py`: exit 0 when training ends, 1 on an error told in words, 128 + signal when asked to stop."""
     try:
@@ -339,6 +379,8 @@ def _plain_value(argument: str) -> str | None:
 
 def _continue_run(target: Path, arguments: list[str]) -> list[str]:
     run = find_run(target)
+    if "${" in str(run):
+        raise ResumeError(f"resume={target}: Hydra would look up what stands in ${{...}}; give the folder another name")
     recorded = run / ".hydra" / "overrides.yaml"
     if not recorded.is_file():
         raise ResumeError(f"resume={target}: {run} is not the folder of a run (it has no .hydra/overrides.yaml)")
@@ -365,9 +407,9 @@ def _recorded_overrides(path: Path, target: Path, arguments: Sequence[str]) -> l
         raise ResumeError(f"resume={target}: {error}") from None
     if not isinstance(overrides, list) or not all(isinstance(text, str) for text in overrides):
         raise ResumeError(f"resume={target}: {path} holds no list of overrides")
-    typed = {argument.split("=", 1)[0] for argument in arguments}
+    left = set(merge_overrides(overrides, arguments)) - set(arguments)
     for text in overrides:
-        if text.split("=", 1)[0] in typed:
+        if text not in left:
             continue
         if problem := override_problem(*_parsed(text), run=path.parent.parent.resolve()):
             raise ResumeError(

@@ -23,7 +23,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -210,7 +210,7 @@ def _pointers(folder: Path, target: str | None = None) -> list[Path]:
     return [p for p in found if target is None or os.readlink(p) == target]
 
 
-def still(folder: Path, names: tuple[str, ...]) -> tuple[tuple[int, ...] | None, ...]:
+def still(folder: Path, names: Sequence[str]) -> tuple[tuple[int, ...] | None, ...]:
     """What the names in a folder lead to now. Equal before and after reading them: no writer came in between."""
     found: list[tuple[int, ...] | None] = []
     for name in names:

@@ -116,7 +116,7 @@ def test_more_than_eight_bits_are_scaled_by_their_range(tmp_path: Path) -> None:
         (np.full((4, 4), 255, np.float32), "floating-point values from 255 to 255"),
         (np.full((4, 4), -0.5, np.float32), "floating-point values from -0.5 to -0.5"),
         (np.full((4, 4), np.nan, np.float32), "floating-point values from nan to nan"),
-        (np.full((4, 4), 70000, np.int32), "whole numbers of 32 bits, whose range is not known"),
+        (np.full((4, 4), 70000, np.int32), "whole numbers of 32 bits or with a sign, whose range is not known"),
     ],
 )
 def test_unknown_ranges_are_refused(values: np.ndarray, told: str, tmp_path: Path) -> None:
@@ -194,6 +194,11 @@ def test_pictures_are_turned_upright(suffix: str, tmp_path: Path) -> None:
         found = opened(path)
         assert found.shape == (40, 48), orientation
         assert np.abs(found.astype(int) - upright).max() < 40, orientation
+
+
+def test_a_picture_with_a_second_one_for_other_screens_is_a_jpeg(tmp_path: Path) -> None:
+    Image.fromarray(RAMP).save(tmp_path / "x.jpg", format="MPO", save_all=True, append_images=[Image.new("L", (9, 9))])
+    assert opened(tmp_path / "x.jpg").shape == (40, 48), "as telephones write them"
 
 
 def test_a_damaged_exif_block_says_nothing(tmp_path: Path) -> None:

@@ -314,6 +314,7 @@ def test_a_checkpoint_keeps_the_record(tmp_path: Path) -> None:
     task = ClassificationTask({"model_name": "test_unireplknet", "num_classes": 10, "in_chans": 1}, {"opt": "sgd"})
     task.model.input_record = data.input_record()  # type: ignore[assignment]
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet |= {"enable_checkpointing": False, "default_root_dir": tmp_path}
     trainer = L.Trainer(accelerator="cpu", max_epochs=1, limit_train_batches=1, limit_val_batches=0, **quiet)
     trainer.fit(task, datamodule=data)
     trainer.save_checkpoint(tmp_path / "x.ckpt")

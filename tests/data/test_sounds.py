@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,32 @@ def test_only_listed_formats_are_read_by_content(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=told) as caught:
             read_audio(tmp_path / name, 8000)
         assert "\n" not in str(caught.value)
+
+
+def test_many_channels_and_boastful_headers_need_no_memory(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.wav", 0.5 * np.ones((2000, 64)))
+    content = bytearray(path.read_bytes())
+    size = content.index(b"data") + 4
+    content[size : size + 4] = (2**31 - 64).to_bytes(4, "little")  # two gigabytes of samples
+    path.write_bytes(bytes(content))
+    tracemalloc.start()
+    found = read_audio(path, 8000)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found is not None
+    assert len(found) == 2000
+    assert most < 40_000_000
+    with pytest.raises(DataError, match="150,000,000 samples are too many"):
+        read_audio(boast(tmp_path / "long.flac", 150_000_000), 8000)
+
+
+def boast(path: Path, samples: int) -> Path:
+    """A FLAC file of a tenth of a second whose header claims another length."""
+    content = bytearray(write(path, rate=384000).read_bytes())
+    content[21] = content[21] & 0xF0 | samples >> 32
+    content[22:26] = (samples & 0xFFFFFFFF).to_bytes(4, "big")
+    path.write_bytes(bytes(content))
+    return path
 
 
 def test_a_class_that_loses_all_its_recordings_is_told(tmp_path: Path) -> None:

@@ -92,7 +92,16 @@ def test_classes_that_would_never_be_seen_are_told() -> None:
         with pytest.raises(DataError, match="tasks of 3, class 9 would never be seen"):
             SplitTasks(ten, ten, tasks, classes_per_task=3)
     assert [t.classes for t in SplitTasks(ten, ten, 2, classes_per_task=3)] == [[0, 1, 2], [3, 4, 5]]
-    for order in ([0, 1, 2], [0, 0, 1, 2, 3, 4, 5, 6, 7, 8], [[*range(10)]], [*range(1, 11)], [0.5] * 10):
+    for tasks, message in ((3, "class 9 would never be seen"), (20, "10 classes make 3 tasks of 3 each, not 20")):
+        with pytest.raises(ValueError, match=message):
+            ContinualData("digits", "split", tasks=tasks, classes_per_task=3)
+    for order in (
+        [0, 1, 2],
+        [0, 0, 1, 2, 3, 4, 5, 6, 7, 8],
+        [[*range(10)]],
+        [*range(1, 11)],
+        [i + 0.5 for i in range(10)],
+    ):
         with pytest.raises(DataError, match=r"order must name each of classes 0, 1, .*, 9 once"):
             SplitTasks(ten, ten, order=torch.tensor(order))
     backwards = SplitTasks(ten, ten, order=torch.arange(9, -1, -1))

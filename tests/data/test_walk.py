@@ -182,12 +182,39 @@ def test_class_folders_may_be_links_to_beside_the_part(tmp_path: Path) -> None:
     (tmp_path / "train" / "a").symlink_to("../pool/a")
     assert class_folders(tmp_path / "train", IMAGES) == ["a", "b"]
     assert len(scan(tmp_path / "train", ["a", "b"], IMAGES)[0]) == 2
+    image(tmp_path / "test" / "b" / "x.png")
+    for name, place in (("c", "../test/b"), ("d", "../pool/a"), ("e", "../pool"), ("f", ".."), ("g", "b")):
+        (tmp_path / "train" / name).symlink_to(place)
+    assert class_folders(tmp_path / "train", IMAGES) == ["a", "b"], "no files with two classes, none of the test"
+    (tmp_path / "test" / "a").symlink_to("../pool/a")
+    with pytest.raises(DataError, match=r"test/a and .*train/a are the same folder"):
+        sizes(imported(tmp_path))
     outside = tmp_path / "train"
     only = tmp_path / "only"
     only.mkdir()
     (only / "a").symlink_to(outside)
     with pytest.raises(DataError, match=r"holds no class folders.*links that lead out of the data.*not followed: a"):
         class_folders(only, IMAGES)
+
+
+def test_parts_that_are_links_lead_to_data_of_their_own(kind: Any, tmp_path: Path) -> None:
+    write, suffix, build = kind
+    root = tmp_path / "root"
+    fill(root, write, suffix, "train")
+    fill(tmp_path / "outside", write, suffix, "val")
+    fill(root / "pool", write, suffix, "test")
+    told = r"is a link that leads out of .*root, or to another part: put the folder itself there"
+    for place in ("train", "train/a", "..", tmp_path / "outside" / "val"):
+        (root / "val").symlink_to(place)
+        with pytest.raises(DataError, match=told):
+            sizes(build(root))
+        (root / "val").unlink()
+    (root / "test").symlink_to("pool/test")
+    assert sizes(build(root))["test"] == 6
+    (root / "train").rename(tmp_path / "moved")
+    (root / "train").symlink_to(tmp_path / "moved")
+    with pytest.raises(DataError, match=told):
+        sizes(build(root))
 
 
 # ---- spellings ---------------------------------------------------------------------------------------------

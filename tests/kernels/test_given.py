@@ -1,4 +1,4 @@
-"""What a loop in C is given is checked before it touches memory: numbers of arguments, types, shapes, ranges, layouts."""
+"""What a loop in C is given is checked before it touches memory: how many, types, shapes, ranges and layouts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Not-a-numbers, infinities and other extremes: every loop in C answers as its plain form does, forward and backward."""
+"""Infinities, not-a-numbers and other extremes: every loop in C answers as its plain form does, both ways."""
 
 from __future__ import annotations
 

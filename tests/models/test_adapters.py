@@ -660,3 +660,17 @@ def test_nothing_to_convert() -> None:
         convert_feed_forward(bert(1), [])
     with pytest.raises(ValueError, match="num_features=0"):
         convert_feed_forward(bert(1), [], num_features=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_fresh_adapter_in_half_precision_changes_nothing(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    sizes = {"img_size": 16, "patch_size": 8, "depth": 1, "embed_dim": 32, "num_heads": 2, "num_classes": 3}
+    model = timm.create_model("vit_tiny_patch16_224", **sizes).eval().to(dtype)
+    images = 100 * torch.randn(2, 3, 16, 16).to(dtype)
+    with torch.no_grad():
+        want = model(images)
+        inject_adapters(model, {})
+        got = model.to(dtype)(images)
+    assert want.isfinite().all()
+    assert torch.equal(got, want)

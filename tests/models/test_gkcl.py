@@ -21,7 +21,7 @@ from zoo.kernels.ridge import (
 )
 from zoo.models import to_deploy
 from zoo.models.continual import TaskError, choose_per_class
-from zoo.models.gkcl import ConvolutionalVAE, GaussianGenerator
+from zoo.models.gkcl import ConvolutionalVAE, GaussianGenerator, default_cfgs
 from zoo.models.registry import create_model
 
 
@@ -318,6 +318,34 @@ def test_coresets_are_drawn_without_replacement_and_left_out() -> None:
     assert len(rest[1]) == 48
     everything = torch.cat([(rest[0] * 255).round(), images * 255]).flatten(1).round().unique(dim=0)
     assert len(everything) == 60
+
+
+@every_learner
+def test_batches_of_any_size(kind: str) -> None:
+    """A last batch of one, two or three; batch normalisation alone needs two."""
+    learner = build(kind)
+    x, y = task_data()
+    images, labels = learner.begin_task(0, x, y)
+    if not len(labels):
+        return
+    learner.train()
+    for n in range(learner.smallest_batch, 4):
+        losses = learner.losses(images[:n], labels[:n], 0)
+        assert all(torch.isfinite(loss) for loss in losses.values())
+        torch.stack(list(losses.values())).sum().backward()
+
+
+def test_ours_says_so_and_is_the_ridge_classifier_where_the_task_is_known() -> None:
+    cfg = default_cfgs["gkcl_gaussian"].default
+    assert not cfg.paper_ids
+    assert "Ours" in cfg.notes[0]
+    assert default_cfgs["gkcl_mlp"].default.paper_ids == "arXiv:2112.13410"
+    closed, plain = learn(build("closed form", shared=True)), build("ridge")
+    plain.projection, plain.offset = closed.projection, closed.offset
+    plain = learn(plain)
+    x = task_data(1)[0]
+    for task in (0, 1):
+        assert torch.equal(closed(x, task), plain(x, task))
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------

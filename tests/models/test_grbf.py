@@ -189,6 +189,26 @@ def test_start_of_the_outputs() -> None:
     assert model.head.bias.item() == pytest.approx(math.log(1 / 3))
 
 
+@pytest.mark.parametrize(("level", "width"), [(52.5, 1e-5), (589e-9, 1e-13), (1.7e12, 3e5), (0.3, 0.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_rows_are_rounded_after_they_are_standardised(level: float, width: float, dtype: torch.dtype) -> None:
+    u = torch.rand(60, 2, generator=torch.Generator().manual_seed(0), dtype=F64) * 2 - 1
+    X = torch.stack([level + width * u[:, 0], u[:, 1]], 1)
+    spread = X.std(0, correction=0)
+    Z = (X - X.mean(0)) / torch.where(torch.tensor([width > 0, True]), spread, 1.0)
+    outputs = []
+    for rows in (X, Z):
+        model = GaussianRBFNetwork(2, 1, 8, dtype=dtype)
+        model.initialize(rows, 1e9 + 500 * u[:, 1], generator=torch.Generator().manual_seed(1))
+        outputs.append(model.forward_features(rows).double())
+        assert model.head.scale.item() == pytest.approx(float(500 * u[:, 1].std(correction=0)), rel=1e-6)
+    torch.testing.assert_close(*outputs, rtol=0, atol=1e-3 if dtype == torch.float32 else 1e-6)
+    if level == 1.7e12:  # whole milliseconds as they come
+        whole = X.long()
+        model.initialize(whole)
+        torch.testing.assert_close(model.forward_features(whole), model.forward_features(whole.double()))
+
+
 def test_centres() -> None:
     X = draw(20, 4)
     model = GaussianRBFNetwork(4, 1, 5, dtype=F64)
@@ -405,6 +425,15 @@ def test_explanations_draw_what_the_network_says() -> None:
     assert set(labels) <= set(data.feature_names)
     widths = [bar.get_width() for bar in pictures["importances"].patches]
     np.testing.assert_allclose(sorted(widths), sorted(model.feature_importance().tolist()), rtol=1e-6)
+
+
+def test_a_metric_of_rank_one_has_no_plane_to_draw() -> None:
+    from zoo.training.explanations import Explanations
+
+    data = Tabular(name="wine")
+    data.setup("fit")
+    model = zoo.create_model("grbf", in_chans=13, num_classes=3, precision=1)
+    assert set(Explanations().pictures(model, data)) == {"importances", "spectrum", "loadings", "summary"}
 
 
 @pytest.mark.parametrize(("name", "outputs"), [("diabetes", 1), ("P1", 1), ("iris", 3)])

@@ -189,3 +189,22 @@ def test_inputs_are_standardised_by_the_training_rows() -> None:
 def test_bad_input_is_told(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("level", "width", "target", "unit"),
+    [(52.5, 1e-5, 0, 1), (589e-9, 1e-13, 0, 1), (1.7e12, 3e5, 0, 1), (0, 1, 1e9, 500)],
+)
+def test_start_takes_any_level_of_rows_and_targets(
+    level: float, width: float, target: float, unit: float, dtype: torch.dtype
+) -> None:
+    """As with standardised rows and targets; a float32 network answers targets in steps of what float32 holds there."""
+    u = torch.rand(150, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
+    X = torch.stack([level + width * u[:, 0], u[:, 1]], 1)
+    y = torch.sin(3 * u[:, 0]) + 0.3 * u[:, 1]
+    model = zoo.create_model("snnk_bundled", in_chans=2, num_classes=1, num_features=64).to(dtype)
+    model.initialize(X, target + unit * y)
+    found = (model(X).double()[:, 0] - target) / unit
+    steps = unit and torch.finfo(dtype).eps * abs(target) / unit
+    assert (found - y).square().mean() < 5e-3 * y.var() + steps**2

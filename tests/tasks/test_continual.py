@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from tests.data.test_image import write_cifar
 from tests.test_configs import composed
 from zoo.data.streams import ContinualData
+from zoo.models import continual, gkcl
 from zoo.models.continual import TaskError
 from zoo.models.registry import create_model
 from zoo.tasks import ContinualTask, NonFiniteLossError, load_task
@@ -165,12 +167,11 @@ def test_what_cannot_run_is_told() -> None:
 
 LEARNERS: dict[str, dict[str, Any]] = {
     "kcl_mlp": {"hidden": 16, "shots": 1},
-    "kcl_resnet": {"hidden": 2, "shots": 1, "in_chans": 1, "task_classes": None},
+    "kcl_resnet": {"hidden": 2, "shots": 1, "in_chans": 1, "task_classes": 10},
     "gkcl_mlp": {"hidden": 16, "latent": 4, "shots": 2},
     "gkcl_mixture": {"hidden": 16, "latent": 4, "shots": 2},
     "gkcl_resnet": {"hidden": 32, "latent": 4, "shots": 2, "in_chans": 1, "profile": "input"},
     "gkcl_gaussian": {"num_bases": 40, "rank": 10},
-    "gkcl_gaussian_4000": {"num_bases": 40, "rank": 10},
     "analytic_ridge": {"num_bases": 40},
     "naive_mlp": {"hidden": 16},
     "joint_mlp": {"hidden": 16},
@@ -189,6 +190,10 @@ def digits() -> ContinualData:
     data.prepare_data()
     data.setup()
     return data
+
+
+def test_no_learner_is_forgotten() -> None:
+    assert {name.split(".")[0] for name in (*gkcl.default_cfgs, *continual.default_cfgs)} == LEARNERS.keys()
 
 
 @pytest.mark.parametrize("name", LEARNERS)
@@ -214,10 +219,11 @@ def test_every_learner_on_a_stream_of_any_length(name: str, digits: ContinualDat
 def test_what_comes_last_comes_at_the_end_of_the_stream() -> None:
     """Joint learns nothing before, whatever room it has; the shared ridge classifier knows every task seen."""
     L.seed_everything(0, verbose=False)
-    joint = fit(ContinualTask(create_model("joint_mlp", img_size=8, hidden=32)), 2, tasks=2, train_samples=500)
+    build_joint = partial(create_model, "joint_mlp", img_size=8, hidden=32)
+    joint = fit(ContinualTask(build_joint(), epochs=20), 2, tasks=2, train_samples=500)
     assert float(joint.matrix[1, :2].min()) > 0.7
     assert float(joint.matrix_agnostic[1, :2].min()) > 0.7
-    cut = fit(ContinualTask(create_model("joint_mlp", img_size=8, hidden=32)), 2, tasks=4, train_samples=500)
+    cut = fit(ContinualTask(build_joint(), epochs=20), 2, tasks=4, train_samples=500)
     assert float(cut.matrix[1, :2].min()) > 0.7
     ridge = fit(ContinualTask(create_model("analytic_ridge", img_size=8, tasks=5, num_bases=2100)), 2, tasks=2)
     assert float(ridge.matrix_agnostic[1, :2].min()) > 0.5
@@ -232,7 +238,7 @@ def test_what_cannot_be_learnt_is_told_before_anything_is() -> None:
         finally:
             assert task.learner.tasks_seen == 0
 
-    with pytest.raises(ValueError, match="an epoch is a task: max_epochs=3 is too many"):
+    with pytest.raises(ValueError, match=r"an epoch learns one: trainer\.max_epochs = 3"):
         start("naive_mlp", 3)
     with pytest.raises(TaskError, match=r"train part has images of shape \(1, 8, 8\); the model takes \(1, 28, 28\)"):
         start("naive_mlp", img_size=28)

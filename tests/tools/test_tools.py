@@ -178,6 +178,8 @@ def test_exports_of_every_family_run_where_there_is_no_zoo(exported: dict[str, P
     for name, folder in exported.items():
         model = evaluation.load(name)
         inputs = info.example(model, 3)
+        told = json.loads((folder / "deployment.json").read_text())
+        assert told["input_record"] == model.input_record == shipped.record(name)["input"]
         for file in ("model.pt2", "model.onnx"):
             given[folder / file], expected[folder / file] = inputs.numpy(), model(inputs).detach().numpy()
     found = run_elsewhere(given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import lightning as L
@@ -53,6 +54,9 @@ def kept_epoch(folder: Path) -> int:
         ("max", [0.9, 0.8, 0.95, 0.9], [0.1, 0.1, 0.9, 0.1], 2),  # a loss never outweighs the metric
         ("min", [0.5, 0.3, 0.3, 0.4], [0.1, 0.9, 0.8, 0.0], 2),
         ("max", [0.5, 0.9, 0.9, 0.2], None, 2),  # no loss is logged: the later one
+        ("max", [math.nan, 0.3, math.inf, 0.2], [0.9, 0.8, 0.7, 0.6], 1),  # only what is finite
+        ("max", [0.3, 0.9, 0.2], [0.5, math.nan, 0.6], 0),  # nor with a loss that is not
+        ("min", [-math.inf, 0.3, 0.2], [0.5, 0.4, math.inf], 1),
     ],
 )
 def test_among_equals_the_smaller_loss_and_then_the_later(
@@ -73,3 +77,13 @@ def test_a_resumed_training_remembers_the_loss_of_the_kept_state(tmp_path: Path)
     first.save_checkpoint(tmp_path / "last.ckpt")
     trainer(tmp_path / "best", 4, "max").fit(Scripted(script), *loaders, ckpt_path=tmp_path / "last.ckpt")
     assert kept_epoch(tmp_path / "best") == 0
+
+
+def test_a_state_with_weights_that_are_not_finite_is_never_the_best(tmp_path: Path) -> None:
+    class Spoiled(Scripted):
+        def on_train_epoch_end(self) -> None:
+            self.epochs.data += 1 if self.current_epoch < 1 else math.nan
+
+    loaders = [DataLoader(torch.zeros(1, 1)), DataLoader(torch.zeros(1, 1))]
+    trainer(tmp_path, 4, "max").fit(Spoiled({"val/metric": [0.1, 0.2, 0.8, 0.9]}), *loaders)
+    assert kept_epoch(tmp_path) == 0

@@ -14,7 +14,7 @@ import zoo
 from tests.conftest import Train, train_here
 from tests.training import offline_wandb
 from zoo.launch import find_run
-from zoo.training.run import _link_latest
+from zoo.training.folder import link_latest
 
 pytestmark = pytest.mark.xdist_group("run")  # they share a run
 
@@ -84,6 +84,7 @@ def test_checkpoint_alone_rebuilds_task_and_model(run: tuple[Path, str]) -> None
     again = type(task).load_from_checkpoint(path).eval()  # Lightning's own way, with its defaults
     x = torch.randn(2, *task.hparams["preprocessing"]["input_size"])
     assert torch.equal(task(x), again(x))
+    assert task.model.input_record == again.model.input_record == raw["zoo"]["input"]
 
 
 def test_exported_model_loads_by_name_and_equals_the_checkpoint(run: tuple[Path, str]) -> None:
@@ -91,6 +92,8 @@ def test_exported_model_loads_by_name_and_equals_the_checkpoint(run: tuple[Path,
     task = zoo.load_task(run[0] / "checkpoints" / "best.ckpt")
     x = torch.randn(2, *task.hparams["preprocessing"]["input_size"])
     assert torch.equal(model(x), task(x))
+    assert model.input_record["kind"] == "image"
+    assert model.input_record == task.model.input_record, "a file is prepared as the run's own data was"
 
 
 def test_same_seed_same_bits(run: tuple[Path, str], tmp_path: Path) -> None:
@@ -104,22 +107,43 @@ def test_seed_zero_is_a_seed(run: tuple[Path, str]) -> None:
     assert json.loads((run[0] / "run.json").read_text())["seed"] == 0
 
 
-def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
-    done = train_here(
-        tmp_path,
-        *SHORT,
-        "logger=none",
-        "callbacks.resume.every_n_steps=1",
-        "optimizer.lr=1e30",
-        "scheduler=constant",
-        check=False,
-    )
+@pytest.mark.parametrize(
+    ("what", "step", "told", "left"),
+    [
+        ("loss", 3, "the loss is not finite at step 3, ", [1, 2]),  # the state of step 3 gave that loss
+        ("weights", 3, "have exploded, their norm was 26.4 at the start and is 2.64e+23 after step 3, ", [1, 2]),
+        ("weight", 3, "the weights model.", [1, 2]),
+        ("weights", 1, "after step 1, ", []),
+    ],
+)
+def test_divergence_stops_and_keeps_the_last_good_checkpoint(
+    what: str, step: int, told: str, left: list[int], tmp_path: Path
+) -> None:
+    spoil = f"{{_target_:tests.training.kill_at.SpoilAt,step:{step},what:{what}}}"
+    quick = ("logger=none", "callbacks.resume.every_n_steps=1", "callbacks.pictures=null", f"+callbacks.spoil={spoil}")
+    done = train_here(tmp_path, *SHORT, *quick, check=False)
     assert done.returncode == 1
-    assert "the loss is not finite at step" in done.stderr
-    assert "the last good checkpoint is step" in done.stderr
+    assert told in done.stderr
     assert "Traceback" not in done.stderr
-    good = sorted((tmp_path / "run" / "checkpoints").glob("step=*.ckpt"))[-1]
-    zoo.load_task(good)
+    states = sorted((tmp_path / "run" / "checkpoints").glob("step=*.ckpt"))
+    assert [int(path.stem[5:]) for path in states] == left[what == "loss" :]
+    if left:
+        assert f"the last good checkpoint is step {left[-1]}; continue from it with: " in done.stderr
+        zoo.load_task(states[-1])
+    else:
+        assert "no good checkpoint had been written yet: start the run again with optimizer.lr=" in done.stderr
+
+
+def test_a_finished_run_that_is_resumed_sums_up_all_of_it(run: tuple[Path, str]) -> None:
+    folder, _ = run
+    before = json.loads((folder / "summary.json").read_text())["metrics"]
+    (table,) = folder.glob("csv/*/metrics.csv")
+    rows = table.read_text()
+    done = train_here(folder.parent, "resume=run")
+    assert json.loads((folder / "summary.json").read_text())["metrics"] == before
+    assert "val/acc" in done.stdout
+    assert table.read_text() == rows
+    assert len(list(folder.glob("csv/*/metrics.csv"))) == 1
 
 
 def test_wandb_is_finished_after_an_exception(train: Train, tmp_path: Path) -> None:
@@ -161,7 +185,7 @@ def test_full_disk_is_told_and_nothing_is_half_written(tmp_path: Path) -> None:
 def test_latest_leads_to_the_newest_run_of_a_name(tmp_path: Path) -> None:
     for folder in ("digits/a", "digits/b", "elsewhere"):
         (tmp_path / folder).mkdir(parents=True)
-        _link_latest(tmp_path / folder, "digits")
+        link_latest(tmp_path / folder, "digits")
     assert (tmp_path / "digits" / "latest").resolve() == tmp_path / "digits" / "b"
     assert find_run(tmp_path / "digits" / "latest") == tmp_path / "digits" / "b"
     assert not (tmp_path / "latest").is_symlink()

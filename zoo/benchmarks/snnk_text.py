@@ -131,7 +131,9 @@ def _full(top: Top, seed: int) -> int:
 
 def _adapter(tuning: str) -> Callable[[Top, int], int]:
     def prepare(top: Top, seed: int) -> int:
-        inject_adapters(top, AdapterConfig(modules_to_save=("classifier",), seed=seed, **TUNINGS[tuning]))
+        config = AdapterConfig(modules_to_save=("classifier",), seed=seed, **TUNINGS[tuning])
+        states = torch.zeros(1, 4, top.classifier.in_features)
+        inject_adapters(top, config, example=(states, torch.ones(1, 4, dtype=torch.bool)))
         return _trained(top)
 
     return prepare

@@ -10,11 +10,11 @@ from zoo.data.checks import DataError
 
 __all__ = ["read_array"]
 
-_MAX_BYTES = 200_000_000
+_MAX_BYTES, _MAX_TEXT = 200_000_000, 20_000_000
 
 
 def read_array(path: Path, wanted: str) -> np.ndarray:
-    """Finite numbers of a `.npy` file, of any shape, or of a text file with as many numbers in every line.
+    """Finite float32 numbers of a `.npy` file, of any shape, or of a text file with as many numbers in every line.
 
     Args:
         path: The file.
@@ -23,18 +23,21 @@ def read_array(path: Path, wanted: str) -> np.ndarray:
     Raises:
         DataError: It is damaged, too large, or holds something else.
     """
+    binary = path.suffix.lower() == ".npy"
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise DataError(f"{path} is larger than {_MAX_BYTES // 10**6} MB: split it first")
-        if path.suffix.lower() == ".npy":
-            with path.open("rb") as file:
-                values = np.load(file, allow_pickle=False)
+        if path.stat().st_size > (limit := _MAX_BYTES if binary else _MAX_TEXT):
+            raise DataError(f"{path} is larger than {limit // 10**6} MB: split it first")
+        if binary:  # mapped, so that a header cannot claim more than the file has
+            values = np.load(path, mmap_mode="r", allow_pickle=False)
         else:
-            values = np.loadtxt(path, ndmin=2, delimiter=None, encoding="utf-8")
-    except (OSError, ValueError, EOFError, MemoryError) as error:
+            values = np.loadtxt(path, ndmin=2, encoding="utf-8")
+    except (OSError, ValueError, EOFError, MemoryError, OverflowError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} cannot be read as {wanted} ({' '.join(str(error).split())[:100]})") from None
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
-        raise DataError(f"{path} cannot be read as {wanted}: it holds something else than finite numbers")
-    return values
+    if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
+        with np.errstate(over="ignore"):
+            found = np.array(values, np.float32)
+        if np.isfinite(found).all():
+            return found
+    raise DataError(f"{path} cannot be read as {wanted}: it holds something else than finite numbers")

@@ -29,6 +29,7 @@ from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
 from zoo.data.walk import Files, class_folders, parts, scan, scan_like
 from zoo.files import CheckpointError, write_atomic
+from zoo.values import first_line
 
 __all__ = ["AudioFolder", "Clips", "Prompts", "SpokenDigits", "read_audio"]
 
@@ -40,6 +41,7 @@ Parts = dict[Part, tuple[list[Tensor], list[int]]]  # clips and targets
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 CONTAINERS = ("WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "MPEG")  # by content, whatever a file is called
 MAX_SECONDS = 600.0
+MAX_SAMPLES = 120_000_000
 RATES = (100, 1_000_000)  # Hz, of a file
 _SIMPLE, _FINE = 1000, 50_000  # terms of a ratio of two rates
 
@@ -80,8 +82,12 @@ def read_audio(path: str | Path, sample_rate: int, longest: float = MAX_SECONDS)
                 raise DataError(f"cannot read the recording {path}: it claims {file.samplerate} samples a second")
             if file.frames > longest * file.samplerate:
                 return None
+            if file.frames > MAX_SAMPLES:
+                raise DataError(f"cannot read the recording {path}: {file.frames:,} samples are too many, cut it first")
             rate = file.samplerate
-            values = file.read(dtype="float32", always_2d=True).mean(1)
+            # a piece at a time: what a header claims, and hundreds of channels, need no memory
+            pieces = [block.mean(1) for block in file.blocks(1 << 16, dtype="float32", always_2d=True)]
+            values = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
         if isinstance(error, DataError):
             raise
@@ -679,8 +685,11 @@ class SpokenDigits(AudioDataModule):
             with np.load(self._path) as arrays:
                 for name in arrays.files:
                     voice, _, digit = name.split("/")
-                    parts[part_of[voice]][0].append(torch.from_numpy(arrays[name]))
+                    clip = torch.from_numpy(arrays[name])
+                    if clip.ndim != 1 or clip.dtype != torch.int16:
+                        raise ValueError(f"{name} is no recording of 16 bits")
+                    parts[part_of[voice]][0].append(clip)
                     parts[part_of[voice]][1].append(int(digit))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{self._path} is damaged ({error}): delete it and run again") from error
+            raise DataError(f"{self._path} is damaged ({first_line(error)}): delete it and run again") from error
         return parts

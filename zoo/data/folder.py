@@ -138,6 +138,8 @@ class ImageFolder(ImageDataModule):
             or empty or the parts' classes differ; while loading, if an image cannot be read.
     """
 
+    tests_on_validation = True
+
     @checked
     def __init__(
         self,
@@ -237,7 +239,8 @@ class ImageFolder(ImageDataModule):
                 found = scan_like(where[part], where["train"], self.class_names, IMAGES)
                 self.datasets[part] = FolderImages(*found, evaluation, None)
         if "test" not in self.datasets and "val" in self.datasets:
-            tell(f"{self.root} has no test part: the test is on the validation part")
+            if stage != "fit":  # a run says in its own words what it will not test
+                tell(f"{self.root} has no test part: the test is on the validation part")
             self.datasets["test"] = self.datasets["val"]
 
     @property

@@ -22,6 +22,7 @@ import numpy as np
 
 from zoo.data.checks import DataError
 from zoo.data.sources import Wheel
+from zoo.values import first_line
 
 __all__ = ["read_frame", "read_rdataset"]
 
@@ -63,9 +64,9 @@ def read_frame(path: Path) -> dict[str, np.ndarray]:
         frame = _Reader(BytesIO(content)).load()
         return _columns(frame)
     except pickle.UnpicklingError as error:
-        raise DataError(f"{path} was not read, and nothing in it was run: {error}") from None
+        raise DataError(f"{path} was not read, and nothing in it was run: {first_line(error)}") from None
     except Exception as error:  # a damaged pickle fails in more ways than there are names for
-        raise DataError(f"{path} is not a whole data frame ({error}): delete it and run again") from error
+        raise DataError(f"{path} is not a whole data frame ({first_line(error)}): delete it and run again") from error
 
 
 # ---- stand-ins ---------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from zoo.data.checks import DataError, checked
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
 from zoo.scaling import standardisation
+from zoo.values import first_line
 
 __all__ = ["IndianPines", "Patches"]
 
@@ -46,7 +47,7 @@ def prepare_spectrum(path: Path, record: inputs.Spectrum) -> tuple[Tensor, ...]:
     values, side = read_array(path, "a patch of a scene"), record.patch
     if values.shape != (side, side, record.bands):
         raise DataError(f"{path} holds an array of {values.shape}, the model takes {(side, side, record.bands)}")
-    patch = torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1)
+    patch = torch.from_numpy(values).permute(2, 0, 1)
     mean, std = (torch.tensor(v, dtype=torch.float32).expand(record.bands) for v in (record.mean, record.std))
     return (standardised(patch, mean, std)[None],)
 
@@ -191,7 +192,7 @@ class IndianPines(ImageDataModule):
             except FileNotFoundError:
                 raise DataError(f"{path} is missing: call prepare_data() first, with download=true") from None
             except (OSError, ValueError, EOFError) as error:
-                raise DataError(f"{path} is damaged ({error}): delete it and run again") from error
+                raise DataError(f"{path} is damaged ({first_line(error)}): delete it and run again") from error
         scene = torch.from_numpy(arrays["scene"].astype(np.float32)).permute(2, 0, 1)
         return scene, arrays["labels"].astype(np.int64)
 

@@ -61,6 +61,7 @@ class ImageDataModule(LightningDataModule):
     interpolation: str = "bilinear"
     crop_pct: float = 1.0
     crop_mode: str = "center"
+    tests_on_validation: bool = False  # where there is no test part
     background: int = 255  # grey value that shines through a transparent picture
 
     def __init__(
@@ -185,7 +186,8 @@ class ImageDataModule(LightningDataModule):
         self._require_setup()
         if part not in self.datasets:
             found = ", ".join(self.datasets)
-            hint = ": set val_fraction above 0" if part == "val" else ""
+            helps = part == "val" or self.tests_on_validation
+            hint = ": set val_fraction above 0" if helps else ""
             raise DataError(f"{type(self).__name__} has no {part} part, only {found}{hint}")
         return self.datasets[part]
 

@@ -164,7 +164,8 @@ def _scaled(file: Image.Image, path: str | Path) -> np.ndarray:
         return _bytes(values, 1, white_is_zero)
     if file.mode == "I" and file.format not in ("PNG", "PPM"):
         raise DataError(
-            f"the image {path} holds whole numbers of 32 bits, whose range is not known: save it as 16 bits"
+            f"the image {path} holds whole numbers of 32 bits or with a sign, whose range is not known: save it as 16 "
+            "bits"
         )
     bits = tags.get(_BITS_PER_SAMPLE, (16,))
     return _bytes(values, 2 ** int(bits[0] if isinstance(bits, tuple) else bits) - 1, white_is_zero)

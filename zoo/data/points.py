@@ -47,7 +47,7 @@ def prepare_points(path: Path, record: inputs.Points) -> tuple[Tensor, ...]:
     Raises:
         DataError: The file is damaged, too large, or holds other rows.
     """
-    cloud = torch.from_numpy(read_array(path, f"rows of {record.channels} numbers")).float()
+    cloud = torch.from_numpy(read_array(path, f"rows of {record.channels} numbers"))
     if cloud.ndim != 2 or cloud.shape[1] != record.channels or not len(cloud):
         raise DataError(
             f"{path} holds an array of {tuple(cloud.shape)}, the model takes rows of {record.channels} numbers"

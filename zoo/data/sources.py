@@ -25,6 +25,7 @@ from torch import Tensor
 from zoo.data.checks import DataError
 from zoo.data.sampling import stratified_split
 from zoo.files import CheckpointError, write_atomic
+from zoo.values import first_line
 
 __all__ = [
     "Split",
@@ -176,8 +177,10 @@ def load_mnist5k(folder: Path) -> tuple[Split, Split]:
     try:
         with np.load(path) as arrays:
             images, targets = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["targets"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is damaged ({error}): delete it and run again") from error
+            if images.shape[1:] != (1, 28, 28) or images.dtype != torch.uint8 or len(images) != targets.numel():
+                raise ValueError(f"images of shape {tuple(images.shape)}, targets of shape {tuple(targets.shape)}")
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is damaged ({first_line(error)}): delete it and run again") from error
     return split(images, targets, fraction=0.2)
 
 

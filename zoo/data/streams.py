@@ -255,24 +255,16 @@ class SplitTasks(TaskStream):
         if classes_per_task < 1:
             raise DataError(f"classes_per_task={classes_per_task} must be at least 1")
         classes = train[1].unique()
-        most, rest = divmod(len(classes), classes_per_task)
-        self.tasks = most if tasks is None else tasks
-        if not 1 <= self.tasks <= most:
-            raise DataError(
-                f"{len(classes)} classes make {most} tasks of {classes_per_task} each, not {max(self.tasks, 1)}"
-            )
+        self.tasks = len(classes) // classes_per_task if tasks is None else tasks
         if isinstance(order, str):
             if order != "random":
                 raise DataError(f"order={order!r} is not one of None, 'random', or a tensor of classes")
             draw = torch.Generator().manual_seed(sample_seed(seed, "classes"))
             order = classes[torch.randperm(len(classes), generator=draw)]
         self.classes_per_task, self.train_samples = classes_per_task, train_samples
-        self._take(classes if order is None else torch.as_tensor(order))
-        if rest and self.tasks == most:
-            raise DataError(
-                f"{len(classes)} classes cannot be shared out in tasks of {classes_per_task}, "
-                f"{_told(self.order[-rest:])} would never be seen: take classes_per_task that divides {len(classes)}"
-            )
+        order = classes if order is None else torch.as_tensor(order)
+        _check_shares(order if order.shape == classes.shape else classes, classes_per_task, self.tasks)
+        self._take(order)
 
     def _take(self, order: Tensor) -> None:
         """Share the classes out in this order.
@@ -281,7 +273,7 @@ class SplitTasks(TaskStream):
             DataError: It is no order of the classes, or a task lacks images.
         """
         classes = self.train[1].unique()
-        if order.ndim != 1 or not torch.equal(order.sort().values.to(classes), classes):
+        if order.ndim != 1 or order.is_floating_point() or not torch.equal(order.sort().values.to(classes), classes):
             raise DataError(f"order must name each of {_told(classes)} once, got {_told(order)}")
         self.order = order.to(classes)
         for t in range(self.tasks):
@@ -308,6 +300,18 @@ class SplitTasks(TaskStream):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._take(state["order"])
+
+
+def _check_shares(order: Tensor, classes_per_task: int, tasks: int) -> None:
+    """Raise DataError unless classes (C,) in this order make so many tasks, and all of them if there are no more."""
+    most, rest = divmod(len(order), classes_per_task)
+    if not 1 <= tasks <= most:
+        raise DataError(f"{len(order)} classes make {most} tasks of {classes_per_task} each, not {max(tasks, 1)}")
+    if rest and tasks == most:
+        raise DataError(
+            f"{len(order)} classes cannot be shared out in tasks of {classes_per_task}, {_told(order[-rest:])} would "
+            f"never be seen: take classes_per_task that divides {len(order)}"
+        )
 
 
 def _told(classes: Tensor) -> str:
@@ -348,7 +352,7 @@ class ContinualData(LightningDataModule):
         seed: Of everything that is drawn.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: An argument is out of range, or the classes of a split stream cannot be shared out.
         DataError: In `prepare_data` or `setup`: files are missing or damaged, or do not make these tasks.
     """
 
@@ -370,6 +374,8 @@ class ContinualData(LightningDataModule):
         place: dict[str, Any] = {} if name == "digits" else {"root": root, "download": download}
         self.source: image.SmallImages = _SETS[name](**place)
         self.scenario, self.tasks, self.classes_per_task = scenario, tasks, classes_per_task
+        if scenario == "split":
+            _check_shares(torch.arange(self.num_classes), classes_per_task, tasks)
         self.train_samples, self.evaluate_on, self.val_fraction, self.seed = (
             train_samples,
             evaluate_on,

@@ -26,6 +26,7 @@ from zoo.data.sampling import KeyedDataset, SampleKey, stratified_split
 from zoo.data.sources import Wheel, cache_folder
 from zoo.data.tabular import Share
 from zoo.files import CheckpointError, write_all, writer_of
+from zoo.values import first_line
 
 __all__ = ["FoodReviews", "Texts", "fetch_minilm", "load_reviews", "tokenize"]
 
@@ -96,7 +97,7 @@ def tokenize(texts: Sequence[str], tokenizer: Path, max_length: int = 64) -> Ten
     try:
         encoder = Tokenizer.from_file(str(tokenizer))
     except Exception as error:  # the library raises plain Exceptions
-        raise DataError(f"{tokenizer} is damaged ({error}): delete it and run again") from None
+        raise DataError(f"{tokenizer} is damaged ({first_line(error)}): delete it and run again") from None
     encoder.enable_truncation(max_length)
     encoder.enable_padding(length=max_length, pad_id=0)
     return torch.tensor([found.ids for found in encoder.encode_batch(list(texts))])

@@ -194,7 +194,12 @@ def _frames(path: Path) -> Iterator[Any]:
         raise DataError(f"cannot read the video {path}: it is no regular file")
     try:
         with path.open("rb") as file, av.open(file, options=_CLOSED) as container:
+            pixels = container.streams.video[0]
+            if pixels.width * pixels.height > MAX_PIXELS:
+                raise DataError(f"{path} has frames of {pixels.width} x {pixels.height} pixels: make it smaller first")
             yield from container.decode(video=0)  # type: ignore[union-attr]
+    except DataError:
+        raise
     except (av.FFmpegError, OSError, IndexError, ValueError) as error:
         raise DataError(f"cannot read the video {path}: {' '.join(str(error).split())[:120]}") from error
 
@@ -220,10 +225,9 @@ def read_video(
         raise DataError(f"the video {path} has no frames")
     chosen = [int((i + start) * total / frames) for i in range(frames)]
     kept: dict[int, Tensor] = {}  # only what is asked for is turned into an array: a long file needs no more memory
+    wanted = set(chosen)
     for i, frame in enumerate(_frames(path)):
-        if i in chosen:
-            if frame.width * frame.height > MAX_PIXELS:
-                raise DataError(f"{path} has frames of {frame.width} x {frame.height} pixels: make it smaller first")
+        if i in wanted:
             array = frame.to_ndarray(format="rgb24" if channels == 3 else "gray")
             kept[i] = _fitted(np.rot90(array, round(getattr(frame, "rotation", 0) / 90)), size)
     return torch.stack([kept[i] for i in chosen], 1)
@@ -310,6 +314,8 @@ class VideoFolder(ImageDataModule):
         DataError: If the folder is missing or has no classes, PyAV is missing, or a file cannot be decoded.
     """
 
+    tests_on_validation = True
+
     @checked
     def __init__(
         self,
@@ -371,5 +377,6 @@ class VideoFolder(ImageDataModule):
                 *files, record, self.hflip if training else 0.0, self.seed if training else None
             )
         if "test" not in self.datasets and "val" in self.datasets:
-            tell(f"{self.root} has no test part: the test is on the validation part")
+            if stage != "fit":  # a run says in its own words what it will not test
+                tell(f"{self.root} has no test part: the test is on the validation part")
             self.datasets["test"] = self.datasets["val"]

@@ -95,6 +95,8 @@ def _recording(h: Tensor) -> bool:
 
 def minmax(h: Tensor) -> Tensor:
     """Features (B, d) with the smallest number of the whole batch mapped to 0 and the largest to 1."""
+    if h.dtype in (torch.float16, torch.bfloat16):  # which have no number as small as the least spread
+        return minmax(h.float()).to(h.dtype)
     return _MinMax.apply(h) if _recording(h) else _plain_minmax(h)
 
 
@@ -105,6 +107,8 @@ def _plain_minmax(h: Tensor) -> Tensor:
 
 def unit_rows(h: Tensor) -> Tensor:
     """Features (B, d) divided by the norm of their row."""
+    if h.dtype in (torch.float16, torch.bfloat16):
+        return unit_rows(h.float()).to(h.dtype)
     return _UnitRows.apply(h) if _recording(h) else _plain_unit_rows(h)
 
 

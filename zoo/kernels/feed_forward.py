@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.kernels import native
+from zoo.kernels.watching import is_transformed
 
 __all__ = ["feed_forward", "map_norm", "response_norm", "response_scale"]
 
@@ -25,6 +26,10 @@ __all__ = ["feed_forward", "map_norm", "response_norm", "response_scale"]
 
 def response_norm(x: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
     """GRN of x (B, H, W, C), with gamma and beta (1, 1, 1, C); beta may be None."""
+    if is_transformed(x, gamma):
+        norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+        y = x * response_scale(norm, gamma).to(x.dtype)
+        return y if beta is None else y + beta.to(x.dtype)
     return _ResponseNorm.apply(x, gamma, beta)[0]
 
 

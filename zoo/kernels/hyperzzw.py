@@ -18,6 +18,7 @@ autocast, and stay there when a model is cast to half precision. So do the Fouri
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -25,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels import native
-from zoo.kernels.base import no_autocast, recorded_gradients
+from zoo.kernels.base import no_autocast, plain_gradients
 from zoo.kernels.large_kernel import depthwise_conv2d
 from zoo.kernels.watching import is_ordinary, is_recorded
 
@@ -93,9 +94,9 @@ def gate(
         if not is_recorded(key):
             with suppress(native.Unsuited):
                 if biases is None and native.available(key, query, bias, gradients=True):
-                    return _standardise(key, query, bias.expand(key.shape[2:]), overwrite=overwrite)
+                    return _standardise(key, query, _everywhere(bias, key), overwrite=overwrite)
                 if biases is not None and native.available(key, query, bias, *biases):
-                    return native.gate(key, query, bias.expand(key.shape[2:]), biases, overwrite)
+                    return native.gate(key, query, _everywhere(bias, key), biases, overwrite)
     if biases is not None:
         key, query = key + biases[0][:, None, None], query + biases[1][:, None, None]
     return F.gelu(instance_standardise(key * query)).add_(bias)
@@ -131,7 +132,7 @@ class StandardGELU(nn.BatchNorm2d):
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
             if not is_recorded(x) and native.available(x, bias, gradients=True):
                 with suppress(native.Unsuited):
-                    return self._by_loops(x, bias.expand(x.shape[2:]), overwrite, moments)
+                    return self._by_loops(x, _everywhere(bias, x), overwrite, moments)
         if self.groups == 1:
             return F.gelu(self._by_batch(x)).add_(bias)
         even, odd = split_groups(x, self.groups)
@@ -209,6 +210,14 @@ class SharedMoments:
         return torch.where(self.shares, over_batch, own)
 
 
+def _everywhere(bias: Tensor, like: Tensor) -> Tensor:
+    """A bias for every pixel of a map."""
+    try:
+        return bias.expand(like.shape[2:])
+    except RuntimeError as error:
+        raise native.Unsuited(str(error)) from error
+
+
 def _standardise(
     x: Tensor,
     times: Tensor | None,
@@ -249,9 +258,8 @@ class _Standardise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, times, bias, mean, scale = ctx.saved_tensors
         if torch.is_grad_enabled() or not is_ordinary(grad):  # somebody wants second derivatives, or many at once
-            with torch.enable_grad():
-                y = _standardise_plainly(x, times, bias, ctx.shared, ctx.eps)
-            return *recorded_gradients(y, (x, times, bias), ctx.needs_input_grad[:3], grad), None, None, None
+            plain = partial(_standardise_plainly, shared=ctx.shared, eps=ctx.eps)
+            return *plain_gradients(plain, (x, times, bias), ctx.needs_input_grad[:3], grad), None, None, None
         slope = None if ctx.shared is None else ctx.shared.slope
         d_x, d_times = native.standardise_gradient(x, times, mean, scale, grad, bias is not None, slope)
         d_bias = grad.sum((0, 1)) if ctx.needs_input_grad[2] else None

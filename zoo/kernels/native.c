@@ -1372,9 +1372,9 @@ long gaussian_units(const float *x, const float *centers, const float *factor, f
     for (long d = 0; d < dim; d++) origin[d] /= units;
     to_metric(x, origin, L, near_x, z, half_z, points, dim, rank, packed);
     to_metric(centers, origin, L, near_centers, k, half_k, units, dim, rank, packed);
-    float far = 0; /* also if there is infinity, or no number: who knows what multiplies the zeros of a triangle? */
-    for (long i = 0; i < points + units; i++) far = half_z[i] <= far ? far : half_z[i];
-    if (!(far <= 32)) {
+    int far = 0; /* also if something is infinite or no number: zeros of a triangle would meet it */
+    for (long i = 0; i < points + units; i++) far |= !(half_z[i] <= 32);
+    if (far) {
         free(L), free(origin), free(half_z);
         return 1;
     }

@@ -60,6 +60,7 @@ __all__ = [
 
 ProjectionKind = Literal["iid", "orthogonal", "hadamard", "signs"]
 PROJECTIONS = ("iid", "orthogonal", "hadamard", "signs")
+_HALF = (torch.float16, torch.bfloat16)
 SPLITS = ("balanced", "x_imag", "w_imag", "symmetric")
 
 
@@ -270,6 +271,8 @@ def arc_cosine(x: Tensor, w: Tensor, order: int = 1) -> Tensor:
         w: Vectors (..., d), broadcast against x.
         order: n: 0, 1 (ReLU) or 2.
     """
+    if x.dtype in _HALF:
+        return arc_cosine(x.float(), w.float(), order).to(x.dtype)
     theta, norms = _angle(x, w)
     s, c, rest = theta.sin(), theta.cos(), math.pi - theta
     if order == 0:
@@ -285,6 +288,8 @@ def arc_cosine_variance(x: Tensor, w: Tensor, order: int = 1) -> Tensor:
     """Variance of (g.x)_+^n (g.w)_+^n; m independent projections have 1/m of it. Orders 0 and 1."""
     if order not in (0, 1):
         raise ValueError(f"order={order} is not one of 0, 1")
+    if x.dtype in _HALF:
+        return arc_cosine_variance(x.float(), w.float(), order).to(x.dtype)
     mean = arc_cosine(x, w, order)
     return (mean if order == 0 else arc_cosine(x, w, 2)) - mean.square()
 
@@ -295,6 +300,8 @@ def clipped_linear(x: Tensor, w: Tensor, constant: float, points: int = 96) -> T
     By Price's theorem, an integral over the correlation of a bivariate normal density; Gauss-Legendre quadrature makes
     it exact to rounding for angles away from 0 and pi.
     """
+    if x.dtype in _HALF:
+        return clipped_linear(x.float(), w.float(), constant, points).to(x.dtype)
     sx, sw = x.norm(dim=-1), w.norm(dim=-1)
     rho = ((x * w).sum(-1) / (sx * sw)).clamp(-1, 1)
     a, b = constant / sx, constant / sw
@@ -397,9 +404,11 @@ def softmax_features(z: Tensor, G: Tensor, M: float = 0.0) -> Tensor:
     L_g(z) = (1 + 4 M)^(d/4) exp(-M |g|^2 + sqrt(1 + 4 M) g . z - z . z / 2).
     """
     _check_parameter(M)
+    own, z = z.dtype, _widened(z)
     G = G.to(z.dtype)
-    exponent = math.sqrt(1 + 4 * M) * (z @ G.mT) - 0.5 * z.square().sum(-1, keepdim=True)
-    return (1 + 4 * M) ** (G.shape[1] / 4) * torch.exp(exponent - M * G.square().sum(-1))
+    with no_autocast(z.device):
+        exponent = math.sqrt(1 + 4 * M) * (z @ G.mT) - 0.5 * z.square().sum(-1, keepdim=True)
+    return ((1 + 4 * M) ** (G.shape[1] / 4) * torch.exp(exponent - M * G.square().sum(-1))).to(own)
 
 
 def _check_parameter(M: float) -> None:
@@ -641,7 +650,6 @@ class FeatureMap(nn.Module):
     """
 
     out_features: int
-    wide: bool = True  # exponentials and products need at least float32
 
     def __init__(
         self,
@@ -687,11 +695,9 @@ class FeatureMap(nn.Module):
         return next(b for b in self.projection.buffers() if b.is_floating_point()).new_empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Phi: (..., in_features) -> (..., out_features), in the type of x."""
+        """Phi: (..., in_features) -> (..., out_features), in the type of x, computed in float32 at least."""
         if x.shape[-1] != self.in_features:
             raise ValueError(f"the input has {x.shape[-1]} features, the map takes {self.in_features}")
-        if not self.wide:
-            return self._phi(self._scaled(x))
         with no_autocast(x.device):
             return self._phi(self._scaled(_widened(x))).to(x.dtype)
 
@@ -721,7 +727,9 @@ class FeatureMap(nn.Module):
     def _scaled(self, v: Tensor) -> Tensor:
         if self.normalize is None:
             return v
-        return F.normalize(v, dim=self.normalize_dim) * self.normalize
+        norm = torch.linalg.vector_norm(v, dim=self.normalize_dim, keepdim=True)
+        # zeros stay zeros, and have no slope
+        return v / torch.where(norm > 0, norm.clamp_min(1e-12), torch.inf) * self.normalize
 
     def _phi(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -741,7 +749,7 @@ class FeatureMap(nn.Module):
 
 
 def _widened(v: Tensor) -> Tensor:
-    return v.float() if v.dtype in (torch.float16, torch.bfloat16) else v
+    return v.float() if v.dtype in _HALF else v
 
 
 class ReLUFeatures(FeatureMap):
@@ -760,7 +768,6 @@ class ReLUFeatures(FeatureMap):
         **options: See :class:`FeatureMap`. The bias is one more coordinate: (x, 1) meets (w, b).
     """
 
-    wide = False
     _augments = True
 
     def __init__(
@@ -805,6 +812,7 @@ class ReLUFeatures(FeatureMap):
             return z.relu().square() / scale
         z = z.clamp_min(self.constant * scale) if self.constant else z.relu()
         if square_norm is not None:
+            square_norm = square_norm.clamp_min(torch.finfo(square_norm.dtype).tiny)  # a root has a slope above 0 only
             z = z - square_norm.sqrt() * (scale / math.sqrt(2 * math.pi))
         return z
 
@@ -1148,8 +1156,9 @@ def fourier_features(x: Tensor, omega: Tensor) -> Tensor:
     With omega from :func:`draw_projection`, over the lengthscale, products estimate the Gaussian kernel; trained
     frequencies are fine too.
     """
-    z = x @ omega.mT
-    return torch.cat([z.cos(), z.sin()], -1) * len(omega) ** -0.5
+    with no_autocast(x.device):
+        z = _widened(x) @ _widened(omega).mT
+        return (torch.cat([z.cos(), z.sin()], -1) * len(omega) ** -0.5).to(torch.promote_types(x.dtype, omega.dtype))
 
 
 #: Maps by name, for configurations.

@@ -41,12 +41,13 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from zoo.files import CheckpointError, read_checkpoint, undisturbed, write_all, writer_of
+from zoo.files import CheckpointError, check_inside, read_checkpoint, undisturbed, write_all, writer_of
 from zoo.kernels.base import no_autocast
 from zoo.kernels.random_features import ReLUFeatures
 from zoo.models.conversion import Inputs, call_model
 from zoo.models.snnk import SNNKLinear
 from zoo.suggest import suggestion
+from zoo.values import DamagedFileError, read_json
 
 __all__ = [
     "Adapter",
@@ -1069,8 +1070,8 @@ def load_adapter(
 def _read(folder: Path) -> tuple[Any, str, dict[str, Any]]:
     """Configuration, name of the base model and weights of a saved set."""
     try:
-        content = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError) as error:
+        content = read_json(folder / CONFIG)
+    except (OSError, DamagedFileError) as error:
         raise CheckpointError(
             f"{folder / CONFIG} cannot be read ({error}): it is no saved adapter, or damaged"
         ) from None
@@ -1081,7 +1082,8 @@ def _read(folder: Path) -> tuple[Any, str, dict[str, Any]]:
         config = _config_from(content, str(folder / CONFIG))
     except (ValueError, TypeError) as error:
         raise CheckpointError(str(error)) from None
-    return config, base, read_checkpoint(folder / WEIGHTS)
+    check_inside(folder / WEIGHTS, folder)
+    return config, str(base), read_checkpoint(folder / WEIGHTS)
 
 
 def _fill(model: nn.Module, name: str, state: Mapping[str, Tensor], other: str) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from zoo.kernels.heads import Head, LeastSquares
 from zoo.kernels.random_features import FeatureMap, ReLUFeatures
-from zoo.models.snnk import SNNKLinear, relative_ridge
+from zoo.models.snnk import SNNKLinear, generators_kept, relative_ridge
 
 __all__ = ["Conversion", "SNNKPooler", "convert_feed_forward", "convert_pooler", "feed_forwards"]
 
@@ -125,12 +125,14 @@ def convert_feed_forward(
         head, error = _fit(model, ffn.first, phi, target, batches, ridge)
         before = sum(p.numel() for m in (ffn.first, ffn.second) for p in m.parameters())
         if folded:
-            out = nn.Linear(phi.out_features, ffn.second.out_features, **like)
+            with generators_kept(like["device"]):
+                out = nn.Linear(phi.out_features, ffn.second.out_features, **like)
             _fill(out, head)
             ffn.replace(phi, out)
             after = sum(p.numel() for p in out.parameters())
         else:
-            layer = SNNKLinear(phi, ffn.first.out_features, bias=True, **like)
+            with generators_kept(like["device"]):
+                layer = SNNKLinear(phi, ffn.first.out_features, bias=True, **like)
             layer.load_head(head)
             ffn.replace(layer, ffn.second)
             after = sum(p.numel() for m in (layer, ffn.second) for p in m.parameters())
@@ -248,7 +250,8 @@ def convert_pooler(
     pooler: Any = model.get_submodule(names[0])
     dense, like = pooler.dense, {"device": pooler.dense.weight.device, "dtype": pooler.dense.weight.dtype}
     phi = _relu(dense.in_features, num_features, seed).to(**like)
-    layer = SNNKLinear(phi, dense.out_features, bias=True, **like)
+    with generators_kept(like["device"]):
+        layer = SNNKLinear(phi, dense.out_features, bias=True, **like)
     if calibration is None:
         with torch.no_grad():
             layer.weight.copy_(phi.encode(dense.weight, dense.bias))
@@ -258,7 +261,8 @@ def convert_pooler(
     if form == "bundled":
         assert isinstance(classifier, nn.Linear)
         folded = layer.fold(classifier)
-        out = nn.Linear(phi.out_features, classifier.out_features, **like)
+        with generators_kept(like["device"]):
+            out = nn.Linear(phi.out_features, classifier.out_features, **like)
         _fill(out, Head(folded.weight, out.bias if folded.bias is None else folded.bias))
         model.classifier = out
     parent, _, last = names[0].rpartition(".")

@@ -20,6 +20,7 @@ outer product E[grad f grad f^T]; that one lies in the range of P and is offered
 
 import functools
 import math
+import random
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -33,7 +34,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from zoo.kernels import native
-from zoo.kernels.base import no_autocast, recorded_gradients, spreads
+from zoo.kernels.base import no_autocast, plain_gradients, spreads
 from zoo.kernels.watching import is_ordinary, is_recorded, is_transformed
 from zoo.scaling import standardisation, standardised
 
@@ -84,7 +85,10 @@ def activations(x: Tensor, centers: Tensor, factor: Tensor) -> Tensor:
     """
     if torch.jit.is_scripting():
         return _recorded_activations(x, centers, factor)
-    return _activations(x, centers, factor, "factor")
+    if x.dtype in (torch.float16, torch.bfloat16):  # whose squares overflow
+        return activations(x.float(), centers.float(), factor.float()).to(x.dtype)
+    with no_autocast(x.device):
+        return _activations(x, centers, factor, "factor")
 
 
 def _activations(x: Tensor, centers: Tensor, precision: Tensor, form: str) -> Tensor:
@@ -185,11 +189,14 @@ class _Activations(torch.autograd.Function):
         given_x, given_centers, precision, phi, x, centers, z, k = ctx.saved_tensors
         wants_x, wants_centers, wants_precision, _ = ctx.needs_input_grad
         if torch.is_grad_enabled() or not is_ordinary(grad):  # somebody wants second derivatives, or many at once
-            given, dtype = (given_x, given_centers, precision), z.dtype
-            with torch.enable_grad():
-                x, centers, stored = (t.to(dtype) for t in given)
-                phi = _recorded_activations(x, centers, factor_of(stored, centers.shape[-1], ctx.form))
-            return *recorded_gradients(phi.to(grad.dtype), given, ctx.needs_input_grad[:3], grad), None
+            dtype, form = z.dtype, ctx.form
+
+            def plain(x: Tensor, centers: Tensor, precision: Tensor) -> Tensor:
+                factor = factor_of(precision.to(dtype), centers.shape[-1], form)
+                return _recorded_activations(x.to(dtype), centers.to(dtype), factor).to(grad.dtype)
+
+            given = given_x, given_centers, precision
+            return *plain_gradients(plain, given, ctx.needs_input_grad[:3], grad), None
         with no_autocast(grad.device):
             if _in_one_call(x, centers, precision, ctx.form, grad, phi, z, k):
                 units = phi, x, centers, z, k
@@ -337,6 +344,7 @@ def penalty_term(block: Tensor, kind: Penalty = "squared") -> Tensor:
     block, whose gradient has constant length, and is 0 at 0.
     """
     dims = (-2, -1) if block.ndim > 2 else None
+    block = block.to(torch.promote_types(block.dtype, torch.float32))  # squares overflow in half precision
     if kind == "squared":
         return block.square().sum(dims)
     if kind == "plain":
@@ -852,7 +860,8 @@ class GaussianRBFNetwork(nn.Module):
         state: dict[str, Any] = {**state_dict, **({"centers": centers} if fixed else {})}
         M, D = state["centers"].shape
         outputs = 1 if state["weights"].ndim == 1 else state["weights"].shape[1]
-        network = cls(D, outputs, M, learn_centers=not fixed, bias=False, dtype=state["weights"].dtype, **kwargs)
+        with torch.random.fork_rng(devices=[]):  # the file has every number
+            network = cls(D, outputs, M, learn_centers=not fixed, bias=False, dtype=state["weights"].dtype, **kwargs)
         network.load_state_dict(state)
         return network
 
@@ -936,8 +945,10 @@ def choose_centers(rows: Tensor, count: int, how: str | Tensor, generator: torch
     if how == "random" or len(distinct) == count:
         order = torch.randperm(len(distinct), generator=generator)[:count]
         return distinct[order.to(distinct.device)]
+    state = random.getstate()  # this import draws when it is the first
     from sklearn.cluster import KMeans
 
+    random.setstate(state)
     seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
     found = KMeans(count, n_init=1, random_state=seed).fit(rows.detach().cpu().numpy())
     return torch.from_numpy(found.cluster_centers_).to(rows)

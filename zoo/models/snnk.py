@@ -17,6 +17,7 @@ layer only where the kernel is the activation and norms are small.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import math
@@ -44,6 +45,11 @@ from zoo.scaling import standardisation, standardised
 __all__ = ["SNNK", "SNNKFeedForward", "SNNKLinear", "Tower", "bundle", "relative_ridge", "solve_head"]
 
 Method = Literal["lstsq", "map"]
+
+
+def generators_kept(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """A context in which layers are built whose weights are then set: what they draw first is nobody's loss."""
+    return torch.random.fork_rng([device.index or 0] if device.type == "cuda" else [])
 
 
 # ---- the layer ---------------------------------------------------------------------------------------------
@@ -274,7 +280,8 @@ def bundle(layers: Sequence[nn.Linear], maps: Sequence[FeatureMap]) -> tuple[Tow
         bias = None
         if i + 1 < len(layers):
             V, bias = layers[i + 1].weight @ V, layers[i + 1].bias
-    head = nn.Linear(V.shape[1], V.shape[0], bias is not None, device=V.device, dtype=V.dtype)
+    with generators_kept(V.device):
+        head = nn.Linear(V.shape[1], V.shape[0], bias is not None, device=V.device, dtype=V.dtype)
     head.weight.copy_(V)
     if bias is not None:
         head.bias.copy_(bias)

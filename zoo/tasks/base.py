@@ -199,8 +199,10 @@ class Task(L.LightningModule):
             checkpoint["zoo"]["input"] = record
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the model know again how a file becomes an input."""
-        if record := checkpoint.get("zoo", {}).get("input"):
+        """Let the model know again how a file becomes an input; in a run its own data says so."""
+        note = checkpoint.get("zoo")
+        record = note.get("input") if isinstance(note, dict) else None
+        if record and (self._trainer is None or getattr(self.model, "input_record", None) is None):
             self.model.input_record = inputs.check(record)  # type: ignore[assignment]
 
 

@@ -41,6 +41,7 @@ def card(record: Mapping[str, Any]) -> str:
         "",
         f"`{record['architecture']}` trained on {data['title']}: {metric['name']} {_score(metric)}.",
         "",
+        *(line for note in record["pretrained_cfg"].get("notes", ()) for line in (note, "")),
         "```python",
         "import zoo",
         "",

@@ -109,7 +109,7 @@ def _check_inputs(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | No
     for key in sorted({*theirs, *ours} - free):
         if theirs.get(key) != ours.get(key):
             raise ToolError(
-                f"{name} takes inputs with {key} {ours.get(key)!r:.60}, the data set's {theirs.get(key)!r:.60}"
+                f"{name} takes inputs with {key} {ours.get(key)!r:.60}, the data set has {theirs.get(key)!r:.60}"
             )
 
 

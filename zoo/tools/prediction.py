@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zoo import inputs
 from zoo.data.checks import DataError
-from zoo.data.pictures import open_picture
+from zoo.data.pictures import Fit
 from zoo.data.prepare import SUFFIXES, form_for, prepare
 from zoo.data.series import in_units, last_window
 from zoo.tools.errors import ToolError
@@ -142,7 +142,7 @@ def draw(entry: Mapping[str, Any], model: str) -> Any:
     network = load(model)
     kind = inputs.record_of(network)["kind"]
     if kind == "image":
-        left.imshow(open_picture(path))
+        left.imshow(Fit(inputs.read(inputs.record_of(network))).open(path), cmap="gray", vmin=0, vmax=255)
         left.set_axis_off()
     elif kind == "sound":
         sampler: Any = next(m for m in network.modules() if hasattr(m, "sample_rate") and hasattr(m, "samples"))

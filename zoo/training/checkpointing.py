@@ -7,6 +7,8 @@ import random
 import re
 import shlex
 import signal
+import threading
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -16,15 +18,25 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from pydantic import PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
 from zoo.checkpoints import CheckpointError, read_checkpoint, write_atomic
 from zoo.quoting import override
+from zoo.tasks import NonFiniteLossError
 from zoo.training.checks import ends_here
+from zoo.training.loggers import CsvRun
 
 FOLDER = "checkpoints"
 _STEP_FILE = re.compile(r"step=(\d+)\.ckpt")
+
+
+#: Weights have exploded when their norm is this many times what it was at the start, or this many times that of ones.
+EXPLODED = 1e4
+
+
+class UnsoundStateError(NonFiniteLossError):
+    """The weights are not finite any more, or have exploded; the state is not saved."""
 
 
 class StopRequested(Exception):
@@ -45,6 +57,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(path)
 
+    def remove_checkpoint(self, path: Any) -> None:
+        if ".." not in Path(path).parts:  # a path that a state named, which would lead out of the folder
+            super().remove_checkpoint(path)
+
 
 def _serialise(checkpoint: dict[str, Any], file: BinaryIO) -> None:
     try:
@@ -60,7 +76,8 @@ def _serialise(checkpoint: dict[str, Any], file: BinaryIO) -> None:
 class BestCheckpoint(ModelCheckpoint):
     """Keeps the best state by a validation metric; among equals the one of smaller loss, and then the later one.
 
-    A small validation part gives the same accuracy to many states, of which the first is still far from trained.
+    A small validation part gives the same accuracy to many states, of which the first is still far from trained. Where
+    metric, loss or weights are not finite, a state is never the best.
 
     Args:
         folder: Where `best.ckpt` goes.
@@ -75,9 +92,23 @@ class BestCheckpoint(ModelCheckpoint):
         super().__init__(dirpath=folder, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
         self.tie_breaker = tie_breaker
         self._kept_loss = math.inf
+        self._exempt: set[str] = set()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._exempt = _not_finite(pl_module)
 
     def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
-        loss = float(trainer.callback_metrics.get(self.tie_breaker, math.inf))
+        logged = trainer.callback_metrics.get(self.tie_breaker)
+        loss = math.inf if logged is None else float(logged)
+        sound = current is None or (math.isfinite(current) and (logged is None or math.isfinite(loss)))
+        sound = (
+            sound
+            and trainer.lightning_module is not None
+            and not _unsound(trainer.lightning_module, exempt=self._exempt)
+        )
+        if not trainer.strategy.reduce_boolean_decision(sound, all=True):
+            return False
         better = super().check_monitor_top_k(trainer, current)
         if not better and current is not None:
             equal = bool(current == self.best_k_models[self.kth_best_model_path])
@@ -91,17 +122,27 @@ class BestCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._kept_loss = state_dict["kept_loss"]
+        self._kept_loss = float(state_dict["kept_loss"])
+        # a state may name files of the place that the run was moved from, or any: they are those of this folder
+        self.best_k_models = {self._here(path): score for path, score in self.best_k_models.items()}
+        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            setattr(self, name, self._here(getattr(self, name)))
+
+    def _here(self, path: str) -> str:
+        return str(Path(self.dirpath or "") / Path(path).name) if path else ""
 
 
 class ResumeCheckpoint(Checkpoint):
     """Keeps the newest states of a training, so that it can be continued exactly.
 
-    A state holds weights, optimizer, schedule, averages, loop position and the random states of every process. It is
-    written every `every_n_steps` optimizer steps, before the last step of an epoch, after its validation, and on SIGINT
-    or SIGTERM, after which training stops with `StopRequested`. A second signal stops at once. No state lies between an
-    epoch's last step and the end of its validation, so that a resumed run never misses a validation; a run that is
-    stopped there repeats one step.
+    A state holds weights, optimizer, schedule, averages, loop position, the random states of every process, the metrics
+    so far and how many rows were logged. It is written every `every_n_steps` optimizer steps, before a step that a
+    validation follows, at the end of an epoch, and on SIGINT, SIGTERM or SIGHUP, after which training stops with
+    `StopRequested`. A second SIGINT or SIGTERM stops at once. No state lies between a step and the end of a validation
+    that follows it, so that a resumed run never misses a validation; a run that is stopped there repeats one step.
+
+    A state whose weights are not finite, or whose norm exploded (see `EXPLODED`), is not written: training stops with
+    `UnsoundStateError`, and the states before stay.
 
     Args:
         folder: Where `step=<n>.ckpt` files go.
@@ -114,14 +155,21 @@ class ResumeCheckpoint(Checkpoint):
         self._signum = 0
         self._saved_step: int | None = None
         self._random_states: list[dict[str, Any]] | None = None
+        self._norm: float | None = None  # of the weights when training began
+        self._exempt: set[str] = set()
         self._previous_handlers: dict[int, Any] = {}
+        self.metrics: dict[str, float] = {}  # of the state that training went on from
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
+        if stage == "fit" and (hangup := getattr(signal, "SIGHUP", None)) is not None:
+            self._handle(hangup)  # before worker processes begin, which a closed terminal would end otherwise
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._norm = self._norm or _norm(pl_module)
+        self._exempt = _not_finite(pl_module)
         for signum in (signal.SIGINT, signal.SIGTERM):
-            self._previous_handlers[signum] = signal.signal(signum, self._request_stop)
+            self._handle(signum)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._restore_handlers()
@@ -142,20 +190,25 @@ class ResumeCheckpoint(Checkpoint):
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return  # accumulated gradients are not part of a state
         stop = self._agreed_signal(trainer)
-        due = trainer.global_step % self.every_n_steps == 0 or self._last_step_comes_next(trainer, batch_idx)
-        if (stop or due) and not trainer.is_last_batch and not ends_here(trainer):
-            self._save(trainer)
-        if stop:
-            self._stop(trainer, stop)
+        if trainer.is_last_batch or _validation_follows(trainer, 0) or ends_here(trainer):
+            self._stop_at_the_state_before(stop)
+        else:
+            self._save_and_stop(trainer, stop)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if not trainer.sanity_checking and trainer.state.fn == "fit" and (stop := self._agreed_signal(trainer)):
-            self._stop(trainer, stop)
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._stop_at_the_state_before(self._agreed_signal(trainer))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit" or trainer.is_last_batch or ends_here(trainer):
+            return
+        if (trainer.fit_loop.epoch_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self._save_and_stop(trainer, self._agreed_signal(trainer))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._save(trainer)
         if stop := self._agreed_signal(trainer):
-            self._stop(trainer, stop)
+            raise StopRequested(stop, trainer.global_step)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         states = [random_states()]
@@ -164,25 +217,47 @@ class ResumeCheckpoint(Checkpoint):
             dist.all_gather_object(gathered, states[0])
             states = gathered
         checkpoint["random_states"] = states
+        pending = _pending_row(trainer)
+        metrics = self.metrics | scalars(trainer.callback_metrics)
+        tables = [logger.experiment.rows for logger in trainer.loggers if isinstance(logger, CsvRun)]
+        rows = [n if isinstance(n, int) else 0 for n in tables]  # other processes have no table
+        checkpoint["so_far"] = {"metrics": metrics, "rows": rows, "pending": pending, "norm": self._norm}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == "fit":
             self._saved_step = checkpoint["global_step"]
             self._random_states = checkpoint.get("random_states")
+            so_far = checkpoint.get("so_far") or {}
+            self.metrics, self._norm = dict(so_far.get("metrics") or {}), so_far.get("norm")
+            tables = [logger for logger in trainer.loggers if isinstance(logger, CsvRun)]
+            for table, rows in zip(tables, so_far.get("rows") or (), strict=False):
+                table.rewind(rows, so_far.get("pending"))
+
+    def _stop_at_the_state_before(self, signum: int) -> None:
+        """Stop where no state may lie, if there is one before; else the signal waits until one may."""
+        if signum and self._saved_step is not None:
+            raise StopRequested(signum, self._saved_step)
+
+    def _save_and_stop(self, trainer: L.Trainer, signum: int) -> None:
+        ahead = range(1, trainer.accumulate_grad_batches + 1)
+        due = trainer.global_step % self.every_n_steps == 0 or any(_validation_follows(trainer, n) for n in ahead)
+        if signum or due or self._ends_soon(trainer):
+            self._save(trainer)
+        if signum:
+            raise StopRequested(signum, trainer.global_step)
 
     @staticmethod
-    def _last_step_comes_next(trainer: L.Trainer, batch_idx: int) -> bool:
-        left = trainer.num_training_batches - (batch_idx + 1)
+    def _ends_soon(trainer: L.Trainer) -> bool:
         if trainer.max_steps == trainer.global_step + 1:
             return True
+        left = trainer.num_training_batches - (trainer.fit_loop.epoch_loop.batch_idx + 1)
         return 0 < left <= trainer.accumulate_grad_batches
 
-    def _stop(self, trainer: L.Trainer, signum: int) -> None:
-        if self._saved_step is None:  # nothing of this training is on disk yet
-            self._save(trainer)
-        raise StopRequested(signum, self._saved_step or 0)
-
     def _save(self, trainer: L.Trainer) -> None:
+        problem = _unsound(trainer.lightning_module, self._norm, self._exempt)
+        if not trainer.strategy.reduce_boolean_decision(problem is None, all=True):
+            where = f"after step {trainer.global_step}, epoch {trainer.current_epoch}"
+            raise UnsoundStateError(f"{problem or 'the weights of another process are not finite'} {where}")
         path = self.folder / f"step={trainer.global_step:08d}.ckpt"
         trainer.save_checkpoint(path)
         self._saved_step = trainer.global_step
@@ -190,14 +265,19 @@ class ResumeCheckpoint(Checkpoint):
             for _, old in step_files(self.folder)[self.keep :]:
                 old.unlink(missing_ok=True)
 
-    def _request_stop(self, signum: int, frame: Any) -> None:
-        self._signum = signum
-        self._restore_handlers()  # a second signal does what it would have done without us
+    def _handle(self, signum: int) -> None:
+        alone = threading.current_thread() is threading.main_thread()
+        if alone and signal.getsignal(signum) is not signal.SIG_IGN:  # nohup has a terminal's end ignored
+            self._previous_handlers.setdefault(signum, signal.signal(signum, self._request_stop))
 
-    def _restore_handlers(self) -> None:
-        for signum, handler in self._previous_handlers.items():
-            signal.signal(signum, handler)
-        self._previous_handlers = {}
+    def _request_stop(self, signum: int, frame: Any) -> None:
+        self._signum = self._signum or signum
+        self._restore_handlers(signal.SIGINT, signal.SIGTERM)  # a second one does what it would have done without us;
+        # of hang-ups several come: from the terminal, from the shell, and with a logout a SIGTERM beside
+
+    def _restore_handlers(self, *only: int) -> None:
+        for signum in [n for n in self._previous_handlers if n in only or not only]:
+            signal.signal(signum, self._previous_handlers.pop(signum))
 
     def _agreed_signal(self, trainer: L.Trainer) -> int:
         if trainer.world_size == 1:
@@ -205,6 +285,82 @@ class ResumeCheckpoint(Checkpoint):
         number = torch.tensor(self._signum, device=trainer.strategy.root_device)
         dist.all_reduce(number, op=dist.ReduceOp.MAX)
         return int(number)
+
+
+def _validation_follows(trainer: L.Trainer, ahead: int) -> bool:
+    """Whether a validation comes right after the batch that lies `ahead` of the present one, in this epoch."""
+    loop = trainer.fit_loop.epoch_loop
+    every = trainer.val_check_batch
+    if every is None or math.isinf(every) or not loop._should_check_val_epoch():
+        return False
+    if loop.batch_idx + ahead >= trainer.num_training_batches:
+        return False
+    done = (loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx) + ahead + 1
+    return done % every == 0
+
+
+def _pending_row(trainer: L.Trainer) -> dict[str, float] | None:
+    """The row that the loggers get right after this moment, and that a run resumed from it would not log again."""
+    connector, loop = trainer._logger_connector, trainer.fit_loop.epoch_loop
+    if trainer.state.fn != "fit" or not trainer.training:
+        return None
+    ends = connector._first_loop_iter is None
+    if not ends and not connector.should_update_logs:
+        return None
+    row = scalars(connector.metrics["log"])
+    if not row:
+        return None
+    return {"epoch": trainer.current_epoch, **row, "step": loop._batches_that_stepped - ends}
+
+
+def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Those of the metrics that are one number."""
+    return {name: float(value) for name, value in metrics.items() if torch.as_tensor(value).numel() == 1}
+
+
+def _trained(module: nn.Module) -> list[Tensor]:
+    return [p.detach() for p in module.parameters() if p.requires_grad and p.is_floating_point()]
+
+
+def _norm(module: nn.Module) -> float:
+    """Norm of the trained weights."""
+    square = 0.0
+    for weight in _trained(module):
+        precise = None if weight.device.type == "mps" else torch.float64  # which that device does not have
+        square += float(torch.linalg.vector_norm(weight, dtype=precise)) ** 2
+    return math.sqrt(square)
+
+
+def _is_finite(values: Tensor) -> bool:
+    return not values.is_floating_point() or bool(torch.isfinite(values.detach()).all())
+
+
+def _not_finite(module: nn.Module) -> set[str]:
+    """What is not finite from the start and not trained by gradients: places that are filled later."""
+    found = {name for name, weight in module.named_parameters() if not weight.requires_grad and not _is_finite(weight)}
+    buffers = getattr(module, "model", module).named_buffers()
+    return found | {f"buffer {name}" for name, values in buffers if not _is_finite(values)}
+
+
+def _unsound(module: nn.Module, norm: float | None = None, exempt: Collection[str] = ()) -> str | None:
+    """What makes a state useless: values that are not finite, or weights out of all proportion to `norm`."""
+    for name, weight in module.named_parameters():
+        if name not in exempt and not _is_finite(weight):
+            return f"the weights {name} are not finite"
+    for name, values in getattr(module, "model", module).named_buffers():
+        if f"buffer {name}" not in exempt and not _is_finite(values):
+            return f"the values {name} are not finite"
+    size = math.sqrt(sum(weight.numel() for weight in _trained(module)))
+    if norm is not None and (now := _norm(module)) > EXPLODED * max(norm, size):
+        return f"the weights have exploded, their norm was {norm:.3g} at the start and is {now:.3g}"
+    return None
+
+
+def set_aside(folder: Path, step: int) -> None:
+    """Take a state out of those to continue from: its weights gave a loss that is not finite."""
+    for number, path in step_files(folder):
+        if number >= step:
+            path.replace(path.with_name(f"not_finite_after-{path.name}"))
 
 
 def random_states() -> dict[str, Any]:

@@ -206,11 +206,12 @@ def no_test(data: Any, task: L.LightningModule) -> str | None:
     if not is_overridden("test_step", task, L.LightningModule):
         return f"{type(task).__name__} measures by itself while it trains"
     parts = getattr(data, "datasets", None)
+    remedy = f" (a folder {data.root}/test would be one)" if hasattr(data, "root") else ""
     if isinstance(parts, Mapping) and parts:
         if "test" not in parts:
-            return f"{name} has no test part, only {' and '.join(parts)}"
+            return f"{name} has no test part, only {' and '.join(parts)}{remedy}"
         if parts["test"] is parts.get("val"):
-            return f"{name} has no test part of its own, only the validation part"
+            return f"{name} has no test part of its own, only the validation part{remedy}"
     return None
 
 

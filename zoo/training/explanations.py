@@ -113,6 +113,6 @@ class Explanations(Callback):
             classes = getattr(fitted, "classes_", None)
             y = targets.numpy() if classes is None else classes[targets.numpy()]
             found["summary"] = plot_summary(fitted, rows, y)
-            if model.dim > 1:
+            if len(fitted.components_) > 1:
                 found["output"] = plot_output(fitted, rows, y)
         return found

@@ -1,30 +1,37 @@
-"""Run tracking with Weights & Biases: offline when nobody is logged in, and never a network attempt then.
+"""Run tracking: rows of a CSV file, and Weights & Biases, offline when nobody is logged in and never a network attempt
+then.
 
 A training never waits for a service and never ends with one: what cannot be reached is told once, and left.
 """
 
 from __future__ import annotations
 
+import csv
+import errno
+import io
 import netrc
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
-from lightning.pytorch.loggers import WandbLogger
+import yaml
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyExperiment, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from zoo.files import CheckpointError, write_atomic, writer_of
 from zoo.training.summary import tell
+from zoo.values import first_line
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
 _MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
-_ANSWER = 8.0  # seconds that the server has to answer when a run begins
+_ANSWER = 5.0  # seconds that the server has to answer when a run begins
 _PATIENCE = {"online": 15.0, "offline": 60.0, "disabled": 60.0}  # seconds for the whole beginning
 
 
@@ -37,6 +44,102 @@ def logged_in() -> bool:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, ValueError, netrc.NetrcParseError):
         return False
+
+
+class CsvRun(CSVLogger):
+    """One table of a run's metrics for its whole life, `<save_dir>/<name>/version_<n>/metrics.csv`.
+
+    A row is on disk, whole, as soon as it is logged. A training that goes on from a state takes the table back to that
+    state, so that a resumed run has every row of an unbroken one, and each of them once.
+
+    Args:
+        save_dir: The run folder.
+        name: Folder in it.
+        resumed: Go on with the newest table there instead of beginning another one.
+    """
+
+    def __init__(self, save_dir: str, name: str = "csv", resumed: bool = False) -> None:
+        super().__init__(save_dir=save_dir, name=name, flush_logs_every_n_steps=1)
+        self.resumed = resumed
+
+    def _get_next_version(self) -> int:
+        following = super()._get_next_version()
+        return max(following - 1, 0) if self.resumed else following
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            self._experiment = _Table(Path(self.log_dir))  # type: ignore[assignment]
+        return self._experiment
+
+    @rank_zero_only
+    def rewind(self, rows: int, pending: Mapping[str, float] | None = None) -> None:
+        """Keep the first rows, and add the one that had not been logged yet when the state was saved."""
+        self.experiment.rewind(rows, pending)
+
+
+class _Table:
+    """The rows of a CSV file whose columns grow."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.hparams = folder / "metrics.csv", folder / "hparams.yaml"
+        self.metrics: list[dict[str, Any]] = []  # not on disk yet
+        rows = self._read()
+        self.columns, self.rows = sorted({name for row in rows for name in row}), len(rows)
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
+        self.metrics.append({**metrics, "step": step})
+
+    def log_hparams(self, params: Mapping[str, Any]) -> None:
+        write_atomic(self.hparams, writer_of(yaml.safe_dump(dict(params), sort_keys=False).encode()))
+
+    def save(self) -> None:
+        rows, self.metrics = self.metrics, []
+        if not rows:
+            return
+        if {name for row in rows for name in row} <= set(self.columns) and self.path.is_file():
+            self._append(self._text(rows))
+            self.rows += len(rows)
+        else:
+            self._write([*self._read(), *rows])
+
+    def rewind(self, rows: int, pending: Mapping[str, float] | None) -> None:
+        found = self._read()
+        if len(found) > rows or pending:
+            self._write([*found[:rows], *([dict(pending)] if pending and len(found) >= rows else [])])
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.path.is_file():
+            return []
+        try:
+            with self.path.open(newline="", encoding="utf-8") as file:
+                return [{k: v for k, v in row.items() if k and v} for row in csv.DictReader(file)]
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise CheckpointError(f"{self.path} is damaged ({first_line(error)}): move it away") from None
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        self.columns, self.rows = sorted({name for row in rows for name in row}), len(rows)
+        write_atomic(self.path, writer_of(self._text([dict(zip(self.columns, self.columns, strict=True)), *rows])))
+
+    def _text(self, rows: list[dict[str, Any]]) -> bytes:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, self.columns).writerows(rows)
+        return text.getvalue().encode()
+
+    def _append(self, text: bytes) -> None:
+        """In one call of the system: a kill leaves the whole rows or none of them."""
+        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        try:
+            before = os.fstat(handle).st_size
+            try:
+                if os.write(handle, text) < len(text):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                os.ftruncate(handle, before)
+                raise CheckpointError(f"cannot write {self.path}: {error.strerror}") from error
+        finally:
+            os.close(handle)
 
 
 class WandbRun(WandbLogger):
@@ -142,6 +245,8 @@ class WandbRun(WandbLogger):
                 return
             except Exception as error:
                 why = why or _reason(error)
+                with suppress(Exception):  # the service holds the run's id until it goes
+                    _bounded(wandb.teardown, _ANSWER)
             if mode == "online":
                 self._warn(f"W&B cannot be reached ({why}): the run is tracked offline")
                 self.mode = "offline"
@@ -154,8 +259,10 @@ class WandbRun(WandbLogger):
         options: dict[str, Any] = {
             k: v for k, v in self._wandb_init.items() if k != "anonymous"
         }  # W&B warns of that one
+        options["settings"] = settings = wandb.Settings()
+        settings.silent = os.environ.get("WANDB_SILENT", "true").lower() not in ("false", "0", "no")
         if mode == "online":
-            options["settings"] = wandb.Settings(init_timeout=_ANSWER)
+            settings.init_timeout = _ANSWER
         run = wandb.init(**options, mode=mode)
         if getattr(run, "define_metric", None):
             run.define_metric("trainer/global_step")

@@ -29,18 +29,28 @@ from pydantic import NonNegativeInt
 from zoo import inputs
 from zoo.checkpoints import CheckpointError, read_checkpoint, save_pretrained
 from zoo.config import ConfigError, check_call, check_section, flatten
-from zoo.facts import hardware, versions
+from zoo.facts import commit, hardware, versions
 from zoo.models.closed import closed
 from zoo.models.registry import create_model
 from zoo.quoting import command as shell_line
 from zoo.tasks import NonFiniteLossError, ScheduleError, Task, create_optimizer, create_scheduler
 from zoo.training.callbacks import ProgressBar
-from zoo.training.checkpointing import FOLDER, AtomicCheckpointIO, StopRequested, find_resumable, step_files
+from zoo.training.checkpointing import (
+    FOLDER,
+    AtomicCheckpointIO,
+    ResumeCheckpoint,
+    StopRequested,
+    UnsoundStateError,
+    find_resumable,
+    scalars,
+    set_aside,
+    step_files,
+)
 from zoo.training.checks import LastValidation, Start, is_lightnings, sentence, together
 from zoo.training.folder import is_first_process, link_latest, record, writing_in
 from zoo.training.loggers import WandbRun
 from zoo.training.notes import NAME, read_notes
-from zoo.training.summary import print_summary
+from zoo.training.summary import print_summary, tell
 from zoo.values import first_line
 
 _log = logging.getLogger(__name__)
@@ -163,7 +173,10 @@ def run(
     if optimizer is not None:
         _build("optimizer", lambda: create_optimizer(task_module.model, **optimizer))
     loggers = [
-        _build(f"logger.{key}", partial(_instantiate, section, run_id=notes["wandb_id"], name=name))
+        _build(
+            f"logger.{key}",
+            partial(_instantiate, section, run_id=notes["wandb_id"], name=name, resumed=state is not None),
+        )
         for key, section in (logger or {}).items()
         if section
     ]
@@ -200,11 +213,12 @@ def run(
     exit_code = 1
     try:
         engine.fit(task_module, datamodule=datamodule, ckpt_path=str(state) if state else None)
-        result.metrics = _scalars(engine.callback_metrics)
+        before = next((hook.metrics for hook in hooks if isinstance(hook, ResumeCheckpoint)), {})
+        result.metrics = before | scalars(engine.callback_metrics)
         result.checkpoint = _load_best(engine, task_module, result.metrics)
         if start.untested is None:
             engine.test(task_module, datamodule=datamodule, verbose=False)
-            result.metrics |= _scalars(engine.callback_metrics)
+            result.metrics |= scalars(engine.callback_metrics)
         result.seconds = notes["seconds_before"] + time.perf_counter() - started
         _finish(engine, task_module, result, notes, command, start.untested if test else None)
         exit_code = 0
@@ -214,6 +228,8 @@ def run(
         line = shell_line(command, resume=_shown(folder))
         raise RunStopped(f"{message}\ncontinue with: {line}", exit_code) from None
     except NonFiniteLossError as error:
+        if is_first_process() and not isinstance(error, UnsoundStateError):
+            set_aside(folder / FOLDER, engine.global_step)
         rate = (optimizer or {}).get("lr")
         lower = {"optimizer.lr": float(f"{rate / 10:.2g}")} if rate else {}
         raise RunFailed(f"{error}\n{_last_good(folder, command, **lower)}") from None
@@ -389,16 +405,15 @@ def _named_checkpoint(resume: str) -> Path | None:
 # --- the end of a run ---
 
 
-def _scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items() if torch.as_tensor(value).numel() == 1}
-
-
 def _load_best(engine: L.Trainer, task: Task, metrics: dict[str, float]) -> Path | None:
     """Put the best weights by the monitored metric into the task, and their value of it into the metrics; the last ones
     stay where nothing was monitored.
     """
     best = next((c for c in engine.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and _best_file(c)), None)
     if best is None:
+        for callback in engine.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.monitor in metrics:
+                tell(f"{callback.monitor} was never finite: the last state counts, not the best one")
         return next((path for _, path in step_files(Path(engine.default_root_dir) / FOLDER)), None)
     path = _best_file(best)
     assert path is not None
@@ -432,6 +447,7 @@ def _finish(
     )
     summary = {"metrics": result.metrics, "seconds": round(result.seconds, 1), "seed": notes["seed"]}
     summary |= {"data": _data_facts(engine), "versions": versions(), "hardware": hardware()}
+    summary |= {"finished": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()), "commit": commit()}
     wandb_dirs = []
     for entry in engine.loggers:
         if isinstance(entry, WandbRun):
@@ -477,7 +493,8 @@ def _data_facts(engine: L.Trainer) -> dict[str, Any]:
 def _last_good(folder: Path, command: str, **changes: Any) -> str:
     states = step_files(folder / FOLDER)
     if not states:
-        return "no checkpoint had been written yet"
+        again = "".join(f" with {key}={value}" for key, value in changes.items())
+        return f"no good checkpoint had been written yet: start the run again{again}"
     resume = shell_line(command, resume=_shown(folder), **changes)
     return f"the last good checkpoint is step {states[0][0]}; continue from it with: {resume}"
 
