@@ -335,11 +335,16 @@ def _is_finite(values: Tensor) -> bool:
     return not values.is_floating_point() or bool(torch.isfinite(values.detach()).all())
 
 
+def _is_sound(values: Tensor) -> bool:
+    """Whether a buffer can be used: the logarithm of nothing, as of a class that was never seen, is minus infinity."""
+    return not values.is_floating_point() or bool((values.detach() < torch.inf).all())
+
+
 def _not_finite(module: nn.Module) -> set[str]:
     """What is not finite from the start and not trained by gradients: places that are filled later."""
     found = {name for name, weight in module.named_parameters() if not weight.requires_grad and not _is_finite(weight)}
     buffers = getattr(module, "model", module).named_buffers()
-    return found | {f"buffer {name}" for name, values in buffers if not _is_finite(values)}
+    return found | {f"buffer {name}" for name, values in buffers if not _is_sound(values)}
 
 
 def _unsound(module: nn.Module, norm: float | None = None, exempt: Collection[str] = ()) -> str | None:
@@ -348,7 +353,7 @@ def _unsound(module: nn.Module, norm: float | None = None, exempt: Collection[st
         if name not in exempt and not _is_finite(weight):
             return f"the weights {name} are not finite"
     for name, values in getattr(module, "model", module).named_buffers():
-        if f"buffer {name}" not in exempt and not _is_finite(values):
+        if f"buffer {name}" not in exempt and not _is_sound(values):
             return f"the values {name} are not finite"
     size = math.sqrt(sum(weight.numel() for weight in _trained(module)))
     if norm is not None and (now := _norm(module)) > EXPLODED * max(norm, size):

@@ -50,12 +50,13 @@ class CsvRun(CSVLogger):
     """One table of a run's metrics for its whole life, `<save_dir>/<name>/version_<n>/metrics.csv`.
 
     A row is on disk, whole, as soon as it is logged. A training that goes on from a state takes the table back to that
-    state, so that a resumed run has every row of an unbroken one, and each of them once.
+    state, so that a resumed run has every row of an unbroken one, and each of them once. A run that begins takes over
+    what an attempt left that got nowhere.
 
     Args:
         save_dir: The run folder.
         name: Folder in it.
-        resumed: Go on with the newest table there instead of beginning another one.
+        resumed: Go on with the table there instead of beginning it.
     """
 
     def __init__(self, save_dir: str, name: str = "csv", resumed: bool = False) -> None:
@@ -63,14 +64,16 @@ class CsvRun(CSVLogger):
         self.resumed = resumed
 
     def _get_next_version(self) -> int:
-        following = super()._get_next_version()
-        return max(following - 1, 0) if self.resumed else following
+        return max(super()._get_next_version() - 1, 0)
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
         if self._experiment is None:
-            self._experiment = _Table(Path(self.log_dir))  # type: ignore[assignment]
+            table = _Table(Path(self.log_dir))
+            if not self.resumed:
+                table.rewind(0, None)
+            self._experiment = table  # type: ignore[assignment]
         return self._experiment
 
     @rank_zero_only
