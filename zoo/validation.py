@@ -70,8 +70,8 @@ def validate(
     Size, crop, interpolation, mean and standard deviation come from the weights' record.
 
     Args:
-        model: Name with its tag, for example `unireplknet_a.in1k`, `local-dir:<folder>` of `zoo.save_pretrained`, or the
-            folder of a run.
+        model: Name with its tag, for example `unireplknet_a.in1k`, `local-dir:<folder>` of `zoo.save_pretrained`, or
+            the folder of a run.
         data: Folder with one folder per class, or with such a `val/`, `valid/`, `validation/` or `test/`. Folders are
             the classes in sorted order; fewer of them than the model has, with ImageNet names (`n01440764`) or the
             label names of the model, are looked up by name.

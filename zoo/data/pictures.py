@@ -1,8 +1,8 @@
 """The one gate for pictures: which files are opened, how their content becomes grey or colour, and how that is fitted.
 
 Rules: only the formats of :data:`FORMATS` are opened, by content, whatever the file is called. The picture is turned
-upright as its EXIF orientation says. Values are scaled by their range: 16-bit grey by 65535, of which it must use an eighth
-(12-bit by 4095); floating point must lie in [0, 1] already. Transparent pixels show the background that the record
+upright as its EXIF orientation says. Values are scaled by their range: 16-bit grey by 65535 (12-bit by 4095), of which
+it must use an eighth; floating point must lie in [0, 1] already. Transparent pixels show the background that the record
 names. Of a file with several pictures the first one is taken.
 
 The cost of a picture is bounded by its own pixels, once, and by the result.

@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import inspect
 import json
+import os
 import re
 import sys
 import typing
@@ -137,9 +138,7 @@ def _create(
 
 
 #: What a command takes as a model.
-MAY_BE = (
-    "the name of weights with its tag (grbf.wine), local-dir:FOLDER of a saved model, or the folder of a finished run"
-)
+MAY_BE = "a name with its tag (grbf.wine), local-dir:FOLDER of a saved model, or the folder of a finished run"
 
 
 def as_named(model: str | Path) -> str:
