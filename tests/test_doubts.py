@@ -1,4 +1,4 @@
-"""What looks like an answer and is none is told: even files, names that steer terminals, answers that are no numbers."""
+"""What looks like an answer and is none is told: even files, names that steer a terminal, NaN."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,7 +121,8 @@ def test_two_names_of_one_output(tmp_path: Path) -> None:
     folder = zoo.save_pretrained(zoo.create_model("test_unireplknet", num_classes=1), tmp_path)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"label_names": ["no", "yes"]}))
-    assert list(zoo.create_model(f"local-dir:{folder}").pretrained_cfg["label_names"]) == ["no", "yes"]
+    cfg: Any = zoo.create_model(f"local-dir:{folder}").pretrained_cfg
+    assert list(cfg["label_names"]) == ["no", "yes"]
 
 
 @pytest.mark.parametrize("columns", [["a", "a"], ["a", "b\x9b2J"]])

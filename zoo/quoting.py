@@ -46,7 +46,7 @@ def one_line_warnings() -> Iterator[None]:
     """Show a warning as one line on stderr, without the place and the line of the source that it came from."""
 
     def show(message: Any, category: type, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
-        print(f"warning: {shown(' '.join(str(message).split()))}", file=file or sys.stderr)
+        (file or sys.stderr).write(f"warning: {shown(' '.join(str(message).split()))}\n")
 
     before, warnings.showwarning = warnings.showwarning, show
     try:
