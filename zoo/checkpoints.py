@@ -36,8 +36,10 @@ from zoo.files import (
     writer_of,
 )
 from zoo.models.deploy import to_deploy
+from zoo.models.described import name_problems
 from zoo.models.loading import Strict, classifier_names, load_state, skeleton
 from zoo.models.registry import create_model, register
+from zoo.quoting import shown
 from zoo.values import DamagedFileError, read_json
 
 __all__ = ["CheckpointError", "load_checkpoint", "read_checkpoint", "save_pretrained", "write_atomic"]
@@ -297,9 +299,11 @@ def _label_names(class_names: Sequence[str] | None, cfg: Mapping[str, Any], clas
     if class_names is None:
         kept = cfg.get("label_names")
         return list(kept) if kept and len(kept) == classes else None
-    names = [str(name) for name in class_names]
+    names = [shown(name, keep="") for name in class_names]
     if len(names) != classes:
         raise ValueError(f"class_names has {len(names)} names, the model {classes} classes; give one name per class")
+    if problems := name_problems(names, classes):
+        raise ValueError(problems[0].replace("label_names", "class_names"))
     return names
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.facts import bound_waiting
-from zoo.quoting import python_text
+from zoo.quoting import one_line_warnings, python_text, shown
 from zoo.suggest import suggestion
 from zoo.values import PAGES, PICTURES, check_output
 
@@ -74,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(arguments)
     try:
-        status = options.run(options)
+        with one_line_warnings():
+            status = options.run(options)
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # `| head` has read enough
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         if not type(error).__module__.startswith("zoo"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(error)}", file=sys.stderr)
         return 1
 
 
@@ -134,9 +135,9 @@ def _json_option(parser: argparse.ArgumentParser) -> None:
 def _told(options: argparse.Namespace, content: Any, lines: Sequence[str]) -> int:
     """Print a result for people, or as JSON."""
     if options.json:
-        print(json.dumps(content, indent=2, ensure_ascii=False))
+        print(shown(json.dumps(content, indent=2, ensure_ascii=False)))
     else:
-        print("\n".join(lines))
+        print("\n".join(map(shown, lines)))
     return 0
 
 
@@ -253,6 +254,8 @@ def _predict(options: argparse.Namespace) -> int:
         else:
             answers = ", ".join(f"{p['class']} {p['probability']:.1%}" for p in entry["predictions"])
             lines.append(f"{where}: {answers}")
+        if "note" in entry:
+            print(f"note: {shown(entry['note'])}", file=sys.stderr)
     if options.out:
         from zoo.files import write_atomic
 
@@ -426,7 +429,7 @@ def _benchmark(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
         _, module, function = entries[name]
         measure = getattr(importlib.import_module(module), function)
         for line in measure(options.out.absolute(), **_given(parser, options, measure)):
-            print(line, flush=True)
+            print(shown(line), flush=True)
     return 0
 
 
@@ -462,7 +465,7 @@ def _results(options: argparse.Namespace) -> int:
     from zoo.benchmarks.runs import tabulate
 
     for line in tabulate(options.runs, [Path("RESULTS.md"), Path("README.md")], options.section):
-        print(line)
+        print(shown(line))
     return 0
 
 
@@ -544,7 +547,7 @@ def _figure(options: argparse.Namespace) -> int:
     check_output(out, PICTURES)
     from zoo.gallery import draw
 
-    print(draw(options.kind, options.model, out, **{k: v for k, v in vars(options).items() if k in _DRAWN}))
+    print(shown(draw(options.kind, options.model, out, **{k: v for k, v in vars(options).items() if k in _DRAWN})))
     return 0
 
 

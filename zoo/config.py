@@ -7,6 +7,7 @@ parameter is described once, where it is used. Every problem is reported at once
 from __future__ import annotations
 
 import inspect
+import math
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -112,7 +113,7 @@ def _check_value(hint: Any, value: Any, key: str) -> list[str]:
     if isinstance(value, bool) and not _admits_bool(hint):
         return [f"{key} = {value} is a boolean; allowed: {_describe(hint)}"]
     try:
-        TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+        found = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except PydanticUserError:  # a hint that pydantic has no schema for says nothing about YAML values
         return []
     except ValidationError as error:
@@ -120,7 +121,16 @@ def _check_value(hint: Any, value: Any, key: str) -> list[str]:
             e["msg"][:1].lower() + e["msg"][1:] for e in error.errors() if e["type"] != "is_instance_of"
         )
         return [f"{key} = {value!r}: {' or '.join(reasons) or 'allowed is ' + _describe(hint)}"]
-    return []
+    return [] if _finite(found) else [f"{key} = {value!r}: only finite numbers are allowed"]
+
+
+def _finite(value: Any) -> bool:
+    """Whether no number in a plain value, at any depth, is infinite or NaN."""
+    if isinstance(value, Mapping):
+        return all(map(_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _wants_mapping(hint: Any) -> bool:

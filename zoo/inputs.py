@@ -11,10 +11,13 @@ values, of the types below, no larger than an input can be.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from zoo.quoting import is_printable
 
 __all__ = [
     "KINDS",
@@ -46,6 +49,22 @@ Count = Annotated[int, Field(ge=1, le=_MAX_NUMBERS)]
 Numbers = Annotated[list[float], Field(min_length=1)]
 Positive = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
 Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+def _name(name: str) -> str:
+    if not is_printable(name):
+        raise ValueError(f"the name {name[:60]!r} has characters that cannot be printed")
+    return name
+
+
+def _unique(names: list[str]) -> list[str]:
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        raise ValueError(f"the name {twice[:60]!r} stands there twice")
+    return names
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Names = Annotated[list[Name], AfterValidator(_unique)]
 
 
 class Record(BaseModel):
@@ -209,8 +228,8 @@ class Variable(Record):
         values: The words of a one-hot encoded column, in the model's order; None for numbers.
     """
 
-    name: str
-    values: Annotated[list[str], Field(min_length=1)] | None = None
+    name: Name
+    values: Annotated[Names, Field(min_length=1)] | None = None
 
 
 class Table(Record):
@@ -225,7 +244,7 @@ class Table(Record):
     """
 
     kind: Literal["table"]
-    columns: list[str] = []
+    columns: Names = []
     count: Count = 1
     variables: list[Variable] = []
     header: bool = True
@@ -234,6 +253,7 @@ class Table(Record):
     def _agree(self) -> Table:
         if self.columns and len(self.columns) != self.count:
             raise ValueError(f"there are {len(self.columns)} names for {self.count} columns")
+        _unique([v.name for v in self.variables])
         width = sum(1 if v.values is None else len(v.values) for v in self.variables)
         if self.variables and width != self.count:
             raise ValueError(f"the variables make {width} columns of {self.count}")
@@ -265,7 +285,7 @@ class Series(Record):
     """
 
     kind: Literal["series"]
-    columns: list[str] = []
+    columns: Names = []
     count: Count = 1
     steps: Count
     horizon: Annotated[int, Field(ge=0, le=_MAX_NUMBERS)] = 0

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.facts import bound_waiting
-from zoo.quoting import override, path_word
+from zoo.quoting import one_line_warnings, override, path_word, shown
 from zoo.suggest import suggestion
 
 bound_waiting()  # before torch is imported
@@ -121,7 +121,7 @@ def main() -> None:
             print(help_text(f"python {script.name}" if script.suffix == ".py" else script.name))
             return
         sys.argv[1:] = _prepare(sys.argv[1:])
-        with _hydra_raises():
+        with _hydra_raises(), one_line_warnings():
             _job()
         if _told:
             raise _told.pop()
@@ -142,6 +142,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int = 1) -> None:
+    message = shown(message)
     print(f"\n{message}" if code != 1 else f"\nerror: {message}", file=sys.stderr)
     sys.exit(code)
 

@@ -5,10 +5,54 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
+import unicodedata
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*")
 _WORDS = {"null", "true", "false", "on", "off", "yes", "no", "y", "n", "inf", "nan", "none"}
+
+
+_TURNS = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # reading direction
+
+
+def _printable(letter: str) -> bool:
+    return unicodedata.category(letter) not in ("Cc", "Cs", "Zl", "Zp") and letter not in _TURNS
+
+
+def is_printable(text: str) -> bool:
+    """Whether a text can be printed as it is: it has no control characters, and none that turn the reading."""
+    return text.isprintable() or all(map(_printable, text))
+
+
+def shown(text: Any, keep: str = "\n\t") -> str:
+    """What is safe to print of a text that may come out of anyone's file: what steers a terminal becomes `\\u001b`.
+
+    Args:
+        text: Any value.
+        keep: Control characters that stay.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c in keep or _printable(c) else f"\\u{ord(c):04x}" for c in text)
+
+
+@contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """Show a warning as one line on stderr, without the place and the line of the source that it came from."""
+
+    def show(message: Any, category: type, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+        (file or sys.stderr).write(f"warning: {shown(' '.join(str(message).split()))}\n")
+
+    before, warnings.showwarning = warnings.showwarning, show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def override(key: str, value: Any) -> str:

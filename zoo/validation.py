@@ -22,7 +22,7 @@ from zoo.data.pictures import Fit
 from zoo.data.sampling import EpochBatches, ResumableLoader
 from zoo.data.walk import class_folders, scan
 from zoo.models.deploy import to_deploy
-from zoo.models.registry import create_model
+from zoo.models.registry import as_named, create_model
 
 __all__ = ["Validation", "ValidationError", "published", "validate"]
 
@@ -70,7 +70,8 @@ def validate(
     Size, crop, interpolation, mean and standard deviation come from the weights' record.
 
     Args:
-        model: Name with its tag, for example `unireplknet_a.in1k`, or `local-dir:<folder>` of `zoo.save_pretrained`.
+        model: Name with its tag, for example `unireplknet_a.in1k`, `local-dir:<folder>` of `zoo.save_pretrained`, or
+            the folder of a run.
         data: Folder with one folder per class, or with such a `val/`, `valid/`, `validation/` or `test/`. Folders are
             the classes in sorted order; fewer of them than the model has, with ImageNet names (`n01440764`) or the
             label names of the model, are looked up by name.
@@ -94,10 +95,14 @@ def validate(
     outputs = torch.tensor(_outputs(names, cfg, classes, folder))
     images = FolderImages(paths, places, _fit(network), seed=None)
     network = to_deploy(network.eval(), inplace=True).to(device)
-    hits1 = hits5 = 0
+    done = hits1 = hits5 = 0
     batches = EpochBatches(len(images), batch_size, seed=0, shuffle=False)
     for batch, targets in ResumableLoader(images, batches, num_workers=num_workers):
         logits = network(batch.to(device)).float().cpu()
+        if (bad := ~logits.softmax(-1).isfinite().all(1)).any():
+            where = paths[done + int(bad.nonzero()[0])]
+            raise ValidationError(f"{where}: the model answers with NaN or infinity, which means nothing")
+        done += len(logits)
         right = logits.topk(min(5, classes), dim=1).indices == outputs[targets][:, None]
         hits1 += int(right[:, 0].sum())
         hits5 += int(right.any(1).sum())
@@ -119,7 +124,7 @@ def _image_folder(data: Path) -> Path:
 
 def _load(model: str, checkpoint: str | Path | None) -> nn.Module:
     try:
-        return create_model(model, pretrained=checkpoint is None, checkpoint_path=checkpoint)
+        return create_model(as_named(model), pretrained=checkpoint is None, checkpoint_path=checkpoint)
     except (ValueError, TypeError) as error:  # an unknown name or tag
         raise ValidationError(str(error)) from None
 

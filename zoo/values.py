@@ -65,14 +65,24 @@ def read_json(path: Path, limit: int = MAX_BYTES) -> Any:
 
     Raises:
         FileNotFoundError: There is none.
-        DamagedFileError: It is no regular file, larger than `limit` bytes, or no JSON.
+        DamagedFileError: It is no regular file, larger than `limit` bytes, or no JSON; or an object has a key twice.
     """
     try:
-        return json.loads(_text(path, limit))
+        return json.loads(_text(path, limit), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         if isinstance(error, DamagedFileError):
             raise
         raise DamagedFileError(f"{path} is not valid JSON ({first_line(error)})") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, each key of which stands in it once: of two values nobody knows which was meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:60]!r} stands in it twice")
+    return found
 
 
 def read_yaml(path: Path, limit: int = 1_000_000) -> Any:

@@ -53,6 +53,7 @@ def test_layouts_of_one_table(separator: str, end: str, tmp_path: Path) -> None:
         'a,b\n"1,5","-2,25"\n"0,5",3\n',
         "a|b\n1.5|-2.25\n.5|3.\n",
         "1,5;-2,25\n0,5;3,0\n",
+        "a;b;c\n1,500;-2,25;1065\n0,500;3,000;7\n",
         "1,5;-2,25\n,5;3,0\n0,5;3,0\n"[:-8],
     ],
 )
@@ -112,6 +113,11 @@ REFUSED = {
     "Python's own forms": (b"a,b\n1,1_000\n", r"line 2: b is '1_000', not a number"),
     "other digits": ("a,b\n1,٣\n".encode(), r"line 2: b is '٣', not a number"),
     "thousands": (b'a,b\n1,"1,234"\n', r"'1,234' \(line 2, b\) may be a decimal comma or thousands"),
+    "thousands here and there": (
+        b"a;b\n1;1,065\n2;1065\n",
+        r"'1,065' \(line 2, b\) may be a decimal comma or thousands, beside '1065' \(line 3, b\)",
+    ),
+    "a name that steers": (b"a,b\x1b[2J\n1,2\n", r"cannot be printed; rename it"),
     "more thousands": (b'a,b\n1,"1,234,567"\n', r"line 2: b is '1,234,567', not a number"),
     "both marks": (b"a;b\n1.5;2\n2;2,5\n", r"a point, '1.5' \(line 2, a\), and with a comma, '2,5' \(line 3, b\)"),
     "an empty name": (b"a,\n1,x\n", r"line 2: column 2 is 'x'"),

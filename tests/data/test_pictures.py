@@ -115,7 +115,7 @@ def test_more_than_eight_bits_are_scaled_by_their_range(tmp_path: Path) -> None:
     [
         (np.full((4, 4), 255, np.float32), "floating-point values from 255 to 255"),
         (np.full((4, 4), -0.5, np.float32), "floating-point values from -0.5 to -0.5"),
-        (np.full((4, 4), np.nan, np.float32), "floating-point values from nan to nan"),
+        (np.full((4, 4), np.nan, np.float32), "values that are not a number"),
         (np.full((4, 4), 70000, np.int32), "whole numbers of 32 bits or with a sign, whose range is not known"),
     ],
 )
@@ -123,6 +123,20 @@ def test_unknown_ranges_are_refused(values: np.ndarray, told: str, tmp_path: Pat
     Image.fromarray(values).save(tmp_path / "x.tif")
     with pytest.raises(DataError, match=told):
         open_picture(tmp_path / "x.tif")
+
+
+def test_few_bits_in_sixteen_are_refused(tmp_path: Path) -> None:
+    for name in ("x.png", "x.tif"):
+        for largest in (1, 255, 4095):
+            Image.fromarray(np.full((4, 4), largest, np.uint16)).save(tmp_path / name)
+            with pytest.raises(DataError, match=rf"its largest value, {largest}, uses less .*or as 8 bits"):
+                open_picture(tmp_path / name)
+        for largest in (0, 8192):
+            Image.fromarray(np.full((4, 4), largest, np.uint16)).save(tmp_path / name)
+            assert opened(tmp_path / name)[0, 0] == round(largest / 65535 * 255)
+    (tmp_path / "x.pgm").write_bytes(b"P5\n2 2\n65535\n" + b"\0\xff" * 4)
+    with pytest.raises(DataError, match="its largest value, 255,"):
+        open_picture(tmp_path / "x.pgm")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "RGBA", "LA", "YCbCr"])

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from zoo.quoting import shown
 from zoo.suggest import suggestion
 
 Init = TypeVar("Init", bound=Callable[..., None])
@@ -22,7 +23,7 @@ _log = logging.getLogger(__name__)
 @functools.cache
 def tell(message: str) -> None:
     """Log a warning, the same one only once in a process."""
-    _log.warning("%s", message)
+    _log.warning("%s", shown(message))
 
 
 class DataError(ValueError):

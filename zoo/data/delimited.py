@@ -27,6 +27,7 @@ from typing import NoReturn
 import numpy as np
 
 from zoo.data.checks import DataError
+from zoo.quoting import is_printable
 
 __all__ = ["SEPARATORS", "Match", "TableFile", "is_time", "read_table"]
 
@@ -37,6 +38,7 @@ _SAMPLE = 200  # rows by which a separator is recognised
 _MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "nat"}
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?", re.ASCII)
+_LONG = re.compile(r"[+-]?\d{4,}", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}", re.ASCII)  # 1,234: a thousand or a decimal comma
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -221,6 +223,9 @@ class NumberReader:
     point: str = field(default="", init=False)  # where a cell had a point
     comma: str = field(default="", init=False)
     doubtful: str = field(default="", init=False)  # where a comma might separate thousands
+    commas: dict[int, str] = field(default_factory=dict, init=False)  # where a column has its first doubtful comma,
+    decimal: set[int] = field(default_factory=set, init=False)  # whether it has one that is surely decimal,
+    long: dict[int, str] = field(default_factory=dict, init=False)  # and four digits or more without any
 
     def value(self, cell: str, line: int, column: int) -> float:
         """A cell as a number; NaN where it is missing and may be.
@@ -231,11 +236,16 @@ class NumberReader:
         if _NUMBER.fullmatch(cell):
             if not self.point and "." in cell:
                 self.point = self._place(line, column, cell)
+            if len(cell) > 3 and column not in self.long and _LONG.fullmatch(cell):
+                self.long[column] = self._place(line, column, cell)
             return self._bounded(float(cell), cell, line, column)
         if _COMMA.fullmatch(cell):
             if _THOUSANDS.fullmatch(cell):
-                self.doubtful = self.doubtful or self._place(line, column, cell)
+                if column not in self.commas:
+                    self.commas[column] = self._place(line, column, cell)
+                    self.doubtful = self.doubtful or self.commas[column]
             else:
+                self.decimal.add(column)
                 self.comma = self.comma or self._place(line, column, cell)
             return self._bounded(float(cell.replace(",", ".")), cell, line, column)
         if cell.lower() in _MISSING and (self.missing or cell == ""):
@@ -261,7 +271,8 @@ class NumberReader:
         """Compare the decimal marks of all cells.
 
         Raises:
-            DataError: Some have a point and some a comma, or a comma might separate thousands.
+            DataError: Some have a point and some a comma, or a comma might separate thousands: all commas of a column
+                have three digits after them, and the column has numbers as large without one.
         """
         comma = self.comma or self.doubtful
         if self.point and comma:
@@ -270,6 +281,11 @@ class NumberReader:
             raise DataError(
                 f"{self.table.path}: {self.doubtful} may be a decimal comma or thousands; write numbers with a point, "
                 "or separate the cells by semicolons"
+            )
+        for column in self.commas.keys() & self.long.keys() - self.decimal:
+            raise DataError(
+                f"{self.table.path}: {self.commas[column]} may be a decimal comma or thousands, beside "
+                f"{self.long[column]}; write numbers with a point, or thousands without a mark"
             )
 
 
@@ -309,6 +325,7 @@ def read_table(
     if header is None:
         header = not _is_data(first)
     if header:
+        first = [name if is_printable(name) or "\0" in name else " ".join(name.split()) for name in first]
         _check_names(path, first)
     return TableFile(path, separator, encoding, first if header else None, len(first), skip)
 
@@ -347,6 +364,8 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
         raise DataError(f"{path}: columns {first} and {second} are both named {twice[:60]!r}; rename one")
     if any("\0" in name for name in names):
         raise DataError(f"{path} is not text: its first line has zero bytes")
+    if odd := next((name for name in names if not is_printable(name)), None):
+        raise DataError(f"{path}: the column {odd[:60]!r} has characters in its name that cannot be printed; rename it")
 
 
 def _encoding(path: Path, asked: str | None, what: str) -> str:

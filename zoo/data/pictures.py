@@ -1,9 +1,9 @@
 """The one gate for pictures: which files are opened, how their content becomes grey or colour, and how that is fitted.
 
 Rules: only the formats of :data:`FORMATS` are opened, by content, whatever the file is called. The picture is turned
-upright as its EXIF orientation says. Values are scaled by their range: 16-bit grey by 65535 (12-bit by 4095), floating
-point must lie in [0, 1] already. Transparent pixels show the background that the record names. Of a file with several
-pictures the first one is taken.
+upright as its EXIF orientation says. Values are scaled by their range: 16-bit grey by 65535 (12-bit by 4095), of which
+it must use an eighth; floating point must lie in [0, 1] already. Transparent pixels show the background that the record
+names. Of a file with several pictures the first one is taken.
 
 The cost of a picture is bounded by its own pixels, once, and by the result.
 """
@@ -44,6 +44,7 @@ MAX_PIXELS = 100_000_000
 _ORDINARY = 1_000_000  # pixels up to which a picture is decoded as it is
 _LONG = 8  # times as long as wide, from which on only what the crop keeps is resized; equal up to rounding
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF files
+_SHARE = 8  # a picture of 16 bits whose values stay below this part of their range was hardly meant so
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -138,9 +139,8 @@ def _plain(file: Image.Image, path: str | Path, channels: int, background: int) 
     mode = "L" if channels == 1 else "RGB"
     if file.mode.startswith("I") or file.mode == "F":
         values = _scaled(file, path)
-        clear = file.info.get("transparency")
-        if isinstance(clear, int):  # a 16-bit PNG may name one grey value that is transparent
-            values[np.asarray(file) == clear] = background
+        if (clear := _clear(file)) is not None:
+            values[clear] = background
         return Image.fromarray(values).convert(mode)
     if file.has_transparency_data:
         above = file.convert("LA").convert("RGBA") if file.mode == "La" else file.convert("RGBA")
@@ -149,12 +149,20 @@ def _plain(file: Image.Image, path: str | Path, channels: int, background: int) 
     return file.convert(mode)
 
 
+def _clear(file: Image.Image) -> np.ndarray | None:
+    """Where a 16-bit grey picture has the one value that it names as transparent; None where it names none."""
+    clear = file.info.get("transparency")
+    return np.asarray(file) == clear if isinstance(clear, int) else None
+
+
 def _scaled(file: Image.Image, path: str | Path) -> np.ndarray:
     """A grey picture of more than 8 bits as bytes, by the range of its kind."""
     values = np.asarray(file)
     tags: Any = getattr(file, "tag_v2", None) or {}
     white_is_zero = tags.get(_PHOTOMETRIC) == 0
     if file.mode == "F":
+        if np.isnan(values).any():
+            raise DataError(f"the image {path} holds values that are not a number (NaN): give each pixel a value")
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= 1):
             raise DataError(
@@ -167,8 +175,15 @@ def _scaled(file: Image.Image, path: str | Path) -> np.ndarray:
             f"the image {path} holds whole numbers of 32 bits or with a sign, whose range is not known: save it as 16 "
             "bits"
         )
-    bits = tags.get(_BITS_PER_SAMPLE, (16,))
-    return _bytes(values, 2 ** int(bits[0] if isinstance(bits, tuple) else bits) - 1, white_is_zero)
+    said = tags.get(_BITS_PER_SAMPLE, (16,))
+    bits = int(said[0] if isinstance(said, tuple) else said)
+    seen = values if (clear := _clear(file)) is None else values[~clear]
+    if bits == 16 and 0 < (largest := int(seen.max(initial=0))) * _SHARE < 2**bits - 1:  # 8 or 12 bits, in 16
+        raise DataError(
+            f"the image {path} has {bits} bits a pixel, and its largest value, {largest}, uses less than an eighth of "
+            f"their range: save it scaled to its range (0 to {2**bits - 1}), or as 8 bits"
+        )
+    return _bytes(values, 2**bits - 1, white_is_zero)
 
 
 def _bytes(values: np.ndarray, largest: int, white_is_zero: bool) -> np.ndarray:

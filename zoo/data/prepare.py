@@ -19,7 +19,7 @@ from torch import Tensor
 from zoo import inputs
 from zoo.data.checks import DataError
 
-__all__ = ["SUFFIXES", "form_for", "kind_of_file", "prepare"]
+__all__ = ["SUFFIXES", "form_for", "kind_of_file", "prepare", "says_nothing"]
 
 #: Where the function of each kind lives; it takes the file and the typed record, and returns the model's arguments.
 PREPARERS = {
@@ -77,6 +77,37 @@ def prepare(path: str | Path, record: Mapping[str, Any]) -> tuple[Tensor, ...]:
     return getattr(importlib.import_module(f"zoo.data.{module}"), name)(path, form)
 
 
+_EVEN = 1e-5  # what may still differ by rounding; half a step of 16-bit sound
+
+
+def says_nothing(path: Path, values: Tensor, form: Any) -> str | None:
+    """One sentence where a prepared file is even, so that no answer can come from it; None for any other.
+
+    Args:
+        path: The file.
+        values: The first of the model's arguments for it.
+        form: The typed record. Tables and texts are never even.
+    """
+    if form.kind in ("table", "text"):
+        return None
+    if form.kind == "spectrum":  # of even places, the bands still differ
+        mean, std = (values.new_tensor(v).view(1, -1, 1, 1) for v in (form.mean, form.std))
+        values = (values * std + mean).flatten(1)[:, None]
+    elif form.kind in ("points", "series"):
+        values = values.transpose(1, 2)
+    elif form.kind == "sound":
+        values = values[:, None]
+    places = values.flatten(2)
+    if places.shape[2] < 2 or bool((places.amax(2) - places.amin(2) > _EVEN).any()):
+        return None
+    what = {"image": "pixels", "clip": "pixels", "sound": "samples", "points": "points", "series": "steps"}
+    clear = f" (transparent ones show the background, {form.background})" if form.kind == "image" else ""
+    return (
+        f"{path}: once prepared for the model all its {what.get(form.kind, 'values')}{clear} are the same, so the "
+        "answer says nothing about it"
+    )
+
+
 def form_for(path: Path, record: Mapping[str, Any]) -> Any:
     """The typed form of a record, once a file is there that is of its kind.
 
@@ -88,6 +119,10 @@ def form_for(path: Path, record: Mapping[str, Any]) -> Any:
     except inputs.InputError as error:
         raise DataError(str(error)) from None
     if not path.is_file():
+        if path.exists():
+            raise DataError(
+                f"{path} is {'a folder' if path.is_dir() else 'no regular file'}: give the files themselves"
+            )
         raise DataError(f"there is no file {path}")
     kind_of_file(path, form.kind)
     return form

@@ -33,6 +33,7 @@ from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, stratified_split
 from zoo.data.sources import Wheel, cache_folder
 from zoo.files import CheckpointError, write_atomic
+from zoo.quoting import is_printable
 from zoo.suggest import suggestion
 
 __all__ = ["PROBLEMS", "TABLES", "Table", "TableRows", "Tabular", "load_table", "read_rows", "synthetic", "table_names"]
@@ -135,6 +136,8 @@ def encode(name: str, cells: Sequence[str]) -> list[tuple[str, np.ndarray]]:
         return [(name, np.array(cells, np.float64))]
     except ValueError:
         values = sorted(set(cells))
+        if odd := next((value for value in values if not is_printable(value)), None):
+            raise DataError(f"column {name} holds {odd[:60]!r}, with characters that cannot be printed") from None
         return [(f"{name}={value}", np.array([cell == value for cell in cells], np.float64)) for value in values]
 
 

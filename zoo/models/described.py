@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Annotated, Literal, TypedDict
 
 from annotated_types import Ge, Gt, Le
 from pydantic import FiniteFloat
 
-__all__ = ["Beside", "Described"]
+from zoo.quoting import is_printable
+
+__all__ = ["Beside", "Described", "name_problems"]
 
 _Side = Annotated[int, Gt(0), Le(1_000_000)]
 _Share = Annotated[float, Ge(0.05), Le(20)]
@@ -51,3 +55,19 @@ class Beside(TypedDict, total=False):
     num_features: Annotated[int, Ge(0)]
     label_names: list[str]
     label_descriptions: dict[str, str]
+
+
+def name_problems(names: Sequence[str], outputs: int | None) -> list[str]:
+    """What is wrong with the names of classes, one sentence each.
+
+    Args:
+        names: In the order of the outputs; empty where classes have no names.
+        outputs: Of the model; None or below 1 where it is not said. A single one can tell two classes apart.
+    """
+    if odd := next((name for name in names if not is_printable(name)), None):
+        return [f"label_names holds {odd[:60]!r}, with characters that cannot be printed"]
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        return [f"label_names holds {twice[:60]!r} twice; every class has a name of its own"]
+    if names and outputs is not None and outputs > 0 and len(names) not in ({1, 2} if outputs == 1 else {outputs}):
+        return [f"label_names has {len(names)} names for {outputs} classes"]
+    return []

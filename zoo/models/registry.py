@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import inspect
 import json
+import os
 import re
 import sys
 import typing
@@ -40,7 +41,7 @@ from zoo.files import (
 )
 from zoo.models import closed, plugins, shipped
 from zoo.models.deploy import to_deploy
-from zoo.models.described import Beside, Described
+from zoo.models.described import Beside, Described, name_problems
 from zoo.models.loading import Strict, load_state
 from zoo.suggest import nearest, suggestion
 from zoo.values import first_line
@@ -136,6 +137,30 @@ def _create(
     return model
 
 
+#: What a command takes as a model.
+MAY_BE = "a name with its tag (grbf.wine), local-dir:FOLDER of a saved model, or the folder of a finished run"
+
+
+def as_named(model: str | Path) -> str:
+    """What a command was given as a model, as :func:`create_model` takes it: a run folder is the model in it.
+
+    Raises:
+        ValueError: It is a file, or a folder of something else.
+    """
+    name = str(model)
+    if os.path.isfile(os.path.join(name, "model", CONFIG_NAME)):
+        return f"local-dir:{Path(name) / 'model'}"
+    if ":" in name or ("/" not in name and "\\" not in name and not os.path.exists(name)):
+        return name
+    if timm.is_model(name.partition(".")[0]):
+        return name
+    if not os.path.exists(name):
+        what = "is not there"
+    else:
+        what = "is a folder, but of no finished run" if os.path.isdir(name) else "is a file, not a model"
+    raise ValueError(f"{name[:200]} {what}: a model is {MAY_BE}")
+
+
 # ---- names -------------------------------------------------------------------------------------------------
 
 
@@ -212,6 +237,10 @@ def _check_config(folder: Path) -> str:
         own = inspect.signature(returned).parameters  # an unknown one is told when the model is built
         taken = {k: v for k, v in arguments.items() if k in own}
         problems += check_call(returned, taken, "model_args", given=own, nested=False)
+    if not problems:
+        classes = config.get("num_classes", cfg.get("num_classes"))
+        for names in (config.get("label_names"), cfg.get("label_names")):
+            problems += name_problems(names or (), classes)
     if problems:
         raise CheckpointError(f"{where}: {problems[0][:300]}")
     return arch

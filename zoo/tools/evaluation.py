@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from zoo.config import check_call
 from zoo.models import shipped
 from zoo.models.deploy import to_deploy
-from zoo.models.registry import create_model
+from zoo.models.registry import MAY_BE, as_named, create_model
 from zoo.tasks import Task
 from zoo.tools.errors import ToolError
 from zoo.trust import TrustError, recorded_class
 from zoo.values import first_line
 
-__all__ = ["batches", "build_data", "build_task", "evaluate", "load", "record_of", "validate"]
+__all__ = ["batches", "build_data", "build_task", "evaluate", "load", "record_of", "unusable", "validate"]
 
 
 def record_of(model: str | Path) -> dict[str, Any]:
@@ -34,16 +34,15 @@ def record_of(model: str | Path) -> dict[str, Any]:
         return shipped.record(model)
     from zoo.tools.release import describe
 
+    if not Path(model).is_dir():
+        raise ToolError(f"there is no model {str(model)!r:.200}: give {MAY_BE}")
     return describe([Path(model)])
 
 
 def load(model: str | Path, deploy: bool = True) -> nn.Module:
     """A model in eval mode with its weights, by name, `local-dir:` or run folder; merged for inference by default."""
-    name = str(model)
-    if (Path(name) / "model" / "config.json").is_file():
-        name = f"local-dir:{Path(name) / 'model'}"
     try:
-        built = create_model(name, pretrained=True).eval()
+        built = create_model(as_named(model), pretrained=True).eval()
     except (ValueError, TypeError) as error:  # an unknown name or tag
         raise ToolError(str(error)) from None
     return to_deploy(built, inplace=True) if deploy else built
@@ -95,6 +94,39 @@ def evaluate(record: Mapping[str, Any], model: nn.Module, progress: bool = False
         **changes: Replaced arguments of the data module.
     """
     data = build_data(record, **changes)
+    hook = model.register_forward_hook(_watch(str(record.get("name", "the model"))))
+    try:
+        return _measured(record, data, model, progress)
+    finally:
+        hook.remove()
+
+
+def unusable(outputs: Tensor) -> Tensor:
+    """Which rows of outputs (N, ...) give no answer: NaN, or infinity that makes no probabilities. Shape (N,), bool.
+
+    One class of several may be impossible, with a logit of minus infinity.
+    """
+    judged = outputs.float().softmax(-1) if outputs.ndim == 2 and outputs.shape[1] > 1 else outputs
+    return ~judged.isfinite().reshape(len(outputs), -1).all(1)
+
+
+def _watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
+    """A hook that stops at the first answer that is no number; it counts the rows of all batches."""
+    seen = 0
+
+    def look(module: nn.Module, given: Any, outputs: Any) -> None:
+        nonlocal seen
+        if not isinstance(outputs, Tensor) or not outputs.ndim:
+            return
+        if (bad := unusable(outputs)).any():
+            row = seen + int(bad.nonzero()[0]) + 1
+            raise ToolError(f"{name} answers row {row} of its test data with NaN or infinity, which means nothing")
+        seen += len(outputs)
+
+    return look
+
+
+def _measured(record: Mapping[str, Any], data: Any, model: nn.Module, progress: bool) -> dict[str, float]:
     if hasattr(data, "stream"):  # continual learning: every task, its id unknown
         return {"test/acc_agnostic": _agnostic(data, model)}
     task = build_task(record, model)

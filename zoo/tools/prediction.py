@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from zoo import inputs
 from zoo.data.checks import DataError
 from zoo.data.pictures import Fit
-from zoo.data.prepare import SUFFIXES, form_for, prepare
+from zoo.data.prepare import SUFFIXES, form_for, prepare, says_nothing
 from zoo.data.series import in_units, last_window
 from zoo.tools.errors import ToolError
-from zoo.tools.evaluation import load, record_of
+from zoo.tools.evaluation import load, record_of, unusable
 
 __all__ = ["draw", "predict", "prepared"]
 
@@ -40,10 +41,11 @@ def predict(model: str, files: Sequence[str | Path], top: int = 5, header: bool 
         One entry a file, or a row of a table: `file`, `row` of a table, and `predictions` (`class` and `probability`,
         most probable first) or `value`. For a series `forecast` (a list of values for each of the steps that follow its
         end, in the units of the file), `columns` (the names of the values) and `times` (of the steps, where the series
-        keeps one step).
+        keeps one step). The first entry of a file that is even once it is prepared (a blank picture, silence) has a
+        `note` that says so.
 
     Raises:
-        ToolError: A file is missing, damaged, or nothing that this model takes.
+        ToolError: A file is missing, damaged, or nothing that this model takes; or the model's answer is no number.
     """
     network = load(model)
     facts = _facts(model, network)
@@ -57,13 +59,28 @@ def predict(model: str, files: Sequence[str | Path], top: int = 5, header: bool 
         if facts["record"]["kind"] == "series":
             found.append({"file": str(path)} | _forecast(path, network, facts["record"]))
             continue
-        outputs = network(*_told(prepare, path, facts["record"])).float()
+        arguments = _told(prepare, path, facts["record"])
+        note = _note(path, arguments[0], inputs.read(facts["record"]))
+        outputs = network(*arguments).float()
+        bad = unusable(outputs)
         for i, out in enumerate(outputs):
             entry: dict[str, Any] = {"file": str(path)}
             if path.suffix.lower() in SUFFIXES["table"]:
                 entry["row"] = i + 1
-            found.append(entry | _answer(out, facts, top))
+            if bad[i]:
+                _refuse_answer(f"{path}, row {i + 1}" if "row" in entry else str(path))
+            found.append(entry | _answer(out, facts, top) | (note if i == 0 else {}))
     return found
+
+
+def _note(path: Path, values: Tensor, form: Any) -> dict[str, str]:
+    told = says_nothing(path, values, form)
+    return {} if told is None else {"note": told}
+
+
+def _refuse_answer(where: str) -> NoReturn:
+    raise ToolError(f"{where}: the model answers with NaN or infinity, which means nothing; its weights are damaged, "
+                    "or the values are far from those that it was trained on")  # fmt: skip
 
 
 def prepared(path: Path, network: nn.Module) -> tuple[Tensor, ...]:
@@ -87,7 +104,9 @@ def _forecast(path: Path, network: nn.Module, record: Mapping[str, Any]) -> dict
     form = _told(form_for, path, record)
     window = _told(lambda file, _: last_window(file, form), path, record)
     values = in_units(network(window.values, window.marks)[0], form)
-    return {
+    if not np.isfinite(np.asarray(values)).all():
+        _refuse_answer(str(path))
+    return _note(path, window.values, form) | {
         "forecast": values.tolist(),
         "columns": window.names,
         "times": [time.isoformat(sep=" ") for time in window.times],
