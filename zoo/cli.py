@@ -394,6 +394,7 @@ def _add_benchmark(commands: Commands) -> None:
     parser.add_argument("family", nargs="?", help="for example grbf; nothing lists them")
     parser.add_argument("name", nargs="?", help="which measurement; nothing takes all of the family")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the CSV files (results)")
+    parser.add_argument("--table", action="store_true", help="measure nothing, write the table of the rows there are")
     parser.add_argument(
         "--models", nargs="+", metavar="MODEL", help="models: names of the zoo or of timm; gkcl: learners of its tables"
     )
@@ -425,11 +426,19 @@ def _benchmark(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
     if options.name is not None and options.name not in entries:
         parser.error(f"{options.family} has no measurement {options.name!r}{suggestion(options.name, entries)}")
     check_output(options.out)
-    for name in [options.name] if options.name else entries:
-        _, module, function = entries[name]
-        measure = getattr(importlib.import_module(module), function)
-        for line in measure(options.out.absolute(), **_given(parser, options, measure)):
-            print(shown(line), flush=True)
+    if options.table and options.name in ("speed", "inference", "training"):
+        parser.error(f"{options.name} measures anew each time, and writes its table when it has")
+    from zoo.benchmarks.records import Records
+
+    Records.frozen = options.table
+    try:
+        for name in [options.name] if options.name else entries:
+            _, module, function = entries[name]
+            measure = getattr(importlib.import_module(module), function)
+            for line in measure(options.out.absolute(), **_given(parser, options, measure)):
+                print(shown(line), flush=True)
+    finally:
+        Records.frozen = False
     return 0
 
 
