@@ -250,7 +250,7 @@ def run(
         damaged = isinstance(error, KeyError | TypeError | AttributeError | IndexError | RuntimeError | ValueError)
         if damaged and state is not None and not begun.steps and not type(error).__module__.startswith("zoo."):
             raise RunFailed(f"{state} is no state that this run can continue from: {first_line(error)}") from error
-        told = isinstance(error, ValueError) and is_ours(error)
+        told = type(error) is ValueError and is_ours(error)  # the zoo's own kinds of errors stay as they are
         if not (told or is_lightnings(error)):
             raise
         _log.info("the training stopped", exc_info=True)  # into the run's log file
