@@ -186,6 +186,7 @@ def test_without_it_the_numbers_are_the_same(setting: tuple[str, str], monkeypat
     with torch.inference_mode():
         usual = model(images), depthwise_conv2d(x, weight)
         native.library.cache_clear()
+        monkeypatch.delenv("ZOO_NATIVE", raising=False)
         monkeypatch.setenv(*setting)
         try:
             assert native.library() is None
