@@ -1,0 +1,1 @@
+"""Learners: fitted in closed form, by ridge solves and sums, without steps along gradients."""
