@@ -6,21 +6,24 @@ bandwidths and exponents can be compared by the exact leave-one-out error, which
 
 >>> for kernel, coefficients in iterate(X, Y, ExponentialPower(2.0), ridge=0.1, iterations=3):
 ...     errors = leave_one_out_residuals(kernel(X), Y, 0.1).square().mean()
+>>> machine = MetricMachine().fit(X, Y)                         # chooses everything itself
+>>> machine(Z), machine.setting, machine.feature_importance()
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.kernels.exponential_power import ExponentialPower
-from zoo.kernels.linalg import cholesky
+from zoo.kernels.linalg import Factor, cholesky
+from zoo.scaling import standardisation, standardised
 
-__all__ = ["Iterate", "iterate", "leave_one_out_residuals", "median_distance"]
+__all__ = ["Iterate", "MetricMachine", "Setting", "iterate", "leave_one_out_residuals", "median_distance"]
 
 Bandwidth = Literal["constant", "adaptive"]
 
@@ -113,3 +116,356 @@ def leave_one_out_residuals(K: Tensor, Y: Tensor, ridge: float, *, recentre: boo
     # A for targets less the mean without row i: inverse @ Y - inverse @ 1 * mean_i, row i of it
     rows = inverse @ Y - inverse.sum(1, keepdim=True) * means
     return (rows / scale).to(K)
+
+
+# ---- everything chosen by the exact leave-one-out error ------------------------------------------------------
+
+Form = Literal["isotropic", "full", "diagonal"]
+
+#: Exponents q, bandwidths L in median distances, and ridges that are compared.
+EXPONENTS = (0.7, 1.0, 1.5, 2.0)
+BANDWIDTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
+RIDGES = tuple(10 ** (k / 2) for k in range(-8, 5))  # 1e-4 ... 100
+#: A full metric has D x D numbers: above so many features it is diagonal.
+WIDEST = 256
+_PRODUCTS = 2**24  # numbers of the gradients of one block of outputs
+_ROWS = 8192  # of one block of the approximation
+
+
+class Setting(NamedTuple):
+    """What :class:`MetricMachine` chose."""
+
+    form: Form
+    iterations: int  # updates of the metric
+    exponent: float
+    bandwidth: float  # L in median distances under the metric
+    ridge: float  # for rows whose mean weight is 1
+    error: float  # mean squared leave-one-out residual, summed over outputs
+
+
+class _Space:
+    """Rows under one metric, and the leave-one-out errors of settings on them."""
+
+    def __init__(self, X: Tensor, Y: Tensor, weight: Tensor, metric: Tensor | None) -> None:
+        self.X, self.Y, self.weight = X, Y, weight
+        self.kernel = ExponentialPower(1.0, metric=metric, dtype=torch.float64, device=X.device)
+        self.d = self.kernel.distances(X)
+        self.unit = float(median_distance(self.d)) or 1.0
+        self._log = (self.d / self.unit).log_() if len(X) > 1 else self.d
+        self._gram: tuple[tuple[float, float], Tensor] | None = None
+        self._errors: dict[tuple[float, float, float], float] = {}
+
+    def of(self, exponent: float, bandwidth: float) -> ExponentialPower:
+        """The kernel of a setting."""
+        kernel = copy.deepcopy(self.kernel)
+        kernel.exponent, kernel.lengthscale = exponent, bandwidth * self.unit
+        return kernel
+
+    def gram(self, exponent: float, bandwidth: float) -> Tensor:
+        """Its matrix (n, n); the last one is kept."""
+        if self._gram is None or self._gram[0] != (exponent, bandwidth):
+            self._gram = (exponent, bandwidth), self.of(exponent, bandwidth).of_distances(self.d)
+        return self._gram[1]
+
+    def _factor(self, exponent: float, bandwidth: float, ridge: float) -> Factor:
+        K = self.gram(exponent, bandwidth).clone()
+        K.diagonal().add_(ridge / self.weight)
+        return cholesky(K)
+
+    def solve(self, exponent: float, bandwidth: float, ridge: float) -> Tensor:
+        """Coefficients (n, C)."""
+        return self._factor(exponent, bandwidth, ridge).solve(self.Y)
+
+    def residuals(self, exponent: float, bandwidth: float, ridge: float) -> tuple[Tensor, Tensor]:
+        """Coefficients, and the residual of each row that the others predict, both (n, C)."""
+        inverse = torch.cholesky_inverse(self._factor(exponent, bandwidth, ridge).lower)
+        A = inverse @ self.Y
+        return A, A / inverse.diagonal()[:, None]
+
+    def error(self, exponent: float, bandwidth: float, ridge: float) -> float:
+        """Weighted mean of the squared leave-one-out residuals, summed over outputs."""
+        at = exponent, bandwidth, ridge
+        if at not in self._errors:
+            self._errors[at] = float(self.weight @ self.residuals(*at)[1].square().sum(1) / self.weight.sum())
+        return self._errors[at]
+
+    def descend(self, start: Sequence[int], grids: Sequence[Sequence[float]], axes: Sequence[int]) -> list[int]:
+        """Places on the grids of a setting that no step along one axis makes better."""
+        at = list(start)
+
+        def error(places: Sequence[int]) -> float:
+            q, L, ridge = (grid[i] for grid, i in zip(grids, places, strict=True))
+            return self.error(q, L, ridge)
+
+        while True:
+            before = list(at)
+            for axis in axes:
+                for step in (1, -1):
+                    moved = False
+                    while 0 <= at[axis] + step < len(grids[axis]):
+                        tried = list(at)
+                        tried[axis] += step
+                        if error(tried) >= error(at):
+                            break
+                        at, moved = tried, True
+                    if moved:
+                        break
+            if at == before:
+                return at
+
+
+class MetricMachine(nn.Module):
+    """Kernel ridge regression whose kernel, ridge and metric are chosen by the exact leave-one-out error.
+
+    The metric after k updates is that of :func:`iterate`, scaled to mean diagonal 1 and shrunk towards the identity: it
+    has seen every row's own target, and the leave-one-out error does not know that. No row is held out, nothing is
+    drawn, and the order of the rows changes nothing.
+
+    Up to `search_rows` rows all settings are compared on all of them. Above, they are compared on every k-th of the
+    rows in the order of their targets, and the chosen one is solved again on up to `solve_rows` rows. More rows than
+    these are fitted by Nystroem's approximation with `centers` of them, the ridge chosen by leave-one-out on all.
+
+    Args:
+        forms: What is compared: `"isotropic"` (no metric), and metrics that are `"full"` or `"diagonal"`. Above 256
+            features a full metric is a diagonal one.
+        exponents: Exponents q of the kernel.
+        bandwidths: Lengthscales in median distances.
+        ridges: For rows whose mean weight is 1.
+        iterations: Most updates of the metric.
+        shrinkage: Share of the identity in the metric, from 0 to 1.
+        standardize: Standardise the features.
+        search_rows: See above.
+        solve_rows: See above.
+        centers: See above.
+
+    Attributes:
+        setting: What was chosen.
+        kernel: The kernel, of standardised rows.
+        centers: Rows (m, D), standardised.
+        coefficients: (m, C).
+        intercept: (C,), the weighted mean of the targets.
+        left_out: Prediction (n, C) for each row of the last fit by all the others; zero where a row had no weight.
+
+    Raises:
+        ValueError: An option is out of range.
+    """
+
+    input_mean: Tensor
+    input_scale: Tensor
+    centers: Tensor
+    coefficients: Tensor
+    intercept: Tensor
+
+    def __init__(
+        self,
+        forms: Sequence[Form] = ("isotropic", "full", "diagonal"),
+        *,
+        exponents: Sequence[float] = EXPONENTS,
+        bandwidths: Sequence[float] = BANDWIDTHS,
+        ridges: Sequence[float] = RIDGES,
+        iterations: int = 2,
+        shrinkage: float = 0.5,
+        standardize: bool = True,
+        search_rows: int = 700,
+        solve_rows: int = 2000,
+        centers: int = 1000,
+    ) -> None:
+        super().__init__()
+        unknown = [form for form in forms if form not in ("isotropic", "full", "diagonal")]
+        if unknown or not forms:
+            raise ValueError(f"forms={tuple(forms)!r} must be some of 'isotropic', 'full', 'diagonal'")
+        for name, values in (("exponents", exponents), ("bandwidths", bandwidths), ("ridges", ridges)):
+            if not values or not all(0 < value < float("inf") for value in values):
+                raise ValueError(f"{name}={tuple(values)!r} must be positive numbers")
+        if max(exponents) > 2:
+            raise ValueError(f"exponents={tuple(exponents)!r} must be at most 2")
+        if not 0 <= shrinkage <= 1:
+            raise ValueError(f"shrinkage={shrinkage!r} must lie between 0 and 1")
+        self.forms = tuple(forms)
+        self.grids = tuple(tuple(sorted(map(float, grid))) for grid in (exponents, bandwidths, ridges))
+        self.iterations, self.shrinkage, self.standardize = iterations, float(shrinkage), standardize
+        self.search_rows, self.solve_rows, self.most_centers = search_rows, solve_rows, centers
+        self.setting: Setting | None = None
+        self.left_out: Tensor | None = None
+
+    # ---- fitting --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fit(self, X: Tensor, Y: Tensor, sample_weight: Tensor | None = None) -> MetricMachine:
+        """Choose and solve.
+
+        Args:
+            X: Rows (n, D), finite.
+            Y: Targets (n, C), or (n,) for one.
+            sample_weight: (n,), not negative; only their ratios count, and a row of weight 0 is none. None for ones.
+
+        Returns:
+            The machine.
+
+        Raises:
+            ValueError: Shapes do not fit, a number is not finite, or no row has a weight.
+        """
+        X, Y, weight = _checked(X, Y, sample_weight)
+        order = _canonical(X, Y, weight)
+        X, Y, weight = X[order], Y[order], weight[order] / weight[order].mean()
+        mean, scale = standardisation(X, weight)
+        if not self.standardize:
+            mean, scale = torch.zeros_like(mean), torch.ones_like(scale)
+        Z = standardised(X, mean, scale, torch.float64)
+        offset = weight @ Y / weight.sum()
+        data = Z, Y - offset, weight
+        search = _part(len(Z), self.search_rows)
+        path, form, space = self._search(*(part[search] for part in data))
+        if len(Z) > self.search_rows:
+            solve = _part(len(Z), self.solve_rows)
+            space = self._replay(path, form, *(part[solve] for part in data))
+        at = path[-1]
+        if len(Z) <= self.solve_rows:
+            if len(Z) > self.search_rows:
+                at = space.descend(at, self.grids, (2,))
+            q, L, ridge = self._values(at)
+            coefficients, residuals = space.residuals(q, L, ridge)
+            kernel, centers = space.of(q, L), Z
+        else:
+            q, L, _ = self._values(at)
+            kernel = space.of(q, L)
+            centers = Z[_part(len(Z), self.most_centers)]
+            coefficients, residuals, ridge = _nystroem(kernel, centers, *data, self.grids[2])
+        error = float(weight @ residuals.square().sum(1) / weight.sum())
+        self.setting = Setting(form, len(path) - 1, q, L, ridge, error)
+        self.kernel = kernel
+        for name, value in (("input_mean", mean), ("input_scale", scale), ("centers", centers)):
+            self.register_buffer(name, value.clone())
+        self.register_buffer("coefficients", coefficients)
+        self.register_buffer("intercept", offset)
+        self.left_out = torch.zeros(len(sample_weight) if sample_weight is not None else len(Y), Y.shape[1]).to(Y)
+        self.left_out[order] = Y - residuals
+        return self
+
+    def _values(self, at: Sequence[int]) -> tuple[float, float, float]:
+        q, L, ridge = (grid[i] for grid, i in zip(self.grids, at, strict=True))
+        return q, L, ridge
+
+    def _search(self, X: Tensor, Y: Tensor, weight: Tensor) -> tuple[list[list[int]], Form, _Space]:
+        """Places of the settings of each solve, form of the metric, and the rows under the last one."""
+        wanted = (1.0, 1.0, 0.1)
+        start = [min(range(len(g)), key=lambda i: abs(g[i] - w)) for g, w in zip(self.grids, wanted, strict=True)]
+        space = _Space(X, Y, weight, None)
+        at = space.descend(start, self.grids, (2, 1, 0))
+        first = (space.error(*self._values(at)), [at], "isotropic", space)
+        found = [first] if "isotropic" in self.forms else []
+        forms = [form for form in ("full", "diagonal") if form in self.forms]
+        if X.shape[1] > WIDEST and forms or X.shape[1] == 1:
+            forms = forms and ["diagonal"]
+        for form in forms:
+            _, path, _, here = first
+            for _ in range(self.iterations):
+                here = _Space(X, Y, weight, self._metric(here, path[-1], form))
+                path = [*path, here.descend(path[-1], self.grids, (2, 1))]
+                found.append((here.error(*self._values(path[-1])), path, form, here))
+        error, path, form, space = min(found or [first], key=lambda one: one[0])
+        path = [*path[:-1], space.descend(path[-1], self.grids, (0, 2, 1))]
+        return path, form, space
+
+    def _replay(self, path: list[list[int]], form: Form, X: Tensor, Y: Tensor, weight: Tensor) -> _Space:
+        """The rows under the metric that the settings of a path lead to."""
+        space = _Space(X, Y, weight, None)
+        for at in path[:-1]:
+            space = _Space(X, Y, weight, self._metric(space, at, form))
+        return space
+
+    def _metric(self, space: _Space, at: Sequence[int], form: Form) -> Tensor:
+        """The average gradient outer product (D, D), or its diagonal (D,), at mean diagonal 1 and shrunk."""
+        q, L, ridge = self._values(at)
+        A, kernel, K = space.solve(q, L, ridge), space.of(q, L), space.gram(q, L)
+        D, total = space.X.shape[1], None
+        step = max(1, _PRODUCTS // space.X.numel())
+        for block in A.split(step, 1):
+            g = kernel.gradients_of(space.d, K, space.X, block) * space.weight.sqrt()[:, None]  # (C, n, D)
+            g = g.flatten(0, 1)
+            part = g.mT @ g if form == "full" else g.square().sum(0)
+            total = part if total is None else total + part
+        assert total is not None
+        trace = total.diagonal().sum() if form == "full" else total.sum()
+        eye = torch.eye(D, dtype=total.dtype, device=total.device) if form == "full" else torch.ones_like(total)
+        if not bool(trace > 0):
+            return eye
+        return (1 - self.shrinkage) * D / trace * total + self.shrinkage * eye
+
+    # ---- using it -------------------------------------------------------------------------------------------
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Predictions (n, C) for rows (n, D), in float64."""
+        if self.setting is None:
+            raise ValueError("the machine is not fitted: call fit(X, Y) first")
+        Z = standardised(X, self.input_mean, self.input_scale, torch.float64)
+        return self.kernel(Z, self.centers) @ self.coefficients + self.intercept
+
+
+def _checked(X: Tensor, Y: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    Y = Y[:, None] if Y.ndim == 1 else Y
+    weight = X.new_ones(len(X)) if weight is None else weight
+    if X.ndim != 2 or Y.ndim != 2 or len(Y) != len(X) or weight.shape != (len(X),):
+        raise ValueError(
+            f"rows (n, D), targets (n, C) and weights (n,) are needed, got {tuple(X.shape)}, {tuple(Y.shape)} and "
+            f"{tuple(weight.shape)}"
+        )
+    X, Y, weight = X.detach().double(), Y.detach().double(), weight.detach().double()
+    for name, values in (("rows", X), ("targets", Y), ("weights", weight)):
+        if not bool(values.isfinite().all()):
+            raise ValueError(f"the {name} have numbers that are not finite")
+    if bool((weight < 0).any()) or not bool((weight > 0).any()):
+        raise ValueError("weights must not be negative, and one must be above 0")
+    return X, Y, weight
+
+
+def _canonical(X: Tensor, Y: Tensor, weight: Tensor) -> Tensor:
+    """Places of the rows that have a weight, in an order that does not depend on theirs: by target, then by features."""
+    order = torch.nonzero(weight > 0).flatten()
+    for key in (weight, *X.unbind(1)[::-1], *Y.unbind(1)[::-1]):
+        order = order[key[order].argsort(stable=True)]
+    return order
+
+
+def _part(n: int, count: int) -> Tensor:
+    """Evenly spread places of at most `count` of n rows."""
+    return torch.arange(n) if n <= count else torch.arange(count) * n // count
+
+
+def _nystroem(
+    kernel: ExponentialPower,
+    centers: Tensor,
+    X: Tensor,
+    Y: Tensor,
+    weight: Tensor,
+    ridges: Sequence[float],
+) -> tuple[Tensor, Tensor, float]:
+    """Ridge regression on the span of the kernels at the centres.
+
+    Returns:
+        Coefficients (m, C), leave-one-out residuals (n, C), and the ridge that makes their squares smallest.
+    """
+    lower = cholesky(kernel(centers)).lower
+    blocks = list(zip(X.split(_ROWS), Y.split(_ROWS), weight.split(_ROWS), strict=True))
+    products: Tensor | None = None  # of features phi = L^-1 k(centres, x), weighted
+    targets: Tensor | None = None
+    for x, y, w in blocks:
+        phi = torch.linalg.solve_triangular(lower, kernel(centers, x), upper=False)
+        weighted = phi * w
+        products = weighted @ phi.mT if products is None else products.addmm_(weighted, phi.mT)
+        targets = weighted @ y if targets is None else targets.addmm_(weighted, y)
+    assert products is not None and targets is not None
+    values, vectors = torch.linalg.eigh(products)
+    turned = vectors.mT @ targets  # (m, C)
+    basis = torch.linalg.solve_triangular(lower.mT, vectors, upper=True)  # k(x, centres) @ basis: turned features
+    inverse = 1 / (values.clamp_min(0)[:, None] + torch.tensor(ridges, dtype=X.dtype, device=X.device))  # (m, R)
+    solutions = inverse[:, :, None] * turned[:, None]  # (m, R, C)
+    residuals = []
+    for x, y, w in blocks:
+        phi = kernel(x, centers) @ basis
+        leverage = w[:, None] * (phi.square() @ inverse)  # (n, R)
+        fitted = (phi @ solutions.flatten(1)).view(len(x), *solutions.shape[1:])
+        residuals.append((y[:, None] - fitted) / (1 - leverage).clamp_min(1e-12)[:, :, None])
+    found = torch.cat(residuals)  # (n, R, C)
+    best = int(torch.einsum("n,nrc->r", weight, found.square()).argmin())
+    return basis @ solutions[:, best], found[:, best].clone(), float(ridges[best])
