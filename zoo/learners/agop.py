@@ -120,16 +120,17 @@ def leave_one_out_residuals(K: Tensor, Y: Tensor, ridge: float, *, recentre: boo
 
 # ---- everything chosen by the exact leave-one-out error ------------------------------------------------------
 
-Form = Literal["isotropic", "full", "diagonal"]
+Form = Literal["isotropic", "full", "diag"]
 
 #: Exponents q, bandwidths L in median distances, and ridges that are compared.
 EXPONENTS = (0.7, 1.0, 1.5, 2.0)
 BANDWIDTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
-RIDGES = tuple(10 ** (k / 2) for k in range(-8, 5))  # 1e-4 ... 100
+RIDGES = tuple(10 ** (k / 2) for k in range(-6, 4))  # 1e-3 ... 30
 #: A full metric has D x D numbers: above so many features it is diagonal.
 WIDEST = 256
 _PRODUCTS = 2**24  # numbers of the gradients of one block of outputs
 _ROWS = 8192  # of one block of the approximation
+_CACHED = 2**18  # numbers of a kernel matrix that are worked on at a time
 
 
 class Setting(NamedTuple):
@@ -140,7 +141,7 @@ class Setting(NamedTuple):
     exponent: float
     bandwidth: float  # L in median distances under the metric
     ridge: float  # for rows whose mean weight is 1
-    error: float  # mean squared leave-one-out residual, summed over outputs
+    error: float  # weighted mean of the squared leave-one-out residuals, summed over outputs
 
 
 class _Space:
@@ -151,15 +152,13 @@ class _Space:
         self.kernel = ExponentialPower(1.0, metric=metric, dtype=torch.float64, device=X.device)
         self.d = self.kernel.distances(X)
         self.unit = float(median_distance(self.d)) or 1.0
-        self._log = (self.d / self.unit).log_() if len(X) > 1 else self.d
         self._gram: tuple[tuple[float, float], Tensor] | None = None
         self._errors: dict[tuple[float, float, float], float] = {}
 
     def of(self, exponent: float, bandwidth: float) -> ExponentialPower:
-        """The kernel of a setting."""
-        kernel = copy.deepcopy(self.kernel)
-        kernel.exponent, kernel.lengthscale = exponent, bandwidth * self.unit
-        return kernel
+        """The kernel of a setting, until the next one is asked for."""
+        self.kernel.exponent, self.kernel.lengthscale = exponent, bandwidth * self.unit
+        return self.kernel
 
     def gram(self, exponent: float, bandwidth: float) -> Tensor:
         """Its matrix (n, n); the last one is kept."""
@@ -218,22 +217,27 @@ class MetricMachine(nn.Module):
     """Kernel ridge regression whose kernel, ridge and metric are chosen by the exact leave-one-out error.
 
     The metric after k updates is that of :func:`iterate`, scaled to mean diagonal 1 and shrunk towards the identity: it
-    has seen every row's own target, and the leave-one-out error does not know that. No row is held out, nothing is
-    drawn, and the order of the rows changes nothing.
+    has seen every row's own target, which the leave-one-out error does not know: the error under a metric of p free
+    numbers, learned from n rows, counts 1 + `correction` p / n times. No row is held out, nothing is drawn, and the
+    order of the rows changes nothing.
 
-    Up to `search_rows` rows all settings are compared on all of them. Above, they are compared on every k-th of the
-    rows in the order of their targets, and the chosen one is solved again on up to `solve_rows` rows. More rows than
-    these are fitted by Nystroem's approximation with `centers` of them, the ridge chosen by leave-one-out on all.
+    The settings without a metric are compared on `start_rows` rows, metrics and the settings near those on
+    `search_rows`, and the chosen ones are solved again on up to `solve_rows`: where there are more, on evenly spread
+    ones in the order of their targets. More rows than `solve_rows` are fitted by Nystroem's approximation with
+    `centers` of them, the ridge chosen by leave-one-out on all.
 
     Args:
-        forms: What is compared: `"isotropic"` (no metric), and metrics that are `"full"` or `"diagonal"`. Above 256
+        forms: What is compared: `"isotropic"` (no metric), and metrics that are `"full"` or `"diag"`. Above 256
             features a full metric is a diagonal one.
         exponents: Exponents q of the kernel.
         bandwidths: Lengthscales in median distances.
         ridges: For rows whose mean weight is 1.
-        iterations: Most updates of the metric.
+        iterations: Updates of the metric, at least 1.
         shrinkage: Share of the identity in the metric, from 0 to 1.
+        correction: See above.
         standardize: Standardise the features.
+        intercept: Subtract the weighted mean of the targets first.
+        start_rows: See above.
         search_rows: See above.
         solve_rows: See above.
         centers: See above.
@@ -258,20 +262,23 @@ class MetricMachine(nn.Module):
 
     def __init__(
         self,
-        forms: Sequence[Form] = ("isotropic", "full", "diagonal"),
+        forms: Sequence[Form] = ("isotropic", "full", "diag"),
         *,
         exponents: Sequence[float] = EXPONENTS,
         bandwidths: Sequence[float] = BANDWIDTHS,
         ridges: Sequence[float] = RIDGES,
         iterations: int = 2,
         shrinkage: float = 0.5,
+        correction: float = 0.3,
         standardize: bool = True,
-        search_rows: int = 700,
+        intercept: bool = True,
+        start_rows: int = 400,
+        search_rows: int = 1000,
         solve_rows: int = 2000,
         centers: int = 1000,
     ) -> None:
         super().__init__()
-        unknown = [form for form in forms if form not in ("isotropic", "full", "diagonal")]
+        unknown = [form for form in forms if form not in ("isotropic", "full", "diag")]
         if unknown or not forms:
             raise ValueError(f"forms={tuple(forms)!r} must be some of 'isotropic', 'full', 'diagonal'")
         for name, values in (("exponents", exponents), ("bandwidths", bandwidths), ("ridges", ridges)):
@@ -283,8 +290,17 @@ class MetricMachine(nn.Module):
             raise ValueError(f"shrinkage={shrinkage!r} must lie between 0 and 1")
         self.forms = tuple(forms)
         self.grids = tuple(tuple(sorted(map(float, grid))) for grid in (exponents, bandwidths, ridges))
-        self.iterations, self.shrinkage, self.standardize = iterations, float(shrinkage), standardize
-        self.search_rows, self.solve_rows, self.most_centers = search_rows, solve_rows, centers
+        if iterations < 1 or correction < 0:
+            raise ValueError(f"iterations={iterations} and correction={correction} must be at least 1 and 0")
+        if not 2 <= start_rows <= search_rows <= solve_rows or centers < 2:
+            raise ValueError(
+                f"start_rows={start_rows}, search_rows={search_rows} and solve_rows={solve_rows} must be in this order "
+                f"and, as centers={centers}, at least 2"
+            )
+        self.iterations, self.standardize, self.centred = iterations, standardize, intercept
+        self.shrinkage, self.correction = float(shrinkage), float(correction)
+        self.start_rows, self.search_rows, self.solve_rows = start_rows, search_rows, solve_rows
+        self.most_centers = centers
         self.setting: Setting | None = None
         self.left_out: Tensor | None = None
 
@@ -306,13 +322,13 @@ class MetricMachine(nn.Module):
             ValueError: Shapes do not fit, a number is not finite, or no row has a weight.
         """
         X, Y, weight = _checked(X, Y, sample_weight)
-        order = _canonical(X, Y, weight)
+        rows, order = len(X), _canonical(X, Y, weight)
         X, Y, weight = X[order], Y[order], weight[order] / weight[order].mean()
         mean, scale = standardisation(X, weight)
         if not self.standardize:
             mean, scale = torch.zeros_like(mean), torch.ones_like(scale)
         Z = standardised(X, mean, scale, torch.float64)
-        offset = weight @ Y / weight.sum()
+        offset = weight @ Y / weight.sum() * self.centred
         data = Z, Y - offset, weight
         search = _part(len(Z), self.search_rows)
         path, form, space = self._search(*(part[search] for part in data))
@@ -325,10 +341,10 @@ class MetricMachine(nn.Module):
                 at = space.descend(at, self.grids, (2,))
             q, L, ridge = self._values(at)
             coefficients, residuals = space.residuals(q, L, ridge)
-            kernel, centers = space.of(q, L), Z
+            kernel, centers = copy.deepcopy(space.of(q, L)), Z
         else:
             q, L, _ = self._values(at)
-            kernel = space.of(q, L)
+            kernel = copy.deepcopy(space.of(q, L))
             centers = Z[_part(len(Z), self.most_centers)]
             coefficients, residuals, ridge = _nystroem(kernel, centers, *data, self.grids[2])
         error = float(weight @ residuals.square().sum(1) / weight.sum())
@@ -338,7 +354,7 @@ class MetricMachine(nn.Module):
             self.register_buffer(name, value.clone())
         self.register_buffer("coefficients", coefficients)
         self.register_buffer("intercept", offset)
-        self.left_out = torch.zeros(len(sample_weight) if sample_weight is not None else len(Y), Y.shape[1]).to(Y)
+        self.left_out = Y.new_zeros(rows, Y.shape[1])
         self.left_out[order] = Y - residuals
         return self
 
@@ -350,20 +366,26 @@ class MetricMachine(nn.Module):
         """Places of the settings of each solve, form of the metric, and the rows under the last one."""
         wanted = (1.0, 1.0, 0.1)
         start = [min(range(len(g)), key=lambda i: abs(g[i] - w)) for g, w in zip(self.grids, wanted, strict=True)]
-        space = _Space(X, Y, weight, None)
+        few = _part(len(X), self.start_rows)
+        space = _Space(X[few], Y[few], weight[few], None)
         at = space.descend(start, self.grids, (2, 1, 0))
+        if len(few) < len(X):
+            space = _Space(X, Y, weight, None)
+            at = space.descend(at, self.grids, (2,))
         first = (space.error(*self._values(at)), [at], "isotropic", space)
         found = [first] if "isotropic" in self.forms else []
-        forms = [form for form in ("full", "diagonal") if form in self.forms]
-        if X.shape[1] > WIDEST and forms or X.shape[1] == 1:
-            forms = forms and ["diagonal"]
+        forms = [form for form in ("full", "diag") if form in self.forms]
+        D = X.shape[1]
+        if D > WIDEST or D == 1:
+            forms = forms and ["diag"]
         for form in forms:
             _, path, _, here = first
-            for _ in range(self.iterations):
-                here = _Space(X, Y, weight, self._metric(here, path[-1], form))
-                path = [*path, here.descend(path[-1], self.grids, (2, 1))]
-                found.append((here.error(*self._values(path[-1])), path, form, here))
-        error, path, form, space = min(found or [first], key=lambda one: one[0])
+            seen = 1 + self.correction * (D * (D + 1) / 2 if form == "full" else D) / len(X)
+            for _ in range(self.iterations):  # only the last is compared: choosing among many is itself optimistic
+                here, path = _Space(X, Y, weight, self._metric(here, at, form)), [*path, at]
+            path[-1] = here.descend(at, self.grids, (2, 1))
+            found.append((here.error(*self._values(path[-1])) * seen, path, form, here))
+        _, path, form, space = min(found or [first], key=lambda one: one[0])
         path = [*path[:-1], space.descend(path[-1], self.grids, (0, 2, 1))]
         return path, form, space
 
@@ -379,8 +401,7 @@ class MetricMachine(nn.Module):
         q, L, ridge = self._values(at)
         A, kernel, K = space.solve(q, L, ridge), space.of(q, L), space.gram(q, L)
         D, total = space.X.shape[1], None
-        step = max(1, _PRODUCTS // space.X.numel())
-        for block in A.split(step, 1):
+        for block in A.split(max(1, _PRODUCTS // space.X.numel()), 1):
             g = kernel.gradients_of(space.d, K, space.X, block) * space.weight.sqrt()[:, None]  # (C, n, D)
             g = g.flatten(0, 1)
             part = g.mT @ g if form == "full" else g.square().sum(0)
@@ -394,12 +415,59 @@ class MetricMachine(nn.Module):
 
     # ---- using it -------------------------------------------------------------------------------------------
 
-    def forward(self, X: Tensor) -> Tensor:
-        """Predictions (n, C) for rows (n, D), in float64."""
+    def _rows(self, X: Tensor) -> Tensor:
         if self.setting is None:
             raise ValueError("the machine is not fitted: call fit(X, Y) first")
-        Z = standardised(X, self.input_mean, self.input_scale, torch.float64)
-        return self.kernel(Z, self.centers) @ self.coefficients + self.intercept
+        return standardised(X, self.input_mean, self.input_scale, torch.float64)
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Predictions (n, C) for rows (n, D), in float64."""
+        Z = self._rows(X)
+        step = max(1, _CACHED // len(self.centers))
+        return torch.cat([self.kernel(z, self.centers) @ self.coefficients + self.intercept for z in Z.split(step)])
+
+    def rescale(self, scale: Tensor | float, shift: Tensor | float) -> None:
+        """Make the predictions f scale * f + shift, both numbers or (C,): other units, or logits."""
+        self.coefficients, self.intercept = self.coefficients * scale, self.intercept * scale + shift
+
+    def precision(self) -> Tensor:
+        """P (D, D) of k(x, z) = exp(-((x - z)^T P (x - z))^(q / 2)), for standardised rows."""
+        L = self.factor()
+        return L @ L.mT if L.shape[0] > 1 else L.square().expand(1, self.centers.shape[1]).squeeze(0).diag()
+
+    def factor(self) -> Tensor:
+        """L with P = L L^T: (D, D); of a diagonal P its roots (1, D), of an isotropic one (1, 1)."""
+        unit = self.kernel.lengthscale.to(self.centers)
+        root = self.kernel.root
+        return (self.centers.new_ones(1, 1) if root is None else torch.atleast_2d(root)) / unit
+
+    @torch.no_grad()
+    def gradient_root(self, X: Tensor | None = None) -> Tensor:
+        """A matrix (r, D) whose product root^T root is the average over rows of the outer products of the gradients.
+
+        Args:
+            X: Rows (n, D); None for the centres. Evenly spread ones of them where there are very many.
+
+        Returns:
+            In units of standardised features; r is at most the rank.
+        """
+        Z = self.centers if X is None else self._rows(X)
+        C, D = self.coefficients.shape[1], Z.shape[1]
+        Z = Z[_part(len(Z), max(1, 2 * _PRODUCTS // (C * D)))]
+        if X is None and len(Z) == len(self.centers):
+            g = self.kernel.gradients(Z, self.coefficients)
+        else:
+            g = self.kernel.gradients(self.centers, self.coefficients, Z)
+        g = g.flatten(0, 1) / len(Z) ** 0.5
+        _, sizes, rows = torch.linalg.svd(torch.linalg.qr(g, "r").R if len(g) > D else g, full_matrices=False)
+        kept = sizes > 1e-10 * sizes.max()
+        return sizes[kept, None] * rows[kept]
+
+    def extra_repr(self) -> str:
+        """What was chosen."""
+        return (
+            "not fitted" if self.setting is None else ", ".join(f"{k}={v}" for k, v in self.setting._asdict().items())
+        )
 
 
 def _checked(X: Tensor, Y: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -420,7 +488,7 @@ def _checked(X: Tensor, Y: Tensor, weight: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def _canonical(X: Tensor, Y: Tensor, weight: Tensor) -> Tensor:
-    """Places of the rows that have a weight, in an order that does not depend on theirs: by target, then by features."""
+    """Places of the rows that have a weight, in an order of their own: by target, then by features."""
     order = torch.nonzero(weight > 0).flatten()
     for key in (weight, *X.unbind(1)[::-1], *Y.unbind(1)[::-1]):
         order = order[key[order].argsort(stable=True)]
@@ -454,7 +522,8 @@ def _nystroem(
         weighted = phi * w
         products = weighted @ phi.mT if products is None else products.addmm_(weighted, phi.mT)
         targets = weighted @ y if targets is None else targets.addmm_(weighted, y)
-    assert products is not None and targets is not None
+    assert products is not None
+    assert targets is not None
     values, vectors = torch.linalg.eigh(products)
     turned = vectors.mT @ targets  # (m, C)
     basis = torch.linalg.solve_triangular(lower.mT, vectors, upper=True)  # k(x, centres) @ basis: turned features
