@@ -23,7 +23,15 @@ from zoo.kernels.exponential_power import ExponentialPower
 from zoo.kernels.linalg import Factor, cholesky
 from zoo.scaling import standardisation, standardised
 
-__all__ = ["Iterate", "MetricMachine", "Setting", "iterate", "leave_one_out_residuals", "median_distance"]
+__all__ = [
+    "Iterate",
+    "MetricMachine",
+    "Setting",
+    "best_temperature",
+    "iterate",
+    "leave_one_out_residuals",
+    "median_distance",
+]
 
 Bandwidth = Literal["constant", "adaptive"]
 
@@ -538,3 +546,26 @@ def _nystroem(
     found = torch.cat(residuals)  # (n, R, C)
     best = int(torch.einsum("n,nrc->r", weight, found.square()).argmin())
     return basis @ solutions[:, best], found[:, best].clone(), float(ridges[best])
+
+
+def best_temperature(scores: Tensor, labels: Tensor, weight: Tensor | None = None) -> float:
+    """The number t for which softmax(t scores) has the smallest log-loss.
+
+    Args:
+        scores: (n, C), as of rows left out.
+        labels: Class of each row (n,).
+        weight: Of each row (n,).
+
+    Returns:
+        t, from 0.1 to 1000: where the scores are right on every row there is no smallest.
+    """
+    weight = torch.ones(len(scores)) if weight is None else weight
+    weight = (weight / weight.sum()).to(scores)
+    own = scores.gather(1, labels[:, None].long())
+    gaps = scores - own
+    low, high = -1.0, 3.0  # powers of ten
+    for _ in range(40):  # the loss is convex in t: halve where its slope changes its sign
+        middle = (low + high) / 2
+        slope = weight @ (torch.softmax(10**middle * gaps, 1) * gaps).sum(1)
+        low, high = (middle, high) if float(slope) < 0 else (low, middle)
+    return 10 ** ((low + high) / 2)
