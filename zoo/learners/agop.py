@@ -145,11 +145,20 @@ class Setting(NamedTuple):
     """What :class:`MetricMachine` chose."""
 
     form: Form
+    shrinkage: float  # share of the identity in the metric
     iterations: int  # updates of the metric
     exponent: float
     bandwidth: float  # L in median distances under the metric
     ridge: float  # for rows whose mean weight is 1
     error: float  # weighted mean of the squared leave-one-out residuals, summed over outputs
+
+
+class _Path(NamedTuple):
+    """How a metric was reached."""
+
+    form: Form
+    shrinkage: float
+    places: list[list[int]]  # of the settings of each solve, on the grids
 
 
 class _Space:
@@ -226,8 +235,8 @@ class MetricMachine(nn.Module):
 
     The metric after k updates is that of :func:`iterate`, scaled to mean diagonal 1 and shrunk towards the identity: it
     has seen every row's own target, which the leave-one-out error does not know: the error under a metric of p free
-    numbers, learned from n rows, counts 1 + `correction` p / n times. No row is held out, nothing is drawn, and the
-    order of the rows changes nothing.
+    numbers, shrunk by s and learned from n rows, counts 1 + `correction` (1 - s) p / n times. No row is held out,
+    nothing is drawn, and the order of the rows changes nothing.
 
     The settings without a metric are compared on `start_rows` rows, metrics and the settings near those on
     `search_rows`, and the chosen ones are solved again on up to `solve_rows`: where there are more, on evenly spread
@@ -241,7 +250,8 @@ class MetricMachine(nn.Module):
         bandwidths: Lengthscales in median distances.
         ridges: For rows whose mean weight is 1.
         iterations: Updates of the metric, at least 1.
-        shrinkage: Share of the identity in the metric, from 0 to 1.
+        full_shrinkage: Shares of the identity in a full metric that are compared, from 0 to 1.
+        diag_shrinkage: Those in a diagonal one.
         correction: See above.
         standardize: Standardise the features.
         intercept: Subtract the weighted mean of the targets first.
@@ -276,8 +286,9 @@ class MetricMachine(nn.Module):
         bandwidths: Sequence[float] = BANDWIDTHS,
         ridges: Sequence[float] = RIDGES,
         iterations: int = 2,
-        shrinkage: float = 0.5,
-        correction: float = 0.3,
+        full_shrinkage: Sequence[float] = (0.5,),
+        diag_shrinkage: Sequence[float] = (0.5, 0.1),
+        correction: float = 0.6,
         standardize: bool = True,
         intercept: bool = True,
         start_rows: int = 400,
@@ -294,8 +305,9 @@ class MetricMachine(nn.Module):
                 raise ValueError(f"{name}={tuple(values)!r} must be positive numbers")
         if max(exponents) > 2:
             raise ValueError(f"exponents={tuple(exponents)!r} must be at most 2")
-        if not 0 <= shrinkage <= 1:
-            raise ValueError(f"shrinkage={shrinkage!r} must lie between 0 and 1")
+        self.shrinkage: dict[str, Sequence[float]] = {"full": tuple(full_shrinkage), "diag": tuple(diag_shrinkage)}
+        if not all(values and 0 <= min(values) <= max(values) <= 1 for values in self.shrinkage.values()):
+            raise ValueError(f"shrinkages are numbers from 0 to 1, not {self.shrinkage}")
         self.forms = tuple(forms)
         self.grids = tuple(tuple(sorted(map(float, grid))) for grid in (exponents, bandwidths, ridges))
         if iterations < 1 or correction < 0:
@@ -306,7 +318,7 @@ class MetricMachine(nn.Module):
                 f"and, as centers={centers}, at least 2"
             )
         self.iterations, self.standardize, self.centred = iterations, standardize, intercept
-        self.shrinkage, self.correction = float(shrinkage), float(correction)
+        self.correction = float(correction)
         self.start_rows, self.search_rows, self.solve_rows = start_rows, search_rows, solve_rows
         self.most_centers = centers
         self.setting: Setting | None = None
@@ -339,11 +351,11 @@ class MetricMachine(nn.Module):
         offset = weight @ Y / weight.sum() * self.centred
         data = Z, Y - offset, weight
         search = _part(len(Z), self.search_rows)
-        path, form, space = self._search(*(part[search] for part in data))
+        path, space = self._search(*(part[search] for part in data))
         if len(Z) > self.search_rows:
             solve = _part(len(Z), self.solve_rows)
-            space = self._replay(path, form, *(part[solve] for part in data))
-        at = path[-1]
+            space = self._replay(path, *(part[solve] for part in data))
+        at = path.places[-1]
         if len(Z) <= self.solve_rows:
             if len(Z) > self.search_rows:
                 at = space.descend(at, self.grids, (2,))
@@ -356,7 +368,7 @@ class MetricMachine(nn.Module):
             centers = Z[_part(len(Z), self.most_centers)]
             coefficients, residuals, ridge = _nystroem(kernel, centers, *data, self.grids[2])
         error = float(weight @ residuals.square().sum(1) / weight.sum())
-        self.setting = Setting(form, len(path) - 1, q, L, ridge, error)
+        self.setting = Setting(path.form, path.shrinkage, len(path.places) - 1, q, L, ridge, error)
         self.kernel = kernel
         for name, value in (("input_mean", mean), ("input_scale", scale), ("centers", centers)):
             self.register_buffer(name, value.clone())
@@ -370,8 +382,8 @@ class MetricMachine(nn.Module):
         q, L, ridge = (grid[i] for grid, i in zip(self.grids, at, strict=True))
         return q, L, ridge
 
-    def _search(self, X: Tensor, Y: Tensor, weight: Tensor) -> tuple[list[list[int]], Form, _Space]:
-        """Places of the settings of each solve, form of the metric, and the rows under the last one."""
+    def _search(self, X: Tensor, Y: Tensor, weight: Tensor) -> tuple[_Path, _Space]:
+        """The best metric, and the rows under it."""
         wanted = (1.0, 1.0, 0.1)
         start = [min(range(len(g)), key=lambda i: abs(g[i] - w)) for g, w in zip(self.grids, wanted, strict=True)]
         few = _part(len(X), self.start_rows)
@@ -380,31 +392,33 @@ class MetricMachine(nn.Module):
         if len(few) < len(X):
             space = _Space(X, Y, weight, None)
             at = space.descend(at, self.grids, (2,))
-        first = (space.error(*self._values(at)), [at], "isotropic", space)
+        first = (space.error(*self._values(at)), _Path("isotropic", 1.0, [at]), space)
         found = [first] if "isotropic" in self.forms else []
         forms = [form for form in ("full", "diag") if form in self.forms]
         D = X.shape[1]
         if D > WIDEST or D == 1:
             forms = forms and ["diag"]
-        for form in forms:
-            _, path, _, here = first
-            seen = 1 + self.correction * (D * (D + 1) / 2 if form == "full" else D) / len(X)
+        for form, shrinkage in [(kind, share) for kind in forms for share in self.shrinkage[kind]]:
+            here, places = space, [at]
+            free = (1 - shrinkage) * (D * (D + 1) / 2 if form == "full" else D)
+            seen = 1 + self.correction * free / len(X)
             for _ in range(self.iterations):  # only the last is compared: choosing among many is itself optimistic
-                here, path = _Space(X, Y, weight, self._metric(here, at, form)), [*path, at]
-            path[-1] = here.descend(at, self.grids, (2, 1))
-            found.append((here.error(*self._values(path[-1])) * seen, path, form, here))
-        _, path, form, space = min(found or [first], key=lambda one: one[0])
-        path = [*path[:-1], space.descend(path[-1], self.grids, (0, 2, 1))]
-        return path, form, space
+                here = _Space(X, Y, weight, self._metric(here, at, form, shrinkage))
+                places = [*places, at]
+            places[-1] = here.descend(at, self.grids, (2, 1))
+            found.append((here.error(*self._values(places[-1])) * seen, _Path(form, shrinkage, places), here))
+        _, path, space = min(found or [first], key=lambda one: one[0])
+        path.places[-1] = space.descend(path.places[-1], self.grids, (0, 2, 1))
+        return path, space
 
-    def _replay(self, path: list[list[int]], form: Form, X: Tensor, Y: Tensor, weight: Tensor) -> _Space:
-        """The rows under the metric that the settings of a path lead to."""
+    def _replay(self, path: _Path, X: Tensor, Y: Tensor, weight: Tensor) -> _Space:
+        """Rows under the metric that a path leads to."""
         space = _Space(X, Y, weight, None)
-        for at in path[:-1]:
-            space = _Space(X, Y, weight, self._metric(space, at, form))
+        for at in path.places[:-1]:
+            space = _Space(X, Y, weight, self._metric(space, at, path.form, path.shrinkage))
         return space
 
-    def _metric(self, space: _Space, at: Sequence[int], form: Form) -> Tensor:
+    def _metric(self, space: _Space, at: Sequence[int], form: Form, shrinkage: float) -> Tensor:
         """The average gradient outer product (D, D), or its diagonal (D,), at mean diagonal 1 and shrunk."""
         q, L, ridge = self._values(at)
         A, kernel, K = space.solve(q, L, ridge), space.of(q, L), space.gram(q, L)
@@ -419,7 +433,7 @@ class MetricMachine(nn.Module):
         eye = torch.eye(D, dtype=total.dtype, device=total.device) if form == "full" else torch.ones_like(total)
         if not bool(trace > 0):
             return eye
-        return (1 - self.shrinkage) * D / trace * total + self.shrinkage * eye
+        return (1 - shrinkage) * D / trace * total + shrinkage * eye
 
     # ---- using it -------------------------------------------------------------------------------------------
 
