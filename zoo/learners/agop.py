@@ -299,7 +299,7 @@ class MetricMachine(nn.Module):
         super().__init__()
         unknown = [form for form in forms if form not in ("isotropic", "full", "diag")]
         if unknown or not forms:
-            raise ValueError(f"forms={tuple(forms)!r} must be some of 'isotropic', 'full', 'diagonal'")
+            raise ValueError(f"forms={tuple(forms)!r} must be some of 'isotropic', 'full', 'diag'")
         for name, values in (("exponents", exponents), ("bandwidths", bandwidths), ("ridges", ridges)):
             if not values or not all(0 < value < float("inf") for value in values):
                 raise ValueError(f"{name}={tuple(values)!r} must be positive numbers")
@@ -563,7 +563,9 @@ def _nystroem(
 
 
 def best_temperature(scores: Tensor, labels: Tensor, weight: Tensor | None = None) -> float:
-    """The number t for which softmax(t scores) has the smallest log-loss.
+    """The number t for which softmax(t scores) has the smallest log-loss, each label being wrong once in n + 1 rows.
+
+    Scores that are right on every row do not make probabilities of 0 and 1 that way.
 
     Args:
         scores: (n, C), as of rows left out.
@@ -571,15 +573,16 @@ def best_temperature(scores: Tensor, labels: Tensor, weight: Tensor | None = Non
         weight: Of each row (n,).
 
     Returns:
-        t, from 0.1 to 1000: where the scores are right on every row there is no smallest.
+        t, from 0.1 to 1000.
     """
     weight = torch.ones(len(scores)) if weight is None else weight
     weight = (weight / weight.sum()).to(scores)
     own = scores.gather(1, labels[:, None].long())
     gaps = scores - own
+    wrong = 1 / ((len(scores) + 1) * scores.shape[1])
     low, high = -1.0, 3.0  # powers of ten
     for _ in range(40):  # the loss is convex in t: halve where its slope changes its sign
         middle = (low + high) / 2
-        slope = weight @ (torch.softmax(10**middle * gaps, 1) * gaps).sum(1)
+        slope = weight @ ((torch.softmax(10**middle * gaps, 1) - wrong) * gaps).sum(1)
         low, high = (middle, high) if float(slope) < 0 else (low, middle)
     return 10 ** ((low + high) / 2)
