@@ -583,7 +583,7 @@ def test_closed_form_says_how_sure_it_is(classes: int) -> None:
     model = GRBFClassifier(solver="agop").fit(X[::2], y[::2])
     probabilities = model.predict_proba(X[1::2])
     own = probabilities[np.arange(len(probabilities)), y[1::2]]
-    assert -np.log(own).mean() < 0.12
+    assert -np.log(own).mean() < 0.15
     assert model.score(X[1::2], y[1::2]) > 0.95
     np.testing.assert_array_equal(model.classes_[probabilities.argmax(1)], model.predict(X[1::2]))
     np.testing.assert_allclose(

@@ -303,7 +303,8 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         values, components = eigen_of_root(root, complete=len(root) >= D or D <= 256)
         self.eigenvalues_ = values.numpy()
         self.n_components_ = min(self.n_components or D, len(components))
-        self._components = components[: self.n_components_].numpy().copy()
+        wide = len(root) < D  # made again from the root when they are asked for
+        self._components = None if wide else components[: self.n_components_].numpy().copy()
         total = self.eigenvalues_.sum()
         self.explained_ratio_ = self.eigenvalues_ / total if total > 0 else np.full(D, 1 / D)
         self.feature_importances_ = self.feature_importance("gradient")
@@ -348,6 +349,9 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         if self._components is not None:
             return self._components
+        if self._closed:
+            found = eigen_of_root(torch.from_numpy(self._gradient_root), complete=self.n_features_in_ <= 256)
+            return found.components[: self.n_components_].numpy()
         return self.network_.spectrum().components[: self.n_components_].numpy().astype(np.float64)
 
     @property

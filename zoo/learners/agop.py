@@ -221,7 +221,7 @@ class _Space:
                     while 0 <= at[axis] + step < len(grids[axis]):
                         tried = list(at)
                         tried[axis] += step
-                        if error(tried) >= error(at):
+                        if not error(tried) < error(at):
                             break
                         at, moved = tried, True
                     if moved:
