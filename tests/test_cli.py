@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,9 @@ def test_steps_of_the_speed_benchmark_are_the_same_step() -> None:
 def finished_run(folder: Path, seed: int, accuracy: float, overrides: str = "[experiment=digits]") -> Path:
     (folder / ".hydra").mkdir(parents=True)
     (folder / "summary.json").write_text(f'{{"metrics": {{"test/acc": {accuracy}}}, "seconds": 10, "seed": {seed}}}')
-    (folder / ".hydra" / "config.yaml").write_text("name: digits\nmodel: {model_name: unireplknet_z}\n")
+    (folder / ".hydra" / "config.yaml").write_text(
+        "name: digits\nmodel: {model_name: unireplknet_z}\ndata: {}\ntask: {}\n"
+    )
     (folder / ".hydra" / "overrides.yaml").write_text(overrides)
     return folder
 
@@ -111,3 +114,78 @@ def test_results_tells_what_is_not_a_run_and_what_is_there_twice(
     twice = [finished_run(tmp_path / name, 0, 0.9) for name in ("a", "b")]
     assert main(["results", *map(str, twice)]) == 1
     assert "second run of digits with seed 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ending"),
+    [
+        (["report", "no-such", "--out"], ".html or .htm"),
+        (["compare", "no-such", "no-such", "--html"], ".html or .htm"),
+        (["predict", "no-such", "x.csv", "--out"], ".png or .svg or .pdf"),
+        (["figure", "kernels", "--model", "no-such", "--out"], ".png or .svg or .pdf"),
+    ],
+)
+def test_a_file_of_another_kind_is_never_replaced(
+    arguments: list[str], ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, right = tmp_path / "ok.csv", ending.split()[0]
+    table.write_text("a,b\n1,2\n")
+    (tmp_path / f"folder{right}").mkdir()
+    for place, told in [
+        (table, f"ok.csv: its name must end in {ending}"),
+        (tmp_path / "ok", f"its name must end in {ending}"),
+        (tmp_path / "a" / "b" / f"x{right}", "there is no folder"),
+        (table / f"x{right}", "is no folder"),
+        (tmp_path / f"folder{right}", "it is a folder"),
+    ]:
+        assert main([*arguments, str(place)]) == 1
+        assert told in (error := capsys.readouterr().err)
+        assert error.count("\n") == 1
+    assert table.read_text() == "a,b\n1,2\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"folder{right}", "ok.csv"]
+
+
+def test_folders_to_write_into_are_checked_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    for command in (
+        ["export", "no-such", "--out"],
+        ["benchmark", "grbf", "speed", "--out"],
+        ["ship", "no-such", "--folder"],
+    ):
+        for place, told in [("a/b", "there is no folder"), ("file", "is no folder")]:
+            assert main([*command, str(tmp_path / place)]) == 1
+            assert told in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_pictures_are_of_the_kind_that_their_names_say(tmp_path: Path) -> None:
+    for suffix, begins in {".png": b"\x89PNG", ".svg": b"<?xml", ".PDF": b"%PDF"}.items():
+        out = tmp_path / "new" / f"x{suffix}"
+        assert main(["figure", "kernels", "--model", "test_unireplknet", "--count", "1", "--out", str(out)]) == 0
+        assert out.read_bytes().startswith(begins)
+
+
+def test_folders_of_something_else_keep_their_files(tmp_path: Path) -> None:
+    import zoo
+    from zoo.checkpoints import CheckpointError
+    from zoo.tools.errors import ToolError
+    from zoo.tools.export import export
+    from zoo.tools.hub import push
+
+    def kept(write: Callable[[], object], error: type[Exception], told: str) -> None:
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        with pytest.raises(error, match=told):
+            write()
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+    model = zoo.create_model("test_grbf", num_classes=3, in_chans=5)
+    for content in ('{"model_type": "bert", "architectures": ["Bert"]}', "[1]", "{", '{"architecture": 3}'):
+        (tmp_path / "config.json").write_text(content)
+        (tmp_path / "model.safetensors").write_text("another model")
+        for write in (lambda: zoo.save_pretrained(model, tmp_path), lambda: push("grbf.wine", f"local-dir:{tmp_path}")):
+            kept(write, CheckpointError, "is not the configuration of a model and stays")
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "README.md").write_text("mine")
+    kept(lambda: push("grbf.wine", f"local-dir:{tmp_path}"), ToolError, r"holds a README\.md and no model")
+    (tmp_path / "model.onnx").write_text("mine")
+    kept(lambda: export(model, tmp_path), ToolError, r"holds model\.onnx, which no export wrote")

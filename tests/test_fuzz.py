@@ -302,9 +302,12 @@ def test_files_to_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert capsys.readouterr().err.count("\n") == 1
     (tmp_path / "bytes.csv").write_bytes(bytes(draw.randrange(256) for _ in range(300)))
     assert main(["predict", "grbf.wine", str(tmp_path / "bytes.csv")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
     png = b"\x89PNG\r\n\x1a\n"
     for i, content in enumerate((b"", b"text", png, png + b"\0" * 40, b"GIF89a" + b"\xff" * 9, b"\xff\xd8\xff\xe0")):
         path = tmp_path / f"{i}.png"
         path.write_bytes(content)
         assert main(["predict", "unireplknet_z.digits", str(path)]) == 1, content
-        assert "cannot be read as an image" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert "cannot read the image" in told
+        assert told.count("\n") == 1

@@ -11,10 +11,13 @@ import builtins
 import copy
 import functools
 import importlib
+import importlib.util
+import inspect
 import io
 import json
 import os
 import pickle
+import re
 import runpy
 import shutil
 import struct
@@ -40,6 +43,7 @@ from zoo.benchmarks.runs import read_run, tabulate
 from zoo.cli import main
 from zoo.data import AudioFolder, Forecast, ImageFolder, Mnist5k, PointMnist, SpokenDigits, VideoFolder
 from zoo.data.frames import read_frame
+from zoo.files import locate, offline
 from zoo.tools import evaluation, export, info, prediction, release, report
 from zoo.tools.comparison import compare
 from zoo.training.checkpointing import find_resumable
@@ -223,7 +227,7 @@ REACHING = (
     "callbacks.best.folder='${output_dir}/../../secret'", "callbacks.resume.folder=secret",
     "logger.csv.save_dir=secret",
     "logger.csv.name=../../secret", "output_dir=/tmp/x", "output_dir=secret", "+trainer.default_root_dir=/tmp/x",
-    "+logger.wandb.settings={base_url:'https://evil.example'}", "+logger.x.tracking_uri='http://evil.example'",
+    "+logger.wandb.settings={api_key:'0'}", "+logger.wandb.settings.api_key=x", "+logger.wandb.settings={base_url:x}", "+logger.x.tracking_uri='http://evil.example'",
     "model.model_name=hf-hub:a/b", "model.model_name='https://evil.example/x'", "+model.backbone=hf-hub:a/b",
     "task._partial_=true", "task._args_=[1]", "task._recursive_=false", "task._convert_=all", "+data._args_=[x]",
     "seed=1,2,3", "seed=range(9)", "seed=glob(*)", "seed=choice(1,2)", "seed=shuffle(1,2)", "a=b=c", "=", "", "x",
@@ -266,6 +270,56 @@ def test_recorded_overrides_reach_nowhere(trap: Trap) -> None:
         (trap.folder / ".hydra" / "overrides.yaml").write_bytes(content)
         told = trap.resume()
         assert "overrides.yaml" in told or "checkpoints" in told  # an empty list of overrides is one
+
+
+FETCHING = (
+    ["model=unireplknet_z", "data=mnist", "data.root=d"],
+    ["experiment=digits", "data=cifar10", "data.root=d", "data.download=true"],
+    ["experiment=mnist5k", "data.root=d"],
+    ["experiment=food_reviews_snnk", "data.root=d"],
+)
+
+
+def test_a_resumed_run_fetches_nothing(trap: Trap, run: Path) -> None:
+    there = sorted(path for path in trap.root.rglob("*") if path.is_dir())
+    for overrides in FETCHING:
+        run_folder(trap.folder, overrides)
+        told = trap.resume("logger=csv")
+        assert "a resumed run fetches nothing: start the same experiment once without resume=" in told, overrides
+    assert sorted(path for path in trap.root.rglob("*") if path.is_dir()) == there
+
+
+def test_every_door_is_shut_while_nothing_may_be_fetched(trap: Trap, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)  # no eSpeak installed
+    empty = trap.folder / "empty"
+    monkeypatch.setattr(zoo.data.sources, "DEBIAN_FASHION_MNIST", empty)
+    modules = [getattr(zoo.data, name) for name in zoo.data.__all__]
+    fetching = [
+        module
+        for module in modules
+        if inspect.isclass(module) and {"root", "download"} <= inspect.signature(module.__init__).parameters.keys()
+    ]
+    names = {"Table": "wine_red", "Forecast": "chicago", "Hyperspectral": "indian_pines"}
+    assert len(fetching) > 8
+    shut = "there is no network here"
+    for module in fetching:
+        given = {"name": names[module.__name__]} if module.__name__ in names else {}
+
+        def door(module: Any = module, given: dict[str, str] = given) -> None:
+            with offline(shut):
+                data = module(root=str(empty), **given)
+                data.prepare_data()
+
+        assert shut in trap.refused(door, module)
+    monkeypatch.setenv("TORCH_HOME", str(empty))
+    for source in ("https://evil.example/x.pth", "hf-hub:no-such/model-at-all"):
+
+        def fetch(source: str = source) -> None:
+            with offline(shut):
+                locate(source)
+
+        assert shut in trap.refused(fetch, source)
+    assert not empty.exists()
 
 
 def test_what_a_person_types_is_trusted(trap: Trap, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -650,7 +704,7 @@ def test_summaries_and_notes_of_other_types(trap: Trap, run: Path) -> None:
         lambda: list(tabulate([run], [trap.folder / "R.md"])),
         lambda: read_run(run),
     )
-    texts = [json.dumps(values) for values in other_values(json.loads(whole))][::4]
+    texts = [json.dumps(values) for values in other_values(json.loads(whole))][::7]
     texts += ["", "{", "[]", "null", "3", "[" * 50_000, "\x00", '{"metrics": NaN}', "1" * 6000, whole[:50]]
     for i, text in enumerate(texts):
         summary.write_text(text)
@@ -722,7 +776,7 @@ def test_a_report_shows_what_files_say_as_text(trap: Trap, run: Path) -> None:
     assert document.read_text().count("<!-- end summary -->") == 1
 
 
-def test_a_damaged_note_is_told_and_the_run_goes_on(trap: Trap, run: Path) -> None:
+def test_a_damaged_note_is_told_and_the_run_goes_on(trap: Trap, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seed = json.loads((run / "run.json").read_text())["seed"]
     from zoo.training.notes import read_notes
 
@@ -733,10 +787,14 @@ def test_a_damaged_note_is_told_and_the_run_goes_on(trap: Trap, run: Path) -> No
     torch.save({"zoo": {"task": "TabularTask", "run": {"seed": 5, "wandb_id": "abcd1234"}}}, state)
     for content in contents:
         (run / "run.json").write_text(content)
-        with pytest.warns(UserWarning, match=r"run\.json.*the seed is"):
-            assert read_notes(run, seed, None)["seed"] == seed
-        with pytest.warns(UserWarning, match="by the checkpoint"):
-            assert read_notes(run, None, state)["wandb_id"] == "abcd1234"
+        notes = read_notes(run, seed, None)
+        assert notes is not None
+        assert notes["seed"] == seed
+        assert re.fullmatch(r"note: .*run\.json.*the seed is 0, by the configuration.*\n", capsys.readouterr().err)
+        notes = read_notes(run, None, state)
+        assert notes is not None
+        assert (notes["seed"], notes["wandb_id"]) == (5, "abcd1234")
+        assert "by the checkpoint" in capsys.readouterr().err
         trap.refused(lambda: read_notes(run, None, None), content)
 
 

@@ -17,7 +17,7 @@ ZOO = ROOT / "zoo"
 # what each room may import from the zoo, besides itself and the helpers that everybody may use
 ALLOWED = {
     "kernels": set(),
-    "learners": {"kernels"},
+    "learners": {"files", "kernels"},
     "models": {"config", "kernels", "files"},
     "data": {"files"},
     "fitting": {"models", "kernels"},

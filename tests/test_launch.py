@@ -186,6 +186,14 @@ def test_find_run(tmp_path: Path) -> None:
         find_run(tmp_path / "other")
 
 
+def test_a_folder_that_hydra_would_look_up_is_told(tmp_path: Path) -> None:
+    (tmp_path / "${seed}" / ".hydra").mkdir(parents=True)
+    done = train_here(tmp_path, "resume=${seed}", check=False)
+    assert done.returncode == 1
+    quoted = train_here(tmp_path, r'resume="\${seed}"', check=False)
+    assert "give the folder another name" in quoted.stderr
+
+
 def test_multirun_joblib(train: Train, tmp_path: Path) -> None:
     quick = (
         "trainer.max_epochs=1",

@@ -102,7 +102,7 @@ def test_command_writes_pngs(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     [
         (["kernels", "--model", "unireplknet_aa"], "did you mean unireplknet_a"),
         (["kernels", "--model", "test_unireplknet", "--layer", "stage.1"], "no depthwise layer 'stage.1'"),
-        (["receptive-field", "--model", "test_unireplknet", "--data", "nowhere"], "there is no image"),
+        (["receptive-field", "--model", "test_unireplknet", "--data", "nowhere"], "cannot read the folder nowhere"),
         (["kernels", "--model", "test_unireplknet", "--out", "/dev/null/x.png"], "cannot write"),
     ],
 )

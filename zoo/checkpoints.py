@@ -38,6 +38,7 @@ from zoo.files import (
 from zoo.models.deploy import to_deploy
 from zoo.models.loading import Strict, classifier_names, load_state, skeleton
 from zoo.models.registry import create_model, register
+from zoo.values import DamagedFileError, read_json
 
 __all__ = ["CheckpointError", "load_checkpoint", "read_checkpoint", "save_pretrained", "write_atomic"]
 
@@ -156,17 +157,19 @@ def save_pretrained(
             has it.
         input_record: How a file becomes an input (see :mod:`zoo.inputs`), as a data module's `input_record()` says it;
             None keeps the model's own.
-        overwrite: Whether a model that is already there may be replaced.
+        overwrite: Whether a model that is already there may be replaced; a `config.json` of anything else never is.
 
     Returns:
         The folder.
 
     Raises:
-        CheckpointError: The folder cannot be written, holds a model already, or the model could not be
+        CheckpointError: The folder cannot be written, holds a model already or the files of something else, or the
+            model could not be
             rebuilt from its name and arguments. Nothing is left half-written.
         ValueError: `class_names`, `preprocessing` or `input_record` does not suit the model.
     """
     folder, model = Path(folder), _unwrap(model)
+    check_replaceable(folder)
     taken = [n for n in (WEIGHTS_NAME, CONFIG_NAME) if (folder / n).exists()]
     if taken and not overwrite:
         raise CheckpointError(f"{folder} holds {' and '.join(taken)} already: choose another folder, or overwrite=True")
@@ -178,6 +181,23 @@ def save_pretrained(
     text = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
     write_all({folder / WEIGHTS_NAME: writer_of(weights), folder / CONFIG_NAME: writer_of(text)})
     return folder
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse a folder whose configuration is not a model's, so that no file of something else is replaced.
+
+    Raises:
+        CheckpointError: `config.json` names no architecture, or cannot be read.
+    """
+    path = folder / CONFIG_NAME
+    if not path.exists():
+        return
+    try:
+        found = read_json(path)
+    except (OSError, DamagedFileError):
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("architecture"), str):
+        raise CheckpointError(f"{path} is not the configuration of a model and stays: choose another folder")
 
 
 def _serialise(model: nn.Module) -> bytes:

@@ -20,6 +20,7 @@ from typing import Any
 from zoo.facts import bound_waiting
 from zoo.quoting import python_text
 from zoo.suggest import suggestion
+from zoo.values import PAGES, PICTURES, check_output
 
 #: Measurements of each family: name -> (what it shows, module, function).
 BENCHMARKS: dict[str, dict[str, tuple[str, str, str]]] = {
@@ -232,12 +233,14 @@ def _add_predict(commands: Commands) -> None:
     parser.add_argument(
         "--no-header", action="store_true", help="tables begin with a row; their columns stand in the model's order"
     )
-    parser.add_argument("--out", type=Path, help="PNG with a picture of the first answer")
+    parser.add_argument("--out", type=Path, help="a picture of the first answer: .png, .svg or .pdf")
     _json_option(parser)
     parser.set_defaults(run=_predict)
 
 
 def _predict(options: argparse.Namespace) -> int:
+    if options.out:
+        check_output(options.out, PICTURES)
     from zoo.tools.prediction import draw, predict
 
     found = predict(options.model, options.files, options.top, header=not options.no_header)
@@ -255,7 +258,7 @@ def _predict(options: argparse.Namespace) -> int:
         from zoo.files import write_atomic
 
         figure = draw(found[0], options.model)
-        write_atomic(options.out, lambda file: figure.savefig(file, format="png", dpi=120))
+        write_atomic(options.out, lambda file: figure.savefig(file, format=options.out.suffix.lower()[1:], dpi=120))
         lines.append(f"picture: {options.out}")
     return _told(options, found, lines)
 
@@ -277,12 +280,14 @@ def _add_compare(commands: Commands) -> None:
     parser.add_argument("a", help=_MODEL)
     parser.add_argument("b", help="the other one")
     parser.add_argument("--data", help="the one whose data set is used (the first)")
-    parser.add_argument("--html", type=Path, help="also write a report with the confusion matrices")
+    parser.add_argument("--html", type=Path, help="also write a report with the confusion matrices, .html")
     _json_option(parser)
     parser.set_defaults(run=_compare)
 
 
 def _compare(options: argparse.Namespace) -> int:
+    if options.html:
+        check_output(options.html, PAGES)
     from zoo.tools.comparison import compare
 
     found = compare(options.a, options.b, options.data)
@@ -323,6 +328,7 @@ def _add_report(commands: Commands) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
+    check_output(options.out, PAGES)
     from zoo.tools.report import write_report
 
     found = write_report(options.out, options.model, options.other)
@@ -348,9 +354,9 @@ def _add_export(commands: Commands) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
+    folder = check_output(options.out or f"{Path(options.model.removeprefix('local-dir:')).name}-export")
     from zoo.tools.export import export, quantize
 
-    folder = options.out or Path(f"{Path(options.model.removeprefix('local-dir:')).name}-export")
     found = export(options.model, folder, tuple(options.format), options.size)
     lines = [
         f"{folder / found[kind]['file']}: {found[kind]['bytes']:,} bytes, largest difference "
@@ -416,6 +422,7 @@ def _benchmark(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
     entries = BENCHMARKS[options.family]
     if options.name is not None and options.name not in entries:
         parser.error(f"{options.family} has no measurement {options.name!r}{suggestion(options.name, entries)}")
+    check_output(options.out)
     for name in [options.name] if options.name else entries:
         _, module, function = entries[name]
         measure = getattr(importlib.import_module(module), function)
@@ -529,14 +536,15 @@ def _add_figure(commands: Commands) -> None:
     parser.add_argument("--count", type=_positive, help="images to average over (16), or kernels to show (32)")
     parser.add_argument("--stage", type=int, default=-1, help="receptive-field: which feature map (-1, the last)")
     parser.add_argument("--layer", help="kernels: name of the layer (the first large one)")
-    parser.add_argument("--out", type=Path, help="the PNG (MODEL-KIND.png)")
+    parser.add_argument("--out", type=Path, help="the picture: .png, .svg or .pdf (MODEL-KIND.png)")
     parser.set_defaults(run=_figure)
 
 
 def _figure(options: argparse.Namespace) -> int:
+    out = options.out or Path(f"{options.model.rpartition('/')[2].replace(':', '-')}-{options.kind}.png")
+    check_output(out, PICTURES)
     from zoo.gallery import draw
 
-    out = options.out or Path(f"{options.model.rpartition('/')[2].replace(':', '-')}-{options.kind}.png")
     print(draw(options.kind, options.model, out, **{k: v for k, v in vars(options).items() if k in _DRAWN}))
     return 0
 
@@ -563,6 +571,7 @@ def _add_ship(commands: Commands) -> None:
 
 
 def _ship(options: argparse.Namespace) -> int:
+    check_output(options.folder)
     from zoo.tools.cards import write
     from zoo.tools.release import ship
 

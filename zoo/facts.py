@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
+import subprocess
 from pathlib import Path
 
-__all__ = ["bound_waiting", "chip", "hardware", "versions", "wait_policy"]
+__all__ = ["bound_waiting", "chip", "commit", "git", "hardware", "versions", "wait_policy"]
 
 _PACKAGES = ("kernel-zoo", "torch", "timm", "lightning", "numpy", "scikit-learn")
 
@@ -31,6 +33,26 @@ def chip() -> str:
     except OSError:  # not Linux: the short name will do
         return name
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+
+
+@functools.cache
+def git(*arguments: str) -> str:
+    """What git says of the source tree; nothing where it is no clone of the zoo or git does not know what is asked."""
+    source = Path(__file__).resolve().parents[1]
+    if not (source / ".git").exists():
+        return ""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=source, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+@functools.cache
+def commit() -> str:
+    """The commit of the source tree, with a `+` where files of the zoo differ from it; nothing outside a clone."""
+    found = git("rev-parse", "--short=9", "HEAD")
+    return found and found + ("+" if git("status", "--porcelain", "--", "zoo", "configs") else "")
 
 
 def hardware() -> dict[str, str | int]:

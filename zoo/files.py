@@ -19,6 +19,7 @@ import urllib.parse
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -26,11 +27,12 @@ from typing import Any, BinaryIO, TypeVar
 import torch
 
 from zoo import inputs
-from zoo.values import DamagedFileError, read_json
+from zoo.values import DamagedFileError, leads_out, read_json
 from zoo.whole import replace_all, still, writing
 
 __all__ = [
     "CONFIG_NAME",
+    "MAX_TENSORS",
     "RECORDS",
     "WEIGHTS_NAME",
     "CheckpointError",
@@ -38,6 +40,8 @@ __all__ = [
     "check_recorded",
     "hub_config",
     "locate",
+    "offline",
+    "offline_reason",
     "read_checkpoint",
     "read_config",
     "sha256_of",
@@ -58,7 +62,7 @@ _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 _HUB_NAMES = (WEIGHTS_NAME, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))  # how a pickle of each protocol begins
 _MAX_HEADER = 16_000_000  # bytes
-_MAX_TENSORS = 20_000  # in one file; the largest models of the zoo have under 4,000, a training state four times that
+MAX_TENSORS = 20_000  # in one file; the largest models of the zoo have under 4,000, a training state four times that
 _MAX_CONFIG = 16_000_000
 _SCANNED = 64_000_000
 
@@ -226,8 +230,8 @@ def _read_safetensors(path: Path, size: int, head: bytes) -> dict[str, Any]:
 
 
 def _check_count(path: Path, count: int) -> None:
-    if count > _MAX_TENSORS:
-        raise CheckpointError(f"{path} holds {count:,} tensors, more than the {_MAX_TENSORS:,} that are read")
+    if count > MAX_TENSORS:
+        raise CheckpointError(f"{path} holds {count:,} tensors, more than the {MAX_TENSORS:,} that are read")
 
 
 def _check_archive(path: Path, size: int) -> None:
@@ -409,10 +413,8 @@ def check_inside(path: Path, folder: Path) -> None:
     Raises:
         CheckpointError: The file lies elsewhere.
     """
-    real, home = path.resolve(), folder.resolve()
-    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
-    if not any(place in real.parents for place in homes):
-        raise CheckpointError(f"{path} leads to {real}, outside its folder: copy the file itself there")
+    if leads_out(path, folder):
+        raise CheckpointError(f"{path} leads to {path.resolve()}, outside its folder: copy the file itself there")
 
 
 def _checked(source: str | Path) -> Path:
@@ -473,6 +475,27 @@ def check_recorded(path: Path) -> None:
 
 # ---- finding -----------------------------------------------------------------------------------------------
 
+_offline: ContextVar[str] = ContextVar("offline", default="")
+
+
+@contextlib.contextmanager
+def offline(reason: str) -> Iterator[None]:
+    """Fetch nothing meanwhile, by whatever door: what is not here already is an error that gives the reason.
+
+    Args:
+        reason: A clause that says why, and how else to get the files.
+    """
+    token = _offline.set(reason)
+    try:
+        yield
+    finally:
+        _offline.reset(token)
+
+
+def offline_reason() -> str:
+    """Why nothing may be fetched now; empty where it may. Every function that opens an address asks."""
+    return _offline.get()
+
 
 def locate(source: str | Path) -> Path:
     """The file behind a source, fetched if need be and compared with its recorded hash.
@@ -532,6 +555,8 @@ def fetch_url(url: str) -> Path:
     key = "" if name in RECORDS else hashlib.sha256(url.encode()).hexdigest()[:10] + "-"
     target = cache_folder() / f"{key}{name}"
     if not target.exists():
+        if why := offline_reason():
+            raise CheckpointError(f"{name} of {url} is not here, and {why}, or place it at {target}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(target), progress=False)
@@ -586,12 +611,12 @@ def _hub_file(repository: str, name: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(repository, name, revision=revision))
+        return Path(hf_hub_download(repository, name, revision=revision, local_files_only=bool(offline_reason())))
     except Exception as error:  # the client raises errors of several libraries
-        offline = isinstance(error, LocalEntryNotFoundError)
-        if name == CONFIG_NAME or (isinstance(error, EntryNotFoundError) and not offline):
+        absent = isinstance(error, LocalEntryNotFoundError)
+        if name == CONFIG_NAME or (isinstance(error, EntryNotFoundError) and not absent):
             return None
-        why = "no connection, and it is not in the cache" if offline else _first_line(error)
+        why = offline_reason() or "no connection, and it is not in the cache" if absent else _first_line(error)
         by_hand = f"place it at {cache_folder() / name}" if name not in _HUB_NAMES else "pass the path of its folder"
         raise CheckpointError(
             f"cannot download {name} of hf-hub:{repository} ({why}); fetch it elsewhere and {by_hand}"

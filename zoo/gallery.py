@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ from zoo.figures import (
 )
 from zoo.files import write_atomic
 from zoo.models.registry import create_model
+from zoo.values import PICTURES, check_output, read_curves
 
 __all__ = ["PictureError", "draw"]
 
@@ -67,9 +67,11 @@ def draw(
 
     Raises:
         PictureError: The model is unknown or has nothing of that kind.
-        CheckpointError: The weights cannot be loaded, or the PNG cannot be written.
+        OutputError: `out` ends in no suffix of a picture, or lies in no folder.
+        CheckpointError: The weights cannot be loaded, or the picture cannot be written.
         DataError: The folder has no readable images.
     """
+    suffix = check_output(out, PICTURES).suffix.lower()
     try:
         pretrained = pretrained or model.startswith("local-dir:")
         network = create_model(model, pretrained=pretrained, checkpoint_path=checkpoint).eval()
@@ -97,7 +99,7 @@ def draw(
         raise
     except (ValueError, TypeError) as error:
         raise PictureError(str(error)) from None
-    write_atomic(out, lambda file: ax.figure.savefig(file, format="png", dpi=150))  # type: ignore[union-attr]
+    write_atomic(out, lambda file: ax.figure.savefig(file, format=suffix[1:], dpi=150))  # type: ignore[union-attr]
     untrained = kind != "losses" and not (pretrained or checkpoint)
     return f"{out}: {told}" + ("; the weights are untrained" if untrained else "")
 
@@ -109,14 +111,9 @@ def _losses(run: str | Path | None) -> dict[str, tuple[list[int], list[float]]]:
     paths = sorted(Path(run).expanduser().rglob("metrics.csv"))
     if not paths:
         raise PictureError(f"there is no metrics.csv below {run}; the run needs logger=csv or the default one")
-    curves: dict[str, tuple[list[int], list[float]]] = {}
-    with paths[0].open(newline="") as file:
-        for row in csv.DictReader(file):
-            for name in ("train/loss", "train/cross_entropy", "train/slow_loss", "train/norm_penalty"):
-                if row.get(name):
-                    steps, values = curves.setdefault(name.removeprefix("train/"), ([], []))
-                    steps.append(int(row["step"]))
-                    values.append(float(row[name]))
+    found = read_curves(paths[0])
+    names = ("train/loss", "train/cross_entropy", "train/slow_loss", "train/norm_penalty")
+    curves = {name.removeprefix("train/"): found[name] for name in names if name in found}
     if not curves:
         raise PictureError(f"{paths[0]} has no training losses")
     return curves

@@ -44,12 +44,14 @@ _places: list[str] = []  # flags of this command line that say where configurati
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def _job(cfg: DictConfig) -> float | None:
-    from zoo.training.folder import writing_in
+    from zoo.training.folder import check_new, writing_in
     from zoo.training.run import run_config
 
-    multirun = HydraConfig.get().mode is RunMode.MULTIRUN
+    multirun, folder = HydraConfig.get().mode is RunMode.MULTIRUN, Path(HydraConfig.get().runtime.output_dir)
     try:
-        with writing_in(Path(HydraConfig.get().runtime.output_dir)):
+        with writing_in(folder):
+            if cfg.get("resume") is None:
+                check_new(folder, _command())
             _record(cfg)
             config: Any = OmegaConf.to_container(cfg, resolve=True)
             return run_config(config, multirun=multirun, command=_command())
@@ -407,9 +409,9 @@ def _recorded_overrides(path: Path, target: Path, arguments: Sequence[str]) -> l
         raise ResumeError(f"resume={target}: {error}") from None
     if not isinstance(overrides, list) or not all(isinstance(text, str) for text in overrides):
         raise ResumeError(f"resume={target}: {path} holds no list of overrides")
-    typed = {argument.split("=", 1)[0] for argument in arguments}
+    left = set(merge_overrides(overrides, arguments)) - set(arguments)
     for text in overrides:
-        if text.split("=", 1)[0] in typed:
+        if text not in left:
             continue
         if problem := override_problem(*_parsed(text), run=path.parent.parent.resolve()):
             raise ResumeError(

@@ -190,6 +190,8 @@ def _part_problem(key: str, value: Any, run: Path, section: str) -> str | None:
         return None
     if any(part.startswith("_") for part in key.split(".")):
         return f"{key} steers how objects are built"
+    if section == "logger" and re.match(r"logger\.\w+\.\w+\.\D", f"{key}."):
+        return f"{key} says how a service is reached"
     if not isinstance(value, str | int | float | None):
         return "its value is not a plain one"
     if not isinstance(value, str):

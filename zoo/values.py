@@ -2,18 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
 import json
 import stat
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DamagedFileError", "first_line", "read_json", "read_yaml"]
+__all__ = [
+    "PAGES",
+    "PICTURES",
+    "DamagedFileError",
+    "OutputError",
+    "check_output",
+    "first_line",
+    "leads_out",
+    "read_curves",
+    "read_json",
+    "read_yaml",
+]
+
+PICTURES, PAGES = (".png", ".svg", ".pdf"), (".html", ".htm")  # how the names of what is drawn and written end
 
 MAX_BYTES = 16_000_000  # of a configuration, a record or a summary
+MAX_CURVES = 200_000_000  # of a run's metrics
 
 
 class DamagedFileError(ValueError):
     """A file of plain values that cannot be read as such; the message is one line."""
+
+
+class OutputError(ValueError):
+    """A place where nothing can, or may, be written; the message is one line."""
+
+
+def check_output(path: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
+    """The path of what is going to be written, found possible before there is work to lose.
+
+    Args:
+        path: A file, or without `suffixes` a folder. A missing folder is made later, but not the one that it is in.
+        suffixes: How the file's name may end: no file of another kind is ever replaced.
+
+    Raises:
+        OutputError: The name ends otherwise, or there is no such folder.
+    """
+    path = Path(path)
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise OutputError(f"cannot write {path}: its name must end in {' or '.join(suffixes)}")
+    if suffixes and path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder")
+    folder = path.parent if suffixes else path
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"cannot write {path}: {folder} is no folder")
+    if not folder.exists() and not folder.absolute().parent.is_dir():
+        raise OutputError(f"cannot write {path}: there is no folder {folder.parent}; make it first")
+    return path
 
 
 def read_json(path: Path, limit: int = MAX_BYTES) -> Any:
@@ -55,8 +99,42 @@ def read_yaml(path: Path, limit: int = 1_000_000) -> Any:
         raise DamagedFileError(f"{path} is not valid YAML ({first_line(error)})") from None
 
 
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a path is, or lies behind, a link out of a folder; the caches of hubs, which link beside it, are not."""
+    real, home = path.resolve(), folder.resolve()
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    return not any(place in real.parents for place in homes)
+
+
+def read_curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """Steps and values of every metric of a `metrics.csv`; rows and cells that are no numbers are passed over, as is a
+    file that cannot be read.
+    """
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    with contextlib.suppress(DamagedFileError, FileNotFoundError, csv.Error):
+        for row in csv.DictReader(io.StringIO(_text(path, MAX_CURVES))):
+            step = _number(row.get("step"))
+            for name, cell in row.items() if step is not None else ():
+                value = _number(cell)
+                if value is not None and isinstance(name, str) and name not in ("step", "epoch"):
+                    steps, values = found.setdefault(name, ([], []))
+                    steps.append(int(step or 0))
+                    values.append(value)
+    return found
+
+
+def _number(cell: Any) -> float | None:
+    try:
+        value = float(cell)
+    except (TypeError, ValueError):
+        return None
+    return value if abs(value) < 1e15 else None
+
+
 def _text(path: Path, limit: int) -> str:
     try:
+        if leads_out(path, path.parent):
+            raise DamagedFileError(f"{path} leads to {path.resolve()}, outside its folder: copy the file itself there")
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):  # a pipe or a device might never end
             raise DamagedFileError(f"{path} is not a regular file")

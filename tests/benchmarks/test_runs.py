@@ -12,7 +12,8 @@ from zoo.benchmarks.runs import RunsError, tabulate
 
 def run_folder(folder: Path, seed: int, accuracy: float, changes: str = "") -> Path:
     (folder / ".hydra").mkdir(parents=True)
-    (folder / ".hydra" / "config.yaml").write_text("{name: digits, model: {model_name: unireplknet_z}}")
+    config = "{name: digits, model: {model_name: unireplknet_z}, data: {}, task: {}}"
+    (folder / ".hydra" / "config.yaml").write_text(config)
     (folder / ".hydra" / "overrides.yaml").write_text(f"[experiment=digits, seed={seed}{changes}]")
     summary = {"metrics": {"test/acc": accuracy, "val/acc": 0.5}, "seconds": 60.0, "seed": seed}
     (folder / "summary.json").write_text(json.dumps(summary))

@@ -182,6 +182,13 @@ def test_class_folders_may_be_links_to_beside_the_part(tmp_path: Path) -> None:
     (tmp_path / "train" / "a").symlink_to("../pool/a")
     assert class_folders(tmp_path / "train", IMAGES) == ["a", "b"]
     assert len(scan(tmp_path / "train", ["a", "b"], IMAGES)[0]) == 2
+    image(tmp_path / "test" / "b" / "x.png")
+    for name, place in (("c", "../test/b"), ("d", "../pool/a"), ("e", "../pool"), ("f", ".."), ("g", "b")):
+        (tmp_path / "train" / name).symlink_to(place)
+    assert class_folders(tmp_path / "train", IMAGES) == ["a", "b"], "no files with two classes, none of the test"
+    (tmp_path / "test" / "a").symlink_to("../pool/a")
+    with pytest.raises(DataError, match=r"test/a and .*train/a are the same folder"):
+        sizes(imported(tmp_path))
     outside = tmp_path / "train"
     only = tmp_path / "only"
     only.mkdir()

@@ -291,6 +291,32 @@ def test_any_scale_that_float64_can_square(kind, value: float) -> None:
         torch.testing.assert_close(kernel(unit * value), wanted, rtol=1e-12 if own == torch.float64 else 1e-3, atol=0)
 
 
+@pytest.mark.parametrize("kind", [Gaussian, Laplacian])
+@pytest.mark.parametrize("value", [2e-162, 1e-30, 1e-7, 1e-3, 1e30])
+def test_any_scale_between_many_points(kind, value: float) -> None:
+    """Coinciding points of two sets, where squares of norms over squares of scales have no digit left for them."""
+    for dtype in (torch.float32, torch.float64):
+        X = points(300, 3, dtype=dtype)
+        kernel = kind(value, dtype=torch.float64)
+        wanted = torch.eye(300, dtype=dtype) if value < 1e-5 else kind(value, dtype=torch.float64)(X.double()).to(dtype)
+        for found in (kernel(X), kernel(X, X.clone())):
+            torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_near_pairs_of_a_wide_spread_have_their_derivatives() -> None:
+    X = torch.cat([points(30, 200), points(30, 200) + 1e7]).requires_grad_()
+    Z = X.detach() + 0.1 * points(60, 200)
+    found = squared_distances(X, Z)
+    exact = squared_distances(X, Z, method="direct")
+    inside = exact.detach() < 1e4
+    assert inside.any()
+    assert not inside.all()
+    torch.testing.assert_close(found[inside], exact[inside], rtol=1e-12, atol=0)
+    torch.testing.assert_close(found[~inside], exact[~inside], rtol=1e-9, atol=0)
+    slopes = [torch.autograd.grad(q[inside].sum(), X, retain_graph=True)[0] for q in (found, exact)]
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("value", [1e-163, 1e155])
 def test_scales_beyond_float64_are_refused(value: float) -> None:
     for kind in (Gaussian, Laplacian):
@@ -298,7 +324,7 @@ def test_scales_beyond_float64_are_refused(value: float) -> None:
             kind(value)
         with pytest.raises(ValueError, match=r"lengthscale is too large for torch.float16; .*float64"):
             kind(1e6, dtype=torch.float16)
-        with pytest.raises(ValueError, match="too large for torch.float32"):
+        with pytest.raises(ValueError, match=r"too large for torch\.float32"):
             kind().lengthscale = 1e100
     with pytest.raises(ValueError, match="so must its square"):
         FourierFeatures(3, 4, lengthscale=value)

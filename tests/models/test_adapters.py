@@ -204,6 +204,15 @@ def test_models_and_names_that_do_not_fit() -> None:
         inject_adapters(model, AdapterConfig(), "a.b")
 
 
+def test_an_adapter_of_another_library_keeps_its_files(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (tmp_path / "adapter_model.safetensors").write_text("mine")
+    with pytest.raises(CheckpointError, match="is not the configuration of an adapter"):
+        save_adapter(inject_adapters(bert(1), AdapterConfig(num_features=4)), tmp_path)
+    assert (tmp_path / "adapter_config.json").read_text() == '{"peft_type": "LORA"}'
+    assert (tmp_path / "adapter_model.safetensors").read_text() == "mine"
+
+
 @pytest.mark.parametrize("damage", ["cut", "text", "config", "no file", "unknown entry", "pickle"])
 def test_damaged_files_are_refused_and_nothing_changes(damage: str, tmp_path) -> None:
     folder = save_adapter(inject_adapters(bert(1), AdapterConfig(num_features=4)), tmp_path / "saved")
@@ -660,3 +669,17 @@ def test_nothing_to_convert() -> None:
         convert_feed_forward(bert(1), [])
     with pytest.raises(ValueError, match="num_features=0"):
         convert_feed_forward(bert(1), [], num_features=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_fresh_adapter_in_half_precision_changes_nothing(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    sizes = {"img_size": 16, "patch_size": 8, "depth": 1, "embed_dim": 32, "num_heads": 2, "num_classes": 3}
+    model = timm.create_model("vit_tiny_patch16_224", **sizes).eval().to(dtype)
+    images = 100 * torch.randn(2, 3, 16, 16).to(dtype)
+    with torch.no_grad():
+        want = model(images)
+        inject_adapters(model, {})
+        got = model.to(dtype)(images)
+    assert want.isfinite().all()
+    assert torch.equal(got, want)

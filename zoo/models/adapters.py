@@ -41,12 +41,13 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from zoo.files import CheckpointError, read_checkpoint, undisturbed, write_all, writer_of
+from zoo.files import CheckpointError, check_inside, read_checkpoint, undisturbed, write_all, writer_of
 from zoo.kernels.base import no_autocast
 from zoo.kernels.random_features import ReLUFeatures
 from zoo.models.conversion import Inputs, call_model
 from zoo.models.snnk import SNNKLinear
 from zoo.suggest import suggestion
+from zoo.values import DamagedFileError, read_json
 
 __all__ = [
     "Adapter",
@@ -1018,12 +1019,14 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
 
     Raises:
         ValueError: There is no adapter of this name.
-        CheckpointError: The folder cannot be written.
+        CheckpointError: The folder cannot be written, or holds the configuration of something else.
     """
     config = _known(model, name)
     state = {k: v.detach().cpu().contiguous().clone() for k, v in _state(model, name).items()}
     content = {"format": FORMAT, "base_model": type(model).__name__, **asdict(config)}
     folder = Path(folder)
+    if (folder / CONFIG).exists():
+        _content_of(folder)  # a file of something else stays
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=2).encode()
     write_all({folder / WEIGHTS: writer_of(to_safetensors(state)), folder / CONFIG: writer_of(text)})
@@ -1066,22 +1069,33 @@ def load_adapter(
     return model
 
 
-def _read(folder: Path) -> tuple[Any, str, dict[str, Any]]:
-    """Configuration, name of the base model and weights of a saved set."""
+def _content_of(folder: Path) -> dict[str, Any]:
+    """What a saved set's configuration says.
+
+    Raises:
+        CheckpointError: There is none, or it is that of something else.
+    """
     try:
-        content = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError) as error:
+        content = read_json(folder / CONFIG)
+    except (OSError, DamagedFileError) as error:
         raise CheckpointError(
             f"{folder / CONFIG} cannot be read ({error}): it is no saved adapter, or damaged"
         ) from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise CheckpointError(f"{folder / CONFIG} is not the configuration of an adapter ({FORMAT!r} is missing)")
+    return content
+
+
+def _read(folder: Path) -> tuple[Any, str, dict[str, Any]]:
+    """Configuration, name of the base model and weights of a saved set."""
+    content = _content_of(folder)
     base = content.pop("base_model", "another model")
     try:
         config = _config_from(content, str(folder / CONFIG))
     except (ValueError, TypeError) as error:
         raise CheckpointError(str(error)) from None
-    return config, base, read_checkpoint(folder / WEIGHTS)
+    check_inside(folder / WEIGHTS, folder)
+    return config, str(base), read_checkpoint(folder / WEIGHTS)
 
 
 def _fill(model: nn.Module, name: str, state: Mapping[str, Tensor], other: str) -> None:

@@ -48,7 +48,6 @@ from zoo.models.continual import (
     MLP,
     ContinualLearner,
     Recipe,
-    TaskError,
     choose_per_class,
     learner_cfg,
     need_per_class,
@@ -450,7 +449,7 @@ class KCL(KernelLearner):
         """Store the coreset; what remains is trained on.
 
         Raises:
-            TaskError: See the base class; or a class has fewer than `shots` images, or none is left to train on.
+            TaskError: See the base class; or a class has fewer than `shots` images.
             SupportError: The images are not in [0, 1], or there are more classes than the coreset has room for.
         """
         super().begin_task(task, x, y)
@@ -470,8 +469,6 @@ class KCL(KernelLearner):
         classes = len(y.unique())
         if classes * self.shots > self.coreset_y.shape[1]:
             raise SupportError(f"task {task} has {classes} classes; the coreset has room for {self.task_classes}")
-        if classes * self.shots == len(y):
-            raise TaskError(f"task {task}: the coreset takes all {len(y)} images, and none is left to train on")
 
     def coreset(self, task: int) -> tuple[Tensor, Tensor]:
         """Images (N, C, H, W) in [0, 1] and labels (N,) stored for a task."""

@@ -21,7 +21,7 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from zoo.files import CheckpointError
+from zoo.files import MAX_TENSORS, CheckpointError
 from zoo.models.deploy import to_deploy
 
 __all__ = ["Strict", "classifier_names", "find_state_dict", "load_state", "skeleton", "warn_not_finite"]
@@ -59,6 +59,8 @@ def find_state_dict(checkpoint: Mapping[str, Any], origin: str) -> dict[str, Ten
     if not state:
         there = ", ".join(map(str, itertools.islice(content, 8))) or "nothing"
         raise CheckpointError(f"{origin} holds no weights: its entries are {there}")
+    if len(state) > MAX_TENSORS:
+        raise CheckpointError(f"{origin} holds {len(state):,} tensors, more than the {MAX_TENSORS:,} that are read")
     return state
 
 

@@ -210,8 +210,8 @@ def _check_config(folder: Path) -> str:
     returned = typing.get_type_hints(model_entrypoint(arch)).get("return") if _is_ours(arch) else None
     if inspect.isclass(returned) and returned is not nn.Module:
         own = inspect.signature(returned).parameters  # an unknown one is told when the model is built
-        known = {k: v for k, v in arguments.items() if k in own}
-        problems += check_call(returned, known, "model_args", given=own, nested=False)
+        taken = {k: v for k, v in arguments.items() if k in own}
+        problems += check_call(returned, taken, "model_args", given=own, nested=False)
     if problems:
         raise CheckpointError(f"{where}: {problems[0][:300]}")
     return arch

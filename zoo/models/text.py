@@ -36,16 +36,9 @@ TUNINGS: dict[str, dict[str, Any]] = {
 }
 
 #: What `tuning_args` may say of PEFT's adapters; others of `LoraConfig` name modules to import or files to open.
-_LORA = (
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
-    "exclude_modules",
-    "layers_to_transform",
-    "layers_pattern",
-)
-_LORA += ("bias", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias")
+_LORA: tuple[str, ...] = ("r", "lora_alpha", "lora_dropout", "lora_bias", "target_modules", "exclude_modules", "bias")
+_LORA += ("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
+_LORA += ("modules_to_save",)
 
 
 class TextClassifier(nn.Module):

@@ -243,5 +243,6 @@ def load_task(path: str | Path) -> Task:
         raise CheckpointError(f"{path}: {error}") from None
     except Exception as error:  # values that nobody vouches for can make a constructor raise anything
         raise CheckpointError(f"{path} holds no {name} that can be built again: {first_line(error)}") from error
-    warn_not_finite(task, state, str(path))
+    own = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+    warn_not_finite(task.model, own, str(path))  # what a task measured may be missing, its model's numbers may not
     return task.eval()

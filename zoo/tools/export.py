@@ -30,6 +30,7 @@ from zoo.inputs import record_of as input_record_of
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import batches, build_data, load, record_of
 from zoo.tools.info import example
+from zoo.values import DamagedFileError, check_output, read_json
 from zoo.whole import staging
 
 __all__ = ["FORMATS", "export", "quantize", "run_elsewhere"]
@@ -56,11 +57,14 @@ def export(
         `input_record` (how a file becomes an input) beside, it is `deployment.json` of the folder.
 
     Raises:
-        ToolError: The model cannot be exported, or the export differs by more than 1e-5 of its largest output.
+        OutputError: There is no place for the folder.
+        ToolError: The folder holds files of another origin, the model cannot be exported, or the export differs by
+            more than 1e-5 of its largest output.
     """
     if unknown := [f for f in formats if f not in FORMATS]:
         raise ToolError(f"format {unknown[0]!r} is not one of {', '.join(FORMATS)}")
-    folder = Path(folder)
+    folder = check_output(folder)
+    _check_own(folder)
     network = model if isinstance(model, nn.Module) else load(model)
     network = network.eval()
     cfg: Any = getattr(network, "pretrained_cfg", None) or {}
@@ -90,6 +94,19 @@ def export(
         text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
         write_atomic(place / "deployment.json", writer_of(text.encode()))
     return told
+
+
+def _check_own(folder: Path) -> None:
+    """Refuse a folder whose files of these names no export wrote; each has its `deployment.json` beside."""
+    taken = [name for name in (*_NAMES.values(), "deployment.json") if (folder / name).exists()]
+    if not taken:
+        return
+    try:
+        told = read_json(folder / "deployment.json")
+    except (OSError, DamagedFileError):
+        told = None
+    if not isinstance(told, dict) or not {"model", "input", "preprocessing"} <= told.keys():
+        raise ToolError(f"{folder} holds {taken[0]}, which no export wrote: choose another folder")
 
 
 def _arguments(network: nn.Module, batch: int, size: int | None) -> tuple[Tensor, ...]:

@@ -11,11 +11,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoints import save_pretrained
+from zoo.checkpoints import check_replaceable, save_pretrained
 from zoo.files import CONFIG_NAME, WEIGHTS_NAME, write_all, writer_of
 from zoo.tools.cards import card
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import load, record_of
+from zoo.values import check_output
 
 __all__ = ["push"]
 
@@ -41,6 +42,8 @@ def push(model: str, target: str, *, private: bool = False, api: Any = None) -> 
         raise ToolError(f"{target} is not of the form hf-hub:<organisation>/<name>")
     if place not in ("hf-hub", "local-dir") or not rest:
         raise ToolError(f"{target!r} is no place: write hf-hub:<organisation>/<name> or local-dir:<folder>")
+    if place == "local-dir":
+        _check_own(check_output(rest))
     record = record_of(model)
     network = load(model, deploy=False)
     with tempfile.TemporaryDirectory() as folder:
@@ -53,6 +56,12 @@ def push(model: str, target: str, *, private: bool = False, api: Any = None) -> 
             (staged / "README.md").write_bytes(files["README.md"])
             _upload(staged, rest, record["name"], private, api)
     return f"{place}:{rest}"
+
+
+def _check_own(folder: Path) -> None:
+    check_replaceable(folder)
+    if (folder / "README.md").exists() and not (folder / CONFIG_NAME).exists():
+        raise ToolError(f"{folder} holds a README.md and no model: choose another folder")
 
 
 def _upload(folder: Path, repository: str, name: str, private: bool, api: Any) -> None:

@@ -7,10 +7,8 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from zoo.figures import (
 from zoo.files import write_atomic, writer_of
 from zoo.tools.comparison import compare, decide, outputs_of
 from zoo.tools.evaluation import batches, build_data, load, record_of
+from zoo.values import PAGES, check_output, read_curves
 
 __all__ = ["curves", "plot_accuracy_matrix", "plot_confusion", "write_report"]
 
@@ -122,8 +121,11 @@ def write_report(path: str | Path, model: str, other: str | None = None) -> dict
 
     Raises:
         ToolError, RunsError, CheckpointError: The models cannot be read or compared.
+        OutputError: `path` does not end in .html, or lies in no folder.
     """
     import matplotlib as mpl
+
+    check_output(path, PAGES)
 
     with mpl.rc_context({"text.parse_math": False}):  # a dollar sign in a name is a dollar sign
         parts = list(_compared(model, other) if other else _single(model))
@@ -210,24 +212,11 @@ def curves(run: Path) -> dict[str, tuple[list[int], list[float]]]:
     """Steps and values of every metric that a run logged to CSV; rows and cells that are no numbers are passed over."""
     found: dict[str, tuple[list[int], list[float]]] = {}
     for path in sorted(run.glob("csv/**/metrics.csv")):
-        with suppress(OSError, UnicodeDecodeError, csv.Error), path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                step = _as_number(row.get("step"))
-                for name, cell in row.items() if step is not None else ():
-                    value = _as_number(cell)
-                    if value is not None and isinstance(name, str) and name not in ("step", "epoch"):
-                        steps, values = found.setdefault(name, ([], []))
-                        steps.append(int(step or 0))
-                        values.append(value)
+        for name, (steps, values) in read_curves(path).items():
+            kept = found.setdefault(name, ([], []))
+            kept[0].extend(steps)
+            kept[1].extend(values)
     return found
-
-
-def _as_number(cell: Any) -> float | None:
-    try:
-        value = float(cell)
-    except (TypeError, ValueError):
-        return None
-    return value if abs(value) < 1e15 else None
 
 
 def _outcome_section(sides: Sequence[tuple[str, Tensor, Tensor]], record: Mapping[str, Any]) -> Iterator[Part]:

@@ -8,7 +8,7 @@ import re
 import shlex
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -57,6 +57,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(path)
 
+    def remove_checkpoint(self, path: Any) -> None:
+        if ".." not in Path(path).parts:  # a path that a state named, which would lead out of the folder
+            super().remove_checkpoint(path)
+
 
 def _serialise(checkpoint: dict[str, Any], file: BinaryIO) -> None:
     try:
@@ -88,12 +92,21 @@ class BestCheckpoint(ModelCheckpoint):
         super().__init__(dirpath=folder, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
         self.tie_breaker = tie_breaker
         self._kept_loss = math.inf
+        self._exempt: set[str] = set()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._exempt = _not_finite(pl_module)
 
     def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
         logged = trainer.callback_metrics.get(self.tie_breaker)
         loss = math.inf if logged is None else float(logged)
         sound = current is None or (math.isfinite(current) and (logged is None or math.isfinite(loss)))
-        sound = sound and trainer.lightning_module is not None and not _unsound(trainer.lightning_module)
+        sound = (
+            sound
+            and trainer.lightning_module is not None
+            and not _unsound(trainer.lightning_module, exempt=self._exempt)
+        )
         if not trainer.strategy.reduce_boolean_decision(sound, all=True):
             return False
         better = super().check_monitor_top_k(trainer, current)
@@ -109,7 +122,14 @@ class BestCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._kept_loss = state_dict["kept_loss"]
+        self._kept_loss = float(state_dict["kept_loss"])
+        # a state may name files of the place that the run was moved from, or any: they are those of this folder
+        self.best_k_models = {self._here(path): score for path, score in self.best_k_models.items()}
+        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            setattr(self, name, self._here(getattr(self, name)))
+
+    def _here(self, path: str) -> str:
+        return str(Path(self.dirpath or "") / Path(path).name) if path else ""
 
 
 class ResumeCheckpoint(Checkpoint):
@@ -136,6 +156,7 @@ class ResumeCheckpoint(Checkpoint):
         self._saved_step: int | None = None
         self._random_states: list[dict[str, Any]] | None = None
         self._norm: float | None = None  # of the weights when training began
+        self._exempt: set[str] = set()
         self._previous_handlers: dict[int, Any] = {}
         self.metrics: dict[str, float] = {}  # of the state that training went on from
 
@@ -146,6 +167,7 @@ class ResumeCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._norm = self._norm or _norm(pl_module)
+        self._exempt = _not_finite(pl_module)
         for signum in (signal.SIGINT, signal.SIGTERM):
             self._handle(signum)
 
@@ -232,7 +254,7 @@ class ResumeCheckpoint(Checkpoint):
         return 0 < left <= trainer.accumulate_grad_batches
 
     def _save(self, trainer: L.Trainer) -> None:
-        problem = _unsound(trainer.lightning_module, self._norm)
+        problem = _unsound(trainer.lightning_module, self._norm, self._exempt)
         if not trainer.strategy.reduce_boolean_decision(problem is None, all=True):
             where = f"after step {trainer.global_step}, epoch {trainer.current_epoch}"
             raise UnsoundStateError(f"{problem or 'the weights of another process are not finite'} {where}")
@@ -309,11 +331,25 @@ def _norm(module: nn.Module) -> float:
     return math.sqrt(square)
 
 
-def _unsound(module: nn.Module, norm: float | None = None) -> str | None:
-    """What makes a state useless: weights that are not finite, or that grew out of all proportion to `norm`."""
+def _is_finite(values: Tensor) -> bool:
+    return not values.is_floating_point() or bool(torch.isfinite(values.detach()).all())
+
+
+def _not_finite(module: nn.Module) -> set[str]:
+    """What is not finite from the start and not trained by gradients: places that are filled later."""
+    found = {name for name, weight in module.named_parameters() if not weight.requires_grad and not _is_finite(weight)}
+    buffers = getattr(module, "model", module).named_buffers()
+    return found | {f"buffer {name}" for name, values in buffers if not _is_finite(values)}
+
+
+def _unsound(module: nn.Module, norm: float | None = None, exempt: Collection[str] = ()) -> str | None:
+    """What makes a state useless: values that are not finite, or weights out of all proportion to `norm`."""
     for name, weight in module.named_parameters():
-        if weight.is_floating_point() and not torch.isfinite(weight.detach()).all():
+        if name not in exempt and not _is_finite(weight):
             return f"the weights {name} are not finite"
+    for name, values in getattr(module, "model", module).named_buffers():
+        if f"buffer {name}" not in exempt and not _is_finite(values):
+            return f"the values {name} are not finite"
     size = math.sqrt(sum(weight.numel() for weight in _trained(module)))
     if norm is not None and (now := _norm(module)) > EXPLODED * max(norm, size):
         return f"the weights have exploded, their norm was {norm:.3g} at the start and is {now:.3g}"

@@ -47,6 +47,12 @@ def is_lightnings(error: BaseException) -> bool:
     return inner in ("lightning", "lightning_fabric", "lightning_utilities")
 
 
+def is_ours(error: BaseException) -> bool:
+    """Whether a line of the zoo raised it, which then is written for people."""
+    frames = [str(frame.f_globals.get("__name__")).split(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1:] == ["zoo"]
+
+
 def sentence(error: BaseException) -> str:
     """The first line of an error's text, or its kind where it has none."""
     lines = str(error).strip().splitlines()
@@ -206,11 +212,12 @@ def no_test(data: Any, task: L.LightningModule) -> str | None:
     if not is_overridden("test_step", task, L.LightningModule):
         return f"{type(task).__name__} measures by itself while it trains"
     parts = getattr(data, "datasets", None)
+    remedy = f" (a folder {data.root}/test would be one)" if hasattr(data, "root") else ""
     if isinstance(parts, Mapping) and parts:
         if "test" not in parts:
-            return f"{name} has no test part, only {' and '.join(parts)}"
+            return f"{name} has no test part, only {' and '.join(parts)}{remedy}"
         if parts["test"] is parts.get("val"):
-            return f"{name} has no test part of its own, only the validation part"
+            return f"{name} has no test part of its own, only the validation part{remedy}"
     return None
 
 

@@ -17,16 +17,18 @@ import filelock
 from lightning.pytorch.utilities import rank_zero_only
 
 from zoo.files import write_all, writer_of
+from zoo.quoting import command as shell_line
+from zoo.training.checkpointing import FOLDER
 from zoo.whole import clean, replace_link
 
-__all__ = ["RunFolderInUse", "is_first_process", "link_latest", "record", "writing_in"]
+__all__ = ["RunFolderInUse", "check_new", "is_first_process", "link_latest", "record", "writing_in"]
 
 _LOCK = ".lock"
 _held: dict[Path, int] = {}  # folder, and the thread that writes into it
 
 
 class RunFolderInUse(RuntimeError):
-    """Another run writes into the folder; the message names its process."""
+    """Another run writes into the folder, or has left its results there; the message says which."""
 
 
 def is_first_process() -> bool:
@@ -71,6 +73,25 @@ def writing_in(folder: Path) -> Iterator[None]:
     finally:
         del _held[folder]
         lock.release()
+
+
+def check_new(folder: Path, command: str) -> None:
+    """Refuse to begin a run where another one has got somewhere: its files would be lost or mixed with the new ones.
+
+    Args:
+        folder: Of the new run.
+        command: How the program was started, for the printed line.
+
+    Raises:
+        RunFolderInUse: The folder holds states, a trained model or a summary.
+    """
+    found = [name for name in ("model", "summary.json") if (folder / name).exists()]
+    found += sorted(path.name for path in (folder / FOLDER).glob("*.ckpt"))[:1]
+    if found and is_first_process():
+        line = shell_line(command, resume=os.path.relpath(folder))
+        raise RunFolderInUse(
+            f"{folder} holds a run already ({found[-1]}): continue it with `{line}`, or give this one another folder"
+        )
 
 
 def _sign(folder: Path) -> None:

@@ -26,6 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from zoo.files import CheckpointError, write_atomic, writer_of
 from zoo.training.summary import tell
+from zoo.values import first_line
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
@@ -111,8 +112,11 @@ class _Table:
     def _read(self) -> list[dict[str, Any]]:
         if not self.path.is_file():
             return []
-        with self.path.open(newline="") as file:
-            return [{k: v for k, v in row.items() if k and v} for row in csv.DictReader(file)]
+        try:
+            with self.path.open(newline="", encoding="utf-8") as file:
+                return [{k: v for k, v in row.items() if k and v} for row in csv.DictReader(file)]
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise CheckpointError(f"{self.path} is damaged ({first_line(error)}): move it away") from None
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         self.columns, self.rows = sorted({name for row in rows for name in row}), len(rows)
@@ -255,7 +259,10 @@ class WandbRun(WandbLogger):
         options: dict[str, Any] = {
             k: v for k, v in self._wandb_init.items() if k != "anonymous"
         }  # W&B warns of that one
-        options["settings"] = wandb.Settings(silent=True, **({"init_timeout": _ANSWER} if mode == "online" else {}))
+        options["settings"] = settings = wandb.Settings()
+        settings.silent = os.environ.get("WANDB_SILENT", "true").lower() not in ("false", "0", "no")
+        if mode == "online":
+            settings.init_timeout = _ANSWER
         run = wandb.init(**options, mode=mode)
         if getattr(run, "define_metric", None):
             run.define_metric("trainer/global_step")

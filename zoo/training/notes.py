@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -12,6 +11,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt
 
 from zoo.checkpoints import CheckpointError, read_checkpoint
 from zoo.config import check_values
+from zoo.training.summary import tell
 from zoo.values import DamagedFileError, read_json
 
 __all__ = ["NAME", "read_notes"]
@@ -29,7 +29,7 @@ def read_notes(folder: Path, seed: int | None, state: Path | None) -> dict[str, 
     """Seed, W&B id and seconds so far of a run that is continued; None where it has none yet.
 
     A damaged file costs nothing that is known elsewhere: seed and id are in the states too, and the
-    configuration may name the seed. What was lost is told in a warning.
+    configuration may name the seed. What was lost is told.
 
     Args:
         folder: The run.
@@ -58,10 +58,8 @@ def read_notes(folder: Path, seed: int | None, state: Path | None) -> dict[str, 
         raise CheckpointError(
             f"{problem}, and the seed that was drawn is in no checkpoint: name it as seed=N, or start the run again"
         )
-    warnings.warn(
-        f"{problem}: the seed is {kept['seed']}, by the {source}; the time "
-        "spent before is not known" + ("" if kept["wandb_id"] else "; W&B gets a new run"), stacklevel=2
-    )  # fmt: skip
+    lost = "" if kept["wandb_id"] else "; W&B gets a new run"
+    tell(f"{problem}: the seed is {kept['seed']}, by the {source}; the time spent before is not known{lost}")
     return {**kept, "seconds_before": 0.0}
 
 

@@ -15,21 +15,22 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import hydra
 import lightning as L
 import torch
+from annotated_types import Ge, Lt
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from pydantic import NonNegativeInt
 
 from zoo import inputs
 from zoo.checkpoints import CheckpointError, read_checkpoint, save_pretrained
 from zoo.config import ConfigError, check_call, check_section, flatten
-from zoo.facts import hardware, versions
+from zoo.facts import commit, hardware, versions
+from zoo.files import offline
 from zoo.models.closed import closed
 from zoo.models.registry import create_model
 from zoo.quoting import command as shell_line
@@ -46,8 +47,8 @@ from zoo.training.checkpointing import (
     set_aside,
     step_files,
 )
-from zoo.training.checks import LastValidation, Start, is_lightnings, sentence, together
-from zoo.training.folder import is_first_process, link_latest, record, writing_in
+from zoo.training.checks import LastValidation, Start, is_lightnings, is_ours, sentence, together
+from zoo.training.folder import check_new, is_first_process, link_latest, record, writing_in
 from zoo.training.loggers import WandbRun
 from zoo.training.notes import NAME, read_notes
 from zoo.training.summary import print_summary, tell
@@ -99,10 +100,18 @@ def run_config(config: dict[str, Any], *, multirun: bool = False, command: str =
     return result.metrics.get(config.get("optimized_metric") or "")
 
 
+_RESUMED = "a resumed run fetches nothing: start the same experiment once without resume=..."
+
+
 def _one_writer(run: Callable[..., RunResult]) -> Callable[..., RunResult]:
     @wraps(run)
     def alone(*, output_dir: str, **options: Any) -> RunResult:
-        with writing_in(Path(output_dir).absolute()):
+        folder = Path(output_dir).absolute()
+        # a run folder may come from anyone, and what it records opens no address
+        fetching = offline(_RESUMED) if options.get("resume") else nullcontext()
+        with writing_in(folder), fetching:
+            if not options.get("resume"):
+                check_new(folder, options.get("command", "python train.py"))
             return run(output_dir=output_dir, **options)
 
     return alone
@@ -121,7 +130,7 @@ def run(
     scheduler: dict[str, Any] | None = None,
     callbacks: dict[str, Any] | None = None,
     logger: dict[str, Any] | None = None,
-    seed: NonNegativeInt | None = 0,
+    seed: Annotated[int, Ge(0), Lt(2**32)] | None = 0,
     test: bool = True,
     resume: str | None = None,
     optimized_metric: str | None = None,
@@ -141,7 +150,7 @@ def run(
         scheduler: Arguments of `zoo.tasks.create_scheduler`; None for a constant rate.
         callbacks: Named sections with `_target_`.
         logger: Named sections with `_target_`.
-        seed: Seed of every random draw; 0 is a seed, None draws one and notes it.
+        seed: Seed of every random draw, below 2^32; 0 is a seed, None draws one and notes it.
         test: Evaluate the best checkpoint on the test set at the end.
         resume: Run folder or checkpoint to continue from, exactly where it stopped.
         optimized_metric: Metric that a sweep optimises, for example `val/acc`.
@@ -241,9 +250,12 @@ def run(
         damaged = isinstance(error, KeyError | TypeError | AttributeError | IndexError | RuntimeError | ValueError)
         if damaged and state is not None and not begun.steps and not type(error).__module__.startswith("zoo."):
             raise RunFailed(f"{state} is no state that this run can continue from: {first_line(error)}") from error
-        if not is_lightnings(error):
+        told = isinstance(error, ValueError) and is_ours(error)
+        if not (told or is_lightnings(error)):
             raise
-        _log.info("Lightning stopped", exc_info=True)  # into the run's log file
+        _log.info("the training stopped", exc_info=True)  # into the run's log file
+        if told:
+            raise RunFailed(f"training stopped: {sentence(error)}") from None
         if engine.global_step:
             raise RunFailed(f"training stopped: {sentence(error)}\n{_last_good(folder, command)}") from None
         raise ConfigError(f"trainer or callbacks: {sentence(error)}") from None
@@ -266,6 +278,10 @@ def check_config(config: Mapping[str, Any], *, multirun: bool = False) -> None:
         ConfigError: With one line for each problem.
     """
     problems = check_call(run, config)
+    for key in ("model", "data", "task", "trainer"):
+        chosen, wanted = config.get(key), "model_name" if key == "model" else "_target_"
+        if isinstance(chosen, Mapping) and not chosen.get(wanted):
+            raise ConfigError(f"{key} has no {wanted}: choose one with {key}=...; `--help` lists them")
     missing = [key for key, value in flatten(config) if value == "???"]
     problems += [f"{key} has no value; give it as {key}=..." for key in missing]
     section: Any = config.get("model")
@@ -375,7 +391,10 @@ def _build_task(
 
 def _run_notes(folder: Path, seed: int | None, name: str, state: Path | None) -> dict[str, Any]:
     """Seed, W&B id and seconds so far: drawn once when the run begins, kept when it is resumed."""
-    kept = read_notes(folder, seed, state)
+    begins = state is None and is_first_process()  # what an earlier, empty attempt left does not count
+    kept = None if begins else read_notes(folder, seed, state)
+    if kept is not None and state is None and seed is not None:
+        kept["seed"] = seed
     if kept is not None and kept["wandb_id"]:
         return kept
     if kept is not None:
@@ -447,6 +466,7 @@ def _finish(
     )
     summary = {"metrics": result.metrics, "seconds": round(result.seconds, 1), "seed": notes["seed"]}
     summary |= {"data": _data_facts(engine), "versions": versions(), "hardware": hardware()}
+    summary |= {"finished": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()), "commit": commit()}
     wandb_dirs = []
     for entry in engine.loggers:
         if isinstance(entry, WandbRun):

@@ -1,0 +1,379 @@
+r"""The sums of a stream as a scikit-learn classifier: learns classes one at a time, forgets rows, says "none of these".
+
+>>> model = KernelStreamClassifier(random_state=0).fit(X, y)
+>>> model.partial_fit(X_new, ["a class never seen"] * len(X_new))
+>>> model.forget(X[:3], y[:3])
+>>> model.predict(X_test, reject=0.05)
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from zoo.kernels.random_features import FourierFeatures
+from zoo.learners.heads import Discriminant, Mixture, lda, mixture_lda, nearest_mean, ridge
+from zoo.learners.statistics import ClassStatistics
+
+__all__ = ["KernelStreamClassifier"]
+
+_STEPS = 200  # bins of a histogram for each factor e of the squared distance
+_NEAR = 0.7  # of the median distance between rows: the default lengthscale
+
+
+class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
+    """Closed-form classification of streams on random features of the Gaussian kernel.
+
+    The first call draws the feature map: its scaling and lengthscale come from the rows of that call unless they are
+    given. From then on only counts, sums and second moments of features are kept, no row. New classes are welcome at
+    any time; learning in any batches, or in parts that are merged, is learning everything at once.
+
+    Args:
+        n_features: Random frequencies; each gives a cosine and a sine.
+        lengthscale: Of the kernel, for standardised rows; `"median"`: 0.7 times the median distance in the first call.
+        head: `"mixture"`, `"lda"`, `"ridge"` or `"mean"`, see `zoo.learners.heads`.
+        shrinkage: Of the covariance of discriminants; None: chosen from the sums.
+        ridge: Of the ridge head; None: chosen from the sums.
+        standardize: Bring every column to mean 0 and standard deviation 1 in the first call.
+        random_state: Of the frequencies.
+
+    Attributes:
+        classes_: Classes that have rows, sorted.
+        statistics_: The sums, a :class:`~zoo.learners.statistics.ClassStatistics` with integer classes.
+        lengthscale_: What was given or found.
+        mean_: Subtracted from the columns.
+        scale_: Divides the columns.
+        n_features_in_: Columns of X.
+    """
+
+    _labels: list[Any]  # by code, the integer that stands for a class in the sums
+    _histograms: dict[int, dict[int, int]]  # of held-out distances, by code and bin
+    _made: list[Any]  # the head, once it is asked for
+
+    _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012 (scikit-learn's protocol)
+        "n_features": [Interval(Integral, 1, None, closed="left")],
+        "lengthscale": [StrOptions({"median"}), Interval(Real, 0, None, closed="neither")],
+        "head": [StrOptions({"mixture", "lda", "ridge", "mean"})],
+        "shrinkage": [None, Interval(Real, 0, None, closed="left")],
+        "ridge": [None, Interval(Real, 0, None, closed="left")],
+        "standardize": ["boolean"],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        *,
+        n_features=500,
+        lengthscale="median",
+        head="mixture",
+        shrinkage=None,
+        ridge=None,
+        standardize=True,
+        random_state=None,
+    ):
+        self.n_features = n_features
+        self.lengthscale = lengthscale
+        self.head = head
+        self.shrinkage = shrinkage
+        self.ridge = ridge
+        self.standardize = standardize
+        self.random_state = random_state
+
+    # ---- learning ------------------------------------------------------------------------------------------
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y, task=None):
+        """Learn from nothing.
+
+        Args:
+            X: Rows (n, d).
+            y: Classes (n,).
+            task: An integer for each row or for all: which task it belongs to; a class has a mean in each. None: 0.
+        """
+        for name in ("statistics_", "classes_"):
+            self.__dict__.pop(name, None)
+        return self._learn(X, y, task)
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X, y, classes=None, task=None):
+        """Learn more rows, of any classes.
+
+        Args:
+            X: Rows (n, d).
+            y: Classes (n,).
+            classes: Not needed, since new classes are welcome; scikit-learn's tools pass it.
+            task: As in :meth:`fit`.
+        """
+        return self._learn(X, y, task)
+
+    def _learn(self, X, y, task):
+        first = not hasattr(self, "statistics_")
+        X, y = validate_data(self, X, y, dtype=np.float64, reset=first)
+        check_classification_targets(y)
+        if first:
+            self._draw_map(X)
+        codes = self._codes_of(y, learn=True)
+        F = self.statistics_.phi(torch.from_numpy(self._standard(X)))
+        before = self._labels
+        try:
+            self._labels = self._known(y)
+            self.statistics_.update(torch.from_numpy(self._standard(X)), codes, _tasks(task))
+        except ValueError:
+            self._labels = before
+            if first:
+                del self.statistics_
+            raise
+        self._changed()
+        for code, values in self._held_out(F, codes).items():
+            histogram = self._histograms.setdefault(code, {})
+            for place in _bins(values).tolist():
+                histogram[place] = histogram.get(place, 0) + 1
+        return self
+
+    def _draw_map(self, X: np.ndarray) -> None:
+        self.mean_ = X.mean(0) if self.standardize else np.zeros(X.shape[1])
+        self.scale_ = X.std(0) if self.standardize else np.ones(X.shape[1])
+        self.scale_[~(self.scale_ > 1e-12 * np.abs(X).max(0))] = 1.0  # a constant column says nothing
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        rows = torch.from_numpy(
+            ((X - self.mean_) / self.scale_)[np.linspace(0, len(X) - 1, min(len(X), 500)).astype(int)]
+        )
+        distances = torch.pdist(rows)
+        distances = distances[distances > 0]
+        median = float(distances.median()) if len(distances) else 1.0
+        self.lengthscale_ = _NEAR * median if self.lengthscale == "median" else float(self.lengthscale)
+        phi = FourierFeatures(
+            X.shape[1], self.n_features, lengthscale=self.lengthscale_, seed=seed, dtype=torch.float64
+        )
+        self.statistics_ = ClassStatistics(phi)
+        self._labels, self._histograms = [], {}
+
+    def forget(self, X, y, task=None):
+        """Forget rows: the sums are afterwards those of never having seen them, with the same feature map.
+
+        Of the histograms behind `reject` the entries nearest to these rows' scores go; entries of other rows, which
+        were scored while these were known, stay.
+
+        Args:
+            X: Rows (n, d) that were learned.
+            y: Their classes.
+            task: Their tasks.
+
+        Raises:
+            ValueError: These rows cannot have been learned; nothing was forgotten then.
+        """
+        check_is_fitted(self, "statistics_")
+        X, y = validate_data(self, X, y, dtype=np.float64, reset=False)
+        codes = self._codes_of(y)
+        F = self.statistics_.phi(torch.from_numpy(self._standard(X)))
+        scores = self._held_out(F, codes)
+        self.statistics_.downdate(torch.from_numpy(self._standard(X)), codes, _tasks(task))
+        self._changed()
+        for code, values in scores.items():
+            _remove(self._histograms.get(code, {}), _bins(values).tolist())
+        for code in set(self._histograms) - set(self.statistics_.classes.tolist()):
+            del self._histograms[code]
+        return self
+
+    def merge(self, other: KernelStreamClassifier) -> KernelStreamClassifier:
+        """Learn everything that another estimator with the same feature map has learned; see :meth:`empty_copy`.
+
+        Raises:
+            ValueError: The other one has another feature map.
+        """
+        check_is_fitted(self, "statistics_")
+        check_is_fitted(other, "statistics_")
+        same = self.lengthscale_ == other.lengthscale_ and np.array_equal(self.mean_, other.mean_)
+        if not same or not np.array_equal(self.scale_, other.scale_):
+            raise ValueError("the other estimator has another scaling or lengthscale: start both by empty_copy()")
+        labels = self._known(np.array(other._labels, dtype=object))
+        place = {label: code for code, label in enumerate(labels)}
+        codes = torch.tensor([place[label] for label in other._labels], dtype=torch.int64)
+        theirs = copy.deepcopy(other.statistics_)
+        if theirs.rows:
+            theirs.components[:, 1] = codes[theirs.components[:, 1]]
+        self.statistics_.merge(theirs)
+        self._labels = labels
+        for code, histogram in other._histograms.items():
+            mine = self._histograms.setdefault(int(codes[code]), {})
+            for bin_, count in histogram.items():
+                mine[bin_] = mine.get(bin_, 0) + count
+        self._changed()
+        return self
+
+    def empty_copy(self) -> KernelStreamClassifier:
+        """An estimator with the same feature map that has learned nothing: to learn apart and merge, or to compare."""
+        check_is_fitted(self, "statistics_")
+        other = copy.copy(self)
+        other.statistics_ = ClassStatistics(copy.deepcopy(self.statistics_.features))
+        other._labels, other._histograms = [], {}
+        other._changed()
+        return other
+
+    # ---- predicting ----------------------------------------------------------------------------------------
+
+    def decision_function(self, X):
+        """Scores: the second class's less the first's (n,) for two classes, else (n, C)."""
+        scores = self._scores(X).numpy()
+        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
+
+    def predict_proba(self, X):
+        """Probabilities (n, C) under the Gaussian model of discriminants; the softmax of the scores of other heads."""
+        return self._scores(X).softmax(1).numpy()
+
+    def predict(self, X, reject=None, unknown=None):
+        """Classes (n,).
+
+        Args:
+            X: Rows.
+            reject: Share of rows of a known class that may be called none of these: rows that are farther from every
+                class than all but this share of the class's own rows were. Needs `"mixture"` or `"lda"`.
+            unknown: What such a row is called; None: None, in an array of objects.
+        """
+        best = self._scores(X).argmax(1).numpy()
+        chosen = self.classes_[best]
+        if reject is None:
+            return chosen
+        if not 0 < reject < 1:
+            raise ValueError(f"reject={reject} must be above 0 and below 1")
+        answers = chosen.astype(object)
+        answers[self.p_values(X).max(1) < reject] = unknown
+        return answers
+
+    def predict_task(self, X):
+        """The task of the nearest pair of task and class (n,), by the mixture."""
+        head = self._head()
+        if not isinstance(head, Mixture):
+            raise ValueError(f"head={self.head!r} knows no tasks: use head='mixture'")
+        return head.predict_task(self._phi(X)).numpy()
+
+    def p_values(self, X):
+        """Conformal p-values (n, C): the share of a class's own rows, left out, that were at least as far from it."""
+        found, F = np.empty((0, 0)), self._phi(X)
+        distances = self._distances(F)
+        found = np.empty(tuple(distances.shape))
+        for column, code in enumerate(self._order()):
+            histogram = self._histograms.get(code, {})
+            places = np.array(sorted(histogram), dtype=np.int64)
+            counts = np.array([histogram[place] for place in places.tolist()], dtype=np.float64)
+            tail = np.append(counts[::-1].cumsum()[::-1], 0.0)
+            mine = np.searchsorted(places, _bins(distances[:, column]).numpy(), side="left")
+            found[:, column] = (1 + tail[mine]) / (1 + counts.sum())
+        return found
+
+    def sample(self, label, n=1, random_state=None):
+        """Features (n, D) of a class, drawn from its Gaussian or mixture."""
+        head = self._head()
+        if not isinstance(head, Discriminant):
+            raise ValueError(f"head={self.head!r} has no density: use head='mixture' or 'lda'")
+        (code,) = self._codes_of(np.array([label], dtype=object)).tolist()
+        seed = int(check_random_state(random_state).randint(2**31 - 1))
+        return head.sample(code, n, torch.Generator().manual_seed(seed)).numpy()
+
+    # ---- inside --------------------------------------------------------------------------------------------
+
+    def _standard(self, X: np.ndarray) -> np.ndarray:
+        return (X - self.mean_) / self.scale_
+
+    def _phi(self, X) -> Tensor:
+        check_is_fitted(self, "statistics_")
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        if not self.statistics_.rows:
+            raise ValueError("no rows are left: call fit or partial_fit first")
+        return self.statistics_.phi(torch.from_numpy(self._standard(X)))
+
+    def _order(self) -> list[int]:
+        """Codes in the order of `classes_`."""
+        place = {label: code for code, label in enumerate(self._labels)}
+        return [place[label] for label in self.classes_.tolist()]
+
+    def _scores(self, X) -> Tensor:
+        F = self._phi(X)
+        head = self._head()
+        columns = {int(code): column for column, code in enumerate(head.classes)}
+        return head(F)[:, [columns[code] for code in self._order()]]
+
+    def _head(self) -> Any:
+        check_is_fitted(self, "statistics_")
+        if not self._made:
+            strength = {"mixture": self.shrinkage, "lda": self.shrinkage, "ridge": self.ridge}
+            make: Any = {"mixture": mixture_lda, "lda": lda, "ridge": ridge}.get(self.head)
+            self._made.append(make(self.statistics_, strength[self.head]) if make else nearest_mean(self.statistics_))
+        return self._made[0]
+
+    def _changed(self) -> None:
+        self._made = []
+        labels = [self._labels[code] for code in self.statistics_.classes.tolist()]
+        self.classes_ = np.unique(np.array(labels)) if labels else np.array([])
+
+    def _known(self, y: np.ndarray) -> list[Any]:
+        """Labels known so far and those of y, by code."""
+        return [*self._labels, *(label for label in np.unique(y).tolist() if label not in self._labels)]
+
+    def _codes_of(self, y: np.ndarray, *, learn: bool = False) -> Tensor:
+        labels = self._known(y) if learn else self._labels
+        place = {label: code for code, label in enumerate(labels)}
+        unknown = [label for label in y.tolist() if label not in place]
+        if unknown:
+            raise ValueError(f"class {unknown[0]!r} was never seen; known classes: {self.classes_.tolist()}")
+        return torch.tensor([place[label] for label in y.tolist()], dtype=torch.int64)
+
+    def _distances(self, F: Tensor) -> Tensor:
+        """Squared distances to the nearest mean of every class (n, C), in the order of `classes_`."""
+        head = self._head()
+        if not isinstance(head, Discriminant):
+            raise ValueError(f"head={self.head!r} has no distances: use head='mixture' or 'lda'")
+        owners = head.components[:, 1] if isinstance(head, Mixture) else head.classes
+        distances = head.mahalanobis(F)
+        return torch.stack([distances[:, owners == code].amin(1) for code in self._order()], 1)
+
+    def _held_out(self, F: Tensor, codes: Tensor) -> dict[int, Tensor]:
+        """Squared distances of learned rows to their class, as they would be without the row itself, by class.
+
+        Without a row r away from its mean, the mean moves away by r / (n_c - 1) and the scatter loses
+        n_c / (n_c - 1) r r^T: the distance q becomes (n_c / (n_c - 1))^2 q / (1 - n_c q / ((n_c - 1) N)).
+        """
+        if self.head not in ("mixture", "lda"):
+            return {}
+        found, rows = {}, self.statistics_.rows
+        distances, order = self._distances(F), self._order()
+        for code in codes.unique().tolist():
+            if code in order and (n := self.statistics_.count(code)) > 1:
+                q = distances[codes == code, order.index(code)]
+                grown = n / (n - 1)
+                found[code] = grown**2 * q / (1 - grown * q / rows).clamp_min(1e-6)
+        return found
+
+
+def _tasks(task: Any) -> int | Tensor:
+    if task is None:
+        return 0
+    return int(task) if isinstance(task, Integral) else torch.as_tensor(np.asarray(task))
+
+
+def _bins(distances: Tensor) -> Tensor:
+    """Bins of squared distances, of equal width in their logarithms."""
+    return (distances.clamp_min(math.exp(-100)).log() * _STEPS).floor().to(torch.int64)
+
+
+def _remove(histogram: dict[int, int], places: Sequence[int]) -> None:
+    """Take one count from the bin nearest to each place."""
+    for place in places:
+        if not histogram:
+            return
+        nearest = min(histogram, key=lambda bin_: abs(bin_ - place))
+        histogram[nearest] -= 1
+        if not histogram[nearest]:
+            del histogram[nearest]

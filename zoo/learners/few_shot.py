@@ -1,0 +1,600 @@
+r"""Transductive few-shot heads: expectation maximisation on support and query, unrolled, its constants learned.
+
+A task has a few labelled rows a class (the support) and a query of which only some classes, unknown how many, are
+present. Each layer alternates assignments U, class proportions and class parameters; the strength of the class balance
+lam and the temperature T of each layer are learned on other tasks (Zhou and others, UNEM, CVPR 2025, arXiv 2412.16739).
+With one strength for all layers and T = 1 this is PADDLE (Martin and others, NeurIPS 2022) for Gaussian classes, and
+EM-Dirichlet (Martin and others, CVPR 2024) for probabilities.
+
+Shapes: support (..., s, d), its labels (..., s), query (..., q, d); leading dimensions are tasks.
+
+>>> head = UNEMGaussian(layers=10)
+>>> fit(head, episodes(X, y, ways=10, present=3, shots=1, queries=45), lr=0.1)
+>>> head(support, labels, query).argmax(-1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from zoo.kernels.base import no_autocast
+
+__all__ = [
+    "DirichletLayer",
+    "Episode",
+    "GaussianLayer",
+    "UNEMDirichlet",
+    "UNEMGaussian",
+    "dirichlet_layers",
+    "em_dirichlet",
+    "episodes",
+    "fit",
+    "fit_dirichlet",
+    "gaussian_layers",
+    "min_max_scaled",
+    "nll",
+    "paddle",
+    "prototypes",
+]
+
+_TINY = 1e-15  # under the logarithm of a probability
+_SERIES = 1e-3  # below, the curvature is a series: the formula loses its digits
+
+
+class GaussianLayer(NamedTuple):
+    """One layer of :func:`gaussian_layers`."""
+
+    assignments: Tensor  # U (..., q, K)
+    balance: Tensor  # V (..., K)
+    means: Tensor  # W (..., K, d)
+
+
+class DirichletLayer(NamedTuple):
+    """One layer of :func:`dirichlet_layers`."""
+
+    assignments: Tensor  # U (..., q, K)
+    balance: Tensor  # V (..., K)
+    alpha: Tensor  # (..., K, d)
+    mean_log: Tensor  # m (..., K, d), weighted means of log p
+    steps: int  # updates of alpha
+
+
+class Episode(NamedTuple):
+    """A task, or a batch of tasks."""
+
+    support: Tensor  # (..., s, d)
+    support_labels: Tensor  # (..., s)
+    query: Tensor  # (..., q, d)
+    query_labels: Tensor  # (..., q)
+
+
+# ---- Gaussian classes --------------------------------------------------------------------------------------
+
+
+def gaussian_layers(
+    support: Tensor,
+    labels: Tensor,
+    query: Tensor,
+    lam: Tensor,
+    temperature: Tensor,
+    classes: int | None = None,
+    *,
+    eps: float = 1e-6,
+    offset: float = 1.0,
+) -> Iterator[GaussianLayer]:
+    """Soft k-means on support and query with a reward for large classes.
+
+    Every layer: U = softmax((-|z - W|^2 / 2 + lam V) / T), V = log(mean U + eps) + offset, W = means of all rows,
+    the query's weighted by U. W starts as the support's means, V as `offset`.
+
+    Args:
+        support: (..., s, d).
+        labels: 0 to K - 1 (..., s); every class has a row.
+        query: (..., q, d).
+        lam: Strength of the class balance in each layer (L,).
+        temperature: T of each layer (L,).
+        classes: K; None: one more than the largest label.
+        eps: Under the logarithm.
+        offset: Added to V; no assignment depends on it.
+
+    Yields:
+        U, V and W of every layer.
+
+    Raises:
+        ValueError: The shapes do not fit, a number is not finite, or a class has no row.
+    """
+    R = _one_hot(support, labels, query, classes)  # (..., s, K)
+    if not bool(R.detach().sum(-2).all()):
+        missing = int((R.detach().sum(-2) == 0).nonzero()[0, -1])
+        raise ValueError(f"class {missing} has no row in the support of a task: means need one row of every class")
+    known = R.mT @ support
+    W = known / R.sum(-2)[..., None]
+    V = torch.full_like(W[..., 0], offset)
+    for strength, T in zip(lam, temperature, strict=True):
+        logits = -_squared_distances(query, W) / 2
+        U = ((logits + strength * V[..., None, :]) / T).softmax(-1)
+        V = (U.mean(-2) + eps).log() + offset
+        W = (U.mT @ query + known) / (U.sum(-2) + R.sum(-2))[..., None]
+        yield GaussianLayer(U, V, W)
+
+
+class UNEMGaussian(nn.Module):
+    """The Gaussian head: :func:`gaussian_layers` on scaled features, its 2 L + 1 numbers learned.
+
+    Args:
+        layers: L.
+        lam: First strength of the class balance; learned as softplus(a).
+        temperature: First T, above 1; learned as 1 + softplus(b).
+        scale: First factor t of the features; learned as softplus(c).
+        eps: Under the logarithm of V.
+        device: Where the numbers live.
+        dtype: Their type.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    def __init__(
+        self,
+        layers: int = 10,
+        *,
+        lam: float = 1.0,
+        temperature: float = 1.5,
+        scale: float = 1.0,
+        eps: float = 1e-6,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _check_positive(layers=layers, lam=lam, scale=scale)
+        _check_positive(**{"temperature - 1": temperature - 1})
+        like = torch.ones(layers, device=device, dtype=dtype)
+        self.a = nn.Parameter(_inverse_softplus(like * lam))
+        self.b = nn.Parameter(_inverse_softplus(like * (temperature - 1)))
+        self.c = nn.Parameter(_inverse_softplus(like[0] * scale))
+        self.eps = eps
+
+    @property
+    def lam(self) -> Tensor:
+        """Strengths of the class balance (L,)."""
+        return F.softplus(self.a)
+
+    @property
+    def temperature(self) -> Tensor:
+        """Temperatures (L,), above 1."""
+        return 1 + F.softplus(self.b)
+
+    @property
+    def scale(self) -> Tensor:
+        """Factor of the features."""
+        return F.softplus(self.c)
+
+    def layers(
+        self, support: Tensor, labels: Tensor, query: Tensor, classes: int | None = None
+    ) -> Iterator[GaussianLayer]:
+        """What every layer finds; see :func:`gaussian_layers`."""
+        support, query = (_full(x, self.a) * self.scale for x in (support, query))
+        return gaussian_layers(support, labels, query, self.lam, self.temperature, classes, eps=self.eps)
+
+    def forward(self, support: Tensor, labels: Tensor, query: Tensor, classes: int | None = None) -> Tensor:
+        """Probabilities of the classes for every query row, (..., q, K), of the last layer."""
+        with no_autocast(query.device):
+            *_, last = self.layers(support, labels, query, classes)
+        return last.assignments
+
+
+def paddle(
+    support: Tensor,
+    labels: Tensor,
+    query: Tensor,
+    classes: int | None = None,
+    *,
+    lam: float = 1.0,
+    iterations: int = 100,
+    eps: float = 1e-6,
+    scale_features: bool = True,
+) -> Tensor:
+    """PADDLE: probabilities (..., q, K) after a fixed number of steps; soft k-means with `lam` 0.
+
+    Args:
+        support: (..., s, d).
+        labels: (..., s).
+        query: (..., q, d).
+        classes: K; None: one more than the largest label.
+        lam: Strength of the class balance.
+        iterations: Steps.
+        eps: Under the logarithm of V.
+        scale_features: Bring each task's features to the range of its query first, :func:`min_max_scaled`.
+    """
+    _check_positive(iterations=iterations)
+    if scale_features:
+        support, query = min_max_scaled(support, query)
+    lams = torch.full((iterations,), float(lam), dtype=query.dtype, device=query.device)
+    *_, last = gaussian_layers(support, labels, query, lams, torch.ones_like(lams), classes, eps=eps, offset=0.0)
+    return last.assignments
+
+
+def min_max_scaled(support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+    """Both less the query's minimum, over its range, per task and feature; a constant feature is only moved."""
+    low, high = query.amin(-2, keepdim=True), query.amax(-2, keepdim=True)
+    width = torch.where(high > low, high - low, torch.ones_like(low))
+    return (support - low) / width, (query - low) / width
+
+
+def prototypes(support: Tensor, labels: Tensor, query: Tensor, classes: int | None = None) -> Tensor:
+    """Probabilities (..., q, K) by the distances to the support's means: nothing is learned from the query."""
+    one = torch.ones(1, dtype=query.dtype, device=query.device)
+    return next(gaussian_layers(support, labels, query, 0 * one, one, classes)).assignments
+
+
+# ---- Dirichlet classes -------------------------------------------------------------------------------------
+
+
+def dirichlet_layers(
+    support: Tensor,
+    labels: Tensor,
+    query: Tensor,
+    lam: Tensor,
+    temperature: Tensor,
+    *,
+    eps: float = 1e-15,
+    max_steps: int = 1000,
+    tolerance: float = 1e-11,
+    check_every: int = 50,
+) -> Iterator[DirichletLayer]:
+    """Expectation maximisation with a Dirichlet distribution for each class, on rows that are probabilities.
+
+    Every layer: alpha fitted to the rows weighted by the last U (:func:`fit_dirichlet`, from the last layer's alpha),
+    V = log(mean U + eps) + 1 of that U, U = softmax((log density + lam V) / T). U starts as the query itself, whose
+    columns are therefore the classes: d = K. There may be no support at all.
+
+    Args:
+        support: Probabilities (..., s, K).
+        labels: (..., s).
+        query: Probabilities (..., q, K).
+        lam: Strength of the class balance in each layer (L,).
+        temperature: T of each layer (L,).
+        eps: Under the logarithm of V.
+        max_steps: Most updates of alpha a layer.
+        tolerance: Of the squared relative change of alpha, over all tasks together.
+        check_every: Updates between two looks at that change.
+
+    Yields:
+        U, V, alpha, m and the number of updates of every layer.
+
+    Raises:
+        ValueError: The shapes do not fit, or a number is not finite.
+    """
+    R = _one_hot(support, labels, query, query.shape[-1])
+    log_support, log_query = (support + _TINY).log(), (query + _TINY).log()
+    known = R.mT @ log_support
+    alpha, U = torch.ones_like(known), query
+    for strength, T in zip(lam, temperature, strict=True):
+        m = (U.mT @ log_query + known) / (U.sum(-2) + R.sum(-2))[..., None]
+        alpha, steps = fit_dirichlet(m, alpha, max_steps=max_steps, tolerance=tolerance, check_every=check_every)
+        V = (U.mean(-2) + eps).log() + 1
+        constant = torch.lgamma(alpha.sum(-1)) - torch.lgamma(alpha).sum(-1)  # (..., K)
+        logits = constant[..., None, :] + log_query @ (alpha - 1).mT
+        U = ((logits + strength * V[..., None, :]) / T).softmax(-1)
+        yield DirichletLayer(U, V, alpha, m, steps)
+
+
+def fit_dirichlet(
+    mean_log: Tensor,
+    alpha: Tensor | None = None,
+    *,
+    max_steps: int = 1000,
+    tolerance: float = 1e-11,
+    check_every: int = 50,
+) -> tuple[Tensor, int]:
+    """Maximum likelihood of Dirichlet parameters by majorisation and minimisation, differentiable step by step.
+
+    The change is looked at after updates 1 + check_every, 1 + 2 check_every and so on.
+
+    Args:
+        mean_log: Means of log p (..., d).
+        alpha: Where to start (..., d); ones if None.
+        max_steps: Most updates.
+        tolerance: Stop when |change|^2 / |alpha|^2, over all leading dimensions together, is smaller.
+        check_every: Updates between two looks.
+
+    Returns:
+        Parameters (..., d) and the number of updates.
+    """
+    _check_positive(max_steps=max_steps, check_every=check_every)
+    alpha = torch.ones_like(mean_log) if alpha is None else alpha
+    recorded = torch.is_grad_enabled() and (mean_log.requires_grad or alpha.requires_grad)
+    alpha, done = _minorise(alpha, mean_log), 1
+    while done < max_steps:
+        some = min(check_every, max_steps - done)
+        alpha, before = _Stretch.apply(alpha, mean_log, some) if recorded else _updates(alpha, mean_log, some)
+        done += some
+        change = (alpha.detach() - before.detach()).square().sum() / before.detach().square().sum()
+        if some == check_every and bool(change < tolerance):
+            break
+    return alpha, done
+
+
+def _updates(alpha: Tensor, mean_log: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Alpha after some updates, and before the last of them."""
+    before = alpha
+    for _ in range(steps):
+        before, alpha = alpha, _minorise(alpha, mean_log)
+    return alpha, before
+
+
+class _Stretch(torch.autograd.Function):
+    """:func:`_updates` of which only the start is kept: the backward pass computes them again."""
+
+    @staticmethod
+    def forward(ctx: Any, alpha: Tensor, mean_log: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(alpha, mean_log)
+        ctx.steps = steps
+        alpha, before = _updates(alpha, mean_log, steps)
+        ctx.mark_non_differentiable(before)
+        return alpha, before
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
+        start, mean_log = (value.detach().requires_grad_() for value in ctx.saved_tensors)
+        with torch.enable_grad():
+            alpha, _ = _updates(start, mean_log, ctx.steps)
+            to_start, to_mean = torch.autograd.grad(alpha, (start, mean_log), grad)
+        return to_start, to_mean, None
+
+
+def _minorise(a: Tensor, m: Tensor) -> Tensor:
+    """The positive root of the quadratic that stands for the derivative of the likelihood."""
+    psi = torch.digamma(a + 1)
+    curvature = 2 * (psi * a - torch.lgamma(a + 1)).abs() / a.square()
+    # zeta(2) - 4/3 zeta(3) a + 3/2 zeta(4) a^2
+    small = 1.6449340668482264 + a * (-1.6027425375461265 + a * 1.6234848505667073)
+    curvature = torch.where(a < _SERIES, small, curvature)
+    b = psi - torch.digamma(a.sum(-1, keepdim=True)) - curvature * a - m
+    root = (b.square() + 4 * curvature).sqrt()
+    return torch.where(b > 0, 2 / (b + root), (root - b) / (2 * curvature))  # the same, without cancellation
+
+
+class UNEMDirichlet(nn.Module):
+    """The Dirichlet head: :func:`dirichlet_layers` on softmax(t z), its 2 L + 1 numbers learned.
+
+    Args:
+        layers: L.
+        lam: First strength of the class balance; learned as softplus(a).
+        temperature: First T, above 1; learned as 1 + softplus(b).
+        scale: First factor t of the features (a picture's similarities to the classes' names); learned as it is.
+        max_steps: Most updates of alpha a layer.
+        device: Where the numbers live.
+        dtype: Their type.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    def __init__(
+        self,
+        layers: int = 10,
+        *,
+        lam: float = 1.0,
+        temperature: float = 1.5,
+        scale: float = 30.0,
+        max_steps: int = 1000,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _check_positive(layers=layers, lam=lam, scale=scale, max_steps=max_steps)
+        _check_positive(**{"temperature - 1": temperature - 1})
+        like = torch.ones(layers, device=device, dtype=dtype)
+        self.a = nn.Parameter(_inverse_softplus(like * lam))
+        self.b = nn.Parameter(_inverse_softplus(like * (temperature - 1)))
+        self.t = nn.Parameter(like[0] * scale)
+        self.max_steps = max_steps
+
+    @property
+    def lam(self) -> Tensor:
+        """Strengths of the class balance (L,)."""
+        return F.softplus(self.a)
+
+    @property
+    def temperature(self) -> Tensor:
+        """Temperatures (L,), above 1."""
+        return 1 + F.softplus(self.b)
+
+    def layers(self, support: Tensor, labels: Tensor, query: Tensor) -> Iterator[DirichletLayer]:
+        """What every layer finds; see :func:`dirichlet_layers`."""
+        p, q = ((_full(x, self.a) * self.t).softmax(-1) for x in (support, query))
+        return dirichlet_layers(p, labels, q, self.lam, self.temperature, max_steps=self.max_steps)
+
+    def forward(self, support: Tensor, labels: Tensor, query: Tensor) -> Tensor:
+        """Probabilities of the classes for every query row, (..., q, K), of the last layer."""
+        with no_autocast(query.device):
+            *_, last = self.layers(support, labels, query)
+        return last.assignments
+
+
+def em_dirichlet(
+    support: Tensor,
+    labels: Tensor,
+    query: Tensor,
+    *,
+    present: int,
+    scale: float = 30.0,
+    iterations: int = 20,
+    max_steps: int = 1000,
+) -> Tensor:
+    """EM-Dirichlet: probabilities (..., q, K) of features, of which softmax(scale z) are taken.
+
+    Args:
+        support: (..., s, K).
+        labels: (..., s).
+        query: (..., q, K).
+        present: How many classes a query has; the class balance has the strength floor(K / present).
+        scale: Factor of the features.
+        iterations: Layers.
+        max_steps: Most updates of alpha a layer.
+    """
+    _check_positive(present=present, iterations=iterations, scale=scale)
+    lam = torch.full((iterations,), float(query.shape[-1] // present), dtype=query.dtype, device=query.device)
+    p, q = ((x * scale).softmax(-1) for x in (support, query))
+    *_, last = dirichlet_layers(p, labels, q, lam, torch.ones_like(lam), max_steps=max_steps)
+    return last.assignments
+
+
+# ---- training on episodes ----------------------------------------------------------------------------------
+
+
+def nll(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Mean negative log of the probability (..., q, K) of the true class (..., q): what the heads are trained by."""
+    tiny = torch.finfo(probabilities.dtype).tiny
+    return -probabilities.gather(-1, labels[..., None]).clamp_min(tiny).log().mean()
+
+
+def episodes(
+    X: Tensor,
+    y: Tensor,
+    *,
+    ways: int,
+    present: int,
+    shots: int,
+    queries: int,
+    tasks: int = 100,
+    generator: torch.Generator | None = None,
+) -> Episode:
+    """Draw tasks from labelled features: some classes, a support of each, a query in which only a few are present.
+
+    Args:
+        X: Features (n, d).
+        y: Classes (n,).
+        ways: Classes of a task, renamed 0 to ways - 1 at random.
+        present: Classes of its query.
+        shots: Support rows a class.
+        queries: Query rows, over the classes present at random, none of them in the support.
+        tasks: How many.
+        generator: Source of randomness.
+
+    Returns:
+        All tasks, with a leading dimension.
+
+    Raises:
+        ValueError: There are not enough classes or rows.
+    """
+    _check_positive(ways=ways, present=present, shots=shots, queries=queries, tasks=tasks)
+    rows = {int(c): (y == c).nonzero().flatten() for c in y.unique()}
+    if not present <= ways <= len(rows):
+        raise ValueError(f"present={present} and ways={ways} must not be more than the {len(rows)} classes at hand")
+    fewest = min(len(mine) for mine in rows.values())
+    if fewest <= shots:
+        raise ValueError(f"a class has {fewest} rows: too few for shots={shots} and a query")
+    found: list[list[Tensor]] = [[], [], [], []]
+    names = torch.tensor(sorted(rows))
+    for _ in range(tasks):
+        chosen = names[torch.randperm(len(names), generator=generator)[:ways]].tolist()
+        mixed = [rows[c][torch.randperm(len(rows[c]), generator=generator)] for c in chosen]
+        here = torch.randperm(ways, generator=generator)[:present]
+        room = torch.cat([torch.stack([mixed[int(k)][shots:], k.expand(len(mixed[int(k)]) - shots)]) for k in here], 1)
+        if room.shape[1] < queries:
+            raise ValueError(
+                f"the {present} classes present have {room.shape[1]} rows left: too few for {queries} queries"
+            )
+        drawn = room[:, torch.randperm(room.shape[1], generator=generator)[:queries]]
+        support = torch.cat([mine[:shots] for mine in mixed])
+        for place, value in enumerate((X[support], torch.arange(ways).repeat_interleave(shots), X[drawn[0]], drawn[1])):
+            found[place].append(value)
+    return Episode(*(torch.stack(values) for values in found))
+
+
+def fit(
+    head: UNEMGaussian | UNEMDirichlet,
+    tasks: Episode | Iterable[Episode],
+    *,
+    epochs: int = 100,
+    lr: float = 0.1,
+    halve_every: int = 50,
+) -> list[float]:
+    """Learn a head's numbers on tasks of other classes or rows, by Adam on :func:`nll`.
+
+    Args:
+        head: Changed in place.
+        tasks: One batch of tasks, or several; each is one step an epoch.
+        epochs: Passes.
+        lr: First rate.
+        halve_every: Epochs after which the rate is halved.
+
+    Returns:
+        Mean loss of every epoch.
+
+    Raises:
+        RuntimeError: The loss is not finite.
+    """
+    _check_positive(epochs=epochs, lr=lr, halve_every=halve_every)
+    batches = [tasks] if isinstance(tasks, Episode) else list(tasks)
+    optimizer = torch.optim.Adam(head.parameters(), lr)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, halve_every, 0.5)
+    losses = []
+    for epoch in range(epochs):
+        total = 0.0
+        for task in batches:
+            optimizer.zero_grad()
+            loss = nll(head(task.support, task.support_labels, task.query), task.query_labels)
+            if not bool(loss.isfinite()):
+                raise RuntimeError(f"the loss is not finite in epoch {epoch}: use a smaller lr than {lr:g}")
+            loss.backward()
+            optimizer.step()
+            total += float(loss.detach())
+        schedule.step()
+        losses.append(total / len(batches))
+    return losses
+
+
+# ---- helpers -----------------------------------------------------------------------------------------------
+
+
+def _squared_distances(z: Tensor, W: Tensor) -> Tensor:
+    """|z_q - W_k|^2 (..., q, K), around the mean of the W so that little cancels."""
+    centre = W.detach().mean(-2, keepdim=True)
+    z, W = z - centre, W - centre
+    return z.square().sum(-1, keepdim=True) + W.square().sum(-1)[..., None, :] - 2 * z @ W.mT
+
+
+def _one_hot(support: Tensor, labels: Tensor, query: Tensor, classes: int | None) -> Tensor:
+    """Checked one-hot labels (..., s, K) in the features' type."""
+    lead, d = query.shape[:-2], query.shape[-1] if query.ndim >= 2 else 0
+    if query.ndim < 2 or support.ndim != query.ndim or support.shape[:-2] != lead or support.shape[-1] != d:
+        raise ValueError(
+            f"support (..., s, d) and query (..., q, d) must agree, got {tuple(support.shape)} and {tuple(query.shape)}"
+        )
+    if labels.shape != support.shape[:-1] or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(
+            f"labels must be integers {tuple(support.shape[:-1])}, got {labels.dtype} {tuple(labels.shape)}"
+        )
+    if not query.shape[-2]:
+        raise ValueError("the query has no rows")
+    for name, values in (("support", support), ("query", query)):
+        if not bool(values.detach().isfinite().all()):
+            raise ValueError(f"the {name} has numbers that are not finite")
+    K = classes if classes is not None else int(labels.max()) + 1 if labels.numel() else 0
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < K:
+        raise ValueError(f"labels must be 0 to {K - 1}, got {int(labels.min())} to {int(labels.max())}")
+    return F.one_hot(labels.long(), max(K, 1)).to(query)
+
+
+def _full(x: Tensor, like: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, like.dtype)) if x.is_floating_point() else x.to(like.dtype)
+
+
+def _inverse_softplus(x: Tensor) -> Tensor:
+    return x + torch.log(-torch.expm1(-x))
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name}={value} must be above 0")

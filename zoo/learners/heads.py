@@ -1,0 +1,412 @@
+r"""Classifiers in closed form from the sums of a stream: nearest mean, ridge, discriminants with a shared covariance.
+
+Every head is a function of :class:`~zoo.learners.statistics.ClassStatistics` alone, without a row, and a small module
+on features afterwards: `head(phi)` is one score for each class, `head.predict(phi)` the classes.
+
+    nearest mean   -|phi - s/n|^2
+    ridge          W = (G + lambda I)^-1 sum phi y^T, one-hot y, no intercept
+    LDA            mu^T S^-1 phi - mu^T S^-1 mu / 2 + log n, one covariance S for all classes
+    mixture LDA    the same with a mean for every pair of task and class; a class scores the log of its tasks' sum
+
+Strengths of regularisation are chosen from the sums too: the ridge by generalised cross-validation (Golub, Heath and
+Wahba, Technometrics 1979), the shrinkage by the leave-one-out likelihood with equal leverages.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from zoo.kernels.base import no_autocast
+from zoo.kernels.linalg import Factor, cholesky
+from zoo.learners.statistics import ClassStatistics
+
+__all__ = [
+    "Discriminant",
+    "Mixture",
+    "NearestMean",
+    "Ridge",
+    "choose_ridge",
+    "choose_shrinkage",
+    "lda",
+    "mixture_lda",
+    "nearest_mean",
+    "ridge",
+    "ridge_leave_one_out",
+    "within_scatter",
+]
+
+
+class _Head(nn.Module):
+    """Scores (n, C) of features (n, D), in at least the features' type, and the classes that the columns stand for."""
+
+    classes: Tensor
+
+    def predict(self, F: Tensor) -> Tensor:
+        """The class of the largest score (n,)."""
+        return self.classes[self(F).argmax(-1)]
+
+    def predict_proba(self, F: Tensor) -> Tensor:
+        """Softmax of the scores (n, C): the model's own probabilities for discriminants, no more than a scale else."""
+        return self(F).softmax(-1)
+
+
+class NearestMean(_Head):
+    """Minus the squared distances to class means.
+
+    Attributes:
+        classes: (C,).
+        means: (C, D).
+    """
+
+    means: Tensor
+
+    def __init__(self, classes: Tensor, means: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("classes", classes)
+        self.register_buffer("means", means)
+
+    def forward(self, F: Tensor) -> Tensor:
+        """(n, D) to (n, C)."""
+        F = _fitting(F, self.means.shape[1], self.means)
+        with no_autocast(F.device):
+            return -torch.stack([(F - mean).square().sum(-1) for mean in self.means], -1)
+
+
+class Ridge(_Head):
+    """Ridge regression of one-hot targets without an intercept.
+
+    Attributes:
+        classes: (C,).
+        weight: W (D, C).
+        ridge: Lambda, as a number.
+    """
+
+    weight: Tensor
+
+    def __init__(self, classes: Tensor, weight: Tensor, ridge: float) -> None:
+        super().__init__()
+        self.register_buffer("classes", classes)
+        self.register_buffer("weight", weight)
+        self.ridge = ridge
+
+    def forward(self, F: Tensor) -> Tensor:
+        """(n, D) to (n, C)."""
+        F = _fitting(F, len(self.weight), self.weight)
+        with no_autocast(F.device):
+            return F @ self.weight
+
+
+class Discriminant(_Head):
+    """Gaussian classes with one covariance: linear scores.
+
+    Attributes:
+        classes: (C,).
+        means: (C, D).
+        weight: S^-1 mu (D, C).
+        bias: log n - mu^T S^-1 mu / 2 (C,).
+        lower: Cholesky factor of the shrunk covariance (D, D).
+        shrinkage: What was chosen, in units of the mean variance.
+        added: What stands on the diagonal for it.
+    """
+
+    means: Tensor
+    weight: Tensor
+    bias: Tensor
+    lower: Tensor
+
+    def __init__(
+        self, classes: Tensor, means: Tensor, counts: Tensor, factor: Factor, shrinkage: float, added: float
+    ) -> None:
+        super().__init__()
+        weight = factor.solve(means.mT)
+        self.register_buffer("classes", classes)
+        self.register_buffer("means", means)
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", counts.to(means).log() - (means.mT * weight).sum(0) / 2)
+        self.register_buffer("lower", factor.lower)
+        self.shrinkage, self.added = shrinkage, added
+
+    def component_scores(self, F: Tensor) -> Tensor:
+        """(n, D) to the log of n_k N(phi; mu_k, S), up to what all have in common (n, K)."""
+        F = _fitting(F, len(self.weight), self.weight)
+        with no_autocast(F.device):
+            return F @ self.weight + self.bias
+
+    def forward(self, F: Tensor) -> Tensor:
+        """(n, D) to (n, C)."""
+        return self.component_scores(F)
+
+    def mahalanobis(self, F: Tensor) -> Tensor:
+        """Squared Mahalanobis distances to the means (n, K): large to all of them for what belongs to no class."""
+        F = _fitting(F, len(self.weight), self.weight)
+        with no_autocast(F.device):
+            z = torch.linalg.solve_triangular(self.lower, F.mT, upper=False)
+            m = torch.linalg.solve_triangular(self.lower, self.means.mT, upper=False)
+            return torch.stack([(z - mean[:, None]).square().sum(0) for mean in m.mT], -1)
+
+    def sample(self, label: int, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Features (n, D) of a class, drawn from its Gaussian (or its mixture of Gaussians).
+
+        Raises:
+            ValueError: The class was never seen.
+        """
+        mine = (self._component_classes() == label).nonzero().flatten()
+        if not len(mine):
+            raise ValueError(f"class {label} was never seen; known classes: {self.classes.tolist()}")
+        weights = (self.bias + (self.means.mT * self.weight).sum(0) / 2)[mine].softmax(0)  # counts, normalised
+        chosen = mine[torch.multinomial(weights, n, replacement=True, generator=generator)] if n else mine[:0]
+        noise = torch.randn(n, len(self.weight), generator=generator, dtype=self.lower.dtype, device=self.lower.device)
+        return self.means[chosen] + noise @ self.lower.mT
+
+    def _component_classes(self) -> Tensor:
+        return self.classes
+
+
+class Mixture(Discriminant):
+    """A mean for each pair of task and class: classes score logsumexp over their tasks.
+
+    Attributes:
+        components: (K, 2), task and class of each mean.
+        classes: (C,).
+    """
+
+    components: Tensor
+
+    def __init__(
+        self, components: Tensor, means: Tensor, counts: Tensor, factor: Factor, shrinkage: float, added: float
+    ) -> None:
+        super().__init__(components[:, 1].unique(), means, counts, factor, shrinkage, added)
+        self.register_buffer("components", components)
+
+    def forward(self, F: Tensor) -> Tensor:
+        """(n, D) to (n, C)."""
+        scores = self.component_scores(F)
+        return torch.stack([scores[:, self.components[:, 1] == c].logsumexp(-1) for c in self.classes], -1)
+
+    def predict_task(self, F: Tensor) -> Tensor:
+        """The task of the best pair of task and class (n,)."""
+        return self.components[self.component_scores(F).argmax(-1), 0]
+
+    def _component_classes(self) -> Tensor:
+        return self.components[:, 1]
+
+
+# ---- from the sums -----------------------------------------------------------------------------------------
+
+
+def nearest_mean(statistics: ClassStatistics) -> NearestMean:
+    """The head of nearest class means.
+
+    Raises:
+        ValueError: No row was learned.
+    """
+    _check(statistics, gram=False)
+    counts, sums = statistics.by_class()
+    return NearestMean(statistics.classes, sums / counts[:, None])
+
+
+def ridge(statistics: ClassStatistics, ridge: float | None = None) -> Ridge:
+    """The head of ridge regression on one-hot targets.
+
+    Args:
+        statistics: Sums with G.
+        ridge: Added to the diagonal of G; None: :func:`choose_ridge`.
+
+    Raises:
+        ValueError: No row was learned, G was not kept, or the ridge is negative.
+    """
+    _check(statistics)
+    ridge = choose_ridge(statistics) if ridge is None else ridge
+    if not ridge >= 0:
+        raise ValueError(f"ridge={ridge} must not be negative")
+    _, sums = statistics.by_class()
+    return Ridge(statistics.classes, cholesky(_plus(statistics.gram, ridge)).solve(sums.mT), ridge)
+
+
+def lda(statistics: ClassStatistics, shrinkage: float | None = None) -> Discriminant:
+    """Linear discriminants: a Gaussian for each class, over all tasks, with one covariance.
+
+    Args:
+        statistics: Sums with G.
+        shrinkage: The covariance within classes gets this many times its mean variance on the diagonal; None:
+            :func:`choose_shrinkage`.
+
+    Raises:
+        ValueError: No row was learned, G was not kept, or the shrinkage is negative.
+    """
+    _check(statistics)
+    counts, sums = statistics.by_class()
+    factor, shrinkage, added = _shrunk(statistics, counts, sums, shrinkage)
+    return Discriminant(statistics.classes, sums / counts[:, None], counts, factor, shrinkage, added)
+
+
+def mixture_lda(statistics: ClassStatistics, shrinkage: float | None = None) -> Mixture:
+    """Linear discriminants with a Gaussian for each pair of task and class, one covariance within all of them.
+
+    Args:
+        statistics: Sums with G.
+        shrinkage: As in :func:`lda`.
+
+    Raises:
+        ValueError: No row was learned, G was not kept, or the shrinkage is negative.
+    """
+    _check(statistics)
+    counts, sums = statistics.counts, statistics.sums
+    factor, shrinkage, added = _shrunk(statistics, counts, sums, shrinkage)
+    return Mixture(statistics.components, sums / counts[:, None], counts, factor, shrinkage, added)
+
+
+def within_scatter(statistics: ClassStatistics, *, by_task: bool = False) -> Tensor:
+    """G - sum n mu mu^T (D, D), the scatter around the means of classes, or of pairs of task and class."""
+    _check(statistics)
+    counts, sums = (statistics.counts, statistics.sums) if by_task else statistics.by_class()
+    return _scatter(statistics, counts, sums)
+
+
+def _scatter(statistics: ClassStatistics, counts: Tensor, sums: Tensor) -> Tensor:
+    scatter = statistics.gram - (sums.mT / counts) @ sums
+    return (scatter + scatter.mT) / 2
+
+
+def _shrunk(
+    statistics: ClassStatistics, counts: Tensor, sums: Tensor, shrinkage: float | None
+) -> tuple[Factor, float, float]:
+    S = _scatter(statistics, counts, sums) / statistics.rows
+    if shrinkage is None:
+        shrinkage = _best_shrinkage(S, statistics.rows, len(counts))
+    if not shrinkage >= 0:
+        raise ValueError(f"shrinkage={shrinkage} must not be negative")
+    variance = float(S.diagonal().mean())
+    if variance <= 1e-14 * float(statistics.gram.diagonal().mean()) / statistics.rows:  # one row a class: no scatter
+        variance = max(float(statistics.gram.diagonal().mean()) / statistics.rows, 1e-300)
+        S, shrinkage = torch.zeros_like(S), max(shrinkage, 1e-6)
+    added = shrinkage * variance
+    return cholesky(_plus(S, added)), shrinkage, added
+
+
+# ---- strengths, chosen -------------------------------------------------------------------------------------
+
+
+class _Spectrum(NamedTuple):
+    values: Tensor  # (D,), not negative
+    vectors: Tensor  # (D, D)
+
+
+def _spectrum(A: Tensor) -> _Spectrum:
+    values, vectors = torch.linalg.eigh(A)
+    return _Spectrum(values.clamp_min(0), vectors)
+
+
+def choose_ridge(statistics: ClassStatistics, candidates: Tensor | None = None) -> float:
+    """The ridge of least generalised cross-validation error, n |Y - F W|^2 / (n - trace H)^2, from the sums.
+
+    It is the leave-one-out error with every row's leverage put at the mean, which needs no rows:
+    |Y - F W|^2 = n - 2 tr(W^T B) + tr(W^T G W) with B = sum phi y^T.
+
+    Args:
+        statistics: Sums with G.
+        candidates: Ridges (r,), above zero; None: 37, from 1e-8 to 10 times the mean of G's diagonal.
+
+    Raises:
+        ValueError: No row was learned, or G was not kept.
+    """
+    _check(statistics)
+    _, sums = statistics.by_class()
+    values, vectors = _spectrum(statistics.gram)
+    if candidates is None:
+        candidates = values.mean().clamp_min(1e-300) * torch.logspace(-8, 1, 37, dtype=values.dtype).to(values.device)
+    squares = (vectors.mT @ sums.mT).square().sum(1)  # (D,): sums over classes
+    shrink = 1 / (values + candidates.to(values)[:, None])  # (r, D)
+    n = statistics.rows
+    residual = n - (2 * shrink - values * shrink.square()) @ squares
+    free = n - (values * shrink).sum(1)
+    score = torch.where(free > 1e-9 * n, residual.clamp_min(0) / free.square(), torch.inf)
+    return float(candidates[score.argmin()])
+
+
+def choose_shrinkage(statistics: ClassStatistics, *, by_task: bool = False) -> float:
+    """The shrinkage of largest leave-one-out likelihood of the Gaussian model, from the sums.
+
+    Without a row of leverage h, A = n (S + added I) becomes A - phi phi^T: its log determinant changes by log(1 - h)
+    and the row's squared distance to h / (1 - h). Sums know the mean of h, tr(A^-1 n S) / n, and every row is given it.
+
+    Args:
+        statistics: Sums with G.
+        by_task: For :func:`mixture_lda`: scatter within pairs of task and class.
+
+    Raises:
+        ValueError: No row was learned, or G was not kept.
+    """
+    _check(statistics)
+    counts, sums = (statistics.counts, statistics.sums) if by_task else statistics.by_class()
+    return _best_shrinkage(_scatter(statistics, counts, sums) / statistics.rows, statistics.rows, len(counts))
+
+
+_SHRINKAGES = [10 ** (k / 4) for k in range(-24, 5)]  # 1e-6 to 10
+
+
+def _best_shrinkage(S: Tensor, rows: int, means: int) -> float:
+    values = torch.linalg.eigvalsh(S).clamp_min(0)
+    variance = float(values.mean())
+    if variance <= 0 or rows <= means:
+        return 1.0  # nothing is known of the spread
+    chosen = values.new_tensor(_SHRINKAGES)
+    shrunk = values + chosen[:, None] * variance  # (s, D)
+    # a mean takes its own share of a row: the leverage in the residuals' space, with rows - means of them
+    leverage = (values / shrunk).sum(1) / (rows - means)
+    spread = rows * leverage / (1 - leverage)
+    likelihood = -(shrunk.log().sum(1) + torch.log1p(-leverage) + spread)
+    return float(chosen[torch.where(leverage < 1, likelihood, -torch.inf).argmax()])
+
+
+def ridge_leave_one_out(F: Tensor, labels: Tensor, statistics: ClassStatistics, ridge: float) -> Tensor:
+    """Residuals y_i - prediction for row i of the ridge head of all other rows, exactly, for rows at hand.
+
+    Args:
+        F: Features (n, D) that were learned.
+        labels: Their classes (n,).
+        statistics: Sums with G of these and perhaps further rows.
+        ridge: Added to the diagonal of G.
+
+    Returns:
+        (n, C): (Y - F W)_i / (1 - phi_i^T (G + ridge I)^-1 phi_i), columns in the order of `statistics.classes`.
+
+    Raises:
+        ValueError: A class was never learned, or the shapes do not fit.
+    """
+    _check(statistics)
+    classes = statistics.classes
+    labels = torch.as_tensor(labels, device=classes.device)
+    unknown = sorted(set(labels.tolist()) - set(classes.tolist()))
+    if unknown:
+        raise ValueError(f"class {unknown[0]} was never seen; known classes: {classes.tolist()}")
+    F = _fitting(F, statistics.dim, statistics.gram)
+    factor = cholesky(_plus(statistics.gram, ridge))
+    _, sums = statistics.by_class()
+    Y = (labels[:, None] == classes).to(F)
+    leverage = factor.whiten(F.mT).square().sum(0)
+    return (Y - F @ factor.solve(sums.mT)) / (1 - leverage)[:, None]
+
+
+# ---- helpers -----------------------------------------------------------------------------------------------
+
+
+def _plus(A: Tensor, value: float) -> Tensor:
+    return A + value * torch.eye(len(A), dtype=A.dtype, device=A.device)
+
+
+def _fitting(F: Tensor, dim: int, like: Tensor) -> Tensor:
+    """Features as a matrix in the type of the head."""
+    if F.ndim != 2 or F.shape[1] != dim:
+        raise ValueError(f"the head takes features (n, {dim}), got {tuple(F.shape)}")
+    return F.to(like.dtype)
+
+
+def _check(statistics: ClassStatistics, gram: bool = True) -> None:
+    if not statistics.rows:
+        raise ValueError("no rows were learned yet: call update first")
+    if gram and not statistics.has_gram:
+        raise ValueError("this head needs the second moments G: make ClassStatistics with gram=True")
