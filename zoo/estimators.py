@@ -41,7 +41,7 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from zoo.fitting import Fit, Networks, Objective, fit_adam, fit_lbfgs, fit_varpro
-from zoo.learners.agop import MetricMachine, best_temperature
+from zoo.learners.agop import Form, MetricMachine, best_temperature
 from zoo.models.grbf import GaussianRBFNetwork, Spectrum, eigen, eigen_of_root, importance_from_precision, shares
 from zoo.scaling import standardisation, standardised
 from zoo.suggest import suggestion
@@ -57,7 +57,11 @@ _PER_NETWORK = (
     *("reg_precision", "reg_weights", "reg_centers", "random_state", "init", "centers", "n_centers", "class_weight"),
 )
 #: Metrics that are compared where they are learned in closed form.
-_FORMS = {"full": ("isotropic", "full", "diag"), "diag": ("isotropic", "diag"), "isotropic": ("isotropic",)}
+_FORMS: dict[str, tuple[Form, ...]] = {
+    "full": ("isotropic", "full", "diag"),
+    "diag": ("isotropic", "diag"),
+    "isotropic": ("isotropic",),
+}
 #: Parameters of the start, which a fit that goes on with the last one's network cannot change.
 _START = ("precision", "n_centers", "centers", "init", "fit_intercept", "standardize")
 #: Multiply-adds of a step that are worth a thread: below, threads wait for each other longer than they compute.
@@ -268,7 +272,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             state["head.bias"] = networks.bias[0]
         state |= {"input_mean": scaling["mean"], "input_scale": scaling["scale"]}
         network.load_state_dict({name: value.contiguous() for name, value in state.items()}, assign=True)
-        self.network_ = network.eval().requires_grad_(False)
+        self.network_: Any = network.eval().requires_grad_(False)
         self._started_with = {name: copy.deepcopy(getattr(self, name)) for name in _START}
         values, components = network.spectrum()
         self.centers_ = network.centers.numpy().copy()
@@ -434,8 +438,10 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         elif self._closed:
             L = self.network_.factor()
             wide = len(L) == 1  # the eigenvectors are the axes
-            raw = L.square().expand(1, self.n_features_in_)[0] if wide else None
-            found = importance_from_precision(L @ L.mT, kind) if raw is None else shares(raw, "the metric is zero")
+            if wide:
+                found = shares(L.square().expand(1, self.n_features_in_)[0], "the metric is zero")
+            else:
+                found = importance_from_precision(L @ L.mT, kind)
             importance = found.numpy().astype(np.float64)
         else:
             importance = self.network_.feature_importance(kind).numpy().astype(np.float64)

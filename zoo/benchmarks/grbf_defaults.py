@@ -89,7 +89,7 @@ def _report(records: Records, folder: Path) -> Iterator[str]:
     peers = [m for m in MODELS if m != STEPS]
     scores = {m: np.array([np.mean(records.numbers("score", table=t, model=m)) for t in complete]) for m in MODELS}
     rows = [[t, *(f"{scores[m][i]:.3f}" for m in MODELS)] for i, t in enumerate(complete)]
-    ranks = {m: 1 + sum((scores[o] > scores[m] + 1e-12).astype(float) for o in peers) for m in peers}
+    ranks = {m: 1 + np.sum([scores[o] > scores[m] + 1e-12 for o in peers], axis=0) for m in peers}
     rows.append(["mean", *(f"{scores[m].mean():.4f}" for m in MODELS)])
     rows.append(["mean rank of the first five", *(f"{ranks[m].mean():.2f}" if m in ranks else "" for m in MODELS)])
     losses = {
