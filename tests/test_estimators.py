@@ -37,7 +37,9 @@ QUICK: dict[str, Any] = {"n_centers": 8, "max_iter": 40, "learning_rate": 0.1}
 BOTH = [GRBFClassifier, GRBFRegressor]
 
 
-@parametrize_with_checks([GRBFClassifier(**QUICK), GRBFRegressor(**QUICK)])
+@parametrize_with_checks(
+    [GRBFClassifier(**QUICK), GRBFRegressor(**QUICK), GRBFClassifier(solver="agop"), GRBFRegressor(solver="agop")]
+)
 def test_scikit_learn_conventions(estimator: Any, check: Any) -> None:
     check(estimator)
 
@@ -555,6 +557,100 @@ def test_weight_zero_is_absence(kind: Any, wine: tuple[np.ndarray, np.ndarray]) 
     for extreme in (1e308, 5e-324):
         scaled = kind(**QUICK, random_state=0).fit(X, y, weight * extreme)
         np.testing.assert_allclose(scaled.predict(X), absent.predict(X))
+
+
+# ---- metrics in closed form --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_closed_form_weights_rows_and_their_order(kind: Any, wine: tuple[np.ndarray, np.ndarray]) -> None:
+    X, y = wine
+    rng = np.random.default_rng(0)
+    copies, order = rng.integers(0, 3, len(y)), rng.permutation(len(y))
+    spoilt = np.where(copies[:, None] > 0, X, 1e9)
+    outputs = "predict_proba" if kind is GRBFClassifier else "predict"
+    weighted = getattr(kind(solver="agop").fit(spoilt, y, copies), outputs)(X)
+    repeated = getattr(kind(solver="agop").fit(X.repeat(copies, 0), y.repeat(copies)), outputs)(X)
+    np.testing.assert_allclose(weighted, repeated, rtol=0, atol=1e-9)
+    turned = getattr(kind(solver="agop").fit(spoilt[order], y[order], copies[order]), outputs)(X)
+    np.testing.assert_allclose(weighted, turned, rtol=0, atol=1e-9)
+    assert len(pickle.dumps(kind(solver="agop").fit(X, y))) < 3 * X.nbytes + 20_000
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_closed_form_says_how_sure_it_is(classes: int) -> None:
+    X, y = load_wine(return_X_y=True) if classes == 3 else load_breast_cancer(return_X_y=True)
+    model = GRBFClassifier(solver="agop").fit(X[::2], y[::2])
+    probabilities = model.predict_proba(X[1::2])
+    own = probabilities[np.arange(len(probabilities)), y[1::2]]
+    assert -np.log(own).mean() < 0.15
+    assert model.score(X[1::2], y[1::2]) > 0.95
+    np.testing.assert_array_equal(model.classes_[probabilities.argmax(1)], model.predict(X[1::2]))
+    np.testing.assert_allclose(
+        model.to_module()(torch.from_numpy(X)).numpy().squeeze(), model.decision_function(X), rtol=1e-12
+    )
+
+
+def test_closed_form_follows_class_weights() -> None:
+    X, y = load_breast_cancer(return_X_y=True)
+    plain, favoured = (
+        GRBFClassifier(solver="agop", class_weight=w).fit(X[:, :2], y).predict_proba(X[:, :2])[:, 1].mean()
+        for w in (None, {0: 1, 1: 20})
+    )
+    assert favoured > plain + 0.1
+
+
+@pytest.mark.parametrize("problem", ["P1", "P2", "P3"])
+def test_closed_form_finds_true_features(problem: str) -> None:
+    X, y = synthetic(problem, 300, 1)
+    model: Any = (GRBFRegressor if problem == "P3" else GRBFClassifier)(solver="agop").fit(X, y)
+    k = {"P1": 4, "P2": 3, "P3": 4}[problem]
+    assert set(np.argsort(-model.feature_importances_)[:k]) == set(range(k))
+    np.testing.assert_allclose(model.feature_importances_.sum(), 1)
+    np.testing.assert_allclose(model.inverse_transform(model.transform(X)), X)
+    G = model.gradient_outer_product_
+    np.testing.assert_allclose(model.components_.T * model.eigenvalues_ @ model.components_, G, atol=1e-12)
+    np.testing.assert_allclose(model.active_subspace("gradient").values, model.eigenvalues_, atol=1e-12)
+    P = model.precision_
+    np.testing.assert_allclose(model.active_subspace().values.sum(), np.trace(P))
+    np.testing.assert_allclose(model.feature_importance("trace"), np.diag(P) / np.trace(P))
+    assert model.feature_importance("official").shape == (10,)
+
+
+def test_closed_form_beside_gradients_in_many_fits(wine: tuple[np.ndarray, np.ndarray]) -> None:
+    X, y = wine
+    settings = [{"solver": "agop"}, {**QUICK, "random_state": 0}, {"solver": "agop", "precision": "isotropic"}]
+    found = fit_many(GRBFClassifier(), X, y, settings)
+    for one, setting in zip(found, settings, strict=True):
+        alone = GRBFClassifier(**setting).fit(X, y)
+        np.testing.assert_allclose(one.predict_proba(X), alone.predict_proba(X), rtol=1e-6)
+    assert found[2].network_.setting.form == "isotropic"
+    sure = GRBFClassifier(solver="agop").bootstrap(X, y, n_samples=3, random_state=0)
+    assert sure.importances["gradient"].shape == (3, 13)
+
+
+def test_closed_form_takes_a_wide_table() -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 3000))
+    model = GRBFClassifier(solver="agop").fit(X, X[:, 0] > 0)
+    assert len(pickle.dumps(model)) < 5e6
+    assert model.transform(X).shape[1] == model.n_components_ <= 60
+    assert model.feature_importances_.shape == (3000,)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"precision": 3}, "precision=3 is a rank"),
+        ({"warm_start": True}, 'warm_start=True goes on with steps; solver="agop" takes none'),
+        ({"early_stopping": True}, 'early_stopping=True works with solver="adam"'),
+    ],
+)
+def test_what_a_closed_form_cannot_do_is_told(
+    options: dict[str, Any], told: str, wine: tuple[np.ndarray, np.ndarray]
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        GRBFClassifier(solver="agop", **options).fit(*wine)
 
 
 # ---- what a fit leaves alone -------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ ALLOWED = {
     "models": {"config", "kernels", "files"},
     "data": {"files"},
     "fitting": {"models", "kernels"},
-    "estimators": {"fitting", "models"},
+    "estimators": {"fitting", "learners", "models"},
     "figures": {"models"},
     "gallery": {"data", "figures", "files", "models"},
     "validation": {"data", "models"},

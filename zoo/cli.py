@@ -29,6 +29,7 @@ BENCHMARKS: dict[str, dict[str, tuple[str, str, str]]] = {
         "examples": ("the authors' three examples", "zoo.benchmarks.grbf", "examples"),
         "synthetic": ("true features found on P1, P2, P3", "zoo.benchmarks.grbf", "select_features"),
         "tables": ("real tables against five other learners", "zoo.benchmarks.grbf_tables", "run"),
+        "defaults": ("real tables, every learner with its defaults", "zoo.benchmarks.grbf_defaults", "run"),
     },
     "snnk": {
         "speed": ("folded and unfolded layers against dense ones", "zoo.benchmarks.snnk", "speed"),

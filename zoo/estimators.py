@@ -41,7 +41,8 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from zoo.fitting import Fit, Networks, Objective, fit_adam, fit_lbfgs, fit_varpro
-from zoo.models.grbf import GaussianRBFNetwork, Spectrum, eigen_of_root, shares
+from zoo.learners.agop import Form, MetricMachine, best_temperature
+from zoo.models.grbf import GaussianRBFNetwork, Spectrum, eigen, eigen_of_root, importance_from_precision, shares
 from zoo.scaling import standardisation, standardised
 from zoo.suggest import suggestion
 
@@ -55,6 +56,12 @@ BLOCK = 8192
 _PER_NETWORK = (
     *("reg_precision", "reg_weights", "reg_centers", "random_state", "init", "centers", "n_centers", "class_weight"),
 )
+#: Metrics that are compared where they are learned in closed form.
+_FORMS: dict[str, tuple[Form, ...]] = {
+    "full": ("isotropic", "full", "diag"),
+    "diag": ("isotropic", "diag"),
+    "isotropic": ("isotropic",),
+}
 #: Parameters of the start, which a fit that goes on with the last one's network cannot change.
 _START = ("precision", "n_centers", "centers", "init", "fit_intercept", "standardize")
 #: Multiply-adds of a step that are worth a thread: below, threads wait for each other longer than they compute.
@@ -76,7 +83,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         "shrink_to": [StrOptions({"zero", "start"})],
         "fit_intercept": ["boolean"],
         "init": [StrOptions({"median", "scale", "official"}), Interval(Real, 0, None, closed="neither")],
-        "solver": [StrOptions({"adam", "lbfgs", "varpro"})],
+        "solver": [StrOptions({"adam", "lbfgs", "varpro", "agop"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "batch_size": [None, Interval(Integral, 1, None, closed="left")],
@@ -193,6 +200,8 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         y = self._encode(y)
         if self.early_stopping and self.solver != "adam":
             raise ValueError(f'early_stopping=True works with solver="adam"; it is {self.solver!r}')
+        if self.solver == "agop":
+            self._check_closed()
         sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if not sample_weight.any():
             raise ValueError("Sample weights must contain at least one non-zero number.")
@@ -200,6 +209,16 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if len(fixed) and len(X) > 1:
             warnings.warn(f"Features {fixed} are constant.", UserWarning, stacklevel=3)
         return X, y, self._row_weights(y, sample_weight)
+
+    def _check_closed(self) -> None:
+        """Refuse what a metric in closed form cannot be."""
+        if self.warm_start:
+            raise ValueError('warm_start=True goes on with steps; solver="agop" takes none')
+        if not isinstance(self.precision, str):
+            raise ValueError(
+                f'precision={self.precision!r} is a rank, which solver="agop" does not have; "full", "diag" and '
+                '"isotropic" are allowed'
+            )
 
     @property
     def _goes_on(self) -> bool:
@@ -253,7 +272,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             state["head.bias"] = networks.bias[0]
         state |= {"input_mean": scaling["mean"], "input_scale": scaling["scale"]}
         network.load_state_dict({name: value.contiguous() for name, value in state.items()}, assign=True)
-        self.network_ = network.eval().requires_grad_(False)
+        self.network_: Any = network.eval().requires_grad_(False)
         self._started_with = {name: copy.deepcopy(getattr(self, name)) for name in _START}
         values, components = network.spectrum()
         self.centers_ = network.centers.numpy().copy()
@@ -272,6 +291,35 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.loss_curve_ = losses
         self.n_iter_ = steps
         self._n_features_out = self.n_components_
+
+    def _take_machine(self, machine: MetricMachine) -> None:
+        """Set the fitted attributes from a machine whose outputs are those of the estimator."""
+        assert machine.setting is not None
+        machine.left_out = None  # as large as the targets
+        self.network_ = machine.cpu().eval()
+        self._started_with = {name: copy.deepcopy(getattr(self, name)) for name in _START}
+        D = machine.centers.shape[1]
+        self.centers_ = machine.centers.numpy().copy()
+        self.weights_ = machine.coefficients.numpy().copy()
+        self.intercept_ = machine.intercept.numpy().copy()
+        root = machine.gradient_root()
+        self._gradient_root = root.numpy()
+        values, components = eigen_of_root(root, complete=len(root) >= D or D <= 256)
+        self.eigenvalues_ = values.numpy()
+        self.n_components_ = min(self.n_components or D, len(components))
+        wide = len(root) < D  # made again from the root when they are asked for
+        self._components = None if wide else components[: self.n_components_].numpy().copy()
+        total = self.eigenvalues_.sum()
+        self.explained_ratio_ = self.eigenvalues_ / total if total > 0 else np.full(D, 1 / D)
+        self.feature_importances_ = self.feature_importance("gradient")
+        self.loss_curve_ = [machine.setting.error]
+        self.n_iter_ = machine.setting.iterations + 1
+        self._n_features_out = self.n_components_
+
+    @property
+    def _closed(self) -> bool:
+        """Whether the last fit was in closed form."""
+        return isinstance(self.network_, MetricMachine)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also take what was pickled when the matrices were stored."""
@@ -305,6 +353,9 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         if self._components is not None:
             return self._components
+        if self._closed:
+            found = eigen_of_root(torch.from_numpy(self._gradient_root), complete=self.n_features_in_ <= 256)
+            return found.components[: self.n_components_].numpy()
         return self.network_.spectrum().components[: self.n_components_].numpy().astype(np.float64)
 
     @property
@@ -351,7 +402,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _scale(self) -> np.ndarray:
         return self.network_.input_scale.numpy().astype(np.float64)
 
-    def to_module(self) -> GaussianRBFNetwork:
+    def to_module(self) -> GaussianRBFNetwork | MetricMachine:
         """A copy of the trained network as a torch module that takes raw rows and returns logits or values."""
         check_is_fitted(self)
         return copy.deepcopy(self.network_)
@@ -384,6 +435,14 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 root = self.network_.gradient_root(_tensor(self._rows(X)))
             raw = root.square().sum(0)
             importance = shares(raw, "the output does not change with any feature").numpy().astype(np.float64)
+        elif self._closed:
+            L = self.network_.factor()
+            wide = len(L) == 1  # the eigenvectors are the axes
+            if wide:
+                found = shares(L.square().expand(1, self.n_features_in_)[0], "the metric is zero")
+            else:
+                found = importance_from_precision(L @ L.mT, kind)
+            importance = found.numpy().astype(np.float64)
         else:
             importance = self.network_.feature_importance(kind).numpy().astype(np.float64)
         return importance if groups is None else self._grouped(importance, groups)
@@ -415,8 +474,10 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if kind not in ("precision", "gradient"):
             raise ValueError(f"kind={kind!r} is not one of 'precision', 'gradient'")
         if kind == "precision":
-            return Spectrum(*(part.double() for part in self.network_.spectrum()))
-        return eigen_of_root(torch.from_numpy(self._gradient_root), complete=self.network_.form != "low_rank")
+            found = eigen(self.network_.precision()) if self._closed else self.network_.spectrum()
+            return Spectrum(*(part.double() for part in found))
+        complete = self._closed or self.network_.form != "low_rank"
+        return eigen_of_root(torch.from_numpy(self._gradient_root), complete=complete)
 
     def bootstrap(self, X, y, *, n_samples: int = 32, sample_weight=None, random_state=None) -> Bootstrap:
         """Refit on resampled rows, all networks at once, to see how stable the explanation is.
@@ -493,8 +554,10 @@ class GRBFRegressor(RegressorMixin, _GRBF):
         fit_intercept: Give the readout an intercept.
         init: `"median"` distance; the narrower width of `gamma="scale"`, for many centres; a positive width of the
             units; or the authors' `"official"` draw, dead above 13 features.
-        solver: `"adam"`; `"lbfgs"` on everything; or `"varpro"`, L-BFGS on the metric with output weights in closed
-            form, by far the quickest for regression, with a regularisation of its own to tune.
+        solver: `"adam"`; `"lbfgs"` on everything; `"varpro"`, L-BFGS on the metric with output weights in closed
+            form, by far the quickest for regression, with a regularisation of its own to tune; or `"agop"`, which
+            takes no steps and needs no tuning: kernel ridge regression whose metric is the average outer product of
+            its own gradients, everything chosen by leave-one-out. See below.
         learning_rate: First rate of Adam; it decays to 0 as a cosine.
         max_iter: Most steps.
         batch_size: Rows of a step of Adam; None for all, or 1024 where there are more than 4096.
@@ -512,8 +575,16 @@ class GRBFRegressor(RegressorMixin, _GRBF):
         warm_start: Start from the network of the last fit: the same function, whatever the mean and scale of the rows
             are now. Features, classes and the parameters of the start must be those of the last fit.
 
+    With `solver="agop"` the kernel is exp(-|x - z|_P^q), q chosen as well, every row is a centre (up to 2000 rows;
+    above, 1000 of them are) and all is in float64. Of the parameters only `precision` (not a rank: the best of the
+    metrics that are as simple or simpler), `fit_intercept`, `standardize`, `n_components`, `device` and the class
+    weights are used. Nothing is drawn: the answer does not depend on the order of the rows. What is learned in the end
+    is the average gradient outer product: `eigenvalues_`, `components_`, `transform` and `feature_importances_` (its
+    diagonal) are those of it, and not of P.
+
     Attributes:
-        network_: The trained `GaussianRBFNetwork`.
+        network_: The trained `GaussianRBFNetwork`; with `solver="agop"` a `MetricMachine`, whose `setting` says what
+            was chosen.
         centers_: (M, D), standardised.
         weights_: (M, 1).
         intercept_: (1,).
@@ -763,10 +834,51 @@ def _fit_all(members: list[Any], X: np.ndarray, y: np.ndarray, weights: np.ndarr
     groups: dict[Any, list[_Prepared]] = {}
     with torch.device("cpu"):  # whatever the default is; training has its own
         for i, (member, weight) in enumerate(zip(members, weights, strict=True)):
+            if member.solver == "agop":
+                _solve_closed(member, X, y, weight)
+                continue
             prepared = _prepare(member, X, y, weight)
             groups.setdefault(prepared.shape(i), []).append(prepared)
         for group in groups.values():
             _train(group, X, y)
+
+
+def _solve_closed(member: Any, X: np.ndarray, y: np.ndarray, weight: np.ndarray) -> None:
+    """Learn the metric of one estimator in closed form."""
+    present = np.flatnonzero(weight)
+    own = torch.from_numpy(np.ldexp(weight[present], -np.frexp(weight.max())[1]))
+    rows, targets = (torch.from_numpy(part[present]).to(member.device) for part in (X, y))
+    own = own.to(rows)
+    scale = 1.0
+    if member._is_regressor:
+        mean, spread = standardisation(targets[:, None], own)
+        level, scale = (float(mean) if member.fit_intercept else 0.0), float(spread)
+        Y = (targets[:, None] - level) / scale
+    elif len(member.classes_) == 2:
+        Y = targets[:, None].double()
+    else:
+        Y = torch.nn.functional.one_hot(targets, len(member.classes_)).double()
+    machine = MetricMachine(
+        _FORMS[member.precision], standardize=bool(member.standardize), intercept=bool(member.fit_intercept)
+    )
+    with few_threads(len(rows) ** 2 * rows.shape[1]):
+        machine.fit(rows, Y, own)
+        if member._is_regressor:
+            machine.rescale(scale, level)
+        else:
+            _calibrate(machine, targets, own)
+        member._take_machine(machine)
+
+
+def _calibrate(machine: MetricMachine, labels: Tensor, weight: Tensor) -> None:
+    """Make a machine's scores logits: times the number that suits the scores of rows left out best."""
+    scores = machine.left_out
+    assert scores is not None
+    if scores.shape[1] == 1:
+        temperature = best_temperature(torch.cat([1 - scores, scores], 1), labels, weight)
+        machine.rescale(2 * temperature, -temperature)  # log-odds of the second class
+    else:
+        machine.rescale(best_temperature(scores, labels, weight), 0.0)
 
 
 def _prepare(member: Any, X: np.ndarray, y: np.ndarray, weight: np.ndarray) -> _Prepared:

