@@ -7,7 +7,6 @@ What is checked follows from the fields of the file; a file without any known fi
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.learners.golden import FOLDER, Record, tensor
 from zoo.kernels.exponential_power import ExponentialPower
 from zoo.learners.agop import iterate, leave_one_out_residuals
 
-FOLDER = Path(os.environ.get("ZOO_GOLDEN_DIR") or Path(__file__).parents[1] / "golden")
 FILES = sorted(FOLDER.glob("agop*"))
-Record = dict[str, Any]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"golden-{path.name}")
@@ -41,10 +39,6 @@ def test_golden_folder_is_not_empty() -> None:
 
 
 # ---- comparisons -------------------------------------------------------------------------------------------
-
-
-def tensor(values: Any) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def columns(values: Any) -> Tensor:

@@ -6,7 +6,6 @@ import io
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
@@ -23,12 +22,6 @@ from zoo.learners.heads import (
     within_scatter,
 )
 from zoo.learners.statistics import ClassStatistics
-
-
-@pytest.fixture(scope="module")
-def digits() -> tuple[Tensor, Tensor]:
-    X, y = load_digits(return_X_y=True)
-    return torch.tensor(X / 16), torch.tensor(y)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from zoo.learners.private import (
@@ -20,12 +19,6 @@ from zoo.learners.private import (
     unit_norm,
     zcdp_eps,
 )
-
-
-@pytest.fixture(scope="module")
-def digits() -> tuple[Tensor, Tensor]:
-    X, y = load_digits(return_X_y=True)
-    return torch.tensor(X / 16), torch.tensor(y)
 
 
 def test_noise_of_the_gaussian_mechanism():

@@ -124,7 +124,35 @@ def gaussian_layers(
         yield GaussianLayer(U, V, W)
 
 
-class UNEMGaussian(nn.Module):
+class _Unrolled(nn.Module):
+    """What both heads learn for each of L layers: a strength of the class balance and a temperature."""
+
+    def __init__(
+        self,
+        layers: int,
+        lam: float,
+        temperature: float,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        _check_positive(**{"layers": layers, "lam": lam, "temperature - 1": temperature - 1})
+        like = torch.ones(layers, device=device, dtype=dtype)
+        self.a = nn.Parameter(_inverse_softplus(like * lam))
+        self.b = nn.Parameter(_inverse_softplus(like * (temperature - 1)))
+
+    @property
+    def lam(self) -> Tensor:
+        """Strengths of the class balance (L,)."""
+        return F.softplus(self.a)
+
+    @property
+    def temperature(self) -> Tensor:
+        """Temperatures (L,), above 1."""
+        return 1 + F.softplus(self.b)
+
+
+class UNEMGaussian(_Unrolled):
     """The Gaussian head: :func:`gaussian_layers` on scaled features, its 2 L + 1 numbers learned.
 
     Args:
@@ -151,24 +179,10 @@ class UNEMGaussian(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        _check_positive(layers=layers, lam=lam, scale=scale)
-        _check_positive(**{"temperature - 1": temperature - 1})
-        like = torch.ones(layers, device=device, dtype=dtype)
-        self.a = nn.Parameter(_inverse_softplus(like * lam))
-        self.b = nn.Parameter(_inverse_softplus(like * (temperature - 1)))
-        self.c = nn.Parameter(_inverse_softplus(like[0] * scale))
+        super().__init__(layers, lam, temperature, device, dtype)
+        _check_positive(scale=scale)
+        self.c = nn.Parameter(_inverse_softplus(torch.ones_like(self.a[0]) * scale))
         self.eps = eps
-
-    @property
-    def lam(self) -> Tensor:
-        """Strengths of the class balance (L,)."""
-        return F.softplus(self.a)
-
-    @property
-    def temperature(self) -> Tensor:
-        """Temperatures (L,), above 1."""
-        return 1 + F.softplus(self.b)
 
     @property
     def scale(self) -> Tensor:
@@ -362,7 +376,7 @@ def _minorise(a: Tensor, m: Tensor) -> Tensor:
     return torch.where(b > 0, 2 / (b + root), (root - b) / (2 * curvature))  # the same, without cancellation
 
 
-class UNEMDirichlet(nn.Module):
+class UNEMDirichlet(_Unrolled):
     """The Dirichlet head: :func:`dirichlet_layers` on softmax(t z), its 2 L + 1 numbers learned.
 
     Args:
@@ -389,24 +403,10 @@ class UNEMDirichlet(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        _check_positive(layers=layers, lam=lam, scale=scale, max_steps=max_steps)
-        _check_positive(**{"temperature - 1": temperature - 1})
-        like = torch.ones(layers, device=device, dtype=dtype)
-        self.a = nn.Parameter(_inverse_softplus(like * lam))
-        self.b = nn.Parameter(_inverse_softplus(like * (temperature - 1)))
-        self.t = nn.Parameter(like[0] * scale)
+        super().__init__(layers, lam, temperature, device, dtype)
+        _check_positive(scale=scale, max_steps=max_steps)
+        self.t = nn.Parameter(torch.ones_like(self.a[0]) * scale)
         self.max_steps = max_steps
-
-    @property
-    def lam(self) -> Tensor:
-        """Strengths of the class balance (L,)."""
-        return F.softplus(self.a)
-
-    @property
-    def temperature(self) -> Tensor:
-        """Temperatures (L,), above 1."""
-        return 1 + F.softplus(self.b)
 
     def layers(self, support: Tensor, labels: Tensor, query: Tensor) -> Iterator[DirichletLayer]:
         """What every layer finds; see :func:`dirichlet_layers`."""
