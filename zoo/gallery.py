@@ -111,11 +111,11 @@ def _losses(run: str | Path | None) -> dict[str, tuple[list[int], list[float]]]:
     paths = sorted(Path(run).expanduser().rglob("metrics.csv"))
     if not paths:
         raise PictureError(f"there is no metrics.csv below {run}; the run needs logger=csv or the default one")
-    found = read_curves(paths[0])
+    found, left_out = read_curves(paths[0])
     names = ("train/loss", "train/cross_entropy", "train/slow_loss", "train/norm_penalty")
     curves = {name.removeprefix("train/"): found[name] for name in names if name in found}
     if not curves:
-        raise PictureError(f"{paths[0]} has no training losses")
+        raise PictureError(left_out or f"{paths[0]} has no training losses")
     return curves
 
 
