@@ -303,7 +303,7 @@ def test_a_run_folder_has_no_data_fetched(runs: list[Path], tmp_path: Path, caps
     monkeypatch.setattr(sources.Wheel, "_pip_download", lambda self, folder: asked.append(self.filename) or "refused")
     table = "boston"  # comes in a wheel
     (run / ".hydra" / "config.yaml").write_text(json.dumps(config | {"data": config["data"] | {"name": table}}))
-    for arguments in (["validate", str(run)], ["report", str(run)], ["compare", str(run), WINE]):
+    for arguments in (["validate", str(run)], ["report", str(run)], ["compare", str(run), str(runs[1])]):
         monkeypatch.chdir(tmp_path)
         assert main(arguments) == 1
         told = capsys.readouterr().err
