@@ -67,7 +67,7 @@ def read_json(path: Path, limit: int = MAX_BYTES) -> Any:
         DamagedFileError: It is no regular file, larger than `limit` bytes, or no JSON; or an object has a key twice.
     """
     try:
-        return json.loads(_text(path, limit), object_pairs_hook=_once)
+        return json.loads(read_text(path, limit), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         if isinstance(error, DamagedFileError):
             raise
@@ -101,7 +101,7 @@ def read_yaml(path: Path, limit: int = 1_000_000) -> Any:
             return super().compose_node(parent, index)
 
     try:
-        return yaml.load(_text(path, limit), Plain)
+        return yaml.load(read_text(path, limit), Plain)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, DamagedFileError):
             raise
@@ -124,7 +124,7 @@ def read_curves(path: Path) -> tuple[dict[str, tuple[list[int], list[float]]], s
     found: dict[str, tuple[list[int], list[float]]] = {}
     rows = odd = 0
     try:
-        reader = csv.DictReader(io.StringIO(_text(path, MAX_CURVES)))
+        reader = csv.DictReader(io.StringIO(read_text(path, MAX_CURVES)))
         for row in reader:
             step = _number(row.get("step"))
             rows, odd = rows + 1, odd + (step is None or any(map(_is_odd, row.values())))
@@ -158,7 +158,13 @@ def _number(cell: Any) -> float | None:
     return value if abs(value) < 1e15 else None
 
 
-def _text(path: Path, limit: int) -> str:
+def read_text(path: Path, limit: int = MAX_BYTES, encoding: str = "utf-8") -> str:
+    """A text file that lies in the folder that it seems to lie in.
+
+    Raises:
+        FileNotFoundError: There is none.
+        DamagedFileError: It leads out of its folder, is no regular file, larger than `limit` bytes, or no such text.
+    """
     try:
         if leads_out(path, path.parent):
             raise DamagedFileError(f"{path} leads to {path.resolve()}, outside its folder: copy the file itself there")
@@ -167,7 +173,7 @@ def _text(path: Path, limit: int) -> str:
             raise DamagedFileError(f"{path} is not a regular file")
         if found.st_size > limit:
             raise DamagedFileError(f"{path} has {found.st_size:,} bytes, more than the {limit:,} that such a file has")
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding=encoding)
     except FileNotFoundError:
         raise
     except UnicodeDecodeError as error:

@@ -88,9 +88,15 @@ def says_nothing(path: Path, values: Tensor, form: Any) -> str | None:
     Args:
         path: The file.
         values: The first of the model's arguments for it.
-        form: The typed record. Tables and texts are never even.
+        form: The typed record. Tables are never even.
     """
-    if form.kind in ("table", "text"):
+    if form.kind == "table":
+        return None
+    if form.kind == "text":
+        from zoo.data.text import MARKS
+
+        if bool((values[..., None] == values.new_tensor(MARKS)).any(-1).all()):
+            return f"{path} holds no word that the model knows, so the answer says nothing about it"
         return None
     if form.kind == "spectrum":  # of even places, the bands still differ
         mean, std = (values.new_tensor(v).view(1, -1, 1, 1) for v in (form.mean, form.std))
