@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.benchmarks.records import Provenance, Records, markdown, mean_sd, put_section, stamp
-from zoo.benchmarks.timing import POLICIES, Times, interleaved_times, under_policies
-from zoo.data.streams import ContinualData
+from zoo.data.task_streams import ContinualData
 from zoo.models.gkcl import KCL
-from zoo.models.registry import create_model
-from zoo.suggest import suggestion
+from zoo.registry.factory import create_model
+from zoo.results.records import Provenance, Records, markdown, mean_sd, put_section, stamp
+from zoo.results.timing import POLICIES, Times, interleaved_times, under_policies
+from zoo.support.suggest import suggestion
 from zoo.tasks.continual import ContinualTask
 
 __all__ = ["ablations", "full", "speed", "split", "streams", "tuning"]
@@ -123,7 +123,7 @@ def measure(records: Records, methods: Mapping[str, Method], seeds: Iterable[int
 
 
 #: What a learner's figures depend on.
-MEASURES = ("zoo/models/gkcl.py", "zoo/models/continual.py", "zoo/tasks/continual.py", "zoo/data/streams.py")
+MEASURES = ("zoo/models/gkcl.py", "zoo/models/continual.py", "zoo/tasks/continual.py", "zoo/data/task_streams.py")
 
 
 def table(records: Records, methods: Iterable[str], source: Provenance, **stream: Any) -> str:
@@ -487,7 +487,7 @@ def speed(folder: Path, rounds: int = 11, tasks: int = 20, wait: Sequence[str] =
         folder: Of the CSV file.
         rounds: Timed steps of each form; evaluations are timed a fifth as often.
         tasks: Tasks to evaluate.
-        wait: Policies of :data:`~zoo.benchmarks.timing.POLICIES`, each in a process of its own.
+        wait: Policies of :data:`~zoo.results.timing.POLICIES`, each in a process of its own.
     """
     path = folder / "gkcl_speed.csv"
     path.unlink(missing_ok=True)  # times of one run belong together

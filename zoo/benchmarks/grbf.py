@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.benchmarks.records import Provenance, Records, markdown, mean_sd, put_section
 from zoo.data.tabular import PROBLEMS, load_table, synthetic
-from zoo.fitting import Networks, Objective
+from zoo.estimators.grbf_solvers import Networks, Objective
 from zoo.models.grbf import GaussianRBFNetwork
+from zoo.results.records import Provenance, Records, markdown, mean_sd, put_section
 
 __all__ = ["examples", "select_features"]
 
 
 # ---- features found on synthetic problems ------------------------------------------------------------------
 
-MEASURES = ("zoo/models/grbf.py", "zoo/fitting.py", "zoo/estimators.py")
+MEASURES = ("zoo/models/grbf.py", "zoo/estimators/grbf_solvers.py", "zoo/estimators/grbf.py")
 KINDS = ("official", "trace", "gradient")
 SEEDS = 20
 LEARNERS = ("GRBF", "GRBF, diagonal", "original recipe", "random forest")
@@ -32,7 +32,7 @@ LEARNERS = ("GRBF", "GRBF, diagonal", "original recipe", "random forest")
 def _learner(name: str, regression: bool, seed: int) -> Any:
     from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
-    from zoo.estimators import GRBFClassifier, GRBFRegressor
+    from zoo.estimators.grbf import GRBFClassifier, GRBFRegressor
 
     grbf: Any = GRBFRegressor if regression else GRBFClassifier
     if name == "GRBF":
@@ -172,7 +172,7 @@ def example_data(name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def default_example(name: str, seeds: int) -> list[dict[str, Any]]:
     """The same data with the estimator's defaults instead of the notebook's recipe."""
-    from zoo.estimators import GRBFClassifier
+    from zoo.estimators.grbf import GRBFClassifier
 
     train, held, y_train, y_held = (part.numpy() for part in example_data(name))
     rows = []

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from zoo.benchmarks.records import Provenance, Records, markdown, put_section
 from zoo.data.tabular import load_table
+from zoo.results.records import Provenance, Records, markdown, put_section
 
 __all__ = ["run"]
 
@@ -24,7 +24,7 @@ TABLES = (
 CLOSED, STEPS = "GRBF, closed form", "GRBF, gradients"
 MODELS = (CLOSED, "random forest", "gradient boosting", "SVM", "linear", STEPS)
 FOLDS, ROWS = 3, 1000
-MEASURES = ("zoo/learners/agop.py", "zoo/kernels/exponential_power.py", "zoo/estimators.py")
+MEASURES = ("zoo/learners/agop.py", "zoo/kernels/exponential_power.py", "zoo/estimators/grbf.py")
 
 
 def _learner(name: str) -> Any:
@@ -34,7 +34,7 @@ def _learner(name: str) -> Any:
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC
 
-    from zoo.estimators import GRBFClassifier
+    from zoo.estimators.grbf import GRBFClassifier
 
     if name == CLOSED:
         return GRBFClassifier(solver="agop")

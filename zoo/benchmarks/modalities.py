@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.benchmarks.records import Provenance, Records, markdown, put_section
 from zoo.data import Forecast, IndianPines, MovingMnist, PointMnist, Prompts, SpokenDigits
 from zoo.models.modalities import LogMel
+from zoo.results.records import Provenance, Records, markdown, put_section
 
 __all__ = ["FLOORS", "floors"]
 

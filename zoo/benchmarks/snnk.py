@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.benchmarks.records import Provenance, Records, markdown, mean_sd, put_section, stamp
-from zoo.benchmarks.timing import POLICIES, interleaved_times, under_policies
 from zoo.benchmarks.tuning import bracketed
-from zoo.files import write_atomic
 from zoo.kernels.random_features import ExpFeatures, FeatureMap, OscillatoryFeatures, ReLUFeatures
 from zoo.models.snnk import SNNK, SNNKLinear
+from zoo.results.records import Provenance, Records, markdown, mean_sd, put_section, stamp
+from zoo.results.timing import POLICIES, interleaved_times, under_policies
+from zoo.support.files import write_atomic
 
 __all__ = ["approximation", "mlp", "speed"]
 
@@ -52,7 +52,7 @@ def speed(folder: Path, rounds: int = 11, wait: Sequence[str] = tuple(POLICIES))
     Args:
         folder: Of `snnk_speed.csv`; the table goes into RESULTS.md beside the folder.
         rounds: Timed calls of each form.
-        wait: Policies of :data:`~zoo.benchmarks.timing.POLICIES`, each in a process of its own.
+        wait: Policies of :data:`~zoo.results.timing.POLICIES`, each in a process of its own.
     """
     path = folder / "snnk_speed.csv"
     path.unlink(missing_ok=True)  # times of one run belong together

@@ -19,17 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.benchmarks.records import Provenance, Records, markdown, mean_sd, put_section
+from zoo.adapters.adapters import AdapterConfig, SavedModule, inject_adapters
+from zoo.adapters.conversion import convert_feed_forward, feed_forwards
+from zoo.adapters.text import TUNINGS
 from zoo.benchmarks.tuning import bracketed
 from zoo.data.text import fetch_minilm, load_reviews, split_rows, tokenize
 from zoo.kernels.random_features import ReLUFeatures
-from zoo.models.adapters import AdapterConfig, SavedModule, inject_adapters
-from zoo.models.conversion import convert_feed_forward, feed_forwards
-from zoo.models.text import TUNINGS
+from zoo.results.records import Provenance, Records, markdown, mean_sd, put_section
 
 __all__ = ["adapters", "conversion"]
 
-TEXT = ("zoo/models/adapters.py", "zoo/models/conversion.py", "zoo/kernels/random_features.py")
+TEXT = ("zoo/adapters/adapters.py", "zoo/adapters/conversion.py", "zoo/kernels/random_features.py")
 LENGTH, EPOCHS, BATCH, LAYERS, TRIAL_ROWS = 128, 1, 8, 3, 1000
 SEEDS = (0, 1, 2)
 

@@ -20,11 +20,11 @@ from timm.models.convnext import ConvNeXtBlock
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
-from zoo.benchmarks.records import Provenance, Records, markdown, mean_sd, put_section
 from zoo.benchmarks.tuning import bracketed
 from zoo.data import FashionMnist, Mnist
 from zoo.kernels.hyperzzw import causal_conv
-from zoo.models.registry import create_model
+from zoo.registry.factory import create_model
+from zoo.results.records import Provenance, Records, markdown, mean_sd, put_section
 
 __all__ = ["BenchmarkError", "options", "pixels"]
 

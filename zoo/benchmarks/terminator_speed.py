@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.benchmarks.records import Provenance, Records, markdown, put_section, stamp
 from zoo.benchmarks.terminator_plain import PlainTerminator
-from zoo.benchmarks.timing import POLICIES, best_policy, interleaved_times, peak_memory, under_policies
 from zoo.models.deploy import to_deploy
-from zoo.models.registry import create_model
+from zoo.registry.factory import create_model
+from zoo.results.records import Provenance, Records, markdown, put_section, stamp
+from zoo.results.timing import POLICIES, best_policy, interleaved_times, peak_memory, under_policies
 
 __all__ = ["SpeedError", "speed"]
 
@@ -89,7 +89,7 @@ def speed(
         batch: Images a call; inference is measured with 1 image too.
         threads: Numbers of threads.
         rounds: Timed calls of each form.
-        wait: Policies of :data:`~zoo.benchmarks.timing.POLICIES`, each in a process of its own.
+        wait: Policies of :data:`~zoo.results.timing.POLICIES`, each in a process of its own.
 
     Yields:
         A line for every form, and the table.

@@ -50,7 +50,7 @@ _HOME = {
     "Augmentation": "transforms",
     "Cifar10": "image",
     "Cifar100": "image",
-    "ContinualData": "streams",
+    "ContinualData": "task_streams",
     "DataError": "checks",
     "Digits": "image",
     "EpochBatches": "sampling",
@@ -64,12 +64,12 @@ _HOME = {
     "Mnist": "image",
     "Mnist5k": "image",
     "MovingMnist": "video",
-    "PermutedTasks": "streams",
+    "PermutedTasks": "task_streams",
     "PointMnist": "points",
     "Prompts": "audio",
     "ResumableLoader": "sampling",
-    "RotatedTasks": "streams",
-    "SplitTasks": "streams",
+    "RotatedTasks": "task_streams",
+    "SplitTasks": "task_streams",
     "SpokenDigits": "audio",
     "VideoFolder": "video",
     "cache_folder": "sources",
@@ -85,7 +85,7 @@ if TYPE_CHECKING:
     from zoo.data.sampling import IGNORE_INDEX, EpochBatches, ResumableLoader
     from zoo.data.series import Forecast
     from zoo.data.sources import cache_folder
-    from zoo.data.streams import ContinualData, PermutedTasks, RotatedTasks, SplitTasks
+    from zoo.data.task_streams import ContinualData, PermutedTasks, RotatedTasks, SplitTasks
     from zoo.data.text import FoodReviews
     from zoo.data.transforms import Augmentation
     from zoo.data.video import MovingMnist, VideoFolder

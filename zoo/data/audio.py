@@ -22,14 +22,14 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from zoo import inputs
 from zoo.data import sources
 from zoo.data.checks import DataError, checked
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
 from zoo.data.walk import Files, class_folders, parts, scan, scan_like
-from zoo.files import CheckpointError, write_atomic
-from zoo.values import first_line
+from zoo.support import inputs
+from zoo.support.files import CheckpointError, write_atomic
+from zoo.support.values import first_line
 
 __all__ = ["AudioFolder", "Clips", "Prompts", "SpokenDigits", "read_audio"]
 

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from zoo.quoting import shown
-from zoo.suggest import suggestion
+from zoo.support.quoting import shown
+from zoo.support.suggest import suggestion
 
 Init = TypeVar("Init", bound=Callable[..., None])
 

@@ -19,13 +19,13 @@ from PIL import Image
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from zoo import inputs
 from zoo.data.checks import checked, tell
 from zoo.data.image import ImageDataModule, Probability, Share
 from zoo.data.pictures import FORMATS, Fit, open_picture
 from zoo.data.sampling import KeyedDataset, SampleKey, isolated_rng, sample_seed, seed_rng, stratified_split
 from zoo.data.sources import SPLIT_SEED
 from zoo.data.walk import Files, class_folders, parts, scan, scan_like
+from zoo.support import inputs
 
 __all__ = ["ImageFolder", "ImageNet"]
 

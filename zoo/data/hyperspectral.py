@@ -17,14 +17,14 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from zoo import inputs
 from zoo.data import sources
 from zoo.data.arrays import read_array
 from zoo.data.checks import DataError, checked
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
-from zoo.scaling import standardisation
-from zoo.values import first_line
+from zoo.support import inputs
+from zoo.support.scaling import standardisation
+from zoo.support.values import first_line
 
 __all__ = ["IndianPines", "Patches"]
 

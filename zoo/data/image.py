@@ -114,7 +114,7 @@ class ImageDataModule(LightningDataModule):
         }
 
     def input_record(self) -> dict[str, Any]:
-        """Everything that decides how a file becomes an input, see :mod:`zoo.inputs`; stored with the weights."""
+        """How a file becomes an input, see :mod:`zoo.support.inputs`; stored with the weights."""
         record = {k: v for k, v in self.preprocessing.items() if k != "input_size"}
         chans, *size = self.input_size
         return {"kind": "image", "channels": chans, "size": size, **record, "background": self.background}

@@ -13,12 +13,12 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from zoo import inputs
 from zoo.data import sources
 from zoo.data.arrays import read_array
 from zoo.data.checks import DataError, checked
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
+from zoo.support import inputs
 
 __all__ = ["PointMnist", "Points", "farthest_points"]
 

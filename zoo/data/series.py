@@ -22,15 +22,15 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from zoo import inputs
 from zoo.data.checks import DataError, checked
 from zoo.data.delimited import TableFile, listed, read_table
 from zoo.data.frames import read_rdataset
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey
 from zoo.data.sources import cache_folder
-from zoo.scaling import standardisation
-from zoo.suggest import suggestion
+from zoo.support import inputs
+from zoo.support.scaling import standardisation
+from zoo.support.suggest import suggestion
 
 __all__ = ["SERIES", "Forecast", "Series", "Step", "Window", "last_window", "read_csv", "regular_step"]
 

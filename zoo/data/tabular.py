@@ -25,16 +25,16 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from zoo import inputs
 from zoo.data import sources
 from zoo.data.checks import DataError, checked
 from zoo.data.delimited import NumberReader, TableFile, listed, read_table
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, stratified_split
 from zoo.data.sources import Wheel, cache_folder
-from zoo.files import CheckpointError, write_atomic
-from zoo.quoting import is_printable
-from zoo.suggest import suggestion
+from zoo.support import inputs
+from zoo.support.files import CheckpointError, write_atomic
+from zoo.support.quoting import is_printable
+from zoo.support.suggest import suggestion
 
 __all__ = ["PROBLEMS", "TABLES", "Table", "TableRows", "Tabular", "load_table", "read_rows", "synthetic", "table_names"]
 

@@ -17,7 +17,6 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from zoo import inputs
 from zoo.data import sources
 from zoo.data.checks import DataError, checked
 from zoo.data.frames import read_rdataset
@@ -25,8 +24,9 @@ from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, stratified_split
 from zoo.data.sources import Wheel, cache_folder
 from zoo.data.tabular import Share
-from zoo.files import CheckpointError, write_all, writer_of
-from zoo.values import first_line
+from zoo.support import inputs
+from zoo.support.files import CheckpointError, write_all, writer_of
+from zoo.support.values import first_line
 
 __all__ = ["FoodReviews", "Texts", "fetch_minilm", "load_reviews", "tokenize"]
 

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from zoo import inputs
 from zoo.data import sources
 from zoo.data.checks import DataError, checked, tell
 from zoo.data.image import ImageDataModule
@@ -25,6 +24,7 @@ from zoo.data.pictures import MAX_PIXELS
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
 from zoo.data.transforms import fit_floats
 from zoo.data.walk import Files, class_folders, parts, scan, scan_like
+from zoo.support import inputs
 
 __all__ = ["MOTIONS", "MovingDigits", "MovingMnist", "VideoFolder", "read_video"]
 

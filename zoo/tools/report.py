@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.figures import (
+from zoo.analysis.plots import (
     ACCENT,
     COLOR,
     GREY,
@@ -29,10 +29,10 @@ from zoo.figures import (
     plot_spectrum,
     receptive_field,
 )
-from zoo.files import write_atomic, writer_of
+from zoo.support.files import write_atomic, writer_of
+from zoo.support.values import PAGES, check_output, read_curves
 from zoo.tools.comparison import compare, decide, outputs_of
 from zoo.tools.evaluation import batches, build_data, load, record_of
-from zoo.values import PAGES, check_output, read_curves
 
 __all__ = ["curves", "plot_accuracy_matrix", "plot_confusion", "write_report"]
 

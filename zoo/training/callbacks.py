@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import WandbLogger
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from zoo.figures import (
+from zoo.analysis.plots import (
     as_array,
     context_kernels,
     hyper_kernels,
@@ -118,7 +118,7 @@ class ModelPictures(Callback):
     Args:
         every_n_epochs: Interval in epochs; the first epoch always has pictures.
         count: Number of images.
-        layer: Whose kernels, see `zoo.figures.merged_kernels`; None for the first layer of the largest size.
+        layer: Whose kernels, see `zoo.analysis.plots.merged_kernels`; None for the first layer of the largest size.
     """
 
     def __init__(self, every_n_epochs: PositiveInt = 10, count: PositiveInt = 16, layer: str | None = None) -> None:

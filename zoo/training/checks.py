@@ -26,7 +26,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from zoo.data.sampling import SampleKey
-from zoo.suggest import suggestion
+from zoo.support.suggest import suggestion
 from zoo.tasks import Task, schedule_problems
 from zoo.training.summary import tell
 

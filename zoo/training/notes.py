@@ -9,10 +9,10 @@ from typing import Any, TypedDict
 
 from pydantic import NonNegativeFloat, NonNegativeInt
 
-from zoo.checkpoints import CheckpointError, read_checkpoint
-from zoo.config import check_values
+from zoo.registry.checkpoints import CheckpointError, read_checkpoint
+from zoo.support.signatures import check_values
+from zoo.support.values import DamagedFileError, read_json
 from zoo.training.summary import tell
-from zoo.values import DamagedFileError, read_json
 
 __all__ = ["NAME", "read_notes"]
 

@@ -26,14 +26,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from zoo import inputs
-from zoo.checkpoints import CheckpointError, read_checkpoint, save_pretrained
-from zoo.config import ConfigError, check_call, check_section, flatten
-from zoo.facts import commit, hardware, versions
-from zoo.files import offline
-from zoo.models.closed import closed
-from zoo.models.registry import create_model
-from zoo.quoting import command as shell_line
+from zoo.registry.checkpoints import CheckpointError, read_checkpoint, save_pretrained
+from zoo.registry.closed import closed
+from zoo.registry.factory import create_model
+from zoo.support import inputs
+from zoo.support.environment import commit, hardware, versions
+from zoo.support.files import offline
+from zoo.support.quoting import command as shell_line
+from zoo.support.signatures import ConfigError, check_call, check_section, flatten
+from zoo.support.values import first_line
 from zoo.tasks import NonFiniteLossError, ScheduleError, Task, create_optimizer, create_scheduler
 from zoo.training.callbacks import ProgressBar
 from zoo.training.checkpointing import (
@@ -52,7 +53,6 @@ from zoo.training.folder import check_new, is_first_process, link_latest, record
 from zoo.training.loggers import WandbRun
 from zoo.training.notes import NAME, read_notes
 from zoo.training.summary import print_summary, tell
-from zoo.values import first_line
 
 _log = logging.getLogger(__name__)
 
