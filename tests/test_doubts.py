@@ -17,7 +17,7 @@ from PIL import Image
 import zoo
 from zoo.cli import main
 from zoo.data.prepare import says_nothing
-from zoo.optim.optimizers import create_optimizer
+from zoo.optim import create_optimizer
 from zoo.support import inputs
 from zoo.support.files import CheckpointError
 from zoo.support.quoting import is_printable, shown

@@ -13,7 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from zoo.adapters.adapters import (
+from zoo.adapters import (
     AdapterConfig,
     adapter_names,
     add_adapter,

@@ -17,7 +17,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from zoo.adapters.adapters import inject_adapters
+from zoo.adapters.api import inject_adapters
 from zoo.kernels.watching import is_recorded, is_transformed
 from zoo.support.files import CheckpointError, read_checkpoint
 from zoo.support.suggest import suggestion

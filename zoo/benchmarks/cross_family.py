@@ -133,7 +133,7 @@ def grbf_head(X: Tensor, y: Tensor, X_val: Tensor, y_val: Tensor) -> tuple[Decis
 
 HEADS_CODE = ("zoo/estimators/grbf.py", "zoo/estimators/grbf_solvers.py", "zoo/models/grbf.py", "zoo/kernels/ridge.py")
 CONTINUAL_CODE = ("zoo/models/gkcl.py", "zoo/kernels/random_features.py")
-ADAPTERS_CODE = ("zoo/adapters/adapters.py", "zoo/kernels/random_features.py")
+ADAPTERS_CODE = ("zoo/adapters", "zoo/kernels/random_features.py")
 
 HEADS: dict[str, Head] = {"linear": linear_head, "kernel ridge": ridge_head, "GRBF": grbf_head}
 
@@ -294,7 +294,7 @@ class MapAdapter(nn.Module):
 
     def __init__(self, base: nn.Module, dim: int, num_features: int = 16, seed: int = 0) -> None:
         super().__init__()
-        from zoo.adapters.adapters import AdapterConfig, SNNKAdapter
+        from zoo.adapters import AdapterConfig, SNNKAdapter
 
         self.base = base
         self.adapter = SNNKAdapter(dim, AdapterConfig(num_features=num_features), seed)
@@ -324,7 +324,7 @@ def adapt_maps(model: nn.Module, num_features: int = 16) -> nn.Module:
 
 def adapt_tokens(model: nn.Module, num_features: int = 16) -> nn.Module:
     """The same for a vision transformer of timm."""
-    from zoo.adapters.adapters import AdapterConfig, inject_adapters
+    from zoo.adapters import AdapterConfig, inject_adapters
 
     return inject_adapters(model, AdapterConfig(num_features=num_features, modules_to_save=("head",)))
 

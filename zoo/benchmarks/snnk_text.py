@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.adapters.adapters import AdapterConfig, SavedModule, inject_adapters
+from zoo.adapters import AdapterConfig, SavedModule, inject_adapters
 from zoo.adapters.conversion import convert_feed_forward, feed_forwards
 from zoo.adapters.text import TUNINGS
 from zoo.benchmarks.tuning import bracketed
@@ -29,7 +29,7 @@ from zoo.results.records import Provenance, Records, markdown, mean_sd, put_sect
 
 __all__ = ["adapters", "conversion"]
 
-TEXT = ("zoo/adapters/adapters.py", "zoo/adapters/conversion.py", "zoo/kernels/random_features.py")
+TEXT = ("zoo/adapters", "zoo/adapters/conversion.py", "zoo/kernels/random_features.py")
 LENGTH, EPOCHS, BATCH, LAYERS, TRIAL_ROWS = 128, 1, 8, 3, 1000
 SEEDS = (0, 1, 2)
 

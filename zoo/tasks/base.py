@@ -3,7 +3,7 @@
 What a model may offer a task, all of it optional:
 
 - `aux_losses() -> dict[str, Tensor]`: extra training losses of the last forward pass, already weighted;
-- `no_weight_decay() -> set[str]` and `layer_ids() -> (dict[str, int], int)`: see `zoo.optim.optimizers.param_groups`.
+- `no_weight_decay() -> set[str]` and `layer_ids() -> (dict[str, int], int)`: see `zoo.optim.param_groups`.
 
 What a task may do differently, without touching this file: return several losses from `losses` (they are summed and
 logged by name); leave `optimizer=None` and fit in closed form when the last batch has been seen; set
@@ -23,7 +23,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 import zoo
-from zoo.optim.optimizers import ScheduleError, create_optimizer, create_scheduler
+from zoo.optim import ScheduleError, create_optimizer, create_scheduler
 from zoo.support import inputs
 from zoo.support.values import first_line
 
