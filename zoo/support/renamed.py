@@ -51,7 +51,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "zoo.models.shipped": ("zoo.registry.bundled_weights",),
     "zoo.models.text": ("zoo.adapters.text",),
     "zoo.tasks.kar": ("zoo.optim.kar",),
-    "zoo.tasks.optim": ("zoo.optim",),
+    "zoo.tasks.optim": ("zoo.optim", "zoo.optim.optimizers", "zoo.optim.schedules"),
     "zoo.tools.compose": ("zoo.benchmarks.cross_family",),
     "zoo.tools.deployment": ("zoo.benchmarks.deployment",),
 }
@@ -82,7 +82,8 @@ class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
                     return getattr(home, name)
             raise AttributeError(f"module {module.__name__!r}, now {' and '.join(homes)}, has no attribute {name!r}")
 
-        module.__dict__.update(__getattr__=find, __all__=[n for home in modules for n in getattr(home, "__all__", ())])
+        names = [name for home in modules for name in getattr(home, "__all__", vars(home)) if not name.startswith("_")]
+        module.__dict__.update(__getattr__=find, __all__=names)
 
 
 def install() -> None:
