@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from zoo.cli import BENCHMARKS, main
+from zoo.benchmarks import measurements
+from zoo.cli import main
 from zoo.results.records import Records, markdown, mean_sd, put_section
 
 
@@ -18,7 +19,7 @@ def test_listing_imports_nothing_heavy(capsys: pytest.CaptureFixture[str]) -> No
     code = f"import sys; from zoo.cli import main; main(['benchmark']); assert not {heavy} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
-    for family, entries in BENCHMARKS.items():
+    for family, entries in measurements().items():
         for name in entries:
             assert f"{family} {name}" in done.stdout
 
@@ -36,9 +37,9 @@ def test_mistakes_are_told(arguments: list[str], told: str, capsys: pytest.Captu
 def test_every_measurement_exists() -> None:
     import importlib
 
-    for entries in BENCHMARKS.values():
-        for _, module, function in entries.values():
-            assert callable(getattr(importlib.import_module(module), function))
+    for entries in measurements().values():
+        for entry in entries.values():
+            assert callable(getattr(importlib.import_module(entry.module), entry.function))
 
 
 def test_records_go_on_where_they_stopped(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zoo.benchmarks import measurement
 from zoo.data.image import Digits
 from zoo.data.sampling import stratified_split
 from zoo.kernels import Gaussian, solve_ridge, squared_distances
@@ -143,6 +144,7 @@ def backbones() -> list[str]:
     return [name for name, record in bundled_weights.records().items() if record["tag"] == "mnist5k"]
 
 
+@measurement("compose", "heads", "GRBF, kernel ridge and linear heads on frozen features")
 def heads(folder: Path, seeds: int = SEEDS) -> Iterator[str]:
     """Few labelled 8 x 8 digits, heads on frozen backbones that were trained on other digits.
 
@@ -220,6 +222,7 @@ def _table(records: Records, names: Sequence[str]) -> str:
 # ---- continual learning on frozen features -----------------------------------------------------------------
 
 
+@measurement("compose", "continual", "AnalyticRidge on frozen features, class by class")
 def continual(folder: Path, seeds: int = SEEDS) -> Iterator[str]:
     """`AnalyticRidge` on pixels and on the features of a backbone: digits two classes at a time, task id unknown.
 
@@ -344,6 +347,7 @@ TUNINGS: dict[str, tuple[Callable[[nn.Module], nn.Module], float]] = {
 }
 
 
+@measurement("compose", "adapters", "SNNK adapters in a ConvNet and a transformer")
 def adapters(folder: Path, seeds: int = 3, steps: int = 40, per_class: int = 10) -> Iterator[str]:
     """Fine-tune two networks that know MNIST digits on few 8 x 8 digits: the shipped UniRepLKNet, and a small vision
     transformer of timm that is trained here first. Head, adapters, or everything.

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from zoo.benchmarks import measurement
 from zoo.registry import bundled_weights
 from zoo.results.records import Provenance, Records, markdown, put_section
 from zoo.tools.errors import ToolError
@@ -36,6 +37,7 @@ _INT8 = VALUES[3:]
 _FASTER = 1.1  # times as fast, below which a gain is noise
 
 
+@measurement("deploy", "export", "shipped weights exported, run without the zoo, and in int8")
 def run(folder: Path) -> Iterator[str]:
     """Export every shipped weight, and compare it with eager PyTorch in another process.
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.benchmarks import measurement
 from zoo.data.tabular import PROBLEMS, load_table, synthetic
 from zoo.estimators.grbf_solvers import Networks, Objective
 from zoo.models.grbf import GaussianRBFNetwork
@@ -64,6 +65,7 @@ def found_features(problem: str, rows: int, seed: int, name: str) -> dict[str, A
     return row
 
 
+@measurement("grbf", "synthetic", "true features found on P1, P2, P3")
 def select_features(folder: Path) -> Iterator[str]:
     """True-feature rate at k on P1, P2, P3 with 1000 and with 300 rows, over twenty seeds."""
     keys = ("problem", "rows", "learner", "seed")
@@ -238,6 +240,7 @@ PRINTED = {
 }
 
 
+@measurement("grbf", "examples", "the authors' three examples")
 def examples(folder: Path) -> Iterator[str]:
     """The authors' three notebooks, over five seeds; seed 0 of wine is theirs."""
     records = Records(folder / "grbf_examples.csv", ("example", "seed"), ("train", "test", "loss", "shown"))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.benchmarks import measurement
 from zoo.data.tabular import load_table
 from zoo.results.records import Provenance, Records, markdown, put_section
 
@@ -68,6 +69,7 @@ def evaluate(name: str, model: str, fold: int) -> dict[str, Any]:
         return {"score": float(learner.score(X[test], y[test])), "log_loss": loss, "fit_s": fit}
 
 
+@measurement("grbf", "defaults", "real tables, every learner with its defaults")
 def run(folder: Path) -> Iterator[str]:
     """Measure what is missing, table by table; then write the table of results."""
     records = Records(folder / "grbf_defaults.csv", ("table", "model", "fold"), ("score", "log_loss", "fit_s"))

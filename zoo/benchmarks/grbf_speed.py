@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.benchmarks import measurement
 from zoo.estimators.grbf_solvers import Networks, Objective, fit_adam
 from zoo.models.grbf import GaussianRBFNetwork, network_loss
 from zoo.results.records import Provenance, Records, markdown, put_section, stamp
@@ -151,6 +152,7 @@ FORMS = {"original": original, "module": module, "solver": solver}
 SIZES = ((256, 64, 32, 10, 5.0), (1024, 64, 128, 2, 25.0), (2048, 64, 128, 1, None), (4096, 64, 128, 1, None))
 
 
+@measurement("grbf", "speed", "a training step against the original formulation")
 def speed(folder: Path) -> Iterator[str]:
     """Time training steps, their growth with n, peak memory and batched fits with one thread; estimators with all."""
     threads = torch.get_num_threads()

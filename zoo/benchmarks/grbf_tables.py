@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.benchmarks import measurement
 from zoo.data.tabular import Table, load_table
 from zoo.results.records import Provenance, Records, markdown, mean_sd, put_section
 
@@ -134,6 +135,7 @@ CAVEAT = (
 )
 
 
+@measurement("grbf", "tables", "real tables against five other learners")
 def run(folder: Path) -> Iterator[str]:
     """Measure what is missing, table by table; then write the table of results."""
     records = _records(folder)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.benchmarks import measurement
 from zoo.benchmarks.plain import has_plain_form, plain_copy
 from zoo.models.deploy import to_deploy
 from zoo.registry.factory import create_model
@@ -49,6 +50,7 @@ class Cell(NamedTuple):
         return f"{self.model}, {self.form}, {self.layout}{', compiled' if self.compiled else ''}"
 
 
+@measurement("models", "inference", "forward passes: plain, zoo and timm's peers")
 def inference(
     folder: Path,
     models: Sequence[str] = MODELS,
@@ -91,6 +93,7 @@ def inference(
     yield from _told("inference", folder, since, _options(given | {"wait": wait}), "plain deploy")
 
 
+@measurement("models", "training", "a training step: plain and zoo")
 def training(
     folder: Path,
     models: Sequence[str] = ("unireplknet_a", "unireplknet_t"),

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from zoo.adapters import AdapterConfig, SavedModule, inject_adapters
 from zoo.adapters.conversion import convert_feed_forward, feed_forwards
 from zoo.adapters.text import TUNINGS
+from zoo.benchmarks import measurement
 from zoo.benchmarks.tuning import bracketed
 from zoo.data.text import fetch_minilm, load_reviews, split_rows, tokenize
 from zoo.kernels.random_features import ReLUFeatures
@@ -218,6 +219,7 @@ def _tfidf(records: Records) -> float:
     return records.numbers("test", **key)[0]
 
 
+@measurement("snnk", "adapters", "adapters on a text encoder")
 def adapters(folder: Path) -> Iterator[str]:
     """SNNK adapters, Houlsby adapters, LoRA, head only and full fine-tuning of the last three layers of MiniLM.
 
@@ -304,6 +306,7 @@ def _linear_map(width: int, m: int, seed: int) -> ReLUFeatures:
     return ReLUFeatures(width, m, constant=-1e6, seed=seed)
 
 
+@measurement("snnk", "conversion", "feed-forward networks of a text encoder, converted")
 def conversion(folder: Path) -> Iterator[str]:
     """Convert the feed-forward networks of the last two layers: error and accuracy against m, and two baselines."""
     records = Records(folder / "snnk_conversion.csv", ["method", "m", "seed"], ["parameters", "error", "test"])

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.benchmarks import measurement
 from zoo.benchmarks.terminator_plain import PlainTerminator
 from zoo.models.deploy import to_deploy
 from zoo.registry.factory import create_model
@@ -75,6 +76,7 @@ WORK: dict[str, tuple[Callable[[str, int], Callable[[], Tensor]], tuple[str, ...
 }
 
 
+@measurement("terminator", "speed", "a training step and inference against the plain form")
 def speed(
     folder: Path,
     batch: int = 16,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
 
 from zoo.registry import bundled_weights, closed, plugins
+from zoo.support.register import import_all
 
 __all__ = ["load"]
 
@@ -15,8 +14,7 @@ __all__ = ["load"]
 def load() -> None:
     """Import every family and register the weights that ship with the zoo; once a process, when timm is imported."""
     for room in plugins.ROOMS:
-        for found in pkgutil.walk_packages(importlib.import_module(room).__path__, f"{room}."):
-            importlib.import_module(found.name)
+        import_all(room)
     plugins.load()
     bundled_weights.register()
     closed.install(plugins.modules())
