@@ -14,14 +14,9 @@ from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 from torch import Tensor, nn
 
-from zoo.analysis.plots import (
-    as_array,
-    merged_kernels,
-    plot_kernels,
-    plot_receptive_field,
-    receptive_field,
-    square_of_share,
-)
+from zoo.analysis.plots import as_array, plot_kernels, plot_receptive_field, square_of_share
+from zoo.analysis.probes.kernels import merged_kernels
+from zoo.analysis.probes.receptive_field import receptive_field
 from zoo.cli import main
 from zoo.registry.factory import create_model
 from zoo.training.callbacks import ModelPictures

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import zoo
 from tests.test_pictures import FakeWandb
-from zoo.analysis.gallery import PictureError, draw
-from zoo.analysis.plots import context_kernels, hyper_kernels
+from zoo.analysis.probes import PictureError, draw
+from zoo.analysis.probes.hyper_kernels import context_kernels, hyper_kernels
 from zoo.benchmarks.terminator_plain import PlainTerminator
 from zoo.kernels import hyperzzw as ops
 from zoo.kernels import native

@@ -15,13 +15,9 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from torch import Tensor, nn
 
 __all__ = [
     "as_array",
-    "context_kernels",
-    "hyper_kernels",
-    "merged_kernels",
     "plot_accuracy_matrix",
     "plot_curves",
     "plot_hyper_kernels",
@@ -34,10 +30,8 @@ __all__ = [
     "plot_receptive_field",
     "plot_spectrum",
     "plot_summary",
-    "receptive_field",
     "square_of_share",
 ]
-
 COLOR, ACCENT, GREY = "#3b6ea5", "#c8553d", "#8a8a8a"
 
 
@@ -263,66 +257,6 @@ def _points(ax: Axes, model: Any, z: np.ndarray, y: Any) -> None:
             ax.scatter(first[own], second[own], color=color, label=str(label), **common)
 
 
-# ---- spatial models ----------------------------------------------------------------------------------------
-
-
-def receptive_field(model: nn.Module, images: Tensor, stage: int = -1) -> np.ndarray:
-    """What a unit in the middle of a feature map looks at: its effective receptive field (Luo et al., 2016).
-
-    The channels of the middle pixel are summed with random signs, drawn for each image from a fixed seed, and the size
-    of the gradient with respect to the input is averaged over images and input channels. (Without the signs, a map that
-    ends in a layer normalisation would have a constant sum and no gradient.) In a fresh model a tiny layer scale or a
-    zero last weight of each block hides the blocks; the picture means most for trained weights.
-
-    Args:
-        model: Any model that makes maps: one with timm's `forward_intermediates`, else with a `forward_features` that
-            returns (B, C, H, W). It is run in eval mode and left as it was.
-        images: Normalised images (B, C, H, W).
-        stage: Which of its feature maps, counted as timm does; -1 is the last one.
-
-    Returns:
-        Shares (H, W) that sum to one.
-
-    Raises:
-        ValueError: The model makes no maps, has no such stage, or its middle does not depend on the input.
-    """
-    import torch
-
-    kept = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.inference_mode(False), torch.enable_grad():  # Lightning validates in inference mode
-            inputs = images.detach().clone().requires_grad_()
-            maps = _feature_map(model, inputs, stage)
-            middle = maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2]
-            draw = torch.Generator().manual_seed(0)
-            signs = torch.randint(0, 2, middle.shape, generator=draw).to(middle) * 2 - 1
-            (gradient,) = torch.autograd.grad((middle * signs).sum(), inputs)
-    finally:
-        for module, training in kept.items():
-            module.training = training
-    field = gradient.abs().double().mean((0, 1)).cpu().numpy()
-    if not field.sum() > 0:
-        raise ValueError("the middle of the feature map does not depend on the images; are the weights finite?")
-    return field / field.sum()
-
-
-def _feature_map(model: nn.Module, images: Tensor, stage: int) -> Tensor:
-    name = type(model).__name__
-    if hasattr(model, "forward_intermediates"):
-        try:
-            maps = model.forward_intermediates(images, indices=[stage], intermediates_only=True)[0]  # type: ignore[operator]
-        except (AssertionError, IndexError) as error:
-            raise ValueError(f"{name} has no feature map {stage}; -1 is the last one") from error
-    elif hasattr(model, "forward_features"):
-        maps = model.forward_features(images)  # type: ignore[operator]
-    else:
-        raise ValueError(f"{name} has neither forward_intermediates nor forward_features, so no map to look at")
-    if maps.ndim != 4:
-        raise ValueError(f"{name} makes features of shape {tuple(maps.shape)}, not maps (B, C, H, W)")
-    return maps
-
-
 def square_of_share(field: np.ndarray, share: float) -> tuple[int, int, int]:
     """The smallest square around a field's centre of mass that holds a share of it.
 
@@ -372,40 +306,6 @@ def plot_receptive_field(
     return ax
 
 
-def merged_kernels(model: nn.Module, layer: str | None = None) -> tuple[str, np.ndarray]:
-    """Kernels of a depthwise layer as inference uses them: branches and normalisations merged.
-
-    Args:
-        model: Any model; its deploy form is looked at, it stays as it is.
-        layer: Name of a depthwise convolution or of the block that holds it, such as `stages.1.0`; None takes the first
-            one of the largest size.
-
-    Returns:
-        The layer's name and its kernels (C, k, k).
-
-    Raises:
-        ValueError: There is no such layer, or no depthwise layer at all.
-    """
-    from torch import nn
-
-    from zoo.models.deploy import to_deploy
-    from zoo.support.suggest import suggestion
-
-    found = {
-        name: module.weight.detach()[:, 0].double().cpu().numpy()
-        for name, module in to_deploy(model).named_modules()
-        if isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels and max(module.kernel_size) > 1
-    }
-    if not found:
-        raise ValueError(f"{type(model).__name__} has no depthwise convolution")
-    if layer is None:
-        layer = max(found, key=lambda name: found[name].shape[-1])
-    name = next((name for name in found if name == layer or name.startswith(f"{layer}.")), None)
-    if name is None:
-        raise ValueError(f"no depthwise layer {layer!r}{suggestion(layer, found)}")
-    return name, found[name]
-
-
 def plot_kernels(kernels: np.ndarray, *, count: int = 32, title: str | None = None, ax: Axes | None = None) -> Axes:
     """Depthwise kernels side by side, each on its own scale: red adds, blue subtracts, white is zero.
 
@@ -431,57 +331,6 @@ def plot_kernels(kernels: np.ndarray, *, count: int = 32, title: str | None = No
     if title:
         ax.set_title(title, fontsize="medium")
     return ax
-
-
-def hyper_kernels(model: nn.Module) -> list[np.ndarray]:
-    """Global hyper-kernels of every block of a Terminator, (C, N, N) each; sequences folded row by row, or (C, 1, L).
-
-    Raises:
-        ValueError: The model has no hyper-kernels.
-    """
-    import torch
-
-    if not hasattr(model, "global_kernels"):
-        raise ValueError(f"{type(model).__name__} has no hyper-kernels; a Terminator has")
-    with torch.no_grad():
-        return [_as_maps(kernel[0]) for kernel in model.global_kernels()]  # type: ignore[operator]
-
-
-def context_kernels(model: nn.Module, image: Tensor) -> list[np.ndarray]:
-    """Context-dependent kernels that one image makes of the hyper-kernels: input of every block times its kernel.
-
-    Args:
-        model: A Terminator; it is run in eval mode and left as it was.
-        image: As the model takes it, without the batch axis.
-
-    Returns:
-        As :func:`hyper_kernels`.
-
-    Raises:
-        ValueError: The model has no hyper-kernels.
-    """
-    import torch
-
-    kernels = hyper_kernels(model)
-    kept = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            maps = model.forward_intermediates(image[None], intermediates_only=True)  # type: ignore[operator]
-    finally:
-        for module, training in kept.items():
-            module.training = training
-    inputs = [image[None], *maps[:-1]]
-    return [_as_maps(x[0]).reshape(k.shape) * k for x, k in zip(inputs, kernels, strict=True)]
-
-
-def _as_maps(x: Tensor) -> np.ndarray:
-    """(C, ...) as images (C, h, w)."""
-    array = x.detach().double().cpu().numpy()
-    if array.ndim == 3:
-        return array
-    side = int(np.sqrt(array.shape[-1]) + 0.5)
-    return array.reshape(len(array), side, side) if side * side == array.shape[-1] else array[:, None]
 
 
 def plot_hyper_kernels(kernels: Sequence[np.ndarray], *, count: int = 12, title: str | None = None) -> Axes:

@@ -19,12 +19,12 @@ from PIL import Image
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from zoo.data.checks import checked, tell
+from zoo.data.checks import DataError, checked, tell
 from zoo.data.image import ImageDataModule, Probability, Share
 from zoo.data.pictures import FORMATS, Fit, open_picture
 from zoo.data.sampling import KeyedDataset, SampleKey, isolated_rng, sample_seed, seed_rng, stratified_split
 from zoo.data.sources import SPLIT_SEED
-from zoo.data.walk import Files, class_folders, parts, scan, scan_like
+from zoo.data.walk import Files, below, class_folders, parts, scan, scan_like
 from zoo.support import inputs
 
 __all__ = ["ImageFolder", "ImageNet"]
@@ -89,6 +89,19 @@ class FolderImages(KeyedDataset):
         record: Any = self.opening.record if self.opening else None
         how = {"channels": record.channels, "background": record.background} if record else {}
         return open_picture(os.fsdecode(self.paths[index]), **how, least=self.least)
+
+
+def first_images(folder: Path, form: Any, count: int) -> Tensor:
+    """The first images below a folder, at any depth, prepared as a record of images says, (count, C, H, W).
+
+    Raises:
+        DataError: There are none, or one cannot be read.
+    """
+    paths = below(folder, IMAGES)[:count]
+    if not paths:
+        raise DataError(f"there is no image ({' '.join(EXTENSIONS)}) below {folder}")
+    pictures = FolderImages(paths, [0] * len(paths), Fit(form), seed=None)
+    return pictures.images([SampleKey(i) for i in range(len(paths))])
 
 
 class ImageFolder(ImageDataModule):

@@ -16,7 +16,12 @@ from typing import Any, Generic, TypeVar
 
 from zoo.support.suggest import suggestion
 
-__all__ = ["Entry", "Register", "import_all"]
+__all__ = ["Entry", "Register", "UnknownNameError", "import_all"]
+
+
+class UnknownNameError(ValueError):
+    """A name under which nothing is registered; the message has the nearest ones."""
+
 
 Made = TypeVar("Made", bound=Callable[..., Any])
 
@@ -67,11 +72,11 @@ class Register(Generic[Made]):
         """What is registered under a name.
 
         Raises:
-            ValueError: There is nothing of that name; the message has the nearest ones.
+            UnknownNameError: There is nothing of that name.
         """
         entries = self.entries()
         if name not in entries:
-            raise ValueError(f"there is no {self.what} {name!r}{suggestion(name, entries)}")
+            raise UnknownNameError(f"there is no {self.what} {name!r}{suggestion(name, entries)}")
         return entries[name]
 
 

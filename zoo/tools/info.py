@@ -8,7 +8,8 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from zoo.analysis.plots import receptive_field, square_of_share
+from zoo.analysis.plots import square_of_share
+from zoo.analysis.probes.receptive_field import receptive_field
 from zoo.models.deploy import to_deploy
 from zoo.registry import bundled_weights
 from zoo.registry.factory import create_model, list_models

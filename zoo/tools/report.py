@@ -21,14 +21,14 @@ from zoo.analysis.plots import (
     ACCENT,
     COLOR,
     GREY,
-    merged_kernels,
     plot_importances,
     plot_kernels,
     plot_loadings,
     plot_receptive_field,
     plot_spectrum,
-    receptive_field,
 )
+from zoo.analysis.probes.kernels import merged_kernels
+from zoo.analysis.probes.receptive_field import receptive_field
 from zoo.support.files import write_atomic, writer_of
 from zoo.support.values import PAGES, check_output, read_curves
 from zoo.tools.comparison import compare, decide, outputs_of
