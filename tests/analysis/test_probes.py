@@ -88,6 +88,6 @@ def test_a_register_has_one_thing_of_a_name() -> None:
     things("a", "first")(test_mistakes_are_told)
     with pytest.raises(ValueError, match="there is already a thing 'a'"):
         things("a")(test_every_probe_of_the_room_is_found)
-    with pytest.raises(UnknownNameError, match="there is no thing 'b'; did you mean|allowed"):
+    with pytest.raises(UnknownNameError, match="there is no thing 'b'"):
         things.get("b")
     assert list(things.entries()) == ["a"]
