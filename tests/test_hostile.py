@@ -193,7 +193,7 @@ FOREIGN = (
     "pathlib.Path.touch", "pty.spawn", "timeit.timeit", "webbrowser.open", "pydoc.locate", "hydra.utils.instantiate",
     "hydra.utils.get_method",
     "payload.Task", "hubconf.Task", "zoo.cli.main", "zoo.create_model", "zoo.data.sources.subprocess.run",
-    "zoo.data.frames.pickle.loads", "zoo.tasks.base.torch.hub.load", "zoo.training.run.hydra.utils.instantiate",
+    "zoo.data.frames.pickle.loads", "zoo.tasks.base.torch.hub.load", "zoo.training.build.hydra.utils.instantiate",
     "zoo.support.files.write_atomic", "lightning.pytorch.cli.LightningCLI", "lightning.pytorch.loggers.MLFlowLogger",
     "lightning.pytorch.callbacks.model_checkpoint.os.remove", "lightning", "zoo", "", "a b", "__main__.x", "..",
 )  # fmt: skip

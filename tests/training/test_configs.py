@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from tests.conftest import ROOT
 from zoo.registry.factory import create_model
 from zoo.support.signatures import ConfigError, check_call, flatten
-from zoo.training.run import check_config
+from zoo.training.checks import check_config
 
 CONFIGS = ROOT / "configs"
 GROUPS = sorted(p.name for p in CONFIGS.iterdir() if p.is_dir() and p.name not in ("hydra", "local"))

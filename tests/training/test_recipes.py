@@ -11,7 +11,8 @@ from PIL import Image
 
 from tests.conftest import ROOT
 from tests.test_configs import composed
-from zoo.training.run import check_config, run_config
+from zoo.training.checks import check_config
+from zoo.training.run import run_config
 
 RECIPES = sorted(path.stem for path in (ROOT / "configs" / "experiment").glob("imagenet*.yaml"))
 SMALL = [
