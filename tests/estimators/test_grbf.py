@@ -31,7 +31,8 @@ from zoo.analysis.plots import (
     plot_summary,
 )
 from zoo.data.tabular import load_table, synthetic
-from zoo.estimators.grbf import GRBFClassifier, GRBFRegressor, fit_many
+from zoo.estimators.grbf import GRBFClassifier, GRBFRegressor
+from zoo.estimators.grbf_fits import fit_many
 
 QUICK: dict[str, Any] = {"n_centers": 8, "max_iter": 40, "learning_rate": 0.1}
 BOTH = [GRBFClassifier, GRBFRegressor]
@@ -345,7 +346,7 @@ def test_early_stopping_loses_no_class() -> None:
 
 
 def test_validation_rows_are_those_of_each_class_in_proportion() -> None:
-    from zoo.estimators.grbf import _hold_out
+    from zoo.estimators.grbf_fits import _hold_out
 
     y = torch.tensor([0] * 60 + [1] * 30 + [2] * 9 + [3] * 2 + [4])
     weight = torch.full((len(y),), 1 / len(y), dtype=torch.float64)
@@ -702,7 +703,7 @@ def test_small_fits_take_one_thread_and_give_the_others_back(
 ) -> None:
     from threadpoolctl import threadpool_info, threadpool_limits
 
-    import zoo.estimators.grbf as module
+    import zoo.estimators.grbf_fits as module
 
     seen: list[tuple[int, set[int]]] = []
     train = module.fit_adam
@@ -720,7 +721,7 @@ def test_small_fits_take_one_thread_and_give_the_others_back(
             torch.set_num_threads(3)
             model.fit(*wine).predict(wine[0])
             assert torch.get_num_threads() == 3
-            monkeypatch.setattr(module, "PER_THREAD", 1000)  # now it is large
+            monkeypatch.setattr("zoo.estimators.threads.PER_THREAD", 1000)  # now it is large
             clone(model).fit(*wine)
             monkeypatch.setattr(module, "fit_adam", lambda *args, **kwargs: 1 / 0)
             with pytest.raises(ZeroDivisionError):

@@ -132,7 +132,7 @@ def grbf_head(X: Tensor, y: Tensor, X_val: Tensor, y_val: Tensor) -> tuple[Decis
     return decide, {"top_share": float(shares[:10].sum() / shares.sum())}
 
 
-HEADS_CODE = ("zoo/estimators/grbf.py", "zoo/estimators/grbf_solvers.py", "zoo/models/grbf.py", "zoo/kernels/ridge.py")
+HEADS_CODE = ("zoo/estimators", "zoo/models/grbf.py", "zoo/kernels/ridge.py")
 CONTINUAL_CODE = ("zoo/models/gkcl.py", "zoo/kernels/random_features.py")
 ADAPTERS_CODE = ("zoo/adapters", "zoo/kernels/random_features.py")
 

@@ -24,7 +24,7 @@ __all__ = ["examples", "select_features"]
 
 # ---- features found on synthetic problems ------------------------------------------------------------------
 
-MEASURES = ("zoo/models/grbf.py", "zoo/estimators/grbf_solvers.py", "zoo/estimators/grbf.py")
+MEASURES = ("zoo/models/grbf.py", "zoo/estimators")
 KINDS = ("official", "trace", "gradient")
 SEEDS = 20
 LEARNERS = ("GRBF", "GRBF, diagonal", "original recipe", "random forest")

@@ -21,7 +21,7 @@ TABLES = (
 )  # fmt: skip
 MODELS = ("GRBF", "SVM", "random forest", "gradient boosting", "MLP", "linear")
 FOLDS, INNER, CANDIDATES = 5, 3, 6
-MEASURES = ("zoo/models/grbf.py", "zoo/estimators/grbf_solvers.py", "zoo/estimators/grbf.py")
+MEASURES = ("zoo/models/grbf.py", "zoo/estimators")
 
 
 def learners(regression: bool) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
@@ -118,7 +118,7 @@ def _scores(model: Any, candidates: list[dict[str, Any]], X: np.ndarray, y: np.n
 
 def _grbf_scores(model: Any, candidates: list[dict[str, Any]], X: np.ndarray, y: np.ndarray, inner: Any) -> np.ndarray:
     """As `_scores`, with all settings and folds trained together."""
-    from zoo.estimators.grbf import fit_many
+    from zoo.estimators.grbf_fits import fit_many
 
     weights = np.zeros((len(candidates) * len(inner), len(y)))
     for i in range(len(weights)):

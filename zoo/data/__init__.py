@@ -13,37 +13,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "IGNORE_INDEX",
-    "AudioFolder",
-    "Augmentation",
-    "Cifar10",
-    "Cifar100",
-    "ContinualData",
-    "DataError",
-    "Digits",
-    "EpochBatches",
-    "FashionMnist",
-    "FoodReviews",
-    "Forecast",
-    "ImageDataModule",
-    "ImageFolder",
-    "ImageNet",
-    "IndianPines",
-    "Mnist",
-    "Mnist5k",
-    "MovingMnist",
-    "PermutedTasks",
-    "PointMnist",
-    "Prompts",
-    "ResumableLoader",
-    "RotatedTasks",
-    "SplitTasks",
-    "SpokenDigits",
-    "VideoFolder",
-    "cache_folder",
-]
-
 _HOME = {
     "IGNORE_INDEX": "sampling",
     "AudioFolder": "audio",
@@ -74,6 +43,7 @@ _HOME = {
     "VideoFolder": "video",
     "cache_folder": "sources",
 }
+__all__ = list(_HOME)
 
 if TYPE_CHECKING:
     from zoo.data.audio import AudioFolder, Prompts, SpokenDigits
