@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo.models.adapters import AdapterConfig, HoulsbyAdapter, SNNKAdapter, count_parameters, inject_adapters
 
+from zoo.adapters import AdapterConfig, HoulsbyAdapter, SNNKAdapter, count_parameters, inject_adapters
 from zoo.kernels.heads import Head, LeastSquares, leave_one_out
 from zoo.kernels.random_features import (
     ACTIVATIONS,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo
-from tests.test_pictures import FakeWandb
+from tests.analysis.test_pictures import FakeWandb
 from zoo.analysis.probes import PictureError, draw
 from zoo.analysis.probes.hyper_kernels import context_kernels, hyper_kernels
 from zoo.benchmarks.terminator_plain import PlainTerminator

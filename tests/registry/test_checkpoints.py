@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from tests.test_whole import beside, killed_at
+from tests.support.test_whole import beside, killed_at
 from zoo.models import to_deploy
 from zoo.registry.checkpoints import CheckpointError, load_checkpoint, read_checkpoint, save_pretrained, write_atomic
 from zoo.support.files import RECORDS, cache_folder, sha256_of, write_all

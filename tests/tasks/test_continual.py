@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from tests.data.test_image import write_cifar
-from tests.test_configs import composed
+from tests.training.test_configs import composed
 from zoo.data.task_streams import ContinualData
 from zoo.models import continual, gkcl
 from zoo.models.continual import TaskError

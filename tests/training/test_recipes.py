@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
-from tests.test_configs import composed
+from tests.training.test_configs import composed
 from zoo.training.checks import check_config
 from zoo.training.run import run_config
 

@@ -114,7 +114,7 @@ def ridge_head(X: Tensor, y: Tensor, X_val: Tensor, y_val: Tensor) -> tuple[Deci
 
 def grbf_head(X: Tensor, y: Tensor, X_val: Tensor, y_val: Tensor) -> tuple[Decision, dict[str, Any]]:
     """GRBF with a precision matrix of rank 8, which tells how many of the features matter."""
-    from zoo.estimators.grbf.grbf import GRBFClassifier
+    from zoo.estimators import GRBFClassifier
 
     fitted: list[Any] = []
 
