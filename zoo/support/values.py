@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
@@ -116,21 +115,39 @@ def leads_out(path: Path, folder: Path) -> bool:
     return not any(place in real.parents for place in homes)
 
 
-def read_curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of every metric of a `metrics.csv`; rows and cells that are no numbers are passed over, as is a
-    file that cannot be read.
+def read_curves(path: Path) -> tuple[dict[str, tuple[list[int], list[float]]], str]:
+    """Steps and values of every metric of a `metrics.csv`, and what of the file was left out, in one line.
+
+    Rows and cells that are no numbers are passed over, as is a file that cannot be read; nothing is left out of a
+    whole one, and the line is empty. Numbers that cannot be drawn (NaN, infinity) are no damage.
     """
     found: dict[str, tuple[list[int], list[float]]] = {}
-    with contextlib.suppress(DamagedFileError, FileNotFoundError, csv.Error):
-        for row in csv.DictReader(io.StringIO(_text(path, MAX_CURVES))):
+    rows = odd = 0
+    try:
+        reader = csv.DictReader(io.StringIO(_text(path, MAX_CURVES)))
+        for row in reader:
             step = _number(row.get("step"))
+            rows, odd = rows + 1, odd + (step is None or any(map(_is_odd, row.values())))
             for name, cell in row.items() if step is not None else ():
                 value = _number(cell)
                 if value is not None and isinstance(name, str) and name not in ("step", "epoch"):
                     steps, values = found.setdefault(name, ([], []))
                     steps.append(int(step or 0))
                     values.append(value)
-    return found
+    except (DamagedFileError, FileNotFoundError, csv.Error) as error:
+        return found, f"{first_line(error)}: " + (f"the rows from {rows + 1} on are left out" if rows else "no curves")
+    if not reader.fieldnames:
+        return found, f"{path} is empty: no curves"
+    return found, f"{path}: {odd} of {rows} rows are damaged and left out, whole or in part" if odd else ""
+
+
+def _is_odd(cell: Any) -> bool:
+    """Whether a cell holds something else than a number, or stands outside of the columns."""
+    try:
+        float(cell or 0)
+    except (TypeError, ValueError):
+        return True
+    return False
 
 
 def _number(cell: Any) -> float | None:

@@ -79,6 +79,7 @@ _PAGE = """<!doctype html>
 </div>
 {% else %}<section><h2>{{ part.title }}</h2>
 {% if part.text %}<p>{{ part.text }}</p>{% endif %}
+{% for note in part.notes %}<p>{{ note }}</p>{% endfor %}
 {% if part.figures %}<div class="row">{% for image, text in part.figures %}<figure><img alt="{{ text }}" \
 src="data:image/png;base64,{{ image }}"><figcaption>{{ text }}</figcaption></figure>{% endfor %}</div>{% endif %}
 {% if part.rows %}<table>
@@ -96,7 +97,9 @@ src="data:image/png;base64,{{ image }}"><figcaption>{{ text }}</figcaption></fig
 
 @dataclass
 class Part:
-    """A part of the page, as values: a heading, tiles, or a section with text, pictures and a table."""
+    """A part of the page, as values: a heading, tiles, or a section with text, pictures, a table, and notes on what is
+    missing.
+    """
 
     name: str
     title: str = ""
@@ -106,6 +109,7 @@ class Part:
     figures: Sequence[Picture] = ()
     header: Sequence[str] = ()
     rows: Sequence[Sequence[Any]] = ()
+    notes: Sequence[str] = ()
 
 
 def write_report(path: str | Path, model: str, other: str | None = None) -> dict[str, Any]:
@@ -117,7 +121,7 @@ def write_report(path: str | Path, model: str, other: str | None = None) -> dict
         other: One to compare it with, on the data of the first.
 
     Returns:
-        `file`, `bytes` and the titles of its `sections`.
+        `file`, `bytes`, the titles of its `sections`, and `notes` on what of a run's files was left out.
 
     Raises:
         ToolError, RunsError, CheckpointError: The models cannot be read or compared.
@@ -131,7 +135,8 @@ def write_report(path: str | Path, model: str, other: str | None = None) -> dict
         parts = list(_compared(model, other) if other else _single(model))
     page = render(f"{model} and {other}" if other else str(model), parts).encode()
     write_atomic(path, writer_of(page))
-    return {"file": str(path), "bytes": len(page), "sections": [part.name for part in parts]}
+    sections, notes = [part.name for part in parts], [note for part in parts for note in part.notes]
+    return {"file": str(path), "bytes": len(page), "sections": sections, "notes": notes}
 
 
 def render(title: str, parts: Sequence[Part]) -> str:
@@ -187,9 +192,10 @@ def _compared(a: str, b: str) -> Iterator[Part]:
 
 
 def _curves_section(models: Sequence[str]) -> Iterator[Part]:
-    found = {name: curves(Path(name)) for name in models if Path(name).is_dir()}
+    notes: list[str] = []
+    found = {name: curves(Path(name), notes) for name in models if Path(name).is_dir()}
     found = {name: lines for name, lines in found.items() if lines}
-    if not found:
+    if not found and not notes:
         return
     names = [
         n for n in ("train/loss", "val/loss", "val/acc", "val/score", "val/r2") if any(n in c for c in found.values())
@@ -205,14 +211,22 @@ def _curves_section(models: Sequence[str]) -> Iterator[Part]:
         if len(found) > 1:
             ax.legend(frameon=False)
         figures.append(_figure(ax, f"{metric} over steps"))
-    yield Part("curves", "Curves", figures=figures)
+    yield Part("curves", "Curves", figures=figures, notes=notes)
 
 
-def curves(run: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of every metric that a run logged to CSV; rows and cells that are no numbers are passed over."""
+def curves(run: Path, notes: list[str] | None = None) -> dict[str, tuple[list[int], list[float]]]:
+    """Steps and values of every metric that a run logged to CSV; rows and cells that are no numbers are passed over.
+
+    Args:
+        run: Its folder.
+        notes: Gets a line for each file of which something is left out.
+    """
     found: dict[str, tuple[list[int], list[float]]] = {}
     for path in sorted(run.glob("csv/**/metrics.csv")):
-        for name, (steps, values) in read_curves(path).items():
+        lines, left_out = read_curves(path)
+        if left_out and notes is not None:
+            notes.append(left_out)
+        for name, (steps, values) in lines.items():
             kept = found.setdefault(name, ([], []))
             kept[0].extend(steps)
             kept[1].extend(values)
@@ -296,9 +310,10 @@ def _matrix_section(model: str) -> Iterator[Part]:
     try:
         matrix = np.atleast_2d(np.genfromtxt(path, delimiter=",", encoding="utf-8"))
     except (OSError, ValueError):
-        return  # no table of numbers
+        matrix = np.empty((0, 0))
     matrix = matrix[1:, 1:] if matrix.shape[0] > 1 and np.isnan(matrix[0, 0]) else matrix
     if not matrix.size or max(matrix.shape) > 1000 or not np.isfinite(matrix).any():
+        yield Part("accuracy matrix", "Accuracy matrix", notes=[f"{path} is no table of accuracies: it is left out"])
         return
     text = "accuracy on each task (column) after each task (row)"
     yield Part("accuracy matrix", "Accuracy matrix", figures=[_figure(plot_accuracy_matrix(matrix), text)])
