@@ -26,7 +26,11 @@ def _completion(options: argparse.Namespace) -> int:
     cases = []
     for name, parser in commands.choices.items():
         flags = " ".join(o for a in parser._actions for o in a.option_strings if o.startswith("--"))
-        extra = " $models" if name in ("info", "predict", "validate", "compare", "report", "export", "push") else ""
+        extra = (
+            " $models"
+            if name in ("info", "predict", "validate", "compare", "report", "export", "push", "probe")
+            else ""
+        )
         if name == "benchmark":
             families = measurements()
             extra = " " + " ".join([*families, *(n for entries in families.values() for n in entries)])
