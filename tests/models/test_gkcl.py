@@ -22,7 +22,7 @@ from zoo.kernels.ridge import (
 from zoo.models import to_deploy
 from zoo.models.continual import TaskError, choose_per_class
 from zoo.models.gkcl import ConvolutionalVAE, GaussianGenerator, default_cfgs
-from zoo.models.registry import create_model
+from zoo.registry.factory import create_model
 
 
 def task_data(task: int = 0, n: int = 60, classes: int = 3, size: int = 8) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.data.streams import PermutedTasks, RotatedTasks, SplitTasks, rotation_degrees
+from zoo.data.task_streams import PermutedTasks, RotatedTasks, SplitTasks, rotation_degrees
 from zoo.kernels.ridge import (
     GaussianNet,
     KernelRidgeHead,

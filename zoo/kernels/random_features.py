@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from zoo.kernels.base import no_autocast
 from zoo.kernels.watching import is_recorded
-from zoo.suggest import suggestion
+from zoo.support.suggest import suggestion
 
 __all__ = [
     "ACTIVATIONS",

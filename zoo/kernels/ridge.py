@@ -26,7 +26,7 @@ from zoo.kernels import native
 from zoo.kernels.base import Gaussian, Kernel, Laplacian, Linear, Polynomial, no_autocast, plain_gradients
 from zoo.kernels.linalg import Factor, cholesky, solver_dtype
 from zoo.kernels.watching import is_ordinary, is_recorded, is_transformed
-from zoo.suggest import suggestion
+from zoo.support.suggest import suggestion
 
 __all__ = [
     "RIDGE_KERNELS",

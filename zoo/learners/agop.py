@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from zoo.kernels.exponential_power import ExponentialPower
 from zoo.kernels.linalg import Factor, cholesky
-from zoo.scaling import standardisation, standardised
+from zoo.support.scaling import standardisation, standardised
 
 __all__ = [
     "Iterate",

@@ -21,8 +21,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from zoo.files import CheckpointError, read_checkpoint, write_atomic, writer_of
 from zoo.kernels.linalg import cholesky, solver_dtype
+from zoo.support.files import CheckpointError, read_checkpoint, write_atomic, writer_of
 
 __all__ = [
     "Estimate",

@@ -29,8 +29,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from zoo.files import CheckpointError, read_checkpoint, write_atomic, writer_of
 from zoo.kernels.base import Kernel, no_autocast
+from zoo.support.files import CheckpointError, read_checkpoint, write_atomic, writer_of
 
 __all__ = ["ClassStatistics"]
 

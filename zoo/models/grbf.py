@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from zoo.kernels import native
 from zoo.kernels.base import no_autocast, plain_gradients, spreads
 from zoo.kernels.watching import is_ordinary, is_recorded, is_transformed
-from zoo.scaling import standardisation, standardised
+from zoo.support.scaling import standardisation, standardised
 
 __all__ = [
     "LOSSES",
