@@ -1,4 +1,6 @@
-"""Operators and kernel functions: pure tensors in and out, usable on their own."""
+"""Kernel functions: pure tensors in and out, usable on their own."""
+
+from typing import Any
 
 from zoo.kernels.base import (
     FeatureKernel,
@@ -17,7 +19,6 @@ from zoo.kernels.base import (
 )
 from zoo.kernels.heads import Head, LeastSquares, fit_logistic, leave_one_out
 from zoo.kernels.hyperzzw import LocalSlowNet, SlowNet, causal_conv, fold_product, global_product, local_conv, same_conv
-from zoo.kernels.large_kernel import DepthwiseConv2d, DilatedReparamBlock, depthwise_conv2d
 from zoo.kernels.linalg import (
     Factor,
     NotPositiveDefiniteError,
@@ -39,10 +40,9 @@ from zoo.kernels.random_features import (
     ReLUFeatures,
     fourier_features,
 )
+from zoo.ops import depthwise_conv2d
 
 __all__ = [
-    "DepthwiseConv2d",
-    "DilatedReparamBlock",
     "ExpFeatures",
     "Factor",
     "FeatureKernel",
@@ -86,3 +86,15 @@ __all__ = [
     "solve_spd",
     "squared_distances",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Layers that moved, for one release."""
+    if name not in ("DepthwiseConv2d", "DilatedReparamBlock"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+    import warnings
+
+    home = "zoo.models.layers.dilated_reparam"
+    warnings.warn(f"zoo.kernels.{name} is now {home}.{name}", DeprecationWarning, stacklevel=2)
+    return getattr(importlib.import_module(home), name)
