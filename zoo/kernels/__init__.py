@@ -16,7 +16,6 @@ from zoo.kernels.base import (
     squared_distances,
 )
 from zoo.kernels.heads import Head, LeastSquares, fit_logistic, leave_one_out
-from zoo.kernels.hyperzzw import LocalSlowNet, SlowNet, causal_conv, fold_product, global_product, local_conv, same_conv
 from zoo.kernels.large_kernel import DepthwiseConv2d, DilatedReparamBlock, depthwise_conv2d
 from zoo.kernels.linalg import (
     Factor,
@@ -54,7 +53,6 @@ __all__ = [
     "Laplacian",
     "LeastSquares",
     "Linear",
-    "LocalSlowNet",
     "NotPositiveDefiniteError",
     "OscillatoryFeatures",
     "Polynomial",
@@ -65,22 +63,16 @@ __all__ = [
     "Projection",
     "ReLUFeatures",
     "Scaled",
-    "SlowNet",
     "Sum",
-    "causal_conv",
     "cholesky",
     "chunked_gram",
     "depthwise_conv2d",
     "distances",
     "fit_logistic",
-    "fold_product",
     "fourier_features",
-    "global_product",
     "gram_product",
     "leave_one_out",
-    "local_conv",
     "log_det",
-    "same_conv",
     "solve_feature_ridge",
     "solve_ridge",
     "solve_spd",

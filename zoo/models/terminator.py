@@ -24,7 +24,7 @@ image alone. Published compute is high for the size: 1.1 GMACs for a 32 x 32 ima
 needs 0.56.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, cast
 

@@ -22,7 +22,7 @@ one node, if `whole` says so. docs/ops.md tells more.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import torch
@@ -161,8 +161,8 @@ class Operator(Generic[P, R]):
     def gradient(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Register the gradient: from :class:`Saved` and the gradient of every output to that of every input.
 
-        It is asked for first derivatives only, those of the reference's autograd; without one, whoever wants gradients
-        gets the reference. It may call operators, which then answer in the fastest way again.
+        It is asked for first derivatives only, those of the reference's autograd, and may raise :class:`Unsuited`; without
+        one, whoever wants gradients gets the reference. It may call operators, which then answer in the fastest way again.
         """
         self.backward = function
         return function
@@ -180,11 +180,12 @@ class Operator(Generic[P, R]):
                 return self._in_lower_precision(device, self._from_autograd, args)
             if self._suits(tensors):
                 learns = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-                answer = self._answer if plain else self._below_autograd
-                if not learns:
-                    return answer(*args)
-                if self.backward is not None:
-                    return _Differentiable.apply(self, answer, args, *tensors)
+                answer = self.fast[device].function if plain else self._below_autograd
+                with suppress(Unsuited):
+                    if not learns:
+                        return answer(*args)
+                    if self.backward is not None:
+                        return _Differentiable.apply(self, answer, args, *tensors)
         return self.reference(*args)  # type: ignore[call-arg]
 
     def _answer(self, *args: Any) -> Any:
@@ -277,7 +278,10 @@ class _Differentiable(torch.autograd.Function):
             outputs[i] = t
         inputs = _put_back(ctx.places, tensors)
         asked = tuple(_any_wanted(place, wanted) for place in ctx.places)
-        found = ctx.op.backward(Saved(inputs, tuple(outputs), asked), *grads)
+        try:
+            found = ctx.op.backward(Saved(inputs, tuple(outputs), asked), *grads)
+        except Unsuited:
+            return None, None, None, *_reference_gradients(ctx.op, ctx.places, tensors, wanted, grads)
         return None, None, None, *_flat_gradients(ctx.places, found)
 
 

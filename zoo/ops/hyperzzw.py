@@ -205,7 +205,7 @@ def linear_channels_first(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def renormalise(h: Tensor) -> Tensor:
-    """h + 0.1 h / max(|h|, 1e-12), norms over the last axis; the gradient flows through the second term only."""
+    """H + 0.1 h / max(|h|, 1e-12), norms over the last axis; the gradient flows through the second term only."""
     return h.detach() + 0.1 * F.normalize(h, dim=-1, eps=1e-12)
 
 
@@ -232,7 +232,7 @@ def pooled_mean(x: Tensor, size: list[int]) -> Tensor:
 
 @pooled_mean.on("cpu", torch.float32)
 def _(x: Tensor, size: list[int]) -> Tensor:
-    if x.ndim < 3 or len(size) not in (1, 2) or min(size) < 1 or len(size) == 2 and x.ndim != 4:
+    if x.ndim < 3 or len(size) not in (1, 2) or min(size) < 1 or (len(size) == 2 and x.ndim != 4):
         raise Unsuited(f"maps {tuple(x.shape)} are not pooled to {size}")
     mean = x.mean(0)  # the mean first: pooling is linear too
     mean = mean.flatten(1).unsqueeze(1) if len(size) == 1 else mean

@@ -38,9 +38,7 @@ def pointwise_conv(maps: list[Tensor], weight: Tensor, bias: Tensor | None = Non
 
 
 @operator()
-def pointwise_twice(
-    x: Tensor, weight_1: Tensor, bias_1: Tensor, weight_2: Tensor, bias_2: Tensor
-) -> Tensor:
+def pointwise_twice(x: Tensor, weight_1: Tensor, bias_1: Tensor, weight_2: Tensor, bias_2: Tensor) -> Tensor:
     """Two 1 x 1 convolutions in a row: W_2 (W_1 x + b_1) + b_2.
 
     Args:

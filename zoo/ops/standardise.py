@@ -1,4 +1,4 @@
-"""Standardisation: normalisation without affine parameters, by instance (IS), by batch (BS), and by both in turn (G-IBS).
+"""Standardisation: normalisation without affine parameters, by instance (IS), by batch (BS), by both in turn (G-IBS).
 
 On a CPU one pass over memory does what the library's operators do in several, forward and backward: moments of a plane
 are taken while it is in the cache, and the slope of GELU is computed anew instead of kept.
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from zoo.ops import native
 from zoo.ops.core import Saved, Unsuited, operator
-
 
 __all__ = [
     "GROUPS",
@@ -224,9 +223,7 @@ def _standardise(
     return y
 
 
-def _instance_backward(
-    x: Tensor, times: Tensor | None, grad: Tensor, eps: float
-) -> tuple[Tensor, Tensor | None]:
+def _instance_backward(x: Tensor, times: Tensor | None, grad: Tensor, eps: float) -> tuple[Tensor, Tensor | None]:
     """Gradients of x and of `times`; the moments are taken again, while a plane is at hand."""
     x, grad = _planes(x), grad.contiguous()
     d_x, d_times = torch.empty_like(x), None if times is None else torch.empty_like(x)
