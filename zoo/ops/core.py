@@ -86,8 +86,8 @@ def operator(
         layout: memory format of the first output, from the inputs; every fast implementation must answer in it.
             None means contiguous, as all other outputs are.
         whole: from the inputs, whether a compiler sees one node (where a fast implementation suits); None means never.
-        autocast: what the fast implementations do under autocast: `"reference"`, stay away; `"ignore"`, take the types
-            as they come; `"cast"`, compute in the lower precision, as a convolution does.
+        autocast: what the fast implementations do under autocast: `"reference"`, stay away; `"ignore"`, nothing, for
+            they take several types at once; `"cast"`, compute in the lower precision, as a convolution does.
         saves: outputs that the gradient needs.
     """
 
@@ -131,7 +131,7 @@ class Operator(Generic[P, R]):
         self.op: Any = getattr(torch.ops.zoo, self.name).default
         self._defaults = [a.default_value if a.has_default_value() else None for a in self.op._schema.arguments]
         _LIBRARY.impl(self.name, self._from_autograd, "Autograd")
-        _LIBRARY.impl(self.name, self._answer, "CompositeExplicitAutograd")
+        _LIBRARY.impl(self.name, self._below_autograd_key, "CompositeExplicitAutograd")
         for watcher in ("FuncTorchBatched", "Tracer"):
             _LIBRARY.impl(self.name, function, watcher)
         torch.library.register_fake(f"zoo::{self.name}", self._laid_out, lib=_LIBRARY)
@@ -161,8 +161,8 @@ class Operator(Generic[P, R]):
     def gradient(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Register the gradient: from :class:`Saved` and the gradient of every output to that of every input.
 
-        It is asked for first derivatives only, those of the reference's autograd, and may raise :class:`Unsuited`; without
-        one, whoever wants gradients gets the reference. It may call operators, which then answer in the fastest way again.
+        It is asked for first derivatives only, those of the reference's autograd, and may raise :class:`Unsuited`;
+        without one, whoever wants gradients gets the reference. It may call operators, which then answer in the fastest way again.
         """
         self.backward = function
         return function
@@ -175,46 +175,60 @@ class Operator(Generic[P, R]):
         tensors = _tensors(args)
         plain = _is_plain(tensors)
         if plain or self._stays_whole(args):
-            device = tensors[0].device.type
-            if self._autocast == "cast" and torch.is_autocast_enabled(device):
-                return self._in_lower_precision(device, self._from_autograd, args)
-            if self._suits(tensors):
+            fast = self._suitable(tensors)
+            if fast is not None:
+                if self._autocast == "cast" and torch.is_autocast_enabled(tensors[0].device.type):
+                    return self._in_lower_precision(tensors[0].device.type, args)
                 learns = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-                answer = self.fast[device].function if plain else self._below_autograd
+                answer = self._fast_alone if plain else self._below_autograd
                 with suppress(Unsuited):
                     if not learns:
-                        return answer(*args)
+                        return answer(fast, args)
                     if self.backward is not None:
-                        return _Differentiable.apply(self, answer, args, *tensors)
+                        return _Differentiable.apply(self, fast, answer, args, *tensors)
         return self.reference(*args)  # type: ignore[call-arg]
 
-    def _answer(self, *args: Any) -> Any:
-        """The fast implementation, or the reference in its layout; no gradients."""
+    def _below_autograd_key(self, *args: Any) -> Any:
+        """Torch asks here in inference mode, and for a node of a compiled graph."""
         args = self._filled(args)
         tensors = _tensors(args)
-        device = tensors[0].device.type
-        if self._autocast == "cast" and torch.is_autocast_enabled(device):
-            return self._in_lower_precision(device, self._answer, args)
-        if self._suits(tensors) and _is_plain(tensors):
-            try:
-                return self.fast[device].function(*args)
-            except Unsuited:
-                pass
-        return self._laid_out(*args)
+        fast = self._suitable(tensors) if _is_plain(tensors) else None
+        if fast is None:
+            return self._laid_out(*args)
+        if self._autocast == "cast" and torch.is_autocast_enabled(tensors[0].device.type):
+            return self._in_lower_precision(tensors[0].device.type, args)
+        return self._fast_or_reference(fast, args)
+
+    def _fast_alone(self, fast: _Fast, args: tuple[Any, ...]) -> Any:
+        return fast.function(*args)
+
+    def _fast_or_reference(self, fast: _Fast, args: tuple[Any, ...]) -> Any:
+        try:
+            return fast.function(*args)
+        except Unsuited:
+            return self._laid_out(*args)
+
+    def _below_autograd(self, _: _Fast, args: tuple[Any, ...]) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.op(*args)
 
     def _filled(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """With the defaults that torch leaves out."""
         return args if len(args) == len(self._defaults) else (*args, *self._defaults[len(args) :])
 
-    def _suits(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether there is a fast implementation for all of these."""
-        first = tensors[0]
-        fast = None if _references_only else self.fast.get(first.device.type)
-        if fast is None or first.dtype not in fast.dtypes:
-            return False
-        if self._autocast == "reference" and torch.is_autocast_enabled(first.device.type):
-            return False
-        return all(_has_numbers(t) and t.dtype == first.dtype and t.device == first.device for t in tensors)
+    def _suitable(self, tensors: Sequence[Tensor]) -> _Fast | None:
+        """The fast implementation for all of these, if there is one."""
+        dtype, device = tensors[0].dtype, tensors[0].device
+        fast = None if _references_only else self.fast.get(device.type)
+        if fast is None or dtype not in fast.dtypes:
+            return None
+        if self._autocast == "reference" and torch.is_autocast_enabled(device.type):
+            return None
+        mixed = fast.dtypes if self._autocast != "reference" else ()
+        for t in tensors:
+            if not (t.dtype == dtype or t.dtype in mixed) or t.device != device or not _has_numbers(t):
+                return None
+        return fast
 
     def _stays_whole(self, args: tuple[Any, ...]) -> bool:
         """Whether a compiler, and nobody else, is watching, and shall see one node."""
@@ -222,15 +236,11 @@ class Operator(Generic[P, R]):
             return False
         return not torch._C._are_functorch_transforms_active() and self._whole(*args)
 
-    def _below_autograd(self, *args: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return self.op(*args)
-
-    def _in_lower_precision(self, device: str, answer: Implementation, args: tuple[Any, ...]) -> Any:
+    def _in_lower_precision(self, device: str, args: tuple[Any, ...]) -> Any:
         dtype = torch.get_autocast_dtype(device)
         args = _mapped(lambda t: t.to(dtype) if t.dtype != torch.float64 else t, args)
         with torch.autocast(device, enabled=False):
-            return answer(*args)
+            return self.op(*args)
 
     def _laid_out(self, *args: Any) -> Any:
         """The reference in the layout that the operator promises."""
@@ -254,8 +264,10 @@ class _Differentiable(torch.autograd.Function):
     """A fast implementation with its gradient; whoever wants more than that gets the reference's autograd."""
 
     @staticmethod
-    def forward(ctx: Any, op: Operator[..., Any], answer: Implementation, args: tuple[Any, ...], *_: Tensor) -> Any:
-        result = answer(*args)
+    def forward(
+        ctx: Any, op: Operator[..., Any], fast: _Fast, answer: Implementation, args: tuple[Any, ...], *_: Tensor
+    ) -> Any:
+        result = answer(fast, args)
         outputs = (result,) if isinstance(result, Tensor) else tuple(result)
         ctx.op, ctx.places, kept = op, *_taken_out(args)
         ctx.kept_inputs = len(kept)
@@ -267,22 +279,27 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         tensors, saved = ctx.saved_tensors[: ctx.kept_inputs], ctx.saved_tensors[ctx.kept_inputs :]
-        wanted = ctx.needs_input_grad[3:]
+        wanted = ctx.needs_input_grad[4:]
         if all(g is None for g in grads):
-            return None, None, None, *(None for _ in tensors)
+            return None, None, None, None, *(None for _ in tensors)
         compiled = torch.compiler.is_compiling()
         if torch.is_grad_enabled() or not (compiled or _is_plain([g for g in grads if g is not None])):
-            return None, None, None, *_reference_gradients(ctx.op, ctx.places, tensors, wanted, grads)
+            return None, None, None, None, *_reference_gradients(ctx.op, ctx.places, tensors, wanted, grads)
         outputs: list[Tensor | None] = [None] * ctx.count
         for i, t in zip(ctx.op.saves, saved, strict=True):
             outputs[i] = t
         inputs = _put_back(ctx.places, tensors)
         asked = tuple(_any_wanted(place, wanted) for place in ctx.places)
+<<<<<<< HEAD
         try:
             found = ctx.op.backward(Saved(inputs, tuple(outputs), asked), *grads)
         except Unsuited:
             return None, None, None, *_reference_gradients(ctx.op, ctx.places, tensors, wanted, grads)
         return None, None, None, *_flat_gradients(ctx.places, found)
+=======
+        found = ctx.op.backward(Saved(inputs, tuple(outputs), asked), *grads)
+        return None, None, None, None, *_flat_gradients(ctx.places, found)
+>>>>>>> wt-opsconv
 
 
 def _reference_gradients(
@@ -314,13 +331,12 @@ def _is_plain(tensors: Sequence[Tensor]) -> bool:
     These are tensors with memory of their own, no subclasses, and there is no transform, no dual level and no dispatch
     mode.
     """
-    return (
-        all(type(t) is Tensor or type(t) is nn.Parameter for t in tensors)
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-        and not is_in_torch_dispatch_mode()
-        and all(torch._C._has_storage(t) for t in tensors)  # False where many gradients are propagated at once
-    )
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or is_in_torch_dispatch_mode():
+        return False
+    for t in tensors:
+        if not (type(t) is Tensor or type(t) is nn.Parameter) or not torch._C._has_storage(t):
+            return False  # without storage where many gradients are propagated at once
+    return True
 
 
 def _has_numbers(t: Tensor) -> bool:
@@ -333,8 +349,8 @@ def _tensors(args: Sequence[Any]) -> list[Tensor]:
     for value in args:
         if isinstance(value, Tensor):
             found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found += [t for t in value if isinstance(t, Tensor)]
+        elif isinstance(value, list) and value and isinstance(value[0], Tensor):
+            found += value
     return found
 
 

@@ -1,7 +1,8 @@
 """Depthwise convolution with large kernels, stride 1, on maps that keep their size.
 
 The library's kernels are good for the nearest neighbours only. For more, in float32 on a CPU, there are loops in C, over
-channels_last maps (`cpu/depthwise.c`) and over planes; in Triton on a GPU (:mod:`zoo.ops.triton`).
+channels_last maps (`cpu/depthwise.c`) and over planes; in Triton on a GPU
+(`triton_depthwise.py`, by way of :mod:`zoo.ops.gpu`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from zoo.ops import native
+from zoo.ops import gpu, native
 from zoo.ops.core import Saved, Unsuited, operator
 
 __all__ = ["crop_kernel", "depthwise_conv2d", "depthwise_weight", "dilate_kernel", "place_kernel", "toeplitz"]
@@ -106,10 +107,13 @@ def toeplitz(weights: Tensor, height: int, width: int) -> Tensor:
 # ---- the operators -----------------------------------------------------------------------------------------
 
 
-def _takes_planes(x: Tensor, bias: Tensor | None, dilation: int) -> bool:
-    """Whether the loops take a map as it is, channel by channel, and not pixel by pixel (channels_last)."""
-    planes = x.ndim == 4 and x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
-    return planes and x.shape[-1] > 12 and dilation == 1 and bias is None
+def _takes_planes(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> bool:
+    """Whether a map is taken as it is, channel by channel, and not pixel by pixel (channels_last)."""
+    if x.ndim != 4 or not x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        return False
+    if x.device.type == "cpu":
+        return x.dtype == torch.float32 and x.shape[-1] > 12 and dilation == 1 and bias is None
+    return not gpu.suits(weight, dilation)
 
 
 def _is_large(weight: Tensor, dilation: int) -> bool:
@@ -118,7 +122,7 @@ def _is_large(weight: Tensor, dilation: int) -> bool:
 
 
 def _layout(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> torch.memory_format:
-    return torch.contiguous_format if _takes_planes(x, bias, dilation) else torch.channels_last
+    return torch.contiguous_format if _takes_planes(x, weight, bias, dilation) else torch.channels_last
 
 
 @operator(
@@ -202,7 +206,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Non
 
 
 def _by_loops(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
-    if _takes_planes(x, bias, dilation):
+    if _takes_planes(x, weight, bias, dilation):
         y = torch.empty_like(x)
         failed = native.call("depthwise_planes", x, weight.contiguous(), y, *x.shape, *weight.shape[-2:])
     else:
@@ -265,7 +269,7 @@ def _padded(weight: Tensor, kernel: list[int]) -> Tensor:
 
 def _weight_by_loops(x: Tensor, grad: Tensor, kernel: list[int], dilation: int) -> Tensor:
     chans, parts = x.shape[1], min(len(x), torch.get_num_threads())
-    if _takes_planes(x, None, dilation):
+    if _takes_planes(x, x, None, dilation):
         found = x.new_empty(parts, chans, 1, *kernel)
         native.call("depthwise_planes_taps", x, grad.contiguous(), found, *x.shape, *kernel, parts)
         d_weight = found.sum(0)
@@ -287,3 +291,25 @@ def _weight_by_matrix(x: Tensor, grad: Tensor, kernel: list[int], dilation: int)
         weight = x.new_zeros(x.shape[1], 1, *kernel, requires_grad=True)
         matrix = toeplitz(live_weights(weight, height, width, dilation), height, width)
     return torch.autograd.grad(matrix, weight, of_matrix)[0]
+
+
+# ---- on a GPU ----------------------------------------------------------------------------------------------
+
+GPU_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@depthwise_conv2d.on("cuda", *GPU_TYPES)
+def _depthwise_on_gpu(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    if not gpu.suits(weight, dilation):
+        raise Unsuited("the library is as fast")
+    _check(x, weight, bias, dilation)
+    return gpu.convolve(x, weight, bias)
+
+
+@depthwise_weight.on("cuda", *GPU_TYPES)
+def _weight_on_gpu(x: Tensor, grad: Tensor, kernel: list[int], dilation: int) -> Tensor:
+    if dilation != 1 or min(kernel) < 7:
+        raise Unsuited("the library is as fast")
+    native.fit("x", x, -1, -1, -1, -1)
+    native.fit("grad", grad, *x.shape)
+    return gpu.weight_gradient(x, grad, kernel)
