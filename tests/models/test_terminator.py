@@ -313,8 +313,12 @@ def test_pointwise_convolutions(elements: int, monkeypatch: pytest.MonkeyPatch) 
         want = F.conv2d(F.conv2d(want, given[4][..., None, None], given[5]), given[6][..., None, None], given[7])
         torch.testing.assert_close(z, want, rtol=1e-4, atol=1e-4)
         found.append([y, z, *torch.autograd.grad(z.cos().sum(), given)])
-        torch.testing.assert_close(pointwise_conv(given[:1], given[2][:, :6]), y - pointwise_conv(given[:2], torch.cat(
-            [torch.zeros_like(given[2][:, :6]), given[2][:, 6:]], 1), given[3]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            pointwise_conv(given[:1], given[2][:, :6]),
+            y - pointwise_conv(given[:2], torch.cat([torch.zeros_like(given[2][:, :6]), given[2][:, 6:]], 1), given[3]),
+            rtol=1e-4,
+            atol=1e-4,
+        )
     for got, exact in zip(*found, strict=True):
         torch.testing.assert_close(got.double(), exact, rtol=1e-3, atol=1e-4)
 

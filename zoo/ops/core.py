@@ -162,7 +162,8 @@ class Operator(Generic[P, R]):
         """Register the gradient: from :class:`Saved` and the gradient of every output to that of every input.
 
         It is asked for first derivatives only, those of the reference's autograd, and may raise :class:`Unsuited`;
-        without one, whoever wants gradients gets the reference. It may call operators, which then answer in the fastest way again.
+        without one, whoever wants gradients gets the reference. It may call operators, which then answer in the fastest
+        way again.
         """
         self.backward = function
         return function
@@ -290,16 +291,11 @@ class _Differentiable(torch.autograd.Function):
             outputs[i] = t
         inputs = _put_back(ctx.places, tensors)
         asked = tuple(_any_wanted(place, wanted) for place in ctx.places)
-<<<<<<< HEAD
         try:
             found = ctx.op.backward(Saved(inputs, tuple(outputs), asked), *grads)
         except Unsuited:
-            return None, None, None, *_reference_gradients(ctx.op, ctx.places, tensors, wanted, grads)
-        return None, None, None, *_flat_gradients(ctx.places, found)
-=======
-        found = ctx.op.backward(Saved(inputs, tuple(outputs), asked), *grads)
+            return None, None, None, None, *_reference_gradients(ctx.op, ctx.places, tensors, wanted, grads)
         return None, None, None, None, *_flat_gradients(ctx.places, found)
->>>>>>> wt-opsconv
 
 
 def _reference_gradients(
