@@ -22,7 +22,7 @@ from timm import create_model
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
-from zoo.kernels.large_kernel import BRANCHES, DilatedReparamBlock
+from zoo.models.layers.dilated_reparam import BRANCHES, DilatedReparamBlock
 from zoo.models import to_deploy
 from zoo.models.unireplknet import UniRepLKNet, default_cfgs
 

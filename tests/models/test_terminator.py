@@ -18,7 +18,7 @@ from tests.test_pictures import FakeWandb
 from zoo.figures import context_kernels, hyper_kernels
 from zoo.gallery import PictureError, draw
 from zoo.models import to_deploy
-from zoo.models.slow_nets import LocalSlowNet, SlowNet
+from zoo.models.slow_nets import SlowNet
 from zoo.models.terminator import StandardGELU, Terminator
 from zoo.models.terminator_deploy import FixedSlowNet
 from zoo.ops import hyperzzw as ops

@@ -1,4 +1,6 @@
-"""Operators and kernel functions: pure tensors in and out, usable on their own."""
+"""Kernel functions: pure tensors in and out, usable on their own."""
+
+from typing import Any
 
 from zoo.kernels.base import (
     FeatureKernel,
@@ -16,7 +18,6 @@ from zoo.kernels.base import (
     squared_distances,
 )
 from zoo.kernels.heads import Head, LeastSquares, fit_logistic, leave_one_out
-from zoo.kernels.large_kernel import DepthwiseConv2d, DilatedReparamBlock, depthwise_conv2d
 from zoo.kernels.linalg import (
     Factor,
     NotPositiveDefiniteError,
@@ -38,10 +39,9 @@ from zoo.kernels.random_features import (
     ReLUFeatures,
     fourier_features,
 )
+from zoo.ops import depthwise_conv2d
 
 __all__ = [
-    "DepthwiseConv2d",
-    "DilatedReparamBlock",
     "ExpFeatures",
     "Factor",
     "FeatureKernel",
@@ -78,3 +78,23 @@ __all__ = [
     "solve_spd",
     "squared_distances",
 ]
+
+_LAYERS, _SLOW = "zoo.models.layers.dilated_reparam", "zoo.models.slow_nets"
+_MOVED = {
+    "DepthwiseConv2d": _LAYERS,
+    "DilatedReparamBlock": _LAYERS,
+    "LocalSlowNet": _SLOW,
+    "SlowNet": _SLOW,
+} | dict.fromkeys(("causal_conv", "fold_product", "global_product", "local_conv", "same_conv"), "zoo.ops.hyperzzw")
+
+
+def __getattr__(name: str) -> Any:
+    """Layers and operators that moved, for one release."""
+    if name not in _MOVED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+    import warnings
+
+    home = _MOVED[name]
+    warnings.warn(f"zoo.kernels.{name} is now {home}.{name}", DeprecationWarning, stacklevel=2)
+    return getattr(importlib.import_module(home), name)

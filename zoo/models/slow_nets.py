@@ -1,9 +1,9 @@
 """Slow networks: small networks that map coordinates to the kernels of a fast network.
 
-Zhang: "HyperZ.Z.W Operator Connects Slow-Fast Networks for Full Context Interaction", 2024, arXiv 2401.17948, section 3.
-:class:`SlowNet` writes a hyper-kernel that depends on its parameters only, :class:`LocalSlowNet` one that depends on the
-activations as well. Their frequencies can be so high that half precision would return noise: they compute in float32 or
-better, also under autocast, and stay there when a model is cast to half precision.
+Zhang: "HyperZ.Z.W Operator Connects Slow-Fast Networks for Full Context Interaction", 2024, arXiv 2401.17948.
+:class:`SlowNet` writes a hyper-kernel that depends on its parameters only, :class:`LocalSlowNet` one that depends on
+activations as well (section 3). Their frequencies can be so high that half precision would return noise: they compute in
+float32 or better, also under autocast, and stay there when a model is cast to half precision.
 """
 
 import math

@@ -39,7 +39,7 @@ from timm.models import (
 )
 from torch import Tensor, nn
 
-from zoo.models.recomputation import recompute_in_backward
+from zoo.models.layers.recomputation import recompute_in_backward
 from zoo.models.slow_nets import LocalSlowNet, SlowNet, uniform_
 from zoo.ops.hyperzzw import (
     SLOW_LOSSES,

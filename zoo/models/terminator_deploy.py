@@ -1,7 +1,7 @@
 """Terminator for inference: the same numbers in fewer passes over memory. :func:`zoo.to_deploy` puts it in.
 
-Kernels that depend on parameters only are kept, and a block is three operators (:mod:`zoo.ops.slow_fast`). While training
-a fused block is the block it was.
+Kernels that depend on parameters only are kept, and a block is a few operators (:mod:`zoo.ops.slow_fast`). While
+training a fused block is the block it was.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class FixedLocalSlowNet(LocalSlowNet):
     cache: KernelCache
 
     def forward(self, x: Tensor) -> Tensor:
-        """Activations (B, C, N, ...), or their mean (1, C, N, ...), to kernels as :class:`LocalSlowNet` answers them."""
+        """Activations (B, C, N, ...), or their mean (1, C, N, ...), to kernels as those of :class:`LocalSlowNet`."""
         if self.training or self.context == "sample":
             return super().forward(x)
         kept = self.prepare()

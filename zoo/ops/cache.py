@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.ops.core import _is_plain
+from zoo.ops.dispatch import is_plain_eager
 
 __all__ = ["KernelCache"]
 
@@ -34,7 +34,7 @@ class KernelCache:
         if torch.compiler.is_compiling():
             return compute() if self.value is None else self.value
         owned = [t for m in module.modules() for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
-        if not _is_plain(owned) or (torch.is_grad_enabled() and any(t.requires_grad for t in owned)):
+        if not is_plain_eager(owned) or (torch.is_grad_enabled() and any(t.requires_grad for t in owned)):
             return compute()
         state = [(id(t), 0 if t.is_inference() else t._version, t.data_ptr()) for t in owned]
         if self.value is None or self._state != state:
