@@ -11,13 +11,12 @@ from torch.func import hessian, jacfwd, jacrev, jvp, vmap
 
 from zoo.kernels import Gaussian, Kernel, Laplacian, Linear, Polynomial, PrecisionGaussian, cholesky, solve_ridge
 from zoo.kernels.coreset import minmax, unit_rows
-from zoo.kernels.feed_forward import response_norm
 from zoo.kernels.hyperzzw import StandardGELU, gate, global_products, instance_standardise, mix_channels
-from zoo.kernels.large_kernel import depthwise_conv2d
 from zoo.kernels.linalg import solve_feature_ridge
 from zoo.kernels.random_features import MAPS
 from zoo.kernels.ridge import KernelRidgeHead, VariationalRandomFeatures, ridge_coefficients
 from zoo.models.grbf import activations
+from zoo.ops import depthwise_conv2d, response_norm
 
 
 @pytest.fixture(autouse=True)

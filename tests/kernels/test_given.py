@@ -10,11 +10,11 @@ from torch import Tensor
 
 from zoo.kernels import native
 from zoo.kernels.hyperzzw import StandardGELU, gate, instance_standardise
-from zoo.kernels.large_kernel import depthwise_conv2d
 from zoo.kernels.ridge import KernelRidgeHead, SupportError
 from zoo.models.grbf import activations
+from zoo.ops.native import _function, library, signatures
 
-needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler, or an OpenMP that torch lacks")
+needs_compiler = pytest.mark.skipif(library() is None, reason="no C compiler, or an OpenMP that torch lacks")
 
 
 def ones(*shape: int) -> Tensor:
@@ -32,9 +32,9 @@ def test_whole_numbers_are_numbers(rate: float, momentum: float) -> None:
 
 @needs_compiler
 def test_every_loop_has_declared_types() -> None:
-    assert len(native.signatures()) == 30
-    for name, (kinds, answers) in native.signatures().items():
-        function = native._function(name)
+    assert len(signatures()) == 30
+    for name, (kinds, answers) in signatures().items():
+        function = _function(name)
         assert len(function.argtypes) == len(kinds)
         assert (function.restype is not None) == answers
     x = ones(2, 3)
@@ -57,14 +57,6 @@ def test_every_loop_has_declared_types() -> None:
 
 _X, _P = ones(2, 3, 4, 5), ones(2, 3)
 UNSUITED: dict[str, Any] = {
-    "a channel is missing": lambda: native.layer_norm(_X, ones(2), ones(3), 1e-6),
-    "a shortcut of another size": lambda: native.feed_forward(ones(2, 3, 4), ones(2, 3, 5), [ones(1)] * 9),
-    "weights of another size": lambda: native.feed_forward(ones(2, 3, 4), ones(2, 3, 4), [ones(2, 5)] * 9),
-    "an even kernel": lambda: native.depthwise(_X, ones(3, 1, 2, 2), None),
-    "a kernel of two channels": lambda: native.depthwise(_X, ones(2, 1, 3, 3), None),
-    "a bias of two channels": lambda: native.depthwise(_X, ones(3, 1, 3, 3), ones(2)),
-    "no dilation": lambda: native.depthwise(_X, ones(3, 1, 3, 3), None, 0),
-    "a gradient of another size": lambda: native.depthwise_weight_gradient(_X, _X[:1], (3, 3)),
     "no planes": lambda: native.moments(_P),
     "moments of other planes": lambda: native.shared_scales([_P, ones(3, 2)], None, 1, 1e-5),
     "known moments of half": lambda: native.shared_scales([_P, _P], (ones(2), ones(2)), 1, 1e-5),
@@ -107,8 +99,6 @@ def test_what_does_not_fit_is_refused(call: Any) -> None:
 def test_the_plain_operator_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same result, or the same error, with the loops and without."""
     calls: tuple[Any, ...] = (
-        lambda: depthwise_conv2d(_X, ones(3, 1, 3, 5), ones(2)),
-        lambda: depthwise_conv2d(_X, ones(2, 1, 3, 5)),
         lambda: gate(_X, ones(1, 3, 4, 5), ones(5)),  # which broadcasts
         lambda: gate(_X, ones(2, 3, 4, 6), ones(5)),
         lambda: instance_standardise(ones(2, 3)),

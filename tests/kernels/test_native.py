@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import zoo
 from zoo.kernels import native
 from zoo.kernels.coreset import relu_dropout_, relu_slopes_
 from zoo.kernels.hyperzzw import LocalSlowNet, channel_interaction, gate, hyper_interaction
-from zoo.kernels.large_kernel import depthwise_conv2d
 from zoo.models.grbf import _activations
+from zoo.ops import channel_norm, depthwise_conv2d, feed_forward
+from zoo.ops.depthwise import depthwise_weight
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler, or an OpenMP that torch lacks")
 
@@ -48,9 +48,9 @@ def test_feed_forward(batch: int, sizes: tuple[int, int, int]) -> None:
     weights = [
         normal(*shape, seed=i) / max(1, shape[-1] if len(shape) > 1 else 1) ** 0.5 for i, shape in enumerate(shapes)
     ]
-    x, shortcut = normal(batch, pixels, chans, seed=10), normal(batch, pixels, chans, seed=11)
-    got = native.feed_forward(x, shortcut, weights)
-    x, shortcut = x.double(), shortcut.double()
+    x, shortcut = (normal(batch, pixels, chans, seed=i).mT.unsqueeze(-1) for i in (10, 11))  # channels_last
+    got = feed_forward.fast["cpu"].function(x, weights, shortcut).squeeze(-1).mT
+    x, shortcut = x.squeeze(-1).mT.double(), shortcut.squeeze(-1).mT.double()
     down, d, up, u, w1, b1, gamma, w2, b2 = (w.double() for w in weights)
     gate = F.linear(F.linear(x.mean(1), down, d).relu(), up, u).sigmoid()
     hidden = F.gelu(F.linear(x * gate[:, None], w1, b1))
@@ -82,7 +82,7 @@ def test_layer_norm(shape: tuple[int, ...], gelu: bool) -> None:
     x, weight, bias = 3 + normal(*shape), normal(shape[1], seed=2), normal(shape[1], seed=3)
     rows = x.double().movedim(1, -1)
     want = F.layer_norm(rows, rows.shape[-1:], weight.double(), bias.double(), 1e-6).movedim(-1, 1)
-    close(native.layer_norm(x, weight, bias, 1e-6, gelu), F.gelu(want) if gelu else want, 1e-5)
+    close(channel_norm.fast["cpu"].function(x, weight, bias, 1e-6, gelu), F.gelu(want) if gelu else want, 1e-5)
 
 
 @needs_compiler
@@ -100,9 +100,9 @@ def test_depthwise(shape: tuple[int, ...], kernel: tuple[int, int, int], order: 
     want = F.conv2d(x.double(), exact, bias.double(), 1, padding, dilation, shape[1])
     want.backward(grad.double())
     x, grad = (t.contiguous(memory_format=order) for t in (x, grad))
-    close(native.depthwise(x, weight, bias, dilation), want.detach(), 1e-6)
-    close(native.depthwise(x, weight, None, dilation), want.detach() - bias.double()[:, None, None], 1e-6)
-    close(native.depthwise_weight_gradient(x, grad, (sizes[0], sizes[1]), dilation), exact.grad, 1e-6)
+    close(depthwise_conv2d(x, weight, bias, dilation), want.detach(), 1e-6)
+    close(depthwise_conv2d(x, weight, None, dilation), want.detach() - bias.double()[:, None, None], 1e-6)
+    close(depthwise_weight(x, grad, [sizes[0], sizes[1]], dilation), exact.grad, 1e-6)
 
 
 @needs_compiler
@@ -177,23 +177,6 @@ def test_it_steps_aside_where_somebody_would_notice() -> None:
     seen = []
     torch.func.vmap(lambda row: (seen.append(native.available(row)), row)[1])(x)
     assert seen == [False]
-
-
-@pytest.mark.parametrize("setting", [("ZOO_NATIVE", "0"), ("CC", "no-such-compiler"), ("CC", "false")])
-def test_without_it_the_numbers_are_the_same(setting: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    model = zoo.to_deploy(zoo.create_model("test_unireplknet").eval())
-    images, x, weight = normal(3, 3, 64, 48), normal(2, 4, 9, 9), normal(4, 1, 7, 7)
-    with torch.inference_mode():
-        usual = model(images), depthwise_conv2d(x, weight)
-        native.library.cache_clear()
-        monkeypatch.delenv("ZOO_NATIVE", raising=False)
-        monkeypatch.setenv(*setting)
-        try:
-            assert native.library() is None
-            without = model(images), depthwise_conv2d(x, weight)
-        finally:
-            native.library.cache_clear()
-    torch.testing.assert_close(usual, without, rtol=1e-5, atol=1e-5)
 
 
 @needs_compiler
