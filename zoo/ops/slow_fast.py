@@ -91,6 +91,7 @@ def _(x: Tensor, channel: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor,
     batch, chans, points = *x.shape[:2], x.shape[2:].numel()
     native.fit("channel", channel, chans)
     native.fit("weight", weight, chans, chans)
+    _check_small([bias])
     x, channel, weight = x.contiguous(), channel.contiguous(), weight.contiguous()
     hci, mix, *means = torch.empty_like(x), torch.empty_like(x), x.new_empty(x[:1].shape), x.new_empty(x[:1].shape)
     strange = native.call("channel_interaction", x, channel, hci, *means, batch, chans, points, 1e-5)
@@ -195,6 +196,7 @@ def _(
     native.fit("kernel", kernel, 1, chans, side, side)
     if bias is not None:
         native.fit("bias", bias, rows)
+    _check_small([slow[7], fast[7], *([] if known else local_mix[1::2])])
 
     y = x.new_empty(batch, rows, side, side)
     weights = [kernel, *slow[:6], slow[8], *fast[:6], fast[8], slow[6], fast[6], *interaction]
@@ -234,6 +236,12 @@ def _local_branches(
         if not bool(pair[1].min() > 0):
             raise Unsuited(_INFINITE)
     return z, (mean, scale)
+
+
+def _check_small(biases: Sequence[Tensor]) -> None:
+    """Refuse biases that a standardisation would take away, so that they are left out, unless they drown the rest."""
+    if not bool(torch.cat(list(biases)).abs().max() < 1e6):
+        raise Unsuited("a bias is too large to be left out")
 
 
 def _down(columns: Sequence[Tensor]) -> list[int]:

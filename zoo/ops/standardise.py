@@ -137,16 +137,19 @@ def standard_gelu(
     even, odd = (x, x) if groups == 1 else split_groups(x, groups)
     if mean is None or var is None:
         y, middle, scale = torch.native_batch_norm(even, None, None, None, None, True, 0.0, eps)
+        if y.dtype in (torch.float16, torch.bfloat16):  # which it answers the moments in too
+            spread, middle = torch.var_mean(even.detach().float(), (0, 2, 3), correction=0)
+            scale = (spread + eps).rsqrt()
     else:
         y, middle, scale = F.batch_norm(even, mean, var, eps=eps), mean, (var + eps).rsqrt()
-    middle, scale = middle.expand(even.shape[:2]), scale.expand(even.shape[:2])
+    middle, scale = (t.detach().repeat(len(x), 1) for t in (middle, scale))
     if groups > 1:
         points = odd.flatten(2)
-        rest, own_middle, own_scale = torch.native_layer_norm(points, points.shape[-1:], None, None, eps)
+        rest, *own = torch.native_layer_norm(points, points.shape[-1:], None, None, eps)
         y = join_groups(y, rest.view(odd.shape), groups)
-        middle = join_groups(middle, own_middle.squeeze(-1).to(middle.dtype), groups)
-        scale = join_groups(scale, own_scale.squeeze(-1).to(scale.dtype), groups)
-    return F.gelu(y) + bias, middle.detach(), scale.detach()
+        own = [t.detach().squeeze(-1).to(middle.dtype) for t in own]
+        middle, scale = join_groups(middle, own[0], groups), join_groups(scale, own[1], groups)
+    return F.gelu(y) + bias, middle, scale
 
 
 @standard_gelu.on("cpu", torch.float32)
