@@ -11,7 +11,6 @@ from torch.func import hessian, jacfwd, jacrev, jvp, vmap
 
 from zoo.kernels import Gaussian, Kernel, Laplacian, Linear, Polynomial, PrecisionGaussian, cholesky, solve_ridge
 from zoo.kernels.coreset import minmax, unit_rows
-from zoo.kernels.hyperzzw import StandardGELU, gate, global_products, instance_standardise, mix_channels
 from zoo.kernels.linalg import solve_feature_ridge
 from zoo.kernels.random_features import MAPS
 from zoo.kernels.ridge import KernelRidgeHead, VariationalRandomFeatures, ridge_coefficients
@@ -70,12 +69,6 @@ OPERATORS: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...]]] 
     "kernel of themselves": (lambda x: KERNELS["laplacian"](x), ((4, 3),)),
     "depthwise": (lambda x, w, b: depthwise_conv2d(x, w, b), ((2, 3, 5, 14), (3, 1, 3, 7), (3,))),
     "response norm": (lambda x, g: response_norm(x, g, None), ((2, 3, 3, 4), (1, 1, 1, 4))),
-    "instance": (instance_standardise, ((2, 3, 4, 5),)),
-    "gate": (lambda k, q, b: gate(k, q, b), ((2, 3, 4, 5), (2, 3, 4, 5), (4, 5))),
-    "gate of itself": (lambda k, b: gate(k, k, b), ((2, 3, 4, 5), (4, 5))),
-    "batch": (lambda x: StandardGELU(3)(x, torch.zeros(1).double()), ((2, 3, 4, 5),)),
-    "products": (lambda w, z: global_products(w, [z, z, z])[3], ((2, 3, 4, 4), (2, 3, 4, 4))),
-    "mix": (lambda x, w, b: mix_channels([x, x], [w, w], b), ((2, 3, 4, 4), (5, 3), (5,))),
 }
 
 

@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from zoo.kernels import native
 from zoo.kernels.coreset import relu_dropout_, relu_slopes_
-from zoo.kernels.hyperzzw import LocalSlowNet, channel_interaction, gate, hyper_interaction
 from zoo.models.grbf import _activations
 from zoo.ops import channel_norm, depthwise_conv2d, feed_forward
 from zoo.ops.depthwise import depthwise_weight
@@ -57,21 +56,6 @@ def test_feed_forward(batch: int, sizes: tuple[int, int, int]) -> None:
     norm = hidden.square().sum(1, keepdim=True).sqrt()
     hidden = hidden * (1 + gamma * norm / (norm.mean(-1, keepdim=True) + 1e-6))
     close(got, F.linear(hidden, w2, b2) + shortcut, 2e-6)
-
-
-@needs_compiler
-def test_gelu_of_every_size_of_number() -> None:
-    def gelu(h: Tensor) -> Tensor:
-        given = torch.zeros(1, 1), torch.ones(1, 1)
-        return native.standardise(h.view(1, 1, 1, -1), None, torch.zeros(len(h)), given, 0.0)[0].flatten()
-
-    h = torch.cat([torch.linspace(-12, 12, 20001), torch.logspace(-30, 30, 61), -torch.logspace(-30, 30, 61)])
-    got = gelu(h)
-    apart = (got.double() - F.gelu(h.double())).abs() / (1 + h.double().abs())
-    assert float(apart.max()) < 2e-7
-    assert got[h < -6].abs().max() == 0
-    special = torch.tensor([torch.nan, torch.inf, -torch.inf] * 3)
-    assert gelu(special).isnan().all()  # of infinity too, as the library has it on x86
 
 
 @needs_compiler
@@ -177,82 +161,6 @@ def test_it_steps_aside_where_somebody_would_notice() -> None:
     seen = []
     torch.func.vmap(lambda row: (seen.append(native.available(row)), row)[1])(x)
     assert seen == [False]
-
-
-@needs_compiler
-@pytest.mark.usefixtures("_threads")
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 5, 3, 7), (3, 12, 1, 300), (1, 40, 32, 32)])
-def test_hyper_interaction(shape: tuple[int, ...]) -> None:
-    y, x = normal(*shape) + 1, normal(*shape, seed=2)
-    channel, space = normal(1, 1, shape[1], seed=3), normal(1, 1, *shape[2:], seed=4)
-    want = hyper_interaction(*(t.double() for t in (y, x, channel, space)))
-    close(native.hyper_interaction(y, x, channel, space), want, 2e-6)
-    close(hyper_interaction(y.mT.contiguous().mT, x, channel, space), want, 2e-6)
-
-
-@needs_compiler
-@pytest.mark.usefixtures("_threads")
-@pytest.mark.parametrize("shape", [(1, 1, 2, 2), (2, 5, 7, 7), (1, 3, 32, 32), (2, 2, 61, 61)])
-def test_global_products(shape: tuple[int, ...]) -> None:
-    w, *z = (normal(*shape, seed=i) for i in range(4))
-    products = [w.double() @ part.double() for part in z]
-    for got, want in zip(native.global_products(w, z), [*products, F.silu(products[0])], strict=True):
-        close(got, want, 2e-6)
-
-
-@needs_compiler
-@pytest.mark.usefixtures("_threads")
-@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (2, 5, 3, 7), (2, 3, 1, 300)])
-@pytest.mark.parametrize("biased", [True, False])
-def test_gate_and_channel_interaction(shape: tuple[int, ...], biased: bool) -> None:
-    key, query, bias = normal(*shape), normal(*shape, seed=2), normal(*shape[2:], seed=3)
-    biases = [normal(shape[1], seed=4), normal(shape[1], seed=5)] if biased else None
-    exact = [b.double() for b in biases] if biases else None
-    want = gate(key.double(), query.double(), bias.double(), exact)
-    close(gate(key, query, bias, biases), want, 1e-5)
-    channel = 3 * normal(1, 1, shape[1], seed=6)
-    exactly = channel_interaction(key.double(), channel.double(), standardise=True)
-    means: list[Tensor] = []
-    close(channel_interaction(key, channel, standardise=True, means=means), exactly, 1e-5)
-    for got, exact_map in zip(means, (key.double(), exactly), strict=True):
-        close(got, exact_map.mean(0, keepdim=True), 1e-5)
-    close(gate(key, query, bias, biases, overwrite=True), want, 1e-5)
-
-
-@needs_compiler
-@pytest.mark.parametrize(("height", "width", "size"), [(32, 32, (9, 9)), (5, 7, (3, 5)), (3, 3, (5, 5)), (1, 50, (7,))])
-def test_adaptive_mean(height: int, width: int, size: tuple[int, ...]) -> None:
-    x = normal(5, height, width)
-    want = F.adaptive_avg_pool2d(x.double(), (1, *size)[-2:]).flatten(1)
-    close(native.adaptive_mean(x, size), want, 1e-6)
-
-
-@needs_compiler
-@pytest.mark.parametrize("layers", [1, 2, 3])
-@pytest.mark.parametrize(("points", "dims", "chans"), [(3, 2, 5), (9, 2, 40), (7, 1, 12)])
-def test_a_local_slow_network(points: int, dims: int, chans: int, layers: int) -> None:
-    torch.manual_seed(0)
-    net = LocalSlowNet(points, dims, 8, layers, chans, omega_0="grid").requires_grad_(False)
-    for parameter in net.parameters():
-        parameter += 0.1 * torch.randn_like(parameter)
-    x = normal(3, chans, 1 if dims == 1 else 12, 12)
-    got = net(x)
-    close(got, net.double()(x.double()), 1e-5)
-    assert got.shape == (chans, 1, *net.shape)
-
-
-@needs_compiler
-def test_sigmoid_of_every_size_of_number() -> None:
-    def silu(x: Tensor) -> Tensor:
-        x = x.view(-1, 1, 1, 1)
-        return native.global_products(torch.ones_like(x), [x, x, x])[3].flatten()
-
-    x = torch.cat([torch.linspace(-120, 120, 20001), torch.logspace(-30, 30, 61), -torch.logspace(-30, 30, 61)])
-    apart = (silu(x).double() - F.silu(x.double())).abs() / (1 + x.double().abs())
-    assert float(apart.max()) < 2e-7
-    special = silu(torch.tensor([torch.nan, torch.inf, 0.0]))
-    assert special.isnan().tolist() == [True, False, False]
-    assert special[1:].tolist() == [torch.inf, 0]
 
 
 @needs_compiler

@@ -10,19 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import zoo
 from tests.ops.comparing import HERE, SPECIAL, Results, differs, normal, places
+from tests.ops.test_operators import CASES
 from zoo.kernels import native
 from zoo.kernels.coreset import _momentum_step_, minmax, relu_dropout_, relu_slopes_
-from zoo.kernels.hyperzzw import (
-    LocalSlowNet,
-    StandardGELU,
-    channel_interaction,
-    gate,
-    global_products,
-    hyper_interaction,
-    instance_standardise,
-)
 from zoo.kernels.ridge import KernelRidgeHead, _solver
 from zoo.models.grbf import _activations
 from zoo.ops.native import signatures
@@ -51,24 +42,6 @@ class Operator(NamedTuple):
 # ---- the operators -----------------------------------------------------------------------------------------
 
 
-def _standard_gelu(groups: int, running: bool, training: bool) -> Callable[..., Results]:
-    def call(x: Tensor, bias: Tensor) -> Results:
-        layer = StandardGELU(x.shape[1], groups, running, **HERE).train(training)
-        y = layer(x, bias)
-        return [y, *layer.buffers()]
-
-    return call
-
-
-def _local_net(*tensors: Tensor) -> Results:
-    torch.manual_seed(0)
-    net = LocalSlowNet(5, 2, 8, 2, 3, omega_0="grid", **HERE).requires_grad_(False)
-    x, *weights = tensors
-    for parameter, weight in zip(net._local_weights(), weights, strict=True):
-        parameter.copy_(weight.view_as(parameter))
-    return [net(x)]
-
-
 def _dropped(h: Tensor, bias: Tensor) -> Results:
     torch.manual_seed(3)
     return [relu_dropout_(h, bias, 0.5), relu_dropout_(h.clone(), bias, 0.0)]
@@ -95,47 +68,7 @@ def _ridge(kernel: str) -> Callable[..., Results]:
     return call
 
 
-_LOCAL = (8, 3), (8,), (8, 8), (8,), (8, 8), (8,), (8, 8), (8,), (8, 8), (8,), (8, 8), (8,), (3, 8), (3,), (5, 5)
-
 OPERATORS = {
-    "instance_standardise": Operator(
-        ((2, 3, 5, 7),), lambda x: [instance_standardise(x)], True, {"standardise", "standardise_slopes"}
-    ),
-    "gate": Operator(
-        ((2, 3, 5, 7), (2, 3, 5, 7), (5, 7)),
-        lambda k, q, b: [gate(k, q, b)],
-        True,
-        {"standardise", "standardise_slopes"},
-    ),
-    "gate, biases": Operator(
-        ((2, 3, 5, 7), (2, 3, 5, 7), (5, 7), (3,), (3,)), lambda k, q, b, c, d: [gate(k, q, b, [c, d])], False, {"gate"}
-    ),
-    "StandardGELU, training": Operator(
-        ((3, 24, 3, 6), (1,)),
-        _standard_gelu(12, True, True),
-        True,
-        {"moments", "standardise", "standardise_slopes", "standardise_gradient"},
-        1e-4,
-    ),
-    "StandardGELU, batch": Operator(
-        ((3, 4, 3, 6), (1,)), _standard_gelu(1, False, False), False, {"moments", "shared_moments", "standardise"}
-    ),
-    "StandardGELU, running": Operator(
-        ((3, 24, 3, 6), (1,)), _standard_gelu(12, True, False), False, {"moments", "shared_moments", "standardise"}
-    ),
-    "global_products": Operator(
-        ((2, 2, 9, 9),) * 4, lambda w, *z: global_products(w, list(z)), False, {"global_products"}
-    ),
-    "channel_interaction": Operator(
-        ((2, 3, 5, 7), (3,)), lambda x, c: [channel_interaction(x, c, True)], False, {"channel_interaction"}
-    ),
-    "hyper_interaction": Operator(
-        ((2, 3, 5, 7), (2, 3, 5, 7), (3,), (35,)),
-        lambda y, x, c, s: [hyper_interaction(y, x, c, s)],
-        False,
-        {"hyper_interaction"},
-    ),
-    "LocalSlowNet": Operator(((2, 3, 11, 11), *_LOCAL), _local_net, False, {"adaptive_mean", "local_kernel"}),
     "gaussian units": Operator(
         ((19, 3), (5, 3), (6,)),
         lambda x, c, p: [_activations(x, c, p, "full")],
@@ -225,31 +158,5 @@ def test_types_and_devices_come_from_the_inputs(name: str) -> None:
 
 def test_no_loop_is_left_out() -> None:
     tested = set().union(*(operator.loops for operator in OPERATORS.values()))
-    whole = {"global_part", "local_branches", "local_outputs"}  # by the network below
-    elsewhere = {
-        "feed_forward",
-        "layer_norm",
-        "depthwise",
-        "depthwise_taps",
-        "depthwise_planes",
-        "depthwise_planes_taps",
-    }
-    assert tested | whole == set(signatures()) - elsewhere
-
-
-@pytest.mark.parametrize(("name", "size"), [("test_terminator", 16)])
-def test_networks_in_inference(name: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    model = zoo.to_deploy(zoo.create_model(name, img_size=size).eval())
-    called, call = set(), native._call
-    monkeypatch.setattr(native, "_call", lambda loop, *a: (called.add(loop), call(loop, *a))[1])
-    for value in (0.5, *SPECIAL):
-        images = normal(2, model.in_chans, size, size)
-        images[0, 0, 1, 2] = value
-        with torch.inference_mode():
-            got = model(images)
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(native, "available", lambda *_, **__: False)
-                want = model(images)
-        assert not differs([got], [want], 1e-4), value
-    assert called >= {"global_part", "local_outputs"}
+    elsewhere = set().union(*(case.loops for case in CASES.values()))
+    assert tested == set(signatures()) - elsewhere

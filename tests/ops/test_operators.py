@@ -40,6 +40,18 @@ _FFN = [(2, 9), (2,), (9, 2), (9,), (20, 9), (20,), (20,), (9, 20), (9,)]
 _DEPTHWISE = frozenset(["depthwise", "depthwise_taps"])
 _PLANES = frozenset(["depthwise_planes", "depthwise_planes_taps"])
 
+_STANDARDISE = frozenset(["standardise", "standardise_backward"])
+_SHARED = frozenset(["moments", "shared_moments", "standardise", "shared_slopes", "shared_means", "shared_backward"])
+_LINEAR = [(8, 8), (8,)]
+_LOCAL_NET = [(8, 3), (8,), *_LINEAR * 5, (3, 8), (3,)]
+_UNIT = [(3, 3), (3,)] * 4 + [(14, 14)]
+_MAP = (2, 3, 14, 14)
+_BLOCK = (
+    _MAP, _MAP, _MAP, [(2, 3, 14, 14), (2, 1, 14, 14)], (1, 3, 14, 14), _UNIT, _UNIT, [(3,), (196,)], [_MAP] * 2,
+    [(3, 1, 3, 3), (3, 1, 5, 5)], [(3, 3), (3,)] * 2, [(1,), (1,)],
+)  # fmt: skip
+_BLOCK_LOOPS = frozenset(["global_paths", "local_branches", "shared_moments", "add_local_outputs"])
+
 #: At least one for every operator.
 CASES = {
     "feed_forward": Case("feed_forward", ((2, 9, 3, 7), _FFN, (2, 9, 3, 7)), frozenset(["feed_forward"])),
@@ -55,6 +67,24 @@ CASES = {
     "depthwise_weight": Case(
         "depthwise_weight", ((2, 3, 7, 5), (2, 3, 7, 5), [5, 7], 1), frozenset(["depthwise_taps"])
     ),
+    "instance_standardise": Case("instance_standardise", ((2, 3, 5, 7), 1e-5), _STANDARDISE),
+    "standardised_gate": Case("standardised_gate", ((2, 3, 5, 7), (2, 3, 5, 7), (5, 7)), _STANDARDISE),
+    "standard_gelu": Case("standard_gelu", ((3, 24, 3, 6), (1,), 12, None, None, 1e-5), _SHARED, 1e-4),
+    "standard_gelu, one group": Case("standard_gelu", ((3, 4, 3, 6), (1,), 1, None, None, 1e-5), _SHARED, 1e-4),
+    "pointwise_conv": Case("pointwise_conv", ([(2, 3, 4, 5), (2, 1, 4, 5)], (4, 6), (4,))),
+    "pointwise_conv, no bias": Case("pointwise_conv", ([(2, 3, 4, 5)], (4, 3), None)),
+    "pointwise_twice": Case("pointwise_twice", ((2, 3, 4, 5), (4, 3), (4,), (5, 4), (5,))),
+    "linear_channels_first": Case("linear_channels_first", ((3, 4, 6), (5, 4), (5,))),
+    "pooled_mean": Case("pooled_mean", ((3, 2, 7, 9), [3, 5]), frozenset(["adaptive_mean"])),
+    "pooled_mean, a sequence": Case("pooled_mean", ((3, 2, 1, 9), [4]), frozenset(["adaptive_mean"])),
+    "local_kernel": Case("local_kernel", ((3, 25), (3, 8, 25), _LOCAL_NET, (25,)), frozenset(["local_kernel"])),
+    "slow_fast_context": Case(
+        "slow_fast_context",
+        ((2, 3, 5, 7), (3,), (3, 3), (3,)),
+        frozenset(["channel_interaction", "standardised_mixer"]),
+    ),
+    "slow_fast_block": Case("slow_fast_block", (*_BLOCK, [], [(4, 3)] * 10, None), _BLOCK_LOOPS, 1e-4),
+    "slow_fast_block, known": Case("slow_fast_block", (*_BLOCK, [(3,)] * 4, [(4, 3)] * 10, (4,)), frozenset(), 1e-4),
     "response_norm": Case("response_norm_and_energy", ((2, 3, 2, 4), (1, 1, 1, 4), (1, 1, 1, 4)), frozenset(), 1e-4),
     "response_norm, no bias": Case("response_norm_and_energy", ((2, 3, 2, 4), (1, 1, 1, 4), None), frozenset(), 1e-4),
 }
@@ -67,7 +97,7 @@ def build(case: Case, dtype: torch.dtype = torch.float32) -> list[Any]:
     def one(value: Any) -> Any:
         if isinstance(value, tuple):
             return normal(*value, seed=next(seeds)).to(dtype)
-        if isinstance(value, list) and isinstance(value[0], tuple):
+        if isinstance(value, list) and value and isinstance(value[0], tuple):
             return [one(v) for v in value]
         return value
 
@@ -266,18 +296,49 @@ def test_without_loops_the_numbers_are_the_same(setting: tuple[str, str], monkey
 
 
 @needs_compiler
-def test_a_network_in_inference(loops: set[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "size", "wanted"),
+    [
+        ("test_unireplknet", 48, {"feed_forward", "depthwise", "layer_norm"}),
+        ("test_terminator", 16, _BLOCK_LOOPS),
+    ],
+)
+def test_a_network_in_inference(name: str, size: int, wanted: set[str], loops: set[str]) -> None:
     torch.manual_seed(0)
-    model = zoo.to_deploy(zoo.create_model("test_unireplknet").eval())
+    model = zoo.to_deploy(zoo.create_model(name, **({"img_size": size} if "term" in name else {})).eval())
     for value in (0.5, *SPECIAL):
-        images = normal(2, 3, 48, 48)
+        images = normal(2, 3, size, size)
         images[0, 0, 1, 2] = value
         with torch.inference_mode():
             got = model(images)
             with reference():
                 want = model(images)
         assert not differs([got], [want], 1e-4), value
-    assert loops >= {"feed_forward", "depthwise", "layer_norm"}
+    assert loops >= wanted
+
+
+@needs_compiler
+def test_gelu_and_sigmoid_of_every_size_of_number() -> None:
+    h = torch.cat([torch.linspace(-120, 120, 20001), torch.logspace(-30, 30, 61), -torch.logspace(-30, 30, 61)])
+    points, special = len(h), torch.tensor([torch.nan, torch.inf, -torch.inf] * 3)
+
+    def gelu(h: Tensor) -> Tensor:
+        y = torch.empty_like(h)
+        native.call("standardise", h, None, torch.zeros(len(h)), y, torch.zeros(1), torch.ones(1), 1, len(h), 0.0)
+        return y
+
+    got = gelu(h)
+    apart = (got.double() - F.gelu(h.double())).abs() / (1 + h.double().abs())
+    assert float(apart.max()) < 2e-7
+    assert got[h < -6].abs().max() == 0
+    assert gelu(special).isnan().all()  # of infinity too, as the library has it on x86
+    x = torch.tensor([[0.0, 1.0]]).repeat(points, 1).view(1, points, 1, 2)
+    gated, channel = torch.empty_like(x), 4 * h  # whose mean is a half
+    means = [torch.empty(points, 2), torch.empty(points, 2)]
+    native.call("channel_interaction", x, channel, gated, *means, 1, points, 2, 0.25)
+    factor = torch.sigmoid(h.double())
+    want = factor / (factor.square() + 1).sqrt()
+    assert float((gated[0, :, 0, 1].double() - want).abs().max()) < 2e-7
 
 
 # ---- who answers -------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from zoo.kernels.base import (
     squared_distances,
 )
 from zoo.kernels.heads import Head, LeastSquares, fit_logistic, leave_one_out
-from zoo.kernels.hyperzzw import LocalSlowNet, SlowNet, causal_conv, fold_product, global_product, local_conv, same_conv
 from zoo.kernels.linalg import (
     Factor,
     NotPositiveDefiniteError,
@@ -54,7 +53,6 @@ __all__ = [
     "Laplacian",
     "LeastSquares",
     "Linear",
-    "LocalSlowNet",
     "NotPositiveDefiniteError",
     "OscillatoryFeatures",
     "Polynomial",
@@ -65,36 +63,38 @@ __all__ = [
     "Projection",
     "ReLUFeatures",
     "Scaled",
-    "SlowNet",
     "Sum",
-    "causal_conv",
     "cholesky",
     "chunked_gram",
     "depthwise_conv2d",
     "distances",
     "fit_logistic",
-    "fold_product",
     "fourier_features",
-    "global_product",
     "gram_product",
     "leave_one_out",
-    "local_conv",
     "log_det",
-    "same_conv",
     "solve_feature_ridge",
     "solve_ridge",
     "solve_spd",
     "squared_distances",
 ]
 
+_LAYERS, _SLOW = "zoo.models.layers.dilated_reparam", "zoo.models.slow_nets"
+_MOVED = {
+    "DepthwiseConv2d": _LAYERS,
+    "DilatedReparamBlock": _LAYERS,
+    "LocalSlowNet": _SLOW,
+    "SlowNet": _SLOW,
+} | dict.fromkeys(("causal_conv", "fold_product", "global_product", "local_conv", "same_conv"), "zoo.ops.hyperzzw")
+
 
 def __getattr__(name: str) -> Any:
-    """Layers that moved, for one release."""
-    if name not in ("DepthwiseConv2d", "DilatedReparamBlock"):
+    """Layers and operators that moved, for one release."""
+    if name not in _MOVED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
     import warnings
 
-    home = "zoo.models.layers.dilated_reparam"
+    home = _MOVED[name]
     warnings.warn(f"zoo.kernels.{name} is now {home}.{name}", DeprecationWarning, stacklevel=2)
     return getattr(importlib.import_module(home), name)
