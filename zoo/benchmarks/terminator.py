@@ -25,6 +25,7 @@ from zoo.benchmarks.tuning import bracketed
 from zoo.data import FashionMnist, Mnist
 from zoo.ops.hyperzzw import causal_conv
 from zoo.registry.factory import create_model
+from zoo.results.records import Provenance, Records, markdown, mean_sd, put_section
 
 __all__ = ["BenchmarkError", "options", "pixels"]
 
