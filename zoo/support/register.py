@@ -46,8 +46,8 @@ class Register(Generic[Made]):
 
     Args:
         what: What the things are called in messages.
-        room: The package whose modules hold them. They are imported when a name is first asked for, and so are the modules
-            of the entry point group `kernel_zoo.<what>s`.
+        room: The package whose modules hold them. They are imported when a name is first asked for, and so are the
+            modules of the entry point group `kernel_zoo.<what>s`.
     """
 
     def __init__(self, what: str, room: str) -> None:
