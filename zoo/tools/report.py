@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.analysis.plots import (
-    ACCENT,
-    COLOR,
-    GREY,
-    plot_importances,
-    plot_kernels,
-    plot_loadings,
-    plot_receptive_field,
-    plot_spectrum,
-)
-from zoo.analysis.probes.kernels import merged_kernels
-from zoo.analysis.probes.receptive_field import receptive_field
+from zoo.analysis.plots import ACCENT, COLOR, GREY
+from zoo.analysis.probes import Subject, look, probe
 from zoo.support.files import write_atomic, writer_of
 from zoo.support.values import PAGES, check_output, read_curves
 from zoo.tools.comparison import compare, decide, outputs_of
@@ -276,28 +266,15 @@ def _mistakes(side: tuple[str, Tensor, Tensor], record: Mapping[str, Any], count
 
 
 def _insight_section(network: nn.Module, record: Mapping[str, Any]) -> Iterator[Part]:
+    """What every probe finds that applies to the model."""
     figures: list[Picture] = []
-    names = record["feature_names"] or None
-
-    def attempt(make: Callable[[], Any], text: str) -> None:
+    subject = Subject.of(network, record["name"])
+    for name in probe.entries():
         try:
-            ax = make()
+            found = look(name, subject)
+            figures.append(_figure(found.draw(), found.told))
         except (ValueError, RuntimeError, AttributeError, TypeError):
-            return  # the model has nothing of that kind
-        figures.append(_figure(ax, text))
-
-    spectrum: Any = getattr(network, "spectrum", None)
-    importance: Any = getattr(network, "feature_importance", None)
-    if callable(importance):
-        attempt(lambda: plot_importances(importance().double(), names), "importance of each feature")
-    if callable(spectrum):
-        attempt(lambda: plot_spectrum(spectrum()[0].double()), "spectrum of the precision matrix")
-        attempt(lambda: plot_loadings(spectrum()[1].double(), names), "what each latent variable is made of")
-    attempt(lambda: plot_kernels(merged_kernels(network)[1]), "merged kernels of the first large layer")
-    size = record["preprocessing"].get("input_size") or []
-    if len(size) == 3 and size[1:] != [1, 1]:
-        images = torch.randn(8, *size, generator=torch.Generator().manual_seed(0))
-        attempt(lambda: plot_receptive_field(receptive_field(network, images)), "effective receptive field, noise")
+            continue  # the model has nothing of that kind
     if figures:
         yield Part("insight", "What it looks at", figures=figures)
 
