@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pytest
@@ -158,10 +159,10 @@ def loops(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return called
 
 
-@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
-def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+@contextmanager
+def threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
+    torch.set_num_threads(count)
     yield
     torch.set_num_threads(before)
 
@@ -180,7 +181,6 @@ def test_torch_finds_it_well_formed(name: str) -> None:
     torch.library.opcheck(op.op, tuple(with_tensors(values, [t.requires_grad_() for t in tensors_of(values)])))
 
 
-@pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("name", CASES)
@@ -193,8 +193,10 @@ def test_it_answers_as_its_reference(name: str, order: torch.memory_format, dtyp
     kept = [t.clone() for t in turned]
     tolerance = {torch.float32: case.tolerance, torch.float64: 1e-12, torch.bfloat16: 0.05}[dtype]
     for learns in (False, True):
-        got, want = run(op, values, None, learns), run(plain(op), values, None, learns)
-        assert not differs(got, want, tolerance)
+        want = run(plain(op), values, None, learns)
+        for count in (1, 2):
+            with threads(count):
+                assert not differs(run(op, values, None, learns), want, tolerance)
     with torch.inference_mode():
         assert not differs(outputs(op(*values)), want[: len(outputs(op(*values)))], tolerance)
         found = outputs(op(*values))
