@@ -2,8 +2,8 @@
 
 Zhang: "HyperZ.Z.W Operator Connects Slow-Fast Networks for Full Context Interaction", 2024, arXiv 2401.17948.
 :class:`SlowNet` writes a hyper-kernel that depends on its parameters only, :class:`LocalSlowNet` one that depends on
-activations as well (section 3). Their frequencies can be so high that half precision would return noise: they compute in
-float32 or better, also under autocast, and stay there when a model is cast to half precision.
+activations as well (section 3). Their frequencies can be so high that half precision would return noise: they compute
+in float32 or better, also under autocast, and stay there when a model is cast to half precision.
 """
 
 import math
