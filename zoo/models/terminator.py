@@ -243,7 +243,7 @@ class SlowFastBlock(nn.Module):
         for j, net in enumerate(self.local_nets):
             context, convolved = self.roles[j]
             z = local_conv(maps[convolved], net(maps[context]).to(x.dtype), self.local_causal)
-            z = pointwise_conv([z], self.local_mix[j].weight, self.local_mix[j].bias)  # type: ignore[list-item, arg-type]
+            z = pointwise_conv([z], self.local_mix[j].weight, self.local_mix[j].bias)  # type: ignore[arg-type]
             paths[f"l{j}"] = self.local_norm[j](z, self.local_bias[j])
         for i, earlier in enumerate(pre):
             paths[f"pre{i}"] = earlier
