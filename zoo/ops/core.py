@@ -128,7 +128,8 @@ class Operator(Generic[P, R]):
         self._layout, self._whole, self._autocast = layout, whole, autocast
         self.__doc__, self.__name__, self.__module__ = function.__doc__, self.name, function.__module__
         _LIBRARY.define(self.name + torch.library.infer_schema(function, mutates_args=()))
-        self.op: Any = getattr(torch.ops.zoo, self.name).default
+        self._called: Any = getattr(torch.ops.zoo, self.name)  # a graph of torch.fx that names it can be scripted
+        self.op: Any = self._called.default
         self._defaults = [a.default_value if a.has_default_value() else None for a in self.op._schema.arguments]
         _LIBRARY.impl(self.name, self._from_autograd, "Autograd")
         _LIBRARY.impl(self.name, self._below_autograd_key, "CompositeExplicitAutograd")
@@ -143,7 +144,7 @@ class Operator(Generic[P, R]):
         """The operator, on anything that its reference takes."""
         if torch.compiler.is_exporting():  # what is exported runs where nobody knows the zoo
             return self.reference(*args, **kwargs)
-        return self.op(*args, **kwargs)
+        return self._called(*args, **kwargs)
 
     def on(self, device: str, *dtypes: torch.dtype) -> Callable[[Implementation], Implementation]:
         """Register a fast implementation for tensors of one kind of device and of one of these types.

@@ -142,7 +142,7 @@ def standard_gelu(
             scale = (spread + eps).rsqrt()
     else:
         y, middle, scale = F.batch_norm(even, mean, var, eps=eps), mean, (var + eps).rsqrt()
-    middle, scale = (t.detach().repeat(len(x), 1) for t in (middle, scale))
+    middle, scale = (t.detach().repeat(x.shape[0], 1) for t in (middle, scale))
     if groups > 1:
         points = odd.flatten(2)
         rest, *own = torch.native_layer_norm(points, points.shape[-1:], None, None, eps)
