@@ -12,7 +12,6 @@ from torch import Tensor
 
 import zoo
 from zoo.kernels import native
-from zoo.kernels.coreset import _momentum_step_, minmax, relu_dropout_, relu_slopes_
 from zoo.kernels.feed_forward import feed_forward
 from zoo.kernels.hyperzzw import (
     LocalSlowNet,
@@ -24,8 +23,6 @@ from zoo.kernels.hyperzzw import (
     instance_standardise,
 )
 from zoo.kernels.large_kernel import depthwise_conv2d
-from zoo.kernels.ridge import KernelRidgeHead, _solver
-from zoo.models.grbf import _activations
 from zoo.models.unireplknet import LayerNorm2d
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C compiler, or an OpenMP that torch lacks")
@@ -89,32 +86,6 @@ def _local_net(*tensors: Tensor) -> Results:
     for parameter, weight in zip(net._local_weights(), weights, strict=True):
         parameter.copy_(weight.view_as(parameter))
     return [net(x)]
-
-
-def _dropped(h: Tensor, bias: Tensor) -> Results:
-    torch.manual_seed(3)
-    return [relu_dropout_(h, bias, 0.5), relu_dropout_(h.clone(), bias, 0.0)]
-
-
-def _stepped(weight: Tensor, speed: Tensor, grad: Tensor, x: Tensor | None = None) -> Results:
-    _momentum_step_(weight, speed, x, grad, 0.1, 0.8)
-    return [weight, speed]
-
-
-def _solved(A: Tensor, B: Tensor) -> Results:
-    return [_solver(A @ A.mT + torch.eye(len(A), **HERE), 0.1)(B)]
-
-
-def _ridge(kernel: str) -> Callable[..., Results]:
-    def call(support: Tensor, queries: Tensor, targets: Tensor, vectors: Tensor) -> Results:
-        head = KernelRidgeHead(kernel, 2, **HERE)
-        with torch.no_grad():
-            for parameter, value in zip((head.lam, head.gamma, head.beta), vectors, strict=True):
-                parameter[1] = value
-        y, active = torch.arange(len(queries), device="cpu") % 3, torch.arange(4, device="cpu") < 3
-        return head.loss_and_slopes(support, targets, queries, y, 1, active)
-
-    return call
 
 
 _FFN = ((2, 9), (2,), (9, 2), (9,), (20, 9), (20,), (20,), (9, 20), (9,))
@@ -188,26 +159,6 @@ OPERATORS = {
         {"hyper_interaction"},
     ),
     "LocalSlowNet": Operator(((2, 3, 11, 11), *_LOCAL), _local_net, False, {"adaptive_mean", "local_kernel"}),
-    "gaussian units": Operator(
-        ((19, 3), (5, 3), (6,)),
-        lambda x, c, p: [_activations(x, c, p, "full")],
-        True,
-        {"gaussian_units", "gaussian_units_gradient"},
-    ),
-    "gaussian units, low rank": Operator(
-        ((19, 4), (5, 4), (4, 2)),
-        lambda x, c, p: [_activations(x, c, p, "low_rank")],
-        True,
-        {"gaussian_units", "gaussian_units_gradient"},
-    ),
-    "relu_dropout_": Operator(((3, 19), (19,)), _dropped, False, {"relu_dropout"}),
-    "relu_slopes_": Operator(((3, 19), (3, 19)), lambda g, h: relu_slopes_(g, h, 0.5), False, {"relu_slopes"}),
-    "minmax": Operator(((3, 19),), lambda h: [minmax(h)], True, {"minmax", "minmax_slopes"}),
-    "momentum_step_": Operator(((7, 83), (7, 83), (5, 83), (5, 7)), _stepped, False, {"momentum_step"}),
-    "momentum_step_, dual": Operator(((7, 83), (7, 83), (7, 83)), _stepped, False, {"momentum_step"}),
-    "solver": Operator(((19, 19), (19, 5)), _solved, False, {"spd_factor", "spd_solve"}),
-    "linear ridge": Operator(((12, 19), (7, 19), (12, 4), (3,)), _ridge("linear"), False, {"ridge_loss"}, 1e-4),
-    "cubic ridge": Operator(((12, 5), (7, 5), (12, 4), (3,)), _ridge("poly"), False, {"ridge_loss"}, 1e-3),
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.files import CheckpointError
-from zoo.kernels.base import Linear
+from zoo.kernels import Linear
 from zoo.kernels.random_features import FourierFeatures
 from zoo.learners.statistics import ClassStatistics
 

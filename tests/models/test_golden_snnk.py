@@ -20,7 +20,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo.kernels.heads import Head, LeastSquares, leave_one_out
 from zoo.kernels.random_features import (
     ACTIVATIONS,
     ExpFeatures,
@@ -35,6 +34,7 @@ from zoo.kernels.random_features import (
     urf_moments,
     urf_variance,
 )
+from zoo.learners.ridge import Head, LeastSquares, leave_one_out
 from zoo.models.adapters import AdapterConfig, HoulsbyAdapter, SNNKAdapter, count_parameters, inject_adapters
 from zoo.models.snnk import SNNKFeedForward, SNNKLinear, bundle, solve_head
 

@@ -26,8 +26,6 @@ __all__ = [
     "chunked_gram",
     "gram_product",
     "log_det",
-    "solve_feature_ridge",
-    "solve_ridge",
     "solve_spd",
 ]
 
@@ -110,6 +108,8 @@ def cholesky(A: Tensor, *, jitter: float = 1e-12, max_jitter: float = 1e-4) -> F
         raise ValueError(f"a square matrix is needed, got shape {tuple(A.shape)}")
     with no_autocast(A.device):
         A = A.to(solver_dtype(A.device))
+        if torch.compiler.is_compiling() or A.is_meta:  # no graph can hold the search for a jitter
+            return Factor(torch.linalg.cholesky(A), torch.zeros_like(A[..., 0, 0]))
         if is_transformed(A):
             return _cholesky_without_branches(A, jitter, max_jitter)
         if not bool(torch.isfinite(A.detach()).all()):
@@ -172,64 +172,6 @@ def log_det(A: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
     """Log |A| (...) of symmetric positive definite matrices A (..., n, n), in float64 or in `dtype`."""
     value = cholesky(A).log_det()
     return value if dtype is None else value.to(dtype)
-
-
-def solve_ridge(K: Tensor, Y: Tensor, ridge: float | Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
-    """Dual coefficients of kernel ridge regression, (K + ridge I)^-1 Y; predictions are K(query, support) @
-    them.
-
-    Args:
-        K: Gram matrix of the support (..., n, n).
-        Y: Targets (..., n) or (..., n, k).
-        ridge: Non-negative number, or tensor of shape (...), which may carry a gradient.
-        dtype: Type of the answer; float64 if None.
-
-    Raises:
-        NotPositiveDefiniteError: See :func:`cholesky`.
-        ValueError: The ridge is negative or not a number.
-    """
-    A, ridge = _in_solver(K, ridge)
-    eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    return solve_spd(A + ridge[..., None, None] * eye, Y, dtype=dtype)
-
-
-def solve_feature_ridge(phi: Tensor, Y: Tensor, ridge: float | Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
-    """Primal coefficients of ridge regression on features, (phi^T phi + ridge I)^-1 phi^T Y.
-
-    With more features than points the equal expression phi^T (phi phi^T + ridge I)^-1 Y is solved, so the
-    matrix is never larger than the smaller side.
-
-    Args:
-        phi: Features (..., n, F).
-        Y: Targets (..., n) or (..., n, k).
-        ridge: Non-negative number, or tensor of shape (...).
-        dtype: Type of the answer; float64 if None.
-
-    Returns:
-        (..., F) or (..., F, k): predictions are phi @ them.
-
-    Raises:
-        NotPositiveDefiniteError: See :func:`cholesky`.
-        ValueError: The ridge is negative or not a number.
-    """
-    phi, ridge = _in_solver(phi, ridge)
-    vector = Y.ndim == phi.ndim - 1
-    Y = (Y.unsqueeze(-1) if vector else Y).to(phi.dtype)
-    with no_autocast(phi.device):
-        if phi.shape[-1] <= phi.shape[-2]:
-            W = solve_ridge(phi.mT @ phi, phi.mT @ Y, ridge)
-        else:
-            W = phi.mT @ solve_ridge(phi @ phi.mT, Y, ridge)
-    W = W.squeeze(-1) if vector else W
-    return W if dtype is None else W.to(dtype)
-
-
-def _in_solver(A: Tensor, ridge: float | Tensor) -> tuple[Tensor, Tensor]:
-    ridge = torch.as_tensor(ridge, device=A.device)
-    if not is_transformed(ridge) and not bool((ridge.detach() >= 0).all()):
-        raise ValueError(f"ridge={ridge.detach().flatten()[:4].tolist()} must not be negative")
-    dtype = solver_dtype(A.device)
-    return A.to(dtype), ridge.to(dtype)
 
 
 # ---- in blocks ---------------------------------------------------------------------------------------------

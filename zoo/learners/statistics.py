@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.files import CheckpointError, read_checkpoint, write_atomic, writer_of
-from zoo.kernels.base import Kernel, no_autocast
+from zoo.kernels import Kernel
+from zoo.kernels.base import no_autocast
 
 __all__ = ["ClassStatistics"]
 

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernels.heads import LeastSquares, fit_logistic, leave_one_out
+from zoo.learners.logistic import fit_logistic
+from zoo.learners.ridge import LeastSquares, leave_one_out
 
 
 def data(n: int = 60, width: int = 7, outputs: int = 3) -> tuple[Tensor, Tensor]:
