@@ -657,9 +657,9 @@ def _add_build(commands: Commands) -> None:
 def _build(options: argparse.Namespace) -> int:
     import torch  # noqa: F401  its threads are found when the library is loaded
 
-    from zoo.kernels import building, native
+    from zoo.ops import building, native
 
-    path = building.build(native.SOURCE)[1]
+    path = building.build(native.SOURCES)[1]
     if path is None:
         folder = building.cache_folder()
         raise building.NativeError(f"{folder} cannot be used, not writable or not private; ZOO_CACHE names another")

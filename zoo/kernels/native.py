@@ -1,41 +1,35 @@
 """Inner loops in C for float32 on a CPU, compiled in a few seconds when a machine first needs them.
 
 They do in one pass over memory what takes torch's operators several. Without a C compiler, or with ZOO_NATIVE=0,
-callers use those operators instead, which give the same numbers up to rounding. :mod:`zoo.kernels.building` tells where
+callers use those operators instead, which give the same numbers up to rounding. :mod:`zoo.ops.building` tells where
 the compiled loops are kept, and what the environment variables ZOO_NATIVE, ZOO_NATIVE_ARCH, ZOO_CACHE and CC do.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernels.building import load
 from zoo.kernels.watching import is_ordinary
+from zoo.ops.core import Unsuited
+from zoo.ops.native import call as _call
+from zoo.ops.native import fit as _fit
+from zoo.ops.native import library
 
 __all__ = [
     "Unsuited",
     "adaptive_mean",
     "available",
     "channel_interaction",
-    "depthwise",
-    "depthwise_weight_gradient",
-    "feed_forward",
     "gate",
     "gaussian_units",
     "gaussian_units_gradient",
     "global_part",
     "global_products",
     "hyper_interaction",
-    "layer_norm",
     "local_branches",
     "local_kernel",
     "local_outputs_",
@@ -51,24 +45,10 @@ __all__ = [
     "spd_solve",
     "standardise",
     "standardise_gradient",
-    "suits_planes",
     "suits_units",
 ]
 
-SOURCE = Path(__file__).with_suffix(".c")
-
-_Argument = Tensor | int | float | None
 _INFINITE = "a variance is not finite"
-
-
-class Unsuited(ValueError):
-    """Tensors that a loop does not take; no memory was touched, and the plain operator knows what to say of them."""
-
-
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """The compiled loops, or None where they cannot be had, which is told once, or are not wanted (ZOO_NATIVE=0)."""
-    return load(SOURCE)
 
 
 def available(*tensors: Tensor, gradients: bool = False) -> bool:
@@ -90,121 +70,6 @@ def available(*tensors: Tensor, gradients: bool = False) -> bool:
 def _has_numbers(t: Tensor) -> bool:
     """Whether its memory holds its numbers as they are, at least one, on the CPU."""
     return t.device.type == "cpu" and t.layout is torch.strided and not (t.is_nested or t.is_neg()) and t.numel() > 0
-
-
-def feed_forward(x: Tensor, shortcut: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """What :func:`zoo.kernels.feed_forward.feed_forward` computes, pixel by pixel.
-
-    Args:
-        x: (B, P, C), :func:`available`, as all that follows.
-        shortcut: (B, P, C).
-        weights: D (E, C), d (E,), U (C, E), u (C,), W1 (F, C), b1 (F,), gamma (F,), W2 (C, F), b2 (C,).
-
-    Returns:
-        (B, P, C).
-    """
-    few, wide, threads = len(weights[0]), len(weights[4]), torch.get_num_threads()
-    _fit("x", x, x.shape[0], -1, -1)
-    _fit("shortcut", shortcut, *x.shape)
-    chans = x.shape[2]
-    shapes = (few, chans), (few,), (chans, few), (chans,), (wide, chans), (wide,), (wide,), (chans, wide), (chans,)
-    for weight, shape in zip(weights, shapes, strict=True):
-        _fit("a weight", weight, *shape)
-    y = x.new_empty(x.shape)
-    hidden = x.new_empty(min(len(x), threads), x.shape[1], wide)
-    given = (t.contiguous() for t in (x, *weights, shortcut))
-    _call("feed_forward", *given, y, hidden, *x.shape, few, wide, threads)
-    return y
-
-
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, gelu: bool = False) -> Tensor:
-    """Layer normalisation over the channels of each pixel, and GELU if wanted.
-
-    Args:
-        x: (B, C, H, W), :func:`available`.
-        weight: (C,).
-        bias: (C,).
-        eps: added to the variance.
-        gelu: whether GELU follows.
-
-    Returns:
-        (B, C, H, W) in channels_last order.
-    """
-    _fit("x", x, -1, -1, -1, -1)
-    chans = x.shape[1]
-    _fit("weight", weight, chans)
-    _fit("bias", bias, chans)
-    x = x.contiguous(memory_format=torch.channels_last)
-    y = torch.empty_like(x)
-    sizes = x.numel() // chans, chans, eps, int(gelu)
-    if _call("layer_norm", x, weight.contiguous(), bias.contiguous(), y, *sizes):
-        raise Unsuited(_INFINITE)
-    return y
-
-
-def suits_planes(x: Tensor, dilation: int = 1) -> bool:
-    """Whether :func:`depthwise` takes a map as it is, channel by channel, and not pixel by pixel (channels_last)."""
-    planes = x.ndim == 4 and x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
-    return planes and x.shape[-1] > 12 and dilation == 1
-
-
-def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1) -> Tensor:
-    """Depthwise convolution with zero padding that keeps the size of the map.
-
-    Args:
-        x: (B, C, H, W), :func:`available`.
-        weight: (C, 1, k_h, k_w), both odd.
-        bias: (C,) or None.
-        dilation: distance between taps, pixels.
-
-    Returns:
-        (B, C, H, W), in channels_last order unless :func:`suits_planes`.
-    """
-    _fit("x", x, -1, -1, -1, -1)
-    _fit_taps(weight, x.shape[1])
-    if dilation < 1:
-        raise Unsuited(f"dilation={dilation} is not positive")
-    if bias is not None:
-        _fit("bias", bias, x.shape[1])
-    if bias is None and suits_planes(x, dilation):
-        y = torch.empty_like(x)
-        if _call("depthwise_planes", x, weight.contiguous(), y, *x.shape, *weight.shape[-2:]):
-            raise Unsuited("a tap is not finite")
-        return y
-    x = x.contiguous(memory_format=torch.channels_last)
-    y = torch.empty_like(x)
-    taps = weight.flatten(1).t().contiguous()
-    bias = x.new_zeros(len(weight)) if bias is None else bias.contiguous()
-    if _call("depthwise", x, taps, bias, y, *x.shape, *weight.shape[-2:], dilation):
-        raise Unsuited("a tap is not finite")
-    return y
-
-
-def depthwise_weight_gradient(x: Tensor, grad: Tensor, kernel: tuple[int, int], dilation: int = 1) -> Tensor:
-    """Gradient of the weight of :func:`depthwise`.
-
-    Args:
-        x: its input, (B, C, H, W), :func:`available`.
-        grad: gradient of its output, as well.
-        kernel: (k_h, k_w).
-        dilation: distance between taps, pixels.
-
-    Returns:
-        (C, 1, k_h, k_w).
-    """
-    _fit("x", x, -1, -1, -1, -1)
-    _fit("grad", grad, *x.shape)
-    if dilation < 1 or any(k < 1 or k % 2 == 0 for k in kernel):
-        raise Unsuited(f"kernel={kernel} must be odd and dilation={dilation} positive")
-    chans, parts = x.shape[1], min(len(x), torch.get_num_threads())
-    if suits_planes(x, dilation):
-        taps = x.new_empty(parts, chans, 1, *kernel)
-        _call("depthwise_planes_taps", x, grad.contiguous(), taps, *x.shape, *kernel, parts)
-        return taps.sum(0)
-    x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
-    taps = x.new_empty(parts, kernel[0] * kernel[1], chans)
-    _call("depthwise_taps", x, grad, taps, *x.shape, *kernel, dilation, parts)
-    return taps.sum(0).t().reshape(chans, 1, *kernel)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -757,17 +622,6 @@ def _points(x: Tensor) -> int:
 # ---- what the loops are given ------------------------------------------------------------------------------
 
 
-def _fit(name: str, t: Tensor | None, *shape: int) -> None:
-    """Refuse a tensor of another shape; -1 is any number.
-
-    Raises:
-        Unsuited: The shape is another.
-    """
-    if t is None or t.ndim != len(shape) or any(n not in (-1, m) for n, m in zip(shape, t.shape, strict=True)):
-        found = "missing" if t is None else f"of shape {tuple(t.shape)}"
-        raise Unsuited(f"{name} is {found}, not {tuple(shape)}")
-
-
 def _planes(name: str, x: Tensor) -> Tensor:
     if x.ndim < 3:
         raise Unsuited(f"{name} has shape {tuple(x.shape)}, not (batch, channels, ...)")
@@ -796,99 +650,3 @@ def _fit_standardise(
         _fit("bias", bias.flatten(), _points(x))
     for moment in moments or ():
         _fit("a moment", moment, *x.shape[:2])
-
-
-class _Kind(NamedTuple):
-    """What a parameter of a loop takes.
-
-    Attributes:
-        dtype: of the tensor, or None for a number.
-        many: whether it is an array of those.
-        number: float or int, None for tensors.
-    """
-
-    dtype: torch.dtype | None
-    many: bool
-    number: type[float] | type[int] | None
-
-
-_DTYPES = {"double": torch.float64, "int64_t": torch.int64, "uint8_t": torch.bool}
-_NUMBERS: dict[str, type[float] | type[int]] = {"float": float, "long": int}
-
-
-def _kind(declared: str) -> _Kind:
-    """Of a parameter as C declares it."""
-    base, stars = declared.replace("const ", "").split()[0], declared.count("*")
-    if not stars:
-        return _Kind(None, False, _NUMBERS[base])
-    if base == "long":
-        return _Kind(None, True, int)
-    dtype = _DTYPES.get(base, torch.float32)  # a structure is an array of pointers to numbers
-    return _Kind(dtype, stars == 2 or base not in ("float", *_DTYPES), None)
-
-
-@functools.cache
-def signatures() -> dict[str, tuple[list[_Kind], bool]]:
-    """What every loop takes, and whether it answers a number, as its definition in C has it."""
-    found = re.findall(r"^(void|long) (\w+)\(([^)]*)\) \{", SOURCE.read_text(encoding="utf-8"), re.MULTILINE)
-    return {
-        name: ([_kind(part.strip()) for part in parameters.split(",")], answer == "long")
-        for answer, name, parameters in found
-    }
-
-
-@functools.cache
-def _function(name: str) -> Any:
-    """A loop with its types declared."""
-    loops = library()
-    assert loops is not None
-    function = getattr(loops, name)
-    kinds, answers = signatures()[name]
-    plain = {float: ctypes.c_float, int: ctypes.c_long, None: ctypes.c_void_p}
-    function.argtypes = [ctypes.c_void_p if kind.many else plain[kind.number] for kind in kinds]
-    function.restype = ctypes.c_long if answers else None
-    return function
-
-
-def _call(name: str, *arguments: _Argument | Sequence[_Argument]) -> int:
-    """Call a loop.
-
-    Raises:
-        Unsuited: A tensor has another type, place or layout than the loop reads.
-        TypeError: There are more or fewer arguments than it takes, or one is no number where it takes one.
-    """
-    kinds, _ = signatures()[name]
-    if len(kinds) != len(arguments):
-        raise TypeError(f"{name} takes {len(kinds)} arguments, got {len(arguments)}")
-    return _function(name)(*[_as_c(name, kind, value) for kind, value in zip(kinds, arguments, strict=True)])
-
-
-def _as_c(name: str, kind: _Kind, value: Any) -> Any:
-    """Addresses, numbers, and arrays of either."""
-    if kind.many:
-        if isinstance(value, (Tensor, int, float)) or value is None:
-            raise TypeError(f"{name} takes several at once, got {type(value).__name__}")
-        one = kind._replace(many=False)
-        kept = [_address(name, kind, v) if kind.number is None else _as_c(name, one, v) for v in value]
-        entry: Any = ctypes.c_void_p if kind.number is None else ctypes.c_long
-        return (entry * len(kept))(*kept)
-    if kind.number is not None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)[: 1 + (kind.number is float)]):
-            raise TypeError(f"{name} takes a number of type {kind.number.__name__}, got {value!r}")
-        if kind.number is int and not -(2**63) <= value < 2**63:
-            raise TypeError(f"{name} takes numbers of 64 bits, got {value}")
-        return value
-    dense = not isinstance(value, Tensor) or value.is_contiguous()
-    if not dense and not value.is_contiguous(memory_format=torch.channels_last):
-        raise Unsuited(f"{name} takes tensors without gaps, got strides {value.stride()}")
-    return _address(name, kind, value)
-
-
-def _address(name: str, kind: _Kind, value: Any) -> int | None:
-    if value is None:
-        return None
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} takes a tensor, got {type(value).__name__}")
-    if value.dtype != kind.dtype or not _has_numbers(value) or not value.data_ptr():
-        raise Unsuited(f"{name} takes {kind.dtype} on the CPU, got {value.dtype} on {value.device}, {value.layout}")
-    return value.data_ptr()

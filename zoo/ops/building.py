@@ -66,7 +66,7 @@ def load(source: Path) -> ctypes.CDLL | None:
     """The loops, compiled unless they were before.
 
     Args:
-        source: the C file.
+        source: the folder of the C files.
 
     Returns:
         The library; None where ZOO_NATIVE is 0, or where it is not `require` and there is no library to be had, which
@@ -95,7 +95,7 @@ def build(source: Path) -> tuple[ctypes.CDLL, Path | None]:
     """The loops, compiled unless they were before, and where they are kept: None where no folder could be used.
 
     Args:
-        source: the C file.
+        source: the folder of the C files.
 
     Raises:
         NativeError: They cannot be compiled or loaded.
@@ -181,9 +181,11 @@ def _kept(folder: Path, key: str) -> Path | None:
 
 def _compile(source: Path, compiler: Sequence[str], flags: Sequence[str], folder: Path, key: str) -> Path:
     with tempfile.TemporaryDirectory(prefix="kernel-zoo-") as name:
-        code, library = str(Path(name, "native.o")), Path(name, "native.so")
-        _run([*compiler, *flags, "-c", str(source), "-o", code])
-        _run([*compiler, "-shared", code, "-o", str(library), "-lm"])
+        library, codes = Path(name, "native.so"), []
+        for path in sorted(source.glob("*.c")):
+            codes.append(str(Path(name, f"{path.stem}.o")))
+            _run([*compiler, *flags, "-c", str(path), "-o", codes[-1]])
+        _run([*compiler, "-shared", *codes, "-o", str(library), "-lm"])
         content = library.read_bytes()
     target = folder / f"{key}-{_digest(content)}.so"
     part = target.with_suffix(f".{os.getpid()}.part")
@@ -238,7 +240,8 @@ def _key(source: Path, compiler: Sequence[str], flags: Sequence[str]) -> str:
     file = program.stat()
     parts = [*compiler, *flags, str(program), str(file.st_mtime_ns), str(file.st_size), *platform.libc_ver()]
     parts += [platform.machine(), platform.system(), _processor()]
-    return _digest(source.read_bytes() + "\0".join(parts).encode(errors="surrogateescape"))
+    content = b"\0".join(path.name.encode() + b"\0" + path.read_bytes() for path in sorted(source.glob("*.[ch]")))
+    return _digest(content + "\0".join(parts).encode(errors="surrogateescape"))
 
 
 def _architecture() -> str:

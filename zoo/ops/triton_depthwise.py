@@ -3,7 +3,7 @@
 A program keeps a tile of pixels and channels in registers while it goes over the taps. The gradient of the input is
 the same convolution with the taps reversed.
 
-Importing this file needs Triton; :mod:`zoo.kernels.gpu` decides when to. With TRITON_INTERPRET=1 in the environment the
+Importing this file needs Triton; :mod:`zoo.ops.gpu` decides when to. With TRITON_INTERPRET=1 in the environment the
 loops run on a CPU, for tests.
 """
 
