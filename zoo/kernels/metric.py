@@ -1,8 +1,8 @@
 r"""The Gaussian kernel under a metric, exp(-(x - z)^T P (x - z) / 2) with P = L L^T.
 
-Since (x - z)^T P (x - z) = |L^T (x - z)|^2, it is the ordinary Gaussian kernel of the points L^T x. A metric is given by
-its factor L (..., D, R); diagonal and isotropic ones by their scales (..., 1, D) or (..., 1, 1). Leading dimensions are
-metrics of their own.
+Since (x - z)^T P (x - z) = |L^T (x - z)|^2, it is the ordinary Gaussian kernel of the points L^T x. A metric is given
+by its factor L (..., D, R); diagonal and isotropic ones by their scales (..., 1, D) or (..., 1, 1). Leading dimensions
+are metrics of their own.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels.base import at_least_float32, no_autocast
 from zoo.kernels.distances import exact_product, inner_point, spreads, squared_distances
 from zoo.kernels.kernel import Kernel, check_dim
+from zoo.ops import operator
 
 __all__ = [
     "PrecisionGaussian",
@@ -34,6 +36,7 @@ def project(x: Tensor, factor: Tensor) -> Tensor:
     return x * factor if factor.shape[-2] == 1 else exact_product(x, factor)
 
 
+@operator()
 def metric_gaussian(X: Tensor, Z: Tensor | None, factor: Tensor) -> Tensor:
     """Values exp(-|L^T (x_i - z_j)|^2 / 2), with matrix products only.
 
@@ -117,10 +120,11 @@ def triangle(dim: int, rank: int | None = None, device: torch.device | None = No
 
 
 def unpack_triangle(elements: Tensor, dim: int, rank: int | None = None) -> Tensor:
-    """L (..., dim, rank), lower triangular, from its entries (..., p) row by row."""
-    rank = dim if rank is None else rank
-    flat = elements.new_zeros(*elements.shape[:-1], dim * rank)
-    return flat.index_copy(-1, triangle(dim, rank, elements.device), elements).unflatten(-1, (dim, rank))
+    """L (..., dim, rank), lower triangular, from its entries (..., p) row by row; rank = dim if None."""
+    columns = dim if rank is None else rank
+    places = torch.tril_indices(dim, columns, device=elements.device)
+    zeros = F.pad(elements[..., :0], [0, dim * columns])
+    return zeros.index_copy(-1, places[0] * columns + places[1], elements).unflatten(-1, [dim, columns])
 
 
 class PrecisionGaussian(Kernel):

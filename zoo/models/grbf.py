@@ -31,7 +31,6 @@ from pydantic import PositiveInt
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_function
 from torch import Tensor, nn
 
-from zoo.kernels.base import at_least_float32
 from zoo.kernels.metric import metric_gaussian, point_gradient, project, unpack_triangle
 from zoo.scaling import standardisation, standardised
 
@@ -664,8 +663,10 @@ def units(x: Tensor, centers: Tensor, elements: Tensor, mean: Tensor, scale: Ten
     rows = x.flatten(1) if x.dim() > 1 else x
     if x.dim() < 2 or rows.shape[1] != dim:
         raise ValueError(f"expected a batch of rows of {dim} features (or images of as many values), got {x.shape}")
-    rows = standardised(rows, mean, scale, at_least_float32(centers).dtype)
-    return metric_gaussian(rows, centers, factor_of(at_least_float32(elements), dim, form)).to(centers.dtype)
+    own = centers.dtype
+    wide = torch.float32 if own == torch.float16 or own == torch.bfloat16 else own
+    rows = standardised(rows, mean, scale, wide)
+    return metric_gaussian(rows, centers.to(wide), factor_of(elements.to(wide), dim, form)).to(own)
 
 
 def _check_rows(rows: Tensor, dim: int) -> None:

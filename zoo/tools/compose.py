@@ -255,8 +255,8 @@ digits and are not changed. Nothing is forgotten where the first column equals t
 
 
 def learn_in_turn(parts: Parts, seed: int, tasks: int = 5, num_bases: int = 1000) -> dict[str, float]:
-    """One class-incremental run of `IncrementalRidge` on rows of unit norm; accuracies on all test rows, on those of the
-    first task, and of the same learner that saw everything at once.
+    """One class-incremental run of `IncrementalRidge` on rows of unit norm; accuracies on all test rows, on those of
+    the first task, and of the same learner that saw everything at once.
     """
     from zoo.models.continual import IncrementalRidge
 
