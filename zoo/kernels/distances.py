@@ -7,8 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from zoo.kernels.base import no_autocast, plain_gradients
-from zoo.kernels.watching import is_recorded, is_transformed
+from zoo.ops.dispatch import is_tracing, is_transformed
+from zoo.ops.numerics import autocast_disabled, differentiable_grad
 
 __all__ = [
     "city_block_distances",
@@ -46,7 +46,7 @@ def squared_distances(X: Tensor, Z: Tensor | None = None, *, method: Method = "a
         (..., n, m), at least float32; autocast has no effect.
     """
     dtype = common_dtype(X, Z)
-    with no_autocast(X.device):
+    with autocast_disabled(X.device):
         X = X.to(dtype)
         Y = X if Z is None else Z.to(dtype)
         if method == "auto":
@@ -76,7 +76,7 @@ _VISIBLE = 1e-9
 
 def _may_look(q: Tensor) -> bool:
     """Whether decisions may be taken by the values of squared distances, and there are any to take."""
-    return q.dtype == torch.float64 and q.numel() > 0 and not q.is_meta and not is_recorded(q)
+    return q.dtype == torch.float64 and q.numel() > 0 and not q.is_meta and not is_tracing(q)
 
 
 def _sharpened(q: Tensor, largest: float, X: Tensor, Y: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ def spreads(*points: Tensor | None) -> bool:
     assert first is not None
     if first.dtype != torch.float32 or first.is_meta or first.device.type == "mps":
         return False
-    if is_recorded(first):
+    if is_tracing(first):
         return is_transformed(first)
     if first.is_cuda and torch.cuda.is_current_stream_capturing():
         return False
@@ -157,7 +157,7 @@ class _CityBlock(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() or is_transformed(grad):
-            return plain_gradients(_direct_city_block, ctx.saved_tensors, ctx.needs_input_grad, grad)
+            return differentiable_grad(_direct_city_block, ctx.saved_tensors, ctx.needs_input_grad, grad)
         return torch.autograd.grad(ctx.found, ctx.given, grad, retain_graph=True)
 
 
@@ -170,7 +170,7 @@ def city_block_distances(X: Tensor, Z: Tensor | None = None) -> Tensor:
     Y = X if Z is None else Z
     if is_transformed(X, Y):
         return _direct_city_block(X, Y)
-    if is_recorded(X) or not (torch.is_grad_enabled() and (X.requires_grad or Y.requires_grad)):
+    if is_tracing(X) or not (torch.is_grad_enabled() and (X.requires_grad or Y.requires_grad)):
         return torch.cdist(X, Y, p=1.0)
     return _CityBlock.apply(X, Y)
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.kernels.base import no_autocast
 from zoo.kernels.distances import squared_distances
 from zoo.kernels.kernel import Kernel, register_kernel
 from zoo.kernels.positive import PositiveParameter, ScalarOrTensor
+from zoo.ops.numerics import autocast_disabled
 
 __all__ = ["ExponentialPower"]
 
@@ -195,7 +195,7 @@ class ExponentialPower(Kernel):
         Returns:
             (D, D), or (D,).
         """
-        with no_autocast(X.device):
+        with autocast_disabled(X.device):
             g = self.gradients(X, coefficients, at).flatten(0, 1)
         g = g - g.mean(0) if centred else g
         return g.square().sum(0) if diagonal else g.mT @ g

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from zoo.kernels import native
 from zoo.kernels.base import no_autocast, plain_gradients
-from zoo.kernels.large_kernel import depthwise_conv2d
 from zoo.kernels.watching import is_ordinary, is_recorded
+from zoo.ops import depthwise_conv2d
 
 __all__ = [
     "LocalSlowNet",

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from zoo.kernels.base import no_autocast
 from zoo.kernels.distances import common_dtype
+from zoo.ops.numerics import autocast_disabled
 from zoo.suggest import suggestion
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Kernel(nn.Module):
         numbers = itertools.chain(self.parameters(), self.buffers())
         own = next((p.dtype for p in numbers if p.is_floating_point()), None)
         dtype = torch.promote_types(common_dtype(X, Z), own) if own else common_dtype(X, Z)
-        with no_autocast(X.device):
+        with autocast_disabled(X.device):
             return function(X.to(dtype), None if Z is None else Z.to(dtype)).to(answer)
 
     def __add__(self, other: Kernel) -> Kernel:

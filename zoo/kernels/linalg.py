@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from zoo.kernels.base import no_autocast
-from zoo.kernels.watching import is_transformed
+from zoo.ops.dispatch import is_transformed
+from zoo.ops.numerics import autocast_disabled
 
 __all__ = [
     "Factor",
@@ -52,7 +52,7 @@ class Factor:
     def solve(self, B: Tensor) -> Tensor:
         """X with A X = B, for B (..., n) or (..., n, k)."""
         columns, vector = _columns(self.lower, B)
-        with no_autocast(self.lower.device):
+        with autocast_disabled(self.lower.device):
             half = torch.linalg.solve_triangular(self.lower, columns, upper=False)
             X = torch.linalg.solve_triangular(self.lower.mT, half, upper=True)
         return X.squeeze(-1) if vector else X
@@ -60,7 +60,7 @@ class Factor:
     def whiten(self, B: Tensor) -> Tensor:
         """L^-1 B, for B (..., n) or (..., n, k): |L^-1 b|^2 = b^T A^-1 b."""
         columns, vector = _columns(self.lower, B)
-        with no_autocast(self.lower.device):
+        with autocast_disabled(self.lower.device):
             X = torch.linalg.solve_triangular(self.lower, columns, upper=False)
         return X.squeeze(-1) if vector else X
 
@@ -106,7 +106,7 @@ def cholesky(A: Tensor, *, jitter: float = 1e-12, max_jitter: float = 1e-4) -> F
     """
     if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
         raise ValueError(f"a square matrix is needed, got shape {tuple(A.shape)}")
-    with no_autocast(A.device):
+    with autocast_disabled(A.device):
         A = A.to(solver_dtype(A.device))
         if torch.compiler.is_compiling() or A.is_meta:  # no graph can hold the search for a jitter
             return Factor(torch.linalg.cholesky(A), torch.zeros_like(A[..., 0, 0]))
@@ -218,7 +218,7 @@ def gram_product(kernel: GramFunction, X: Tensor, Z: Tensor, V: Tensor, *, chunk
 
     def rows(x: Tensor, z: Tensor) -> Tensor:
         gram = kernel(x, z).to(V.dtype)
-        with no_autocast(V.device):
+        with autocast_disabled(V.device):
             return gram @ V.unsqueeze(-1) if V.ndim == 1 else gram @ V
 
     product = torch.cat(list(_blocks(rows, X, Z, chunk_size)) or [rows(X, Z)], -2)

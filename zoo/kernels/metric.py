@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.kernels.base import at_least_float32, no_autocast
 from zoo.kernels.distances import exact_product, inner_point, spreads, squared_distances
 from zoo.kernels.kernel import Kernel, check_dim
 from zoo.ops import operator
+from zoo.ops.numerics import at_least_float32, autocast_disabled
 
 __all__ = [
     "PrecisionGaussian",
@@ -53,7 +53,7 @@ def metric_gaussian(X: Tensor, Z: Tensor | None, factor: Tensor) -> Tensor:
     """
     own = X.dtype
     X, Z, L = at_least_float32(X), None if Z is None else at_least_float32(Z), at_least_float32(factor)
-    with no_autocast(X.device):
+    with autocast_disabled(X.device):
         origin = inner_point(X if Z is None else Z)
         sizes = (None if p is None else project((p - origin).detach().abs(), L.detach().abs()) for p in (X, Z))
         if spreads(*sizes):
@@ -177,7 +177,7 @@ class PrecisionGaussian(Kernel):
     @property
     def precision(self) -> Tensor:
         """P = L L^T (D, D)."""
-        with no_autocast(self.precision_elements.device):
+        with autocast_disabled(self.precision_elements.device):
             return self.factor @ self.factor.mT
 
     @precision.setter

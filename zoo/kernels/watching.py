@@ -1,60 +1,13 @@
-"""Who is watching a computation: shortcuts are taken only where nobody would notice but by the clock."""
+"""Names of :mod:`zoo.ops.dispatch` as they were."""
 
-import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch import Tensor
 
-__all__ = ["is_exported", "is_ordinary", "is_recorded", "is_transformed", "shared_value"]
+from zoo.ops.dispatch import is_plain_eager, is_transformed, shared_value
+from zoo.ops.dispatch import is_tracing as is_recorded
 
-
-def is_recorded(x: Tensor) -> bool:
-    """Whether the library's operators are wanted, one by one.
-
-    A compiler, exporter or tracer is watching (later calls may have other sizes), or a mode that counts, or the
-    computation is transformed (`torch.func`, forward-mode derivatives), for which shortcuts have no rules.
-    """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy):
-        return True
-    return is_in_torch_dispatch_mode() or is_transformed(x)
-
-
-def is_transformed(*tensors: Tensor) -> bool:
-    """Whether tensors may stand for many (`vmap`), or carry tangents or gradients of an outer function."""
-    if torch.compiler.is_compiling() or any(isinstance(t, torch.fx.Proxy) for t in tensors):
-        return False
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return True
-    return not all(torch._C._has_storage(t) for t in tensors)  # as where many gradients are propagated at once
-
-
-def is_exported(x: Tensor) -> bool:
-    """Whether an exporter or tracer is watching, who wants the library's operators."""
-    return is_recorded(x) and (torch.compiler.is_exporting() or not torch.compiler.is_compiling())
-
-
-def shared_value(t: Tensor) -> Tensor:
-    """The numbers of a tensor that does not differ between the members of a `vmap`.
-
-    Raises:
-        ValueError: It does.
-    """
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(t):
-        inner = functorch.get_unwrapped(t)
-        if functorch.is_batchedtensor(t):
-            many = inner.movedim(functorch.maybe_get_bdim(t), 0)
-            if not bool((many == many[:1]).all()):
-                raise ValueError("networks that have seen different classes cannot be mapped over together")
-            inner = many[0]
-        t = inner
-    return t
+__all__ = ["is_ordinary", "is_recorded", "is_transformed", "shared_value"]
 
 
 def is_ordinary(*tensors: Tensor) -> bool:
-    """Whether these are tensors with memory of their own, no subclasses, and nobody is recording or transforming."""
-    return (
-        all(type(t) in (Tensor, nn.Parameter) for t in tensors)
-        and not is_in_torch_dispatch_mode()
-        and not is_transformed(*tensors)
-    )
+    """As :func:`zoo.ops.dispatch.is_plain_eager`."""
+    return is_plain_eager(tensors)

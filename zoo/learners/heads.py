@@ -19,10 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from zoo.kernels.base import no_autocast
 from zoo.kernels.linalg import Factor
 from zoo.learners.ridge import left_out, ridge_factor
 from zoo.learners.statistics import ClassStatistics
+from zoo.ops.numerics import autocast_disabled
 
 __all__ = [
     "Discriminant",
@@ -72,7 +72,7 @@ class NearestMean(_Head):
     def forward(self, F: Tensor) -> Tensor:
         """(n, D) to (n, C)."""
         F = _fitting(F, self.means.shape[1], self.means)
-        with no_autocast(F.device):
+        with autocast_disabled(F.device):
             return -torch.stack([(F - mean).square().sum(-1) for mean in self.means], -1)
 
 
@@ -96,7 +96,7 @@ class Ridge(_Head):
     def forward(self, F: Tensor) -> Tensor:
         """(n, D) to (n, C)."""
         F = _fitting(F, len(self.weight), self.weight)
-        with no_autocast(F.device):
+        with autocast_disabled(F.device):
             return F @ self.weight
 
 
@@ -133,7 +133,7 @@ class Discriminant(_Head):
     def component_scores(self, F: Tensor) -> Tensor:
         """(n, D) to the log of n_k N(phi; mu_k, S), up to what all have in common (n, K)."""
         F = _fitting(F, len(self.weight), self.weight)
-        with no_autocast(F.device):
+        with autocast_disabled(F.device):
             return F @ self.weight + self.bias
 
     def forward(self, F: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class Discriminant(_Head):
     def mahalanobis(self, F: Tensor) -> Tensor:
         """Squared Mahalanobis distances to the means (n, K): large to all of them for what belongs to no class."""
         F = _fitting(F, len(self.weight), self.weight)
-        with no_autocast(F.device):
+        with autocast_disabled(F.device):
             z = torch.linalg.solve_triangular(self.lower, F.mT, upper=False)
             m = torch.linalg.solve_triangular(self.lower, self.means.mT, upper=False)
             return torch.stack([(z - mean[:, None]).square().sum(0) for mean in m.mT], -1)

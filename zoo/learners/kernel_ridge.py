@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels import Kernel, Linear, create_kernel
-from zoo.kernels.base import at_least_float32, no_autocast, values_known
 from zoo.kernels.linalg import solver_dtype
 from zoo.learners.ridge import solve_ridge
+from zoo.ops.dispatch import values_known
+from zoo.ops.numerics import at_least_float32, autocast_disabled
 
 __all__ = ["KernelRidgeHead", "Solution", "SolutionCache", "SupportError", "check_finite", "masked"]
 
@@ -186,7 +187,7 @@ class KernelRidgeHead(nn.Module):
         alpha = solve_ridge(self.kernel(points), Y, self.ridge(task))
         weight = None
         if isinstance(self.kernel, Linear):
-            with no_autocast(support.device):
+            with autocast_disabled(support.device):
                 weight = (alpha.mT @ points.to(alpha.dtype)).to(support.dtype)
         return Solution(support, alpha.to(support.dtype), self.gamma[task], self.beta[task], weight)
 
@@ -200,7 +201,7 @@ class KernelRidgeHead(nn.Module):
         if active is not None:
             _check_active(active, solution.alpha.shape[-1])
         check_finite(queries, "query")
-        with no_autocast(queries.device):
+        with autocast_disabled(queries.device):
             points = at_least_float32(queries)
             if solution.weight is not None:
                 scores = points @ solution.weight.mT.to(points.dtype)

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.kernels.base import no_autocast, plain_gradients, values_known
 from zoo.kernels.linalg import Factor, cholesky, solver_dtype
-from zoo.kernels.watching import is_ordinary
+from zoo.ops.dispatch import is_plain_eager, values_known
+from zoo.ops.numerics import autocast_disabled, differentiable_grad
 
 __all__ = [
     "Head",
@@ -75,8 +75,8 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         A, Y, lower, jitter, solution = ctx.saved_tensors
-        if torch.is_grad_enabled() or not is_ordinary(g):
-            return plain_gradients(lambda A, Y: cholesky(A).solve(Y), (A, Y), ctx.needs_input_grad, g)
+        if torch.is_grad_enabled() or not is_plain_eager([g]):
+            return differentiable_grad(lambda A, Y: cholesky(A).solve(Y), (A, Y), ctx.needs_input_grad, g)
         h = Factor(lower, jitter).solve(g)
         return -h @ solution.mT if ctx.needs_input_grad[0] else None, h if ctx.needs_input_grad[1] else None
 
@@ -95,7 +95,7 @@ def solve_ridge(K: Tensor, Y: Tensor, ridge: float | Tensor, *, dtype: torch.dty
         ValueError: The ridge is negative or not a number.
     """
     ridge = _checked_ridge(ridge, K.device)
-    with no_autocast(K.device):
+    with autocast_disabled(K.device):
         A = _ridged(K, ridge.unsqueeze(-1))
         vector = Y.ndim == 1 or Y.shape == A.shape[:-1]
         columns = (Y.unsqueeze(-1) if vector else Y).to(A.dtype)
@@ -130,7 +130,7 @@ def solve_feature_ridge(phi: Tensor, Y: Tensor, ridge: float | Tensor, *, dtype:
     vector = Y.ndim == phi.ndim - 1
     phi = phi.to(solver_dtype(phi.device))
     Y = (Y.unsqueeze(-1) if vector else Y).to(phi.dtype)
-    with no_autocast(phi.device):
+    with autocast_disabled(phi.device):
         if phi.shape[-1] <= phi.shape[-2]:
             W = solve_ridge(phi.mT @ phi, phi.mT @ Y, ridge)
         else:
@@ -203,7 +203,7 @@ def leave_one_out_errors(K: Tensor, Y: Tensor, ridges: Sequence[float] | Tensor)
     candidates = torch.as_tensor(ridges, dtype=K.dtype, device=K.device)
     if not bool((candidates > 0).all()):
         raise ValueError("every ridge must be positive")
-    with no_autocast(K.device):
+    with autocast_disabled(K.device):
         s, U = torch.linalg.eigh(K)
         shrink = 1 / (s.clamp_min(0) + candidates[:, None])  # (R, n)
         coefficients = torch.einsum("in,rn,nc->ric", U, shrink, U.mT @ Y)
@@ -309,7 +309,7 @@ class LeastSquares:
             self._accumulate(*rows)
 
     def _accumulate(self, P: Tensor, Y: Tensor, sign: int = 1) -> None:
-        with no_autocast(P.device):
+        with autocast_disabled(P.device):
             for name, value in {"PP": P.mT @ P, "PY": P.mT @ Y, "YY": Y.square().sum()}.items():
                 self._sums[name] = self._sums[name] + sign * value if name in self._sums else value
 
@@ -362,7 +362,7 @@ class LeastSquares:
 
     @staticmethod
     def _solve(PP: Tensor, PY: Tensor, ridge: float) -> Tensor:
-        with no_autocast(PP.device):
+        with autocast_disabled(PP.device):
             M = _ridged(PP, ridge)
             factor = cholesky(M)
             A = factor.solve(PY)

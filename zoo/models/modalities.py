@@ -19,7 +19,6 @@ The adapters follow the authors' code where it and the paper differ; what was le
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -27,9 +26,8 @@ import torch.nn.functional as F
 from timm.models import build_model_with_cfg, create_model, generate_default_cfgs, register_model
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from zoo.kernels.watching import is_transformed
+from zoo.ops.attention import transformable_attention
 
 __all__ = [
     "AudioNet",
@@ -407,20 +405,12 @@ class CrossViews(nn.Module):
         patches = self.patch(x)  # BV 2dim s s
         views, chans, height, width = patches.shape
         tokens = patches.flatten(2).transpose(1, 2).reshape(-1, self.views * height * width, chans)
-        if torch.jit.is_scripting():
+        with transformable_attention(tokens):
             tokens = self.block(tokens)
-        else:
-            tokens = self._attend(tokens)
         tokens = tokens.reshape(views, height * width, chans)
         seen = tokens.transpose(1, 2).reshape(views, chans, height, width)
         seen = F.gelu(self.up(F.interpolate(seen, x.shape[-2:], mode="nearest")))
         return F.gelu(self.mix(torch.cat([x, seen], 1)))
-
-    @torch.jit.ignore
-    def _attend(self, tokens: Tensor) -> Tensor:
-        """The layer; its fused attention has no forward-mode derivative, its plain one has."""
-        with sdpa_kernel(SDPBackend.MATH) if is_transformed(tokens) else nullcontext():
-            return self.block(tokens)
 
 
 class PointViews(nn.Module):

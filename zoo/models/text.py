@@ -18,8 +18,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from zoo.files import CheckpointError, read_checkpoint
-from zoo.kernels.base import without_padding
 from zoo.models.adapters import inject_adapters
+from zoo.ops.numerics import without_padding
 from zoo.suggest import suggestion
 
 __all__ = ["TUNINGS", "TextClassifier"]

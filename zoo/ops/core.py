@@ -26,10 +26,10 @@ from contextlib import contextmanager
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
+
+from zoo.ops.dispatch import is_plain_eager
 
 __all__ = ["OPERATORS", "Operator", "Saved", "Unsuited", "operator", "reference"]
 
@@ -173,7 +173,7 @@ class Operator(Generic[P, R]):
         """Torch asks here first, unless in inference mode: fast implementation, one node, or the reference."""
         args = self._filled(args)
         tensors = _tensors(args)
-        plain = _is_plain(tensors)
+        plain = is_plain_eager(tensors)
         if plain or self._stays_whole(args):
             fast = self._suitable(tensors)
             if fast is not None:
@@ -191,7 +191,7 @@ class Operator(Generic[P, R]):
         """Torch asks here in inference mode, and for a node of a compiled graph."""
         args = self._filled(args)
         tensors = _tensors(args)
-        fast = self._suitable(tensors) if _is_plain(tensors) else None
+        fast = self._suitable(tensors) if is_plain_eager(tensors) else None
         if fast is None:
             return self._laid_out(*args)
         if self._autocast == "cast" and torch.is_autocast_enabled(tensors[0].device.type):
@@ -279,7 +279,7 @@ class _Differentiable(torch.autograd.Function):
         if all(g is None for g in grads):
             return None, None, None, None, *(None for _ in tensors)
         compiled = torch.compiler.is_compiling()
-        if torch.is_grad_enabled() or not (compiled or _is_plain([g for g in grads if g is not None])):
+        if torch.is_grad_enabled() or not (compiled or is_plain_eager([g for g in grads if g is not None])):
             return None, None, None, None, *_reference_gradients(ctx.op, ctx.places, tensors, wanted, grads)
         outputs: list[Tensor | None] = [None] * ctx.count
         for i, t in zip(ctx.op.saves, saved, strict=True):
@@ -311,20 +311,6 @@ def _reference_gradients(
 
 
 # ---- tensors ---------------------------------------------------------------------------------------------------
-
-
-def _is_plain(tensors: Sequence[Tensor]) -> bool:
-    """Whether it is safe to compute behind torch's back.
-
-    These are tensors with memory of their own, no subclasses, and there is no transform, no dual level and no dispatch
-    mode.
-    """
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or is_in_torch_dispatch_mode():
-        return False
-    for t in tensors:
-        if not (type(t) is Tensor or type(t) is nn.Parameter) or not torch._C._has_storage(t):
-            return False  # without storage where many gradients are propagated at once
-    return True
 
 
 def _has_numbers(t: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """Depthwise convolution with large kernels, stride 1, on maps that keep their size.
 
-The library's kernels are good for the nearest neighbours only. For more, in float32 on a CPU, there are loops in C, over
-channels_last maps (`cpu/depthwise.c`) and over planes; in Triton on a GPU
+The library's kernels are good for the nearest neighbours only. For more, in float32 on a CPU, there are loops in C,
+over channels_last maps and over planes (`cpu/depthwise.c`); in Triton on a GPU
 (`triton_depthwise.py`, by way of :mod:`zoo.ops.gpu`).
 """
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from zoo.kernels.base import at_least_float32, no_autocast
+from zoo.ops.numerics import at_least_float32, autocast_disabled
 from zoo.suggest import suggestion
 
 __all__ = [
@@ -177,7 +177,7 @@ def softmax_features(z: Tensor, G: Tensor, M: float = 0.0) -> Tensor:
     check_variance_parameter(M)
     own, z = z.dtype, at_least_float32(z)
     G = G.to(z.dtype)
-    with no_autocast(z.device):
+    with autocast_disabled(z.device):
         exponent = math.sqrt(1 + 4 * M) * (z @ G.mT) - 0.5 * z.square().sum(-1, keepdim=True)
     return ((1 + 4 * M) ** (G.shape[1] / 4) * torch.exp(exponent - M * G.square().sum(-1))).to(own)
 

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.kernels.base import at_least_float32, no_autocast
 from zoo.kernels.random_features.activations import (
     ACTIVATIONS,
     Activation,
@@ -28,7 +27,8 @@ from zoo.kernels.random_features.closed_forms import (
     urf_moments,
 )
 from zoo.kernels.random_features.projections import Projection, ProjectionKind, generator_of, normal_draw
-from zoo.kernels.watching import is_recorded
+from zoo.ops.dispatch import is_tracing
+from zoo.ops.numerics import at_least_float32, autocast_disabled
 from zoo.suggest import suggestion
 
 __all__ = [
@@ -112,7 +112,7 @@ class FeatureMap(nn.Module):
         """Phi: (..., in_features) -> (..., out_features), in the type of x, computed in float32 at least."""
         if x.shape[-1] != self.in_features:
             raise ValueError(f"the input has {x.shape[-1]} features, the map takes {self.in_features}")
-        with no_autocast(x.device):
+        with autocast_disabled(x.device):
             return self._phi(self._scaled(at_least_float32(x))).to(x.dtype)
 
     def encode(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -123,7 +123,7 @@ class FeatureMap(nn.Module):
             bias = weight.new_zeros(len(weight))
         elif not self.bias:
             raise ValueError("this map was built with bias=False and cannot take a bias")
-        with no_autocast(weight.device):
+        with autocast_disabled(weight.device):
             return self._psi(self._scaled(at_least_float32(weight)), at_least_float32(bias)).to(weight.dtype)
 
     def expectation(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -346,7 +346,7 @@ class OscillatoryFeatures(FeatureMap):
         return torch.cat(parts, -1)
 
     def _warn(self, w: Tensor) -> None:
-        if w.is_meta or is_recorded(w):
+        if w.is_meta or is_tracing(w):
             return
         exponent = self.kappa * self.input_norm**2 + float(w.detach().square().sum(-1).mean()) / self.kappa
         exponent *= float(self.omega.max() if self.series is not None else self.omega.mean())
@@ -508,7 +508,7 @@ class PolynomialFeatures(FeatureMap):
 
     def _psi(self, w: Tensor, b: Tensor) -> Tensor:
         v = torch.cat([w, b.unsqueeze(-1)], -1) if self.bias else w
-        if not (w.is_meta or is_recorded(w)) and float(v.detach().norm(dim=-1).mean()) >= self.radius:
+        if not (w.is_meta or is_tracing(w)) and float(v.detach().norm(dim=-1).mean()) >= self.radius:
             warnings.warn(
                 f"weights of norm {float(v.detach().norm(dim=-1).mean()):.2g} reach beyond the radius of convergence "
                 f"{self.radius:.3g} of this power series for inputs of norm 1: the estimate does not converge",
@@ -566,7 +566,7 @@ def fourier_features(x: Tensor, omega: Tensor) -> Tensor:
     With omega from :func:`draw_projection`, over the lengthscale, products estimate the Gaussian kernel; trained
     frequencies are fine too.
     """
-    with no_autocast(x.device):
+    with autocast_disabled(x.device):
         z = at_least_float32(x) @ at_least_float32(omega).mT
         return (torch.cat([z.cos(), z.sin()], -1) * len(omega) ** -0.5).to(torch.promote_types(x.dtype, omega.dtype))
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.kernels.base import no_autocast, plain_gradients
 from zoo.kernels.dot_product import Linear
 from zoo.kernels.kernel import register_kernel
-from zoo.kernels.watching import is_ordinary, is_recorded
+from zoo.ops.dispatch import is_plain_eager, is_tracing
+from zoo.ops.numerics import autocast_disabled, differentiable_grad
 
 __all__ = ["GaussianNet", "SupportFeatureKernel", "VariationalRandomFeatures", "diagonal_gaussian_kl"]
 
@@ -39,8 +39,8 @@ class _DrawnFeatures(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         z, mean, sigma, eps, angle, log_variance, phase = ctx.saved_tensors
-        if torch.is_grad_enabled() or not is_ordinary(g):
-            return plain_gradients(_plain_drawn, (z, mean, log_variance, eps, phase), ctx.needs_input_grad, g)
+        if torch.is_grad_enabled() or not is_plain_eager([g]):
+            return differentiable_grad(_plain_drawn, (z, mean, log_variance, eps, phase), ctx.needs_input_grad, g)
         g = angle.sin().mul_(g).mul_(-math.sqrt(2 / len(eps)))
         total, t = g.sum(-1), g @ eps
         return torch.outer(total, mean).addcmul_(t, sigma), total @ z, 0.5 * sigma * (z * t).sum(0), None, None
@@ -120,15 +120,15 @@ class VariationalRandomFeatures(nn.Module):
         """Phi (N, D) for a basis that is drawn, or made of `eps` (D, d), and not kept: what a training step takes."""
         if eps is None:
             eps = torch.randn(self.num_bases, self.dim, device=mean.device, dtype=mean.dtype)
-        if is_recorded(z):
+        if is_tracing(z):
             return self.features(z.to(mean.dtype), self.sample(mean, log_variance, eps))
-        with no_autocast(z.device):
+        with autocast_disabled(z.device):
             return _DrawnFeatures.apply(z.to(mean.dtype), mean, log_variance, eps, self.phase)
 
     def features(self, z: Tensor, basis: Tensor) -> Tensor:
         """Phi (N, D) of features (N, d) for a basis (D, d)."""
         scale, z = math.sqrt(2 / self.num_bases), z.to(basis.dtype)
-        with no_autocast(z.device):
+        with autocast_disabled(z.device):
             if torch.is_grad_enabled() or torch.compiler.is_compiling():
                 return scale * torch.cos(z @ basis.mT + self.phase)
             return torch.addmm(self.phase, z, basis.mT).cos_().mul_(scale)

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from zoo.kernels.base import known_value
 from zoo.kernels.random_features import diagonal_gaussian_kl
 from zoo.learners.kernel_ridge import KernelRidgeHead, SolutionCache, SupportError
 from zoo.models.continual.base import MLP, check_choice, learner_cfg
@@ -30,6 +29,7 @@ from zoo.models.continual.vae import (
     log_normal,
     reconstruction_loss,
 )
+from zoo.ops.dispatch import known_value
 
 __all__ = ["GKCL"]
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from zoo.kernels.base import no_autocast
 from zoo.learners.kernel_ridge import SupportError
 from zoo.learners.ridge import best_ridge, solve_feature_ridge, solve_ridge
 from zoo.models.continual.base import ContinualLearner, learner_cfg
+from zoo.ops.numerics import autocast_disabled
 
 __all__ = ["GaussianGKCL", "GaussianGenerator", "IncrementalRidge"]
 
@@ -118,7 +118,7 @@ class IncrementalRidge(ContinualLearner):
             self.ridge_used.fill_(best_ridge(phi[:CHOOSING_ROWS] @ phi[:CHOOSING_ROWS].mT, Y[:CHOOSING_ROWS]))
         self.task_weight[task] = solve_feature_ridge(phi, Y, self.ridge_used, dtype=phi.dtype).mT
         if self.shared:
-            with no_autocast(phi.device):
+            with autocast_disabled(phi.device):
                 self.gram += phi.mT @ phi
                 self.cross += phi.mT @ Y
         super().end_task(task, x, y)

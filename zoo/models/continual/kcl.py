@@ -18,7 +18,6 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from zoo.kernels import Linear
-from zoo.kernels.base import at_least_float32, known_value, no_autocast
 from zoo.kernels.random_features import VariationalRandomFeatures, diagonal_gaussian_kl
 from zoo.learners.kernel_ridge import KernelRidgeHead, Solution, SolutionCache, SupportError, masked
 from zoo.models.continual.base import (
@@ -30,6 +29,8 @@ from zoo.models.continual.base import (
     need_per_class,
     one_hot,
 )
+from zoo.ops.dispatch import known_value
+from zoo.ops.numerics import at_least_float32, autocast_disabled
 
 __all__ = ["KCL", "KernelLearner", "ReducedResNet", "normalise_features"]
 
@@ -182,7 +183,7 @@ class KernelLearner(ContinualLearner):
             bias = torch.stack([s.beta for s in solved])
         else:
             return None
-        with no_autocast(features.device):
+        with autocast_disabled(features.device):
             scores = (features.to(weight.dtype) @ weight.flatten(0, 1).mT).unflatten(-1, weight.shape[:2])
             return masked((scores + bias.unsqueeze(-1)).to(features.dtype), self.active[: len(tasks)])
 
