@@ -69,7 +69,7 @@ def train_here(folder: Path, *arguments: str, check: bool = True) -> subprocess.
     """Run `train.py` from a folder as `train` does, in this process, which spares the seconds of the imports."""
     import torch
 
-    from zoo.launch import main
+    from zoo.training.launch import main
 
     out, err, code, threads = io.StringIO(), io.StringIO(), 0, torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):

@@ -15,19 +15,19 @@ import torch
 from PIL import Image
 
 import zoo
-from zoo import inputs
 from zoo.cli import main
-from zoo.config import check_call
 from zoo.data.prepare import says_nothing
-from zoo.files import CheckpointError
-from zoo.quoting import is_printable, shown
+from zoo.optim import create_optimizer
+from zoo.support import inputs
+from zoo.support.files import CheckpointError
+from zoo.support.quoting import is_printable, shown
+from zoo.support.signatures import check_call
+from zoo.support.values import DamagedFileError, read_json
 from zoo.tasks import ClassificationTask
-from zoo.tasks.optim import create_optimizer
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import unusable
 from zoo.tools.prediction import predict
-from zoo.validation import validate
-from zoo.values import DamagedFileError, read_json
+from zoo.tools.validation import validate
 
 LOOK = {"kind": "image", "channels": 3, "size": [32, 32]}
 

@@ -39,11 +39,11 @@ from torch import nn
 
 import zoo
 from tests.conftest import train_here
-from zoo.benchmarks.runs import read_run, tabulate
 from zoo.cli import main
 from zoo.data import AudioFolder, Forecast, ImageFolder, Mnist5k, PointMnist, SpokenDigits, VideoFolder
 from zoo.data.frames import read_frame
-from zoo.files import locate, offline
+from zoo.results.runs import read_run, tabulate
+from zoo.support.files import locate, offline
 from zoo.tools import evaluation, export, info, prediction, release, report
 from zoo.tools.comparison import compare
 from zoo.training.checkpointing import find_resumable
@@ -193,8 +193,8 @@ FOREIGN = (
     "pathlib.Path.touch", "pty.spawn", "timeit.timeit", "webbrowser.open", "pydoc.locate", "hydra.utils.instantiate",
     "hydra.utils.get_method",
     "payload.Task", "hubconf.Task", "zoo.cli.main", "zoo.create_model", "zoo.data.sources.subprocess.run",
-    "zoo.data.frames.pickle.loads", "zoo.tasks.base.torch.hub.load", "zoo.training.run.hydra.utils.instantiate",
-    "zoo.files.write_atomic", "lightning.pytorch.cli.LightningCLI", "lightning.pytorch.loggers.MLFlowLogger",
+    "zoo.data.frames.pickle.loads", "zoo.tasks.base.torch.hub.load", "zoo.training.build.hydra.utils.instantiate",
+    "zoo.support.files.write_atomic", "lightning.pytorch.cli.LightningCLI", "lightning.pytorch.loggers.MLFlowLogger",
     "lightning.pytorch.callbacks.model_checkpoint.os.remove", "lightning", "zoo", "", "a b", "__main__.x", "..",
 )  # fmt: skip
 PLACES = (

@@ -12,7 +12,7 @@ from zoo.benchmarks.models import BenchmarkError, Cell, _built, _compare, infere
 from zoo.benchmarks.plain import plain_copy
 from zoo.cli import main
 from zoo.models.deploy import to_deploy
-from zoo.models.registry import create_model
+from zoo.registry.factory import create_model
 
 ZOO_KINDS = {
     "DepthwiseConv2d",

@@ -16,7 +16,7 @@ from zoo.learners.kernel_ridge import KernelRidgeHead, SupportError
 from zoo.learners.ridge import best_ridge, leave_one_out_errors, solve_ridge
 from zoo.models import to_deploy
 from zoo.models.continual import ConvolutionalVAE, GaussianGenerator, TaskError, choose_per_class
-from zoo.models.registry import create_model
+from zoo.registry.factory import create_model
 
 
 def task_data(task: int = 0, n: int = 60, classes: int = 3, size: int = 8) -> tuple[Tensor, Tensor]:

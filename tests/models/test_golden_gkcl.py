@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.data.streams import PermutedTasks, RotatedTasks, SplitTasks, rotation_degrees
+from zoo.data.task_streams import PermutedTasks, RotatedTasks, SplitTasks, rotation_degrees
 from zoo.kernels.random_features import GaussianNet, VariationalRandomFeatures, diagonal_gaussian_kl
 from zoo.learners.kernel_ridge import KernelRidgeHead
 from zoo.models.continual import KCL, MLP, ReducedResNet, choose_per_class, normalise_features

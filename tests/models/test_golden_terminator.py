@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from zoo.kernels import hyperzzw as ops
 from zoo.models.terminator import SlowFastBlock, Terminator
-from zoo.tasks.kar import Kar2, Kar3, chained_factor
+from zoo.optim.kar import Kar2, Kar3, chained_factor
 
 FOLDER = Path(os.environ.get("ZOO_GOLDEN_DIR") or Path(__file__).parents[1] / "golden")
 FILES = sorted([*FOLDER.glob("terminator*.json"), *FOLDER.glob("terminator*.npz")])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import zoo
 from zoo.data.tabular import Tabular
-from zoo.fitting import Networks, Objective, fit_adam, fit_lbfgs, fit_varpro, project_weights
+from zoo.estimators.grbf_solvers import Networks, Objective, fit_adam, fit_lbfgs, fit_varpro, project_weights
 from zoo.kernels import metric_gaussian
 from zoo.models.grbf import (
     GaussianRBFNetwork,
@@ -439,7 +439,7 @@ def test_a_metric_of_rank_one_has_no_plane_to_draw() -> None:
 @pytest.mark.parametrize(("name", "outputs"), [("diabetes", 1), ("P1", 1), ("iris", 3)])
 def test_pictures_of_rows_are_those_of_an_estimator(name: str, outputs: int) -> None:
     """What the callback draws from a module agrees with an estimator's own projection and predictions."""
-    from zoo.estimators import GRBFClassifier, GRBFRegressor
+    from zoo.estimators.grbf import GRBFClassifier, GRBFRegressor
     from zoo.training.explanations import Fitted
 
     data = Tabular(name=name, rows=200)

@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo
-from tests.test_pictures import FakeWandb
+from tests.analysis.test_pictures import FakeWandb
+from zoo.analysis.probes import PictureError, draw
+from zoo.analysis.probes.hyper_kernels import context_kernels, hyper_kernels
 from zoo.benchmarks.terminator_plain import PlainTerminator
-from zoo.figures import context_kernels, hyper_kernels
-from zoo.gallery import PictureError, draw
 from zoo.kernels import hyperzzw as ops
 from zoo.kernels import native
 from zoo.models import to_deploy
 from zoo.models.terminator import Terminator
-from zoo.tasks.kar import Kar2, Kar3
+from zoo.optim.kar import Kar2, Kar3
 from zoo.training.callbacks import ModelPictures
 
 AS_PUBLISHED = {"standardise_eval": "batch", "local_context": "batch"}

@@ -14,10 +14,10 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from tests.data.test_image import write_cifar
-from tests.test_configs import composed
-from zoo.data.streams import ContinualData
+from tests.training.test_configs import composed
+from zoo.data.task_streams import ContinualData
 from zoo.models.continual import TaskError, baselines, gkcl, incremental_ridge, kcl
-from zoo.models.registry import create_model
+from zoo.registry.factory import create_model
 from zoo.tasks import ContinualTask, NonFiniteLossError, load_task
 from zoo.tasks.continual import batches_of, continual_metrics, forward_transfer, per_sample_mean
 from zoo.training.checkpointing import ResumeCheckpoint

@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits, load_wine
 import zoo
 from tests.conftest import ROOT
 from zoo.cli import main
-from zoo.models import shipped
+from zoo.registry import bundled_weights
 from zoo.tools import cards, comparison, evaluation, hub, info
 from zoo.tools.errors import ToolError
 from zoo.tools.export import export, quantize, run_elsewhere
@@ -61,20 +61,20 @@ def test_every_record_that_needs_no_download_is_reproduced(capsys: pytest.Captur
     for name in (WINE, DIGITS):
         found = shown(capsys, "validate", name, "--json")
         assert found["reproduced"]
-        metric = shipped.record(name)["metric"]
+        metric = bundled_weights.record(name)["metric"]
         assert found["found"][metric["name"]] == pytest.approx(metric["value"], abs=1e-6)
 
 
 def test_a_figure_that_is_not_reproduced_is_told(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    record = shipped.record(WINE)
+    record = bundled_weights.record(WINE)
     record["metrics"]["test/acc"] = 0.5
-    monkeypatch.setattr(shipped, "record", lambda name: record)
+    monkeypatch.setattr(bundled_weights, "record", lambda name: record)
     assert main(["validate", WINE]) == 1
     assert "NOT reproduced" in capsys.readouterr().out
 
 
 def test_records_call_only_what_they_should() -> None:
-    record = shipped.record(WINE)
+    record = bundled_weights.record(WINE)
     record["data"]["config"]["_target_"] = "os.system"
     with pytest.raises(ToolError, match=r"no LightningDataModule"):
         evaluation.build_data(record)
@@ -165,7 +165,7 @@ def test_files_of_another_kind_are_told(wine_csv: Path, digit_png: Path, capsys:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A shipped weight of every family, exported: folders by name."""
-    first = {re.split(r"[_.]", name)[0]: name for name in sorted(shipped.records(), reverse=True)}
+    first = {re.split(r"[_.]", name)[0]: name for name in sorted(bundled_weights.records(), reverse=True)}
     assert {"gkcl", "grbf", "snnk", "terminator", "unireplknet"} <= set(first)
     folders = {name: tmp_path_factory.mktemp(name) for name in {*first.values(), WINE, DIGITS}}
     for name, folder in folders.items():
@@ -179,7 +179,7 @@ def test_exports_of_every_family_run_where_there_is_no_zoo(exported: dict[str, P
         model = evaluation.load(name)
         inputs = info.example(model, 3)
         told = json.loads((folder / "deployment.json").read_text())
-        assert told["input_record"] == model.input_record == shipped.record(name)["input"]
+        assert told["input_record"] == model.input_record == bundled_weights.record(name)["input"]
         for file in ("model.pt2", "model.onnx"):
             given[folder / file], expected[folder / file] = inputs.numpy(), model(inputs).detach().numpy()
     found = run_elsewhere(given)
@@ -198,7 +198,7 @@ def test_what_does_not_run_elsewhere_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [WINE, DIGITS])
 def test_eight_bits_are_kept_where_the_accuracy_is(name: str, exported: dict[str, Path]) -> None:
     small = quantize(name, exported[name], rounds=2)
-    assert small["accuracy"] == pytest.approx(shipped.record(name)["metric"]["value"], abs=1e-6)
+    assert small["accuracy"] == pytest.approx(bundled_weights.record(name)["metric"]["value"], abs=1e-6)
     assert small["kept"] == (small["accuracy"] - small["accuracy_int8"] <= 0.005)
     assert (exported[name] / "model.int8.onnx").is_file() == small["kept"]
 
@@ -218,13 +218,13 @@ def test_an_export_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.M
 
 def test_comparison_of_two_models_of_one_question(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     found = shown(capsys, "compare", DIGITS, DIGITS, "--json")
-    assert found["a"]["accuracy"] == pytest.approx(shipped.record(DIGITS)["metric"]["value"], abs=1e-6)
+    assert found["a"]["accuracy"] == pytest.approx(bundled_weights.record(DIGITS)["metric"]["value"], abs=1e-6)
     assert (found["agreement"], found["only_a"], found["p"]) == (1.0, 0, 1.0)
     assert "cannot be compared" in shown(capsys, "compare", DIGITS, WINE, status=1)
 
 
 def test_each_model_gets_its_own_preprocessing() -> None:
-    mnist, digits = (shipped.record(n) for n in ("unireplknet_z.mnist5k", DIGITS))
+    mnist, digits = (bundled_weights.record(n) for n in ("unireplknet_z.mnist5k", DIGITS))
     _, _, first = comparison.outputs_of(evaluation.load("unireplknet_z.mnist5k"), digits, mnist)
     assert first.shape[1:] == (1, 28, 28)
     low = -mnist["preprocessing"]["mean"][0] / mnist["preprocessing"]["std"][0]
@@ -279,7 +279,7 @@ def test_disagreement_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["cards", "--root", str(tmp_path)]) == 0
     assert cards.check(tmp_path) == []
     results = tmp_path / "RESULTS.md"
-    figure = f"{shipped.record(WINE)['metric']['value']:.4f}"
+    figure = f"{bundled_weights.record(WINE)['metric']['value']:.4f}"
     results.write_text(results.read_text().replace(figure, "0.9999"))
     card = tmp_path / "checkpoints" / f"{WINE}.md"
     card.write_text(card.read_text().replace("5 seeds", "50 seeds"))
@@ -302,7 +302,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         folder = tmp_path_factory.mktemp("run") / f"seed{seed}"
         model = zoo.create_model(WINE, pretrained=True)
         zoo.save_pretrained(model, folder / "model", class_names=["a", "b", "c"])
-        record = shipped.record(WINE)
+        record = bundled_weights.record(WINE)
         summary = {"metrics": {"test/acc": 0.9 + seed / 100, "val/acc": validation}, "seconds": 1.0, "seed": seed}
         summary |= {"data": {**record["data"]["rows"], "feature_names": record["feature_names"]}}
         (folder / "summary.json").write_text(json.dumps(summary))
@@ -322,8 +322,8 @@ def test_ship_takes_the_best_by_validation_and_types_nothing(runs: list[Path], t
         "n": 2, "seeds": [0, 1], "values": [0.9, 0.91], "chosen_by": "val/acc"}  # fmt: skip
     assert told["command"] == "python train.py experiment=grbf_wine seed=1"
     assert told["data"]["config"]["seed"] == 1
-    assert shipped.check(tmp_path) == []
-    assert set(shipped.FIELDS) <= set(told)
+    assert bundled_weights.check(tmp_path) == []
+    assert set(bundled_weights.FIELDS) <= set(told)
 
 
 def test_ship_refuses_what_does_not_belong_together(runs: list[Path], tmp_path: Path, monkeypatch) -> None:
@@ -335,7 +335,7 @@ def test_ship_refuses_what_does_not_belong_together(runs: list[Path], tmp_path: 
         describe([runs[0], other])
     with pytest.raises(ToolError, match="use a-z"):
         ship(runs, tag="Bad Tag", folder=tmp_path)
-    monkeypatch.setattr(shipped, "MAX_BYTES", 100)
+    monkeypatch.setattr(bundled_weights, "MAX_BYTES", 100)
     with pytest.raises(ToolError, match="smaller variant"):
         ship(runs, tag="big", folder=tmp_path)
     assert not list(tmp_path.glob("*.safetensors"))

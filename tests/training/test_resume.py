@@ -17,8 +17,8 @@ import torch
 from tests.conftest import ROOT, Train, train_here
 from tests.training import offline_wandb
 from tests.training.kill_at import MOMENTS
-from zoo.launch import _Lasting
 from zoo.training.checkpointing import ResumeCheckpoint
+from zoo.training.launch import _Lasting
 
 pytestmark = pytest.mark.xdist_group("resume")  # they share a run
 

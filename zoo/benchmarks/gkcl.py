@@ -18,13 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.benchmarks.records import Provenance, Records, markdown, mean_sd, put_section, stamp
-from zoo.benchmarks.timing import POLICIES, Times, interleaved_times, under_policies
-from zoo.data.streams import ContinualData
+from zoo.benchmarks import measurement
+from zoo.data.task_streams import ContinualData
 from zoo.kernels import Gaussian, Laplacian, Polynomial
 from zoo.models.continual import KCL
-from zoo.models.registry import create_model
-from zoo.suggest import suggestion
+from zoo.registry.factory import create_model
+from zoo.results.records import Provenance, Records, markdown, mean_sd, put_section, stamp
+from zoo.results.timing import POLICIES, Times, interleaved_times, under_policies
+from zoo.support.suggest import suggestion
 from zoo.tasks.continual import ContinualTask, Recipe
 
 __all__ = ["ablations", "full", "speed", "split", "streams", "tuning"]
@@ -124,7 +125,7 @@ def measure(records: Records, methods: Mapping[str, Method], seeds: Iterable[int
 
 
 #: What a learner's figures depend on.
-MEASURES = ("zoo/models/continual", "zoo/tasks/continual.py", "zoo/data/streams.py")
+MEASURES = ("zoo/models/continual", "zoo/tasks/continual.py", "zoo/data/task_streams.py")
 
 
 def table(records: Records, methods: Iterable[str], source: Provenance, **stream: Any) -> str:
@@ -165,6 +166,7 @@ _READING = (
 )
 
 
+@measurement("gkcl", "streams", "every learner on 20 tasks of MNIST-5k")
 def streams(folder: Path, models: list[str] | None = None) -> Iterator[str]:
     """Permuted and rotated digits: 20 tasks, 1,000 images each, five seeds; passes are a column of the table.
 
@@ -192,6 +194,7 @@ def _write_streams(records: Records, folder: Path) -> None:
     put_section(folder.parent / "RESULTS.md", "gkcl streams", text)
 
 
+@measurement("gkcl", "split", "every learner on split digits")
 def split(folder: Path, models: list[str] | None = None) -> Iterator[str]:
     """Split digits: 5 tasks of two classes of MNIST-5k, five seeds.
 
@@ -214,6 +217,7 @@ def split(folder: Path, models: list[str] | None = None) -> Iterator[str]:
     put_section(folder.parent / "RESULTS.md", "gkcl split", f"{text} {source}\n\n{found}")
 
 
+@measurement("gkcl", "full", "the streams on whole MNIST")
 def full(folder: Path, models: list[str] | None = None) -> Iterator[str]:
     """The protocol of the papers on whole MNIST: 20 tasks, 60,000 images each; as many seeds as time allows.
 
@@ -249,6 +253,7 @@ def full(folder: Path, models: list[str] | None = None) -> Iterator[str]:
 TUNED = {"lr": (3e-4, 1e-3, 3e-3, 1e-2), "epochs": (1, 4, 20, 60)}
 
 
+@measurement("gkcl", "tuning", "passes and rate of the joint learner")
 def tuning(folder: Path) -> Iterator[str]:
     """Passes and rate of the joint learner, on a stream of its own whose accuracies are those of images left out.
 
@@ -298,6 +303,7 @@ ABLATIONS = {
 SHOTS = (1, 2, 5, 10, 20, 50)
 
 
+@measurement("gkcl", "ablations", "what replay, contrast, drift control and samples do")
 def ablations(folder: Path, models: list[str] | None = None) -> Iterator[str]:
     """Replay, drift control, contrastive weight, priors and samples per class: 5 tasks, 1,000 images each, two seeds.
 
@@ -480,6 +486,7 @@ _SPEED = ("kernel", "what", "wait_policy"), ("images", "plain_ms", "zoo_ms", "ti
 FAST_CODE = ("zoo/models/continual", "zoo/learners", "zoo/kernels")
 
 
+@measurement("gkcl", "speed", "a KCL step and an evaluation against the plain form")
 def speed(folder: Path, rounds: int = 11, tasks: int = 20, wait: Sequence[str] = tuple(POLICIES)) -> Iterator[str]:
     """A training step of KCL, and an evaluation of 20 tasks, against the plain form.
 
@@ -487,7 +494,7 @@ def speed(folder: Path, rounds: int = 11, tasks: int = 20, wait: Sequence[str] =
         folder: Of the CSV file.
         rounds: Timed steps of each form; evaluations are timed a fifth as often.
         tasks: Tasks to evaluate.
-        wait: Policies of :data:`~zoo.benchmarks.timing.POLICIES`, each in a process of its own.
+        wait: Policies of :data:`~zoo.results.timing.POLICIES`, each in a process of its own.
     """
     path = folder / "gkcl_speed.csv"
     path.unlink(missing_ok=True)  # times of one run belong together

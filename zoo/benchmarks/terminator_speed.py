@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.benchmarks.records import Provenance, Records, markdown, put_section, stamp
+from zoo.benchmarks import measurement
 from zoo.benchmarks.terminator_plain import PlainTerminator
-from zoo.benchmarks.timing import POLICIES, best_policy, interleaved_times, peak_memory, under_policies
 from zoo.models.deploy import to_deploy
-from zoo.models.registry import create_model
+from zoo.registry.factory import create_model
+from zoo.results.records import Provenance, Records, markdown, put_section, stamp
+from zoo.results.timing import POLICIES, best_policy, interleaved_times, peak_memory, under_policies
 
 __all__ = ["SpeedError", "speed"]
 
@@ -75,6 +76,7 @@ WORK: dict[str, tuple[Callable[[str, int], Callable[[], Tensor]], tuple[str, ...
 }
 
 
+@measurement("terminator", "speed", "a training step and inference against the plain form")
 def speed(
     folder: Path,
     batch: int = 16,
@@ -89,7 +91,7 @@ def speed(
         batch: Images a call; inference is measured with 1 image too.
         threads: Numbers of threads.
         rounds: Timed calls of each form.
-        wait: Policies of :data:`~zoo.benchmarks.timing.POLICIES`, each in a process of its own.
+        wait: Policies of :data:`~zoo.results.timing.POLICIES`, each in a process of its own.
 
     Yields:
         A line for every form, and the table.

@@ -19,17 +19,17 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from zoo import inputs
 from zoo.data import sources
-from zoo.data.checks import DataError, checked
+from zoo.data.checks import DataError, extends
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
 from zoo.data.walk import Files, class_folders, parts, scan, scan_like
-from zoo.files import CheckpointError, write_atomic
-from zoo.values import first_line
+from zoo.support import inputs
+from zoo.support.files import CheckpointError, write_atomic
+from zoo.support.values import first_line
 
 __all__ = ["AudioFolder", "Clips", "Prompts", "SpokenDigits", "read_audio"]
 
@@ -288,19 +288,14 @@ class AudioFolder(AudioDataModule):
         min_seconds: Shorter recordings are left out.
         max_seconds: Longer recordings are left out.
         val_fraction: Share of the training part that is used for validation.
-        seed: Decides the order of the training clips, and where they are cut.
-        batch_size: Training clips of one step of one process.
-        eval_batch_size: Clips of one evaluation step of one process; `None` means `batch_size`.
-        num_workers: Processes that load clips; 0 loads in the training process.
-        drop_last: Leave out the last, incomplete training batch.
-        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+        **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
         DataError: If the folder is missing, has no classes, or holds a damaged file.
     """
 
-    @checked
+    @extends(ImageDataModule, eval_batch_size=256)
     def __init__(
         self,
         root: str | Path,
@@ -312,12 +307,7 @@ class AudioFolder(AudioDataModule):
         min_seconds: Annotated[float, Field(ge=0)] = 0.0,
         max_seconds: PositiveFloat = 60.0,
         val_fraction: Share = 0.1,
-        seed: NonNegativeInt = 0,
-        batch_size: PositiveInt = 64,
-        eval_batch_size: PositiveInt | None = 256,
-        num_workers: NonNegativeInt = 0,
-        drop_last: bool = True,
-        pin_memory: bool | None = None,
+        **loader: Any,
     ) -> None:
         if min_seconds > max_seconds:
             raise ValueError(f"min_seconds={min_seconds} above max_seconds={max_seconds} leaves no recording")
@@ -328,12 +318,7 @@ class AudioFolder(AudioDataModule):
             gain=gain,
             min_cut=min_cut,
             val_fraction=val_fraction,
-            seed=seed,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            drop_last=drop_last,
-            pin_memory=pin_memory,
+            **loader,
         )
         self.root = Path(root).expanduser()
         self.min_seconds, self.max_seconds = min_seconds, max_seconds
@@ -427,22 +412,7 @@ class Prompts(AudioFolder):
     (CC-BY-SA-3.0). The ten clips of plain silence that every package has are left out: nothing tells them apart. A
     quarter of each language is for testing, drawn at random, so that the same voices are in all parts.
 
-    Args:
-        root: Folder with `en`, `es`, `fr`, `it` and `ru`.
-        sample_rate: Hz that everything is resampled to.
-        duration: Length of every waveform, seconds.
-        fill: How shorter clips are filled: `repeat` them, or let `silence` surround them.
-        gain: Largest change of loudness in training, dB.
-        min_cut: Training clips are first cut to a random length between this and `duration`, seconds; `None` does not.
-        min_seconds: Shorter recordings are left out.
-        max_seconds: Longer recordings are left out.
-        val_fraction: Share of the training part that is used for validation.
-        seed: Decides the order of the training clips, and where they are cut.
-        batch_size: Training clips of one step of one process.
-        eval_batch_size: Clips of one evaluation step of one process; `None` means `batch_size`.
-        num_workers: Processes that load clips; 0 loads in the training process.
-        drop_last: Leave out the last, incomplete training batch.
-        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+    Arguments are those of `AudioFolder`; `root` holds `en`, `es`, `fr`, `it` and `ru`.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -451,42 +421,17 @@ class Prompts(AudioFolder):
 
     names = ("en", "es", "fr", "it", "ru")
 
-    @checked
-    def __init__(
-        self,
-        root: str | Path = "/usr/share/asterisk/sounds",
-        sample_rate: PositiveInt = 8000,
-        duration: PositiveFloat = 2.0,
-        fill: Fill = "repeat",
-        gain: Annotated[float, Field(ge=0)] = 6.0,
-        min_cut: PositiveFloat | None = None,
-        min_seconds: Annotated[float, Field(ge=0)] = 0.3,
-        max_seconds: PositiveFloat = 20.0,
-        val_fraction: Share = 0.1,
-        seed: NonNegativeInt = 0,
-        batch_size: PositiveInt = 64,
-        eval_batch_size: PositiveInt | None = 256,
-        num_workers: NonNegativeInt = 0,
-        drop_last: bool = True,
-        pin_memory: bool | None = None,
-    ) -> None:
-        super().__init__(
-            root,
-            sample_rate,
-            duration,
-            fill,
-            gain,
-            min_cut,
-            min_seconds,
-            max_seconds,
-            val_fraction,
-            seed,
-            batch_size,
-            eval_batch_size,
-            num_workers,
-            drop_last,
-            pin_memory,
-        )
+    @extends(
+        AudioFolder,
+        root="/usr/share/asterisk/sounds",
+        sample_rate=8000,
+        duration=2.0,
+        fill="repeat",
+        min_seconds=0.3,
+        max_seconds=20.0,
+    )
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
 
     @property
     def class_names(self) -> list[str]:
@@ -610,19 +555,14 @@ class SpokenDigits(AudioDataModule):
         duration: Length of every waveform, seconds, at 16 kHz.
         fill: How shorter clips are filled: `repeat` them, or let `silence` surround them.
         gain: Largest change of loudness in training, dB.
-        seed: Decides the order of the training clips, and where they lie in the waveform.
-        batch_size: Training clips of one step of one process.
-        eval_batch_size: Clips of one evaluation step of one process; `None` means `batch_size`.
-        num_workers: Processes that load clips; 0 loads in the training process.
-        drop_last: Leave out the last, incomplete training batch.
-        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+        **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
         DataError: In `prepare_data`, if the engine cannot be had or run.
     """
 
-    @checked
+    @extends(ImageDataModule, batch_size=32, eval_batch_size=256)
     def __init__(
         self,
         root: str | Path | None = None,
@@ -630,12 +570,7 @@ class SpokenDigits(AudioDataModule):
         duration: PositiveFloat = 0.9,
         fill: Fill = "silence",
         gain: Annotated[float, Field(ge=0)] = 6.0,
-        seed: NonNegativeInt = 0,
-        batch_size: PositiveInt = 32,
-        eval_batch_size: PositiveInt | None = 256,
-        num_workers: NonNegativeInt = 0,
-        drop_last: bool = True,
-        pin_memory: bool | None = None,
+        **loader: Any,
     ) -> None:
         super().__init__(
             sample_rate=16000,
@@ -643,12 +578,7 @@ class SpokenDigits(AudioDataModule):
             fill=fill,
             gain=gain,
             val_fraction=0.0,
-            seed=seed,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            drop_last=drop_last,
-            pin_memory=pin_memory,
+            **loader,
         )
         self.root = sources.cache_folder(root)
         self.download = download

@@ -27,7 +27,7 @@ from typing import NoReturn
 import numpy as np
 
 from zoo.data.checks import DataError
-from zoo.quoting import is_printable
+from zoo.support.quoting import is_printable
 
 __all__ = ["SEPARATORS", "Match", "TableFile", "is_time", "read_table"]
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo import inputs
 from zoo.data.checks import DataError
+from zoo.support import inputs
 
 __all__ = ["SUFFIXES", "form_for", "kind_of_file", "prepare", "says_nothing"]
 
@@ -62,7 +62,7 @@ def prepare(path: str | Path, record: Mapping[str, Any]) -> tuple[Tensor, ...]:
 
     Args:
         path: The file; its suffix must be one of the record's kind.
-        record: See :mod:`zoo.inputs`.
+        record: See :mod:`zoo.support.inputs`.
 
     Returns:
         One tensor, or for a series windows (n, L, D) and marks (n, L, F). A table has as many inputs as rows, any

@@ -14,17 +14,17 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from zoo import inputs
 from zoo.data import sources
-from zoo.data.checks import DataError, checked, tell
+from zoo.data.checks import DataError, extends, tell
 from zoo.data.image import ImageDataModule
 from zoo.data.pictures import MAX_PIXELS
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
 from zoo.data.transforms import fit_floats
 from zoo.data.walk import Files, class_folders, parts, scan, scan_like
+from zoo.support import inputs
 
 __all__ = ["MOTIONS", "MovingDigits", "MovingMnist", "VideoFolder", "read_video"]
 
@@ -96,12 +96,7 @@ class MovingMnist(ImageDataModule):
         frames: Frames T of a clip.
         size: Side of a frame in pixels.
         val_fraction: Share of the training part that is used for validation.
-        seed: Decides the order of the training clips and their motions.
-        batch_size: Training clips of one step of one process.
-        eval_batch_size: Clips of one evaluation step of one process; `None` means `batch_size`.
-        num_workers: Processes that make clips; 0 makes them in the training process.
-        drop_last: Leave out the last, incomplete training batch.
-        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+        **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -110,7 +105,7 @@ class MovingMnist(ImageDataModule):
 
     in_chans = 1
 
-    @checked
+    @extends(ImageDataModule, eval_batch_size=128)
     def __init__(
         self,
         root: str | Path | None = None,
@@ -118,14 +113,9 @@ class MovingMnist(ImageDataModule):
         frames: PositiveInt = 16,
         size: PositiveInt = 24,
         val_fraction: Share = 0.1,
-        seed: NonNegativeInt = 0,
-        batch_size: PositiveInt = 64,
-        eval_batch_size: PositiveInt | None = 128,
-        num_workers: NonNegativeInt = 0,
-        drop_last: bool = True,
-        pin_memory: bool | None = None,
+        **loader: Any,
     ) -> None:
-        super().__init__(seed, batch_size, eval_batch_size, num_workers, drop_last, pin_memory)
+        super().__init__(**loader)
         self.root = sources.cache_folder(root)
         self.download, self.frames, self.size, self.val_fraction = download, frames, size, val_fraction
 
@@ -302,12 +292,7 @@ class VideoFolder(ImageDataModule):
         size: Side of a frame in pixels.
         hflip: Probability of a horizontal flip in training.
         val_fraction: Share of the training part that is used for validation where there is no `val/`.
-        seed: Decides the order of the training clips, their flips and where frames are taken.
-        batch_size: Training clips of one step of one process.
-        eval_batch_size: Clips of one evaluation step of one process; `None` means `batch_size`.
-        num_workers: Processes that decode clips; 0 decodes in the training process.
-        drop_last: Leave out the last, incomplete training batch.
-        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+        **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -316,7 +301,7 @@ class VideoFolder(ImageDataModule):
 
     tests_on_validation = True
 
-    @checked
+    @extends(ImageDataModule, batch_size=8, num_workers=4)
     def __init__(
         self,
         root: str | Path,
@@ -324,14 +309,9 @@ class VideoFolder(ImageDataModule):
         size: PositiveInt = 224,
         hflip: Share = 0.5,
         val_fraction: Share = 0.1,
-        seed: NonNegativeInt = 0,
-        batch_size: PositiveInt = 8,
-        eval_batch_size: PositiveInt | None = None,
-        num_workers: NonNegativeInt = 4,
-        drop_last: bool = True,
-        pin_memory: bool | None = None,
+        **loader: Any,
     ) -> None:
-        super().__init__(seed, batch_size, eval_batch_size, num_workers, drop_last, pin_memory)
+        super().__init__(**loader)
         self.root = Path(root).expanduser()
         self.frames, self.size, self.hflip, self.val_fraction = frames, size, hflip, val_fraction
 

@@ -31,6 +31,7 @@ from zoo.kernels.random_features import (
 )
 from zoo.kernels.stationary import Gaussian, Laplacian
 from zoo.ops import depthwise_conv2d
+from zoo.support.renamed import renamed
 
 __all__ = [
     "ExpFeatures",
@@ -76,26 +77,6 @@ __all__ = [
     "squared_distances",
 ]
 
-_MOVED = {
-    "DepthwiseConv2d": "zoo.models.layers.dilated_reparam.DepthwiseConv2d",
-    "DilatedReparamBlock": "zoo.models.layers.dilated_reparam.DilatedReparamBlock",
-    "Head": "zoo.learners.ridge.Head",
-    "LeastSquares": "zoo.learners.ridge.LeastSquares",
-    "Positive": "zoo.kernels.positive.PositiveParameter",
-    "fit_logistic": "zoo.learners.logistic.fit_logistic",
-    "leave_one_out": "zoo.learners.ridge.leave_one_out",
-    "solve_feature_ridge": "zoo.learners.ridge.solve_feature_ridge",
-    "solve_ridge": "zoo.learners.ridge.solve_ridge",
-}
-
 
 def __getattr__(name: str) -> Any:
-    """What moved or has another name, for one release."""
-    if name not in _MOVED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-    import warnings
-
-    home, _, own = _MOVED[name].rpartition(".")
-    warnings.warn(f"zoo.kernels.{name} is now {home}.{own}", DeprecationWarning, stacklevel=2)
-    return getattr(importlib.import_module(home), own)
+    return renamed(f"{__name__}.{name}")

@@ -26,9 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.kernels import native
-from zoo.kernels.base import no_autocast, plain_gradients
 from zoo.kernels.watching import is_ordinary, is_recorded
 from zoo.ops import depthwise_conv2d
+from zoo.ops.numerics import autocast_disabled as no_autocast
+from zoo.ops.numerics import differentiable_grad as plain_gradients
 
 __all__ = [
     "LocalSlowNet",

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from zoo.kernels.distances import common_dtype
 from zoo.ops.numerics import autocast_disabled
-from zoo.suggest import suggestion
+from zoo.support.suggest import suggestion
 
 if TYPE_CHECKING:
     from zoo.kernels.compose import _Composite

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zoo.ops.dispatch import is_transformed
 from zoo.ops.numerics import autocast_disabled
+from zoo.support.renamed import renamed
 
 __all__ = [
     "Factor",
@@ -233,3 +235,7 @@ def _blocks(function: GramFunction, X: Tensor, Z: Tensor, chunk_size: int) -> It
             yield checkpoint(function, x, Z, use_reentrant=False)
         else:
             yield function(x, Z)
+
+
+def __getattr__(name: str) -> Any:
+    return renamed(f"{__name__}.{name}")

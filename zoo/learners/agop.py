@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from zoo.kernels.exponential_power import ExponentialPower
 from zoo.kernels.linalg import cholesky
 from zoo.learners.ridge import left_out, ridge_factor, solve_left_out, solve_ridge
-from zoo.scaling import standardisation, standardised
+from zoo.support.renamed import renamed
+from zoo.support.scaling import standardisation, standardised
 
 __all__ = [
     "Iterate",
@@ -550,3 +551,7 @@ def best_temperature(scores: Tensor, labels: Tensor, weight: Tensor | None = Non
         slope = weight @ ((torch.softmax(10**middle * gaps, 1) - wrong) * gaps).sum(1)
         low, high = (middle, high) if float(slope) < 0 else (low, middle)
     return 10 ** ((low + high) / 2)
+
+
+def __getattr__(name: str) -> Any:
+    return renamed(f"{__name__}.{name}")

@@ -21,9 +21,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from zoo.files import CheckpointError, read_checkpoint, write_atomic, writer_of
 from zoo.kernels.linalg import solver_dtype
 from zoo.learners.ridge import ridge_factor
+from zoo.support.files import CheckpointError, read_checkpoint, write_atomic, writer_of
 
 __all__ = [
     "Estimate",

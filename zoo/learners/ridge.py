@@ -30,6 +30,7 @@ __all__ = [
     "best_ridge",
     "leave_one_out",
     "leave_one_out_errors",
+    "leave_one_out_residuals",
     "left_out",
     "ridge_factor",
     "solve_feature_ridge",
@@ -182,6 +183,11 @@ def solve_left_out(K: Tensor, Y: Tensor, ridge: float | Tensor, *, recentre: boo
         means = (Y.sum(0) - Y) / (len(Y) - 1)
         rows = coefficients - inverse.sum(1, keepdim=True) * means
     return LeftOut(coefficients, rows / inverse.diagonal()[:, None])
+
+
+def leave_one_out_residuals(K: Tensor, Y: Tensor, ridge: float | Tensor, *, recentre: bool = False) -> Tensor:
+    """The residuals (n, C) of :func:`solve_left_out`, in the type of K."""
+    return solve_left_out(K, Y, ridge, recentre=recentre).residuals.to(K)
 
 
 @torch.no_grad()

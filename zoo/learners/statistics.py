@@ -29,9 +29,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from zoo.files import CheckpointError, read_checkpoint, write_atomic, writer_of
 from zoo.kernels import Kernel
 from zoo.ops.numerics import autocast_disabled
+from zoo.support.files import CheckpointError, read_checkpoint, write_atomic, writer_of
 
 __all__ = ["ClassStatistics"]
 

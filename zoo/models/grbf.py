@@ -32,7 +32,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from zoo.kernels.metric import metric_gaussian, point_gradient, project, unpack_triangle
-from zoo.scaling import standardisation, standardised
+from zoo.support.renamed import renamed
+from zoo.support.scaling import standardisation, standardised
 
 __all__ = [
     "LOSSES",
@@ -795,3 +796,7 @@ def grbf_rank8(pretrained: bool = False, **kwargs: Any) -> GaussianRBFNetwork:
 def test_grbf(pretrained: bool = False, **kwargs: Any) -> GaussianRBFNetwork:  # noqa: PT028
     """GRBF with 4 centres, for tests."""
     return _create("test_grbf", pretrained, kwargs, n_centers=4)
+
+
+def __getattr__(name: str) -> Any:
+    return renamed(f"{__name__}.{name}")

@@ -2,7 +2,7 @@
 
 Sehanobish, Choromanski, Zhao, Dubey and Likhosherstov, "Scalable Neural Network Kernels", arXiv 2310.13225 (ICLR 2024).
 The authors' code is Apache-2.0; this is an implementation of its own, with their ReLU map, bundling and adapters (see
-`zoo.models.adapters`) beside better ways to get the weights.
+`zoo.adapters`) beside better ways to get the weights.
 
     f(W x + b)  ~  Psi Phi(x),    Phi: d -> m without parameters,    Psi = Psi_f(W, b): l x m, trained
 
@@ -41,7 +41,7 @@ from zoo.kernels.random_features import (
 )
 from zoo.learners.logistic import fit_logistic
 from zoo.learners.ridge import Head, LeastSquares, LeaveOneOut, leave_one_out
-from zoo.scaling import standardisation, standardised
+from zoo.support.scaling import standardisation, standardised
 
 __all__ = ["SNNK", "SNNKFeedForward", "SNNKLinear", "Tower", "bundle", "relative_ridge", "solve_head"]
 

@@ -66,7 +66,7 @@ from zoo.kernels.hyperzzw import (
     uniform_,
 )
 from zoo.kernels.watching import is_recorded
-from zoo.suggest import suggestion
+from zoo.support.suggest import suggestion
 
 __all__ = ["RecursiveGatedUnit", "SlowFastBlock", "Terminator"]
 

@@ -12,14 +12,14 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from zoo.config import check_call
-from zoo.models import shipped
 from zoo.models.deploy import to_deploy
-from zoo.models.registry import MAY_BE, as_named, create_model
+from zoo.registry import bundled_weights
+from zoo.registry.factory import MAY_BE, as_named, create_model
+from zoo.registry.trust import TrustError, recorded_class
+from zoo.support.signatures import check_call
+from zoo.support.values import first_line
 from zoo.tasks import Task
 from zoo.tools.errors import ToolError
-from zoo.trust import TrustError, recorded_class
-from zoo.values import first_line
 
 __all__ = ["batches", "build_data", "build_task", "evaluate", "load", "record_of", "unusable", "validate"]
 
@@ -30,8 +30,8 @@ def record_of(model: str | Path) -> dict[str, Any]:
     Args:
         model: `NAME.TAG` of a shipped weight, or the folder of a finished run.
     """
-    if isinstance(model, str) and shipped.NAME.fullmatch(model):
-        return shipped.record(model)
+    if isinstance(model, str) and bundled_weights.NAME.fullmatch(model):
+        return bundled_weights.record(model)
     from zoo.tools.release import describe
 
     if not Path(model).is_dir():

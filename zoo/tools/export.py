@@ -24,14 +24,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.benchmarks.timing import interleaved_times
-from zoo.files import sha256_of, write_atomic, writer_of
-from zoo.inputs import record_of as input_record_of
+from zoo.results.timing import interleaved_times
+from zoo.support.files import sha256_of, write_atomic, writer_of
+from zoo.support.inputs import record_of as input_record_of
+from zoo.support.values import DamagedFileError, check_output, read_json
+from zoo.support.whole import staging
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import batches, build_data, load, record_of
 from zoo.tools.info import example
-from zoo.values import DamagedFileError, check_output, read_json
-from zoo.whole import staging
 
 __all__ = ["FORMATS", "export", "quantize", "run_elsewhere"]
 

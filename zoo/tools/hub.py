@@ -11,12 +11,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoints import check_replaceable, save_pretrained
-from zoo.files import CONFIG_NAME, WEIGHTS_NAME, write_all, writer_of
+from zoo.registry.checkpoints import check_replaceable, save_pretrained
+from zoo.support.files import CONFIG_NAME, WEIGHTS_NAME, write_all, writer_of
+from zoo.support.values import check_output
 from zoo.tools.cards import card
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import load, record_of
-from zoo.values import check_output
 
 __all__ = ["push"]
 

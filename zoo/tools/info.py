@@ -8,13 +8,14 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from zoo import inputs
-from zoo.figures import receptive_field, square_of_share
-from zoo.models import shipped
+from zoo.analysis.plots import square_of_share
+from zoo.analysis.probes.receptive_field import receptive_field
 from zoo.models.deploy import to_deploy
-from zoo.models.registry import create_model, list_models
+from zoo.registry import bundled_weights
+from zoo.registry.factory import create_model, list_models
+from zoo.support import inputs
 from zoo.tools.errors import ToolError
-from zoo.validation import published
+from zoo.tools.validation import published
 
 __all__ = ["describe", "example", "listing"]
 
@@ -28,7 +29,7 @@ def listing(filter: str = "", pretrained: bool = False) -> list[dict[str, Any]]:
         `name`, `weights` (where they come from; empty without), `published_top1` of the authors' ImageNet weights in
         percent, `metric`, `value`, `n`, `mean`, `sd` and `data` of shipped ones.
     """
-    records = shipped.records()
+    records = bundled_weights.records()
     rows: list[dict[str, Any]] = []
     for name in list_models(filter, pretrained=pretrained):
         row: dict[str, Any] = {"name": name, "weights": PUBLISHED if "." in name else FRESH}
@@ -85,7 +86,7 @@ def describe(name: str, size: int | None = None, **kwargs: Any) -> dict[str, Any
         layer, one input); `receptive_field`: sides in pixels of the squares that hold half and 90 % of the effective
         receptive field, or None for a model without maps; `record` of shipped weights.
     """
-    record = shipped.records().get(name)
+    record = bundled_weights.records().get(name)
     local = name.startswith("local-dir:")
     try:
         model = create_model(name, pretrained=bool(record) or local, **kwargs).eval()

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import inputs
 from zoo.data.checks import DataError
 from zoo.data.pictures import Fit
 from zoo.data.prepare import SUFFIXES, form_for, prepare, says_nothing
 from zoo.data.series import in_units, last_window
+from zoo.support import inputs
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import load, record_of, unusable
 
@@ -152,7 +152,7 @@ def draw(entry: Mapping[str, Any], model: str) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from zoo.figures import COLOR, plot_importances
+    from zoo.analysis.plots import COLOR, plot_importances
 
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     FigureCanvasAgg(figure)

@@ -17,22 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.figures import (
+from zoo.analysis.plots import (
     ACCENT,
     COLOR,
     GREY,
-    merged_kernels,
     plot_importances,
     plot_kernels,
     plot_loadings,
     plot_receptive_field,
     plot_spectrum,
-    receptive_field,
 )
-from zoo.files import write_atomic, writer_of
+from zoo.analysis.probes.kernels import merged_kernels
+from zoo.analysis.probes.receptive_field import receptive_field
+from zoo.support.files import write_atomic, writer_of
+from zoo.support.values import PAGES, check_output, read_curves
 from zoo.tools.comparison import compare, decide, outputs_of
 from zoo.tools.evaluation import batches, build_data, load, record_of
-from zoo.values import PAGES, check_output, read_curves
 
 __all__ = ["curves", "plot_accuracy_matrix", "plot_confusion", "write_report"]
 

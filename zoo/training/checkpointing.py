@@ -21,8 +21,8 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from zoo.checkpoints import CheckpointError, read_checkpoint, write_atomic
-from zoo.quoting import override
+from zoo.registry.checkpoints import CheckpointError, read_checkpoint, write_atomic
+from zoo.support.quoting import override
 from zoo.tasks import NonFiniteLossError
 from zoo.training.checks import ends_here
 from zoo.training.loggers import CsvRun

@@ -16,10 +16,10 @@ from typing import Any
 import filelock
 from lightning.pytorch.utilities import rank_zero_only
 
-from zoo.files import write_all, writer_of
-from zoo.quoting import command as shell_line
+from zoo.support.files import write_all, writer_of
+from zoo.support.quoting import command as shell_line
+from zoo.support.whole import clean, replace_link
 from zoo.training.checkpointing import FOLDER
-from zoo.whole import clean, replace_link
 
 __all__ = ["RunFolderInUse", "check_new", "is_first_process", "link_latest", "record", "writing_in"]
 

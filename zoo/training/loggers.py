@@ -24,9 +24,9 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyExperiment, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from zoo.files import CheckpointError, write_atomic, writer_of
+from zoo.support.files import CheckpointError, write_atomic, writer_of
+from zoo.support.values import first_line
 from zoo.training.summary import tell
-from zoo.values import first_line
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 

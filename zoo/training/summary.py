@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
-from zoo.quoting import python_text
+from zoo.support.quoting import python_text
 
 
 @rank_zero_only

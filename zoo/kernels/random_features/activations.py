@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.kernels.random_features.closed_forms import gauss_legendre
-from zoo.suggest import suggestion
+from zoo.support.suggest import suggestion
 
 __all__ = ["ACTIVATIONS", "Activation", "Series", "find_activation", "fourier_series", "half_normal_density"]
 

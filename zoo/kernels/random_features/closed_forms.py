@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoo.ops.numerics import at_least_float32, autocast_disabled
-from zoo.suggest import suggestion
+from zoo.support.suggest import suggestion
 
 __all__ = [
     "arc_cosine",

@@ -29,7 +29,7 @@ from zoo.kernels.random_features.closed_forms import (
 from zoo.kernels.random_features.projections import Projection, ProjectionKind, generator_of, normal_draw
 from zoo.ops.dispatch import is_tracing
 from zoo.ops.numerics import at_least_float32, autocast_disabled
-from zoo.suggest import suggestion
+from zoo.support.suggest import suggestion
 
 __all__ = [
     "MAPS",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.suggest import suggestion
+from zoo.support.suggest import suggestion
 
 __all__ = ["Projection", "ProjectionKind", "draw_projection", "generator_of", "hadamard", "normal_draw"]
 
