@@ -19,13 +19,12 @@ from zoo.kernels import (
     cholesky,
     metric_gaussian,
 )
-from zoo.kernels.feed_forward import response_norm
 from zoo.kernels.hyperzzw import StandardGELU, gate, global_products, instance_standardise, mix_channels
-from zoo.kernels.large_kernel import depthwise_conv2d
 from zoo.kernels.random_features import MAPS, VariationalRandomFeatures
 from zoo.learners.kernel_ridge import KernelRidgeHead
 from zoo.learners.ridge import solve_feature_ridge, solve_ridge
 from zoo.models.continual import normalise_features
+from zoo.ops import depthwise_conv2d, response_norm
 
 
 @pytest.fixture(autouse=True)

@@ -133,9 +133,9 @@ def grbf_head(X: Tensor, y: Tensor, X_val: Tensor, y_val: Tensor) -> tuple[Decis
     return decide, {"top_share": float(shares[:10].sum() / shares.sum())}
 
 
-HEADS_CODE = ("zoo/estimators", "zoo/models/grbf.py", "zoo/kernels/ridge.py")
-CONTINUAL_CODE = ("zoo/models/gkcl.py", "zoo/kernels/random_features.py")
-ADAPTERS_CODE = ("zoo/adapters", "zoo/kernels/random_features.py")
+HEADS_CODE = ("zoo/estimators", "zoo/models/grbf.py", "zoo/learners/ridge.py")
+CONTINUAL_CODE = ("zoo/models/continual", "zoo/kernels/random_features")
+ADAPTERS_CODE = ("zoo/adapters", "zoo/kernels/random_features")
 
 HEADS: dict[str, Head] = {"linear": linear_head, "kernel ridge": ridge_head, "GRBF": grbf_head}
 

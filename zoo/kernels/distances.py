@@ -40,7 +40,7 @@ def squared_distances(X: Tensor, Z: Tensor | None = None, *, method: Method = "a
     Args:
         X: Points (..., n, D).
         Z: Points (..., m, D); X itself if None, and then the diagonal is exactly zero.
-        method: `"auto"` is direct where n * m * D <= 65536.
+        method: `"auto"` is direct where n * m * D <= 65536, outside of compiled and exported graphs.
 
     Returns:
         (..., n, m), at least float32; autocast has no effect.
@@ -50,7 +50,9 @@ def squared_distances(X: Tensor, Z: Tensor | None = None, *, method: Method = "a
         X = X.to(dtype)
         Y = X if Z is None else Z.to(dtype)
         if method == "auto":
-            method = "direct" if X.shape[-2] * Y.shape[-2] * X.shape[-1] <= _DIRECT else "expand"
+            # sizes that a graph leaves open decide nothing
+            few = not torch.compiler.is_compiling() and X.shape[-2] * Y.shape[-2] * X.shape[-1] <= _DIRECT
+            method = "direct" if few else "expand"
         if method == "direct":
             return (X.unsqueeze(-2) - Y.unsqueeze(-3)).square().sum(-1)
         if method != "expand":

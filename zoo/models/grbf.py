@@ -236,10 +236,7 @@ class Readout(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Activations (..., M) to outputs (..., K)."""
-        outputs = F.linear(x, self.weight, self.bias)
-        if self.mean.dtype == outputs.dtype:
-            return torch.addcmul(self.mean, outputs, self.scale)
-        return self.mean + outputs * self.scale
+        return self.mean + F.linear(x, self.weight, self.bias) * self.scale
 
 
 # ---- the network -------------------------------------------------------------------------------------------

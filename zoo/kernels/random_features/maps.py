@@ -27,7 +27,7 @@ from zoo.kernels.random_features.closed_forms import (
     urf_moments,
 )
 from zoo.kernels.random_features.projections import Projection, ProjectionKind, generator_of, normal_draw
-from zoo.ops.dispatch import is_tracing
+from zoo.ops.dispatch import values_known
 from zoo.ops.numerics import at_least_float32, autocast_disabled
 from zoo.support.suggest import suggestion
 
@@ -346,7 +346,7 @@ class OscillatoryFeatures(FeatureMap):
         return torch.cat(parts, -1)
 
     def _warn(self, w: Tensor) -> None:
-        if w.is_meta or is_tracing(w):
+        if not values_known(w):
             return
         exponent = self.kappa * self.input_norm**2 + float(w.detach().square().sum(-1).mean()) / self.kappa
         exponent *= float(self.omega.max() if self.series is not None else self.omega.mean())
@@ -508,7 +508,7 @@ class PolynomialFeatures(FeatureMap):
 
     def _psi(self, w: Tensor, b: Tensor) -> Tensor:
         v = torch.cat([w, b.unsqueeze(-1)], -1) if self.bias else w
-        if not (w.is_meta or is_tracing(w)) and float(v.detach().norm(dim=-1).mean()) >= self.radius:
+        if values_known(w) and float(v.detach().norm(dim=-1).mean()) >= self.radius:
             warnings.warn(
                 f"weights of norm {float(v.detach().norm(dim=-1).mean()):.2g} reach beyond the radius of convergence "
                 f"{self.radius:.3g} of this power series for inputs of norm 1: the estimate does not converge",
