@@ -83,7 +83,7 @@ def test_derivatives_of_any_order(kernel: str) -> None:
 
 @pytest.fixture
 def cauchy(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(registry, "_KERNELS", dict(registry._KERNELS))
+    monkeypatch.setattr(registry, "KERNELS", dict(registry.KERNELS))
     monkeypatch.setattr(registry, "_ALIASES", dict(registry._ALIASES))
 
     @register_kernel("cauchy", "rational")

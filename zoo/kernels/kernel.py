@@ -35,7 +35,7 @@ from zoo.support.suggest import suggestion
 if TYPE_CHECKING:
     from zoo.kernels.compose import _Composite
 
-__all__ = ["Kernel", "canonical_name", "create_kernel", "kernel_names", "register_kernel"]
+__all__ = ["KERNELS", "Kernel", "canonical_name", "create_kernel", "kernel_names", "register_kernel"]
 
 
 class Kernel(nn.Module):
@@ -163,7 +163,8 @@ def check_dim(X: Tensor, dim: int, what: str) -> None:
 
 # ---- by name -----------------------------------------------------------------------------------------------
 
-_KERNELS: dict[str, type[Kernel]] = {}
+#: Registered kernels by name.
+KERNELS: dict[str, type[Kernel]] = {}
 _ALIASES: dict[str, str] = {}
 _Class = TypeVar("_Class", bound=type[Kernel])
 
@@ -181,12 +182,12 @@ def register_kernel(name: str, *aliases: str) -> Callable[[_Class], _Class]:
 
     def register(kind: _Class) -> _Class:
         for taken in (name, *aliases):
-            owner = _KERNELS.get(_ALIASES.get(taken, taken))
+            owner = KERNELS.get(_ALIASES.get(taken, taken))
             if owner is not None and owner.__qualname__ != kind.__qualname__:
                 raise ValueError(
                     f"kernel {taken!r} is {owner.__qualname__} already; give {kind.__qualname__} another name"
                 )
-        _KERNELS[name] = kind
+        KERNELS[name] = kind
         _ALIASES.update(dict.fromkeys(aliases, name))
         return kind
 
@@ -195,7 +196,7 @@ def register_kernel(name: str, *aliases: str) -> Callable[[_Class], _Class]:
 
 def kernel_names() -> list[str]:
     """Names of the registered kernels."""
-    return sorted(_KERNELS)
+    return sorted(KERNELS)
 
 
 def canonical_name(name: str, *more: str) -> str:
@@ -209,8 +210,8 @@ def canonical_name(name: str, *more: str) -> str:
         ValueError: There is none of that name; the message has the nearest one.
     """
     name = _ALIASES.get(name, name)
-    if name not in _KERNELS and name not in more:
-        raise ValueError(f"unknown kernel {name!r}{suggestion(name, [*_KERNELS, *_ALIASES, *more])}")
+    if name not in KERNELS and name not in more:
+        raise ValueError(f"unknown kernel {name!r}{suggestion(name, [*KERNELS, *_ALIASES, *more])}")
     return name
 
 
@@ -229,4 +230,4 @@ def create_kernel(name: str, width: float | None = None, *, device=None, dtype=N
     """
     if width is not None and not width > 0:
         raise ValueError(f"width={width} must be positive")
-    return _KERNELS[canonical_name(name)].by_width(width, device=device, dtype=dtype)
+    return KERNELS[canonical_name(name)].by_width(width, device=device, dtype=dtype)

@@ -99,6 +99,7 @@ RENAMED: dict[str, str] = {
     "zoo.kernels.base.plain_gradients": "zoo.ops.numerics.differentiable_grad",
     "zoo.kernels.linalg.solve_feature_ridge": "zoo.learners.ridge.solve_feature_ridge",
     "zoo.kernels.linalg.solve_ridge": "zoo.learners.ridge.solve_ridge",
+    "zoo.kernels.ridge.RIDGE_KERNELS": "zoo.kernels.kernel.KERNELS",
     "zoo.kernels.ridge.leave_one_out_ridge": "zoo.learners.ridge.best_ridge",
     "zoo.kernels.ridge.ridge_coefficients": "zoo.learners.ridge.solve_ridge",
     "zoo.learners.agop.leave_one_out_residuals": "zoo.learners.ridge.leave_one_out_residuals",
