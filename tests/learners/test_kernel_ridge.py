@@ -12,7 +12,7 @@ from torch import Tensor
 
 import zoo
 from zoo.kernels import Gaussian, Kernel, create_kernel, kernel_names, register_kernel
-from zoo.kernels import kernel as registry
+from zoo.kernels.kernel import KERNELS
 from zoo.learners.kernel_ridge import KernelRidgeHead, SupportError
 
 
@@ -83,8 +83,7 @@ def test_derivatives_of_any_order(kernel: str) -> None:
 
 @pytest.fixture
 def cauchy(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(registry, "KERNELS", dict(registry.KERNELS))
-    monkeypatch.setattr(registry, "_ALIASES", dict(registry._ALIASES))
+    monkeypatch.setattr(KERNELS, "_entries", dict(KERNELS._entries))
 
     @register_kernel("cauchy", "rational")
     class Cauchy(Kernel):
@@ -121,5 +120,5 @@ def test_names_of_kernels() -> None:
         create_kernel("gausian")
     with pytest.raises(ValueError, match="width=-1 must be positive"):
         create_kernel("gaussian", -1)
-    with pytest.raises(ValueError, match="kernel 'rbf' is Laplacian already"):
+    with pytest.raises(ValueError, match="there is already a kernel 'rbf'"):
         register_kernel("rbf")(Gaussian)

@@ -30,12 +30,13 @@ from torch import Tensor, nn
 
 from zoo.kernels.distances import common_dtype
 from zoo.ops.numerics import autocast_disabled
+from zoo.support.register import Register
 from zoo.support.suggest import suggestion
 
 if TYPE_CHECKING:
     from zoo.kernels.compose import _Composite
 
-__all__ = ["KERNELS", "Kernel", "canonical_name", "create_kernel", "kernel_names", "register_kernel"]
+__all__ = ["KERNELS", "Kernel", "create_kernel", "kernel_names", "register_kernel"]
 
 
 class Kernel(nn.Module):
@@ -163,32 +164,21 @@ def check_dim(X: Tensor, dim: int, what: str) -> None:
 
 # ---- by name -----------------------------------------------------------------------------------------------
 
-#: Registered kernels by name.
-KERNELS: dict[str, type[Kernel]] = {}
-_ALIASES: dict[str, str] = {}
+#: Registered kernels; those of this room are found because they are written down.
+KERNELS: Register[type[Kernel]] = Register("kernel", "zoo.kernels")
 _Class = TypeVar("_Class", bound=type[Kernel])
 
 
-def register_kernel(name: str, *aliases: str) -> Callable[[_Class], _Class]:
-    """Class decorator: learners take the kernel by this name, as :meth:`Kernel.by_width` builds it.
-
-    Args:
-        name: Its name.
-        *aliases: Other names that people use.
+def register_kernel(*names: str) -> Callable[[_Class], _Class]:
+    """Class decorator: learners take the kernel by any of these names, as :meth:`Kernel.by_width` builds it.
 
     Raises:
         ValueError: Another kernel has the name.
     """
 
     def register(kind: _Class) -> _Class:
-        for taken in (name, *aliases):
-            owner = KERNELS.get(_ALIASES.get(taken, taken))
-            if owner is not None and owner.__qualname__ != kind.__qualname__:
-                raise ValueError(
-                    f"kernel {taken!r} is {owner.__qualname__} already; give {kind.__qualname__} another name"
-                )
-        KERNELS[name] = kind
-        _ALIASES.update(dict.fromkeys(aliases, name))
+        for name in names:
+            KERNELS(name)(kind)
         return kind
 
     return register
@@ -196,23 +186,7 @@ def register_kernel(name: str, *aliases: str) -> Callable[[_Class], _Class]:
 
 def kernel_names() -> list[str]:
     """Names of the registered kernels."""
-    return sorted(KERNELS)
-
-
-def canonical_name(name: str, *more: str) -> str:
-    """The name of a kernel behind an alias.
-
-    Args:
-        name: Name or alias.
-        *more: Further names that the caller knows.
-
-    Raises:
-        ValueError: There is none of that name; the message has the nearest one.
-    """
-    name = _ALIASES.get(name, name)
-    if name not in KERNELS and name not in more:
-        raise ValueError(f"unknown kernel {name!r}{suggestion(name, [*KERNELS, *_ALIASES, *more])}")
-    return name
+    return list(KERNELS.entries())
 
 
 def create_kernel(name: str, width: float | None = None, *, device=None, dtype=None) -> Kernel:
@@ -230,4 +204,7 @@ def create_kernel(name: str, width: float | None = None, *, device=None, dtype=N
     """
     if width is not None and not width > 0:
         raise ValueError(f"width={width} must be positive")
-    return KERNELS[canonical_name(name)].by_width(width, device=device, dtype=dtype)
+    known = KERNELS.entries()
+    if name not in known:
+        raise ValueError(f"unknown kernel {name!r}{suggestion(name, known)}")
+    return known[name].made.by_width(width, device=device, dtype=dtype)
