@@ -223,7 +223,7 @@ def _table(records: Records, names: Sequence[str]) -> str:
 # ---- continual learning on frozen features -----------------------------------------------------------------
 
 
-@measurement("compose", "continual", "AnalyticRidge on frozen features, class by class")
+@measurement("compose", "continual", "incremental ridge on frozen features, class by class")
 def continual(folder: Path, seeds: int = SEEDS) -> Iterator[str]:
     """`IncrementalRidge` on pixels and on the features of a backbone: digits two classes at a time, task id unknown.
 

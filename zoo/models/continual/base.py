@@ -14,6 +14,7 @@ Tasks are numbered from 0. Nothing here draws a random number except from torch'
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, ClassVar
 
 import torch
@@ -248,6 +249,16 @@ class ContinualLearner(nn.Module):
         """What the learner keeps of the tasks seen: `samples`, and `bytes` of all state that evaluation needs."""
         state = [t for name, t in self.state_dict().items() if not name.startswith(("seen", "active"))]
         return {"samples": 0, "bytes": sum(t.numel() * t.element_size() for t in state)}
+
+    def kept(self) -> dict[str, int]:
+        """:meth:`memory_footprint`, as it was called."""
+        warnings.warn("kept() is now memory_footprint()", DeprecationWarning, stacklevel=2)
+        return self.memory_footprint()
+
+    def answers(self, x: Tensor, task: int) -> tuple[Tensor, Tensor]:
+        """:meth:`predict_aware_and_agnostic`, as it was called."""
+        warnings.warn("answers() is now predict_aware_and_agnostic()", DeprecationWarning, stacklevel=2)
+        return self.predict_aware_and_agnostic(x, task)
 
     # ---- timm's side --------------------------------------------------------------------------------------
 
