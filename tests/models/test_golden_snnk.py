@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from zoo.adapters import AdapterConfig, HoulsbyAdapter, SNNKAdapter, count_parameters, inject_adapters
-from zoo.kernels.heads import Head, LeastSquares, leave_one_out
 from zoo.kernels.random_features import (
     ACTIVATIONS,
     ExpFeatures,
@@ -36,6 +35,7 @@ from zoo.kernels.random_features import (
     urf_moments,
     urf_variance,
 )
+from zoo.learners.ridge import Head, LeastSquares, leave_one_out
 from zoo.models.snnk import SNNKFeedForward, SNNKLinear, bundle, solve_head
 
 FOLDER = Path(os.environ.get("ZOO_GOLDEN_DIR") or Path(__file__).parents[1] / "golden")

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.adapters.config import AdapterConfig
-from zoo.kernels.base import no_autocast
 from zoo.kernels.random_features import ReLUFeatures
 from zoo.models.snnk import SNNKLinear
+from zoo.ops.numerics import autocast_disabled
 
 __all__ = ["Adapter", "HoulsbyAdapter", "SNNKAdapter"]
 
@@ -22,7 +22,7 @@ class Adapter(nn.Module):
 
     def branch(self, x: Tensor) -> Tensor:
         """What is added to the module's output, (..., d) -> (..., e), in float32 for half precision."""
-        with no_autocast(x.device):
+        with autocast_disabled(x.device):
             return self._branch(self._widened(x))
 
     def _branch(self, x: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from zoo.kernels.heads import Head, LeastSquares
 from zoo.kernels.random_features import FeatureMap, ReLUFeatures
+from zoo.learners.ridge import Head, LeastSquares
 from zoo.models.snnk import SNNKLinear, generators_kept, relative_ridge
 
 __all__ = ["Conversion", "SNNKPooler", "convert_feed_forward", "convert_pooler", "feed_forwards"]

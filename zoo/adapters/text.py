@@ -18,7 +18,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from zoo.adapters.api import inject_adapters
-from zoo.kernels.watching import is_recorded, is_transformed
+from zoo.ops.numerics import without_padding
 from zoo.support.files import CheckpointError, read_checkpoint
 from zoo.support.suggest import suggestion
 
@@ -141,13 +141,9 @@ class TextClassifier(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Tokens (B, L), 0 pads, to mean states (B, d)."""
+        x = without_padding(x)  # what pads every text costs nothing
         mask = x != 0
-        if not is_recorded(x):
-            length = int(mask.sum(1).max())
-            x, mask = x[:, :length], mask[:, :length]  # what pads every text costs nothing
-        seen = mask.long()
-        if is_transformed(x):  # the library looks into a mask of another shape
-            seen = mask[:, None, None].expand(-1, 1, mask.shape[1], -1)
+        seen = mask[:, None, None].expand(-1, 1, x.shape[1], -1)  # (B, 1, L, L): into others the library looks
         states = self.bert(input_ids=x, attention_mask=seen).last_hidden_state
         weight = mask.unsqueeze(-1).to(states.dtype)
         return (states * weight).sum(1) / weight.sum(1).clamp(min=1)

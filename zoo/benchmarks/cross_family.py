@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from zoo.benchmarks import measurement
 from zoo.data.image import Digits
 from zoo.data.sampling import stratified_split
-from zoo.kernels import Gaussian, solve_ridge, squared_distances
+from zoo.kernels import Gaussian, squared_distances
+from zoo.learners.ridge import solve_ridge
 from zoo.registry import bundled_weights
 from zoo.results.records import Provenance, Records, markdown, mean_sd, put_section
 from zoo.support.scaling import standardisation
@@ -132,9 +133,9 @@ def grbf_head(X: Tensor, y: Tensor, X_val: Tensor, y_val: Tensor) -> tuple[Decis
     return decide, {"top_share": float(shares[:10].sum() / shares.sum())}
 
 
-HEADS_CODE = ("zoo/estimators", "zoo/models/grbf.py", "zoo/kernels/ridge.py")
-CONTINUAL_CODE = ("zoo/models/gkcl.py", "zoo/kernels/random_features.py")
-ADAPTERS_CODE = ("zoo/adapters", "zoo/kernels/random_features.py")
+HEADS_CODE = ("zoo/estimators", "zoo/models/grbf.py", "zoo/learners/ridge.py")
+CONTINUAL_CODE = ("zoo/models/continual", "zoo/kernels/random_features")
+ADAPTERS_CODE = ("zoo/adapters", "zoo/kernels/random_features")
 
 HEADS: dict[str, Head] = {"linear": linear_head, "kernel ridge": ridge_head, "GRBF": grbf_head}
 
@@ -222,9 +223,9 @@ def _table(records: Records, names: Sequence[str]) -> str:
 # ---- continual learning on frozen features -----------------------------------------------------------------
 
 
-@measurement("compose", "continual", "AnalyticRidge on frozen features, class by class")
+@measurement("compose", "continual", "incremental ridge on frozen features, class by class")
 def continual(folder: Path, seeds: int = SEEDS) -> Iterator[str]:
-    """`AnalyticRidge` on pixels and on the features of a backbone: digits two classes at a time, task id unknown.
+    """`IncrementalRidge` on pixels and on the features of a backbone: digits two classes at a time, task id unknown.
 
     Arguments and lines are those of :func:`heads`; the file is `compose_continual.csv`.
     """
@@ -257,10 +258,10 @@ digits and are not changed. Nothing is forgotten where the first column equals t
 
 
 def learn_in_turn(parts: Parts, seed: int, tasks: int = 5, num_bases: int = 1000) -> dict[str, float]:
-    """One class-incremental run of `AnalyticRidge` on rows of unit norm; accuracies on all test rows, on those of the
-    first task, and of the same learner that saw everything at once.
+    """One class-incremental run of `IncrementalRidge` on rows of unit norm; accuracies on all test rows, on those of
+    the first task, and of the same learner that saw everything at once.
     """
-    from zoo.models.gkcl import AnalyticRidge
+    from zoo.models.continual import IncrementalRidge
 
     unit = {name: (torch.nn.functional.normalize(X, dim=1), y) for name, (X, y) in parts.items()}
     X, y = unit["train"]
@@ -271,7 +272,7 @@ def learn_in_turn(parts: Parts, seed: int, tasks: int = 5, num_bases: int = 1000
     def learner(count: int) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return AnalyticRidge(classes, X.shape[1], 1, count, num_bases, dtype=torch.float64)
+            return IncrementalRidge(classes, X.shape[1], 1, count, num_bases, dtype=torch.float64)
 
     one, whole = learner(tasks), learner(1)
     with torch.no_grad():

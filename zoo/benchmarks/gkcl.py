@@ -20,12 +20,13 @@ from torch import Tensor
 
 from zoo.benchmarks import measurement
 from zoo.data.task_streams import ContinualData
-from zoo.models.gkcl import KCL
+from zoo.kernels import Gaussian, Laplacian, Polynomial
+from zoo.models.continual import KCL
 from zoo.registry.factory import create_model
 from zoo.results.records import Provenance, Records, markdown, mean_sd, put_section, stamp
 from zoo.results.timing import POLICIES, Times, interleaved_times, under_policies
 from zoo.support.suggest import suggestion
-from zoo.tasks.continual import ContinualTask
+from zoo.tasks.continual import ContinualTask, Recipe
 
 __all__ = ["ablations", "full", "speed", "split", "streams", "tuning"]
 
@@ -117,14 +118,14 @@ def measure(records: Records, methods: Mapping[str, Method], seeds: Iterable[int
             task = run(method, seed, **data)
             found = task.summary(data["tasks"] - 1)
             found["seconds"] = float(task.seconds[: data["tasks"]].mean())
-            found["passes"] = task.learner.recipe.epochs
+            found["passes"] = task.recipe.epochs
             records.add({**key, **{v: found[v] for v in VALUES}})
             shown = f"accuracy {found['acc']:.3f}, without task id {found['acc_agnostic']:.3f}"
             yield f"{data['scenario']}, {name}, seed {seed}: {shown}, forgetting {found['forgetting']:.3f}"
 
 
 #: What a learner's figures depend on.
-MEASURES = ("zoo/models/gkcl.py", "zoo/models/continual.py", "zoo/tasks/continual.py", "zoo/data/task_streams.py")
+MEASURES = ("zoo/models/continual", "zoo/tasks/continual.py", "zoo/data/task_streams.py")
 
 
 def table(records: Records, methods: Iterable[str], source: Provenance, **stream: Any) -> str:
@@ -329,7 +330,7 @@ def ablations(folder: Path, models: list[str] | None = None) -> Iterator[str]:
                 )
                 found = task.summary(4)
                 row = {**key, "acc": found["acc"], "forgetting": found["forgetting"]}
-                row["passes"] = task.learner.recipe.epochs
+                row["passes"] = task.recipe.epochs
                 row |= dict.fromkeys(shots, math.nan) | _by_shots(task)
                 records.add(row)
                 yield f"{scenario}, {name}, seed {seed}: {found['acc']:.3f}, forgetting {found['forgetting']:.3f}"
@@ -392,7 +393,7 @@ class PlainKCL:
         m, head = self.model, self.model.head
         images, labels = m.coreset_x[task].to(zq.dtype) / 255, m.coreset_y[task]
         zs = self.features(images)
-        if head.name == "rff":
+        if m.has_spectral_basis:
             rf = m.random_features
             mean, log_variance = rf.posterior(zs)
             if m.training:
@@ -407,18 +408,18 @@ class PlainKCL:
         return head.gamma[task] * self._gram(zq, zs) @ alpha + head.beta[task]
 
     def _gram(self, a: Tensor, b: Tensor) -> Tensor:
-        name = self.model.head.name
-        if name == "laplacian":
+        kernel = self.model.head.kernel
+        if isinstance(kernel, Laplacian):
             return torch.exp(-0.25 * (a[:, None] - b[None]).abs().sum(-1))
-        if name == "gaussian":
+        if isinstance(kernel, Gaussian):
             return torch.exp(-((a[:, None] - b[None]) ** 2).sum(-1))
-        return (a @ b.T + 1) ** 3 if name == "poly" else a @ b.T
+        return (a @ b.T + 1) ** 3 if isinstance(kernel, Polynomial) else a @ b.T
 
     def step(self, x: Tensor, y: Tensor, task: int) -> None:
         """A training step."""
         self.optimizer.zero_grad()
         loss = F.cross_entropy(self.logits(self.features(x), task), y)
-        if self.model.head.name == "rff":
+        if self.model.has_spectral_basis:
             loss = loss + 1e-4 * self.kl
         loss.backward()
         self.optimizer.step()
@@ -455,7 +456,7 @@ def zoo_evaluation(model: KCL, tests: list[Tensor], agnostic: bool) -> Callable[
         model.head.beta.add_(0)  # a new version of the weights: nothing kept from the last round may be used
         for task, images in enumerate(tests):
             for x in images.split(256):
-                for logits in model.answers(x, task) if agnostic else (model(x, task),):
+                for logits in model.predict_aware_and_agnostic(x, task) if agnostic else (model(x, task),):
                     logits.argmax(-1)
 
     return evaluate
@@ -466,7 +467,7 @@ _STEPS = 10  # in a row, as in training: a single step would find the memory of 
 
 def _step_times(kernel: str, rounds: int) -> dict[str, Times]:
     model, twin = _learned(kernel, 1).train(), PlainKCL(_learned(kernel, 1).train())
-    x, y, optimizer = torch.rand(10, 1, 28, 28), torch.arange(10), model.optimizer()
+    x, y, optimizer = torch.rand(10, 1, 28, 28), torch.arange(10), Recipe().build(model.parameters())
 
     def step() -> None:
         torch.stack(list(model.losses(x, y, 0).values())).sum().backward()
@@ -478,12 +479,11 @@ def _step_times(kernel: str, rounds: int) -> dict[str, Times]:
             one()
 
     steps: dict[str, Callable[[], None]] = {"plain": partial(twin.step, x, y, 0), "zoo": step}
-    with model.steps(0, optimizer):
-        return interleaved_times({name: partial(in_a_row, one) for name, one in steps.items()}, rounds)
+    return interleaved_times({name: partial(in_a_row, one) for name, one in steps.items()}, rounds)
 
 
 _SPEED = ("kernel", "what", "wait_policy"), ("images", "plain_ms", "zoo_ms", "times")
-FAST_CODE = ("zoo/models/gkcl.py", "zoo/kernels")
+FAST_CODE = ("zoo/models/continual", "zoo/learners", "zoo/kernels")
 
 
 @measurement("gkcl", "speed", "a KCL step and an evaluation against the plain form")

@@ -44,7 +44,7 @@ class Original(nn.Module):
 
 DENSE, WHOLE = "dense and GELU", "dense, GELU, dense"
 _SPEED = ("layer", "wait_policy"), ("ms", "cpu_ms", "times", "times_whole", "n")
-FEATURES = ("zoo/kernels/random_features.py", "zoo/models/snnk.py")
+FEATURES = ("zoo/kernels/random_features", "zoo/models/snnk.py")
 
 
 @measurement("snnk", "speed", "folded and unfolded layers against dense ones")

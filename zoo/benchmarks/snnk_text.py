@@ -30,7 +30,7 @@ from zoo.results.records import Provenance, Records, markdown, mean_sd, put_sect
 
 __all__ = ["adapters", "conversion"]
 
-TEXT = ("zoo/adapters", "zoo/adapters/conversion.py", "zoo/kernels/random_features.py")
+TEXT = ("zoo/adapters", "zoo/adapters/conversion.py", "zoo/kernels/random_features")
 LENGTH, EPOCHS, BATCH, LAYERS, TRIAL_ROWS = 128, 1, 8, 3, 1000
 SEEDS = (0, 1, 2)
 

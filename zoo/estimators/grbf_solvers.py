@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -19,19 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.adam import adam
 
-from zoo.kernels.linalg import solve_spd
-from zoo.models.grbf import (
-    Penalty,
-    activations,
+from zoo.kernels.metric import (
     coordinate_gradients,
-    evaluate,
     factor_gradient,
-    factor_of,
-    network_loss,
-    pack_gradient,
-    penalty_term,
+    metric_gaussian,
     point_gradient,
+    triangle,
+    unit_values,
 )
+from zoo.learners.ridge import solve_ridge
+from zoo.models.grbf import Penalty, factor_of, network_loss, penalty_term
 
 __all__ = ["Fit", "Networks", "Objective", "fit_adam", "fit_lbfgs", "fit_varpro"]
 
@@ -55,12 +52,12 @@ class Networks:
     form: str
 
     def factor(self) -> Tensor:
-        """What :func:`zoo.models.grbf.activations` takes."""
+        """What :func:`zoo.kernels.metric.metric_gaussian` takes."""
         return factor_of(self.elements, self.centers.shape[-1], self.form)
 
     def phi(self, X: Tensor) -> Tensor:
         """Activations (B, n, M) of rows (B, n, D) or (n, D)."""
-        return activations(X, self.centers, self.factor())
+        return metric_gaussian(X, self.centers, self.factor())
 
     def readout(self, phi: Tensor) -> Tensor:
         """Outputs (B, n, K) of activations."""
@@ -153,7 +150,7 @@ class Objective:
         """
         C, W, L = networks.centers, networks.weights, networks.factor()
         X = self.X if self.X.ndim == 3 else self.X.unsqueeze(0)
-        phi, z, k = evaluate(X, C, L)
+        phi, z, k = unit_values(X, C, L)
         values, r = _data_gradient(networks.readout(phi), self.targets(), self.weight.unsqueeze(-1), self.loss)
         grad = {"weights": r.mT @ phi}
         if networks.bias is not None:
@@ -176,7 +173,7 @@ class Objective:
             if slope is not None:
                 push = 2.0 * reg if self.penalty == "squared" else reg / size.clamp_min(1e-30)
                 slope.addcmul_(push[:, None, None], block)
-        grad["elements"] = pack_gradient(d_L, L, networks.form)
+        grad["elements"] = _pack_gradient(d_L, L, networks.form)
         return values, grad
 
     @cached_property
@@ -226,6 +223,16 @@ class Fit:
         """Objectives (evaluations, B); the last one of a network is repeated while others went on."""
         longest = max(map(len, self.histories))
         return torch.tensor([h + h[-1:] * (longest - len(h)) for h in self.histories], dtype=torch.float64).T
+
+
+def _pack_gradient(d_factor: Tensor, factor: Tensor, form: str) -> Tensor:
+    """Derivative in the stored parameter of a metric of this form, from that in its factor."""
+    if form == "full":
+        return d_factor.flatten(-2)[..., _triangle(d_factor.shape[-1], device=d_factor.device)]
+    return d_factor if form == "low_rank" else (d_factor * factor).squeeze(-2)  # log-scales
+
+
+_triangle = cache(triangle)  # thousands of steps need the same one
 
 
 def _data_gradient(f: Tensor, y: Tensor, weight: Tensor, loss: str) -> tuple[Tensor, Tensor]:
@@ -442,8 +449,7 @@ def project_weights(networks: Networks, objective: Objective, targets: Tensor) -
         shift = (weight * phi).sum(-2, keepdim=True), (weight * y).sum(-2, keepdim=True)
     phi_c, y_c = phi - shift[0], y - shift[1]
     gram = phi_c.mT @ (weight * phi_c)
-    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    w = solve_spd(gram + objective.reg_weights.double()[:, None, None] * eye, phi_c.mT @ (weight * y_c))
+    w = solve_ridge(gram, phi_c.mT @ (weight * y_c), objective.reg_weights.double())
     own = networks.weights.dtype
     bias = None if networks.bias is None else (shift[1] - shift[0] @ w).squeeze(-2).to(own)
     return replace(networks, weights=w.mT.to(own), bias=bias)

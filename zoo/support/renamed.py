@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["MOVED", "current", "install"]
+__all__ = ["MOVED", "RENAMED", "current", "install", "renamed"]
 
 #: Old module -> the modules that hold its names now.
 MOVED: dict[str, tuple[str, ...]] = {
@@ -40,6 +40,28 @@ MOVED: dict[str, tuple[str, ...]] = {
     "zoo.validation": ("zoo.tools.validation",),
     "zoo.values": ("zoo.support.values",),
     "zoo.whole": ("zoo.support.whole",),
+    "zoo.kernels.base": (
+        "zoo.kernels.positive",
+        "zoo.kernels.distances",
+        "zoo.kernels.kernel",
+        "zoo.kernels.stationary",
+        "zoo.kernels.metric",
+        "zoo.kernels.dot_product",
+        "zoo.kernels.compose",
+        "zoo.ops.numerics",
+    ),
+    "zoo.kernels.heads": ("zoo.learners.ridge", "zoo.learners.logistic"),
+    "zoo.kernels.ridge": (
+        "zoo.learners.kernel_ridge",
+        "zoo.learners.ridge",
+        "zoo.kernels",
+        "zoo.kernels.random_features",
+    ),
+    "zoo.models.gkcl": (
+        "zoo.models.continual",
+        "zoo.models.continual.vae",
+        "zoo.models.continual.losses",
+    ),
     "zoo.benchmarks.records": ("zoo.results.records",),
     "zoo.benchmarks.runs": ("zoo.results.runs",),
     "zoo.benchmarks.timing": ("zoo.results.timing",),
@@ -70,10 +92,59 @@ MOVED: dict[str, tuple[str, ...]] = {
     "zoo.tools.deployment": ("zoo.benchmarks.deployment",),
 }
 
+#: Old dotted name -> the one that it has now, where a name alone has changed, or has left a module that stays.
+RENAMED: dict[str, str] = {
+    "zoo.kernels.DepthwiseConv2d": "zoo.models.layers.dilated_reparam.DepthwiseConv2d",
+    "zoo.kernels.DilatedReparamBlock": "zoo.models.layers.dilated_reparam.DilatedReparamBlock",
+    "zoo.kernels.Head": "zoo.learners.ridge.Head",
+    "zoo.kernels.LeastSquares": "zoo.learners.ridge.LeastSquares",
+    "zoo.kernels.Positive": "zoo.kernels.positive.PositiveParameter",
+    "zoo.kernels.LocalSlowNet": "zoo.models.slow_nets.LocalSlowNet",
+    "zoo.kernels.SlowNet": "zoo.models.slow_nets.SlowNet",
+    "zoo.kernels.causal_conv": "zoo.ops.hyperzzw.causal_conv",
+    "zoo.kernels.fold_product": "zoo.ops.hyperzzw.fold_product",
+    "zoo.kernels.global_product": "zoo.ops.hyperzzw.global_product",
+    "zoo.kernels.local_conv": "zoo.ops.hyperzzw.local_conv",
+    "zoo.kernels.same_conv": "zoo.ops.hyperzzw.same_conv",
+    "zoo.kernels.fit_logistic": "zoo.learners.logistic.fit_logistic",
+    "zoo.kernels.leave_one_out": "zoo.learners.ridge.leave_one_out",
+    "zoo.kernels.solve_feature_ridge": "zoo.learners.ridge.solve_feature_ridge",
+    "zoo.kernels.solve_ridge": "zoo.learners.ridge.solve_ridge",
+    "zoo.kernels.base.Positive": "zoo.kernels.positive.PositiveParameter",
+    "zoo.kernels.base.no_autocast": "zoo.ops.numerics.autocast_disabled",
+    "zoo.kernels.base.plain_gradients": "zoo.ops.numerics.differentiable_grad",
+    "zoo.kernels.linalg.solve_feature_ridge": "zoo.learners.ridge.solve_feature_ridge",
+    "zoo.kernels.linalg.solve_ridge": "zoo.learners.ridge.solve_ridge",
+    "zoo.kernels.ridge.RIDGE_KERNELS": "zoo.kernels.kernel.KERNELS",
+    "zoo.kernels.ridge.leave_one_out_ridge": "zoo.learners.ridge.best_ridge",
+    "zoo.kernels.ridge.ridge_coefficients": "zoo.learners.ridge.solve_ridge",
+    "zoo.learners.agop.leave_one_out_residuals": "zoo.learners.ridge.leave_one_out_residuals",
+    "zoo.models.continual.Recipe": "zoo.tasks.continual.Recipe",
+    "zoo.models.gkcl.AnalyticRidge": "zoo.models.continual.IncrementalRidge",
+    "zoo.models.grbf.activations": "zoo.kernels.metric.metric_gaussian",
+}
+
+
+def renamed(old: str) -> Any:
+    """What a name of an earlier release is called now, with a DeprecationWarning; for `__getattr__` of a module.
+
+    Args:
+        old: Its dotted name.
+
+    Raises:
+        AttributeError: There was none.
+    """
+    module, _, name = old.rpartition(".")
+    if old not in RENAMED:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    home, _, new = RENAMED[old].rpartition(".")
+    warnings.warn(f"{old} is now {RENAMED[old]}", DeprecationWarning, stacklevel=3)
+    return getattr(importlib.import_module(home), new)
+
 
 def current(target: str) -> str:
     """The dotted name of a class or function as it is now, for one that may be older."""
-    module, _, name = target.rpartition(".")
+    module, _, name = RENAMED.get(target, target).rpartition(".")
     homes = MOVED.get(module, ())
     home = next((home for home in homes if hasattr(importlib.import_module(home), name)), module)
     return f"{home}.{name}"
@@ -91,6 +162,8 @@ class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         modules = [importlib.import_module(home) for home in homes]
 
         def find(name: str) -> Any:
+            if f"{module.__name__}.{name}" in RENAMED:
+                return renamed(f"{module.__name__}.{name}")
             for home in modules:
                 if hasattr(home, name):
                     return getattr(home, name)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.kernels.heads import LeastSquares, fit_logistic, leave_one_out
+from zoo.learners.logistic import fit_logistic
+from zoo.learners.ridge import LeastSquares, leave_one_out, solve_left_out, solve_ridge
 
 
 def data(n: int = 60, width: int = 7, outputs: int = 3) -> tuple[Tensor, Tensor]:
@@ -129,3 +130,54 @@ def test_softmax_regression_is_at_its_optimum(classes: int) -> None:
 def test_bad_input_is_told(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(*data())
+
+
+@pytest.mark.parametrize(("n", "gone"), [(60, 7), (60, 55), (9, 4)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_that_were_taken_away_had_never_been(n: int, gone: int, weighted: bool) -> None:
+    P, Y = data(n)
+    weight = torch.rand(n, generator=torch.Generator().manual_seed(1), dtype=torch.float64) if weighted else None
+    parts = [None, None] if weight is None else [weight[gone:], weight[:gone]]
+    left, whole = LeastSquares(), LeastSquares()
+    left.add(P[gone:], Y[gone:], parts[0])
+    whole.add(P, Y, weight)
+    whole.remove(P[:gone], Y[:gone], parts[1])
+    assert whole.rows == n - gone
+    for ours, wanted in ((whole.ridge(0.1), left.ridge(0.1)),):
+        torch.testing.assert_close(ours.weight, wanted.weight)
+        torch.testing.assert_close(ours.bias, wanted.bias)
+    with pytest.raises(ValueError, match=f"{n} rows cannot be taken from {n - gone}"):
+        whole.remove(P, Y)
+
+
+def test_one_solver_for_one_system_and_for_many() -> None:
+    draw = torch.Generator().manual_seed(0)
+    z, Y = (torch.randn(3, 5, k, generator=draw, dtype=torch.float64) for k in (4, 2))
+    K, ridges = z @ z.mT, torch.tensor([0.1, 1.0, 3.0]).double()
+    many = solve_ridge(K, Y, ridges)
+    for i in range(3):
+        exact = torch.linalg.solve(K[i] + ridges[i] * torch.eye(5), Y[i])
+        torch.testing.assert_close(many[i], exact)
+        torch.testing.assert_close(solve_ridge(K[i], Y[i, :, 0], ridges[i]), exact[:, 0])
+    torch.testing.assert_close(solve_ridge(K, Y[0], ridges)[1], solve_ridge(K[1], Y[0], 1.0))
+    torch.testing.assert_close(solve_ridge(K[0], Y[0], ridges)[1], solve_ridge(K[0], Y[0], 1.0))
+
+    def solved(z: Tensor, Y: Tensor, ridge: Tensor) -> Tensor:
+        return solve_ridge(z @ z.mT, Y, ridge)
+
+    given = tuple(t.requires_grad_() for t in (z, Y, ridges))
+    assert torch.autograd.gradcheck(solved, given)
+    assert torch.autograd.gradgradcheck(solved, given)
+
+
+@pytest.mark.parametrize("recentre", [False, True])
+def test_residuals_of_rows_that_are_left_out(recentre: bool) -> None:
+    P, Y = data(12)
+    K, ridge = P @ P.mT, torch.linspace(0.1, 0.5, 12).double()
+    found = solve_left_out(K, Y, ridge, recentre=recentre)
+    torch.testing.assert_close(found.coefficients, torch.linalg.solve(K + ridge.diag(), Y))
+    for i in range(12):
+        rest = [j for j in range(12) if j != i]
+        mean = Y[rest].mean(0) if recentre else torch.zeros(3).double()
+        A = torch.linalg.solve(K[rest][:, rest] + ridge[rest].diag(), Y[rest] - mean)
+        torch.testing.assert_close(found.residuals[i], Y[i] - mean - K[i, rest] @ A)
