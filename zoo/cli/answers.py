@@ -12,11 +12,11 @@ from zoo.support.quoting import shown
 from zoo.support.values import PAGES, PICTURES, check_output
 
 
-@command("predict", "classes or values of images, recordings, tables or series")
+@command("predict", "classes or values of files of any kind that the model takes")
 def add_predict(parser: argparse.ArgumentParser) -> None:
-    """Classify images or recordings, classify or evaluate the rows of CSV files, or forecast a series."""
+    """Classify images, recordings, clips, point clouds, spectra or texts; answer the rows of tables; forecast series."""
     parser.add_argument("model", help=MODEL)
-    parser.add_argument("files", nargs="+", type=Path, help="images, recordings (wav, flac, ogg, mp3) or CSV files")
+    parser.add_argument("files", nargs="+", type=Path, help="of the kind that the model was trained on")
     parser.add_argument("--top", type=positive, default=5, help="classes to name (5)")
     parser.add_argument(
         "--no-header", action="store_true", help="tables begin with a row; their columns stand in the model's order"
