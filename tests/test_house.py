@@ -65,6 +65,11 @@ def test_imports_point_one_way(path: Path) -> None:
     assert imported_rooms(path) - {room, "zoo"} <= ALLOWED[room]
 
 
+def test_tests_mirror_the_rooms() -> None:
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/*.py")}
+    assert folders <= {path.name for path in ZOO.iterdir() if path.is_dir()}
+
+
 def test_import_is_instant_and_registers_the_models() -> None:
     code = """
 import sys, zoo

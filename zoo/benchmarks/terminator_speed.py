@@ -119,9 +119,9 @@ def speed(
         f"## terminator_cifar10: speed\n\n`python -m zoo benchmark terminator speed {options}`\n\n"
         f"float32; {rounds} interleaved rounds, medians; times: against the plain form, the same network by the "
         "reference of every operator, in the same process, median over rounds. Training: forward, label-smoothed "
-        "cross-entropy, slow loss, regulariser, backward. Logits apart: largest difference from the plain form, relative. "
-        "MiB: peak "
-        f"memory of a call beyond a tiny one. {Provenance(rows, MEASURES)}\n\n{table}\n\n{_headline(rows)}"
+        "cross-entropy, slow loss, regulariser, backward. Logits apart: largest difference from the plain form, "
+        f"relative. MiB: peak memory of a call beyond a tiny one. {Provenance(rows, MEASURES)}"
+        f"\n\n{table}\n\n{_headline(rows)}"
     )
     put_section(folder.parent / "RESULTS.md", "terminator speed", text)
     yield table

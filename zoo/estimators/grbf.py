@@ -289,7 +289,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self._components = None if wide else components[: self.n_components_].numpy().copy()
         total = self.eigenvalues_.sum()
         self.explained_ratio_ = self.eigenvalues_ / total if total > 0 else np.full(D, 1 / D)
-        self.feature_importances_ = self.feature_importance("gradient")
+        self.feature_importances_ = np.asarray(self.feature_importance("gradient"), dtype=np.float64)
         self.loss_curve_ = [machine.setting.error]
         self.n_iter_ = machine.setting.iterations + 1
         self._n_features_out = self.n_components_
