@@ -145,7 +145,7 @@ def estimator_fits(n: int = 10_000, D: int = 50) -> dict[str, float]:
 
 # ---- the command -------------------------------------------------------------------------------------------
 
-MEASURES = ("zoo/models/grbf.py", "zoo/fitting.py", "zoo/estimators.py", "zoo/kernels/native.c")
+MEASURES = ("zoo/models/grbf.py", "zoo/fitting.py", "zoo/estimators.py", "zoo/ops/cpu")
 FORMS = {"original": original, "module": module, "solver": solver}
 #: n, D, M, the steps of one timed call, and the least speed-up that is promised.
 SIZES = ((256, 64, 32, 10, 5.0), (1024, 64, 128, 2, 25.0), (2048, 64, 128, 1, None), (4096, 64, 128, 1, None))

@@ -35,7 +35,7 @@ RATES, TRIAL_STEPS, HELD_OUT = (3e-3, 1e-2, 3e-2, 1e-1), 100, 5000
 DATA: dict[str, type[Mnist]] = {"MNIST": Mnist, "Fashion-MNIST": FashionMnist}
 KEYS = ("data", "task", "model", "equal", "steps", "seed")
 VALUES = ("parameters", "rate", "accuracy", "taken", "cpu_seconds")
-MEASURES = ("zoo/models/terminator.py", "zoo/kernels/hyperzzw.py", "zoo/kernels/native.c")
+MEASURES = ("zoo/models/terminator.py", "zoo/kernels/hyperzzw.py", "zoo/ops/cpu")
 
 
 class BenchmarkError(RuntimeError):
