@@ -14,7 +14,7 @@ from zoo.support.values import PAGES, PICTURES, check_output
 
 @command("predict", "classes or values of files of any kind that the model takes")
 def add_predict(parser: argparse.ArgumentParser) -> None:
-    """Classify images, recordings, clips, point clouds, spectra or texts; answer the rows of tables; forecast series."""
+    """Classify pictures, recordings, clips, point clouds, spectra, texts; answer rows of tables; forecast series."""
     parser.add_argument("model", help=MODEL)
     parser.add_argument("files", nargs="+", type=Path, help="of the kind that the model was trained on")
     parser.add_argument("--top", type=positive, default=5, help="classes to name (5)")
