@@ -280,7 +280,8 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        tensors, saved = ctx.saved_tensors[: ctx.kept_inputs], ctx.saved_tensors[ctx.kept_inputs :]
+        kept = ctx.saved_tensors  # once: activation checkpointing unpacks them one time
+        tensors, saved = kept[: ctx.kept_inputs], kept[ctx.kept_inputs :]
         wanted = ctx.needs_input_grad[4:]
         if all(g is None for g in grads):
             return None, None, None, None, *(None for _ in tensors)
