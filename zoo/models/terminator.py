@@ -240,11 +240,12 @@ class SlowFastBlock(nn.Module):
         g1, g2, g3 = self.global_operator(w, fast), self.global_operator(w, mix), self.global_operator(w, hci)
         paths = {"g1": g1, "g2": g2, "g3": g3, "silu": F.silu(g1), "fast": fast, "hi": self.hi(g1, x)}
         maps = {"x": x, "mix": mix, "hci": hci}
+        biases = [bias for bias in self.local_bias]  # noqa: C416 (TorchScript has no list() of it)
         branches = zip(self.local_nets, self.local_mix, self.local_norm)  # noqa: B905 (their lengths are equal)
         for j, (net, mixer, norm) in enumerate(branches):
             context, convolved = self.roles[j]
             z = local_conv(maps[convolved], net(maps[context]).to(x.dtype), self.local_causal)
-            paths[f"l{j}"] = norm(pointwise_conv([z], mixer.weight, mixer.bias), self.local_bias[j])  # type: ignore[arg-type]
+            paths[f"l{j}"] = norm(pointwise_conv([z], mixer.weight, mixer.bias), biases[j])  # type: ignore[arg-type]
         for i, earlier in enumerate(pre):
             paths[f"pre{i}"] = earlier
         return pointwise_conv([paths[name] for name in self.order], self.bottleneck.weight, self.bottleneck.bias)
