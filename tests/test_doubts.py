@@ -16,7 +16,8 @@ from PIL import Image
 
 import zoo
 from zoo.cli import main
-from zoo.data.prepare import says_nothing
+from zoo.data.checks import DataError
+from zoo.data.prepare import prepare, says_nothing
 from zoo.optim import create_optimizer
 from zoo.support import inputs
 from zoo.support.files import CheckpointError
@@ -217,3 +218,14 @@ def test_numbers_of_a_configuration_are_finite(value: object) -> None:
     assert problem.startswith("optimizer.lr = ")
     assert "finite" in check(create_optimizer, {"betas": [0.9, value]}, "optimizer", given=["model"])[0]
     assert not check(create_optimizer, {"lr": 1e-3, "betas": [0.9, 0.99]}, "optimizer", given=["model"])
+
+
+def test_texts_without_words(tmp_path: Path) -> None:
+    form = inputs.read({"kind": "text", "tokens": 6, "tokenizer": "minilm"})
+    unknown, known = torch.tensor([[101, 100, 100, 102, 0, 0]]), torch.tensor([[101, 100, 7592, 102, 0, 0]])
+    assert "holds no word that the model knows" in (says_nothing(Path("x"), unknown, form) or "")
+    assert says_nothing(Path("x"), known, form) is None
+    blank = tmp_path / "blank.txt"
+    blank.write_text(" \n\t\n")
+    with pytest.raises(DataError, match=r"blank\.txt holds no text"):
+        prepare(blank, {"kind": "text", "tokens": 6, "tokenizer": "minilm"})

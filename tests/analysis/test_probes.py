@@ -15,7 +15,16 @@ from zoo.support.register import Register, UnknownNameError
 
 
 def test_every_probe_of_the_room_is_found(capsys: pytest.CaptureFixture[str]) -> None:
-    known = {"receptive-field", "kernels", "hyper-kernels", "context-kernels", "importances", "losses"}
+    known = {
+        "receptive-field",
+        "kernels",
+        "hyper-kernels",
+        "context-kernels",
+        "importances",
+        "losses",
+        "spectrum",
+        "loadings",
+    }
     assert known <= set(probe.entries())
     assert main(["probe"]) == 0
     listed = capsys.readouterr().out

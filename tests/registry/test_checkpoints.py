@@ -30,6 +30,7 @@ import zoo
 from tests.support.test_whole import beside, killed_at
 from zoo.models import to_deploy
 from zoo.registry.checkpoints import CheckpointError, load_checkpoint, read_checkpoint, save_pretrained, write_atomic
+from zoo.support import files
 from zoo.support.files import RECORDS, cache_folder, sha256_of, write_all
 
 NAME = "test_unireplknet"
@@ -382,6 +383,26 @@ def test_cut_off_files(kind: str, kept: float, source: nn.Module, model: nn.Modu
         torch.save(source.state_dict(), path, _use_new_zipfile_serialization=kind == "zip")
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
     refused(model, path, "damaged|cut off|not a whole")
+
+
+@pytest.mark.parametrize("kind", ["legacy", "legacy, shared", "zip", "zip, shared", "safetensors"])
+def test_more_tensors_than_are_read(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are counted before one is read: to unpickle them costs ten times as much."""
+    path, storage = tmp_path / "weights", torch.ones(30)
+    for count in (30, 31):
+        state = {f"{i}.weight": storage[:1] if "shared" in kind else torch.ones(1) for i in range(count)}
+        if kind == "safetensors":
+            safetensors.torch.save_file(state, path)
+        else:
+            torch.save(state, path, _use_new_zipfile_serialization="zip" in kind)
+        allowed = count + 8 * (kind == "zip")  # entries of the archive that are no tensors
+        monkeypatch.setattr(files, "MAX_TENSORS", allowed)
+        assert len(read_checkpoint(path)) == count
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "MAX_TENSORS", 30)
+        patch.setattr(torch, "load", None)  # nothing is unpickled
+        with pytest.raises(CheckpointError, match=r"holds .*30 (tensors )?that are read"):
+            read_checkpoint(path)
 
 
 def test_folders_and_missing_files(source: nn.Module, model: nn.Module, tmp_path: Path) -> None:

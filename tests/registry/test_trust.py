@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from zoo.registry import plugins
 from zoo.registry.trust import TrustError, kind_at, override_problem, recorded_class
 from zoo.support.values import DamagedFileError, read_json, read_yaml
 from zoo.tasks import ClassificationTask
+from zoo.training import launch
 
 
 def named(key: str, values: Any) -> Iterator[tuple[str, str]]:
@@ -92,6 +94,19 @@ def test_plain_overrides_pass(tmp_path: Path) -> None:
     ]
     for key, value, choice in plain:
         assert override_problem(key, value, choice, run=tmp_path) is None, key
+
+
+def test_a_folder_does_not_say_what_is_sent(tmp_path: Path) -> None:
+    """A recorded `online` becomes `auto`, which asks the account of the person who resumes; what is typed stays."""
+    (tmp_path / ".hydra").mkdir()
+    recorded = ["seed=1", "logger.wandb.mode=online", "++logger.other.mode='online'", "+logger.third.mode=offline"]
+    (tmp_path / ".hydra" / "overrides.yaml").write_text(json.dumps(recorded))
+    kept = launch._continue_run(tmp_path, [])
+    assert kept[:4] == ["seed=1", "logger.wandb.mode=auto", "++logger.other.mode=auto", recorded[3]]
+    assert "logger.wandb.mode=online" in launch._continue_run(tmp_path, ["logger.wandb.mode=online"])
+    told = override_problem("logger.wandb", {"mode": "online"}, False, run=tmp_path)
+    assert told is not None
+    assert "would send the run to a service" in told
 
 
 def test_values_are_plain_and_bounded(tmp_path: Path) -> None:

@@ -18,8 +18,12 @@ from sklearn.datasets import load_digits, load_wine
 
 import zoo
 from tests.conftest import ROOT
+from zoo.analysis.probes import ProbeError, Subject, look
 from zoo.cli import main
+from zoo.data import sources
+from zoo.data.prepare import far_out
 from zoo.registry import bundled_weights
+from zoo.support.files import sha256_of
 from zoo.tools import cards, comparison, evaluation, hub, info
 from zoo.tools.errors import ToolError
 from zoo.tools.export import export, quantize, run_elsewhere
@@ -258,6 +262,82 @@ def test_a_report_holds_everything_in_one_file(models: tuple[str, ...], pictures
     assert "link" not in page.tags
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert told["bytes"] < 1_000_000
+
+
+def test_a_report_tells_what_of_a_run_is_left_out(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    page, table = tmp_path / "report.html", run / "csv" / "version_0" / "metrics.csv"
+    table.parent.mkdir(parents=True)
+    matrix = run / "accuracy_matrix.csv"
+    matrix.write_text("1,x\n0.5,0.25\n")
+    table.write_text("step,train/loss\n0,1.5\n1,nan\n")
+    assert main(["report", str(run), "--out", str(page)]) == 0
+    assert "note:" not in capsys.readouterr().err
+    for content, told in (
+        (b"step,train/loss\n0,1.5\n1,\x07?\nx,3\n2,1,9\n", "3 of 4 rows are damaged and left out"),
+        (b"\xff\xfe\x00garbled", "is not UTF-8 text"),
+        (b"", "is empty: no curves"),
+    ):
+        table.write_bytes(content)
+        assert main(["report", str(run), "--out", str(page)]) == 0
+        (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+        assert told in note
+        assert str(table) in note
+        assert told in page.read_text()
+    with pytest.raises(ProbeError, match="is empty"):
+        look("losses", Subject(str(run)))
+    table.unlink()
+    matrix.write_text("garbled\n1,2,3\n")
+    assert main(["report", str(run), "--out", str(page)]) == 0
+    assert f"{matrix} is no table of accuracies" in capsys.readouterr().err
+
+
+def test_a_run_folder_has_no_data_fetched(runs: list[Path], tmp_path: Path, capsys, monkeypatch) -> None:
+    """Neither by pip nor by torchvision; the data of shipped weights are, and those at hand serve any run."""
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    config = json.loads((run / ".hydra" / "config.yaml").read_text())
+    asked: list[str] = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sources.Wheel, "_pip_download", lambda self, folder: asked.append(self.filename) or "refused")
+    table = "boston"  # comes in a wheel
+    (run / ".hydra" / "config.yaml").write_text(json.dumps(config | {"data": config["data"] | {"name": table}}))
+    for arguments in (["validate", str(run)], ["report", str(run)], ["compare", str(run), str(runs[1])]):
+        monkeypatch.chdir(tmp_path)
+        assert main(arguments) == 1
+        told = capsys.readouterr().err
+        assert "nothing is fetched for a run folder" in told
+        assert "--root" in told
+        assert told.count("\n") == 1
+    assert not asked
+
+
+def test_info_says_whose_weights_a_folder_has(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    told = shown(capsys, "info", f"local-dir:{runs[0] / 'model'}", "--json")
+    digest = sha256_of(runs[0] / "model" / "model.safetensors")
+    assert told["weights"] == f"{runs[0] / 'model' / 'model.safetensors'}, sha256 {digest[:12]} as recorded"
+    assert shown(capsys, "info", "grbf", "--json")["weights"] == ""
+
+
+def test_values_far_from_the_training_rows_are_told(
+    wine_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header, *lines = wine_csv.read_text().splitlines()
+    path, names = tmp_path / "far.csv", header.split(",")
+    shown(capsys, "predict", WINE, str(wine_csv), "--json")
+    cells = lines[-1].split(",")
+    cells[1] = "1000000"
+    path.write_text("\n".join([header, *lines, ",".join(cells)]) + "\n")
+    assert main(["predict", WINE, str(path)]) == 0
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert f"{names[1]} (row {len(lines) + 1}: 1e+06; training had " in note
+    assert names[2] not in note
+    free = torch.nn.Linear(2, 2)
+    assert far_out(path, torch.full((3, 2), 1e9), free) is None
+    free.input_mean, free.input_scale = torch.tensor([0.5, 0.0]), torch.tensor([0.3, 1.0])
+    assert far_out(path, torch.tensor([[15.0, 49.0]]), free) is None
+    assert "column 1 (row 2: 16;" in (far_out(path, torch.tensor([[0.0, 0.0], [16.0, 0.0]]), free) or "")
 
 
 def test_the_accuracy_matrix_is_drawn() -> None:

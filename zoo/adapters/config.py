@@ -40,7 +40,7 @@ class AdapterConfig:
         init_weights: Start of Psi or D: `"mam"`, Kaiming-uniform, or `"bert"`, normal with deviation 0.02.
         constant: Lower clip of the features.
         centered: Centred features, see `ReLUFeatures`.
-        normalize: Norm that features are computed at; None: as it comes.
+        normalize: Inputs are rescaled to this norm before the features; None leaves them as they are.
         layer_norm: A LayerNorm of its own in front of the branch.
         projection: `"orthogonal"`, `"iid"` or `"hadamard"`.
         seed: Of the projections; each adapter of a model has one of its own.

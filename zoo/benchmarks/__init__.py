@@ -38,8 +38,9 @@ def measurements() -> Mapping[str, Mapping[str, Measurement]]:
     """Every measurement by family and name, read off the files: nothing heavy is imported for a list."""
     found: dict[str, dict[str, Measurement]] = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            for mark in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
+        written = ast.parse(path.read_text(encoding="utf-8")).body
+        for node in (node for node in written if isinstance(node, ast.FunctionDef)):
+            for mark in node.decorator_list:
                 if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name) and mark.func.id == "measurement":
                     family, name, shows = (ast.literal_eval(argument) for argument in mark.args)
                     entry = Measurement(family, name, shows, f"{__name__}.{path.stem}", node.name)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from zoo.benchmarks import measurement
 from zoo.benchmarks.tuning import bracketed
 from zoo.data import FashionMnist, Mnist
-from zoo.kernels.hyperzzw import causal_conv
+from zoo.ops.hyperzzw import causal_conv
 from zoo.registry.factory import create_model
 from zoo.results.records import Provenance, Records, markdown, mean_sd, put_section
 
@@ -36,7 +36,7 @@ RATES, TRIAL_STEPS, HELD_OUT = (3e-3, 1e-2, 3e-2, 1e-1), 100, 5000
 DATA: dict[str, type[Mnist]] = {"MNIST": Mnist, "Fashion-MNIST": FashionMnist}
 KEYS = ("data", "task", "model", "equal", "steps", "seed")
 VALUES = ("parameters", "rate", "accuracy", "taken", "cpu_seconds")
-MEASURES = ("zoo/models/terminator.py", "zoo/kernels/hyperzzw.py", "zoo/kernels/native.c")
+MEASURES = ("zoo/models/terminator.py", "zoo/models/slow_nets.py", "zoo/ops")
 
 
 class BenchmarkError(RuntimeError):

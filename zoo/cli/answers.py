@@ -96,7 +96,10 @@ def _compare(options: argparse.Namespace) -> int:
     if options.html:
         from zoo.tools.report import write_report
 
-        lines.append(f"report: {write_report(options.html, options.a, options.b)['file']}")
+        report = write_report(options.html, options.a, options.b)
+        for note in report["notes"]:
+            print(f"note: {shown(note)}", file=sys.stderr)
+        lines.append(f"report: {report['file']}")
     return told(options, plain, lines)
 
 
@@ -117,6 +120,8 @@ def _report(options: argparse.Namespace) -> int:
     from zoo.tools.report import write_report
 
     found = write_report(options.out, options.model, options.other)
+    for note in found["notes"]:
+        print(f"note: {shown(note)}", file=sys.stderr)
     return told(options, found, [f"{found['file']}: {', '.join(found['sections'])}"])
 
 

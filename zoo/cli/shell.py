@@ -26,7 +26,7 @@ def _completion(options: argparse.Namespace) -> int:
     cases = []
     for name, parser in commands.choices.items():
         flags = " ".join(o for a in parser._actions for o in a.option_strings if o.startswith("--"))
-        extra = " $models" if name in ("info", "predict", "validate", "compare", "report", "export", "push") else ""
+        extra = " $models" if any(a.dest in ("model", "a") for a in parser._actions) else ""
         if name == "benchmark":
             families = measurements()
             extra = " " + " ".join([*families, *(n for entries in families.values() for n in entries)])

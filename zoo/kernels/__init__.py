@@ -6,7 +6,6 @@ from zoo.kernels.compose import Product, Scaled, Sum
 from zoo.kernels.distances import distances, squared_distances
 from zoo.kernels.dot_product import FeatureKernel, Linear, Polynomial
 from zoo.kernels.exponential_power import ExponentialPower
-from zoo.kernels.hyperzzw import LocalSlowNet, SlowNet, causal_conv, fold_product, global_product, local_conv, same_conv
 from zoo.kernels.kernel import Kernel, create_kernel, kernel_names, register_kernel
 from zoo.kernels.linalg import (
     Factor,
@@ -44,7 +43,6 @@ __all__ = [
     "Kernel",
     "Laplacian",
     "Linear",
-    "LocalSlowNet",
     "NotPositiveDefiniteError",
     "OscillatoryFeatures",
     "Polynomial",
@@ -55,24 +53,18 @@ __all__ = [
     "Projection",
     "ReLUFeatures",
     "Scaled",
-    "SlowNet",
     "Sum",
-    "causal_conv",
     "cholesky",
     "chunked_gram",
     "create_kernel",
     "depthwise_conv2d",
     "distances",
-    "fold_product",
     "fourier_features",
-    "global_product",
     "gram_product",
     "kernel_names",
-    "local_conv",
     "log_det",
     "metric_gaussian",
     "register_kernel",
-    "same_conv",
     "solve_spd",
     "squared_distances",
 ]

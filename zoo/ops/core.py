@@ -22,7 +22,7 @@ one node, if `whole` says so. docs/ops.md tells more.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import torch
@@ -128,7 +128,8 @@ class Operator(Generic[P, R]):
         self._layout, self._whole, self._autocast = layout, whole, autocast
         self.__doc__, self.__name__, self.__module__ = function.__doc__, self.name, function.__module__
         _LIBRARY.define(self.name + torch.library.infer_schema(function, mutates_args=()))
-        self.op: Any = getattr(torch.ops.zoo, self.name).default
+        self._called: Any = getattr(torch.ops.zoo, self.name)  # a graph of torch.fx that names it can be scripted
+        self.op: Any = self._called.default
         self._defaults = [a.default_value if a.has_default_value() else None for a in self.op._schema.arguments]
         _LIBRARY.impl(self.name, self._from_autograd, "Autograd")
         _LIBRARY.impl(self.name, self._below_autograd_key, "CompositeExplicitAutograd")
@@ -143,7 +144,7 @@ class Operator(Generic[P, R]):
         """The operator, on anything that its reference takes."""
         if torch.compiler.is_exporting():  # what is exported runs where nobody knows the zoo
             return self.reference(*args, **kwargs)
-        return self.op(*args, **kwargs)
+        return self._called(*args, **kwargs)
 
     def on(self, device: str, *dtypes: torch.dtype) -> Callable[[Implementation], Implementation]:
         """Register a fast implementation for tensors of one kind of device and of one of these types.
@@ -161,8 +162,9 @@ class Operator(Generic[P, R]):
     def gradient(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Register the gradient: from :class:`Saved` and the gradient of every output to that of every input.
 
-        It is asked for first derivatives only, those of the reference's autograd; without one, whoever wants gradients
-        gets the reference. It may call operators, which then answer in the fastest way again.
+        It is asked for first derivatives only, those of the reference's autograd, and may raise :class:`Unsuited`;
+        without one, whoever wants gradients gets the reference. It may call operators, which then answer in the fastest
+        way again.
         """
         self.backward = function
         return function
@@ -180,11 +182,12 @@ class Operator(Generic[P, R]):
                 if self._autocast == "cast" and torch.is_autocast_enabled(tensors[0].device.type):
                     return self._in_lower_precision(tensors[0].device.type, args)
                 learns = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-                answer = self._fast_or_reference if plain else self._below_autograd
-                if not learns:
-                    return answer(fast, args)
-                if self.backward is not None:
-                    return _Differentiable.apply(self, fast, answer, args, *tensors)
+                answer = self._fast_alone if plain else self._below_autograd
+                with suppress(Unsuited):
+                    if not learns:
+                        return answer(fast, args)
+                    if self.backward is not None:
+                        return _Differentiable.apply(self, fast, answer, args, *tensors)
         return self.reference(*args)  # type: ignore[call-arg]
 
     def _below_autograd_key(self, *args: Any) -> Any:
@@ -197,6 +200,9 @@ class Operator(Generic[P, R]):
         if self._autocast == "cast" and torch.is_autocast_enabled(tensors[0].device.type):
             return self._in_lower_precision(tensors[0].device.type, args)
         return self._fast_or_reference(fast, args)
+
+    def _fast_alone(self, fast: _Fast, args: tuple[Any, ...]) -> Any:
+        return fast.function(*args)
 
     def _fast_or_reference(self, fast: _Fast, args: tuple[Any, ...]) -> Any:
         try:
@@ -286,7 +292,10 @@ class _Differentiable(torch.autograd.Function):
             outputs[i] = t
         inputs = _put_back(ctx.places, tensors)
         asked = tuple(_any_wanted(place, wanted) for place in ctx.places)
-        found = ctx.op.backward(Saved(inputs, tuple(outputs), asked), *grads)
+        try:
+            found = ctx.op.backward(Saved(inputs, tuple(outputs), asked), *grads)
+        except Unsuited:
+            return None, None, None, None, *_reference_gradients(ctx.op, ctx.places, tensors, wanted, grads)
         return None, None, None, None, *_flat_gradients(ctx.places, found)
 
 

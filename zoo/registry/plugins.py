@@ -9,26 +9,18 @@ it in its `pyproject.toml`; nothing in the zoo is touched:
 
 from __future__ import annotations
 
-import logging
-from importlib.metadata import entry_points
+from zoo.support.register import load_entry_points
 
-__all__ = ["GROUP", "load", "modules"]
+__all__ = ["GROUP", "ROOMS", "load", "modules"]
 
 GROUP = "kernel_zoo.models"
 ROOMS = ("zoo.models", "zoo.adapters")  # whose every file may register models
-_log = logging.getLogger(__name__)
 _modules: list[str] = []
 
 
 def load() -> None:
     """Import the families of every installed package; one that fails is logged and left out."""
-    for entry in entry_points(group=GROUP):
-        try:
-            entry.load()
-        except Exception as error:  # another package's mistake must not take the zoo with it
-            _log.warning("the family %s of %s cannot be imported: %s", entry.name, entry.value, error)
-        else:
-            _modules.append(entry.module)
+    _modules[:] = [entry.module for entry in load_entry_points(GROUP)]
 
 
 def modules() -> tuple[str, ...]:

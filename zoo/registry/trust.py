@@ -195,6 +195,8 @@ def _part_problem(key: str, value: Any, run: Path, section: str) -> str | None:
         return f"{key} steers how objects are built"
     if section == "logger" and re.match(r"logger\.\w+\.\w+\.\D", f"{key}."):
         return f"{key} says how a service is reached"
+    if section == "logger" and last == "mode" and value == "online":
+        return f"{key} would send the run to a service"
     if not isinstance(value, str | int | float | None):
         return "its value is not a plain one"
     if not isinstance(value, str):

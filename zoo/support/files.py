@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import errno
 import hashlib
+import pickle
 import pickletools
 import re
 import urllib.error
@@ -61,6 +62,7 @@ RECORDS: dict[str, dict[str, Any]] = {}
 _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 _HUB_NAMES = (WEIGHTS_NAME, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))  # how a pickle of each protocol begins
+_OLDER = 4  # pickles at the beginning of torch's older format: a mark, a version, the machine, the tensors
 _MAX_HEADER = 16_000_000  # bytes
 MAX_TENSORS = 20_000  # in one file; the largest models of the zoo have under 4,000, a training state four times that
 _MAX_CONFIG = 16_000_000
@@ -158,7 +160,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             return _read_safetensors(path, size, head)
         if head.startswith(b"PK\x03\x04"):
             _check_archive(path, size)
-        elif not head.startswith(_PICKLES):
+        elif head.startswith(_PICKLES):
+            with path.open("rb") as file:
+                _check_pickle(path, file, _OLDER)
+        else:
             raise CheckpointError(f"{path} is not a checkpoint: {_what_is(head)}")
         content = _unpickle(path)
     except CheckpointError:
@@ -252,11 +257,35 @@ def _check_archive(path: Path, size: int) -> None:
         raise CheckpointError(f"{path} is not a checkpoint: it is {kind}")
     if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > size:
         raise CheckpointError(f"{path} has compressed entries, which torch.save never writes: it is refused")
+    with zipfile.ZipFile(path) as archive:
+        for entry in entries:
+            if entry.filename.rsplit("/", 1)[-1] == "data.pkl":
+                data = archive.read(entry)
+                if data.count(pickle.BINPERSID) > MAX_TENSORS:  # the most that there can be
+                    _check_pickle(path, BytesIO(data))
+
+
+def _check_pickle(path: Path, file: BinaryIO, pickles: int = 1) -> None:
+    """Count the tensors of a pickle by its opcodes, each of which refers to a storage, and stop at one too many.
+
+    To unpickle them costs ten times as much, most of it in torch's reader, which is written in Python: it builds a
+    storage and a tensor for each, and looks up every call among those that are allowed.
+
+    Args:
+        path: What to call the file.
+        file: Open at the first opcode.
+        pickles: How many lie one after the other.
+    """
+    count = 0
+    with contextlib.suppress(ValueError):  # cut off, or one pickle only: torch's reader stops there too, and says why
+        for _ in range(pickles):
+            for opcode, _, _ in pickletools.genops(file):
+                count += opcode.name == "BINPERSID"
+                if count > MAX_TENSORS:
+                    raise CheckpointError(f"{path} holds more than the {MAX_TENSORS:,} tensors that are read")
 
 
 def _unpickle(path: Path) -> Any:
-    import pickle
-
     try:
         # argparse.Namespace is a bag of plain values that many training scripts store beside the weights
         # (the file is passed open: given a path, torch.load would go by its suffix)

@@ -1,4 +1,5 @@
-"""Things that are found by name because they are written down: a file in their room, or in another package.
+"""Things that are found by name because they are written down: in a file of their room, or in another package, whose
+entry points name its modules (`kernel_zoo.probes`, `kernel_zoo.commands`, `kernel_zoo.models`).
 
 >>> probe = Register("probe", "zoo.analysis.probes")
 >>> @probe("losses", "training losses of a run")
@@ -8,15 +9,20 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import logging
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from zoo.support.suggest import suggestion
 
-__all__ = ["Entry", "Register", "UnknownNameError", "import_all"]
+__all__ = ["Entry", "Register", "UnknownNameError", "import_all", "load_entry_points"]
+
+_log = logging.getLogger(__name__)
 
 
 class UnknownNameError(ValueError):
@@ -40,7 +46,8 @@ class Register(Generic[Made]):
 
     Args:
         what: What the things are called in messages.
-        room: The package whose modules hold them; all are imported when a name is first asked for.
+        room: The package whose modules hold them. They are imported when a name is first asked for, and so are the
+            modules of the entry point group `kernel_zoo.<what>s`.
     """
 
     def __init__(self, what: str, room: str) -> None:
@@ -66,6 +73,7 @@ class Register(Generic[Made]):
     def entries(self) -> dict[str, Entry[Made]]:
         """Everything registered, by name, in the order of the names."""
         import_all(self.room)
+        load_entry_points(f"kernel_zoo.{self.what}s")
         return dict(sorted(self._entries.items()))
 
     def get(self, name: str) -> Entry[Made]:
@@ -84,3 +92,17 @@ def import_all(room: str) -> None:
     """Import every module of a package."""
     for found in pkgutil.walk_packages(importlib.import_module(room).__path__, f"{room}."):
         importlib.import_module(found.name)
+
+
+@functools.cache
+def load_entry_points(group: str) -> tuple[EntryPoint, ...]:
+    """Import what installed packages name in a group, once; one that fails is logged and left out."""
+    loaded = []
+    for entry in entry_points(group=group):
+        try:
+            entry.load()
+        except Exception as error:  # another package's mistake must not take the zoo with it
+            _log.warning("%s of %s, %s, cannot be imported: %s", entry.name, group, entry.value, error)
+        else:
+            loaded.append(entry)
+    return tuple(loaded)

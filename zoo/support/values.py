@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
@@ -68,7 +67,7 @@ def read_json(path: Path, limit: int = MAX_BYTES) -> Any:
         DamagedFileError: It is no regular file, larger than `limit` bytes, or no JSON; or an object has a key twice.
     """
     try:
-        return json.loads(_text(path, limit), object_pairs_hook=_once)
+        return json.loads(read_text(path, limit), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         if isinstance(error, DamagedFileError):
             raise
@@ -102,7 +101,7 @@ def read_yaml(path: Path, limit: int = 1_000_000) -> Any:
             return super().compose_node(parent, index)
 
     try:
-        return yaml.load(_text(path, limit), Plain)
+        return yaml.load(read_text(path, limit), Plain)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, DamagedFileError):
             raise
@@ -116,21 +115,39 @@ def leads_out(path: Path, folder: Path) -> bool:
     return not any(place in real.parents for place in homes)
 
 
-def read_curves(path: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of every metric of a `metrics.csv`; rows and cells that are no numbers are passed over, as is a
-    file that cannot be read.
+def read_curves(path: Path) -> tuple[dict[str, tuple[list[int], list[float]]], str]:
+    """Steps and values of every metric of a `metrics.csv`, and what of the file was left out, in one line.
+
+    Rows and cells that are no numbers are passed over, as is a file that cannot be read; nothing is left out of a
+    whole one, and the line is empty. Numbers that cannot be drawn (NaN, infinity) are no damage.
     """
     found: dict[str, tuple[list[int], list[float]]] = {}
-    with contextlib.suppress(DamagedFileError, FileNotFoundError, csv.Error):
-        for row in csv.DictReader(io.StringIO(_text(path, MAX_CURVES))):
+    rows = odd = 0
+    try:
+        reader = csv.DictReader(io.StringIO(read_text(path, MAX_CURVES)))
+        for row in reader:
             step = _number(row.get("step"))
+            rows, odd = rows + 1, odd + (step is None or any(map(_is_odd, row.values())))
             for name, cell in row.items() if step is not None else ():
                 value = _number(cell)
                 if value is not None and isinstance(name, str) and name not in ("step", "epoch"):
                     steps, values = found.setdefault(name, ([], []))
                     steps.append(int(step or 0))
                     values.append(value)
-    return found
+    except (DamagedFileError, FileNotFoundError, csv.Error) as error:
+        return found, f"{first_line(error)}: " + (f"the rows from {rows + 1} on are left out" if rows else "no curves")
+    if not reader.fieldnames:
+        return found, f"{path} is empty: no curves"
+    return found, f"{path}: {odd} of {rows} rows are damaged and left out, whole or in part" if odd else ""
+
+
+def _is_odd(cell: Any) -> bool:
+    """Whether a cell holds something else than a number, or stands outside of the columns."""
+    try:
+        float(cell or 0)
+    except (TypeError, ValueError):
+        return True
+    return False
 
 
 def _number(cell: Any) -> float | None:
@@ -141,7 +158,13 @@ def _number(cell: Any) -> float | None:
     return value if abs(value) < 1e15 else None
 
 
-def _text(path: Path, limit: int) -> str:
+def read_text(path: Path, limit: int = MAX_BYTES, encoding: str = "utf-8") -> str:
+    """A text file that lies in the folder that it seems to lie in.
+
+    Raises:
+        FileNotFoundError: There is none.
+        DamagedFileError: It leads out of its folder, is no regular file, larger than `limit` bytes, or no such text.
+    """
     try:
         if leads_out(path, path.parent):
             raise DamagedFileError(f"{path} leads to {path.resolve()}, outside its folder: copy the file itself there")
@@ -150,7 +173,7 @@ def _text(path: Path, limit: int) -> str:
             raise DamagedFileError(f"{path} is not a regular file")
         if found.st_size > limit:
             raise DamagedFileError(f"{path} has {found.st_size:,} bytes, more than the {limit:,} that such a file has")
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding=encoding)
     except FileNotFoundError:
         raise
     except UnicodeDecodeError as error:

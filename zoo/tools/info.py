@@ -14,6 +14,7 @@ from zoo.models.deploy import to_deploy
 from zoo.registry import bundled_weights
 from zoo.registry.factory import create_model, list_models
 from zoo.support import inputs
+from zoo.support.files import locate, read_config
 from zoo.tools.errors import ToolError
 from zoo.tools.validation import published
 
@@ -84,7 +85,8 @@ def describe(name: str, size: int | None = None, **kwargs: Any) -> dict[str, Any
         `parameters` and `parameters_deploy`; `macs` of one input in deploy form (convolutions and matrix products;
         Fourier transforms are not counted); `weights_mib`, `largest_layer_mib` (inputs and outputs of the largest
         layer, one input); `receptive_field`: sides in pixels of the squares that hold half and 90 % of the effective
-        receptive field, or None for a model without maps; `record` of shipped weights.
+        receptive field, or None for a model without maps; `weights`: where they come from, the file where it is a
+        folder's, empty for fresh ones; `record` of shipped weights.
     """
     record = bundled_weights.records().get(name)
     local = name.startswith("local-dir:")
@@ -106,13 +108,21 @@ def describe(name: str, size: int | None = None, **kwargs: Any) -> dict[str, Any
         "weights_mib": round(sum(p.numel() * p.element_size() for p in merged.state_dict().values()) / 2**20, 3),
         "largest_layer_mib": round(_largest(merged, shown) / 2**20, 3),
         "receptive_field": _field(model, shown),
-        "weights": SHIPPED if record else PUBLISHED if "." in name and not local else FRESH,
+        "weights": _of_folder(name) if local else SHIPPED if record else PUBLISHED if "." in name else FRESH,
     }
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     facts |= {key: cfg[key] for key in ("license", "paper_name", "paper_ids", "origin_url") if cfg.get(key)}
     if (top1 := published(cfg.get("notes"))) is not None:
         facts["published_top1"] = top1
     return facts | ({"record": record} if record else {})
+
+
+def _of_folder(name: str) -> str:
+    """Which file the weights of a `local-dir:` name came from, and the hash that it was compared with."""
+    folder = name.removeprefix("local-dir:")
+    path, hashes = locate(name), read_config(folder).get("sha256", {})
+    told = f"sha256 {hashes[path.name][:12]} as recorded" if path.name in hashes else "no sha256 on record"
+    return f"{path}, {told}"
 
 
 def _count(model: nn.Module) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zoo.data.checks import DataError
 from zoo.data.pictures import Fit
-from zoo.data.prepare import SUFFIXES, form_for, prepare, says_nothing
+from zoo.data.prepare import SUFFIXES, far_out, form_for, prepare, says_nothing
 from zoo.data.series import in_units, last_window
 from zoo.support import inputs
 from zoo.tools.errors import ToolError
@@ -41,8 +41,8 @@ def predict(model: str, files: Sequence[str | Path], top: int = 5, header: bool 
         One entry a file, or a row of a table: `file`, `row` of a table, and `predictions` (`class` and `probability`,
         most probable first) or `value`. For a series `forecast` (a list of values for each of the steps that follow its
         end, in the units of the file), `columns` (the names of the values) and `times` (of the steps, where the series
-        keeps one step). The first entry of a file that is even once it is prepared (a blank picture, silence) has a
-        `note` that says so.
+        keeps one step). The first entry of a file that is even once it is prepared (a blank picture, silence), or has
+        columns far outside of what the model was trained on, has a `note` that says so.
 
     Raises:
         ToolError: A file is missing, damaged, or nothing that this model takes; or the model's answer is no number.
@@ -60,7 +60,10 @@ def predict(model: str, files: Sequence[str | Path], top: int = 5, header: bool 
             found.append({"file": str(path)} | _forecast(path, network, facts["record"]))
             continue
         arguments = _told(prepare, path, facts["record"])
-        note = _note(path, arguments[0], inputs.read(facts["record"]))
+        form = inputs.read(facts["record"])
+        note = _note(path, arguments[0], form)
+        if form.kind == "table" and (told := far_out(path, arguments[0], network, form.columns)):
+            note = {"note": told}
         outputs = network(*arguments).float()
         bad = unusable(outputs)
         for i, out in enumerate(outputs):

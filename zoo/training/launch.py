@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -410,6 +411,7 @@ def _recorded_overrides(path: Path, target: Path, arguments: Sequence[str]) -> l
         raise ResumeError(f"resume={target}: {error}") from None
     if not isinstance(overrides, list) or not all(isinstance(text, str) for text in overrides):
         raise ResumeError(f"resume={target}: {path} holds no list of overrides")
+    overrides = [_not_sent(text) for text in overrides]
     left = set(merge_overrides(overrides, arguments)) - set(arguments)
     for text in overrides:
         if text not in left:
@@ -420,6 +422,13 @@ def _recorded_overrides(path: Path, target: Path, arguments: Sequence[str]) -> l
                 "folder is data and may come from anyone: if this is your own, type the override again after resume=..."
             )
     return overrides
+
+
+def _not_sent(override: str) -> str:
+    """A recorded override, but that a folder does not say what is sent to a service: `auto` asks the account."""
+    key, _, value = override.partition("=")
+    sent = re.fullmatch(r"\+{0,2}logger\.\w+\.mode", key) and value.strip("'\" ").lower() == "online"
+    return f"{key}=auto" if sent else override
 
 
 def _parsed(override: str) -> tuple[str, Any, bool]:

@@ -27,6 +27,8 @@ from zoo.training.callbacks import ProgressBar
 from zoo.training.checkpointing import (
     FOLDER,
     AtomicCheckpointIO,
+    EndRequested,
+    EndWatch,
     ResumeCheckpoint,
     StopRequested,
     UnsoundStateError,
@@ -137,7 +139,7 @@ def run(
     Raises:
         ConfigError: If a section cannot be built.
         RunFolderInUse: If another run writes into the folder.
-        RunStopped: After SIGINT, SIGTERM or SIGHUP, with the state saved.
+        RunStopped: After SIGINT, SIGTERM or SIGHUP, with the state saved, also between the last step and the results.
         RunFailed: If the loss is not finite or the disk is full; the last good checkpoint stays.
         CheckpointError: If `resume` names a damaged checkpoint.
     """
@@ -169,7 +171,7 @@ def run(
         for key, section in (callbacks or {}).items()
         if section
     ]
-    begun = _Begun()
+    begun, watch = _Begun(), EndWatch()
     if trainer.get("enable_progress_bar") is False:
         hooks = [hook for hook in hooks if not isinstance(hook, ProgressBar)]
     start = Start(test)
@@ -177,7 +179,7 @@ def run(
         "trainer",
         lambda: instantiate(
             trainer,
-            callbacks=[*hooks, start, begun, LastValidation()],
+            callbacks=[*hooks, start, begun, LastValidation(), watch],
             logger=loggers,
             plugins=[AtomicCheckpointIO()],
             default_root_dir=str(folder),
@@ -196,21 +198,27 @@ def run(
     result = RunResult(folder)
     exit_code = 1
     try:
-        engine.fit(task_module, datamodule=datamodule, ckpt_path=str(state) if state else None)
-        before = next((hook.metrics for hook in hooks if isinstance(hook, ResumeCheckpoint)), {})
-        result.metrics = before | scalars(engine.callback_metrics)
-        result.checkpoint = load_best(engine, task_module, result.metrics)
-        if start.untested is None:
-            engine.test(task_module, datamodule=datamodule, verbose=False)
-            result.metrics |= scalars(engine.callback_metrics)
-        result.seconds = notes["seconds_before"] + time.perf_counter() - started
-        finish(engine, task_module, result, notes, command, start.untested if test else None)
+        with watch:
+            engine.fit(task_module, datamodule=datamodule, ckpt_path=str(state) if state else None)
+            watch.over = True
+            before = next((hook.metrics for hook in hooks if isinstance(hook, ResumeCheckpoint)), {})
+            result.metrics = before | scalars(engine.callback_metrics)
+            result.checkpoint = load_best(engine, task_module, result.metrics)
+            if start.untested is None:
+                engine.test(task_module, datamodule=datamodule, verbose=False)
+                result.metrics |= scalars(engine.callback_metrics)
+            result.seconds = notes["seconds_before"] + time.perf_counter() - started
+            finish(engine, task_module, result, notes, command, start.untested if test else None)
         exit_code = 0
     except StopRequested as stop:
         exit_code = 128 + stop.signum
         message = f"stopped by {signal.Signals(stop.signum).name}; the state after step {stop.step} is saved"
         line = shell_line(command, resume=shown_path(folder))
         raise RunStopped(f"{message}\ncontinue with: {line}", exit_code) from None
+    except EndRequested as stop:
+        exit_code = 128 + stop.signum
+        message = f"stopped by {signal.Signals(stop.signum).name} after the last step, before the results were written"
+        raise RunStopped(f"{message}\n{last_good(folder, command)}", exit_code) from None
     except NonFiniteLossError as error:
         if is_first_process() and not isinstance(error, UnsoundStateError):
             set_aside(folder / FOLDER, engine.global_step)

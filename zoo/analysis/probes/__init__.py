@@ -64,6 +64,13 @@ class Subject:
     pretrained: bool = False
     data: str | Path | None = None
 
+    @classmethod
+    def of(cls, model: nn.Module, name: str) -> Subject:
+        """A model that is there already, with its weights."""
+        subject = cls(name, pretrained=True)
+        vars(subject)["model"] = model
+        return subject
+
     @cached_property
     def model(self) -> nn.Module:
         """The model in eval mode."""

@@ -20,9 +20,9 @@ def probe_losses(subject: Subject) -> Finding:
     paths = sorted(run.rglob("metrics.csv"))
     if not paths:
         raise ProbeError(f"there is no metrics.csv below {run}; the run needs logger=csv or the default one")
-    found = read_curves(paths[0])
+    found, left_out = read_curves(paths[0])
     curves = {name.removeprefix("train/"): found[name] for name in _NAMES if name in found}
     if not curves:
-        raise ProbeError(f"{paths[0]} has no training losses")
+        raise ProbeError(left_out or f"{paths[0]} has no training losses")
     last = {name: values[-1] for name, (_, values) in curves.items()}
     return Finding(f"{', '.join(curves)} of {run}", {"last": last}, lambda: plot_curves(curves))

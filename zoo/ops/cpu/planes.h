@@ -24,32 +24,23 @@ INLINE void plane_moments(const float *x, const float *times, long points, float
     *var = squares / points - rest * rest;
 }
 
-/* Returns 1, with a scale of 0 and y as it was, if its own variance is not finite. */
-INLINE int plane_standardise(const float *x, const float *times, const float *bias, float *y, float *mean,
-                             float *scale, long points, float eps, long own) {
-    if (own) {
-        float var;
-        plane_moments(x, times, points, mean, &var);
-        *scale = is_variance(var) ? 1 / sqrtf(var + eps) : 0;
-        if (!is_variance(var)) return 1;
-    }
-    float middle = *mean, factor = *scale;
+/* y <- (x times - mean) scale of a plane, or gelu of that, plus bias (NULL: no gelu); y may be x. */
+INLINE void plane_scale(const float *x, const float *times, const float *bias, float *y, float mean, float scale,
+                        long points) {
 #pragma omp simd
     for (long i = 0; i < points; i++) {
-        float z = (product_of(x, times, i) - middle) * factor;
+        float z = (product_of(x, times, i) - mean) * scale;
         y[i] = bias ? gelu(z) + bias[i] : z;
     }
-    return 0;
 }
 
-/* y <- gelu of the standardised (key + a) (query + b), plus bias, of a plane; y may be key. Returns 1, with the product in
-   y, if its variance is not finite. */
-INLINE int plane_gate(const float *key, const float *query, float a, float b, const float *bias, float *y, float *scale,
-                      long points, float eps) {
-    float mean;
-#pragma omp simd
-    for (long i = 0; i < points; i++) y[i] = (key[i] + a) * (query[i] + b);
-    return plane_standardise(y, NULL, bias, y, &mean, scale, points, eps, 1);
+/* The same with its own moments. Returns 1, and leaves y as it was, if its variance is not finite. */
+INLINE int plane_standardise(const float *x, const float *times, const float *bias, float *y, long points, float eps) {
+    float mean, var;
+    plane_moments(x, times, points, &mean, &var);
+    if (!is_variance(var)) return 1;
+    plane_scale(x, times, bias, y, mean, 1 / sqrtf(var + eps), points);
+    return 0;
 }
 
 /* Some rows of y <- w z, as many columns as there are in COL_TILE vectors; `step` from row to row of z. */

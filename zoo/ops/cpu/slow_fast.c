@@ -35,10 +35,9 @@ static void dense(const float *w, const float *bias, const float *x, float *y, l
     product((matrix){w, ins, 1}, (matrix){x, points, 1}, y, outs, ins, points, 0, 0);
 }
 
-/* taps (chans, points) <- what a local slow network makes of a context (chans, points) and of all that no context
-   changes, start (layers, hidden, points). w: weight and bias of ctx_reduce, of ctx_fc, for every layer of mix and
-   ctx_mix, of out; pos_bias (points). */
-void local_kernel(const float *context, const float *start, const float **w, float *taps, long chans, long hidden,
+/* y (chans, points) <- what a local slow network makes of a context (chans, points) and its waves (layers + 1, hidden,
+   points). w: weight and bias of ctx_reduce, of ctx_fc, for every layer of mix and ctx_mix, of out; pos_bias (points). */
+void local_kernel(const float *context, const float *waves, const float **w, float *y, long chans, long hidden,
                   long layers, long points) {
     long size = hidden * points;
     float *c = malloc(3 * size * sizeof(float)), *h = c + size, *mixed = h + size;
@@ -46,35 +45,72 @@ void local_kernel(const float *context, const float *start, const float **w, flo
     dense(w[0], w[1], context, mixed, hidden, chans, points);
     dense(w[2], w[3], mixed, c, hidden, hidden, points);
     for (long i = 0; i < size; i++) c[i] = gelu(c[i]);
-    memcpy(h, start, size * sizeof(float)); /* layer 1 came through `mix` before */
-    for (long layer = 0; layer < layers; layer++) {
-        const float **own = w + 4 * (layer + 1);
-        if (layer > 0) {
-            dense(own[0], own[1], h, mixed, hidden, hidden, points);
-            for (long row = 0; row < size; row += points) {
-                const float *wave = start + layer * size + row;
-                float squares = 0;
+    memcpy(h, waves, size * sizeof(float));
+    for (long layer = 1; layer <= layers; layer++) {
+        const float **own = w + 4 * layer;
+        dense(own[0], own[1], h, mixed, hidden, hidden, points);
+        for (long row = 0; row < size; row += points) {
+            const float *wave = waves + layer * size + row;
+            float squares = 0;
 #pragma omp simd reduction(+ : squares)
-                for (long i = 0; i < points; i++) {
-                    h[row + i] = wave[i] * mixed[row + i] + pos_bias[i];
-                    squares += h[row + i] * h[row + i];
-                }
-                float norm = sqrtf(squares), more = 1 + 0.1f / (norm < 1e-12f ? 1e-12f : norm);
-                for (long i = 0; i < points; i++) h[row + i] *= more;
+            for (long i = 0; i < points; i++) {
+                h[row + i] = wave[i] * mixed[row + i] + pos_bias[i];
+                squares += h[row + i] * h[row + i];
             }
+            float norm = sqrtf(squares), more = 1 + 0.1f / (norm < 1e-12f ? 1e-12f : norm);
+            for (long i = 0; i < points; i++) h[row + i] *= more;
         }
         dense(own[2], own[3], c, mixed, hidden, hidden, points);
         for (long i = 0; i < size; i++) h[i] *= mixed[i];
     }
-    dense(out[0], out[1], h, taps, chans, hidden, points);
+    dense(out[0], out[1], h, y, chans, hidden, points);
     free(c);
+}
+
+/* y <- the standardised x sigmoid(along m^2), with m the mean of every plane of x; x_mean and y_mean <- the means of x and
+   y over the batch.
+   x and y (batch, chans, points), along (chans), x_mean and y_mean (chans, points). Returns how many planes have a
+   variance that is not finite. */
+long channel_interaction(const float *x, const float *along, float *y, float *x_mean, float *y_mean, long batch,
+                         long chans, long points, float eps) {
+    long strange = 0;
+#pragma omp parallel for schedule(static) reduction(+ : strange)
+    for (long c = 0; c < chans; c++) {
+        float *of_x = x_mean + c * points, *of_y = y_mean + c * points, share = 1.0f / batch;
+        memset(of_x, 0, points * sizeof(float));
+        memset(of_y, 0, points * sizeof(float));
+        for (long b = 0; b < batch; b++) {
+            const float *from = x + (b * chans + c) * points;
+            float *to = y + (b * chans + c) * points, mean, var;
+            plane_moments(from, NULL, points, &mean, &var);
+            float factor = sigmoid(along[c] * mean * mean); /* one for the plane: it scales the moments */
+            float scale = factor / sqrtf(factor * factor * var + eps);
+            strange += !is_variance(var);
+#pragma omp simd
+            for (long i = 0; i < points; i++) {
+                to[i] = (from[i] - mean) * scale;
+                of_x[i] += from[i] * share;
+                of_y[i] += to[i] * share;
+            }
+        }
+    }
+    return strange;
+}
+
+/* y <- gelu of the standardised (key + a) (query + b), plus bias, of a plane; y may be key. Returns 1 if its variance is not
+   finite. */
+INLINE int plane_gate(const float *key, const float *query, float a, float b, const float *bias, float *y, long points,
+                      float eps) {
+#pragma omp simd
+    for (long i = 0; i < points; i++) y[i] = (key[i] + a) * (query[i] + b);
+    return plane_standardise(y, NULL, bias, y, points, eps);
 }
 
 /* A recursive gated unit without its last layer: weights (chans, chans), biases (chans), pos (points). */
 typedef struct { const float *key, *key_bias, *value, *value_bias, *query, *query_bias, *pos; } gated_unit;
 
 typedef struct {
-    const float *mixer, *kernel; /* kernel (chans, points) */
+    const float *kernel; /* (chans, points) */
     gated_unit slow, fast;
     const float *slow_y, *fast_y, *along, *across, *bias; /* along (chans), across (points), bias (rows) or NULL */
 } global_weights;
@@ -97,31 +133,46 @@ static int gate_sample(const gated_unit *unit, const float *joint, const float *
     const float *bias = joint + chans * chans;
     mix_sample(&(part){unit->key, chans, x, chans}, 1, key, chans, points, 0, panels);
     mix_sample(&(part){joint, chans, x, chans}, 1, query, chans, points, 0, panels);
-    float scale;
     int strange = 0;
     for (long c = 0; c < chans; c++) {
         long at = c * points;
-        strange += plane_gate(key + at, query + at, unit->key_bias[c], bias[c], unit->pos, key + at, &scale, points,
-                              1e-5f);
+        strange += plane_gate(key + at, query + at, unit->key_bias[c], bias[c], unit->pos, key + at, points, 1e-5f);
     }
     return strange;
 }
 
 static int standardise_sample(float *x, long chans, long points) {
-    float mean, scale;
     int strange = 0;
     for (long c = 0; c < chans; c++)
-        strange += plane_standardise(x + c * points, NULL, NULL, x + c * points, &mean, &scale, points, 1e-5f, 1);
+        strange += plane_standardise(x + c * points, NULL, NULL, x + c * points, points, 1e-5f);
     return strange;
 }
 
-/* mixed <- the standardised mixer x; y <- what the bottleneck makes of all but the local branches.
-   x, hci and mixed (batch, chans, side, side), y (batch, rows, side, side); columns of the bottleneck, (rows, their
+/* y <- the standardised w x of every sample.
+   x and y (batch, chans, points), w (chans, chans). Returns how many planes had a variance that is not finite. */
+long standardised_mixer(const float *x, const float *w, float *y, long batch, long chans, long points) {
+    long strange = 0;
+#pragma omp parallel reduction(+ : strange)
+    {
+        float *panels = new_numbers(KC * NC);
+#pragma omp for schedule(dynamic)
+        for (long b = 0; b < batch; b++) {
+            float *own = y + b * chans * points;
+            mix_sample(&(part){w, chans, x + b * chans * points, chans}, 1, own, chans, points, 0, panels);
+            strange += standardise_sample(own, chans, points);
+        }
+        free(panels);
+    }
+    return strange;
+}
+
+/* y <- what the bottleneck makes of all but the local branches.
+   x, hci and mix (batch, chans, side, side), y (batch, rows, side, side); columns of the bottleneck, (rows, their
    channels), and `down` from row to row, for fast, hi, the three products, silu, and `earlier` outputs, which are
    (batch, widths, side, side). Returns how many planes had a variance that is not finite on the way. */
-long global_part(const global_weights *w, const float *x, const float *hci, const float **before, const float **columns,
-                 const long *down, const long *widths, float *mixed, float *y, long batch, long chans, long rows,
-                 long side, long earlier) {
+long global_paths(const global_weights *w, const float *x, const float *hci, const float *mix, const float **before,
+                  const float **columns, const long *down, const long *widths, float *y, long batch, long chans,
+                  long rows, long side, long earlier) {
     enum { MAPS = 6, PARTS = MAPS + 2 };
     long points = side * side, size = chans * points;
     float *slow_joint = new_numbers(2 * chans * (chans + 1)), *fast_joint = slow_joint + chans * (chans + 1);
@@ -139,11 +190,8 @@ long global_part(const global_weights *w, const float *x, const float *hci, cons
         lanes *panel = zeros(side * COL_TILE);
 #pragma omp for schedule(dynamic)
         for (long b = 0; b < batch; b++) {
-            const float *own = x + b * size, *of_hci = hci + b * size;
-            float *of_mix = mixed + b * size, *out = y + b * rows * points;
-            mix_sample(&(part){w->mixer, chans, own, chans}, 1, of_mix, chans, points, 0, panels);
-            strange += standardise_sample(of_mix, chans, points);
-
+            const float *own = x + b * size, *of_hci = hci + b * size, *of_mix = mix + b * size;
+            float *out = y + b * rows * points;
             for (long i = 0; i < size; i++) context[i] = own[i] * w->kernel[i];
             strange += gate_sample(&w->slow, slow_joint, context, found[1], found[2], chans, points, panels);
             strange += gate_sample(&w->fast, fast_joint, own, found[3], found[2], chans, points, panels);
@@ -221,7 +269,7 @@ long local_branches(const float **x, const float **taps, const float **w, const 
 /* y <- y + the sum over branches of w (gelu of the standardised z, plus bias); z is overwritten.
    A branch has z (batch, chans, points), mean and scale (batch, chans), bias (1), w (rows, chans), `down` from row to row;
    y (batch, rows, points). */
-void local_outputs(float **z, const float **mean, const float **scale, const float **bias, const float **w,
+void add_local_outputs(float **z, const float **mean, const float **scale, const float **bias, const float **w,
                    const long *down, float *y, long branches, long batch, long chans, long rows, long points) {
     long stretches = (points + NC - 1) / NC, size = chans * points;
 #pragma omp parallel

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from zoo.cli import main
-from zoo.kernels import building, native
+from zoo.ops import building, native
 
 COMPILER = next((found for found in map(shutil.which, ("cc", "gcc", "clang")) if found), None)
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
@@ -37,9 +37,11 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    path = tmp_path / "loops.c"
-    path.write_text(SOURCE)
-    return path
+    """A folder of loops."""
+    folder = tmp_path / "loops"
+    folder.mkdir()
+    (folder / "loops.c").write_text(SOURCE)
+    return folder
 
 
 @pytest.fixture
@@ -73,9 +75,13 @@ def test_it_compiles_once(source: Path, compiled: Callable[[], int], monkeypatch
     assert (first.threads(), compiled()) == (2, 1)
     monkeypatch.setenv("ZOO_NATIVE_ARCH", "x86-64" if "x86" in building.platform.machine() else "armv8-a")
     assert building.build(source)[1] != path
-    source.write_text(SOURCE + "int more(void) { return 3; }")
+    (source / "loops.c").write_text(SOURCE + "int more(void) { return 3; }")
     assert building.build(source)[0].more() == 3
-    assert compiled() == 3
+    (source / "other.c").write_text('#include "less.h"\nint less(void) { return LESS; }')
+    for number in (4, 5):  # what is included counts too
+        (source / "less.h").write_text(f"#define LESS {number}")
+        assert building.build(source)[0].less() == number
+    assert compiled() == 7
     assert {file.suffix for file in path.parent.iterdir()} == {".so", ".lock"}
 
 
@@ -115,7 +121,7 @@ def test_without_openmp_one_thread_does_all(source: Path, tmp_path: Path, monkey
     monkeypatch.setenv("CC", refusing(tmp_path, "-fopenmp"))
     assert building.build(source)[0].threads() == 1
     monkeypatch.delenv("CC")
-    source.write_text("int absent(void);\n" + SOURCE.replace("return 2", "return absent()"))
+    (source / "loops.c").write_text("int absent(void);\n" + SOURCE.replace("return 2", "return absent()"))
     assert building.build(source)[0].threads() == 1  # compiled with it, but not loaded
 
 
@@ -123,7 +129,8 @@ def test_without_openmp_one_thread_does_all(source: Path, tmp_path: Path, monkey
 def test_the_loops_themselves_need_no_openmp() -> None:
     assert COMPILER is not None
     command = [COMPILER, *building.FLAGS, "-fsyntax-only", "-Wall", "-Wno-unknown-pragmas", "-Wno-psabi", "-Werror"]
-    done = subprocess.run([*command, str(native.SOURCE)], capture_output=True, text=True, check=False, timeout=60)
+    files = map(str, sorted(native.SOURCES.glob("*.c")))
+    done = subprocess.run([*command, *files], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
 
 
@@ -153,7 +160,7 @@ def test_where_no_folder_is_safe_one_for_the_time_being_is_used(
 def test_what_fails_is_told_once(
     source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source.write_text("int f(void) { return unknown; }")
+    (source / "loops.c").write_text("int f(void) { return unknown; }")
     with caplog.at_level(logging.INFO):
         assert building.load(source) is None
     assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -181,13 +188,13 @@ def test_what_is_wanted(source: Path, monkeypatch: pytest.MonkeyPatch, caplog: p
 def test_building_ahead_of_time(
     source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(native, "SOURCE", source)
+    monkeypatch.setattr(native, "SOURCES", source)
     assert main(["build"]) == 0
     path = Path(capsys.readouterr().out.strip())
     assert path.is_file()
     path.parent.chmod(0o777)
     assert main(["build"]) == 1
     assert "cannot be used" in capsys.readouterr().err
-    source.write_text("wrong")
+    (source / "loops.c").write_text("wrong")
     assert main(["build"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
