@@ -17,6 +17,10 @@ import zoo
 from tests.ops.comparing import SPECIAL, differs, normal, places
 from zoo.ops import OPERATORS, Unsuited, depthwise_conv2d, feed_forward, native, operator, reference
 from zoo.ops.core import Operator, Saved
+from zoo.support.register import import_all
+
+for room in ("zoo.kernels", "zoo.learners"):  # which declare operators too
+    import_all(room)
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler, or an OpenMP that torch lacks")
 
