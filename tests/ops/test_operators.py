@@ -17,6 +17,10 @@ import zoo
 from tests.ops.comparing import SPECIAL, differs, normal, places
 from zoo.ops import OPERATORS, Unsuited, depthwise_conv2d, feed_forward, native, operator, reference
 from zoo.ops.core import Operator, Saved
+from zoo.support.register import import_all
+
+for room in ("zoo.kernels", "zoo.learners"):  # which declare operators too
+    import_all(room)
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler, or an OpenMP that torch lacks")
 
@@ -86,6 +90,10 @@ CASES = {
     ),
     "slow_fast_block": Case("slow_fast_block", (*_BLOCK, [], [(4, 3)] * 10, None), _BLOCK_LOOPS, 1e-4),
     "slow_fast_block, known": Case("slow_fast_block", (*_BLOCK, [(3,)] * 4, [(4, 3)] * 10, (4,)), frozenset(), 1e-4),
+    "metric_gaussian": Case("metric_gaussian", ((4, 3), (5, 3), (3, 2))),
+    "metric_gaussian, scales": Case("metric_gaussian", ((2, 4, 3), (5, 3), (2, 1, 3))),
+    "metric_gaussian, of itself": Case("metric_gaussian", ((4, 3), None, (3, 3))),
+    "linear_ridge": Case("linear_ridge", ((6, 4), (3, 4), (6, 2), (), 0.5), frozenset(), 1e-4),
     "response_norm": Case("response_norm_and_energy", ((2, 3, 2, 4), (1, 1, 1, 4), (1, 1, 1, 4)), frozenset(), 1e-4),
     "response_norm, no bias": Case("response_norm_and_energy", ((2, 3, 2, 4), (1, 1, 1, 4), None), frozenset(), 1e-4),
 }

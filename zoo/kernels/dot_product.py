@@ -20,11 +20,6 @@ class Linear(Kernel):
 
     has_features = True
 
-    @classmethod
-    def by_width(cls, width: float | None = None, **options: Any) -> Linear:
-        """X . z, which has no width."""
-        return cls()
-
     def _features(self, X: Tensor) -> Tensor:
         return X
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.kernels.distances import squared_distances
+from zoo.kernels.distances import distances
 from zoo.kernels.kernel import Kernel, register_kernel
 from zoo.kernels.positive import PositiveParameter, ScalarOrTensor
 from zoo.ops.numerics import autocast_disabled
@@ -113,7 +113,7 @@ class ExponentialPower(Kernel):
         U = self._rooted(X)
         V = None if Z is None else self._rooted(Z)
         if self.norm == 2:
-            return squared_distances(U, V).clamp_min(0).sqrt()
+            return distances(U, V)
         return torch.cdist(U, U if V is None else V, p=self.norm)
 
     def of_distances(self, d: Tensor) -> Tensor:

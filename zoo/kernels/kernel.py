@@ -52,6 +52,9 @@ class Kernel(nn.Module):
     #: Class of a feature map that depends on the support, which a learner builds and applies before this kernel.
     support_features: type[nn.Module] | None = None
 
+    def __init__(self, *, device=None, dtype=None) -> None:
+        super().__init__()  # device and dtype are for hyper-parameters, which not every kernel has
+
     def forward(self, X: Tensor, Z: Tensor | None = None) -> Tensor:
         """The Gram matrix k(x_i, z_j).
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from zoo.ops.dispatch import is_transformed
+from zoo.ops.dispatch import is_transformed, values_known
 from zoo.ops.numerics import autocast_disabled
 from zoo.support.renamed import renamed
 
@@ -110,10 +110,10 @@ def cholesky(A: Tensor, *, jitter: float = 1e-12, max_jitter: float = 1e-4) -> F
         raise ValueError(f"a square matrix is needed, got shape {tuple(A.shape)}")
     with autocast_disabled(A.device):
         A = A.to(solver_dtype(A.device))
-        if torch.compiler.is_compiling() or A.is_meta:  # no graph can hold the search for a jitter
-            return Factor(torch.linalg.cholesky(A), torch.zeros_like(A[..., 0, 0]))
         if is_transformed(A):
             return _cholesky_without_branches(A, jitter, max_jitter)
+        if not values_known(A):  # no graph can hold the search for a jitter
+            return Factor(torch.linalg.cholesky(A), torch.zeros_like(A.diagonal(dim1=-2, dim2=-1)[..., :0].sum(-1)))
         if not bool(torch.isfinite(A.detach()).all()):
             raise NotPositiveDefiniteError("the matrix has entries that are not finite: check the kernel's inputs")
         scale = A.detach().diagonal(dim1=-2, dim2=-1).abs().mean(-1)

@@ -59,7 +59,7 @@ def ridge_factor(K: Tensor, ridge: float | Tensor) -> Factor:
 
 def _ridged(K: Tensor, ridge: float | Tensor) -> Tensor:
     K = K.to(solver_dtype(K.device))
-    ridge = torch.as_tensor(ridge, device=K.device).to(K.dtype)
+    ridge = torch.as_tensor(ridge, dtype=K.dtype, device=K.device)
     return K + torch.diag_embed(ridge.expand(torch.broadcast_shapes(ridge.shape, K.shape[:-1])))
 
 
@@ -141,7 +141,7 @@ def solve_feature_ridge(phi: Tensor, Y: Tensor, ridge: float | Tensor, *, dtype:
 
 
 def _checked_ridge(ridge: float | Tensor, device: torch.device) -> Tensor:
-    ridge = torch.as_tensor(ridge, device=device)
+    ridge = torch.as_tensor(ridge, dtype=solver_dtype(device), device=device)  # a number keeps all of its digits
     if values_known(ridge) and not bool((ridge.detach() >= 0).all()):
         raise ValueError(f"ridge={ridge.detach().flatten()[:4].tolist()} must not be negative")
     return ridge
