@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ __all__ = [
     "PICTURES",
     "DamagedFileError",
     "OutputError",
+    "check_closed",
     "check_output",
     "first_line",
     "leads_out",
     "read_curves",
     "read_json",
+    "read_text",
     "read_yaml",
 ]
 
@@ -47,6 +50,8 @@ def check_output(path: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
         OutputError: The name ends otherwise, or there is no such folder.
     """
     path = Path(path)
+    if "\0" in str(path):
+        raise OutputError(f"cannot write {str(path)!r:.200}: it holds a NUL character")
     if suffixes and path.suffix.lower() not in suffixes:
         raise OutputError(f"cannot write {path}: its name must end in {' or '.join(suffixes)}")
     if suffixes and path.is_dir():
@@ -67,7 +72,7 @@ def read_json(path: Path, limit: int = MAX_BYTES) -> Any:
         DamagedFileError: It is no regular file, larger than `limit` bytes, or no JSON; or an object has a key twice.
     """
     try:
-        return json.loads(_text(path, limit), object_pairs_hook=_once)
+        return json.loads(read_text(path, limit), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         if isinstance(error, DamagedFileError):
             raise
@@ -101,7 +106,7 @@ def read_yaml(path: Path, limit: int = 1_000_000) -> Any:
             return super().compose_node(parent, index)
 
     try:
-        return yaml.load(_text(path, limit), Plain)
+        return yaml.load(read_text(path, limit), Plain)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, DamagedFileError):
             raise
@@ -115,6 +120,28 @@ def leads_out(path: Path, folder: Path) -> bool:
     return not any(place in real.parents for place in homes)
 
 
+def check_closed(folder: Path) -> None:
+    """Refuse the folder of a run that is open: it may come from anyone, and what is read and written in it is read and
+    written through the links in it.
+
+    Raises:
+        DamagedFileError: Something in it is a link that leads out of it, or neither a file nor a folder.
+    """
+    home = os.path.realpath(folder)
+    for place, folders, files in os.walk(home):  # which follows no links
+        for name in (*folders, *files):
+            path = os.path.join(place, name)
+            found = Path(folder, os.path.relpath(path, home))
+            if os.path.islink(path):
+                if not os.path.realpath(path).startswith(home + os.sep):
+                    raise DamagedFileError(
+                        f"{found} leads to {os.path.realpath(path)}, out of the folder of the run, which must hold all "
+                        "that is its own: put the file or the folder itself there"
+                    )
+            elif name in files and not os.path.isfile(path) and os.path.exists(path):
+                raise DamagedFileError(f"{found} is neither a file nor a folder: take it out of the folder of the run")
+
+
 def read_curves(path: Path) -> tuple[dict[str, tuple[list[int], list[float]]], str]:
     """Steps and values of every metric of a `metrics.csv`, and what of the file was left out, in one line.
 
@@ -124,7 +151,7 @@ def read_curves(path: Path) -> tuple[dict[str, tuple[list[int], list[float]]], s
     found: dict[str, tuple[list[int], list[float]]] = {}
     rows = odd = 0
     try:
-        reader = csv.DictReader(io.StringIO(_text(path, MAX_CURVES)))
+        reader = csv.DictReader(io.StringIO(read_text(path, MAX_CURVES)))
         for row in reader:
             step = _number(row.get("step"))
             rows, odd = rows + 1, odd + (step is None or any(map(_is_odd, row.values())))
@@ -158,7 +185,13 @@ def _number(cell: Any) -> float | None:
     return value if abs(value) < 1e15 else None
 
 
-def _text(path: Path, limit: int) -> str:
+def read_text(path: Path, limit: int = MAX_BYTES, encoding: str = "utf-8") -> str:
+    """The text of a file.
+
+    Raises:
+        FileNotFoundError: There is none.
+        DamagedFileError: It is no regular file, a link out of its folder, larger than `limit` bytes, or no such text.
+    """
     try:
         if leads_out(path, path.parent):
             raise DamagedFileError(f"{path} leads to {path.resolve()}, outside its folder: copy the file itself there")
@@ -167,7 +200,7 @@ def _text(path: Path, limit: int) -> str:
             raise DamagedFileError(f"{path} is not a regular file")
         if found.st_size > limit:
             raise DamagedFileError(f"{path} has {found.st_size:,} bytes, more than the {limit:,} that such a file has")
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding=encoding)
     except FileNotFoundError:
         raise
     except UnicodeDecodeError as error:

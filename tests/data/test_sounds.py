@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import tracemalloc
 from pathlib import Path
@@ -211,3 +212,13 @@ def test_lists_that_do_not_fit_are_told(line: str, told: str, listed: Path) -> N
     (listed / "testing_list.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="cannot read the list"):
         counts(listed)
+    (listed / "testing_list.txt").unlink()
+    (listed.parent / "elsewhere.txt").write_text("secret")
+    (listed / "testing_list.txt").symlink_to("../elsewhere.txt")
+    with pytest.raises(DataError, match=r"cannot read the list: .*outside its folder"):
+        counts(listed)
+    (listed / "testing_list.txt").unlink()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(listed / "testing_list.txt")
+        with pytest.raises(DataError, match=r"cannot read the list: .*not a regular file"):
+            counts(listed)

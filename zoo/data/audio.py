@@ -29,7 +29,7 @@ from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
 from zoo.data.walk import Files, class_folders, parts, scan, scan_like
 from zoo.files import CheckpointError, write_atomic
-from zoo.values import first_line
+from zoo.values import DamagedFileError, first_line, read_text
 
 __all__ = ["AudioFolder", "Clips", "Prompts", "SpokenDigits", "read_audio"]
 
@@ -43,6 +43,7 @@ CONTAINERS = ("WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "MPEG")  # by
 MAX_SECONDS = 600.0
 MAX_SAMPLES = 120_000_000
 RATES = (100, 1_000_000)  # Hz, of a file
+_MAX_LIST = 100_000_000  # bytes
 _SIMPLE, _FINE = 1000, 50_000  # terms of a ratio of two rates
 
 RECORDINGS = Files(
@@ -411,12 +412,12 @@ class AudioFolder(AudioDataModule):
 
 def _lines(path: Path) -> list[tuple[int, str]]:
     """Numbers and contents of the lines of a list, each a path that may have blanks; nothing where there is no list."""
-    if not path.exists():
-        return []
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read the list {path} ({str(error)[:100]})") from None
+        lines = read_text(path, _MAX_LIST, "utf-8-sig").splitlines()
+    except FileNotFoundError:
+        return []
+    except DamagedFileError as error:
+        raise DataError(f"cannot read the list: {error}") from None
     return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
 
 
