@@ -26,7 +26,7 @@ from zoo.figures import (
 )
 from zoo.files import write_atomic
 from zoo.models.registry import create_model
-from zoo.values import PICTURES, check_output, read_curves
+from zoo.values import PICTURES, check_closed, check_output, read_curves
 
 __all__ = ["PictureError", "draw"]
 
@@ -108,6 +108,7 @@ def _losses(run: str | Path | None) -> dict[str, tuple[list[int], list[float]]]:
     """Training losses of a run, by name, from its metrics.csv."""
     if run is None:
         raise PictureError("the losses are those of a run: give its folder with --data")
+    check_closed(Path(run).expanduser())
     paths = sorted(Path(run).expanduser().rglob("metrics.csv"))
     if not paths:
         raise PictureError(f"there is no metrics.csv below {run}; the run needs logger=csv or the default one")
