@@ -211,6 +211,9 @@ def test_an_adapter_of_another_library_keeps_its_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not the configuration of an adapter"):
         save_adapter(inject_adapters(bert(1), AdapterConfig(num_features=4)), tmp_path)
     assert (tmp_path / "adapter_config.json").read_text() == '{"peft_type": "LORA"}'
+    (tmp_path / "adapter_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json cannot be read"):
+        save_adapter(inject_adapters(bert(1), AdapterConfig(num_features=4)), tmp_path)
     assert (tmp_path / "adapter_model.safetensors").read_text() == "mine"
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from zoo.benchmarks import measurements
 from zoo.cli import main
@@ -166,6 +169,27 @@ def test_pictures_are_of_the_kind_that_their_names_say(tmp_path: Path) -> None:
         assert out.read_bytes().startswith(begins)
 
 
+def test_sizes_that_do_not_go_are_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["info", "test_unireplknet", "--size", "1"]) == 0, "an image of one pixel is no table"
+    for model, size in (("test_unireplknet", "100000000"), ("test_vit", "100")):
+        capsys.readouterr()
+        assert main(["info", model, "--size", size]) == 1
+        told = capsys.readouterr().err
+        assert f"takes no images of {size} pixels here: " in told
+        assert told.count("\n") == 1
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")):
+
+        def fail(*args: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("zoo.tools.info.describe", fail)
+        assert main(["info", "grbf"]) == 1
+        assert capsys.readouterr().err == "error: there is not enough memory for this\n"
+    monkeypatch.setattr("zoo.tools.info.describe", lambda *args: int("x"))
+    with pytest.raises(ValueError, match="invalid literal"):  # a mistake of the zoo's own
+        main(["info", "grbf"])
+
+
 def test_folders_of_something_else_keep_their_files(tmp_path: Path) -> None:
     import zoo
     from zoo.registry.checkpoints import CheckpointError
@@ -190,3 +214,85 @@ def test_folders_of_something_else_keep_their_files(tmp_path: Path) -> None:
     kept(lambda: push("grbf.wine", f"local-dir:{tmp_path}"), ToolError, r"holds a README\.md and no model")
     (tmp_path / "model.onnx").write_text("mine")
     kept(lambda: export(model, tmp_path), ToolError, r"holds model\.onnx, which no export wrote")
+    (tmp_path / "model.safetensors").write_text("mine")
+    kept(lambda: zoo.save_pretrained(model, tmp_path), CheckpointError, r"model\.safetensors is not of a model that")
+
+
+def test_a_saved_model_is_replaced_and_what_others_put_beside_it_is_not(tmp_path: Path) -> None:
+    import zoo
+    from zoo.registry.checkpoints import CheckpointError
+    from zoo.tools.errors import ToolError
+    from zoo.tools.hub import push
+
+    place, readme = f"local-dir:{tmp_path / 'mirror'}", tmp_path / "mirror" / "README.md"
+    push("grbf.wine", place)
+    push("grbf.diabetes", place)
+    card = readme.read_text()
+    assert "# grbf.diabetes" in card
+    for text in ("MY OWN", card.replace("trained on", "never trained on"), card[:-80], f"{card}\nMy notes.\n", "\x00"):
+        readme.write_text(text)
+        with pytest.raises(ToolError, match=r"README\.md is not a card as the zoo wrote it and stays"):
+            push("grbf.wine", place)
+        assert readme.read_text() == text
+        assert json.loads((tmp_path / "mirror" / "config.json").read_text())["architecture"] == "grbf"
+    readme.write_bytes(card.replace("\n", "\r\n").encode())  # as some systems check it out
+    push("grbf.wine", place)
+    readme.write_text(readme.read_text().partition("\n<!-- ")[0])  # as earlier versions wrote it
+    push("grbf.wine", place)
+    assert "<!-- written by Kernel Zoo" in readme.read_text()
+    (tmp_path / "victim").write_text("victim")
+    readme.unlink()
+    readme.symlink_to("../victim")
+    with pytest.raises(ToolError, match="stays"):
+        push("grbf.wine", place)
+    readme.unlink()
+    weights = tmp_path / "mirror" / "model.safetensors"
+    weights.unlink()
+    weights.symlink_to("../victim")
+    model = zoo.create_model("test_grbf", num_classes=3, in_chans=5)
+    with pytest.raises(CheckpointError, match="stays"):
+        zoo.save_pretrained(model, tmp_path / "mirror")
+    assert weights.is_symlink()
+    assert (tmp_path / "victim").read_text() == "victim"
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "config.json").write_text('{"architecture": "resnet18", "pretrained_cfg": {}}')
+    with pytest.raises(CheckpointError, match="was not written by the zoo and stays"):
+        zoo.save_pretrained(model, tmp_path / "timm")
+
+
+def test_a_folder_holds_one_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import zoo
+    from zoo.tools import export as module
+    from zoo.tools.errors import ToolError
+
+    def content() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    model, count = zoo.create_model("test_grbf", num_classes=3, in_chans=5), iter(range(99))
+    for name in ("_write_program", "_write_onnx"):  # exporting itself is slow, and tested elsewhere
+        monkeypatch.setattr(module, name, lambda program, inputs: module.writer_of(f"{next(count)}".encode()))
+    monkeypatch.setattr(module, "_program", lambda network, inputs: network)
+
+    def run(kind: str, path: Path, batches: dict[int, tuple[torch.Tensor, ...]]) -> dict[int, np.ndarray]:
+        with torch.no_grad():
+            return {n: model.eval()(*inputs).numpy() for n, inputs in batches.items()}
+
+    monkeypatch.setattr(module, "_run", run)
+    module.export(model, tmp_path)
+    before = content()
+    assert sorted(before) == ["deployment.json", "model.onnx", "model.pt2"]
+    with pytest.raises(ToolError, match=r"holds model\.onnx of an earlier export, which this one would leave there"):
+        module.export(model, tmp_path, ("program",))
+    assert content() == before
+    told = json.loads(before["deployment.json"])
+    (tmp_path / "model.int8.onnx").write_bytes(b"small")
+    with pytest.raises(ToolError, match=r"holds model\.int8\.onnx, which no export wrote"):
+        module.export(model, tmp_path)
+    told["int8"] = module._entry(tmp_path / "model.int8.onnx")
+    (tmp_path / "deployment.json").write_text(json.dumps(told))
+    module.export(model, tmp_path)
+    assert sorted(content()) == ["deployment.json", "model.onnx", "model.pt2"], "int8 was of the file before"
+    (tmp_path / "model.pt2").write_bytes(b"mine")
+    with pytest.raises(ToolError, match=r"holds model\.pt2, which no export wrote"):
+        module.export(model, tmp_path)
+    assert (tmp_path / "model.pt2").read_bytes() == b"mine"

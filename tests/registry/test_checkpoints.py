@@ -32,6 +32,7 @@ from zoo.models import to_deploy
 from zoo.registry.checkpoints import CheckpointError, load_checkpoint, read_checkpoint, save_pretrained, write_atomic
 from zoo.support import files
 from zoo.support.files import RECORDS, cache_folder, sha256_of, write_all
+from zoo.support.values import OutputError, check_output
 
 NAME = "test_unireplknet"
 NAMES = [list("abcdefg"), list("hijklmn")]  # of classes
@@ -570,6 +571,7 @@ def test_saving_again_replaces_or_refuses(source: nn.Module, model: nn.Module, i
 def test_saving_says_what_cannot_be_saved(source: nn.Module, tmp_path: Path) -> None:
     for wrong, match in [
         ({"class_names": ["a"]}, "1 names, the model 7 classes"),
+        ({"class_names": "abcdefg"}, "is one text; give a list of names"),
         ({"preprocessing": {"meen": 1}}, "unknown entries meen; allowed: .*mean"),
         ({"preprocessing": {"input_size": (1, 28, 28)}}, "1 channels, the model takes 3"),
     ]:
@@ -581,6 +583,15 @@ def test_saving_says_what_cannot_be_saved(source: nn.Module, tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match=r"act_layer=.*cannot be written"):
         save_pretrained(odd, tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_what_is_no_path_or_name_is_told(source: nn.Module) -> None:
+    with pytest.raises(CheckpointError, match="is no path: it holds a NUL character"):
+        save_pretrained(source, "a\0b")
+    with pytest.raises(OutputError, match="it holds a NUL character"):
+        check_output("a\0b")
+    with pytest.raises(TypeError, match="model_name = 5 is no text"):
+        zoo.create_model(5)  # type: ignore[arg-type]
 
 
 def test_saving_and_loading_draw_no_random_numbers(source: nn.Module, tmp_path: Path) -> None:

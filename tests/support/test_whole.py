@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -269,3 +270,49 @@ def test_a_reader_beside_a_writer_notices(tmp_path: Path) -> None:
                 assert read in (OLD, NEW)
                 whole_reads += 1
     assert whole_reads == 50
+
+
+def test_a_link_that_no_writer_made_costs_nothing(tmp_path: Path) -> None:
+    """What a pointer leads to is removed: only a temporary folder of the same folder may be that."""
+    folder, other = tmp_path / "folder", tmp_path / "other"
+    for k, target in enumerate(("../other", str(other), ".old.000000000000.tmp")):
+        folder.mkdir()
+        other.mkdir(exist_ok=True)
+        (other / "config.json").write_bytes(b"precious")
+        (folder / f".now.00000000000{k}.tmp").symlink_to(target)
+        (folder / "config.json").symlink_to(f".now.00000000000{k}.tmp/config.json")
+        if target.startswith(".old"):
+            (folder / target).symlink_to("../other")
+        save(folder, NEW)
+        assert whole.clean(folder) == []
+        assert found(folder) == NEW
+        assert sorted(os.listdir(folder)) == sorted(NEW)
+        assert (other / "config.json").read_bytes() == b"precious"
+        assert (other / "config.json").stat().st_nlink == 1
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
+def test_names_go_in_the_same_step(tmp_path: Path) -> None:
+    def act(folder: Path) -> None:
+        with whole.staging(folder, without=("notes.txt", "config.json", "never.txt")) as place:
+            for name in NAMES[:2]:
+                (place / name).write_bytes(NEW[name])
+
+    new = {name: NEW[name] for name in NAMES[:2]}
+    folder, k = tmp_path / "0", 0
+    folder.mkdir()
+    for name, content in OLD.items():
+        (folder / name).write_bytes(content)
+    while killed_at(k, partial(act, folder)):
+        assert found(folder) in (OLD, new), k
+        whole.clean(folder)
+        assert found(folder) in (OLD, new), k
+        k += 1
+        folder = tmp_path / str(k)
+        folder.mkdir()
+        for name, content in OLD.items():
+            (folder / name).write_bytes(content)
+    assert found(folder) == new
+    assert sorted(os.listdir(folder)) == sorted(new)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -70,8 +71,8 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     state = {k: v.detach().cpu().contiguous().clone() for k, v in _state(model, name).items()}
     content = {"format": FORMAT, "base_model": type(model).__name__, **asdict(config)}
     folder = Path(folder)
-    if (folder / CONFIG).exists():
-        _content_of(folder)  # a file of something else stays
+    if os.path.lexists(folder / CONFIG) or os.path.lexists(folder / WEIGHTS):
+        _content_of(folder)  # files of something else stay
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=2).encode()
     write_all({folder / WEIGHTS: writer_of(to_safetensors(state)), folder / CONFIG: writer_of(text)})

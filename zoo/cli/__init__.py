@@ -40,11 +40,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError) as error:
-        if not type(error).__module__.startswith("zoo"):
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        memory = _is_of_memory(error)
+        if not memory and not type(error).__module__.startswith("zoo"):
             raise
-        print(f"error: {shown(error)}", file=sys.stderr)
+        print(f"error: {'there is not enough memory for this' if memory else shown(error)}", file=sys.stderr)
         return 1
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether memory has run out, which torch tells as an error of any kind."""
+    return isinstance(error, MemoryError) or (
+        type(error).__module__ in ("builtins", "torch") and "memory" in str(error) and "allocate" in str(error)
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -139,8 +139,8 @@ class PointMnist(ImageDataModule):
         return {"input_size": list(self.input_size), "mean": [0.0], "std": [1.0]}
 
     def input_record(self) -> dict[str, Any]:
-        """How many points of a cloud are kept."""
-        return {"kind": "points", "points": self.num_points, "channels": 3}
+        """How many points of a cloud are kept, and how far from 0 their coordinates lie."""
+        return {"kind": "points", "points": self.num_points, "channels": 3, "extent": 1.0}
 
     def prepare_data(self) -> None:
         """Fetch the digits unless the cache has them."""

@@ -20,7 +20,7 @@ from zoo.data.checks import DataError
 from zoo.data.delimited import listed
 from zoo.support import inputs
 
-__all__ = ["SUFFIXES", "far_out", "form_for", "kind_of_file", "prepare", "says_nothing"]
+__all__ = ["SUFFIXES", "far_out", "form_for", "kind_of_file", "other_units", "prepare", "says_nothing"]
 
 #: Where the function of each kind lives; it takes the file and the typed record, and returns the model's arguments.
 PREPARERS = {
@@ -79,6 +79,7 @@ def prepare(path: str | Path, record: Mapping[str, Any]) -> tuple[Tensor, ...]:
 
 
 FAR = 50.0  # deviations of the training rows; among fewer than 2,500 of them none can be that far out
+UNITS = 10.0  # times as large, or as small, as the clouds of training: what units of length differ by, at least
 _EVEN = 1e-5  # what may still differ by rounding; half a step of 16-bit sound
 
 
@@ -142,6 +143,25 @@ def far_out(path: Path, rows: Tensor, model: Any, names: Sequence[str] = ()) -> 
     if not told:
         return None
     return f"{path}: values lie far outside of the training rows, so answers there are guesses: {listed(told, 5, 200)}"
+
+
+def other_units(path: Path, values: Tensor, form: Any) -> str | None:
+    """One sentence where a point cloud is in other units than those of training; None for any other, and any file else.
+
+    Args:
+        path: The file.
+        values: The first of the model's arguments for it, (1, points, channels).
+        form: The typed record, with the `extent` of the training clouds where that is known.
+    """
+    if form.kind != "points" or form.extent is None:
+        return None
+    found = float(values[..., :3].abs().amax())
+    if form.extent / UNITS <= found <= form.extent * UNITS:
+        return None
+    return (
+        f"{path}: its coordinates reach {found:.4g}, those of training {form.extent:.4g}, and the model takes them as "
+        "they are: are the units the same?"
+    )
 
 
 def form_for(path: Path, record: Mapping[str, Any]) -> Any:

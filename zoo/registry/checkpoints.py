@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -40,7 +41,7 @@ from zoo.support.files import (
     writer_of,
 )
 from zoo.support.quoting import shown
-from zoo.support.values import DamagedFileError, read_json
+from zoo.support.values import DamagedFileError, leads_out, read_json
 
 __all__ = ["CheckpointError", "load_checkpoint", "read_checkpoint", "save_pretrained", "write_atomic"]
 
@@ -159,7 +160,7 @@ def save_pretrained(
             has it.
         input_record: How a file becomes an input (see :mod:`zoo.support.inputs`), as a data module's `input_record()`
             says it; None keeps the model's own.
-        overwrite: Whether a model that is already there may be replaced; a `config.json` of anything else never is.
+        overwrite: Whether a model that the zoo saved there may be replaced; files of anything else never are.
 
     Returns:
         The folder.
@@ -186,13 +187,16 @@ def save_pretrained(
 
 
 def check_replaceable(folder: Path) -> None:
-    """Refuse a folder whose configuration is not a model's, so that no file of something else is replaced.
+    """Refuse a folder with files of these names that are not the zoo's own, so that none of something else is replaced.
 
     Raises:
-        CheckpointError: `config.json` names no architecture, or cannot be read.
+        CheckpointError: `config.json` names no architecture, cannot be read or was not written by the zoo, or weights
+            lie there without it or behind a link.
     """
-    path = folder / CONFIG_NAME
-    if not path.exists():
+    path, weights = folder / CONFIG_NAME, folder / WEIGHTS_NAME
+    if os.path.lexists(weights) and (not os.path.lexists(path) or leads_out(weights, folder)):
+        raise CheckpointError(f"{weights} is not of a model that the zoo saved and stays: choose another folder")
+    if not os.path.lexists(path):
         return
     try:
         found = read_json(path)
@@ -200,6 +204,8 @@ def check_replaceable(folder: Path) -> None:
         found = None
     if not isinstance(found, dict) or not isinstance(found.get("architecture"), str):
         raise CheckpointError(f"{path} is not the configuration of a model and stays: choose another folder")
+    if not isinstance(found.get("zoo"), dict):
+        raise CheckpointError(f"{path} was not written by the zoo and stays: choose another folder")
 
 
 def _serialise(model: nn.Module) -> bytes:
@@ -299,6 +305,8 @@ def _label_names(class_names: Sequence[str] | None, cfg: Mapping[str, Any], clas
     if class_names is None:
         kept = cfg.get("label_names")
         return list(kept) if kept and len(kept) == classes else None
+    if isinstance(class_names, str):
+        raise ValueError(f"class_names = {class_names!r:.60} is one text; give a list of names, one per class")
     names = [shown(name, keep="") for name in class_names]
     if len(names) != classes:
         raise ValueError(f"class_names has {len(names)} names, the model {classes} classes; give one name per class")

@@ -43,7 +43,7 @@ from zoo.support.files import (
 )
 from zoo.support.signatures import check_call, check_values
 from zoo.support.suggest import nearest, suggestion
-from zoo.support.values import first_line
+from zoo.support.values import check_closed, first_line
 
 __all__ = ["RECORDS", "create_model", "list_models"]
 
@@ -106,6 +106,8 @@ def create_model(
         TypeError: An argument is unknown; the message has the nearest ones and all that are accepted.
         CheckpointError: The weights are missing, damaged, not those on record, or do not fit.
     """
+    if not isinstance(model_name, str):
+        raise TypeError(f"model_name = {model_name!r:.60} is no text; a model is {MAY_BE}")
     if pretrained and checkpoint_path:
         raise ValueError("pretrained=True and checkpoint_path both name weights; choose one of them")
     register()
@@ -144,10 +146,11 @@ def as_named(model: str | Path) -> str:
     """What a command was given as a model, as :func:`create_model` takes it: a run folder is the model in it.
 
     Raises:
-        ValueError: It is a file, or a folder of something else.
+        ValueError: It is a file, a folder of something else, or that of a run with links out of it.
     """
     name = str(model)
     if os.path.isfile(os.path.join(name, "model", CONFIG_NAME)):
+        check_closed(Path(name))
         return f"local-dir:{Path(name) / 'model'}"
     if ":" in name or ("/" not in name and "\\" not in name and not os.path.exists(name)):
         return name
@@ -158,6 +161,24 @@ def as_named(model: str | Path) -> str:
     else:
         what = "is a folder, but of no finished run" if os.path.isdir(name) else "is a file, not a model"
     raise ValueError(f"{name[:200]} {what}: a model is {MAY_BE}")
+
+
+def answers_imagenet(model: str) -> bool:
+    """Whether weights are known to answer the classes of ImageNet-1k: by their own record here, as a tag says it.
+
+    A thousand outputs alone say nothing, and a folder may have kept the tag of the weights that its own were trained
+    from.
+
+    Args:
+        model: As a command was given it, see :func:`as_named`.
+    """
+    name = re.sub(r"^hf[-_]hub:timm/", "", as_named(model))
+    register()
+    try:
+        cfg = get_pretrained_cfg(name)
+    except RuntimeError:  # no such tag
+        return False
+    return cfg is not None and cfg.num_classes == 1000 and "in1k" in (cfg.tag or "").split("_")
 
 
 # ---- names -------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt
 from zoo.results.records import Records, markdown, mean_sd, plain, put_section
 from zoo.support.quoting import command
 from zoo.support.signatures import check_values
-from zoo.support.values import DamagedFileError, first_line, leads_out, read_json, read_yaml
+from zoo.support.values import DamagedFileError, check_closed, first_line, read_json, read_yaml
 
 _OWN = ("seed=", "experiment=", "hydra.", "hydra/", "logger", "resume=")  # what does not change a result
 
@@ -105,6 +105,10 @@ def read_parts(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         RunsError: One is missing or damaged; what the checkpoints hold is written again by resuming the run.
     """
     try:
+        check_closed(folder)
+    except DamagedFileError as error:
+        raise RunsError(str(error)) from None
+    try:
         config = read_yaml(folder / ".hydra" / "config.yaml")
         summary = read_json(folder / "summary.json")
     except (DamagedFileError, OSError) as error:
@@ -182,8 +186,7 @@ def tabulate(
         before = document.read_text() if document.is_file() else ""
         if i == 0 or f"<!-- begin {section} -->" in before:
             put_section(document, section, f"## Trained {section}\n\n{text}" if i == 0 else text)
-        own = section == "runs" and shown.is_file() and not leads_out(shown, folders[0])
-        if own and "<!-- begin summary -->" in before:
+        if section == "runs" and shown.is_file() and "<!-- begin summary -->" in before:
             put_section(document, "summary", f"```text\n{_quoted(shown)}\n```")
     yield text
 

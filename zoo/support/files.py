@@ -105,7 +105,7 @@ def write_all(files: Mapping[Place, Callable[[BinaryIO], object]]) -> None:
         CheckpointError: As :func:`write_atomic`; the folder keeps what it had.
     """
     try:
-        replace_all({Path(path): write for path, write in files.items()})
+        replace_all({_checked(path): write for path, write in files.items()})
     except OSError as error:
         place = error.filename or next(iter(files))
         raise CheckpointError(f"cannot write {place}: {_reason(error)}") from error

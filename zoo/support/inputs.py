@@ -167,11 +167,13 @@ class Points(Record):
     Attributes:
         points: How many are kept, far apart.
         channels: Numbers of a point.
+        extent: Of the training clouds, the largest distance of a coordinate from 0; None where it is not known.
     """
 
     kind: Literal["points"]
     points: Count
     channels: Count = 3
+    extent: Annotated[float, Field(gt=0)] | None = None
 
     def numbers(self) -> int:
         """Of all points."""

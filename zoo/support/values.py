@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ __all__ = [
     "PICTURES",
     "DamagedFileError",
     "OutputError",
+    "check_closed",
     "check_output",
     "first_line",
     "leads_out",
     "read_curves",
     "read_json",
+    "read_text",
     "read_yaml",
 ]
 
@@ -47,6 +50,8 @@ def check_output(path: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
         OutputError: The name ends otherwise, or there is no such folder.
     """
     path = Path(path)
+    if "\0" in str(path):
+        raise OutputError(f"cannot write {str(path)!r:.200}: it holds a NUL character")
     if suffixes and path.suffix.lower() not in suffixes:
         raise OutputError(f"cannot write {path}: its name must end in {' or '.join(suffixes)}")
     if suffixes and path.is_dir():
@@ -115,6 +120,28 @@ def leads_out(path: Path, folder: Path) -> bool:
     return not any(place in real.parents for place in homes)
 
 
+def check_closed(folder: Path) -> None:
+    """Refuse the folder of a run that is open: it may come from anyone, and what is read and written in it is read and
+    written through the links in it.
+
+    Raises:
+        DamagedFileError: Something in it is a link that leads out of it, or neither a file nor a folder.
+    """
+    home = os.path.realpath(folder)
+    for place, folders, files in os.walk(home):  # which follows no links
+        for name in (*folders, *files):
+            path = os.path.join(place, name)
+            found = Path(folder, os.path.relpath(path, home))
+            if os.path.islink(path):
+                if not os.path.realpath(path).startswith(home + os.sep):
+                    raise DamagedFileError(
+                        f"{found} leads to {os.path.realpath(path)}, out of the folder of the run, which must hold all "
+                        "that is its own: put the file or the folder itself there"
+                    )
+            elif name in files and not os.path.isfile(path) and os.path.exists(path):
+                raise DamagedFileError(f"{found} is neither a file nor a folder: take it out of the folder of the run")
+
+
 def read_curves(path: Path) -> tuple[dict[str, tuple[list[int], list[float]]], str]:
     """Steps and values of every metric of a `metrics.csv`, and what of the file was left out, in one line.
 
@@ -159,11 +186,11 @@ def _number(cell: Any) -> float | None:
 
 
 def read_text(path: Path, limit: int = MAX_BYTES, encoding: str = "utf-8") -> str:
-    """A text file that lies in the folder that it seems to lie in.
+    """The text of a file.
 
     Raises:
         FileNotFoundError: There is none.
-        DamagedFileError: It leads out of its folder, is no regular file, larger than `limit` bytes, or no such text.
+        DamagedFileError: It is no regular file, a link out of its folder, larger than `limit` bytes, or no such text.
     """
     try:
         if leads_out(path, path.parent):

@@ -97,11 +97,12 @@ def _named(target: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def staging(folder: Path) -> Iterator[Path]:
+def staging(folder: Path, without: Sequence[str] = ()) -> Iterator[Path]:
     """A folder to write files into, which all take their names in `folder` at once when the block ends well.
 
     Args:
         folder: Must exist. Files of it that have no new version stay.
+        without: Names of files that do not; where they have no new version, they go in the same step.
     """
     clean(folder)
     place, handle = _temporary_folder(folder)
@@ -111,7 +112,7 @@ def staging(folder: Path) -> Iterator[Path]:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         _sync(place)
-        _switch(folder, place)
+        _switch(folder, place, without)
     finally:
         if not _pointers(folder, place.name):
             shutil.rmtree(place, ignore_errors=True)
@@ -119,12 +120,14 @@ def staging(folder: Path) -> Iterator[Path]:
             os.close(handle)
 
 
-def _switch(folder: Path, place: Path) -> None:
-    names = sorted(path.name for path in place.iterdir())
+def _switch(folder: Path, place: Path, without: Sequence[str] = ()) -> None:
+    new = sorted(path.name for path in place.iterdir())
     with writing(folder) as alone:
         if alone is False:
             raise BlockingIOError(errno.EAGAIN, "another process is writing into this folder", str(folder))
         _settle(folder)
+        old = [name for name in without if name not in new and os.path.lexists(folder / name)]
+        names = [*new, *old]
         for name in names:
             if (folder / name).is_dir():
                 raise IsADirectoryError(errno.EISDIR, "Is a directory", str(folder / name))
@@ -132,8 +135,10 @@ def _switch(folder: Path, place: Path) -> None:
         try:
             if len(names) > 1 and _point(folder, kept, place, names):
                 return
-            for name in names:  # no links here: the order of the names is all there is
+            for name in new:  # no links here: the order of the names is all there is
                 os.replace(place / name, folder / name)
+            for name in old:
+                (folder / name).unlink()
         finally:
             _settle(folder)
             shutil.rmtree(kept, ignore_errors=True)
@@ -206,7 +211,11 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _pointers(folder: Path, target: str | None = None) -> list[Path]:
+    """Pointers of a switch, or those to `target`. What they lead to is removed, so a link that anybody else made, to
+    any other place, is none.
+    """
     found = [p for p in folder.glob(f".{_POINTER}.*.tmp") if _TEMPORARY.fullmatch(p.name) and p.is_symlink()]
+    found = [p for p in found if _TEMPORARY.fullmatch(os.readlink(p)) and not (folder / os.readlink(p)).is_symlink()]
     return [p for p in found if target is None or os.readlink(p) == target]
 
 

@@ -15,6 +15,7 @@ from zoo.registry import bundled_weights
 from zoo.registry.factory import create_model, list_models
 from zoo.support import inputs
 from zoo.support.files import locate, read_config
+from zoo.support.values import first_line
 from zoo.tools.errors import ToolError
 from zoo.tools.validation import published
 
@@ -49,7 +50,22 @@ def example(model: nn.Module, batch: int = 2, size: int | None = None) -> Tensor
 
     Images (B, C, H, W), waveforms (B, samples), tokens (B, L), or rows (B, D), which are drawn around what the model
     standardises with.
+
+    Raises:
+        ToolError: Of images, the model takes none of that size, or there is no memory for one.
     """
+    if size is None:
+        return _drawn(model, batch, None)
+    try:
+        with torch.no_grad():
+            drawn = _drawn(model, batch, size)
+            model(drawn[:1])
+    except Exception as error:  # models say in many ways that a size does not suit them
+        raise ToolError(f"{type(model).__name__} takes no images of {size} pixels here: {first_line(error)}") from None
+    return drawn
+
+
+def _drawn(model: nn.Module, batch: int, size: int | None) -> Tensor:
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     draw = torch.Generator().manual_seed(0)
     record = getattr(model, "input_record", None)
@@ -61,9 +77,10 @@ def example(model: nn.Module, batch: int = 2, size: int | None = None) -> Tensor
     shape = tuple(cfg.get("input_size") or (3, 224, 224))
     chans = getattr(model, "in_chans", None)
     shape = (chans if isinstance(chans, int) else shape[0], *shape[1:])
-    if size and len(shape) == 3 and shape[1:] != (1, 1):
+    table = shape[1:] == (1, 1)
+    if size and len(shape) == 3 and not table:
         shape = (shape[0], size, size)
-    if shape[1:] == (1, 1):
+    if table:
         rows = torch.randn(batch, shape[0], generator=draw)
         if isinstance(mean := getattr(model, "input_mean", None), Tensor):
             return rows * model.input_scale + mean  # type: ignore[operator]

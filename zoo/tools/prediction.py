@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from zoo.data.checks import DataError
 from zoo.data.pictures import Fit
-from zoo.data.prepare import SUFFIXES, far_out, form_for, prepare, says_nothing
+from zoo.data.prepare import SUFFIXES, far_out, form_for, other_units, prepare, says_nothing
 from zoo.data.series import in_units, last_window
+from zoo.registry.factory import answers_imagenet
 from zoo.support import inputs
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import load, record_of, unusable
@@ -77,7 +78,7 @@ def predict(model: str, files: Sequence[str | Path], top: int = 5, header: bool 
 
 
 def _note(path: Path, values: Tensor, form: Any) -> dict[str, str]:
-    told = says_nothing(path, values, form)
+    told = says_nothing(path, values, form) or other_units(path, values, form)
     return {} if told is None else {"note": told}
 
 
@@ -119,7 +120,7 @@ def _forecast(path: Path, network: nn.Module, record: Mapping[str, Any]) -> dict
 def _facts(model: str, network: nn.Module) -> dict[str, Any]:
     cfg: Any = getattr(network, "pretrained_cfg", None) or {}
     classes = list(cfg.get("label_names") or ())
-    if not classes and getattr(network, "num_classes", 0) == 1000:
+    if not classes and getattr(network, "num_classes", 0) == 1000 and answers_imagenet(model):
         from timm.data import ImageNetInfo
 
         names = ImageNetInfo("imagenet-1k")

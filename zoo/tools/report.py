@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from zoo.analysis.plots import ACCENT, COLOR, GREY
 from zoo.analysis.probes import Subject, look, probe
 from zoo.support.files import write_atomic, writer_of
-from zoo.support.values import PAGES, check_output, read_curves
+from zoo.support.values import PAGES, check_output, read_curves, read_text
 from zoo.tools.comparison import compare, decide, outputs_of
 from zoo.tools.evaluation import batches, build_data, load, record_of
 
@@ -285,7 +285,7 @@ def _matrix_section(model: str) -> Iterator[Part]:
     if path is None:
         return
     try:
-        matrix = np.atleast_2d(np.genfromtxt(path, delimiter=",", encoding="utf-8"))
+        matrix = np.atleast_2d(np.genfromtxt(io.StringIO(read_text(path)), delimiter=","))
     except (OSError, ValueError):
         matrix = np.empty((0, 0))
     matrix = matrix[1:, 1:] if matrix.shape[0] > 1 and np.isnan(matrix[0, 0]) else matrix

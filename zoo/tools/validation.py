@@ -21,8 +21,9 @@ from zoo.data.pictures import Fit
 from zoo.data.sampling import EpochBatches, ResumableLoader
 from zoo.data.walk import class_folders, scan
 from zoo.models.deploy import to_deploy
-from zoo.registry.factory import as_named, create_model
+from zoo.registry.factory import answers_imagenet, as_named, create_model
 from zoo.support import inputs
+from zoo.support.quoting import shown
 
 __all__ = ["Validation", "ValidationError", "published", "validate"]
 
@@ -92,7 +93,8 @@ def validate(
     preprocessing, classes = _preprocessing(cfg), int(network.num_classes)  # type: ignore[arg-type]
     names = class_folders(folder, IMAGES)
     paths, places = scan(folder, names, IMAGES)
-    outputs = torch.tensor(_outputs(names, cfg, classes, folder))
+    labels = list(cfg.get("label_names") or ()) or _imagenet(model, classes)
+    outputs = torch.tensor(_outputs(names, labels, classes, folder))
     images = FolderImages(paths, places, _fit(network), seed=None)
     network = to_deploy(network.eval(), inplace=True).to(device)
     done = hits1 = hits5 = 0
@@ -143,13 +145,18 @@ def _fit(network: nn.Module) -> Fit:
     return Fit(inputs.read(record))
 
 
-def _outputs(names: Sequence[str], cfg: dict[str, Any], classes: int, folder: Path) -> list[int]:
-    """Output of the model for each class folder."""
-    labels = list(cfg.get("label_names") or ())
-    if not labels and classes == 1000:
-        from timm.data import ImageNetInfo
+def _imagenet(model: str, classes: int) -> list[str]:
+    """Labels of ImageNet, where the weights are known to answer them."""
+    if classes != 1000 or not answers_imagenet(model):
+        return []
+    from timm.data import ImageNetInfo
 
-        labels = ImageNetInfo("imagenet-1k").label_names()
+    return ImageNetInfo("imagenet-1k").label_names()
+
+
+def _outputs(names: Sequence[str], labels: Sequence[str], classes: int, folder: Path) -> list[int]:
+    """Output of the model for each class folder."""
+    names = [shown(name, keep="") for name in names]  # as they are saved
     place = {label: i for i, label in enumerate(labels)}
     if all(name in place for name in names):
         return [place[name] for name in names]

@@ -50,7 +50,7 @@ def _job(cfg: DictConfig) -> float | None:
 
     multirun, folder = HydraConfig.get().mode is RunMode.MULTIRUN, Path(HydraConfig.get().runtime.output_dir)
     try:
-        with writing_in(folder):
+        with writing_in(folder, resumed=cfg.get("resume") is not None):
             if cfg.get("resume") is None:
                 check_new(folder, _command())
             _record(cfg)
@@ -382,7 +382,13 @@ def _plain_value(argument: str) -> str | None:
 
 
 def _continue_run(target: Path, arguments: list[str]) -> list[str]:
+    from zoo.support.values import DamagedFileError, check_closed
+
     run = find_run(target)
+    try:
+        check_closed(run)  # before anything in it is read, or its log file opened
+    except DamagedFileError as error:
+        raise ResumeError(f"resume={target}: {error}") from None
     if "${" in str(run):
         raise ResumeError(f"resume={target}: Hydra would look up what stands in ${{...}}; give the folder another name")
     recorded = run / ".hydra" / "overrides.yaml"
@@ -462,17 +468,20 @@ def find_run(target: Path) -> Path:
     Raises:
         ResumeError: If the path does not exist or lies in no run.
     """
-    path = target.expanduser().resolve()  # `latest` is a link
+    named = target.expanduser().absolute()
+    path = named.resolve()  # `latest` is a link
     if not path.exists():
         raise ResumeError(f"resume={target}: there is no such folder or file")
     if path.is_dir():
-        return path.parent if path.name == "checkpoints" else path
+        path = named if named.name == "checkpoints" else path  # a link in a run leads to no other run
+        return path.parent.resolve() if path.name == "checkpoints" else path
+    path = named if named.parent.name == "checkpoints" else path
     if path.parent.name != "checkpoints":
         raise ResumeError(
             f"resume={target}: a checkpoint is resumed inside its run folder (<run>/checkpoints/); "
             f"to start a new run from its weights use {shlex.quote(override('model.checkpoint_path', target))}"
         )
-    return path.parent.parent
+    return path.parent.parent.resolve()
 
 
 def merge_overrides(first: Sequence[str], second: Sequence[str]) -> list[str]:

@@ -175,7 +175,10 @@ class _Table:
 
     def _append(self, text: bytes) -> None:
         """In one call of the system: a kill leaves the whole rows or none of them."""
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        try:
+            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0))
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self.path}: {error.strerror}") from error
         try:
             before = os.fstat(handle).st_size
             try:

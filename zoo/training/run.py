@@ -86,7 +86,7 @@ def _one_writer(run: Callable[..., RunResult]) -> Callable[..., RunResult]:
         folder = Path(output_dir).absolute()
         # a run folder may come from anyone, and what it records opens no address
         fetching = offline(_RESUMED) if options.get("resume") else nullcontext()
-        with writing_in(folder), fetching:
+        with writing_in(folder, resumed=bool(options.get("resume"))), fetching:
             if not options.get("resume"):
                 check_new(folder, options.get("command", "python train.py"))
             return run(output_dir=output_dir, **options)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from zoo.analysis.plots import plot_curves
 from zoo.analysis.probes import Finding, ProbeError, Subject, probe
-from zoo.support.values import read_curves
+from zoo.support.values import check_closed, read_curves
 
 _NAMES = ("train/loss", "train/cross_entropy", "train/slow_loss", "train/norm_penalty")
 
@@ -17,6 +17,7 @@ def probe_losses(subject: Subject) -> Finding:
     run = Path(subject.data or subject.name).expanduser()
     if not run.is_dir():
         raise ProbeError("the losses are those of a run: give its folder as the model, or with --data")
+    check_closed(run)
     paths = sorted(run.rglob("metrics.csv"))
     if not paths:
         raise ProbeError(f"there is no metrics.csv below {run}; the run needs logger=csv or the default one")
