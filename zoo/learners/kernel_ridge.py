@@ -248,7 +248,7 @@ class KernelRidgeHead(nn.Module):
     ) -> Tensor:
         """Fit and predict: see :meth:`solve` and :meth:`predict`."""
         columns = None if active is None else len(active)
-        if not isinstance(self.kernel, Linear):
+        if not isinstance(self.kernel, Linear) or not torch.is_grad_enabled():
             return self.predict(queries, self.solve(support, targets, task, columns), active)
         Y = self._targets(support, targets, task, columns)
         self._check_queries(queries, support, active, Y.shape[-1])
