@@ -12,8 +12,8 @@ import torch
 from zoo.benchmarks.models import BenchmarkError, Cell, _built, _compare, inference, lively, training
 from zoo.cli import main
 from zoo.models.deploy import to_deploy
-from zoo.models.registry import create_model
 from zoo.ops import reference
+from zoo.registry.factory import create_model
 
 
 @pytest.mark.parametrize("deploy", [False, True])

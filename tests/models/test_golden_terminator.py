@@ -28,7 +28,7 @@ from zoo.models.terminator import SlowFastBlock, Terminator
 from zoo.ops import hyperzzw as ops
 from zoo.ops.pointwise import pointwise_conv
 from zoo.ops.standardise import batch_standardise, group_standardise, instance_standardise
-from zoo.tasks.kar import Kar2, Kar3, chained_factor
+from zoo.optim.kar import Kar2, Kar3, chained_factor
 
 FOLDER = Path(os.environ.get("ZOO_GOLDEN_DIR") or Path(__file__).parents[1] / "golden")
 FILES = sorted([*FOLDER.glob("terminator*.json"), *FOLDER.glob("terminator*.npz")])

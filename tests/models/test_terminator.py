@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo
-from tests.test_pictures import FakeWandb
-from zoo.figures import context_kernels, hyper_kernels
-from zoo.gallery import PictureError, draw
+from tests.analysis.test_pictures import FakeWandb
+from zoo.analysis.probes import PictureError, draw
+from zoo.analysis.probes.hyper_kernels import context_kernels, hyper_kernels
 from zoo.models import to_deploy
 from zoo.models.slow_nets import SlowNet
 from zoo.models.terminator import StandardGELU, Terminator
@@ -25,7 +25,7 @@ from zoo.ops import hyperzzw as ops
 from zoo.ops import native, pointwise, reference
 from zoo.ops.pointwise import pointwise_conv, pointwise_twice
 from zoo.ops.standardise import instance_standardise, standardised_gate
-from zoo.tasks.kar import Kar2, Kar3
+from zoo.optim.kar import Kar2, Kar3
 from zoo.training.callbacks import ModelPictures
 
 AS_PUBLISHED = {"standardise_eval": "batch", "local_context": "batch"}

@@ -214,6 +214,14 @@ def test_nobody_is_left_out_by_the_fast_path() -> None:
     assert not [m for m in merged.modules() if isinstance(m, (nn.Linear, nn.GELU, GlobalResponseNorm))]
 
 
+def test_a_block_with_another_layer_stays_as_it_is() -> None:
+    block, x = randomised(UniRepLKNetBlock(8, 7).double()).eval(), normal(2, 8, 5, 4)
+    block.pwconv1[1] = nn.Sequential(block.pwconv1[1], nn.Linear(32, 32).double())
+    for merged in (to_deploy(block), timm.utils.reparameterize_model(nn.Sequential(block))):
+        torch.testing.assert_close(merged(x), block(x), rtol=0, atol=1e-11)
+    assert isinstance(to_deploy(block), UniRepLKNetBlock)
+
+
 def test_deploy_form_is_scripted_traced_and_quantised() -> None:
     model, x = to_deploy(tiny()), normal(2, 3, 37, 50)
     for program in (torch.jit.script(model), torch.jit.trace(model, x), torch.fx.symbolic_trace(model)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,6 +17,10 @@ import zoo
 from tests.ops.comparing import SPECIAL, differs, normal, places
 from zoo.ops import OPERATORS, Unsuited, depthwise_conv2d, feed_forward, native, operator, reference
 from zoo.ops.core import Operator, Saved
+from zoo.support.register import import_all
+
+for room in ("zoo.kernels", "zoo.learners"):  # which declare operators too
+    import_all(room)
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler, or an OpenMP that torch lacks")
 
@@ -92,6 +97,10 @@ CASES = {
         frozenset(),
         1e-4,
     ),
+    "metric_gaussian": Case("metric_gaussian", ((4, 3), (5, 3), (3, 2))),
+    "metric_gaussian, scales": Case("metric_gaussian", ((2, 4, 3), (5, 3), (2, 1, 3))),
+    "metric_gaussian, of itself": Case("metric_gaussian", ((4, 3), None, (3, 3))),
+    "linear_ridge": Case("linear_ridge", ((6, 4), (3, 4), (6, 2), (), 0.5), frozenset(), 1e-4),
     "response_norm": Case("response_norm_and_energy", ((2, 3, 2, 4), (1, 1, 1, 4), (1, 1, 1, 4)), frozenset(), 1e-4),
     "response_norm, no bias": Case("response_norm_and_energy", ((2, 3, 2, 4), (1, 1, 1, 4), None), frozenset(), 1e-4),
 }
@@ -165,10 +174,10 @@ def loops(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return called
 
 
-@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
-def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+@contextmanager
+def threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
+    torch.set_num_threads(count)
     yield
     torch.set_num_threads(before)
 
@@ -187,7 +196,6 @@ def test_torch_finds_it_well_formed(name: str) -> None:
     torch.library.opcheck(op.op, tuple(with_tensors(values, [t.requires_grad_() for t in tensors_of(values)])))
 
 
-@pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("name", CASES)
@@ -200,8 +208,10 @@ def test_it_answers_as_its_reference(name: str, order: torch.memory_format, dtyp
     kept = [t.clone() for t in turned]
     tolerance = {torch.float32: case.tolerance, torch.float64: 1e-12, torch.bfloat16: 0.05}[dtype]
     for learns in (False, True):
-        got, want = run(op, values, None, learns), run(plain(op), values, None, learns)
-        assert not differs(got, want, tolerance)
+        want = run(plain(op), values, None, learns)
+        for count in (1, 2):
+            with threads(count):
+                assert not differs(run(op, values, None, learns), want, tolerance)
     with torch.inference_mode():
         assert not differs(outputs(op(*values)), want[: len(outputs(op(*values)))], tolerance)
         found = outputs(op(*values))

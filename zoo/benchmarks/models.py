@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.benchmarks.records import Provenance, Records, markdown, put_section, stamp
-from zoo.benchmarks.timing import Times, best_policy, interleaved_times, under_policies
+from zoo.benchmarks import measurement
 from zoo.models.deploy import to_deploy
-from zoo.models.registry import create_model
 from zoo.ops import reference
+from zoo.registry.factory import create_model
+from zoo.results.records import Provenance, Records, markdown, put_section, stamp
+from zoo.results.timing import Times, best_policy, interleaved_times, under_policies
 
 __all__ = ["BenchmarkError", "inference", "training"]
 
@@ -50,6 +51,7 @@ class Cell(NamedTuple):
         return f"{self.model}, {self.form}, {self.layout}{', compiled' if self.compiled else ''}"
 
 
+@measurement("models", "inference", "forward passes: plain, zoo and timm's peers")
 def inference(
     folder: Path,
     models: Sequence[str] = MODELS,
@@ -77,7 +79,7 @@ def inference(
         compile: Also measure the deploy forms after `torch.compile` (minutes for each model).
         precision: Any of `float32` and `bfloat16` (autocast); gains are against the plain form in float32.
         device: Where to run, `cpu` or `cuda`.
-        wait: Policies of :data:`~zoo.benchmarks.timing.POLICIES`, each in a process of its own; none means this one's.
+        wait: Policies of :data:`~zoo.results.timing.POLICIES`, each in a process of its own; none means this one's.
 
     Yields:
         Lines of a table: median wall time an image with quartiles, CPU time, and how many times faster than the plain
@@ -92,6 +94,7 @@ def inference(
     yield from _told("inference", folder, since, _options(given | {"wait": wait}), "plain deploy")
 
 
+@measurement("models", "training", "a training step: plain and zoo")
 def training(
     folder: Path,
     models: Sequence[str] = ("unireplknet_a", "unireplknet_t"),

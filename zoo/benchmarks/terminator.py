@@ -20,11 +20,12 @@ from timm.models.convnext import ConvNeXtBlock
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
-from zoo.benchmarks.records import Provenance, Records, markdown, mean_sd, put_section
+from zoo.benchmarks import measurement
 from zoo.benchmarks.tuning import bracketed
 from zoo.data import FashionMnist, Mnist
-from zoo.models.registry import create_model
 from zoo.ops.hyperzzw import causal_conv
+from zoo.registry.factory import create_model
+from zoo.results.records import Provenance, Records, markdown, mean_sd, put_section
 
 __all__ = ["BenchmarkError", "options", "pixels"]
 
@@ -261,6 +262,7 @@ class Rates:
 # ---- commands ----------------------------------------------------------------------------------------------
 
 
+@measurement("terminator", "pixels", "digits and clothes beside other networks")
 def pixels(
     folder: Path,
     data: Sequence[str] = tuple(DATA),
@@ -359,6 +361,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@measurement("terminator", "options", "what its options do to accuracy")
 def options(
     folder: Path,
     data: Sequence[str] = ("MNIST",),

@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.benchmarks.records import Provenance, Records, markdown, put_section, stamp
-from zoo.benchmarks.timing import POLICIES, best_policy, interleaved_times, peak_memory, under_policies
+from zoo.benchmarks import measurement
 from zoo.models.deploy import to_deploy
-from zoo.models.registry import create_model
 from zoo.ops import reference
+from zoo.registry.factory import create_model
+from zoo.results.records import Provenance, Records, markdown, put_section, stamp
+from zoo.results.timing import POLICIES, best_policy, interleaved_times, peak_memory, under_policies
 
 __all__ = ["SpeedError", "speed"]
 
@@ -82,6 +83,7 @@ WORK: dict[str, tuple[Callable[[str, int], Callable[[], Tensor]], tuple[str, ...
 }
 
 
+@measurement("terminator", "speed", "a training step and inference against the plain form")
 def speed(
     folder: Path,
     batch: int = 16,
@@ -96,7 +98,7 @@ def speed(
         batch: Images a call; inference is measured with 1 image too.
         threads: Numbers of threads.
         rounds: Timed calls of each form.
-        wait: Policies of :data:`~zoo.benchmarks.timing.POLICIES`, each in a process of its own.
+        wait: Policies of :data:`~zoo.results.timing.POLICIES`, each in a process of its own.
 
     Yields:
         A line for every form, and the table.
@@ -116,9 +118,10 @@ def speed(
     text = (
         f"## terminator_cifar10: speed\n\n`python -m zoo benchmark terminator speed {options}`\n\n"
         f"float32; {rounds} interleaved rounds, medians; times: against the plain form, the same network by the "
-        "reference of every operator, in the same process, median over rounds. Training: forward, label-smoothed cross-entropy, "
-        "slow loss, regulariser, backward. Logits apart: largest difference from the plain form, relative. MiB: peak "
-        f"memory of a call beyond a tiny one. {Provenance(rows, MEASURES)}\n\n{table}\n\n{_headline(rows)}"
+        "reference of every operator, in the same process, median over rounds. Training: forward, label-smoothed "
+        "cross-entropy, slow loss, regulariser, backward. Logits apart: largest difference from the plain form, "
+        f"relative. MiB: peak memory of a call beyond a tiny one. {Provenance(rows, MEASURES)}"
+        f"\n\n{table}\n\n{_headline(rows)}"
     )
     put_section(folder.parent / "RESULTS.md", "terminator speed", text)
     yield table

@@ -1,23 +1,12 @@
-"""Kernel functions: pure tensors in and out, usable on their own."""
+"""Kernel functions k(x, z) and what they are made of: one small file per kind."""
 
 from typing import Any
 
-from zoo.kernels.base import (
-    FeatureKernel,
-    Gaussian,
-    Kernel,
-    Laplacian,
-    Linear,
-    Polynomial,
-    Positive,
-    PrecisionGaussian,
-    Product,
-    Scaled,
-    Sum,
-    distances,
-    squared_distances,
-)
-from zoo.kernels.heads import Head, LeastSquares, fit_logistic, leave_one_out
+from zoo.kernels.compose import Product, Scaled, Sum
+from zoo.kernels.distances import distances, squared_distances
+from zoo.kernels.dot_product import FeatureKernel, Linear, Polynomial
+from zoo.kernels.exponential_power import ExponentialPower
+from zoo.kernels.kernel import Kernel, create_kernel, kernel_names, register_kernel
 from zoo.kernels.linalg import (
     Factor,
     NotPositiveDefiniteError,
@@ -25,10 +14,10 @@ from zoo.kernels.linalg import (
     chunked_gram,
     gram_product,
     log_det,
-    solve_feature_ridge,
-    solve_ridge,
     solve_spd,
 )
+from zoo.kernels.metric import PrecisionGaussian, metric_gaussian
+from zoo.kernels.positive import PositiveParameter
 from zoo.kernels.random_features import (
     ExpFeatures,
     FeatureMap,
@@ -39,25 +28,26 @@ from zoo.kernels.random_features import (
     ReLUFeatures,
     fourier_features,
 )
+from zoo.kernels.stationary import Gaussian, Laplacian
 from zoo.ops import depthwise_conv2d
+from zoo.support.renamed import renamed
 
 __all__ = [
     "ExpFeatures",
+    "ExponentialPower",
     "Factor",
     "FeatureKernel",
     "FeatureMap",
     "FourierFeatures",
     "Gaussian",
-    "Head",
     "Kernel",
     "Laplacian",
-    "LeastSquares",
     "Linear",
     "NotPositiveDefiniteError",
     "OscillatoryFeatures",
     "Polynomial",
     "PolynomialFeatures",
-    "Positive",
+    "PositiveParameter",
     "PrecisionGaussian",
     "Product",
     "Projection",
@@ -66,35 +56,19 @@ __all__ = [
     "Sum",
     "cholesky",
     "chunked_gram",
+    "create_kernel",
     "depthwise_conv2d",
     "distances",
-    "fit_logistic",
     "fourier_features",
     "gram_product",
-    "leave_one_out",
+    "kernel_names",
     "log_det",
-    "solve_feature_ridge",
-    "solve_ridge",
+    "metric_gaussian",
+    "register_kernel",
     "solve_spd",
     "squared_distances",
 ]
 
-_LAYERS, _SLOW = "zoo.models.layers.dilated_reparam", "zoo.models.slow_nets"
-_MOVED = {
-    "DepthwiseConv2d": _LAYERS,
-    "DilatedReparamBlock": _LAYERS,
-    "LocalSlowNet": _SLOW,
-    "SlowNet": _SLOW,
-} | dict.fromkeys(("causal_conv", "fold_product", "global_product", "local_conv", "same_conv"), "zoo.ops.hyperzzw")
-
 
 def __getattr__(name: str) -> Any:
-    """Layers and operators that moved, for one release."""
-    if name not in _MOVED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-    import warnings
-
-    home = _MOVED[name]
-    warnings.warn(f"zoo.kernels.{name} is now {home}.{name}", DeprecationWarning, stacklevel=2)
-    return getattr(importlib.import_module(home), name)
+    return renamed(f"{__name__}.{name}")

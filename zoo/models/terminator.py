@@ -55,7 +55,7 @@ from zoo.ops.hyperzzw import (
 )
 from zoo.ops.pointwise import pointwise_conv, pointwise_twice
 from zoo.ops.standardise import GROUPS, instance_standardise, split_groups, standard_gelu, standardised_gate
-from zoo.suggest import suggestion
+from zoo.support.suggest import suggestion
 
 __all__ = ["RecursiveGatedUnit", "SlowFastBlock", "StandardGELU", "Terminator"]
 

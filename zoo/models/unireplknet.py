@@ -178,44 +178,44 @@ class UniRepLKNetBlock(nn.Module):
         return x + self.drop_path(y)
 
     @torch.no_grad()
-    def reparameterize(self) -> "MergedBlock":
-        """The block in deploy form, which takes its place."""
-        like = self.se.down.weight
-        merged = MergedBlock(self.dim, self.kernel_size, device=like.device, dtype=like.dtype)
+    def reparameterize(self) -> "MergedBlock | None":
+        """The block in deploy form, which takes its place; None, and it stays, if a layer was exchanged for another."""
+        if kinds(self) != kinds(UniRepLKNetBlock(self.dim, self.kernel_size, device="meta")):
+            return None
+        se, first, grn, second = self.se, self.pwconv1[1], self.act[1], self.pwconv2[0]
+        merged = MergedBlock(self.dim, self.kernel_size, device=first.weight.device, dtype=first.weight.dtype)
         if self.kernel_size:
             conv, origin = (b["lk_origin"] if isinstance(b, nn.ModuleDict) else b for b in (merged.dwconv, self.dwconv))
             store_convolution(conv, *self._merged_convolution(), like=origin)
-        store_convolution(merged.pwconv2["0"], *self._merged_output(), like=self.pwconv2[0])
-        for kept, layer in (
-            (merged.se["down"], self.se.down),
-            (merged.se["up"], self.se.up),
-            (merged.pwconv1["1"], self.pwconv1[1]),
-        ):
+        store_convolution(merged.pwconv2["0"], *self._merged_output(), like=second)
+        for kept, layer in ((merged.se["down"], se.down), (merged.se["up"], se.up), (merged.pwconv1["1"], first)):
             kept.weight, kept.bias = layer.weight, layer.bias
-        merged.act["1"].gamma = self.act[1].gamma
+        merged.act["1"].gamma = grn.gamma
         merged.drop_path = self.drop_path
         return merged.train(self.training)
 
-    fuse = reparameterize  # as timm calls a method whose result takes the place of the module
+    def fuse(self) -> nn.Module:
+        """As timm calls a method whose result takes the place of the module."""
+        return self.reparameterize() or self
 
     def _merged_convolution(self) -> tuple[Tensor, Tensor]:
         """Kernel and bias of BN(D(x)), float64."""
-        assert isinstance(self.norm, nn.BatchNorm2d)
-        if isinstance(self.dwconv, DilatedReparamBlock):
-            return fuse_conv_bn(*self.dwconv.merged(), self.norm)
-        assert isinstance(self.dwconv, DepthwiseConv2d)
-        return fuse_conv_bn(self.dwconv.weight, self.dwconv.bias, self.norm)
+        conv: Any = self.dwconv
+        kernel, bias = conv.merged() if isinstance(conv, DilatedReparamBlock) else (conv.weight, conv.bias)
+        return fuse_conv_bn(kernel, bias, self.norm)
 
     def _merged_output(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of gamma * BN(W2 (h + beta)), which is affine in h, float64."""
         linear, grn, bn = self.pwconv2[0], self.act[1], self.pwconv2[2]
-        assert isinstance(linear, nn.Linear)
-        assert isinstance(grn, GlobalResponseNorm)
-        assert isinstance(bn, nn.BatchNorm2d)
         weight, bias = fuse_conv_bn(linear.weight, linear.weight.double() @ grn.beta.double().flatten(), bn)
         if self.gamma is None:
             return weight, bias
         return weight * self.gamma.double()[:, None], bias * self.gamma.double()
+
+
+def kinds(block: nn.Module) -> dict[str, type[nn.Module]]:
+    """Types of the layers of a block; adapters and quantised layers have other ones."""
+    return {name: type(layer) for name, layer in block.named_modules() if name != "drop_path"}
 
 
 class Weights(nn.Module):

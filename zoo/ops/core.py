@@ -219,16 +219,18 @@ class Operator(Generic[P, R]):
         return args if len(args) == len(self._defaults) else (*args, *self._defaults[len(args) :])
 
     def _suitable(self, tensors: Sequence[Tensor]) -> _Fast | None:
-        """The fast implementation for all of these, if there is one."""
+        """The fast implementation for all of these, if there is one: the first is real, whole numbers may follow."""
         dtype, device = tensors[0].dtype, tensors[0].device
         fast = None if _references_only else self.fast.get(device.type)
         if fast is None or dtype not in fast.dtypes:
             return None
-        if self._autocast == "reference" and torch.is_autocast_enabled(device.type):
+        lowered = torch.is_autocast_enabled(device.type)
+        if lowered and self._autocast == "reference":
             return None
-        mixed = fast.dtypes if self._autocast != "reference" else ()
+        mixed = self._autocast == "ignore" or (lowered and self._autocast == "cast")
         for t in tensors:
-            if not (t.dtype == dtype or t.dtype in mixed) or t.device != device or not _has_numbers(t):
+            same = t.dtype == dtype or (mixed and t.dtype in fast.dtypes) or not t.is_floating_point()
+            if not same or t.device != device or not _has_numbers(t):
                 return None
         return fast
 
@@ -240,7 +242,8 @@ class Operator(Generic[P, R]):
 
     def _in_lower_precision(self, device: str, args: tuple[Any, ...]) -> Any:
         dtype = torch.get_autocast_dtype(device)
-        args = _mapped(lambda t: t.to(dtype) if t.dtype != torch.float64 else t, args)
+        lower = (torch.float32, torch.float16, torch.bfloat16)
+        args = _mapped(lambda t: t.to(dtype) if t.dtype in lower else t, args)
         with torch.autocast(device, enabled=False):
             return self.op(*args)
 
@@ -280,7 +283,7 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        kept = ctx.saved_tensors  # once: activation checkpointing unpacks them one time
+        kept = ctx.saved_tensors  # once: each reading unpacks again
         tensors, saved = kept[: ctx.kept_inputs], kept[ctx.kept_inputs :]
         wanted = ctx.needs_input_grad[4:]
         if all(g is None for g in grads):

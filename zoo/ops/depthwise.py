@@ -187,8 +187,7 @@ def _depthwise_on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: 
         except Unsuited:
             pass
     if x.dtype == torch.float64 and x.shape[-2:].numel() <= SMALL_MAP:  # there the library has no depthwise kernel
-        y = _by_matrix(x, weight, dilation)
-        return (y if bias is None else y + bias.view(-1, 1, 1)).contiguous(memory_format=layout)
+        return _by_matrix(x, weight, bias, dilation).contiguous(memory_format=layout)
     if x.dtype != torch.float64:
         # the kernels for (B, C, H, W) in that order collapse from width 11 (AVX2) or 14 (AVX-512) on
         x = x.contiguous(memory_format=torch.channels_last)
@@ -220,12 +219,14 @@ def _by_loops(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> 
     return y
 
 
-def _by_matrix(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+def _by_matrix(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
     """One dense matrix per channel."""
     height, width = x.shape[-2:]
     matrix = toeplitz(live_weights(weight, height, width, dilation), height, width)
-    y = x.flatten(2).transpose(0, 1) @ matrix.transpose(1, 2)  # (C, B, H W)
-    return y.transpose(0, 1).unflatten(-1, (height, width))
+    y = (x.flatten(2).transpose(0, 1) @ matrix.transpose(1, 2)).transpose(0, 1).unflatten(-1, (height, width))
+    if not bool(y.sum().isfinite()):  # a pixel meets the zeros of the matrix too
+        raise Unsuited("an output is not finite")
+    return y if bias is None else y + bias.view(-1, 1, 1)
 
 
 def _suit_library(weight: Tensor, dilation: int) -> tuple[Tensor, int]:
@@ -250,21 +251,17 @@ def _weight_on_cpu(x: Tensor, grad: Tensor, kernel: list[int], dilation: int) ->
     if dilation < 1 or any(k < 1 or k % 2 == 0 for k in kernel):
         raise Unsuited(f"kernel={kernel} must be odd and dilation={dilation} positive")
     live = [min(k, 2 * ((n - 1) // dilation) + 1) for k, n in zip(kernel, (height, width), strict=True)]
-    extent = dilation * (min(live) - 1) + 1
-    if x.dtype == torch.float32 and dilation * (live[-1] // 2) > 1:
-        try:
-            return _padded(_weight_by_loops(x, grad, live, dilation), kernel)
-        except Unsuited:
-            pass
-    if height * width <= SMALL_MAP and (x.dtype == torch.float64 or extent >= min(height, width)):
-        return _padded(_weight_by_matrix(x, grad, live, dilation), kernel)
-    raise Unsuited("the library is as fast")
-
-
-def _padded(weight: Tensor, kernel: list[int]) -> Tensor:
-    """With zeros where a weight only meets padding."""
-    (k_h, k_w), (n_h, n_w) = kernel, weight.shape[-2:]
-    return F.pad(weight, [(k_w - n_w) // 2] * 2 + [(k_h - n_h) // 2] * 2)
+    small = height * width <= SMALL_MAP and dilation * (min(live) - 1) + 1 >= min(height, width)
+    if x.dtype == torch.float32 and dilation * (live[-1] // 2) > 1 and native.library() is not None:
+        d_weight = _weight_by_loops(x, grad, live, dilation)
+    elif small or (x.dtype == torch.float64 and height * width <= SMALL_MAP):
+        d_weight = _weight_by_matrix(x, grad, live, dilation)
+    else:
+        raise Unsuited("the library is as fast")
+    if not bool(d_weight.sum().isfinite()):  # a pixel meets the padding, or zeros of the matrix, too
+        raise Unsuited("a gradient is not finite")
+    (k_h, k_w), (n_h, n_w) = kernel, live
+    return F.pad(d_weight, [(k_w - n_w) // 2] * 2 + [(k_h - n_h) // 2] * 2).contiguous()
 
 
 def _weight_by_loops(x: Tensor, grad: Tensor, kernel: list[int], dilation: int) -> Tensor:
@@ -272,25 +269,23 @@ def _weight_by_loops(x: Tensor, grad: Tensor, kernel: list[int], dilation: int) 
     if _takes_planes(x, x, None, dilation):
         found = x.new_empty(parts, chans, 1, *kernel)
         native.call("depthwise_planes_taps", x, grad.contiguous(), found, *x.shape, *kernel, parts)
-        d_weight = found.sum(0)
-    else:
-        x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
-        found = x.new_empty(parts, kernel[0] * kernel[1], chans)
-        native.call("depthwise_taps", x, grad, found, *x.shape, *kernel, dilation, parts)
-        d_weight = found.sum(0).t().reshape(chans, 1, *kernel)
-    if not bool(d_weight.sum().isfinite()):  # the loops multiply what isn't finite with the padding too
-        raise Unsuited("a gradient is not finite")
-    return d_weight
+        return found.sum(0)
+    x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
+    found = x.new_empty(parts, kernel[0] * kernel[1], chans)
+    native.call("depthwise_taps", x, grad, found, *x.shape, *kernel, dilation, parts)
+    return found.sum(0).t().reshape(chans, 1, *kernel)
 
 
 def _weight_by_matrix(x: Tensor, grad: Tensor, kernel: list[int], dilation: int) -> Tensor:
-    """Through the matrix of the convolution: its gradient is linear in it."""
+    """Through the matrix of the convolution, whose entries of one offset are one weight."""
     height, width = x.shape[-2:]
     of_matrix = grad.flatten(2).permute(1, 2, 0) @ x.flatten(2).transpose(0, 1)  # (C, H W, H W)
-    with torch.enable_grad():
-        weight = x.new_zeros(x.shape[1], 1, *kernel, requires_grad=True)
-        matrix = toeplitz(live_weights(weight, height, width, dilation), height, width)
-    return torch.autograd.grad(matrix, weight, of_matrix)[0]
+    offsets = torch.arange((2 * height - 1) * (2 * width - 1), device=x.device).view(2 * height - 1, 2 * width - 1)
+    of_offset = x.new_zeros(x.shape[1], offsets.numel())
+    of_offset.index_add_(1, toeplitz(offsets, height, width).flatten(), of_matrix.flatten(1))
+    reaches = [dilation * (k // 2) for k in kernel]
+    rows, cols = (slice(n - 1 - r, n + r, dilation) for n, r in zip((height, width), reaches, strict=True))
+    return of_offset.view(-1, 1, 2 * height - 1, 2 * width - 1)[..., rows, cols]
 
 
 # ---- on a GPU ----------------------------------------------------------------------------------------------

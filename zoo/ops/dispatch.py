@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-__all__ = ["is_plain_eager", "is_tracing", "is_transformed", "shared_value"]
+__all__ = ["is_plain_eager", "is_tracing", "is_transformed", "known_value", "shared_value", "values_known"]
 
 
 def is_plain_eager(tensors: Sequence[Tensor]) -> bool:
@@ -59,3 +59,17 @@ def shared_value(t: Tensor) -> Tensor:
             inner = many[0]
         t = inner
     return t
+
+
+def values_known(*tensors: Tensor) -> bool:
+    """Whether Python may decide by the numbers of these: they exist, belong to one call, and nobody makes a graph."""
+    return not any(t.is_meta or is_tracing(t) for t in tensors)
+
+
+def known_value(t: Tensor) -> Tensor | None:
+    """A tensor whose numbers Python may look at, one for all members of a `vmap`; None where there are none to see.
+
+    Raises:
+        ValueError: The members of a `vmap` differ.
+    """
+    return None if t.is_meta or torch.compiler.is_compiling() else shared_value(t)
