@@ -57,8 +57,8 @@ void local_kernel(const float *context, const float *waves, const float **w, flo
                 h[row + i] = wave[i] * mixed[row + i] + pos_bias[i];
                 squares += h[row + i] * h[row + i];
             }
-            float norm = sqrtf(squares), more = 1 + 0.1f / (norm < 1e-12f ? 1e-12f : norm);
-            for (long i = 0; i < points; i++) h[row + i] *= more;
+            float norm = sqrtf(squares), least_norm = norm < 1e-12f ? 1e-12f : norm;
+            for (long i = 0; i < points; i++) h[row + i] += 0.1f * (h[row + i] / least_norm); /* infinity: not a number */
         }
         dense(own[2], own[3], c, mixed, hidden, hidden, points);
         for (long i = 0; i < size; i++) h[i] *= mixed[i];
