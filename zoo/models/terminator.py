@@ -194,7 +194,7 @@ class SlowFastBlock(nn.Module):
         self.dim, self.out_dim, self.size = dim, out_dim, list(size)
         self.ndim = 1 if size[0] == 1 else 2
         self.drop_rate, self.global_1d, self.local_causal = drop_rate, global_1d, local_causal
-        self.running, self.local_context = running, local_context
+        self.local_context = local_context
         self.roles = list(ROLES[layout])
         absent = ("pre0", "pre1")[len(pre_dims) :]
         self.order = [name for name in ORDER[layout] if name not in absent]

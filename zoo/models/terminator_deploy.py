@@ -58,10 +58,10 @@ class FixedLocalSlowNet(LocalSlowNet):
 class FusedBlock(SlowFastBlock):
     """SFNE block in inference."""
 
-    def layer(self, x: Tensor, pre: list[Tensor]) -> Tensor:
-        """Up to the bottleneck, as :meth:`SlowFastBlock.layer`."""
+    def forward(self, x: Tensor, pre: list[Tensor]) -> Tensor:
+        """Map (B, C, H, W) and earlier outputs to (B, out_dim, H, W)."""
         if self.training or self.ndim == 1 or self.local_context == "sample":
-            return super().layer(x, pre)
+            return super().forward(x, pre)
         channel = self.hci_net().to(x.dtype).flatten()
         hci, mix, x_mean, hci_mean = slow_fast_context(x, channel, self.mixer.weight, self.mixer.bias)
         maps, contexts = {"x": x, "hci": hci, "mix": mix}, {"x": x_mean, "hci": hci_mean, "mix": mix}
@@ -84,7 +84,9 @@ class FusedBlock(SlowFastBlock):
             list(self.local_bias),
             [t for norm in self.local_norm for t in _known_moments(norm)],  # type: ignore[arg-type]
             [columns[name] for name in names],
-            self.bottleneck.bias if self.running else None,  # or else a standardisation takes it away
+            self.bottleneck.bias,
+            self.out_bias,
+            _known_moments(self.out_norm),
         )
 
 

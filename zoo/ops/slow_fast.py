@@ -21,7 +21,13 @@ from zoo.ops.hyperzzw import (
     renormalise,
 )
 from zoo.ops.pointwise import pointwise_conv, pointwise_twice
-from zoo.ops.standardise import instance_standardise, standard_gelu, standardised_gate
+from zoo.ops.standardise import (
+    GROUPS,
+    instance_standardise,
+    standard_gelu,
+    standard_gelu_into,
+    standardised_gate,
+)
 
 __all__ = ["local_kernel", "slow_fast_block", "slow_fast_context"]
 
@@ -117,9 +123,11 @@ def slow_fast_block(
     local_bias: list[Tensor],
     known: list[Tensor],
     columns: list[Tensor],
-    bias: Tensor | None,
+    bias: Tensor,
+    out_bias: Tensor,
+    out_known: list[Tensor],
 ) -> Tensor:
-    """All paths of a block and its bottleneck.
+    """A block in eval mode: all paths, the bottleneck, its standardisation by G-IBS and GELU.
 
     Args:
         x: input, (B, C, N, N).
@@ -137,7 +145,9 @@ def slow_fast_block(
         known: mean and variance, (C,), to standardise it with; none for the batch's own.
         columns: of the bottleneck, (C_out, C), for fast, the hyper interaction, the three products, SiLU, `earlier`
             and the local branches.
-        bias: of the bottleneck, (C_out,), or None.
+        bias: of the bottleneck, (C_out,).
+        out_bias: bias behind GELU, (1,).
+        out_known: mean and variance, (C_out / 2,), to standardise its even groups with; none for the batch's own.
 
     Returns:
         (B, C_out, N, N).
@@ -150,7 +160,8 @@ def slow_fast_block(
         z = pointwise_conv([local_conv(z, local)], local_mix[2 * j], local_mix[2 * j + 1])
         mean, var = known[2 * j : 2 * j + 2] or (None, None)
         paths.append(standard_gelu(z, local_bias[j], 1, mean, var)[0])
-    return pointwise_conv(paths, torch.cat(columns, 1), bias)
+    mean, var = out_known or (None, None)
+    return standard_gelu(pointwise_conv(paths, torch.cat(columns, 1), bias), out_bias, GROUPS, mean, var)[0]
 
 
 def _gated_unit(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -178,7 +189,9 @@ def _(
     local_bias: list[Tensor],
     known: list[Tensor],
     columns: list[Tensor],
-    bias: Tensor | None,
+    bias: Tensor,
+    out_bias: Tensor,
+    out_known: list[Tensor],
 ) -> Tensor:
     _check_threads(x)
     (batch, chans, side, _), rows, more = x.shape, len(columns[0]), len(earlier)
@@ -194,13 +207,12 @@ def _(
     _fit_all(local_bias, [(1,)] * len(kernels))
     _fit_all(columns, [(rows, chans)] * len(columns))
     native.fit("kernel", kernel, 1, chans, side, side)
-    if bias is not None:
-        native.fit("bias", bias, rows)
-    _check_small([slow[7], fast[7], *([] if known else local_mix[1::2])])
+    native.fit("bias", bias, rows)
+    _check_small([slow[7], fast[7], *([] if known else local_mix[1::2]), *([] if out_known else [bias])])
 
     y = x.new_empty(batch, rows, side, side)
     weights = [kernel, *slow[:6], slow[8], *fast[:6], fast[8], slow[6], fast[6], *interaction]
-    given = [*(t.contiguous() for t in weights), None if bias is None else bias.contiguous()]
+    given = [*(t.contiguous() for t in weights), bias.contiguous() if out_known else None]
     z, moments = _local_branches(convolved, kernels, local_mix, known)
     outer, local = columns[: 6 + more], columns[6 + more :]
     outer[6:] = [t.unflatten(1, (-1, e.shape[1])).sum(1) for t, e in zip(outer[6:], earlier, strict=True)]
@@ -209,7 +221,8 @@ def _(
         raise Unsuited(_INFINITE)
     sizes = len(z), batch, chans, rows, side * side
     native.call("add_local_outputs", z, *moments, local_bias, local, _down(local), y, *sizes)
-    return y
+    mean, var = out_known or (None, None)
+    return standard_gelu_into(y, y, out_bias, GROUPS, mean, var, 1e-5)[0]
 
 
 def _local_branches(

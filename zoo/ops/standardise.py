@@ -21,6 +21,7 @@ __all__ = [
     "join_groups",
     "split_groups",
     "standard_gelu",
+    "standard_gelu_into",
     "standardised_gate",
 ]
 
@@ -157,19 +158,7 @@ def _(
     x: Tensor, bias: Tensor, groups: int, mean: Tensor | None, var: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     x = _planes(x)
-    chans = x.shape[1]
-    if groups != 1 and (groups < 2 or groups % 2 or chans % groups):
-        raise Unsuited(f"{chans} channels do not make {groups} groups")
-    for known in (mean, var) if mean is not None or var is not None else ():
-        native.fit("a known moment", known, chans if groups == 1 else chans // 2)
-    middle, scale = x.new_zeros(x.shape[:2]), x.new_zeros(x.shape[:2])
-    if mean is None or groups > 1:
-        native.call("moments", x, middle, scale, middle.numel(), _points(x))
-    known_moments = (None if t is None else t.contiguous() for t in (mean, var))
-    native.call("shared_moments", middle, scale, *known_moments, *middle.shape, groups, eps)
-    if not bool(scale.min() > 0):
-        raise Unsuited(_INFINITE)
-    return _standardise(x, None, _everywhere(bias, x), eps, (middle, scale)), middle, scale
+    return standard_gelu_into(torch.empty_like(x), x, bias, groups, mean, var, eps)
 
 
 @standard_gelu.gradient
@@ -211,19 +200,36 @@ def _of_bias(grad: Tensor, bias: Tensor) -> Tensor:
     return grad.sum((0, 1)).sum_to_size(bias.shape)
 
 
-def _standardise(
-    x: Tensor, times: Tensor | None, bias: Tensor | None, eps: float, given: tuple[Tensor, Tensor] | None = None
-) -> Tensor:
-    """Planes of x, or of x * times, standardised, by moments of their own or by given ones; with a bias GELU too."""
+def _standardise(x: Tensor, times: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Planes of x, or of x * times, standardised by their own moments; with a bias GELU and that follow."""
     x = _planes(x)
     if times is not None:
         native.fit("times", times, *x.shape)
         times = times.contiguous()
     y = torch.empty_like(x)
-    sizes = x.shape[:2].numel(), _points(x), eps
-    if native.call("standardise", x, times, bias, y, *(given or (None, None)), *sizes):
+    if native.call("standardise", x, times, bias, y, None, None, x.shape[:2].numel(), _points(x), eps):
         raise Unsuited(_INFINITE)
     return y
+
+
+def standard_gelu_into(
+    y: Tensor, x: Tensor, bias: Tensor, groups: int, mean: Tensor | None, var: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`standard_gelu` answers, in the memory of y, which may be x; both contiguous."""
+    chans, planes, points = x.shape[1], x.shape[:2].numel(), _points(x)
+    if groups != 1 and (groups < 2 or groups % 2 or chans % groups):
+        raise Unsuited(f"{chans} channels do not make {groups} groups")
+    for known in (mean, var) if mean is not None or var is not None else ():
+        native.fit("a known moment", known, chans if groups == 1 else chans // 2)
+    middle, scale = x.new_zeros(x.shape[:2]), x.new_zeros(x.shape[:2])
+    if mean is None or groups > 1:
+        native.call("moments", x, middle, scale, planes, points)
+    known_moments = (None if t is None else t.contiguous() for t in (mean, var))
+    native.call("shared_moments", middle, scale, *known_moments, *middle.shape, groups, eps)
+    if not bool(scale.min() > 0):
+        raise Unsuited(_INFINITE)
+    native.call("standardise", x, None, _everywhere(bias, x), y, middle, scale, planes, points, eps)
+    return y, middle, scale
 
 
 def _instance_backward(x: Tensor, times: Tensor | None, grad: Tensor, eps: float) -> tuple[Tensor, Tensor | None]:
