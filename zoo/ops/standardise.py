@@ -142,6 +142,7 @@ def standard_gelu(
             spread, middle = torch.var_mean(even.detach().float(), (0, 2, 3), correction=0)
             scale = (spread + eps).rsqrt()
     else:
+        mean, var = mean.detach(), var.detach()
         y, middle, scale = F.batch_norm(even, mean, var, eps=eps), mean, (var + eps).rsqrt()
     middle, scale = (t.detach().repeat(x.shape[0], 1) for t in (middle, scale))
     if groups > 1:
