@@ -793,7 +793,7 @@ class Scaled(Kernel):
 
     Args:
         kernel: The kernel to scale.
-        scale: Initial positive factor.
+        scale: Initial positive factor; one number, or (...) for a batch of matrices.
         learnable: Train the factor.
         device: Where it lives.
         dtype: Its type; torch's default if None.
@@ -802,7 +802,7 @@ class Scaled(Kernel):
     scale = Positive("exp", floor=0.0)
     kernel: Kernel
 
-    def __init__(self, kernel: Kernel, scale: float = 1.0, *, learnable: bool = True, device=None, dtype=None) -> None:
+    def __init__(self, kernel: Kernel, scale: Value = 1.0, *, learnable: bool = True, device=None, dtype=None) -> None:
         super().__init__()
         self.kernel = kernel
         Positive.register(self, "scale", scale, learnable=learnable, device=device, dtype=dtype)
@@ -812,13 +812,13 @@ class Scaled(Kernel):
         return self.kernel.has_features
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
-        return self.scale.to(X.dtype) * self.kernel(X, Z)
+        return self.scale.to(X.dtype)[..., None, None] * self.kernel(X, Z)
 
     def _diag(self, X: Tensor) -> Tensor:
-        return self.scale.to(X.dtype) * self.kernel.diag(X)
+        return self.scale.to(X.dtype)[..., None] * self.kernel.diag(X)
 
     def _features(self, X: Tensor) -> Tensor:
-        return self.scale.to(X.dtype).sqrt() * self.kernel.features(X)
+        return self.scale.to(X.dtype).sqrt()[..., None, None] * self.kernel.features(X)
 
 
 def _fold(combine: Callable[[Tensor, Tensor], Tensor], terms: list[Tensor]) -> Tensor:

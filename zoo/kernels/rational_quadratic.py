@@ -1,0 +1,37 @@
+"""The rational quadratic kernel, a mixture of Gaussian kernels over lengthscales."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zoo.kernels.base import Positive, Value
+from zoo.kernels.stationary import Stationary
+
+__all__ = ["RationalQuadratic"]
+
+
+class RationalQuadratic(Stationary):
+    """k(x, z) = (1 + |(x - z) / lengthscale|^2 / (2 alpha))^-alpha; the Gaussian kernel for infinite alpha.
+
+    Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, equation 4.19.
+
+    Args:
+        lengthscale: One positive number, one per dimension (D,), or (..., D) or (..., 1) for a batch.
+        alpha: Positive; one number, or (...) for a batch.
+        learnable: Train both.
+        device: Where they live.
+        dtype: Their type; torch's default if None.
+    """
+
+    alpha = Positive()
+
+    def __init__(
+        self, lengthscale: Value = 1.0, alpha: Value = 1.0, *, learnable: bool = True, device=None, dtype=None
+    ) -> None:
+        super().__init__(lengthscale, learnable=learnable, device=device, dtype=dtype)
+        Positive.register(self, "alpha", alpha, learnable=learnable, device=device, dtype=dtype)
+
+    def _of(self, q: Tensor) -> Tensor:
+        alpha = type(self).alpha.of(self, q.dtype)[..., None, None]
+        return torch.exp(-alpha * torch.log1p(q / (2 * alpha)))
