@@ -69,9 +69,8 @@ def priors_of(case: Record) -> Record:
     return {"amplitude": Uniform(*case["prior_amplitude"]), "length": Uniform(*case["prior_length"])}
 
 
-def points_of(case: Record) -> int:
-    assert case["grid"][0] == case["grid"][1], "grids of different sizes need a prior's own number of points"
-    return int(case["grid"][0])
+def points_of(case: Record) -> Record:
+    return dict(zip(("amplitude", "length"), case["grid"], strict=True))
 
 
 def rows_of(case: Record) -> tuple[Tensor, Tensor, Tensor]:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from zoo.kernels import native
 from zoo.kernels.base import Gaussian, Kernel, Laplacian, Linear, Polynomial, no_autocast, plain_gradients
 from zoo.kernels.linalg import Factor, cholesky, solver_dtype
+from zoo.kernels.named import NAMED_KERNELS
 from zoo.kernels.watching import is_ordinary, is_recorded, is_transformed
 from zoo.suggest import suggestion
 
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 #: Kernels by name; `rbf` is what the KCL code calls its city-block kernel.
-RIDGE_KERNELS = ("linear", "poly", "laplacian", "gaussian", "rff")
+RIDGE_KERNELS = ("linear", "poly", "laplacian", "gaussian", "rff", *NAMED_KERNELS)
 _ALIASES = {"rbf": "laplacian", "laplace": "laplacian", "gauss": "gaussian"}
 _MASKED = -1e11  # logit of a class that does not belong to the task
 
@@ -69,8 +70,9 @@ def create_kernel(name: str, width: float | None = None, *, device=None, dtype=N
 
     Args:
         name: `linear`, `poly` ((a.b + 1)^3), `laplacian` (exp(-width |a - b|_1)), `gaussian`
-            (exp(-width |a - b|^2)), or `rff`, whose points are random features and whose kernel is their product.
-        width: Of the Laplacian (0.25) and the Gaussian kernel (1.0).
+            (exp(-width |a - b|^2)), `rff`, whose points are random features and whose kernel is their product, or one
+            of `zoo.kernels.named`.
+        width: Of the Laplacian (0.25), the Gaussian kernel and the named ones (1.0).
         device: Where the hyper-parameters live.
         dtype: Their type.
 
@@ -81,6 +83,8 @@ def create_kernel(name: str, width: float | None = None, *, device=None, dtype=N
     if width is not None and not width > 0:
         raise ValueError(f"width={width} must be positive")
     options: dict[str, Any] = {"learnable": False, "device": device, "dtype": dtype}
+    if name in NAMED_KERNELS:
+        return NAMED_KERNELS[name](width or 1.0, **options)
     if name == "poly":
         return Polynomial(3, **options)
     if name == "laplacian":

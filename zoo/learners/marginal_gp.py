@@ -12,7 +12,9 @@ sampling (`dynesty`, if it is installed) serves beyond.
 >>> candidates = [
 ...     Candidate(
 ...         name,
-...         lambda amplitude, length, nu=nu: GaussianProcess(Matern(nu, length[:, None]) * amplitude**2, noise=None),
+...         lambda amplitude, length, nu=nu: GaussianProcess(
+...             Scaled(Matern(nu, length[:, None], dtype=torch.float64), amplitude**2, dtype=torch.float64), noise=None
+...         ),
 ...         {"amplitude": Uniform(1, 500), "length": Uniform(0.02, 10)},
 ...     )
 ...     for name, nu in kernels.items()
@@ -87,7 +89,7 @@ class Uniform:
         return self.low + (self.high - self.low) * u
 
     def nodes(self, n: int, rule: Rule) -> tuple[Tensor, Tensor]:
-        """n values between the ends: equally spaced with both of them and with equal shares, or Gauss-Legendre's."""
+        """Values between the ends: n equally spaced ones with both ends and equal shares, or Gauss-Legendre's."""
         u, weights = _unit(n, rule)
         return self.low + (self.high - self.low) * u, weights
 
@@ -108,7 +110,7 @@ class LogUniform:
         return self.low * (self.high / self.low) ** u
 
     def nodes(self, n: int, rule: Rule) -> tuple[Tensor, Tensor]:
-        """n values between the ends, as of :class:`Uniform`, on the scale of logarithms."""
+        """Values between the ends, n as of :class:`Uniform`, on the scale of logarithms."""
         u, weights = _unit(n, rule)
         return self.low * torch.exp(math.log(self.high / self.low) * u), weights
 
@@ -243,7 +245,7 @@ def quadrature(
     sigma: Tensor | float | None = None,
     X_test: Tensor | None = None,
     *,
-    points: int = 60,
+    points: int | Mapping[str, int] = 60,
     rule: Rule = "ends",
 ) -> Result:
     """Integrate a candidate of up to three hyper-parameters over the tensor grid of its priors.
@@ -254,7 +256,7 @@ def quadrature(
         y: Targets (n,).
         sigma: Known standard deviations (n,), or one for all.
         X_test: Where to predict (k, D); nowhere if None.
-        points: Values of each hyper-parameter.
+        points: Values of each hyper-parameter: one number, or one by name.
         rule: `ends`: equally spaced, with both ends and equal shares, off by hundredths of a nat. `legendre`:
             Gauss-Legendre's, which converges fast.
 
@@ -318,7 +320,7 @@ def marginalise(
     sigma: Tensor | float | None = None,
     X_test: Tensor | None = None,
     *,
-    points: int = 60,
+    points: int | Mapping[str, int] = 60,
     rule: Rule = "ends",
     engine: Literal["auto", "quadrature", "nested"] = "auto",
     seed: int = 0,
@@ -331,7 +333,7 @@ def marginalise(
         y: Targets (n,).
         sigma: Known standard deviations (n,), or one for all.
         X_test: Where to predict (k, D); nowhere if None.
-        points: Values of each hyper-parameter on a grid.
+        points: Values of each hyper-parameter on a grid: one number, or one by name.
         rule: Of the grid.
         engine: `auto`: a grid up to three hyper-parameters, nested sampling beyond.
         seed: Of the sampling.
@@ -361,10 +363,10 @@ def tension(
     one: tuple[Tensor, Tensor, Tensor | None],
     other: tuple[Tensor, Tensor, Tensor | None],
     *,
-    points: int = 60,
+    points: int | Mapping[str, int] = 60,
     rule: Rule = "ends",
 ) -> float:
-    """log R = log Z_AB - log Z_A - log Z_B: above 0 where two sets of rows agree under a candidate, below where not.
+    """Log R = log Z_AB - log Z_A - log Z_B: above 0 where two sets of rows agree under a candidate, below where not.
 
     Args:
         candidate: Under which.

@@ -88,7 +88,8 @@ class WeightProblem:
         means, scales = self.kernel.means, self.kernel.scales
         for i in range(0, self.count, self._step):
             part = slice(i, i + self._step)
-            yield part, GridSpectralMixture(means[part], scales[part], dtype=torch.float64).components(self.X)
+            grid = GridSpectralMixture(means[part], scales[part], dtype=torch.float64)
+            yield part, grid.components(self.X).flatten(1)
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         if self._kept is None:
@@ -104,16 +105,14 @@ class WeightProblem:
         Raises:
             NotPositiveDefiniteError: The covariance has no factor.
         """
-        C = self.noise * torch.eye(len(self.y), dtype=torch.float64, device=self.X.device)
+        n = len(self.y)
+        C = self.noise * torch.eye(n, dtype=torch.float64, device=self.X.device).flatten()
         for part, block in self._blocks():
-            C = C + torch.tensordot(theta[part], block, dims=1)
-        factor = cholesky(C)
+            C = C + theta[part] @ block
+        factor = cholesky(C.view(n, n))
         alpha = factor.solve(self.y)
-        inverse = torch.cholesky_inverse(factor.lower)
-        fit, trace = torch.zeros_like(theta), torch.zeros_like(theta)
-        for part, block in self._blocks():
-            fit[part] = (block @ alpha) @ alpha
-            trace[part] = torch.tensordot(block, inverse, dims=2)
+        both = torch.stack([torch.outer(alpha, alpha), torch.cholesky_inverse(factor.lower)])
+        fit, trace = torch.cat([block @ both.flatten(1).mT for _, block in self._blocks()]).unbind(1)
         return Terms(self.y @ alpha + factor.log_det(), fit.clamp_min(0), trace)
 
 
