@@ -26,7 +26,7 @@ from zoo.kernels.periodic import Periodic
 from zoo.learners.gp_estimators import GPClassifier, GPRegressor
 
 
-@parametrize_with_checks([GPRegressor(restarts=0, max_iter=5), GPClassifier(max_iter=3)])
+@parametrize_with_checks([GPRegressor(restarts=0, max_iter=2), GPClassifier(max_iter=2)])
 def test_scikit_learn_conventions(estimator: Any, check: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -76,8 +76,8 @@ def test_inducing_points_are_nearly_as_good() -> None:
     X, y = load_diabetes(return_X_y=True)
     X, X_test, y, y_test = train_test_split(X, y, random_state=0)
     kernel = Matern(2.5, 3.0, dtype=torch.float64) + Linear()
-    exact = GPRegressor(kernel, restarts=0, max_iter=15, random_state=0)
-    few = GPRegressor(kernel, restarts=0, max_iter=15, n_inducing=20, random_state=0)
+    exact = GPRegressor(kernel, restarts=0, max_iter=8, random_state=0)
+    few = GPRegressor(kernel, restarts=0, max_iter=8, n_inducing=20, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         scores = [model.fit(X, y).score(X_test, y_test) for model in (exact, few)]

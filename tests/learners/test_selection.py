@@ -56,7 +56,7 @@ def legendre(n: int = 2000, degree: int = 14) -> tuple[Tensor, Tensor]:
 
 
 def test_a_projection_process_has_its_marginals_and_never_repeats() -> None:
-    F, draws = points(12, 3), 2000
+    F, draws = points(12, 3), 600
     Q, source = orthonormal(F), generator()
     counts = torch.zeros(12)
     for _ in range(draws):
@@ -69,7 +69,7 @@ def test_a_projection_process_has_its_marginals_and_never_repeats() -> None:
 
 @pytest.mark.parametrize("n", [None, 4])
 def test_an_ensemble_has_its_marginals(n: int | None) -> None:
-    A, draws = points(8, 8), 2000
+    A, draws = points(8, 8), 500
     L, source = A @ A.mT / 4, generator()
     counts = torch.zeros(8)
     for _ in range(draws):
@@ -105,7 +105,7 @@ def test_volume_rescaled_labels_are_unbiased() -> None:
     F, f = points(30, 3), points(30, seed=1)
     best = torch.linalg.lstsq(F, f[:, None]).solution[:, 0]
     found = []
-    for seed in range(1500):
+    for seed in range(500):
         chosen = select(F, 5, "volume", generator=generator(seed))
         found.append(weighted_least_squares(F, chosen, f[chosen.indices]))
     estimates = torch.stack(found)
@@ -172,12 +172,12 @@ def test_landmarks_of_a_kernel_are_apart() -> None:
 
 def test_theory_meets_simulation() -> None:
     """A random energy model of 24 dimensions and 4000 rows."""
-    X, Y = points(300, 24, seed=1), points(4000, 24)
+    X, Y = points(150, 24, seed=1), points(4000, 24)
     h = critical_bandwidth(math.log(4000) / 24)
     found = [probe(X, Y, share * h).y2 for share in (0.5, 0.7, 0.85, 1.0, 1.2, 1.41, 2.2)]
     assert found == sorted(found, reverse=True)
     for value, wanted in zip(found, (0.82, 0.63, 0.46, 0.30, 0.13, 0.035, 0.0006), strict=True):
-        assert value == pytest.approx(wanted, abs=0.06)  # the specified figures are of 20,000 rows
+        assert value == pytest.approx(wanted, abs=0.08)  # the specified figures are of 20,000 rows
     best = best_bandwidth(X, Y)
     assert 0.95 * h < best < clt_bandwidth(math.log(4000) / 24)
     assert 0.9 * h < pooled_bandwidth(energies(X[:50], Y)) < 1.25 * h

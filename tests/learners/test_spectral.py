@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from zoo.kernels.base import Linear, Scaled
+from zoo.data.chronometers import NOTES, ROWS, SOURCES, chronometers
+from zoo.kernels.base import Kernel, Linear, Scaled
 from zoo.kernels.linalg import cholesky
 from zoo.kernels.matern import Matern
+from zoo.kernels.offset_linear import OffsetLinear
+from zoo.kernels.rational_quadratic import RationalQuadratic
 from zoo.kernels.spectral_mixture import GridSpectralMixture, frequency_grid
 from zoo.learners.bayesian_linear import bayesian_linear
 from zoo.learners.gaussian_process import GaussianProcess
@@ -58,7 +62,7 @@ def series(n: int = 80) -> tuple[Tensor, Tensor]:
 def test_weights_become_sparse_find_the_frequencies_and_extrapolate() -> None:
     X, y = series(100)
     kernel = GridSpectralMixture(frequency_grid(100), 0.001, 0.02, **DOUBLE)
-    trace = learn_weights(kernel, X[:80], y[:80], noise=0.04, steps=150)
+    trace = learn_weights(kernel, X[:80], y[:80], noise=0.04, steps=80)
     assert bool((trace.objective.diff() <= 1e-9 * trace.objective.abs().max()).all())
     top = kernel.means[kernel.weights.argsort(descending=True)[:2], 0]
     assert sorted(top.tolist()) == pytest.approx([0.1, 0.23], abs=0.006)
@@ -182,11 +186,11 @@ def drawn(nu: float, seed: int, n: int = 60) -> tuple[Tensor, Tensor, Tensor]:
 def test_the_kernel_that_drew_the_rows_is_found() -> None:
     candidates = [candidate("rough", 0.5), candidate("once", 1.5), candidate("smooth", math.inf)]
     right = 0
-    for seed in range(6):
+    for seed in range(4):
         for k, nu in enumerate((0.5, 1.5, math.inf)):
-            found = marginalise(candidates, *drawn(nu, seed), points=12)
+            found = marginalise(candidates, *drawn(nu, seed, 40), points=8)
             right += int(found.posterior.argmax()) == k
-    assert right >= 15
+    assert right >= 10
 
 
 def test_equal_candidates_share_and_a_likelihood_is_that_of_its_process() -> None:
@@ -262,3 +266,30 @@ def test_nested_sampling_agrees_with_the_grid() -> None:
     found = nested_sampling(c, X, y, sigma, X[:2], live=100)
     assert abs(found.log_z - exact.log_z) < 4 * found.log_z_error
     torch.testing.assert_close(found.mean, exact.mean, rtol=0.05, atol=0.02)
+
+
+def test_the_hubble_constant_of_the_shipped_rows() -> None:
+    """65.9 +- 5.7 km/s/Mpc, averaged over six kernels; the table of evidences is in the golden tests."""
+    rows = chronometers()
+    assert len(rows.z) == len(ROWS) == 32
+    assert {row[3] for row in ROWS} == set(SOURCES)
+    assert set(NOTES) <= set(rows.z.tolist())
+    X, y, sigma = (torch.from_numpy(column) for column in rows)
+    priors = {"amplitude": Uniform(1, 500), "length": Uniform(0.02, 10)}
+
+    def stationary(make: Callable[[Tensor], Kernel]) -> Callable[..., GaussianProcess]:
+        return lambda amplitude, length: GaussianProcess(Scaled(make(length), amplitude.square(), **DOUBLE), noise=None)
+
+    kernels: dict[str, Callable[[Tensor], Kernel]] = {
+        "squared exponential": lambda length: Matern(math.inf, length[:, None], **DOUBLE),
+        "matern 3/2": lambda length: Matern(1.5, length[:, None], **DOUBLE),
+        "matern 5/2": lambda length: Matern(2.5, length[:, None], **DOUBLE),
+        "exponential": lambda length: Matern(0.5, length[:, None], **DOUBLE),
+        "rational quadratic": lambda length: RationalQuadratic(length[:, None], 1.0, **DOUBLE),
+        "linear": lambda length: OffsetLinear(length, **DOUBLE),
+    }
+    candidates = [Candidate(name, stationary(make), priors) for name, make in kernels.items()]
+    found = marginalise(candidates, X[:, None], y, sigma, torch.zeros(1, 1), points=30)
+    assert float(found.mean) == pytest.approx(65.9, abs=0.2)
+    assert float(found.std) == pytest.approx(5.7, abs=0.1)
+    assert found.log_bayes_factor("matern 5/2", "exponential") > 4

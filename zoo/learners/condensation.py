@@ -168,7 +168,7 @@ def best_bandwidth(X: Tensor, Y: Tensor) -> float:
     if not float(E.max()) > 0:
         raise ValueError("all queries and rows are the same point; there is no best bandwidth")
     scale = math.sqrt(2 * float(nearest[nearest > 0].median() if bool((nearest > 0).any()) else E.mean()) / d)
-    grid = [math.log(scale) + step for step in torch.linspace(-6, 6, 61).tolist()]
+    grid = [math.log(scale) + step for step in torch.linspace(-6, 6, 31).tolist()]
     values = [_log_density(E, math.exp(t), d) for t in grid]
     k = max(range(len(grid)), key=values.__getitem__)
     low, high = grid[max(0, k - 1)], grid[min(len(grid) - 1, k + 1)]
