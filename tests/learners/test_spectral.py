@@ -237,12 +237,11 @@ def test_an_evidence_in_weight_space_is_that_of_a_linear_kernel() -> None:
 def test_wrong_candidates_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y, sigma = drawn(1.5, 0, 6)
     c = candidate("a", 1.5)
-    many = Candidate("many", c.build, {name: Grid([1.0]) for name in "abcd"})
     for make, message in (
         (lambda: marginalise([], X, y), "candidates must be one or more"),
         (lambda: marginalise([c, c], X, y), "of different names"),
-        (lambda: quadrature(many, X, y), "many has 4 hyper-parameters, a grid takes three"),
-        (lambda: quadrature(c, X, y, points=5000), "more than 4194304 points"),
+        (lambda: quadrature(c, X, y, points=5000), "the grid of a has 25000000 points, 4194304 are the most"),
+        (lambda: marginalise([c], X, y, engine="magic"), "engine='magic' must be"),  # type: ignore[arg-type]
         (lambda: quadrature(c, X, y, points={"length": 4}), "no number for 'amplitude'"),
         (lambda: quadrature(c, X, y, points=4, rule="simpson"), "one of ends, legendre"),  # type: ignore[arg-type]
         (lambda: marginalise([c], X, y, points=3).log_bayes_factor("a", "z"), "no candidate 'z'; there are a"),

@@ -54,16 +54,49 @@ class Matern(Stationary):
     def _of(self, q: Tensor) -> Tensor:
         if self.nu == math.inf:
             return torch.exp(-0.5 * q)
-        c = 2 * self.nu
-        apart = q > 0
-        u = (c * torch.where(apart, q, 1.0)).sqrt()  # the root has no derivative at 0, the kernel has
-        if self.nu == 1.5:
-            return torch.where(apart, (1 + u) * torch.exp(-u), 1 - c / 2 * q)
-        return torch.where(apart, (1 + u + u.square() / 3) * torch.exp(-u), 1 - c / 6 * q + c**2 / 24 * q.square())
+        if is_recorded(q):
+            return _profile(q, self.nu, 2 * self.nu)
+        return _Profile.apply(q, self.nu)
 
     def extra_repr(self) -> str:
         """The smoothness."""
         return f"nu={self.nu:g}"
+
+
+# ---- functions of the squared distance q, with u = sqrt(c q) ------------------------------------------------
+
+
+def _profile(q: Tensor, nu: float, c: float) -> Tensor:
+    """exp(-u), times 1 + u for nu = 3/2 or 1 + u + u^2 / 3 for nu = 5/2."""
+    apart = q > 0
+    u = (c * torch.where(apart, q, 1.0)).sqrt()  # the root has no derivative at 0, the kernel has
+    if nu == 0.5:
+        return torch.where(apart, torch.exp(-u), 1.0)
+    if nu == 1.5:
+        return torch.where(apart, (1 + u) * torch.exp(-u), 1 - c / 2 * q)
+    return torch.where(apart, (1 + u + u.square() / 3) * torch.exp(-u), 1 - c / 6 * q + c**2 / 24 * q.square())
+
+
+class _Profile(torch.autograd.Function):
+    """:func:`_profile` of c = 2 nu with less work: its derivative in q is the next rougher one, times a number."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, nu: float) -> Tensor:
+        c, ctx.nu = 2 * nu, nu
+        u = (c * q).sqrt_()
+        decay = torch.exp(-u)
+        rougher = decay if nu == 1.5 else decay * (1 + u)
+        ctx.save_for_backward(q, rougher)
+        return decay.mul(u.add_(1)) if nu == 1.5 else torch.addcmul(rougher, decay, u.square_(), value=1 / 3)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        q, rougher = ctx.saved_tensors
+        c = 2 * ctx.nu
+        factor = -c / 2 if ctx.nu == 1.5 else -c / 6
+        if torch.is_grad_enabled() or is_transformed(grad):
+            return grad * factor * _profile(q, ctx.nu - 1, c), None
+        return grad * rougher * factor, None
 
 
 # ---- exact Euclidean distances -----------------------------------------------------------------------------

@@ -248,7 +248,7 @@ def quadrature(
     points: int | Mapping[str, int] = 60,
     rule: Rule = "ends",
 ) -> Result:
-    """Integrate a candidate of up to three hyper-parameters over the tensor grid of its priors.
+    """Integrate a candidate of a few hyper-parameters over the tensor grid of its priors.
 
     Args:
         candidate: What to integrate.
@@ -261,16 +261,17 @@ def quadrature(
             Gauss-Legendre's, which converges fast.
 
     Raises:
-        ValueError: It has more hyper-parameters, rows do not fit together, or the likelihood is zero everywhere.
+        ValueError: The grid is too large, rows do not fit together, or the likelihood is zero everywhere.
     """
     names = list(candidate.priors)
-    if len(names) > 3:
-        raise ValueError(
-            f"{candidate.name} has {len(names)} hyper-parameters; a grid serves three: use nested_sampling"
-        )
-    nodes = [candidate.priors[name].nodes(points, rule) for name in names]
-    if math.prod(len(v) for v, _ in nodes) > _MOST:
-        raise ValueError(f"the grid of {candidate.name} has more than {_MOST} points: use fewer")
+    sizes = dict.fromkeys(names, points) if isinstance(points, int) else points
+    missing = [name for name in names if name not in sizes]
+    if missing:
+        raise ValueError(f"points has no number for {missing[0]!r} of {candidate.name}")
+    nodes = [candidate.priors[name].nodes(sizes[name], rule) for name in names]
+    total = math.prod(len(v) for v, _ in nodes)
+    if total > _MOST:
+        raise ValueError(f"the grid of {candidate.name} has {total} points, {_MOST} are the most: use nested_sampling")
     values = dict(zip(names, _tensor_grid([v for v, _ in nodes]), strict=True))
     shares = torch.ones(1, dtype=torch.float64)
     for _, w in nodes:
@@ -335,18 +336,21 @@ def marginalise(
         X_test: Where to predict (k, D); nowhere if None.
         points: Values of each hyper-parameter on a grid: one number, or one by name.
         rule: Of the grid.
-        engine: `auto`: a grid up to three hyper-parameters, nested sampling beyond.
+        engine: `auto`: a grid up to three hyper-parameters (beside those of a `Grid`), nested sampling beyond.
         seed: Of the sampling.
 
     Raises:
         ValueError: There is no candidate, or a name comes twice; see :func:`quadrature`.
     """
     names = [candidate.name for candidate in candidates]
+    if engine not in ("auto", "quadrature", "nested"):
+        raise ValueError(f"engine={engine!r} must be auto, quadrature or nested")
     if not names or len(set(names)) < len(names):
         raise ValueError(f"candidates must be one or more, of different names; got {names}")
     results = []
     for candidate in candidates:
-        if engine == "nested" or (engine == "auto" and len(candidate.priors) > 3):
+        free = [prior for prior in candidate.priors.values() if not isinstance(prior, Grid)]
+        if engine == "nested" or (engine == "auto" and len(free) > 3):
             results.append(nested_sampling(candidate, X, y, sigma, X_test, seed=seed))
         else:
             results.append(quadrature(candidate, X, y, sigma, X_test, points=points, rule=rule))

@@ -200,7 +200,7 @@ def volume_rescaled_probabilities(features: Tensor, n: int) -> tuple[Tensor, Ten
     U = Q / h.sqrt()[:, None]
     volumes = torch.linalg.svdvals(U[sets]).square().prod(-1)  # more digits than a determinant of squares
     counts = torch.nn.functional.one_hot(sets, N).sum(1)
-    orders = (math.lgamma(n + 1) - torch.lgamma(counts + 1.0).double().sum(1)).exp()
+    orders = (math.lgamma(n + 1) - torch.lgamma(counts.double() + 1).sum(1)).exp()
     total = math.exp(math.lgamma(n + 1) - math.lgamma(n - m + 1) - m * math.log(m))
     return sets, orders * (h / m)[sets].prod(1) * volumes / total
 
