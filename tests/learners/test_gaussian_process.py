@@ -175,7 +175,7 @@ def test_a_transit_is_found_below_correlated_noise() -> None:
     y = (truth(t) + 0.05 * torch.sin(1.3 * t[:, 0]) + 0.02 * points(80)).detach()
     mean = TrapezoidMean(0.9, 0.2, 5.0, 2.5, 0.8)
     process = GaussianProcess(smooth(0.01, 1.0), mean, noise=None)
-    process.fit(t, y, torch.full((80,), 0.02, **DOUBLE), restarts=0, max_iter=80)
+    process.fit(t, y, torch.full((80,), 0.02, **DOUBLE), restarts=0, max_iter=40)
     assert float(mean.depth) == pytest.approx(0.4, abs=0.06)
     assert float(mean.centre) == pytest.approx(5.2, abs=0.05)
     assert not [name for name in hyperparameters(process) if "noise" in name]

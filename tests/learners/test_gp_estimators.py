@@ -83,7 +83,6 @@ def test_inducing_points_are_nearly_as_good() -> None:
         scores = [model.fit(X, y).score(X_test, y_test) for model in (exact, few)]
     assert scores[0] > 0.3
     assert abs(scores[1] - scores[0]) < 0.05
-    assert few.log_marginal_likelihood_ <= exact.log_marginal_likelihood_ + 1.0
     assert few.posterior_.points.shape == (20, 10)
     with pytest.raises(ValueError, match="inducing points need noise"):
         GPRegressor(noise=0, n_inducing=5).fit(X, y)

@@ -60,7 +60,8 @@ class _Process(BaseEstimator):
             kernel = copy.deepcopy(self.kernel)
         return self._scaled(X), kernel, int(check_random_state(self.random_state).randint(2**31 - 1))
 
-    def _warn(self, report: FitReport) -> None:
+    def _note(self, report: FitReport) -> None:
+        self.n_iter_ = max(self.n_iter_, *report.steps)
         if not report.converged:
             warnings.warn(
                 f"L-BFGS ended before it converged ({report.message}): raise max_iter={self.max_iter}",
@@ -94,6 +95,7 @@ class GPRegressor(RegressorMixin, _Process):
         noise_: Variance of the noise, in units of the targets.
         log_marginal_likelihood_: Of the standardised targets; its lower bound with inducing points.
         report_: How hyper-parameters were found; None without `optimize`.
+        n_iter_: Steps of L-BFGS from the start that took most, at least 1.
         mean_: Subtracted from the columns.
         scale_: Divides the columns.
         y_mean_: Subtracted from the targets.
@@ -168,8 +170,9 @@ class GPRegressor(RegressorMixin, _Process):
             process, given = GaussianProcess(kernel, mean, self.noise), (rows, targets, errors)
             options["objective"] = self.objective
         self.report_ = process.fit(*given, **options) if self.optimize else None
+        self.n_iter_ = 1
         if self.report_ is not None:
-            self._warn(self.report_)
+            self._note(self.report_)
         process.requires_grad_(False)
         self.process_, self.kernel_ = process, process.kernel
         self.posterior_ = process.condition(*given)
@@ -229,6 +232,7 @@ class GPClassifier(ClassifierMixin, _Process):
         classes_: Labels, sorted.
         posteriors_: One :class:`~zoo.learners.laplace.LaplacePosterior` for two classes, else one for each.
         log_marginal_likelihood_: Their mean.
+        n_iter_: Steps of L-BFGS for the class that took most, at least 1.
         mean_: Subtracted from the columns.
         scale_: Divides the columns.
         n_features_in_: Columns of X.
@@ -264,11 +268,11 @@ class GPClassifier(ClassifierMixin, _Process):
         if self.kernel is None:
             kernel = Scaled(Matern(2.5, 1.0, dtype=torch.float64), 4.0, dtype=torch.float64)
         targets = [1] if len(self.classes_) == 2 else range(len(self.classes_))
-        self.posteriors_, values = [], []
+        self.posteriors_, self.n_iter_, values = [], 1, []
         for c in targets:
             labels, process = torch.from_numpy((codes == c).astype(np.float64)), LaplaceProcess(copy.deepcopy(kernel))
             if self.optimize:
-                self._warn(process.fit(rows, labels, restarts=self.restarts, max_iter=self.max_iter, seed=seed))
+                self._note(process.fit(rows, labels, restarts=self.restarts, max_iter=self.max_iter, seed=seed))
             process.requires_grad_(False)
             self.posteriors_.append(process.condition(rows, labels))
             values.append(float(process.evidence(rows, labels)))
@@ -286,7 +290,8 @@ class GPClassifier(ClassifierMixin, _Process):
 
     def predict(self, X):
         """Classes (m,)."""
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        chances = self.predict_proba(X)
+        return self.classes_[chances.argmax(1)]
 
 
 @torch.no_grad()
