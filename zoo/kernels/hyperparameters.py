@@ -25,7 +25,6 @@ class Hyperparameter(NamedTuple):
     name: str
     raw: Tensor
 
-    @property
     def positive(self) -> Positive | None:
         """How it is stored, where it must be positive."""
         found = getattr(type(self.module), self.name, None)
@@ -43,7 +42,7 @@ class Hyperparameter(NamedTuple):
         Raises:
             ValueError: The value is out of range, or of a shape that does not fit.
         """
-        if self.positive is not None:
+        if self.positive() is not None:
             setattr(self.module, self.name, value)
             return
         new = torch.as_tensor(value, dtype=torch.float64, device="cpu")

@@ -108,8 +108,8 @@ class _Euclidean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, X: Tensor, Y: Tensor) -> Tensor:
         with torch.enable_grad():
-            ctx.given = X.detach().requires_grad_(), Y.detach().requires_grad_()
-            ctx.found = torch.cdist(*ctx.given, compute_mode="donot_use_mm_for_euclid_dist")
+            a, b = ctx.given = X.detach().requires_grad_(), Y.detach().requires_grad_()
+            ctx.found = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
         ctx.save_for_backward(X, Y)
         return ctx.found.detach()
 

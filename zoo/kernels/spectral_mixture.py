@@ -108,8 +108,8 @@ class SpectralMixture(_Spectral):
         ValueError: The shapes do not fit, or a value is not as said.
     """
 
-    weights = Positive()  # type: ignore[assignment]
-    scales = Positive()  # type: ignore[assignment]
+    weights = Positive()
+    scales = Positive()
 
     def __init__(
         self, weights: Value, means: Value, scales: Value, *, learnable: bool = True, device=None, dtype=None

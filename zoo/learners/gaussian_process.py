@@ -436,7 +436,7 @@ def _write(places: list[Hyperparameter], vector: np.ndarray) -> None:
 def _limits(places: list[Hyperparameter], bounds: tuple[float, float]) -> list[tuple[float, float]]:
     limits: list[tuple[float, float]] = []
     for place in places:
-        raw, positive = _flat(place.raw), place.positive
+        raw, positive = _flat(place.raw), place.positive()
         low, high = -math.inf, math.inf
         if positive is not None:
             low, high = positive.inverse(torch.tensor(bounds, dtype=torch.float64)).tolist()
@@ -451,7 +451,7 @@ def _drawn(places: list[Hyperparameter], count: int, bounds: tuple[float, float]
     for _ in range(count):
         parts = []
         for place in places:
-            value, positive = _flat(place.value), place.positive
+            value, positive = _flat(place.value), place.positive()
             if positive is None:
                 draws = torch.randn(value.shape, generator=generator, dtype=value.dtype)
                 parts.append(value + draws * (value.abs() / 2).clamp_min(1.0))

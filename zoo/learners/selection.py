@@ -107,11 +107,12 @@ def select(
     if delta is not None and not 0 < delta < 1:
         raise ValueError(f"delta={delta} must be between 0 and 1")
     weights = Q.new_full((N,), float(N)) if method == "uniform" else m / Q.square().sum(1)
-    best = -math.inf
-    for tries in range(1, (1 if delta is None else _TRIES) + 1):
+    if delta is None:
         S = _draw(Q, n, method, generator)
-        if delta is None:
-            return Selection(S, weights[S], tries)
+        return Selection(S, weights[S], 1)
+    best = -math.inf
+    for tries in range(1, _TRIES + 1):
+        S = _draw(Q, n, method, generator)
         gram = (weights[S][:, None] * Q[S]).mT @ Q[S] / n
         smallest = float(torch.linalg.eigvalsh(gram)[0])
         if smallest >= 1 - delta:
