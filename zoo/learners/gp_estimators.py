@@ -46,6 +46,8 @@ _COMMON: dict[str, list[Any]] = {
 class _Process(BaseEstimator):
     """What both estimators share."""
 
+    n_iter_: int
+
     def _scaled(self, X: np.ndarray) -> Tensor:
         return torch.from_numpy((X - self.mean_) / self.scale_)
 
