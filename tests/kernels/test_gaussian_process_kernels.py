@@ -30,9 +30,11 @@ from tests.kernels.test_kernels import (  # noqa: F401 (they run here too, with 
 )
 from zoo.kernels.active_dims import ActiveDims
 from zoo.kernels.alignment import alignment, label_kernel
-from zoo.kernels.base import Gaussian, Kernel, Linear, Scaled
+from zoo.kernels.compose import Scaled
 from zoo.kernels.constant import Constant
 from zoo.kernels.cosine import Cosine
+from zoo.kernels.dot_product import Linear
+from zoo.kernels.kernel import Kernel
 from zoo.kernels.linalg import chunked_gram
 from zoo.kernels.matern import Matern
 from zoo.kernels.offset_linear import OffsetLinear
@@ -40,6 +42,7 @@ from zoo.kernels.periodic import Periodic
 from zoo.kernels.product_state import ProductState
 from zoo.kernels.rational_quadratic import RationalQuadratic
 from zoo.kernels.spectral_mixture import GridSpectralMixture, SpectralMixture, frequency_grid
+from zoo.kernels.stationary import Gaussian
 from zoo.kernels.white_noise import WhiteNoise
 from zoo.learners.nystrom import NystromFeatures, StreamingDictionary
 

@@ -17,16 +17,17 @@ from torch import Tensor
 
 from tests.kernels.test_gaussian_process_kernels import KERNELS
 from zoo.kernels.active_dims import ActiveDims
-from zoo.kernels.base import Gaussian, Linear, Polynomial, Scaled
+from zoo.kernels.compose import Scaled
 from zoo.kernels.constant import Constant
+from zoo.kernels.dot_product import Linear, Polynomial
 from zoo.kernels.hyperparameters import hyperparameters
 from zoo.kernels.linalg import NotPositiveDefiniteError
 from zoo.kernels.matern import Matern
-from zoo.kernels.named import NAMED_KERNELS
 from zoo.kernels.periodic import Periodic
-from zoo.kernels.ridge import KernelRidgeHead
+from zoo.kernels.stationary import Gaussian
 from zoo.kernels.white_noise import WhiteNoise
 from zoo.learners.gaussian_process import GaussianProcess, gaussian_evidence, leave_one_out, maximise
+from zoo.learners.kernel_ridge import KernelRidgeHead
 from zoo.learners.laplace import LaplaceProcess, expected_sigmoid
 from zoo.learners.means import BoxMean, ConstantMean, LinearMean, TrapezoidMean
 from zoo.learners.sparse_gp import SparseGaussianProcess
@@ -124,7 +125,7 @@ def test_every_kernel_in_every_process(name: str) -> None:
         assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in process.parameters())
 
 
-@pytest.mark.parametrize("name", NAMED_KERNELS)
+@pytest.mark.parametrize("name", ["matern12", "matern32", "matern52", "rational_quadratic", "product_state"])
 def test_named_kernels_are_heads(name: str) -> None:
     X = points(12, 4).requires_grad_()
     head = KernelRidgeHead(name, width=0.8)

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from tests.learners.golden import Record, close, files, known, read, tensor
-from zoo.kernels.base import Kernel, Linear, Scaled
+from zoo.kernels.compose import Scaled
+from zoo.kernels.dot_product import Linear
+from zoo.kernels.kernel import Kernel
 from zoo.kernels.matern import Matern
 from zoo.kernels.offset_linear import OffsetLinear
 from zoo.kernels.rational_quadratic import RationalQuadratic

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from tests.learners.golden import Record, close, files, known, read, tensor
-from zoo.kernels.base import Gaussian, Linear
+from zoo.kernels.dot_product import Linear
+from zoo.kernels.stationary import Gaussian
 from zoo.learners.condensation import (
     clt_bandwidth,
     critical_bandwidth,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.kernels.base import Gaussian
+from zoo.kernels.stationary import Gaussian
 from zoo.learners.condensation import (
     CondensationWarning,
     best_bandwidth,

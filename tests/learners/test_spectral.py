@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from zoo.data.chronometers import NOTES, ROWS, SOURCES, chronometers
-from zoo.kernels.base import Kernel, Linear, Scaled
+from zoo.kernels.compose import Scaled
+from zoo.kernels.dot_product import Linear
+from zoo.kernels.kernel import Kernel
 from zoo.kernels.linalg import cholesky
 from zoo.kernels.matern import Matern
 from zoo.kernels.offset_linear import OffsetLinear

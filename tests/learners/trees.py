@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from tests.learners.golden import Record, tensor
 from zoo.kernels.active_dims import ActiveDims
-from zoo.kernels.base import Kernel, Linear, Product, Scaled, Sum
+from zoo.kernels.compose import Product, Scaled, Sum
 from zoo.kernels.constant import Constant
 from zoo.kernels.cosine import Cosine
+from zoo.kernels.dot_product import Linear
+from zoo.kernels.kernel import Kernel
 from zoo.kernels.matern import Matern
 from zoo.kernels.offset_linear import OffsetLinear
 from zoo.kernels.periodic import Periodic

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zoo.kernels.base import Kernel
+from zoo.kernels.kernel import Kernel
 
 __all__ = ["ActiveDims"]
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo.kernels.base import no_autocast
 from zoo.kernels.linalg import solver_dtype
+from zoo.ops.numerics import autocast_disabled
 
 __all__ = ["alignment", "label_kernel"]
 
@@ -50,7 +50,7 @@ def alignment(K: Tensor, target: Tensor, *, centred: bool = True) -> Tensor:
     if K.ndim < 2 or K.shape[-1] != K.shape[-2] or Y.shape[-2:] != K.shape[-2:]:
         raise ValueError(f"the kernel matrix is {tuple(K.shape)}, the target's {tuple(Y.shape)}; both are (n, n)")
     dtype = solver_dtype(K.device)
-    with no_autocast(K.device):
+    with autocast_disabled(K.device):
         K, Y = K.to(dtype), Y.to(K.device, dtype)
         if centred:
             K, Y = _centred(K), _centred(Y)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from zoo.kernels.base import Kernel, Positive, Value
+from zoo.kernels.kernel import Kernel
+from zoo.kernels.positive import PositiveParameter, ScalarOrTensor
 
 __all__ = ["Constant"]
 
@@ -19,12 +20,12 @@ class Constant(Kernel):
         dtype: Its type; torch's default if None.
     """
 
-    variance = Positive("exp", floor=0.0)
+    variance = PositiveParameter("exp", floor=0.0)
     has_features = True
 
-    def __init__(self, variance: Value = 1.0, *, learnable: bool = True, device=None, dtype=None) -> None:
+    def __init__(self, variance: ScalarOrTensor = 1.0, *, learnable: bool = True, device=None, dtype=None) -> None:
         super().__init__()
-        Positive.register(self, "variance", variance, learnable=learnable, device=device, dtype=dtype)
+        PositiveParameter.register(self, "variance", variance, learnable=learnable, device=device, dtype=dtype)
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
         Y = X if Z is None else Z

@@ -7,8 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from zoo.kernels.base import Kernel, Positive, Value, squared_distances
-from zoo.kernels.stationary import centre, double
+from zoo.kernels.distances import inner_point, squared_distances
+from zoo.kernels.kernel import Kernel
+from zoo.kernels.linalg import double
+from zoo.kernels.positive import PositiveParameter, ScalarOrTensor
 
 __all__ = ["Cosine"]
 
@@ -27,14 +29,14 @@ class Cosine(Kernel):
         dtype: Its type; torch's default if None.
     """
 
-    period = Positive()
+    period = PositiveParameter()
 
-    def __init__(self, period: Value = 1.0, *, learnable: bool = True, device=None, dtype=None) -> None:
+    def __init__(self, period: ScalarOrTensor = 1.0, *, learnable: bool = True, device=None, dtype=None) -> None:
         super().__init__()
-        Positive.register(self, "period", period, learnable=learnable, device=device, dtype=dtype)
+        PositiveParameter.register(self, "period", period, learnable=learnable, device=device, dtype=dtype)
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
-        origin = centre(double(X if Z is None else Z))  # turns are small differences of large numbers
+        origin = inner_point(double(X if Z is None else Z))  # turns are small differences of large numbers
         q = squared_distances(double(X) - origin, None if Z is None else double(Z) - origin)
         frequency = 2 * math.pi / type(self).period.of(self, q.dtype)[..., None, None]
         apart = q > 0

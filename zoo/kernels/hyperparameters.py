@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from zoo.kernels.base import Positive
+from zoo.kernels.positive import PositiveParameter
 
 __all__ = ["Hyperparameter", "hyperparameters"]
 
@@ -25,10 +25,10 @@ class Hyperparameter(NamedTuple):
     name: str
     raw: Tensor
 
-    def positive(self) -> Positive | None:
+    def positive(self) -> PositiveParameter | None:
         """How it is stored, where it must be positive."""
         found = getattr(type(self.module), self.name, None)
-        return found if isinstance(found, Positive) else None
+        return found if isinstance(found, PositiveParameter) else None
 
     @property
     def value(self) -> Tensor:
@@ -58,7 +58,7 @@ def hyperparameters(module: nn.Module) -> dict[str, Hyperparameter]:
         owner, _, leaf = path.rpartition(".")
         parent = module.get_submodule(owner)
         name = leaf.removeprefix("raw_")
-        if not isinstance(getattr(type(parent), name, None), Positive):
+        if not isinstance(getattr(type(parent), name, None), PositiveParameter):
             name = leaf
         found[f"{owner}.{name}" if owner else name] = Hyperparameter(parent, name, raw)
     return found

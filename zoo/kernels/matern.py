@@ -17,14 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.kernels.base import Value, plain_gradients
-from zoo.kernels.stationary import Stationary
-from zoo.kernels.watching import is_recorded, is_transformed
+from zoo.kernels.kernel import register_kernel
+from zoo.kernels.positive import ScalarOrTensor
+from zoo.kernels.radial import Radial
+from zoo.ops.dispatch import is_tracing, is_transformed
+from zoo.ops.numerics import differentiable_grad
 
-__all__ = ["Matern"]
+__all__ = ["Matern", "Matern12", "Matern32", "Matern52"]
 
 
-class Matern(Stationary):
+class Matern(Radial):
     """Matern kernel, see the module.
 
     Args:
@@ -39,7 +41,7 @@ class Matern(Stationary):
     """
 
     def __init__(
-        self, nu: float = 1.5, lengthscale: Value = 1.0, *, learnable: bool = True, device=None, dtype=None
+        self, nu: float = 1.5, lengthscale: ScalarOrTensor = 1.0, *, learnable: bool = True, device=None, dtype=None
     ) -> None:
         if nu not in (0.5, 1.5, 2.5, math.inf):
             raise ValueError(f"nu={nu} must be 0.5, 1.5, 2.5 or infinity")
@@ -54,13 +56,43 @@ class Matern(Stationary):
     def _of(self, q: Tensor) -> Tensor:
         if self.nu == math.inf:
             return torch.exp(-0.5 * q)
-        if is_recorded(q):
+        if is_tracing(q):
             return _profile(q, self.nu, 2 * self.nu)
         return _Profile.apply(q, self.nu)
 
     def extra_repr(self) -> str:
         """The smoothness."""
         return f"nu={self.nu:g}"
+
+
+class _Fixed(Matern):
+    """A Matern kernel whose smoothness has a name."""
+
+    smoothness: float
+
+    def __init__(self, lengthscale: ScalarOrTensor = 1.0, *, learnable: bool = True, device=None, dtype=None) -> None:
+        super().__init__(self.smoothness, lengthscale, learnable=learnable, device=device, dtype=dtype)
+
+
+@register_kernel("matern12")
+class Matern12(_Fixed):
+    """:class:`Matern` with nu = 1/2, for learners that take kernels by name."""
+
+    smoothness = 0.5
+
+
+@register_kernel("matern32")
+class Matern32(_Fixed):
+    """:class:`Matern` with nu = 3/2, for learners that take kernels by name."""
+
+    smoothness = 1.5
+
+
+@register_kernel("matern52")
+class Matern52(_Fixed):
+    """:class:`Matern` with nu = 5/2, for learners that take kernels by name."""
+
+    smoothness = 2.5
 
 
 # ---- functions of the squared distance q, with u = sqrt(c q) ------------------------------------------------
@@ -116,7 +148,7 @@ class _Euclidean(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() or is_transformed(grad):
-            return plain_gradients(_direct, ctx.saved_tensors, ctx.needs_input_grad, grad)
+            return differentiable_grad(_direct, ctx.saved_tensors, ctx.needs_input_grad, grad)
         return torch.autograd.grad(ctx.found, ctx.given, grad, retain_graph=True)
 
 
@@ -129,6 +161,6 @@ def _euclidean(X: Tensor, Z: Tensor | None) -> Tensor:
     Y = X if Z is None else Z
     if is_transformed(X, Y):
         return _direct(X, Y)
-    if is_recorded(X) or not (torch.is_grad_enabled() and (X.requires_grad or Y.requires_grad)):
+    if is_tracing(X) or not (torch.is_grad_enabled() and (X.requires_grad or Y.requires_grad)):
         return torch.cdist(X, Y, compute_mode="donot_use_mm_for_euclid_dist")
     return _Euclidean.apply(X, Y)

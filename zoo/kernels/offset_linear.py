@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo.kernels.base import Kernel, Value
+from zoo.kernels.kernel import Kernel
+from zoo.kernels.positive import ScalarOrTensor
 
 __all__ = ["OffsetLinear"]
 
@@ -23,7 +24,7 @@ class OffsetLinear(Kernel):
     has_features = True
     offset: Tensor
 
-    def __init__(self, offset: Value = 0.0, *, learnable: bool = True, device=None, dtype=None) -> None:
+    def __init__(self, offset: ScalarOrTensor = 0.0, *, learnable: bool = True, device=None, dtype=None) -> None:
         super().__init__()
         dtype = torch.get_default_dtype() if dtype is None else dtype
         value = torch.as_tensor(offset, dtype=torch.float64, device="cpu").detach()

@@ -7,8 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from zoo.kernels.base import Kernel, Positive, Value, squared_distances
-from zoo.kernels.stationary import centre, check_columns, double
+from zoo.kernels.distances import inner_point, squared_distances
+from zoo.kernels.kernel import Kernel
+from zoo.kernels.linalg import double
+from zoo.kernels.positive import PositiveParameter, ScalarOrTensor
+from zoo.kernels.radial import check_columns
 
 __all__ = ["Periodic"]
 
@@ -28,19 +31,25 @@ class Periodic(Kernel):
         dtype: Their type; torch's default if None.
     """
 
-    lengthscale = Positive()
-    period = Positive()
+    lengthscale = PositiveParameter()
+    period = PositiveParameter()
 
     def __init__(
-        self, lengthscale: Value = 1.0, period: Value = 1.0, *, learnable: bool = True, device=None, dtype=None
+        self,
+        lengthscale: ScalarOrTensor = 1.0,
+        period: ScalarOrTensor = 1.0,
+        *,
+        learnable: bool = True,
+        device=None,
+        dtype=None,
     ) -> None:
         super().__init__()
-        Positive.register(self, "lengthscale", lengthscale, learnable=learnable, device=device, dtype=dtype)
-        Positive.register(self, "period", period, learnable=learnable, device=device, dtype=dtype)
+        PositiveParameter.register(self, "lengthscale", lengthscale, learnable=learnable, device=device, dtype=dtype)
+        PositiveParameter.register(self, "period", period, learnable=learnable, device=device, dtype=dtype)
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
         dtype = X.dtype
-        origin = centre(double(X if Z is None else Z))  # turns are small differences of large numbers
+        origin = inner_point(double(X if Z is None else Z))  # turns are small differences of large numbers
         U = self._circles(double(X) - origin)
         V = None if Z is None else self._circles(double(Z) - origin)
         return torch.exp(-0.5 * squared_distances(U, V)).to(dtype)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from zoo.kernels.base import Kernel, Positive, Value
-from zoo.kernels.stationary import centre, double
+from zoo.kernels.distances import inner_point
+from zoo.kernels.kernel import Kernel, register_kernel
+from zoo.kernels.linalg import double
+from zoo.kernels.positive import PositiveParameter, ScalarOrTensor
 
 __all__ = ["ProductState"]
 
 _MOST = 12  # dimensions of points whose features are built: 3^12 columns
 
 
+@register_kernel("product_state")
 class ProductState(Kernel):
     """k(x, z) = prod_d cos(scale (x_d - z_d) / 2)^2.
 
@@ -28,15 +32,20 @@ class ProductState(Kernel):
         dtype: Its type; torch's default if None.
     """
 
-    scale = Positive()
+    scale = PositiveParameter()
     has_features = True
 
-    def __init__(self, scale: Value = 1.0, *, learnable: bool = True, device=None, dtype=None) -> None:
+    def __init__(self, scale: ScalarOrTensor = 1.0, *, learnable: bool = True, device=None, dtype=None) -> None:
         super().__init__()
-        Positive.register(self, "scale", scale, learnable=learnable, device=device, dtype=dtype)
+        PositiveParameter.register(self, "scale", scale, learnable=learnable, device=device, dtype=dtype)
+
+    @classmethod
+    def by_width(cls, width: float | None = None, **options: Any) -> ProductState:
+        """Of the angle `width` per unit, 1 if None."""
+        return cls(width or 1.0, learnable=False, **options)
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
-        origin = centre(double(X if Z is None else Z))  # angles are small differences of large numbers
+        origin = inner_point(double(X if Z is None else Z))  # angles are small differences of large numbers
         A = self._angles(double(X) - origin)
         B = A if Z is None else self._angles(double(Z) - origin)
         (ca, sa), (cb, sb) = (A.cos(), A.sin()), (B.cos(), B.sin())

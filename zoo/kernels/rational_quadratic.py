@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo.kernels.base import Positive, Value
-from zoo.kernels.stationary import Stationary
+from zoo.kernels.kernel import register_kernel
+from zoo.kernels.positive import PositiveParameter, ScalarOrTensor
+from zoo.kernels.radial import Radial
 
 __all__ = ["RationalQuadratic"]
 
 
-class RationalQuadratic(Stationary):
+@register_kernel("rational_quadratic")
+class RationalQuadratic(Radial):
     """k(x, z) = (1 + |(x - z) / lengthscale|^2 / (2 alpha))^-alpha; the Gaussian kernel for infinite alpha.
 
     Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, equation 4.19.
@@ -24,13 +26,19 @@ class RationalQuadratic(Stationary):
         dtype: Their type; torch's default if None.
     """
 
-    alpha = Positive()
+    alpha = PositiveParameter()
 
     def __init__(
-        self, lengthscale: Value = 1.0, alpha: Value = 1.0, *, learnable: bool = True, device=None, dtype=None
+        self,
+        lengthscale: ScalarOrTensor = 1.0,
+        alpha: ScalarOrTensor = 1.0,
+        *,
+        learnable: bool = True,
+        device=None,
+        dtype=None,
     ) -> None:
         super().__init__(lengthscale, learnable=learnable, device=device, dtype=dtype)
-        Positive.register(self, "alpha", alpha, learnable=learnable, device=device, dtype=dtype)
+        PositiveParameter.register(self, "alpha", alpha, learnable=learnable, device=device, dtype=dtype)
 
     def _of(self, q: Tensor) -> Tensor:
         alpha = type(self).alpha.of(self, q.dtype)[..., None, None]

@@ -15,8 +15,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from zoo.kernels.base import Kernel, Positive, Value
-from zoo.kernels.stationary import double
+from zoo.kernels.kernel import Kernel
+from zoo.kernels.linalg import double
+from zoo.kernels.positive import PositiveParameter, ScalarOrTensor
 
 __all__ = ["GridSpectralMixture", "SpectralMixture", "components", "frequency_grid"]
 
@@ -60,7 +61,7 @@ def mixture(X: Tensor, Z: Tensor | None, weights: Tensor, means: Tensor, scales:
     return total
 
 
-def _matrix(name: str, value: Value) -> Tensor:
+def _matrix(name: str, value: ScalarOrTensor) -> Tensor:
     given = torch.as_tensor(value, dtype=torch.float64, device="cpu")
     if given.ndim != 2 or not given.numel() or not bool(given.isfinite().all()):
         raise ValueError(f"{name} must be finite numbers (Q, D), got shape {tuple(given.shape)}")
@@ -108,11 +109,18 @@ class SpectralMixture(_Spectral):
         ValueError: The shapes do not fit, or a value is not as said.
     """
 
-    weights = Positive()
-    scales = Positive()
+    weights = PositiveParameter()
+    scales = PositiveParameter()
 
     def __init__(
-        self, weights: Value, means: Value, scales: Value, *, learnable: bool = True, device=None, dtype=None
+        self,
+        weights: ScalarOrTensor,
+        means: ScalarOrTensor,
+        scales: ScalarOrTensor,
+        *,
+        learnable: bool = True,
+        device=None,
+        dtype=None,
     ) -> None:
         super().__init__()
         dtype = torch.get_default_dtype() if dtype is None else dtype
@@ -123,8 +131,8 @@ class SpectralMixture(_Spectral):
                 f"weights {tuple(found.shape)}, means {tuple(frequencies.shape)} and scales {tuple(widths.shape)} "
                 "must be (Q,), (Q, D) and (Q, D)"
             )
-        Positive.register(self, "weights", found, learnable=learnable, device=device, dtype=dtype)
-        Positive.register(self, "scales", widths, learnable=learnable, device=device, dtype=dtype)
+        PositiveParameter.register(self, "weights", found, learnable=learnable, device=device, dtype=dtype)
+        PositiveParameter.register(self, "scales", widths, learnable=learnable, device=device, dtype=dtype)
         frequencies = frequencies.to(device=device, dtype=dtype)
         if learnable:
             self.means = nn.Parameter(frequencies)
@@ -178,7 +186,15 @@ class GridSpectralMixture(_Spectral):
         ValueError: The shapes do not fit, or a weight or width is negative.
     """
 
-    def __init__(self, means: Value, scales: Value = 0.001, weights: Value = 1.0, *, device=None, dtype=None) -> None:
+    def __init__(
+        self,
+        means: ScalarOrTensor,
+        scales: ScalarOrTensor = 0.001,
+        weights: ScalarOrTensor = 1.0,
+        *,
+        device=None,
+        dtype=None,
+    ) -> None:
         super().__init__()
         dtype = torch.get_default_dtype() if dtype is None else dtype
         frequencies = _matrix("means", means)

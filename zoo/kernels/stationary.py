@@ -1,73 +1,90 @@
-r"""Stationary kernels k(x, z) = f(|(x - z) / lengthscale|^2): what they share.
-
-A lengthscale may have leading dimensions of a batch, which broadcast with those of the points: (B, D), or (B, 1) for
-one number each, with points (B, n, D) is B kernels at once.
-"""
+"""Kernels of the difference of two points, with one width or one for each dimension."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from zoo.kernels.base import Kernel, Positive, Value, spreads, squared_distances
-from zoo.kernels.linalg import solver_dtype
+from zoo.kernels.distances import city_block_distances, inner_point, spreads, squared_distances
+from zoo.kernels.kernel import Kernel, check_dim, register_kernel
+from zoo.kernels.positive import PositiveParameter, ScalarOrTensor
 
-__all__ = ["Stationary", "centre", "check_columns", "double"]
+__all__ = ["Gaussian", "Laplacian"]
 
 
-class Stationary(Kernel):
-    """A function of the squared distance in units of the lengthscale, 1 at distance 0; subclasses define `_of`.
+@register_kernel("gaussian", "gauss")
+class Gaussian(Kernel):
+    """k(x, z) = exp(-|(x - z) / lengthscale|^2 / 2).
 
     Args:
-        lengthscale: One positive number, one per dimension (D,), or (..., D) or (..., 1) for a batch.
-        learnable: Train the hyper-parameters.
-        device: Where they live.
-        dtype: Their type; torch's default if None.
+        lengthscale: One positive number, or one per dimension. scikit-learn's `gamma` is 1 / (2
+            lengthscale^2).
+        learnable: Train the lengthscale.
+        device: Where the hyper-parameter lives.
+        dtype: Its type; torch's default if None.
     """
 
-    lengthscale = Positive()
+    lengthscale = PositiveParameter()
 
-    def __init__(self, lengthscale: Value = 1.0, *, learnable: bool = True, device=None, dtype=None) -> None:
+    def __init__(self, lengthscale: ScalarOrTensor = 1.0, *, learnable: bool = True, device=None, dtype=None) -> None:
         super().__init__()
-        Positive.register(self, "lengthscale", lengthscale, learnable=learnable, device=device, dtype=dtype)
+        _register_lengthscale(self, lengthscale, learnable, device, dtype)
+
+    @classmethod
+    def by_width(cls, width: float | None = None, **options: Any) -> Gaussian:
+        """exp(-width |x - z|^2), of width 1 if None."""
+        return cls((2 * (width or 1.0)) ** -0.5, learnable=False, **options)
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
-        return self._of(squared_distances(*self._scaled(X, Z))).to(X.dtype)
+        return torch.exp(-0.5 * squared_distances(*_rescale(self, X, Z)).to(X.dtype))
 
     def _diag(self, X: Tensor) -> Tensor:
         return X.new_ones(X.shape[:-1])
 
-    def _of(self, q: Tensor) -> Tensor:
-        """The kernel's values at squared distances (..., n, m), in units of the lengthscale."""
-        raise NotImplementedError
 
-    def _scaled(self, X: Tensor, Z: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Centred points in units of the lengthscale, in float64 where they spread far."""
-        lengthscale = type(self).lengthscale.of(self, X.dtype)
-        check_columns("lengthscale", lengthscale, X)
-        lengthscale = lengthscale.unsqueeze(-2) if lengthscale.ndim else lengthscale
-        origin = centre(X if Z is None else Z)
-        scaled = (X - origin) / lengthscale, None if Z is None else (Z - origin) / lengthscale
-        return self._scaled(X.double(), None if Z is None else Z.double()) if spreads(*scaled) else scaled
+@register_kernel("laplacian", "laplace", "rbf")  # `rbf` is what the KCL code calls it
+class Laplacian(Kernel):
+    """k(x, z) = exp(-sum_d |x_d - z_d| / lengthscale_d), with the city-block distance.
 
-
-def centre(X: Tensor) -> Tensor:
-    """A point inside the data (..., 1, D), on which distances do not depend; far from zero it saves digits."""
-    return X.detach().mean(-2, keepdim=True) if X.shape[-2] else X.detach().sum(-2, keepdim=True)
-
-
-def double(X: Tensor) -> Tensor:
-    """Points in float64, wherever the device has it."""
-    return X.to(solver_dtype(X.device))
-
-
-def check_columns(name: str, value: Tensor, X: Tensor) -> None:
-    """Refuse a hyper-parameter (..., D) of points with another number of dimensions.
-
-    Raises:
-        ValueError: The last sizes differ, and the value's is not 1.
+    Args:
+        lengthscale: One positive number, or one per dimension. scikit-learn's `gamma` is 1 / lengthscale.
+        learnable: Train the lengthscale.
+        device: Where the hyper-parameter lives.
+        dtype: Its type; torch's default if None.
     """
-    shape: Any = tuple(value.shape)
-    if shape and shape[-1] not in (1, X.shape[-1]):
-        raise ValueError(f"the points have {X.shape[-1]} dimensions, the {name} has {shape[-1]}; they must agree")
+
+    lengthscale = PositiveParameter()
+
+    def __init__(self, lengthscale: ScalarOrTensor = 1.0, *, learnable: bool = True, device=None, dtype=None) -> None:
+        super().__init__()
+        _register_lengthscale(self, lengthscale, learnable, device, dtype)
+
+    @classmethod
+    def by_width(cls, width: float | None = None, **options: Any) -> Laplacian:
+        """exp(-width |x - z|_1), of width 0.25 if None."""
+        return cls(1 / (width or 0.25), learnable=False, **options)
+
+    def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
+        return torch.exp(-city_block_distances(*_rescale(self, X, Z)).to(X.dtype))
+
+    def _diag(self, X: Tensor) -> Tensor:
+        return X.new_ones(X.shape[:-1])
+
+
+def _register_lengthscale(module: nn.Module, value: ScalarOrTensor, learnable: bool, device: Any, dtype: Any) -> None:
+    shape = tuple(torch.as_tensor(value, device="cpu").shape)
+    if len(shape) > 1:
+        raise ValueError(f"lengthscale must be one number or one per dimension, got shape {shape}")
+    PositiveParameter.register(module, "lengthscale", value, learnable=learnable, device=device, dtype=dtype)
+
+
+def _rescale(kernel: Gaussian | Laplacian, X: Tensor, Z: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Centred points in units of the lengthscale, in float64 where they spread far."""
+    lengthscale = type(kernel).lengthscale.of(kernel, X.dtype)
+    if lengthscale.ndim:
+        check_dim(X, lengthscale.shape[0], "the lengthscale")
+    origin = inner_point(X if Z is None else Z)
+    scaled = (X - origin) / lengthscale, None if Z is None else (Z - origin) / lengthscale
+    return _rescale(kernel, X.double(), None if Z is None else Z.double()) if spreads(*scaled) else scaled

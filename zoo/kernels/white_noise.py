@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoo.kernels.base import Kernel, Positive, Value
+from zoo.kernels.kernel import Kernel
+from zoo.kernels.positive import PositiveParameter, ScalarOrTensor
 
 __all__ = ["WhiteNoise"]
 
@@ -23,11 +24,11 @@ class WhiteNoise(Kernel):
         dtype: Its type; torch's default if None.
     """
 
-    variance = Positive("exp", floor=0.0)
+    variance = PositiveParameter("exp", floor=0.0)
 
-    def __init__(self, variance: Value = 1.0, *, learnable: bool = True, device=None, dtype=None) -> None:
+    def __init__(self, variance: ScalarOrTensor = 1.0, *, learnable: bool = True, device=None, dtype=None) -> None:
         super().__init__()
-        Positive.register(self, "variance", variance, learnable=learnable, device=device, dtype=dtype)
+        PositiveParameter.register(self, "variance", variance, learnable=learnable, device=device, dtype=dtype)
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
         variance = self.variance.to(X.dtype)[..., None, None]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.kernels.linalg import cholesky
 from zoo.learners.gaussian_process import checked_rows
+from zoo.learners.ridge import ridge_factor
 
 __all__ = ["LinearPosterior", "bayesian_linear"]
 
@@ -66,7 +66,7 @@ def bayesian_linear(
         raise ValueError(f"prior_mean {tuple(mean.shape)} and prior_std {tuple(std.shape)} must be ({d},) or numbers")
     mean, std = mean.expand(d), std.expand(d)
     phi, r = X * std, y - X @ mean
-    factor = cholesky(torch.eye(d, dtype=X.dtype, device=X.device) + phi.mT @ phi / noise)
+    factor = ridge_factor(phi.mT @ phi / noise, 1.0)
     projected = phi.mT @ r / noise
     fit = r @ r / noise - factor.whiten(projected).square().sum()
     value = -0.5 * (fit + factor.log_det() + n * math.log(2 * math.pi * noise))

@@ -26,7 +26,7 @@ import torch
 from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
-from zoo.kernels.base import squared_distances
+from zoo.kernels.distances import squared_distances
 
 __all__ = [
     "CondensationWarning",

@@ -25,12 +25,14 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
-from zoo.kernels.base import Kernel, Positive, Value, plain_gradients
 from zoo.kernels.hyperparameters import Hyperparameter, hyperparameters
+from zoo.kernels.kernel import Kernel
 from zoo.kernels.linalg import Factor, NotPositiveDefiniteError, cholesky
-from zoo.kernels.watching import is_ordinary, is_transformed
+from zoo.kernels.positive import PositiveParameter, ScalarOrTensor
 from zoo.kernels.white_noise import WhiteNoise
 from zoo.learners.means import ZeroMean
+from zoo.ops.dispatch import is_plain_eager, is_transformed
+from zoo.ops.numerics import differentiable_grad
 
 __all__ = [
     "Evidence",
@@ -80,9 +82,9 @@ class _Terms(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         C, r, lower, alpha = ctx.saved_tensors
         fit, det = grads
-        if torch.is_grad_enabled() or not is_ordinary(fit, det):
+        if torch.is_grad_enabled() or not is_plain_eager([fit, det]):
             both = torch.stack(torch.broadcast_tensors(fit, det))
-            return plain_gradients(lambda C, r: torch.stack(_terms(C, r)), (C, r), ctx.needs_input_grad, both)
+            return differentiable_grad(lambda C, r: torch.stack(_terms(C, r)), (C, r), ctx.needs_input_grad, both)
         slope_C = slope_r = None
         if ctx.needs_input_grad[0]:
             outer = alpha.unsqueeze(-1) * alpha.unsqueeze(-2)
@@ -147,19 +149,19 @@ class GaussianProcess(nn.Module):
         ValueError: The noise is negative, or a prior is of a hyper-parameter that is not there.
     """
 
-    noise = Positive("exp", floor=0.0, optional=True)
+    noise = PositiveParameter("exp", floor=0.0, optional=True)
 
     def __init__(
         self,
         kernel: Kernel,
         mean: nn.Module | None = None,
-        noise: Value | None = 0.1,
+        noise: ScalarOrTensor | None = 0.1,
         *,
         priors: Mapping[str, torch.distributions.Distribution] | None = None,
     ) -> None:
         super().__init__()
         self.kernel, self.mean = kernel, ZeroMean() if mean is None else mean
-        Positive.register(self, "noise", 0 if noise is None else noise, dtype=torch.float64)
+        PositiveParameter.register(self, "noise", 0 if noise is None else noise, dtype=torch.float64)
         self.double()
         self.priors = dict(priors or {})
         unknown = set(self.priors) - set(hyperparameters(self))

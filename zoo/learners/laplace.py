@@ -19,9 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.kernels.base import Kernel
-from zoo.kernels.linalg import Factor, cholesky
+from zoo.kernels.kernel import Kernel
+from zoo.kernels.linalg import Factor
 from zoo.learners.gaussian_process import FitReport, checked_rows, maximise, noiseless_diag
+from zoo.learners.ridge import ridge_factor
 
 __all__ = ["LaplacePosterior", "LaplaceProcess", "expected_sigmoid"]
 
@@ -164,8 +165,7 @@ def _curvature(f: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _inner(K: Tensor, root: Tensor) -> Factor:
-    eye = torch.eye(len(K), dtype=K.dtype, device=K.device)
-    return cholesky(eye + root[:, None] * K * root)
+    return ridge_factor(root[:, None] * K * root, 1.0)
 
 
 def _mode(K: Tensor, t: Tensor) -> _Mode:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from zoo.kernels.base import Positive, Value
+from zoo.kernels.positive import PositiveParameter, ScalarOrTensor
 
 __all__ = ["BoxMean", "ConstantMean", "LinearMean", "TrapezoidMean", "ZeroMean"]
 
@@ -31,7 +31,7 @@ class ConstantMean(nn.Module):
 
     constant: Tensor
 
-    def __init__(self, constant: Value = 0.0, *, learnable: bool = True) -> None:
+    def __init__(self, constant: ScalarOrTensor = 0.0, *, learnable: bool = True) -> None:
         super().__init__()
         _register(self, "constant", constant, learnable)
 
@@ -52,7 +52,7 @@ class LinearMean(nn.Module):
     weight: Tensor
     constant: Tensor
 
-    def __init__(self, weight: Value, constant: Value = 0.0, *, learnable: bool = True) -> None:
+    def __init__(self, weight: ScalarOrTensor, constant: ScalarOrTensor = 0.0, *, learnable: bool = True) -> None:
         super().__init__()
         _register(self, "weight", weight, learnable)
         _register(self, "constant", constant, learnable)
@@ -90,10 +90,10 @@ class BoxMean(nn.Module):
 
     def __init__(
         self,
-        constant: Value = 1.0,
-        depth: Value = 0.0,
-        centre: Value = 0.0,
-        duration: Value = 1.0,
+        constant: ScalarOrTensor = 1.0,
+        depth: ScalarOrTensor = 0.0,
+        centre: ScalarOrTensor = 0.0,
+        duration: ScalarOrTensor = 1.0,
         *,
         learnable: bool = True,
     ) -> None:
@@ -124,19 +124,19 @@ class TrapezoidMean(nn.Module):
         learnable: Train all of them.
     """
 
-    duration = Positive()
-    ingress = Positive()
+    duration = PositiveParameter()
+    ingress = PositiveParameter()
     constant: Tensor
     depth: Tensor
     centre: Tensor
 
     def __init__(
         self,
-        constant: Value = 1.0,
-        depth: Value = 0.0,
-        centre: Value = 0.0,
-        duration: Value = 1.0,
-        ingress: Value = 0.1,
+        constant: ScalarOrTensor = 1.0,
+        depth: ScalarOrTensor = 0.0,
+        centre: ScalarOrTensor = 0.0,
+        duration: ScalarOrTensor = 1.0,
+        ingress: ScalarOrTensor = 0.1,
         *,
         learnable: bool = True,
     ) -> None:
@@ -144,8 +144,8 @@ class TrapezoidMean(nn.Module):
         _register(self, "constant", constant, learnable)
         _register(self, "depth", depth, learnable)
         _register(self, "centre", centre, learnable)
-        Positive.register(self, "duration", duration, learnable=learnable, dtype=torch.float64)
-        Positive.register(self, "ingress", ingress, learnable=learnable, dtype=torch.float64)
+        PositiveParameter.register(self, "duration", duration, learnable=learnable, dtype=torch.float64)
+        PositiveParameter.register(self, "ingress", ingress, learnable=learnable, dtype=torch.float64)
 
     def forward(self, X: Tensor) -> Tensor:
         """Times (..., n, 1) to (..., n)."""
@@ -154,7 +154,7 @@ class TrapezoidMean(nn.Module):
         return constant - depth * ((duration / 2 - (_times(X) - centre).abs()) / ingress).clamp(0, 1)
 
 
-def _register(module: nn.Module, name: str, value: Value, learnable: bool) -> None:
+def _register(module: nn.Module, name: str, value: ScalarOrTensor, learnable: bool) -> None:
     number = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().clone()
     if not bool(number.isfinite().all()):
         raise ValueError(f"{name}={value} must be finite")

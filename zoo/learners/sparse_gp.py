@@ -19,11 +19,13 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from zoo.kernels.base import Kernel, Positive, Value
+from zoo.kernels.kernel import Kernel
 from zoo.kernels.linalg import Factor, cholesky
+from zoo.kernels.positive import PositiveParameter, ScalarOrTensor
 from zoo.kernels.white_noise import WhiteNoise
 from zoo.learners.gaussian_process import FitReport, checked_rows, maximise
 from zoo.learners.means import ZeroMean
+from zoo.learners.ridge import ridge_factor
 
 __all__ = ["SparseEvidence", "SparseGaussianProcess", "SparsePosterior"]
 
@@ -63,7 +65,7 @@ class SparseGaussianProcess(nn.Module):
         ValueError: An option is not as said.
     """
 
-    noise = Positive("exp", floor=0.0)
+    noise = PositiveParameter("exp", floor=0.0)
     inducing: Tensor
 
     def __init__(
@@ -71,7 +73,7 @@ class SparseGaussianProcess(nn.Module):
         kernel: Kernel,
         inducing: Tensor,
         mean: nn.Module | None = None,
-        noise: Value = 0.1,
+        noise: ScalarOrTensor = 0.1,
         *,
         method: Method = "sgpr",
         learn_inducing: bool = True,
@@ -86,7 +88,7 @@ class SparseGaussianProcess(nn.Module):
                 f"inducing points must be finite, (m, D) with m of at least 1; got {tuple(inducing.shape)}"
             )
         self.kernel, self.mean, self.method = kernel, ZeroMean() if mean is None else mean, method
-        Positive.register(self, "noise", noise, dtype=torch.float64)
+        PositiveParameter.register(self, "noise", noise, dtype=torch.float64)
         points = inducing.detach().double().clone()
         if learn_inducing:
             self.inducing = nn.Parameter(points)
@@ -100,8 +102,7 @@ class SparseGaussianProcess(nn.Module):
         unexplained = self.kernel.diag(X) - V.square().sum(0)
         D = self.noise.expand(len(X))
         D = D + unexplained if self.method == "fitc" else D
-        eye = torch.eye(len(V), dtype=V.dtype, device=V.device)
-        return _Parts(uu, V, D, cholesky(eye + (V / D) @ V.mT), unexplained)
+        return _Parts(uu, V, D, ridge_factor((V / D) @ V.mT, 1.0), unexplained)
 
     def evidence(self, X: Tensor, y: Tensor) -> SparseEvidence:
         """The method's objective, not divided by n; differentiable in hyper-parameters and inducing points.

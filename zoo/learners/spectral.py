@@ -28,9 +28,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.kernels.linalg import cholesky
 from zoo.kernels.spectral_mixture import GridSpectralMixture
 from zoo.learners.gaussian_process import GaussianProcess, checked_rows
+from zoo.learners.ridge import ridge_factor
 
 __all__ = [
     "Consensus",
@@ -106,10 +106,10 @@ class WeightProblem:
             NotPositiveDefiniteError: The covariance has no factor.
         """
         n = len(self.y)
-        C = self.noise * torch.eye(n, dtype=torch.float64, device=self.X.device).flatten()
+        K = self.y.new_zeros(n * n)
         for part, block in self._blocks():
-            C = C + theta[part] @ block
-        factor = cholesky(C.view(n, n))
+            K += theta[part] @ block
+        factor = ridge_factor(K.view(n, n), self.noise)
         alpha = factor.solve(self.y)
         both = torch.stack([torch.outer(alpha, alpha), torch.cholesky_inverse(factor.lower)])
         fit, trace = torch.cat([block @ both.flatten(1).mT for _, block in self._blocks()]).unbind(1)
@@ -171,7 +171,7 @@ def cubic_minimiser(a: Tensor, b: Tensor, lam: Tensor, rho: float | Tensor, thet
         a: At least 0.
         b: Any number.
         lam: The multiplier.
-        rho: Positive.
+        rho: PositiveParameter.
         theta: The consensus.
     """
     a, b, lam, theta = torch.broadcast_tensors(a, b, lam, theta)
