@@ -49,6 +49,7 @@ __all__ = [
     "InfiniteNetwork",
     "Kernels",
     "Residual",
+    "arc_cosines",
     "dual_activation",
     "read_layers",
 ]
@@ -67,7 +68,7 @@ class Kernels(NamedTuple):
 # ---- activations -------------------------------------------------------------------------------------------
 
 
-def _arc_cosines(u: Tensor) -> tuple[Tensor, Tensor]:
+def arc_cosines(u: Tensor) -> tuple[Tensor, Tensor]:
     """Arc-cosine kernels of order one and zero at a cosine u, both 1 at u = 1.
 
     (sqrt(1 - u^2) + (pi - arccos u) u) / pi and (pi - arccos u) / pi. Within rounding of 1, u counts as 1; the first
@@ -96,7 +97,7 @@ def _leaky(slope: float) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Ten
 
     def dual(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         scale, u = _cosine(a, b, c)
-        first, zeroth = _arc_cosines(u)
+        first, zeroth = arc_cosines(u)
         share = (1 - slope) ** 2 / 2
         return share * scale * first + slope * c, share * zeroth + slope
 
@@ -115,7 +116,7 @@ def _sine(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gelu(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """x Phi(x): Stein's lemma leaves p = E[Phi Phi] and q = E[phi phi], of the normal cdf and density."""
+    """X Phi(x): Stein's lemma leaves p = E[Phi Phi] and q = E[phi phi], of the normal cdf and density."""
     product = (1 + a) * (1 + b)
     determinant = product - c.square()
     p = 0.25 + torch.asin(c / product.sqrt()) / (2 * math.pi)
@@ -695,7 +696,7 @@ class Hierarchical(Kernel):
         for level, size in enumerate(self.patches):
             if level:
                 cov, ntk = (t.unflatten(-1, (-1, size)).mean(-1) for t in (cov, ntk))
-            first, zeroth = _arc_cosines(cov)
+            first, zeroth = arc_cosines(cov)
             cov, ntk = first, first + ntk * zeroth
         return (ntk if self.kind == "ntk" else cov).squeeze(-1)
 

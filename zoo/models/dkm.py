@@ -1,0 +1,688 @@
+r"""Deep kernel machines: networks whose layers hold learned Gram matrices in place of features.
+
+Yang, Robeyns, Milsom, Anson, Schoots and Aitchison, "A theory of representation learning gives a deep generalisation of
+kernel methods", arXiv 2108.13097 (ICML 2023); Milsom, Anson and Aitchison, "Convolutional deep kernel machines", arXiv
+2309.09814 (ICLR 2024), and "Stochastic kernel regularisation improves generalisation in deep kernel machines", arXiv
+2410.06171 (NeurIPS 2024). The authors' code is public; this is an implementation of its own, checked against it.
+
+A layer sees three things (:class:`Gram`): the Gram matrix of P inducing points, the products of data with them, and the
+squared norm of data. Between layers a kernel acts on Gram matrices as on products of features; a layer then
+chooses its own Gram matrix G, and pays for what it moves away from the kernel K:
+
+    K = kernel(G_before),   G = L W W^T L^T with K_ii = L L^T,     penalty  nu KL(N(0, G) | N(0, K_ii))
+    G_ti = K_ti K_ii^-1 G,  G_t = K_t - diag(K_ti K_ii^-1 K_it) + diag(K_ti K_ii^-1 G K_ii^-1 K_it)
+
+W is lower triangular and starts as the identity: an untrained network is the kernel (NNGP) of an infinitely wide
+network, and stays it for nu = infinity. The whitened parameters are ours; the authors train a root of G itself.
+
+    objective = E[log p(y | f)] - (sum of penalties + KL of the output) / number of training points
+
+Cholesky factors are taken in float64; everything is computed in float32 at least. Choose nu on validation data: the
+objective keeps rising where a small nu fits noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.kernels.infinite import arc_cosines
+from zoo.kernels.linalg import solver_dtype
+
+__all__ = [
+    "FlattenMix",
+    "Gram",
+    "GramConv",
+    "GramKernel",
+    "GramLayer",
+    "GramMean",
+    "GramNorm",
+    "GramOutput",
+    "GramResidual",
+    "InducingPatches",
+    "InducingPoints",
+    "ZCAWhitening",
+    "categorical_log_likelihood",
+    "categorical_probabilities",
+    "gaussian_log_likelihood",
+]
+
+KernelKind = Literal["arccos1", "arccos0", "normalised_gaussian", "sqexp"]
+Objective = Literal["exact", "taylor"]
+InducingNorm = Literal["none", "global", "local"]
+DataNorm = Literal["none", "global", "local", "image", "location"]
+
+
+class Gram(NamedTuple):
+    """What a layer sees of P inducing points and N data points; images have a state at every pixel.
+
+    Attributes:
+        ii: Gram matrix of the inducing points (P, P).
+        ti: Products of data with inducing points (N, *space, P).
+        t: Squared norms of data (N, *space).
+    """
+
+    ii: Tensor
+    ti: Tensor
+    t: Tensor
+
+
+def _full(t: Tensor) -> Tensor:
+    """Half precision as float32; everything else as it is."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
+def _factor(K: Tensor) -> tuple[Tensor, Tensor]:
+    """L and L^-1 (P, P) of K = L L^T, in float64; not a number where K is not positive definite."""
+    K = K.to(solver_dtype(K.device))
+    lower, info = torch.linalg.cholesky_ex(K)
+    lower = torch.where(info > 0, torch.nan, lower)
+    eye = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)
+    return lower, torch.linalg.solve_triangular(lower, eye, upper=False)
+
+
+def _with_diagonal(K: Tensor, diagonal: Tensor) -> Tensor:
+    eye = torch.eye(K.shape[-1], dtype=torch.bool, device=K.device)
+    return torch.where(eye, diagonal, K)
+
+
+def _one_of(name: str, value: str, kind: Any) -> None:
+    if value not in get_args(kind):
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, get_args(kind)))}")
+
+
+def _odd(size: int) -> int:
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"kernel_size={size} must be odd, so that a window has a middle")
+    return size
+
+
+# ---- inputs ------------------------------------------------------------------------------------------------
+
+
+class InducingPoints(nn.Module):
+    """Products of rows with learned inducing rows Z (P, D): Z Z^T / D, X Z^T / D and |x|^2 / D.
+
+    Args:
+        features: D.
+        inducing: P.
+    """
+
+    def __init__(self, features: int, inducing: int, device=None, dtype=None) -> None:
+        super().__init__()
+        self.points = nn.Parameter(torch.empty(inducing, features, device=device, dtype=dtype))
+        nn.init.normal_(self.points)
+
+    def forward(self, x: Tensor) -> Gram:
+        """(N, D) -> Gram."""
+        x, Z = _full(x), _full(self.points)
+        D = Z.shape[1]
+        return Gram(Z @ Z.mT / D, x @ Z.mT / D, x.square().mean(-1))
+
+
+class InducingPatches(nn.Module):
+    """Products of the patches of images with learned inducing patches Z (P, C, k, k), zero outside of the image.
+
+    The squared norm of a patch is a mean over its pixels inside the image.
+
+    Args:
+        channels: C.
+        inducing: P.
+        kernel_size: k, odd.
+    """
+
+    def __init__(self, channels: int, inducing: int, kernel_size: int = 3, device=None, dtype=None) -> None:
+        super().__init__()
+        k = _odd(kernel_size)
+        self.points = nn.Parameter(torch.empty(inducing, channels, k, k, device=device, dtype=dtype))
+        nn.init.normal_(self.points)
+
+    def forward(self, x: Tensor) -> Gram:
+        """(N, C, H, W) -> Gram with a state at every pixel."""
+        x, Z = _full(x), _full(self.points)
+        P, k, numbers = len(Z), Z.shape[-1], Z[0].numel()
+        ii = Z.flatten(1) @ Z.flatten(1).mT / numbers
+        ti = F.conv2d(x, Z, padding=k // 2).movedim(1, -1) / numbers  # (N, H, W, P)
+        t = F.avg_pool2d(x.square().mean(1, keepdim=True), k, 1, k // 2, count_include_pad=False).squeeze(1)
+        assert ti.shape[-1] == P
+        return Gram(ii, ti, t)
+
+    @torch.no_grad()
+    def draw(self, images: Tensor, generator: torch.Generator | None = None) -> None:
+        """Take random patches of images (n, C, H, W) as inducing patches; at the border with zeros outside."""
+        P, _, k, _ = self.points.shape
+        n, _, H, W = images.shape
+        padded = F.pad(images, (k // 2,) * 4)
+        places = torch.randint(n * H * W, (P,), generator=generator).tolist()
+        for p, place in enumerate(places):
+            i, y, x = place // (H * W), place // W % H, place % W
+            self.points[p].copy_(padded[i, :, y : y + k, x : x + k])
+
+
+class ZCAWhitening(nn.Module):
+    """Images with equal variance in every direction, as the deep kernel machines of images were trained on.
+
+    Channels are standardised, multiplied by (X^T X + eps (mean eigenvalue) I)^(-1/2) over all pixels and channels,
+    and standardised again. X^T X is a sum over images, so the second standardisation also sets the scale.
+
+    Args:
+        shape: (channels, height, width).
+        eps: Regularisation, relative to the mean eigenvalue.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], eps: float = 0.1, device=None, dtype=None) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.eps, numbers, C = eps, math.prod(shape), shape[0]
+        self.register_buffer("matrix", torch.eye(numbers, **dd))
+        for name, start in (("mean", 0.0), ("std", 1.0), ("mean_after", 0.0), ("std_after", 1.0)):
+            self.register_buffer(name, torch.full((C,), start, **dd))
+
+    @torch.no_grad()
+    def fit(self, images: Tensor) -> ZCAWhitening:
+        """Learn means, deviations and the matrix from images (n, C, H, W)."""
+        x = images.to(solver_dtype(images.device))
+        axes = (0, 2, 3)
+        mean, std = x.mean(axes), x.std(axes)
+        x = (x - mean[:, None, None]) / std[:, None, None]
+        values, vectors = torch.linalg.eigh(x.flatten(1).mT @ x.flatten(1))
+        root = (values + self.eps * values.mean()).rsqrt()
+        matrix = (vectors * root) @ vectors.mT
+        x = (x.flatten(1) @ matrix).view_as(x)
+        for name, value in {
+            "mean": mean,
+            "std": std,
+            "matrix": matrix,
+            "mean_after": x.mean(axes),
+            "std_after": x.std(axes),
+        }.items():
+            getattr(self, name).copy_(value)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        column = (slice(None), None, None)
+        x = (x - self.mean[column]) / self.std[column]
+        x = (x.flatten(1) @ self.matrix).view_as(x)
+        return (x - self.mean_after[column]) / self.std_after[column]
+
+
+# ---- kernels on Gram matrices ------------------------------------------------------------------------------
+
+
+class GramKernel(nn.Module):
+    """exp(log_w) k + exp(log_b) of a Gram matrix, with g = G_ii and u = G_ij / sqrt(g_i g_j).
+
+    arccos1 is sqrt(g_i g_j) times the arc-cosine kernel of ReLU, scaled to leave the diagonal; arccos0 that of steps;
+    normalised_gaussian is sqrt(g_i g_j) exp(u - 1); sqexp is exp(-(g_i + g_j - 2 G_ij) / 2), without weight and bias.
+    Then the diagonals get a factor 1 + mult_eps and a summand abs_eps, in `ii` and in all of `t`. (The authors' code
+    stabilises the arc-cosine kernels' arguments as well.)
+
+    Args:
+        kind: Which kernel.
+        mult_eps: Relative stabiliser.
+        abs_eps: Absolute stabiliser.
+    """
+
+    log_w: nn.Parameter | None
+    log_b: nn.Parameter | None
+
+    def __init__(
+        self,
+        kind: KernelKind = "arccos1",
+        mult_eps: float = 1e-4,
+        abs_eps: float = 1e-4,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        _one_of("kind", kind, KernelKind)
+        self.kind, self.mult_eps, self.abs_eps = kind, mult_eps, abs_eps
+        for name, start in (("log_w", 0.0), ("log_b", math.log(0.1))):
+            value = None if kind == "sqexp" else nn.Parameter(torch.full((), start, device=device, dtype=dtype))
+            self.register_parameter(name, value)
+
+    def _of(self, G: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """The kernel of products G and squared norms a and b that broadcast."""
+        if self.kind == "sqexp":
+            return torch.exp(G - (a + b) / 2)
+        scale = (a * b).sqrt()
+        u = G / scale
+        if self.kind == "normalised_gaussian":
+            return scale * torch.exp(u - 1)
+        return scale * arc_cosines(u)[self.kind == "arccos0"]
+
+    def forward(self, G: Gram) -> Gram:
+        """Gram -> Gram."""
+        g = G.ii.diagonal()
+        own = torch.ones_like if self.kind == "sqexp" else torch.clone
+        ii, ti, t = self._of(G.ii, g[:, None], g), self._of(G.ti, G.t[..., None], g), own(G.t)
+        diagonal = own(g)
+        if self.log_w is not None and self.log_b is not None:
+            w, b = _full(self.log_w).exp(), _full(self.log_b).exp()
+            ii, ti, t, diagonal = w * ii + b, w * ti + b, w * t + b, w * diagonal + b
+        grown = 1 + self.mult_eps
+        return Gram(_with_diagonal(ii, diagonal * grown + self.abs_eps), ti, t * grown + self.abs_eps)
+
+    def extra_repr(self) -> str:
+        """Kind."""
+        return self.kind
+
+
+class GramNorm(nn.Module):
+    """Gram matrices divided by their mean diagonal (global) or by their own one (local), then learned scales.
+
+    Statistics are those of the batch, in evaluation too. For data, `image` and `local` (the default) look at one
+    sample only; `global` and `location` make predictions depend on their batch.
+
+    Args:
+        i_norm: Of the inducing points.
+        t_norm: Of data: by the mean of everything, by each number, by image or by location over the batch.
+        i_scale: One learned scale (global), one for each inducing point (local), or none.
+        t_scale: One learned scale (global), one for each pixel (location), or none.
+        inducing: P, for local scales.
+        size: (H, W), for scales by location.
+    """
+
+    def __init__(
+        self,
+        i_norm: InducingNorm = "global",
+        t_norm: DataNorm = "local",
+        i_scale: InducingNorm = "global",
+        t_scale: Literal["none", "global", "location"] = "global",
+        *,
+        inducing: int | None = None,
+        size: Sequence[int] | None = None,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        _one_of("i_norm", i_norm, InducingNorm)
+        _one_of("t_norm", t_norm, DataNorm)
+        _one_of("i_scale", i_scale, InducingNorm)
+        _one_of("t_scale", t_scale, Literal["none", "global", "location"])
+        if (i_scale == "local" and inducing is None) or (t_scale == "location" and size is None):
+            raise ValueError("i_scale='local' needs inducing=<number>, t_scale='location' needs size=(height, width)")
+        self.i_norm, self.t_norm = i_norm, t_norm
+        shapes = {
+            "i_logscale": None if i_scale == "none" else (1,) if i_scale == "global" else (inducing,),
+            "t_logscale": None if t_scale == "none" else (1,) if t_scale == "global" else tuple(size or ()),
+        }
+        for name, shape in shapes.items():
+            value = None if shape is None else nn.Parameter(torch.zeros(*shape, device=device, dtype=dtype))
+            self.register_parameter(name, value)
+
+    def _of_data(self, t: Tensor) -> Tensor:
+        if self.t_norm == "global":
+            return t.mean()
+        if self.t_norm == "image":
+            return t.mean(tuple(range(1, t.ndim)), keepdim=True) if t.ndim > 1 else t
+        return t.mean(0, keepdim=True) if self.t_norm == "location" else t
+
+    def forward(self, G: Gram) -> Gram:
+        """Gram -> Gram."""
+        a, b = torch.ones_like(G.ii.diagonal()), torch.ones_like(G.t)
+        if self.i_norm != "none":
+            g = G.ii.diagonal()
+            a = a * (g.mean() if self.i_norm == "global" else g).rsqrt()
+        if self.t_norm != "none":
+            b = b * self._of_data(G.t).rsqrt()
+        if self.i_logscale is not None:
+            a = a * _full(self.i_logscale).exp()
+        if self.t_logscale is not None:
+            b = b * _full(self.t_logscale).exp()
+        return Gram(G.ii * a[:, None] * a, G.ti * b[..., None] * a, G.t * b.square())
+
+
+# ---- layers ------------------------------------------------------------------------------------------------
+
+
+class _Whitened(nn.Module):
+    """W (P, P), lower triangular with a positive diagonal, the identity at the start."""
+
+    def __init__(self, inducing: int, device=None, dtype=None) -> None:
+        super().__init__()
+        self.lower = nn.Parameter(torch.zeros(inducing, inducing, device=device, dtype=dtype))
+        self.log_diagonal = nn.Parameter(torch.zeros(inducing, device=device, dtype=dtype))
+
+    def forward(self, lower: Tensor) -> Tensor:
+        """W for a kernel matrix of factor L (P, P), in its type; the parameters do not depend on it."""
+        W, d = self.lower.to(lower.dtype), self.log_diagonal.to(lower.dtype)
+        return W.tril(-1) + torch.diag(d.exp())
+
+    @torch.no_grad()
+    def set(self, W: Tensor) -> None:
+        """Take a lower triangular matrix with a positive diagonal."""
+        self.lower.copy_(W.tril(-1))
+        self.log_diagonal.copy_(W.diagonal().log())
+
+
+def _divergence(W: Tensor, lower: Tensor, inverse: Tensor, objective: Objective) -> Tensor:
+    """KL(N(0, L W W^T L^T) | N(0, L L^T)), or its surrogate |G^-1 K - I|_F^2 / 4 that keeps G away from singular."""
+    eye = torch.eye(len(W), dtype=W.dtype, device=W.device)
+    if objective == "exact":
+        return (W.square().sum() - len(W)) / 2 - W.diagonal().log().sum()
+    root = torch.linalg.solve_triangular(W, eye, upper=False) @ lower.mT  # W^-1 L^T
+    return ((torch.linalg.solve_triangular(W, inverse, upper=False)).mT @ root - eye).square().sum() / 4
+
+
+def _residual(K: Gram, B: Tensor) -> Tensor:
+    """What inducing points cannot explain of K_t, K_t - diag(K_ti K_ii^-1 K_it), never below zero.
+
+    Args:
+        K: State with kernels.
+        B: L^-1 K_it in rows (N, *space, P).
+    """
+    return (K.t - B.square().sum(-1)).clamp_min(0)
+
+
+class GramLayer(nn.Module):
+    """A learned Gram matrix G of the inducing points, and what follows from it for data.
+
+    Args:
+        inducing: P.
+        nu: Degrees of freedom, the weight of the penalty; infinity: the kernel is left as it is.
+        objective: `"exact"` divergence, or its second-order surrogate `"taylor"` (for float32).
+        stochastic: Stochastic kernel regularisation: in training G is replaced by an estimate from random features,
+            V V^T with V = chol(G) E / sqrt(columns), and `jitter` is added to it, in evaluation too.
+        divisor: columns = ceil(P / divisor).
+        jitter: See `stochastic`.
+
+    Attributes:
+        penalty: nu times the divergence, of the last forward pass; without sample and jitter.
+    """
+
+    def __init__(
+        self,
+        inducing: int,
+        nu: float = 1.0,
+        objective: Objective = "exact",
+        *,
+        stochastic: bool = False,
+        divisor: float = 4.0,
+        jitter: float = 0.1,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        _one_of("objective", objective, Objective)
+        if not nu > 0 or not divisor > 0 or not jitter >= 0:
+            raise ValueError(f"nu={nu} and divisor={divisor} must be positive, and jitter={jitter} not negative")
+        self.nu, self.objective, self.stochastic, self.jitter = nu, objective, stochastic, jitter
+        self.columns = math.ceil(inducing / divisor)
+        self.factor = _Whitened(inducing, device, dtype) if nu < math.inf else None
+        self._penalty: list[Tensor] = []
+
+    @property
+    def penalty(self) -> Tensor:
+        return self._penalty[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_penalty": []}  # it belongs to a graph, which is not copied
+
+    def noise(self, like: Tensor) -> Tensor:
+        """E (P, columns)."""
+        return torch.randn(len(like), self.columns, dtype=like.dtype, device=like.device)
+
+    def forward(self, K: Gram) -> Gram:
+        """Gram -> Gram."""
+        if self.factor is None:
+            self._penalty = [K.ii.new_zeros(())]
+            return K
+        lower, inverse = _factor(K.ii)
+        W = self.factor(lower)
+        self._penalty = [self.nu * _divergence(W, lower, inverse, self.objective)]
+        if self.stochastic and self.training:
+            W = W @ self.noise(W) / math.sqrt(self.columns)
+        V = lower @ W  # a root of G
+        B = K.ti @ inverse.mT.to(K.ti.dtype)  # (N, *space, P): L^-1 K_it in rows
+        C = B @ W.to(B.dtype)
+        ii, ti = V @ V.mT, C @ V.mT.to(B.dtype)
+        t = _residual(K, B) + C.square().sum(-1)
+        if self.stochastic:
+            A = B @ inverse.to(B.dtype)  # K_ti K_ii^-1
+            eye = torch.eye(len(ii), dtype=ii.dtype, device=ii.device)
+            ii, ti, t = ii + self.jitter * eye, ti + self.jitter * A, t + self.jitter * A.square().sum(-1)
+        return Gram(ii.to(K.ii.dtype), ti, t)
+
+    def extra_repr(self) -> str:
+        """Weight and objective."""
+        return f"nu={self.nu:g}, {self.objective}" + (", stochastic" if self.stochastic else "")
+
+
+class GramConv(nn.Module):
+    """A convolution of the features that a Gram matrix stands for, with new inducing points made of old ones.
+
+    With C = weight / sqrt(P), offsets r and k k of them: ii' = mean_r C_r K C_r^T, ti' = conv(ti, C) / k^2, and t' is
+    the mean of t over the window's pixels inside the image.
+
+    Args:
+        in_inducing: P.
+        out_inducing: P'.
+        kernel_size: k, odd.
+        stride: Of the window.
+    """
+
+    def __init__(
+        self, in_inducing: int, out_inducing: int, kernel_size: int = 3, stride: int = 1, device=None, dtype=None
+    ) -> None:
+        super().__init__()
+        k = _odd(kernel_size)
+        self.stride = stride
+        self.weight = nn.Parameter(torch.empty(out_inducing, in_inducing, k, k, device=device, dtype=dtype))
+        nn.init.normal_(self.weight)
+
+    def forward(self, K: Gram) -> Gram:
+        """Gram -> Gram; pixels (H, W) -> (ceil(H / stride), ceil(W / stride))."""
+        k = self.weight.shape[-1]
+        C = _full(self.weight).to(K.ii.dtype) / math.sqrt(self.weight.shape[1])
+        CK = torch.einsum("oprs,pq->oqrs", C, K.ii)
+        ii = CK.flatten(1) @ C.flatten(1).mT / k**2
+        ti = F.conv2d(K.ti.movedim(-1, 1), C, stride=self.stride, padding=k // 2).movedim(1, -1) / k**2
+        t = F.avg_pool2d(K.t[:, None], k, self.stride, k // 2, count_include_pad=False).squeeze(1)
+        return Gram(ii, ti, t)
+
+
+class GramMean(nn.Module):
+    """Global average pooling: the mean over pixels.
+
+    Args:
+        nystrom: Estimate the squared norm of a mean of features from the inducing points, instead of taking the mean
+            of the squared norms, which is too large.
+        in_inducing: P, with `out_inducing`: also make new inducing points, C = weight / sqrt(P).
+        out_inducing: P'.
+    """
+
+    weight: nn.Parameter | None
+
+    def __init__(
+        self,
+        nystrom: bool = False,
+        in_inducing: int | None = None,
+        out_inducing: int | None = None,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        if (in_inducing is None) != (out_inducing is None):
+            raise ValueError("pass both in_inducing and out_inducing, or neither")
+        self.nystrom = nystrom
+        self.register_parameter("weight", None)
+        if in_inducing is not None and out_inducing is not None:
+            self.weight = nn.Parameter(torch.empty(out_inducing, in_inducing, device=device, dtype=dtype))
+            nn.init.normal_(self.weight)
+
+    def forward(self, K: Gram) -> Gram:
+        """Gram with pixels -> Gram without."""
+        ii, ti, t = K.ii, K.ti.mean((1, 2)), K.t.mean((1, 2))
+        if self.nystrom:
+            _, inverse = _factor(ii)
+            root = inverse.mT.to(ti.dtype)
+            rest = _residual(K, K.ti @ root)
+            t = (ti @ root).square().sum(-1) + rest.sum((1, 2)) / rest[0].numel() ** 2
+        if self.weight is not None:
+            C = _full(self.weight).to(ii.dtype) / math.sqrt(self.weight.shape[1])
+            ii, ti = C @ ii @ C.mT, ti @ C.mT
+        return Gram(ii, ti, t)
+
+
+class FlattenMix(nn.Module):
+    """A fully connected layer over all pixels: C = weight / sqrt(P), weight (P', H W P) with inducing points fastest.
+
+    Args:
+        in_inducing: P.
+        out_inducing: P'.
+        size: (H, W).
+    """
+
+    def __init__(self, in_inducing: int, out_inducing: int, size: Sequence[int], device=None, dtype=None) -> None:
+        super().__init__()
+        self.in_inducing, self.pixels = in_inducing, math.prod(size)
+        self.weight = nn.Parameter(torch.empty(out_inducing, self.pixels * in_inducing, device=device, dtype=dtype))
+        nn.init.normal_(self.weight)
+
+    def forward(self, K: Gram) -> Gram:
+        """Gram with pixels -> Gram without."""
+        if K.t[0].numel() != self.pixels:
+            raise ValueError(f"the state has {tuple(K.t.shape[1:])} pixels; this layer was built for {self.pixels}")
+        C = _full(self.weight).to(K.ii.dtype) / math.sqrt(self.in_inducing)
+        ti = K.ti.flatten(1) @ C.mT / self.pixels
+        C = C.unflatten(1, (self.pixels, self.in_inducing))
+        ii = torch.einsum("opi,ij,qpj->oq", C, K.ii, C) / self.pixels
+        return Gram(ii, ti, K.t.flatten(1).mean(1))
+
+
+class GramResidual(nn.Module):
+    """Half of a shortcut and half of a branch.
+
+    Args:
+        branch: Layers from Gram to Gram.
+        shortcut: Layers; none: the identity.
+    """
+
+    def __init__(self, branch: Iterable[nn.Module], shortcut: Iterable[nn.Module] = ()) -> None:
+        super().__init__()
+        self.shortcut, self.branch = nn.Sequential(*shortcut), nn.Sequential(*branch)
+
+    def forward(self, G: Gram) -> Gram:
+        """Gram -> Gram."""
+        shortcut, branch = self.shortcut(G), self.branch(G)
+        return Gram(*((a + b) / 2 for a, b in zip(shortcut, branch, strict=True)))
+
+
+class GramOutput(nn.Module):
+    """Gaussian processes on the last kernel: q(f) = N(mu_c, A) for each output c, with one covariance for all.
+
+    mu = L m and A = L W W^T L^T, with K_ii = L L^T.
+
+    Args:
+        inducing: P.
+        outputs: C.
+        objective: As in :class:`GramLayer`.
+        tempered: Divide the divergence by the number of outputs.
+
+    Attributes:
+        penalty: The divergence from the prior, of the last forward pass.
+    """
+
+    def __init__(
+        self,
+        inducing: int,
+        outputs: int,
+        objective: Objective = "exact",
+        *,
+        tempered: bool = False,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        _one_of("objective", objective, Objective)
+        self.objective, self.tempered = objective, tempered
+        self.means = nn.Parameter(torch.empty(inducing, outputs, device=device, dtype=dtype))
+        nn.init.normal_(self.means, std=0.01)
+        self.factor = _Whitened(inducing, device, dtype)
+        self._penalty: list[Tensor] = []
+
+    @property
+    def penalty(self) -> Tensor:
+        return self._penalty[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_penalty": []}
+
+    def whitened_means(self, lower: Tensor) -> Tensor:
+        """M (P, C) for a kernel matrix of factor L (P, P), in its type."""
+        return self.means.to(lower.dtype)
+
+    def forward(self, K: Gram) -> tuple[Tensor, Tensor]:
+        """Gram -> means (N, C) and variances (N,) of the outputs."""
+        lower, inverse = _factor(K.ii)
+        W, m = self.factor(lower), self.whitened_means(lower)
+        C = m.shape[1]
+        divergence = C * _divergence(W, lower, inverse, self.objective) + m.square().sum() / 2
+        self._penalty = [divergence / C if self.tempered else divergence]
+        B = K.ti @ inverse.mT.to(K.ti.dtype)
+        return B @ m.to(B.dtype), _residual(K, B) + (B @ W.to(B.dtype)).square().sum(-1)
+
+    @torch.no_grad()
+    def solve(self, K: Gram, y: Tensor, noise: float) -> None:
+        """Take the best mu and A for Gaussian noise, given the kernels of all training points.
+
+        With B = L^-1 K_it: W W^T = (I + B B^T / noise)^-1, m = W W^T B y / noise.
+
+        Args:
+            K: With ti (N, P).
+            y: Targets (N, C).
+            noise: Variance.
+        """
+        _, inverse = _factor(K.ii)
+        B = inverse @ K.ti.mT.to(inverse.dtype)
+        eye = torch.eye(len(B), dtype=B.dtype, device=B.device)
+        precision = eye + B @ B.mT / noise
+        # flipped, the factor of the precision is upper triangular, and its inverse transposed a lower one
+        root = torch.linalg.cholesky(precision.flip(0, 1)).flip(0, 1)
+        W = torch.linalg.solve_triangular(root, eye, upper=True).mT
+        self.factor.set(W)
+        self.means.copy_(W @ (W.mT @ (B @ y.to(B.dtype))) / noise)
+
+
+# ---- likelihoods -------------------------------------------------------------------------------------------
+
+
+def gaussian_log_likelihood(mean: Tensor, var: Tensor, y: Tensor, noise: Tensor | float) -> Tensor:
+    """E[log N(y; f, noise)] under f ~ N(mean, var), summed over outputs, a mean over samples.
+
+    Args:
+        mean: (N, C).
+        var: (N,), the same for every output.
+        y: (N, C).
+        noise: Variance.
+    """
+    noise = torch.as_tensor(noise, dtype=mean.dtype, device=mean.device)
+    errors = (y - mean).square() + var[:, None]
+    return -(errors / noise + torch.log(2 * math.pi * noise)).sum(1).mean() / 2
+
+
+def categorical_log_likelihood(mean: Tensor, var: Tensor, y: Tensor, eps: Tensor | int = 32) -> Tensor:
+    """E[log softmax(f)_y] under f ~ N(mean, var) by sampling, a mean over samples of both kinds.
+
+    Args:
+        mean: (N, C).
+        var: (N,).
+        y: Classes (N,).
+        eps: Standard normal numbers (S, N, C), or how many to draw.
+    """
+    noise = torch.randn(eps, *mean.shape, dtype=mean.dtype, device=mean.device) if isinstance(eps, int) else eps
+    logs = torch.log_softmax(mean + var.sqrt()[:, None] * noise, -1).mean(0)
+    return logs.gather(1, y[:, None].long()).mean()
+
+
+def categorical_probabilities(mean: Tensor, var: Tensor, eps: Tensor | int = 32) -> Tensor:
+    """E[softmax(f)] under f ~ N(mean, var) by sampling, (N, C); arguments as in :func:`categorical_log_likelihood`."""
+    noise = torch.randn(eps, *mean.shape, dtype=mean.dtype, device=mean.device) if isinstance(eps, int) else eps
+    return torch.softmax(mean + var.sqrt()[:, None] * noise, -1).mean(0)

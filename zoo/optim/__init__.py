@@ -1,0 +1,1 @@
+"""Optimizers and ways to tune what a training depends on."""
