@@ -1,7 +1,7 @@
 """MuonH: Muon whose matrices stay on a sphere, and HyperP, the rules by which its learning rate transfers.
 
-The authors' code is microsoft/ArchScale (MIT); orthogonalisation by Newton-Schulz steps is Muon's (Jordan et al., 2024).
-This is an implementation of its own, checked against that code in float64.
+The authors' code is microsoft/ArchScale (MIT); orthogonalisation by Newton-Schulz steps is Muon's (Jordan et al.,
+2024). This is an implementation of its own, checked against that code in float64.
 
     M <- beta M + G,   U = NS5(G + beta M),   W' = W - lr (|W| / |U|) U,   W <- W' |W| / |W'|
 
@@ -81,8 +81,8 @@ class MuonH(torch.optim.Optimizer):
         eps: Of Adam.
         ns_eps: See :func:`newton_schulz`.
         norm_eps: The least norm that a step is divided by.
-        weight_decay: Decoupled decay; of matrices before the radius is read, as in the authors' code, so that it shrinks
-            by (1 - lr weight_decay) a step.
+        weight_decay: Decoupled decay; of matrices before the radius is read, as in the authors' code, so that the
+            radius shrinks by (1 - lr weight_decay) a step.
         method: `"muon"`, `"adam_sphere"` (Adam's direction, then the same step) or `"adam"`, of groups that say none.
 
     Raises:
@@ -104,7 +104,9 @@ class MuonH(torch.optim.Optimizer):
         method: Method = "muon",
     ) -> None:
         if not lr > 0 or (adam_lr is not None and not adam_lr > 0) or not weight_decay >= 0:
-            raise ValueError(f"lr={lr} and adam_lr={adam_lr} must be positive, weight_decay={weight_decay} not negative")
+            raise ValueError(
+                f"lr={lr} and adam_lr={adam_lr} must be positive, weight_decay={weight_decay} not negative"
+            )
         if not 0 <= beta < 1 or len(betas) != 2 or not all(0 <= b < 1 for b in betas):
             raise ValueError(f"beta={beta} and both of betas={tuple(betas)} must lie in [0, 1)")
         if not eps > 0 or not ns_eps > 0 or not norm_eps > 0:
@@ -244,7 +246,9 @@ def muonh_groups(
         else:
             named["adam"].append((name, p))
     if not named["muon"]:
-        raise ValueError(f"{type(model).__name__} has no matrix for Muon: no linear or dense convolutional weight to train")
+        raise ValueError(
+            f"{type(model).__name__} has no matrix for Muon: no linear or dense convolutional weight to train"
+        )
     rate = {} if adam_lr is None else {"lr": adam_lr}
     return [
         {
