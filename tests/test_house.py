@@ -18,6 +18,8 @@ ZOO = ROOT / "zoo"
 ALLOWED = {
     "kernels": set(),
     "learners": {"files", "kernels"},
+    "optim": set(),
+    "analysis": {"kernels"},
     "models": {"config", "kernels", "files"},
     "data": {"files"},
     "fitting": {"models", "kernels"},

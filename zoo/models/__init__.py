@@ -1,9 +1,22 @@
 """Architectures, one file per family, registered by name in timm's registry when this package is imported."""
 
-from zoo.models import closed, continual, gkcl, grbf, modalities, plugins, shipped, snnk, terminator, text, unireplknet
+from zoo.models import (
+    closed,
+    continual,
+    dkm,
+    gkcl,
+    grbf,
+    modalities,
+    plugins,
+    shipped,
+    snnk,
+    terminator,
+    text,
+    unireplknet,
+)
 from zoo.models.deploy import to_deploy
 
-__all__ = ["continual", "gkcl", "grbf", "modalities", "snnk", "terminator", "text", "to_deploy", "unireplknet"]
+__all__ = ["continual", "dkm", "gkcl", "grbf", "modalities", "snnk", "terminator", "text", "to_deploy", "unireplknet"]
 
 plugins.load()
 shipped.register()

@@ -24,17 +24,24 @@ objective keeps rising where a small nu fits noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from zoo.kernels.base import no_autocast
 from zoo.kernels.infinite import arc_cosines
 from zoo.kernels.linalg import solver_dtype
+from zoo.scaling import standardisation, standardised
 
 __all__ = [
+    "ConvDKM",
+    "DeepKernelMachine",
     "FlattenMix",
     "Gram",
     "GramConv",
@@ -342,6 +349,30 @@ class GramNorm(nn.Module):
 # ---- layers ------------------------------------------------------------------------------------------------
 
 
+class _Penalised(nn.Module):
+    """A layer that remembers the penalty of its last forward pass; it belongs to a graph, and is not copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._penalty: list[Tensor] = []
+
+    @property
+    def penalty(self) -> Tensor:
+        """Of the last forward pass; a constant behind one in eval mode."""
+        if not self._penalty:
+            raise RuntimeError("a penalty is that of the last forward pass; there was none")
+        return self._penalty[0]
+
+    def _keep(self, penalty: Tensor) -> None:
+        if self.training:
+            self._penalty = [penalty]
+        elif not torch.compiler.is_compiling():
+            self._penalty = [penalty.detach()]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_penalty": []}
+
+
 class _Whitened(nn.Module):
     """W (P, P), lower triangular with a positive diagonal, the identity at the start."""
 
@@ -381,7 +412,7 @@ def _residual(K: Gram, B: Tensor) -> Tensor:
     return (K.t - B.square().sum(-1)).clamp_min(0)
 
 
-class GramLayer(nn.Module):
+class GramLayer(_Penalised):
     """A learned Gram matrix G of the inducing points, and what follows from it for data.
 
     Args:
@@ -416,14 +447,6 @@ class GramLayer(nn.Module):
         self.nu, self.objective, self.stochastic, self.jitter = nu, objective, stochastic, jitter
         self.columns = math.ceil(inducing / divisor)
         self.factor = _Whitened(inducing, device, dtype) if nu < math.inf else None
-        self._penalty: list[Tensor] = []
-
-    @property
-    def penalty(self) -> Tensor:
-        return self._penalty[0]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_penalty": []}  # it belongs to a graph, which is not copied
 
     def noise(self, like: Tensor) -> Tensor:
         """E (P, columns)."""
@@ -432,11 +455,11 @@ class GramLayer(nn.Module):
     def forward(self, K: Gram) -> Gram:
         """Gram -> Gram."""
         if self.factor is None:
-            self._penalty = [K.ii.new_zeros(())]
+            self._keep(K.ii.new_zeros(()))
             return K
         lower, inverse = _factor(K.ii)
         W = self.factor(lower)
-        self._penalty = [self.nu * _divergence(W, lower, inverse, self.objective)]
+        self._keep(self.nu * _divergence(W, lower, inverse, self.objective))
         if self.stochastic and self.training:
             W = W @ self.noise(W) / math.sqrt(self.columns)
         V = lower @ W  # a root of G
@@ -575,7 +598,7 @@ class GramResidual(nn.Module):
         return Gram(*((a + b) / 2 for a, b in zip(shortcut, branch, strict=True)))
 
 
-class GramOutput(nn.Module):
+class GramOutput(_Penalised):
     """Gaussian processes on the last kernel: q(f) = N(mu_c, A) for each output c, with one covariance for all.
 
     mu = L m and A = L W W^T L^T, with K_ii = L L^T.
@@ -605,29 +628,32 @@ class GramOutput(nn.Module):
         self.objective, self.tempered = objective, tempered
         self.means = nn.Parameter(torch.empty(inducing, outputs, device=device, dtype=dtype))
         nn.init.normal_(self.means, std=0.01)
-        self.factor = _Whitened(inducing, device, dtype)
-        self._penalty: list[Tensor] = []
-
-    @property
-    def penalty(self) -> Tensor:
-        return self._penalty[0]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_penalty": []}
+        self.factor: _Whitened | None = _Whitened(inducing, device, dtype)
 
     def whitened_means(self, lower: Tensor) -> Tensor:
-        """M (P, C) for a kernel matrix of factor L (P, P), in its type."""
+        """The means m (P, C) for a kernel matrix of factor L (P, P), in its type."""
         return self.means.to(lower.dtype)
 
     def forward(self, K: Gram) -> tuple[Tensor, Tensor]:
         """Gram -> means (N, C) and variances (N,) of the outputs."""
         lower, inverse = _factor(K.ii)
+        m = self.whitened_means(lower)
+        B = K.ti @ inverse.mT.to(K.ti.dtype)
+        return B @ m.to(B.dtype), self.variances(K, B, lower, inverse)
+
+    def variances(self, K: Gram, B: Tensor, lower: Tensor, inverse: Tensor) -> Tensor:
+        """Variances (N,), given B = L^-1 K_it in rows (N, P), L and L^-1; also keeps the penalty."""
+        if self.factor is None:
+            raise RuntimeError("the deploy form has means, and no variances: ask the model that it was made of")
         W, m = self.factor(lower), self.whitened_means(lower)
         C = m.shape[1]
         divergence = C * _divergence(W, lower, inverse, self.objective) + m.square().sum() / 2
-        self._penalty = [divergence / C if self.tempered else divergence]
-        B = K.ti @ inverse.mT.to(K.ti.dtype)
-        return B @ m.to(B.dtype), _residual(K, B) + (B @ W.to(B.dtype)).square().sum(-1)
+        self._keep(divergence / C if self.tempered else divergence)
+        return _residual(K, B) + (B @ W.to(B.dtype)).square().sum(-1)
+
+    def reparameterize(self) -> None:
+        """Keep the means only, for `zoo.to_deploy`."""
+        self.factor = None
 
     @torch.no_grad()
     def solve(self, K: Gram, y: Tensor, noise: float) -> None:
@@ -647,6 +673,7 @@ class GramOutput(nn.Module):
         # flipped, the factor of the precision is upper triangular, and its inverse transposed a lower one
         root = torch.linalg.cholesky(precision.flip(0, 1)).flip(0, 1)
         W = torch.linalg.solve_triangular(root, eye, upper=True).mT
+        assert self.factor is not None
         self.factor.set(W)
         self.means.copy_(W @ (W.mT @ (B @ y.to(B.dtype))) / noise)
 
@@ -686,3 +713,438 @@ def categorical_probabilities(mean: Tensor, var: Tensor, eps: Tensor | int = 32)
     """E[softmax(f)] under f ~ N(mean, var) by sampling, (N, C); arguments as in :func:`categorical_log_likelihood`."""
     noise = torch.randn(eps, *mean.shape, dtype=mean.dtype, device=mean.device) if isinstance(eps, int) else eps
     return torch.softmax(mean + var.sqrt()[:, None] * noise, -1).mean(0)
+
+
+# ---- networks ----------------------------------------------------------------------------------------------
+
+Likelihood = Literal["categorical", "gaussian"]
+
+
+class _Machine(nn.Module):
+    """What both deep kernel machines share: features, outputs, losses. Subclasses give a state to the output layer.
+
+    A pass in train mode keeps what :meth:`aux_losses` adds to the loss of a task: with cross-entropy or squared error
+    on the outputs, their sum is the negative objective (for squared error times twice the noise), or for
+    `samples=0` an upper bound of it: E log sum exp f <= log sum exp(mean) + var / 2.
+    """
+
+    head: nn.Module
+    train_size: Tensor
+    #: What only a loss of the family's own reaches.
+    training_only = ("head.factor",)
+
+    def _set_up(
+        self,
+        num_classes: int,
+        inducing: int,
+        objective: Objective,
+        likelihood: Likelihood,
+        noise: float,
+        samples: int,
+        train_size: int,
+        global_pool: str,
+        dd: dict[str, Any],
+    ) -> None:
+        if global_pool:
+            raise ValueError(f"global_pool={global_pool!r}: a deep kernel machine pools its own way; leave it empty")
+        _one_of("likelihood", likelihood, Likelihood)
+        self.num_classes, self.objective, self.likelihood = num_classes, objective, likelihood
+        self.noise, self.samples = noise, samples
+        self.num_features = self.head_hidden_size = inducing
+        self.register_buffer("train_size", torch.tensor(train_size, device=dd["device"]))
+        self.head = self._new_head(num_classes, **dd)
+        self._extra: list[Tensor] = []
+
+    def _new_head(self, num_classes: int, **dd: Any) -> nn.Module:
+        if not num_classes:
+            return nn.Identity()
+        return GramOutput(self.num_features, num_classes, self.objective, **dd)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_extra": []}
+
+    def state(self, x: Tensor) -> Gram:
+        """Inputs to the kernel that the output layer sees, in float32 at least."""
+        raise NotImplementedError
+
+    def _type(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def _features(self, x: Tensor) -> tuple[Gram, Tensor, Tensor, Tensor]:
+        K = self.state(x)
+        lower, inverse = _factor(K.ii)
+        return K, K.ti @ inverse.mT.to(K.ti.dtype), lower, inverse
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Features L^-1 K_it (B, P), whose products are the last kernel as far as inducing points explain it."""
+        with no_autocast(x.device):
+            return self._features(x)[1].to(self._type())
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features (B, P) to the means of the outputs (B, num_classes)."""
+        if pre_logits or not isinstance(self.head, GramOutput):
+            return x
+        with no_autocast(x.device):
+            return (_full(x) @ _full(self.head.means)).to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Inputs to outputs (B, num_classes): their means; in train mode with `samples`, mean log-probabilities."""
+        head = self.head
+        if not self.training or not isinstance(head, GramOutput) or head.factor is None:
+            return self.forward_head(self.forward_features(x))
+        with no_autocast(x.device):
+            K, B, lower, inverse = self._features(x)
+            mean = B @ head.means.to(B.dtype)
+            var = head.variances(K, B, lower, inverse)
+            if self.likelihood == "gaussian":
+                extra = var.mean() * self.num_classes
+            elif not self.samples:
+                extra = var.mean() / 2
+            else:
+                noise = torch.randn(self.samples, *mean.shape, dtype=mean.dtype, device=mean.device)
+                mean = torch.log_softmax(mean + var.sqrt()[:, None] * noise, -1).mean(0)
+                extra = -torch.logsumexp(mean, -1).mean()  # cross-entropy would normalise them
+            self._extra = [extra]
+            return mean.to(self._type())
+
+    def predict_distribution(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Means (B, num_classes) and variances (B,) of the latent outputs."""
+        if not isinstance(self.head, GramOutput):
+            raise ValueError("a network without outputs has no distribution")
+        with no_autocast(x.device):
+            mean, var = self.head(self.state(x))
+            return mean.to(self._type()), var.to(self._type())
+
+    @torch.jit.ignore
+    def penalties(self) -> Tensor:
+        """All penalties of the last pass in train mode, (layers,)."""
+        return torch.stack([m.penalty for m in self.modules() if isinstance(m, _Penalised) and m._penalty])
+
+    @torch.jit.ignore
+    def aux_losses(self) -> dict[str, Tensor]:
+        """What a task adds to its loss: penalties per training point, and the part of the variance."""
+        if not self._extra:
+            raise RuntimeError("the losses of a deep kernel machine are those of a pass in train mode; there was none")
+        weight = 2 * self.noise / self.num_classes if self.likelihood == "gaussian" else 1.0
+        extra = self._extra[0] / (self.num_classes if self.likelihood == "gaussian" else 1)
+        return {"divergence": weight * self.penalties().sum() / self.train_size, "variance": extra}
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Everything: the penalties are the only regularisation."""
+        return {name for name, _ in self.named_parameters()}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Nothing is recomputed."""
+        assert not enable, "a deep kernel machine has no blocks to checkpoint"
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The output layer."""
+        return self.head
+
+    @torch.jit.ignore
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the output layer by a fresh one; 0 outputs: none."""
+        if global_pool:
+            raise ValueError(f"global_pool={global_pool!r}: a deep kernel machine pools its own way; leave it empty")
+        like = next(self.parameters())
+        self.num_classes = num_classes
+        self.head = self._new_head(num_classes, device=like.device, dtype=like.dtype).train(self.training)
+
+
+class DeepKernelMachine(_Machine):
+    """A fully connected deep kernel machine on flattened inputs.
+
+    Inducing points, then `depth` times kernel, Gram layer and normalisation, then a kernel and the outputs.
+
+    Args:
+        in_chans: Channels of an image, or features of a row.
+        num_classes: Outputs; 0 returns the last features.
+        inducing: Inducing points P.
+        depth: Gram layers.
+        nu: Degrees of freedom of every Gram layer; infinity: the kernel of an infinitely wide network, which learns no
+            representation.
+        kernel: On Gram matrices, see :class:`GramKernel`.
+        objective: `"exact"` or `"taylor"`, see :class:`GramLayer`.
+        stochastic: Stochastic kernel regularisation.
+        likelihood: `"categorical"`, or `"gaussian"` for squared error.
+        noise: Variance of the Gaussian likelihood, in units of the targets.
+        samples: For classes in train mode: how many samples of the outputs; 0: a bound without samples.
+        train_size: Number of training points N; :meth:`initialize` counts them.
+        img_size: Side or (height, width) of image inputs; 1 for tables.
+        global_pool: There is nothing to pool; only "" is accepted.
+        device: Where everything lives.
+        dtype: Its type; computations are in float32 at least.
+
+    Attributes:
+        input_mean, input_scale: Subtracted from the flattened inputs, and what they are then divided by.
+    """
+
+    input_mean: Tensor
+    input_scale: Tensor
+
+    def __init__(
+        self,
+        in_chans: PositiveInt = 16,
+        num_classes: Annotated[int, Ge(0)] = 10,
+        *,
+        inducing: PositiveInt = 100,
+        depth: NonNegativeInt = 2,
+        nu: Annotated[float, Gt(0)] = 1.0,
+        kernel: KernelKind = "arccos1",
+        objective: Objective = "exact",
+        stochastic: bool = False,
+        likelihood: Likelihood = "categorical",
+        noise: PositiveFloat = 0.1,
+        samples: NonNegativeInt = 0,
+        train_size: PositiveInt = 1000,
+        img_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 1,
+        global_pool: str = "",
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        self.in_chans, self.dim = in_chans, in_chans * height * width
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.register_buffer("input_mean", torch.zeros(self.dim, **dd))
+        self.register_buffer("input_scale", torch.ones(self.dim, **dd))
+        self.points = InducingPoints(self.dim, inducing, **dd)
+        layers: list[nn.Module] = []
+        for _ in range(depth):
+            layers += [GramKernel(kernel, **dd), GramLayer(inducing, nu, objective, stochastic=stochastic, **dd)]
+            layers.append(GramNorm(**dd))
+        self.layers = nn.Sequential(*layers, GramKernel(kernel, **dd))
+        self.feature_info = [{"num_chs": inducing, "reduction": 1, "module": "layers"}]
+        self._set_up(num_classes, inducing, objective, likelihood, noise, samples, train_size, global_pool, dd)
+
+    def state(self, x: Tensor) -> Gram:
+        """Rows or images (B, in_chans, ...) to the last kernel."""
+        x = x.flatten(1)
+        if x.shape[1] != self.dim:
+            raise ValueError(f"expected a batch of {self.dim} features (or images of as many values), got {x.shape[1]}")
+        x = standardised(x, self.input_mean, self.input_scale, torch.promote_types(self._type(), torch.float32))
+        return self.layers(self.points(x))
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def initialize(
+        self, X: Tensor, y: Tensor | None = None, *, generator: torch.Generator | None = None, **_: Any
+    ) -> None:
+        """Standardise the inputs by the training rows, and take random ones of them as inducing points.
+
+        Args:
+            X: All training rows (n, ...).
+            y: Their classes or values; not looked at.
+            generator: Of the choice.
+            **_: What a task passes to every family.
+
+        Raises:
+            ValueError: There are fewer rows than inducing points.
+        """
+        n, P = len(X), len(self.points.points)
+        if n < P:
+            raise ValueError(
+                f"inducing={P} points are taken from the training rows, of which there are {n}: ask for fewer"
+            )
+        mean, scale = standardisation(X.flatten(1))
+        self.input_mean.copy_(mean)
+        self.input_scale.copy_(scale.clamp_min(torch.finfo(self.input_scale.dtype).tiny))
+        chosen = X[torch.randperm(n, generator=generator)[:P].to(X.device)].flatten(1).to(self.input_mean.device)
+        self.points.points.copy_(standardised(chosen, self.input_mean, self.input_scale, self.input_mean.dtype))
+        self.train_size.fill_(n)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """The inducing points, then one group for each layer."""
+        return {"stem": r"^input_|^points|^train_size", "blocks": r"^layers\.(\d+)"}
+
+
+class ConvDKM(_Machine):
+    """A residual convolutional deep kernel machine on images of any size.
+
+    Inducing patches, kernel, convolution, Gram layer and normalisation; stages of residual blocks of two such layers
+    each, whose first block halves height and width and has a normalised 1 x 1 convolution as shortcut; the mean over
+    pixels, kernel, normalisation, outputs.
+
+    Args:
+        in_chans: Channels.
+        num_classes: Outputs; 0 returns the last features.
+        inducing: Inducing points P of the stem and of each stage: one number more than `depths`.
+        depths: Residual blocks of each stage.
+        strides: Of the first block of each stage; None: 2 everywhere, as in the authors' code.
+        nu: As in :class:`DeepKernelMachine`, like what follows.
+        kernel: On Gram matrices.
+        objective: Of the Gram layers and the outputs.
+        stochastic: Stochastic kernel regularisation.
+        likelihood: Of the outputs.
+        noise: Variance of the Gaussian likelihood.
+        samples: For classes in train mode.
+        train_size: Number of training images N.
+        global_pool: The mean over pixels is part of the machine; only "" is accepted.
+        device: Where everything lives.
+        dtype: Its type.
+    """
+
+    def __init__(
+        self,
+        in_chans: PositiveInt = 3,
+        num_classes: Annotated[int, Ge(0)] = 10,
+        *,
+        inducing: Sequence[PositiveInt] = (64, 64, 128, 256),
+        depths: Sequence[PositiveInt] = (3, 3, 3),
+        strides: Sequence[PositiveInt] | None = None,
+        nu: Annotated[float, Gt(0)] = 1e-3,
+        kernel: KernelKind = "normalised_gaussian",
+        objective: Objective = "taylor",
+        stochastic: bool = False,
+        likelihood: Likelihood = "categorical",
+        noise: PositiveFloat = 0.1,
+        samples: NonNegativeInt = 0,
+        train_size: PositiveInt = 50_000,
+        global_pool: str = "",
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        strides = [2] * len(depths) if strides is None else list(strides)
+        if len(inducing) != len(depths) + 1 or len(strides) != len(depths):
+            raise ValueError(
+                f"inducing={list(inducing)} must have one number more than depths={list(depths)}, strides={strides} as many"
+            )
+        self.in_chans = in_chans
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+
+        def norm() -> GramNorm:
+            return GramNorm("global", "image", **dd)
+
+        def layer(before: int, after: int, stride: int = 1) -> Iterator[nn.Module]:
+            yield GramKernel(kernel, **dd)
+            yield GramConv(before, after, 3, stride, **dd)
+            yield GramLayer(after, nu, objective, stochastic=stochastic, **dd)
+            yield norm()
+
+        self.points = InducingPatches(in_chans, inducing[0], **dd)
+        self.stem = nn.Sequential(*layer(inducing[0], inducing[0]))
+        stages: list[nn.Module] = []
+        for before, after, depth, stride in zip(inducing[:-1], inducing[1:], depths, strides, strict=True):
+            blocks: list[nn.Module] = []
+            for i in range(depth):
+                first = i == 0 and (stride > 1 or before != after)
+                P, step = (before, stride) if first else (after, 1)
+                shortcut = [GramConv(P, after, 1, step, **dd), norm()] if first else []
+                blocks.append(GramResidual([*layer(P, after, step), *layer(after, after)], shortcut))
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.Sequential(*stages)
+        self.last = nn.Sequential(GramMean(), GramKernel(kernel, **dd), GramNorm(**dd))
+        reductions = [math.prod(strides[: i + 1]) for i in range(len(depths))]
+        self.feature_info = [
+            {"num_chs": P, "reduction": r, "module": f"stages.{i}"}
+            for i, (P, r) in enumerate(zip(inducing[1:], reductions, strict=True))
+        ]
+        self._set_up(num_classes, inducing[-1], objective, likelihood, noise, samples, train_size, global_pool, dd)
+
+    def state(self, x: Tensor) -> Gram:
+        """Images (B, in_chans, H, W) to the last kernel."""
+        x = x.to(torch.promote_types(self._type(), torch.float32))
+        return self.last(self.stages(self.stem(self.points(x))))
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def initialize(
+        self, X: Tensor, y: Tensor | None = None, *, generator: torch.Generator | None = None, **_: Any
+    ) -> None:
+        """Take random patches of the training images (n, C, H, W) as inducing patches, and count the images."""
+        images = X.to(self.points.points)
+        self.points.draw(images, generator)
+        self.train_size.fill_(len(X))
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """The stem, then one group for each block."""
+        return {
+            "stem": r"^points|^stem|^train_size",
+            "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)",
+        }
+
+
+# ---- variants ----------------------------------------------------------------------------------------------
+
+
+def _cfg(**kwargs: Any) -> dict[str, Any]:
+    return {
+        "num_classes": 10,
+        "input_size": (16, 1, 1),
+        "pool_size": None,
+        "fixed_input_size": True,
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "mean": (0.0,),
+        "std": (1.0,),
+        "first_conv": (),
+        "classifier": "head",
+        "license": "apache-2.0",
+        "paper_ids": "arXiv:2108.13097",
+        "paper_name": "A theory of representation learning gives a deep generalisation of kernel methods",
+        **kwargs,
+    }
+
+
+def _image_cfg(size: tuple[int, int, int]) -> dict[str, Any]:
+    return _cfg(
+        input_size=size,
+        fixed_input_size=False,
+        mean=(0.5,) * size[0],
+        std=(0.5,) * size[0],
+        paper_ids="arXiv:2309.09814",
+        paper_name="Convolutional deep kernel machines",
+    )
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "dkm_mlp": _cfg(),
+        "dkm_z": _image_cfg((1, 28, 28)),
+        "dkm_resnet20": _image_cfg((3, 32, 32)),
+        "test_dkm": _cfg(),
+        "test_dkm_conv": _image_cfg((3, 8, 8)),
+    }
+)
+
+
+def _create(cls: type[_Machine], variant: str, pretrained: bool, kwargs: dict[str, Any], **own: Any) -> Any:
+    return build_model_with_cfg(cls, variant, pretrained, **{**own, **kwargs})
+
+
+@register_model
+def dkm_mlp(pretrained: bool = False, **kwargs: Any) -> DeepKernelMachine:
+    """Two Gram layers on 100 inducing points, for tables and small images."""
+    return _create(DeepKernelMachine, "dkm_mlp", pretrained, kwargs)
+
+
+@register_model
+def dkm_z(pretrained: bool = False, **kwargs: Any) -> ConvDKM:
+    """Two stages of one block on 32, 32 and 64 inducing points, for digits on a CPU."""
+    own = {"in_chans": 1, "inducing": (32, 32, 64), "depths": (1, 1)}
+    return _create(ConvDKM, "dkm_z", pretrained, kwargs, **own)
+
+
+@register_model
+def dkm_resnet20(pretrained: bool = False, **kwargs: Any) -> ConvDKM:
+    """The authors' network for CIFAR at half of their largest width: three stages of three blocks."""
+    own = {"inducing": (256, 256, 512, 1024), "stochastic": True}
+    return _create(ConvDKM, "dkm_resnet20", pretrained, kwargs, **own)
+
+
+@register_model
+def test_dkm(pretrained: bool = False, **kwargs: Any) -> DeepKernelMachine:  # noqa: PT028
+    """Two Gram layers on six inducing points, for tests."""
+    return _create(DeepKernelMachine, "test_dkm", pretrained, kwargs, inducing=6)
+
+
+@register_model
+def test_dkm_conv(pretrained: bool = False, **kwargs: Any) -> ConvDKM:  # noqa: PT028
+    """One stage of one block on four inducing patches, for tests."""
+    return _create(ConvDKM, "test_dkm_conv", pretrained, kwargs, inducing=(4, 5), depths=(1,))
