@@ -1012,7 +1012,8 @@ class ConvDKM(_Machine):
         strides = [2] * len(depths) if strides is None else list(strides)
         if len(inducing) != len(depths) + 1 or len(strides) != len(depths):
             raise ValueError(
-                f"inducing={list(inducing)} must have one number more than depths={list(depths)}, strides={strides} as many"
+                f"inducing={list(inducing)} must have one number more than depths={list(depths)}, "
+                f"and strides={strides} as many"
             )
         self.in_chans = in_chans
         dd: dict[str, Any] = {"device": device, "dtype": dtype}

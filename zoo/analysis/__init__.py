@@ -1,0 +1,1 @@
+"""Probes: a number, a table or a picture about any model."""
