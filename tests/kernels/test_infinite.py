@@ -55,7 +55,7 @@ def test_duals_are_expectations(name: str) -> None:
     function = FUNCTIONS.get(name, lambda x: torch.where(x > 0, x, 0.2 * x))
     for i in range(3):
         found = expectation(function, float(a[i]), float(b[i]), float(c[i]))
-        assert float(value[i].detach()) == pytest.approx(found, rel=1e-6, abs=1e-8)
+        assert float(value.detach()[i]) == pytest.approx(found, rel=2e-5, abs=1e-8)
 
 
 def expectation(function, a: float, b: float, c: float) -> float:
@@ -139,18 +139,11 @@ def test_gradients_of_points() -> None:
 def test_hierarchical_is_a_convolution_without_overlap() -> None:
     X = points(5, 24)
     X = nn.functional.normalize(X.unflatten(1, (8, 3)), dim=-1).flatten(1) * math.sqrt(3)
-    layers = [
-        Conv((1, 3), (1, 3), 0, 1.0),
-        "relu",
-        Conv((1, 4), (1, 4)),
-        "relu",
-        Conv((1, 2), (1, 2)),
-        "relu",
-        Flatten(),
-    ]
-    for kind in ("ntk", "nngp"):
-        wide = 2 * InfiniteNetwork(layers, kind=kind, shape=(1, 1, 24)).both(X)[kind == "ntk"]  # type: ignore[arg-type]
-        torch.testing.assert_close(Hierarchical((3, 4, 2), kind=kind)(X), wide, rtol=1e-10, atol=1e-12)  # type: ignore[arg-type]
+    layers = [Conv((1, 3), (1, 3), 0, 1.0), "relu", Conv((1, 4), (1, 4)), "relu", Conv((1, 2), (1, 2)), "relu"]
+    wide = InfiniteNetwork([*layers, Flatten(), Dense()], shape=(1, 1, 24)).both(X)
+    for kind, wanted in zip(("nngp", "ntk"), wide, strict=True):
+        found = Hierarchical((3, 4, 2), kind=kind)(X)  # type: ignore[arg-type]
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
 
 
 # ---- finite networks ---------------------------------------------------------------------------------------

@@ -193,7 +193,7 @@ def _put(
 ) -> None:
     """Products of gradients, added to their place in every part."""
     for name, label in groups.items():
-        a, b = left[name].flatten(2), right[name].flatten(2)  # (rows, C, numbers)
+        a, b = (t[name].reshape(*t[name].shape[:2], -1) for t in (left, right))  # (rows, C, numbers)
         dtype = torch.promote_types(a.dtype, torch.float32)
         a, b = a.to(dtype), b.to(dtype)
         part = found[label][row : row + len(a), column : column + len(b)]
