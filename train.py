@@ -5,7 +5,7 @@ python train.py experiment=digits trainer.max_epochs=5
 python train.py --help                                 every group, choice and experiment
 """
 
-from zoo.launch import main
+from zoo.training.launch import main
 
 if __name__ == "__main__":
     main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import signal
 import subprocess
 import sys
 import zlib
@@ -20,6 +21,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_ERROR_REPORTING"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# a shell starts what runs in its background with these ignored, and the trainings of the tests would inherit that
+for ignored in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(ignored) == signal.SIG_IGN:
+        signal.signal(ignored, signal.SIG_DFL if ignored == signal.SIGHUP else signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +75,7 @@ def train_here(folder: Path, *arguments: str, check: bool = True) -> subprocess.
     """Run `train.py` from a folder as `train` does, in this process, which spares the seconds of the imports."""
     import torch
 
-    from zoo.launch import main
+    from zoo.training.launch import main
 
     out, err, code, threads = io.StringIO(), io.StringIO(), 0, torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):

@@ -15,19 +15,22 @@ import torch
 from PIL import Image
 
 import zoo
-from zoo import inputs
 from zoo.cli import main
-from zoo.config import check_call
-from zoo.data.prepare import says_nothing
-from zoo.files import CheckpointError
-from zoo.quoting import is_printable, shown
+from zoo.data.checks import DataError
+from zoo.data.points import PointMnist
+from zoo.data.prepare import prepare, says_nothing
+from zoo.optim import create_optimizer
+from zoo.registry.factory import answers_imagenet
+from zoo.support import inputs
+from zoo.support.files import CheckpointError
+from zoo.support.quoting import is_printable, shown
+from zoo.support.signatures import check_call
+from zoo.support.values import DamagedFileError, read_json
 from zoo.tasks import ClassificationTask
-from zoo.tasks.optim import create_optimizer
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import unusable
-from zoo.tools.prediction import predict
-from zoo.validation import validate
-from zoo.values import DamagedFileError, read_json
+from zoo.tools.prediction import _facts, predict
+from zoo.tools.validation import ValidationError, validate
 
 LOOK = {"kind": "image", "channels": 3, "size": [32, 32]}
 
@@ -125,6 +128,51 @@ def test_two_names_of_one_output(tmp_path: Path) -> None:
     assert list(cfg["label_names"]) == ["no", "yes"]
 
 
+def test_a_thousand_outputs_are_not_imagenet(picture: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network: Any = zoo.create_model("test_unireplknet", num_classes=1000)
+    network.pretrained_cfg["tag"] = "in1k"  # of what its own weights were trained from
+    folder = zoo.save_pretrained(network, tmp_path / "model", input_record=LOOK)
+    (found,) = predict(f"local-dir:{folder}", [picture])
+    assert all(entry["class"].isdecimal() for entry in found["predictions"])
+    facts = _facts("unireplknet_a.in1k", network)
+    assert (facts["classes"][0], len(facts["classes"])) == ("tench, Tinca tinca", 1000)
+    for name, known in (
+        ("unireplknet_a", True),
+        ("resnet50.a1_in1k", True),
+        ("hf-hub:timm/resnet50.a1_in1k", True),
+        ("hf-hub:someone/resnet50.a1_in1k", False),
+        ("unireplknet_s.in22k", False),
+        ("resnet50.never", False),
+        ("grbf.wine", False),
+        (f"local-dir:{folder}", False),
+    ):
+        assert answers_imagenet(name) == known, name
+    (tmp_path / "data" / "n01440764").mkdir(parents=True)
+    picture.rename(tmp_path / "data" / "n01440764" / "x.png")
+    with pytest.raises(ValidationError, match="is no label of the model"):
+        validate(f"local-dir:{folder}", tmp_path / "data")
+
+
+def test_clouds_in_other_units_get_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    record = {"kind": "points", "points": 40}
+    network = zoo.create_model("test_unireplknet_point", num_classes=2)
+    known = zoo.save_pretrained(network, tmp_path / "known", input_record=PointMnist().input_record() | record)
+    unknown = zoo.save_pretrained(network, tmp_path / "unknown", input_record=record)
+    cloud = np.random.default_rng(0).uniform(-1, 1, (64, 3)).astype(np.float32)
+    files = [tmp_path / f"{scale}.npy" for scale in (1, 0.001, 1000)]
+    for path in files:
+        np.save(path, cloud * float(path.stem))
+    assert main(["predict", f"local-dir:{known}", *map(str, files)]) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[1] for line in told] == list(map(str, files[1:]))
+    assert "its coordinates reach 99" in told[1]
+    assert told[1].endswith("those of training 1, and the model takes them as they are: are the units the same?")
+    assert main(["predict", f"local-dir:{unknown}", *map(str, files)]) == 0
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.parametrize("columns", [["a", "a"], ["a", "b\x9b2J"]])
 def test_names_of_columns(columns: list[str]) -> None:
     for record in ({"kind": "table", "count": 2}, {"kind": "series", "count": 2, "steps": 3}):
@@ -217,3 +265,14 @@ def test_numbers_of_a_configuration_are_finite(value: object) -> None:
     assert problem.startswith("optimizer.lr = ")
     assert "finite" in check(create_optimizer, {"betas": [0.9, value]}, "optimizer", given=["model"])[0]
     assert not check(create_optimizer, {"lr": 1e-3, "betas": [0.9, 0.99]}, "optimizer", given=["model"])
+
+
+def test_texts_without_words(tmp_path: Path) -> None:
+    form = inputs.read({"kind": "text", "tokens": 6, "tokenizer": "minilm"})
+    unknown, known = torch.tensor([[101, 100, 100, 102, 0, 0]]), torch.tensor([[101, 100, 7592, 102, 0, 0]])
+    assert "holds no word that the model knows" in (says_nothing(Path("x"), unknown, form) or "")
+    assert says_nothing(Path("x"), known, form) is None
+    blank = tmp_path / "blank.txt"
+    blank.write_text(" \n\t\n")
+    with pytest.raises(DataError, match=r"blank\.txt holds no text"):
+        prepare(blank, {"kind": "text", "tokens": 6, "tokenizer": "minilm"})

@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 import zoo
-from zoo.benchmarks.runs import read_run
 from zoo.cli import main
-from zoo.models import shipped
+from zoo.registry import bundled_weights
+from zoo.results.runs import read_run
 from zoo.training.checkpointing import find_resumable
 
 NAME = "test_grbf"
@@ -260,17 +260,17 @@ def test_saved_folders(tmp_path: Path) -> None:
 def test_records_and_runs(tmp_path: Path) -> None:
     """Records of shipped weights, and run folders."""
     sweep, draw = Sweep(tmp_path), random.Random(2)
-    text = (shipped.folder() / "grbf.wine.json").read_text()
+    text = (bundled_weights.folder() / "grbf.wine.json").read_text()
     path = tmp_path / "grbf.wine.json"
     whole = json.loads(text)
     contents = [text[: draw.randrange(1, len(text) - 3)] for _ in range(30)]
-    contents += [json.dumps({k: v for k, v in whole.items() if k != key}) for key in shipped.FIELDS]
+    contents += [json.dumps({k: v for k, v in whole.items() if k != key}) for key in bundled_weights.FIELDS]
     contents += [json.dumps({**whole, key: {"a": [object.__name__]} if isinstance(whole[key], str) else "x"})
-                 for key in shipped.FIELDS]  # fmt: skip
+                 for key in bundled_weights.FIELDS]  # fmt: skip
     contents += ["[" * 100_000, "", "{}", "[]", "1e999", "x" * 2_000_000]
     for content in contents:
         path.write_text(content)
-        sweep.refused(lambda: shipped.read_record(path), content.encode())
+        sweep.refused(lambda: bundled_weights.read_record(path), content.encode())
     run = tmp_path / "run"
     (run / ".hydra").mkdir(parents=True)
     (run / "summary.json").write_text('{"metrics": {}, "seconds": 1, "seed": 0}')
@@ -284,7 +284,7 @@ def test_records_and_runs(tmp_path: Path) -> None:
 def test_files_to_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Tables and images that are none, through the command line."""
     draw = random.Random(3)
-    names = json.loads((shipped.folder() / "grbf.wine.json").read_text())["feature_names"]
+    names = json.loads((bundled_weights.folder() / "grbf.wine.json").read_text())["feature_names"]
     header = ",".join(names)
     tables = [header + "\n" + ",".join([cell] * 13) for cell in ("", "x", "inf", "nan", "1e400", "=1+1", "0x10", '"')]
     tables += [

@@ -39,14 +39,15 @@ from torch import nn
 
 import zoo
 from tests.conftest import train_here
-from zoo.benchmarks.runs import read_run, tabulate
 from zoo.cli import main
 from zoo.data import AudioFolder, Forecast, ImageFolder, Mnist5k, PointMnist, SpokenDigits, VideoFolder
 from zoo.data.frames import read_frame
-from zoo.files import locate, offline
+from zoo.results.runs import read_run, tabulate
+from zoo.support.files import locate, offline
 from zoo.tools import evaluation, export, info, prediction, release, report
 from zoo.tools.comparison import compare
 from zoo.training.checkpointing import find_resumable
+from zoo.training.launch import find_run
 
 NAME, CLASSES = "test_grbf", 3
 
@@ -193,8 +194,8 @@ FOREIGN = (
     "pathlib.Path.touch", "pty.spawn", "timeit.timeit", "webbrowser.open", "pydoc.locate", "hydra.utils.instantiate",
     "hydra.utils.get_method",
     "payload.Task", "hubconf.Task", "zoo.cli.main", "zoo.create_model", "zoo.data.sources.subprocess.run",
-    "zoo.data.frames.pickle.loads", "zoo.tasks.base.torch.hub.load", "zoo.training.run.hydra.utils.instantiate",
-    "zoo.files.write_atomic", "lightning.pytorch.cli.LightningCLI", "lightning.pytorch.loggers.MLFlowLogger",
+    "zoo.data.frames.pickle.loads", "zoo.tasks.base.torch.hub.load", "zoo.training.build.hydra.utils.instantiate",
+    "zoo.support.files.write_atomic", "lightning.pytorch.cli.LightningCLI", "lightning.pytorch.loggers.MLFlowLogger",
     "lightning.pytorch.callbacks.model_checkpoint.os.remove", "lightning", "zoo", "", "a b", "__main__.x", "..",
 )  # fmt: skip
 PLACES = (
@@ -774,6 +775,68 @@ def test_a_report_shows_what_files_say_as_text(trap: Trap, run: Path) -> None:
     table = document.read_text().split("```text")[0]
     assert "<script" not in table
     assert document.read_text().count("<!-- end summary -->") == 1
+
+
+def test_run_folders_are_closed(trap: Trap, run: Path) -> None:
+    """No link in them leads out when they are resumed, reported or used: what it leads to stays as it is."""
+    victim, doors = (
+        trap.root / "secret" / "victim",
+        [
+            lambda: report.write_report(trap.folder / "r.html", str(run)),
+            lambda: evaluation.validate(str(run)),
+            lambda: compare(str(run), str(run)),
+            lambda: evaluation.load(str(run)),
+            lambda: list(tabulate([run], [])),
+        ],
+    )
+    places = ["csv", "csv/version_0/metrics.csv", "checkpoints", ".hydra", ".hydra/overrides.yaml", "model", "run.json"]
+    places += [".lock", "train.log", "pytest.log", "summary.json", "accuracy_matrix.csv", "wandb", "new/deep/er"]
+    for k, name in enumerate(places):
+        path, kept = run / name, run.parent / "kept"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        there = path.exists()
+        if there:
+            shutil.copytree(path, victim) if path.is_dir() else shutil.copy(path, victim)
+            path.rename(kept)
+        elif k % 2:
+            victim.write_text("precious")  # the others lead to what is not there yet
+        path.symlink_to(os.path.relpath(victim, path.parent))
+        before = {p: (p.stat().st_mtime_ns, p.is_dir() or p.read_bytes()) for p in (trap.root / "secret").rglob("*")}
+        for door in doors:
+            assert f"{name} leads to " in trap.refused(door, name)
+        told = trap.resume("trainer.max_epochs=2")
+        assert told.startswith("resume=hostile: ")
+        assert f"{name} leads to " in told
+        after = {p: (p.stat().st_mtime_ns, p.is_dir() or p.read_bytes()) for p in (trap.root / "secret").rglob("*")}
+        assert after == before
+        path.unlink()
+        if there:
+            kept.rename(path)
+            shutil.rmtree(victim) if victim.is_dir() else victim.unlink()
+        victim.unlink(missing_ok=True)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(run / "train.log")
+        assert "train.log is neither a file nor a folder" in trap.resume()
+        (run / "train.log").unlink()
+    (run / "latest").symlink_to("checkpoints")
+    trap.refused(doors[-2], "a link inside", right=True)
+    evaluation.load(str(run))
+
+
+def test_a_link_in_a_run_resumes_no_other_run(trap: Trap, run: Path) -> None:
+    other = shutil.copytree(run, trap.root / "secret" / "run")
+    (other / "checkpoints").mkdir(exist_ok=True)
+    (other / "checkpoints" / "step=00000009.ckpt").write_bytes(b"x")
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    (run / "checkpoints").symlink_to("../secret/run/checkpoints")
+    for target in (run / "checkpoints", run / "checkpoints" / "step=00000009.ckpt"):
+        assert find_run(target) == run
+    (run / "checkpoints").unlink()
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "best.ckpt").symlink_to("../../secret/run/checkpoints/step=00000009.ckpt")
+    assert find_run(run / "checkpoints" / "best.ckpt") == run
+    (trap.root / "mine").symlink_to("secret/run/checkpoints")
+    assert find_run(trap.root / "mine") == other, "a link of the user's own"
 
 
 def test_a_damaged_note_is_told_and_the_run_goes_on(trap: Trap, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

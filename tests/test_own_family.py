@@ -26,13 +26,15 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.write_text(content)
     (folder / "my_kernels" / "__init__.py").touch()
     (folder / "my_kernels" / "configs" / "__init__.py").touch()
-    entry = re.search(r"^\[project\.(entry-points\..*)\]\n((?:.+\n)+)", (folder / "pyproject.toml").read_text(), re.M)
-    assert entry is not None
-    group = entry[1].split('"')[1]
+    project = (folder / "pyproject.toml").read_text()
+    groups = re.findall(r"^\[project\.entry-points\.\"(.*)\"\]\n((?:.+\n)+)", project, re.M)
+    assert len(groups) == 2
     info = folder / "my_kernels-0.1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-kernels\nVersion: 0.1.0\n")
-    (info / "entry_points.txt").write_text(f"[{group}]\n{entry[2]}".replace('"', ""))
+    (info / "entry_points.txt").write_text(
+        "\n".join(f"[{name}]\n{entries}" for name, entries in groups).replace('"', "")
+    )
     return folder
 
 
@@ -67,6 +69,7 @@ assert type(model).__module__ == "my_kernels.gaussian_mlp"
 assert model(torch.randn(2, 1, 8, 8)).shape == (2, 4)
 from zoo.cli import main
 assert main(["validate", "run"]) == 0
+assert main(["probe", "centers", "run", "count=3", "--out", "centers.png"]) == 0
 assert main(["export", "run", "--out", "deployed", "--format", "onnx"]) == 0
 try:
     zoo.create_model("gaussian_mlp", unit=3)
@@ -76,6 +79,7 @@ except TypeError as error:
     out = run(package, tmp_path, "-c", code)
     assert "reproduced" in out
     assert "largest difference" in out
+    assert "centers.png: 3 centres" in out
 
 
 def test_a_broken_family_is_told_and_left_out(package: Path, tmp_path: Path) -> None:
@@ -85,5 +89,5 @@ def test_a_broken_family_is_told_and_left_out(package: Path, tmp_path: Path) -> 
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bad-kernels\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[kernel_zoo.models]\nbad = bad_kernels\n")
     out = run(tmp_path, tmp_path, "-c", "import zoo; print(len(zoo.list_models('grbf*')) > 0)")
-    assert "bad_kernels cannot be imported: half written" in out
+    assert "bad_kernels, cannot be imported: half written" in out
     assert "True" in out

@@ -75,7 +75,7 @@ def test_wheel_models_work_outside_the_source_tree(installed: Path, tmp_path: Pa
 def test_wheel_trains_outside_the_source_tree(installed: Path, tmp_path: Path) -> None:
     code = """
 sys.argv = ["kernel-zoo-train", "experiment=digits", "model=test_unireplknet", "debug=fast", "hydra.run.dir=run"]
-from zoo.launch import main
+from zoo.training.launch import main
 main()
 """
     assert "test/acc" in run(code, installed, tmp_path)

@@ -15,28 +15,30 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
+from zoo.support import renamed
+
 __version__ = "0.1.0"
 
 _HOME = {
-    "CheckpointError": "zoo.checkpoints",
-    "GRBFClassifier": "zoo.estimators",
-    "GRBFRegressor": "zoo.estimators",
+    "CheckpointError": "zoo.registry.checkpoints",
+    "GRBFClassifier": "zoo.estimators.grbf",
+    "GRBFRegressor": "zoo.estimators.grbf",
     "GaussianRBFNetwork": "zoo.models.grbf",
-    "create_model": "zoo.models.registry",
-    "list_models": "zoo.models.registry",
-    "load_checkpoint": "zoo.checkpoints",
+    "create_model": "zoo.registry.factory",
+    "list_models": "zoo.registry.factory",
+    "load_checkpoint": "zoo.registry.checkpoints",
     "load_task": "zoo.tasks",
-    "save_pretrained": "zoo.checkpoints",
+    "save_pretrained": "zoo.registry.checkpoints",
     "to_deploy": "zoo.models.deploy",
 }
 __all__ = list(_HOME)
 
 if TYPE_CHECKING:
-    from zoo.checkpoints import CheckpointError, load_checkpoint, save_pretrained
-    from zoo.estimators import GRBFClassifier, GRBFRegressor
+    from zoo.estimators.grbf import GRBFClassifier, GRBFRegressor
     from zoo.models.deploy import to_deploy
     from zoo.models.grbf import GaussianRBFNetwork
-    from zoo.models.registry import create_model, list_models
+    from zoo.registry.checkpoints import CheckpointError, load_checkpoint, save_pretrained
+    from zoo.registry.factory import create_model, list_models
     from zoo.tasks import load_task
 
 
@@ -50,6 +52,9 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_HOME])
 
 
+renamed.install()
+
+
 @wrapt.when_imported("timm")
 def _register_models(timm: Any) -> None:
-    importlib.import_module("zoo.models")
+    importlib.import_module("zoo.registry.families").load()

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from tests.conftest import ROOT
 from zoo.benchmarks import gkcl
 from zoo.benchmarks.gkcl import PlainKCL, zoo_evaluation
-from zoo.models.gkcl import KCL
+from zoo.models.continual import KCL
 
 KERNELS = ["linear", "poly", "laplacian", "gaussian", "rff"]
 
@@ -27,15 +27,14 @@ def learned(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_plain_step_does_what_ours_does(learned: Any, kernel: str) -> None:
     model, plain = learned(kernel, 1).train(), PlainKCL(learned(kernel, 1).train())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.8)
-    with model.steps(0, optimizer):
-        for number in range(3):
-            x, y = torch.rand(10, 1, 28, 28, dtype=torch.float64), torch.arange(10)
-            torch.manual_seed(number)  # of the draw of random features
-            plain.step(x, y, 0)
-            torch.manual_seed(number)
-            sum(model.losses(x, y, 0).values()).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+    for number in range(3):
+        x, y = torch.rand(10, 1, 28, 28, dtype=torch.float64), torch.arange(10)
+        torch.manual_seed(number)  # of the draw of random features
+        plain.step(x, y, 0)
+        torch.manual_seed(number)
+        sum(model.losses(x, y, 0).values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
     before = dict(learned(kernel, 1).named_parameters())
     moved = 0.0
     for (name, ours), theirs in zip(model.named_parameters(), plain.model.parameters(), strict=True):
@@ -54,7 +53,7 @@ def test_plain_answers_are_ours(learned: Any, kernel: str, monkeypatch: pytest.M
     with torch.no_grad():
         zq = plain.features(x)
         every = torch.stack([plain.logits(zq, t) for t in range(3)])
-        told, untold = model.answers(x, 1)
+        told, untold = model.predict_aware_and_agnostic(x, 1)
         torch.testing.assert_close(told, every[1], rtol=0, atol=1e-7)
         torch.testing.assert_close(untold, every.amax(0), rtol=0, atol=1e-7)
 

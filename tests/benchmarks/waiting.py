@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from zoo.facts import wait_policy
+from zoo.support.environment import wait_policy
 
 
 def told(word: str) -> Iterator[str]:

@@ -11,8 +11,8 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from tests.conftest import ROOT
-from zoo.config import check_section
 from zoo.data.image import SmallImages
+from zoo.support.signatures import check_section
 
 FILES = sorted((ROOT / "configs" / "data").glob("*.yaml"))
 

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
-from zoo import inputs
 from zoo.data import DataError
 from zoo.data.pictures import FORMATS, Fit, open_picture
 from zoo.data.prepare import SUFFIXES, prepare
+from zoo.support import inputs
 
 RAMP = np.linspace(0, 255, 48 * 40).reshape(40, 48).astype(np.uint8)  # height 40, width 48
 GREY: dict[str, Any] = {"kind": "image", "channels": 1, "size": [40, 40], "background": 0}

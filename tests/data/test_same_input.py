@@ -22,7 +22,6 @@ from torch import Tensor
 import zoo
 from tests.data.test_text import folder as tokenizer_folder  # noqa: F401 (a fixture)
 from tests.data.test_text import table as reviews
-from zoo import inputs
 from zoo.data import (
     AudioFolder,
     ContinualData,
@@ -38,7 +37,8 @@ from zoo.data import (
 from zoo.data.prepare import PREPARERS, prepare
 from zoo.data.sampling import SampleKey
 from zoo.data.tabular import Tabular
-from zoo.models import shipped
+from zoo.registry import bundled_weights
+from zoo.support import inputs
 from zoo.tasks import ClassificationTask, load_task
 from zoo.tools.evaluation import batches, build_data
 from zoo.tools.prediction import prepared
@@ -271,15 +271,15 @@ SHIPPED: dict[str, Callable[[Path], Case]] = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(shipped.records()))
+@pytest.mark.parametrize("name", sorted(bundled_weights.records()))
 def test_shipped_weights(name: str, tmp_path: Path) -> None:
     case = SHIPPED[name](tmp_path)
     model = zoo.create_model(name, pretrained=True).eval()
-    assert model.input_record == inputs.check(case.data.input_record()) == shipped.record(name)["input"]
+    assert model.input_record == inputs.check(case.data.input_record()) == bundled_weights.record(name)["input"]
     (found,) = prepared(case.path, model)
     assert torch.equal(found, case.expected[0]), "to the bit"
     if "mnist" not in name:
-        again = build_data(shipped.record(name))
+        again = build_data(bundled_weights.record(name))
         rows, _ = next(batches(again, 1)) if hasattr(again, "stream") else (first_of(again), None)
         assert torch.equal(found, rows), "nor does the record's own data differ"
 

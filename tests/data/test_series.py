@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from zoo import inputs
 from zoo.data import DataError, Forecast
 from zoo.data.prepare import prepare
 from zoo.data.series import Series, in_units, last_window, read_csv
+from zoo.support import inputs
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import tracemalloc
 from pathlib import Path
@@ -211,3 +212,55 @@ def test_lists_that_do_not_fit_are_told(line: str, told: str, listed: Path) -> N
     (listed / "testing_list.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="cannot read the list"):
         counts(listed)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "device", "broken", "empty"])
+@pytest.mark.parametrize("name", ["testing_list.txt", "validation_list.txt"])
+def test_a_list_is_a_file_of_the_folder(kind: str, name: str, listed: Path) -> None:
+    place = listed / name
+    place.unlink(missing_ok=True)
+    outside = listed.parent / "secret.txt"
+    outside.write_text("words of another file")
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "empty":
+        place.write_text("\n\n")
+    else:
+        place.symlink_to({"link": outside, "device": Path("/dev/zero"), "broken": listed / "gone"}[kind])
+    with pytest.raises(DataError, match=name) as caught:
+        AudioFolder(listed, sample_rate=8000, duration=0.1).setup()
+    assert "words of" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_recording_cannot_mean_is_refused_or_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    wave = 0.5 * np.sin(np.arange(8000) / 3)
+    with pytest.raises(DataError, match=r"values up to 1\.638e\+04, where full scale is 1"):
+        read_audio(write(tmp_path / "scale.wav", wave * 32768, subtype="FLOAT"), 8000)
+    assert read_audio(write(tmp_path / "over.wav", wave * 3, subtype="FLOAT"), 8000) is not None
+    with pytest.raises(DataError, match="convert it from GSM610 to PCM first"):
+        read_audio(write(tmp_path / "phone.wav", wave, subtype="GSM610"), 8000)
+    for name in "one.wav", "two.wav":
+        read_audio(write(tmp_path / "apart" / name, np.stack([wave, -wave], 1)), 8000)
+        cut = write(tmp_path / "cut" / name, wave)
+        cut.write_bytes(cut.read_bytes()[:4000])
+        assert read_audio(cut, 8000).shape == (1978,)  # type: ignore[union-attr]
+    told = [record.message for record in caplog.records]
+    assert len(told) == 2
+    assert "one.wav: its channels cancel each other" in told[0]
+    assert "one.wav: it ends before what its header claims" in told[1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere names are text")
+def test_a_name_need_not_be_text(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.wav"))
+    write(tmp_path / "x.wav").rename(path)
+    assert read_audio(path, 8000) is not None
+
+
+def test_classes_that_a_part_lacks_are_told(listed: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = next(path for path in sorted(listed.rglob("*.wav")) if not path.parent.name.startswith("_"))
+    (listed / "validation_list.txt").unlink(missing_ok=True)
+    (listed / "testing_list.txt").write_text(f"{first.relative_to(listed).as_posix()}\n")
+    AudioFolder(listed, sample_rate=8000, duration=0.1).setup()
+    assert "the test part has no recording of" in caplog.text

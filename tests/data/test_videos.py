@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +80,37 @@ def test_frames_are_cut_in_the_middle() -> None:
     assert (_fitted(frame, (20, 20)) == 255).all()
     assert (_fitted(np.rot90(frame), (20, 20)) == 255).all()
     assert _fitted(frame, (10, 30)).float().mean() == pytest.approx(85, abs=5)
+
+
+def test_a_file_without_pictures_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "x.mkv"
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("pcm_s16le", rate=8000)
+        sound.layout = "mono"
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        samples.sample_rate = 8000
+        container.mux(sound.encode(samples))
+        container.mux(sound.encode())
+    with pytest.raises(DataError, match="it holds no pictures"):
+        read_video(path, 2, 8)
+
+
+def test_every_frame_is_measured_not_the_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream of pictures that are larger than its header says."""
+    path = tmp_path / "x.mkv"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("mjpeg", rate=10)
+        video.width, video.height, video.pix_fmt = 48, 32, "yuvj420p"
+        for size in ((32, 48), (320, 480)):
+            encoder = av.CodecContext.create("mjpeg", "w")
+            encoder.width, encoder.height, encoder.pix_fmt = size[1], size[0], "yuvj420p"
+            encoder.time_base = Fraction(1, 10)
+            picture = av.VideoFrame.from_ndarray(np.zeros((*size, 3), np.uint8), format="rgb24")
+            for packet in encoder.encode(picture.reformat(format="yuvj420p")):
+                packet.stream = video
+                container.mux(packet)
+    monkeypatch.setattr("zoo.data.video.MAX_PIXELS", 48 * 32)
+    with pytest.raises(DataError, match=r"x\.mkv"):
+        read_video(path, 2, 8)
+    monkeypatch.undo()
+    assert read_video(path, 2, 8).shape == (3, 2, 8, 8)

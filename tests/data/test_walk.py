@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import unicodedata
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import zoo
 from zoo.data import AudioFolder, DataError, ImageFolder, VideoFolder
 from zoo.data.audio import RECORDINGS
 from zoo.data.folder import IMAGES
@@ -240,3 +242,31 @@ def test_parts_that_spell_a_class_differently_are_told(kind: Any, tmp_path: Path
         write(tmp_path / part / unicodedata.normalize(form, "Café") / f"x{suffix}")
     with pytest.raises(DataError, match=r"spelled differently in .*train and in .*test, 'Caf\\xe9' and 'Cafe\\u0301'"):
         sizes(build(tmp_path))
+
+
+def test_names_that_differ_in_capitals_are_told(kind: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write, suffix, build = kind
+    for name in "Aab":
+        for i in range(2):
+            write(tmp_path / "train" / name / f"{i}{suffix}")
+    assert build(tmp_path).class_names == ["A", "a", "b"], "as of letters written by hand"
+    assert [r.message for r in caplog.records] == [
+        f"{tmp_path / 'train'}: the class folders 'A' and 'a' differ in capital letters only: two classes"
+    ]
+
+
+def test_names_that_cannot_be_printed_are_those_that_are_saved(kind: Any, tmp_path: Path) -> None:
+    write, suffix, build = kind
+    fill(tmp_path, write, suffix, n=2)
+    for part in ("train", "test"):
+        for i in range(2):
+            write(tmp_path / part / "a\x1b[31m" / f"{i}{suffix}")
+    names = build(tmp_path).class_names
+    sizes(build(tmp_path))
+    model = zoo.create_model("test_grbf", num_classes=3, in_chans=2)
+    folder = zoo.save_pretrained(model, tmp_path / "model", class_names=names)
+    assert "a\\u001b[31m" in json.loads((folder / "config.json").read_text())["label_names"]
+    for part in ("train", "test"):
+        write(tmp_path / part / "a\\u001b[31m" / f"x{suffix}")
+    with pytest.raises(DataError, match="two class folders that look the same"):
+        build(tmp_path).class_names  # noqa: B018

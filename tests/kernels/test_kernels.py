@@ -17,7 +17,7 @@ from zoo.kernels import (
     Laplacian,
     Linear,
     Polynomial,
-    Positive,
+    PositiveParameter,
     PrecisionGaussian,
     Product,
     Scaled,
@@ -354,7 +354,7 @@ def test_setting_keeps_the_shape() -> None:
     with pytest.raises(ValueError, match="degree"):
         Polynomial(0)
     with pytest.raises(ValueError, match="softplus"):
-        Positive("square")  # type: ignore[arg-type]
+        PositiveParameter("square")  # type: ignore[arg-type]
 
 
 def test_fixed_hyper_parameters_are_saved_but_not_trained() -> None:

@@ -16,10 +16,9 @@ from zoo.kernels import (
     chunked_gram,
     gram_product,
     log_det,
-    solve_feature_ridge,
-    solve_ridge,
     solve_spd,
 )
+from zoo.learners.ridge import solve_feature_ridge, solve_ridge
 
 
 def points(*shape: int, seed: int = 0) -> Tensor:

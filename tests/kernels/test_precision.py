@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.kernels import Gaussian, Kernel, Laplacian, PrecisionGaussian, squared_distances
-from zoo.kernels.coreset import minmax, unit_rows
+from zoo.kernels import Gaussian, Kernel, Laplacian, PrecisionGaussian, metric_gaussian, squared_distances
 from zoo.kernels.random_features import MAPS, ReLUFeatures, arc_cosine, fourier_features
-from zoo.models.grbf import activations
+from zoo.models.continual.kcl import FeatureNorm, normalise_features
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -37,7 +36,7 @@ KERNELS: dict[str, tuple[Kernel, Callable[[Tensor, Tensor], Tensor]]] = {
     "gaussian, each": (Gaussian([2.0, 2.0, 2.0]), _gaussian),
     "precision": (PrecisionGaussian(3, torch.eye(3) / 4), _gaussian),
     "laplacian": (Laplacian(2.0), lambda X, Z: torch.exp(-_differences(X, Z).abs().sum(-1) / 2)),
-    "units": (activations, _gaussian),  # type: ignore[dict-item]
+    "units": (metric_gaussian, _gaussian),  # type: ignore[dict-item]
 }
 
 
@@ -122,15 +121,16 @@ def test_normalising_keeps_other_rows() -> None:
 def test_features_of_batches_in_half_precision(dtype: torch.dtype) -> None:
     h = normal(4, 7)
     h[1] = 0
-    for normalise in (minmax, unit_rows):
+    ways: tuple[FeatureNorm, ...] = ("minmax_batch", "l2")
+    for how in ways:
         for given in (h, torch.zeros(3, 7)):
             x = given.to(dtype).requires_grad_()
-            y = normalise(x)
+            y = normalise_features(x, how)
             (slope,) = torch.autograd.grad(y.float().sum(), x)
             assert y.dtype == dtype
             assert y.isfinite().all()
             assert not slope.isnan().any()
-            torch.testing.assert_close(y.float(), normalise(given), rtol=0.02, atol=0.02)
+            torch.testing.assert_close(y.float(), normalise_features(given, how), rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -140,6 +140,6 @@ def test_closed_forms_in_half_precision(dtype: torch.dtype) -> None:
     omega = normal(5, 9, seed=3)
     exact = fourier_features(x.to(dtype).float(), omega.to(dtype).float())
     torch.testing.assert_close(fourier_features(x.to(dtype), omega.to(dtype)).float(), exact, rtol=0.01, atol=0.01)
-    near = activations((x / 10).to(dtype), (w / 10).to(dtype), torch.eye(9).to(dtype))
+    near = metric_gaussian((x / 10).to(dtype), (w / 10).to(dtype), torch.eye(9).to(dtype))
     assert near.dtype == dtype
-    assert activations(x.to(dtype), x.to(dtype), torch.eye(9).to(dtype)).diagonal().min() > 0.99
+    assert metric_gaussian(x.to(dtype), x.to(dtype), torch.eye(9).to(dtype)).diagonal().min() > 0.99

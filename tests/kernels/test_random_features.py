@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from zoo.kernels.base import FeatureKernel, Gaussian
+from zoo.kernels import FeatureKernel, Gaussian
 from zoo.kernels.random_features import (
     ACTIVATIONS,
     MAPS,
@@ -29,9 +29,9 @@ from zoo.kernels.random_features import (
     find_activation,
     fourier_features,
     fourier_series,
-    generator_of,
     hadamard,
 )
+from zoo.kernels.random_features.projections import generator_of
 
 D, DRAWS = 7, 2000
 

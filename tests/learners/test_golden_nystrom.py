@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.learners.golden import Record, close, files, known, read, tensor
-from zoo.kernels.base import Gaussian
+from zoo.kernels import Gaussian
 from zoo.learners.nystrom import (
     StreamingDictionary,
     effective_dimension,

@@ -9,7 +9,6 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
-from zoo.kernels.heads import LeastSquares, leave_one_out
 from zoo.kernels.random_features import FourierFeatures
 from zoo.learners.heads import (
     choose_ridge,
@@ -21,6 +20,7 @@ from zoo.learners.heads import (
     ridge_leave_one_out,
     within_scatter,
 )
+from zoo.learners.ridge import LeastSquares, leave_one_out
 from zoo.learners.statistics import ClassStatistics
 
 

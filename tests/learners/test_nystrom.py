@@ -9,13 +9,13 @@ import torch
 from sklearn.datasets import load_diabetes
 from torch import Tensor
 
-from zoo.files import CheckpointError
-from zoo.kernels.base import Gaussian
-from zoo.kernels.linalg import solve_feature_ridge, solve_ridge
+from zoo.kernels import Gaussian
 from zoo.learners.heads import ridge
 from zoo.learners.nystrom import StreamingDictionary, effective_dimension, growth, nystrom, ridge_leverage_scores
+from zoo.learners.ridge import solve_feature_ridge, solve_ridge
 from zoo.learners.statistics import ClassStatistics
 from zoo.learners.volume_sampling import leverage_scores, subset_probabilities, volume_sample
+from zoo.support.files import CheckpointError
 
 
 def gaussian(lengthscale: float) -> Gaussian:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo.files import CheckpointError
-from zoo.kernels.base import Linear
+from zoo.kernels import Linear
 from zoo.kernels.random_features import FourierFeatures
 from zoo.learners.statistics import ClassStatistics
+from zoo.support.files import CheckpointError
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.models import to_deploy
-from zoo.models.registry import list_models
+from zoo.registry.factory import list_models
 
 SMALL = 2_000_000  # parameters
 

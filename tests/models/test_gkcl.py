@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.models import get_pretrained_cfg
 from torch import Tensor
 
-from zoo.kernels.ridge import (
-    KernelRidgeHead,
-    SupportError,
-    create_kernel,
-    leave_one_out_errors,
-    leave_one_out_ridge,
-    ridge_coefficients,
-)
+from zoo.kernels import create_kernel
+from zoo.learners.kernel_ridge import KernelRidgeHead, SupportError
+from zoo.learners.ridge import best_ridge, leave_one_out_errors, solve_ridge
 from zoo.models import to_deploy
-from zoo.models.continual import TaskError, choose_per_class
-from zoo.models.gkcl import ConvolutionalVAE, GaussianGenerator, default_cfgs
-from zoo.models.registry import create_model
+from zoo.models.continual import ConvolutionalVAE, GaussianGenerator, TaskError, choose_per_class
+from zoo.registry.factory import create_model
 
 
 def task_data(task: int = 0, n: int = 60, classes: int = 3, size: int = 8) -> tuple[Tensor, Tensor]:
@@ -91,7 +85,7 @@ def test_learns_and_survives_a_file_before_and_after(kind: str) -> None:
     twin.load_state_dict(learner.state_dict())
     with torch.no_grad():
         assert torch.equal(twin(x, 0), learner(x, 0))
-    kept = learner.kept()
+    kept = learner.memory_footprint()
     assert kept["bytes"] > 0
     assert (kept["samples"] > 0) == (kind.split()[0] in ("kcl", "replay", "joint"))
 
@@ -124,48 +118,15 @@ def test_solutions_are_kept_until_a_weight_changes() -> None:
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("options", [{}, {"feature_norm": "minmax_batch", "kernel": "rff", "num_bases": 16}])
-def test_steps_in_dual_form_are_the_plain_steps(options: dict[str, Any]) -> None:
-    torch.manual_seed(0)
-    model = create_model("test_kcl", shots=4, **options).double()
-    twin = copy.deepcopy(model)
-    x, y = task_data()
-    x = x.double()
-    for learner, dual in ((model, True), (twin, False)):
-        torch.manual_seed(1)
-        stream = learner.begin_task(0, x, y)
-        optimizer = learner.optimizer()
-        with learner.steps(0, optimizer) if dual else nullcontext():
-            for _ in range(8):
-                chosen = torch.randperm(len(stream[1]))[:10]
-                losses = learner.losses(stream[0][chosen], stream[1][chosen], 0)
-                torch.stack(list(losses.values())).sum().backward()
-                optimizer.step()
-                optimizer.zero_grad()
-        learner.end_task(0, x, y)
-    for ours, plain in zip(model.state_dict().values(), twin.state_dict().values(), strict=True):
-        torch.testing.assert_close(ours, plain)
-    assert model._dual is None
-
-
-def test_steps_that_are_no_plain_sgd_are_left_alone() -> None:
-    model = create_model("test_kcl", shots=4)
-    model.begin_task(0, *task_data())
-    with model.steps(0, torch.optim.Adam(model.parameters())):
-        assert model._dual is None
-    with model.steps(0, model.optimizer()):
-        assert model._dual is not None
-
-
 @pytest.mark.parametrize("kind", ["kcl", "kcl rff", "kcl laplacian", "gkcl", "ridge"])
 def test_both_answers_are_the_two_answers(kind: str) -> None:
     model = learn(build(kind), steps=5)
     x = task_data(1)[0]
     with torch.no_grad():
-        for ours, plain in zip(model.answers(x, 1), (model(x, 1), model(x)), strict=True):
+        for ours, plain in zip(model.predict_aware_and_agnostic(x, 1), (model(x, 1), model(x)), strict=True):
             torch.testing.assert_close(ours, plain)
     with pytest.raises(TaskError):
-        model.answers(x, 2)
+        model.predict_aware_and_agnostic(x, 2)
 
 
 def test_current_parameters_are_the_quirk() -> None:
@@ -187,7 +148,7 @@ def test_gradients_of_the_head(kernel: str) -> None:
     y = F.one_hot(torch.arange(6) % 3, 3).double()
     torch.autograd.gradcheck(lambda s, q, lam: (setattr(head, "_x", lam), head(s, y, q))[1], (s, q, head.lam))
     K = head.kernel(s)
-    torch.testing.assert_close(ridge_coefficients(K, y, 0.3), torch.linalg.inv(K + 0.3 * torch.eye(6)) @ y)
+    torch.testing.assert_close(solve_ridge(K, y, 0.3), torch.linalg.inv(K + 0.3 * torch.eye(6)) @ y)
 
 
 def test_autocast_solves_in_full_precision() -> None:
@@ -208,11 +169,11 @@ def test_leave_one_out_is_exact() -> None:
         residuals = []
         for i in range(12):
             rest = [j for j in range(12) if j != i]
-            alpha = ridge_coefficients(K[rest][:, rest], y[rest], r)
+            alpha = solve_ridge(K[rest][:, rest], y[rest], r)
             residuals.append(y[i] - K[i, rest] @ alpha)
         torch.testing.assert_close(error, torch.stack(residuals).square().mean())
         assert float(share) == sum(int((y[i] - e).argmax() != y[i].argmax()) for i, e in enumerate(residuals)) / 12
-    assert leave_one_out_ridge(K, y, ridges) == ridges[int(errors.argmin())]
+    assert best_ridge(K, y, ridges) == ridges[int(errors.argmin())]
 
 
 def test_incremental_ridge_is_joint_ridge() -> None:
@@ -336,10 +297,11 @@ def test_batches_of_any_size(kind: str) -> None:
 
 
 def test_ours_says_so_and_is_the_ridge_classifier_where_the_task_is_known() -> None:
-    cfg = default_cfgs["gkcl_gaussian"].default
+    cfg = get_pretrained_cfg("gkcl_gaussian")
+    assert cfg is not None
     assert not cfg.paper_ids
     assert "Ours" in cfg.notes[0]
-    assert default_cfgs["gkcl_mlp"].default.paper_ids == "arXiv:2112.13410"
+    assert get_pretrained_cfg("gkcl_mlp").paper_ids == "arXiv:2112.13410"
     closed, plain = learn(build("closed form", shared=True)), build("ridge")
     plain.projection, plain.offset = closed.projection, closed.offset
     plain = learn(plain)

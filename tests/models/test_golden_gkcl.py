@@ -20,26 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.data.streams import PermutedTasks, RotatedTasks, SplitTasks, rotation_degrees
-from zoo.kernels.ridge import (
-    GaussianNet,
-    KernelRidgeHead,
-    VariationalRandomFeatures,
-    diagonal_gaussian_kl,
-    kernel_name,
-)
-from zoo.models.continual import MLP, Recipe, choose_per_class
-from zoo.models.gkcl import (
-    KCL,
-    ReducedResNet,
-    categorical_kl_uniform,
-    log_normal,
-    normalise_features,
-    reconstruction_loss,
-    replay_weight,
-    supervised_contrastive,
-)
-from zoo.tasks.continual import continual_metrics, per_sample_mean
+from zoo.data.task_streams import PermutedTasks, RotatedTasks, SplitTasks, rotation_degrees
+from zoo.kernels.random_features import GaussianNet, VariationalRandomFeatures, diagonal_gaussian_kl
+from zoo.learners.kernel_ridge import KernelRidgeHead
+from zoo.models.continual import KCL, MLP, ReducedResNet, choose_per_class, normalise_features
+from zoo.models.continual.losses import replay_weight, supervised_contrastive
+from zoo.models.continual.vae import categorical_kl_uniform, log_normal, reconstruction_loss
+from zoo.tasks.continual import Recipe, continual_metrics, per_sample_mean
 
 FOLDER = Path(os.environ.get("ZOO_GOLDEN_DIR") or Path(__file__).parents[1] / "golden")
 FILES = sorted({*FOLDER.glob("kcl*.json"), *FOLDER.glob("gkcl*.json")})
@@ -129,7 +116,7 @@ def check_ridge(record: Record) -> None:
     assert torch.equal(ys, generated)
     yq = labels_from(q + 3, Q, C)
     assert yq.tolist() == record["query_labels"]
-    if kernel_name(record["kernel"]) == "rff":
+    if record["kernel"] == "rff":
         features, basis, _, _ = random_features_of(q, d, r["kernel_param"]["D"])
         support, queries = features.features(support, basis), features.features(queries, basis)
     head = head_of(record["kernel"], r)
@@ -340,7 +327,7 @@ def check_counts(record: Record) -> None:
 
 
 def check_steps(record: Record) -> None:
-    r, kernel = record["recipe"], kernel_name(record["kernel"])
+    r, kernel = record["recipe"], record["kernel"]
     q, din, H, C, N, Q, D = (r[k] for k in ("seed", "din", "hidden", "C", "N", "Q", "D"))
     width = r.get("kernel_param")
     model = KCL(

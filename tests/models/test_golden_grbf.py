@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from zoo.data.tabular import synthetic
-from zoo.kernels.base import squared_distances
+from zoo.kernels import squared_distances
 from zoo.models.grbf import GaussianRBFNetwork, eigen, importance_from_precision, network_loss
 
 FOLDER = Path(os.environ.get("ZOO_GOLDEN_DIR") or Path(__file__).parents[1] / "golden")

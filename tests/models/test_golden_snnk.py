@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo.kernels.heads import Head, LeastSquares, leave_one_out
+from zoo.adapters import AdapterConfig, HoulsbyAdapter, SNNKAdapter, count_parameters, inject_adapters
 from zoo.kernels.random_features import (
     ACTIVATIONS,
     ExpFeatures,
@@ -35,7 +35,7 @@ from zoo.kernels.random_features import (
     urf_moments,
     urf_variance,
 )
-from zoo.models.adapters import AdapterConfig, HoulsbyAdapter, SNNKAdapter, count_parameters, inject_adapters
+from zoo.learners.ridge import Head, LeastSquares, leave_one_out
 from zoo.models.snnk import SNNKFeedForward, SNNKLinear, bundle, solve_head
 
 FOLDER = Path(os.environ.get("ZOO_GOLDEN_DIR") or Path(__file__).parents[1] / "golden")

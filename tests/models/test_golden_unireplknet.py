@@ -22,8 +22,8 @@ from timm import create_model
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
-from zoo.kernels.large_kernel import BRANCHES, DilatedReparamBlock
 from zoo.models import to_deploy
+from zoo.models.layers.dilated_reparam import BRANCHES, DilatedReparamBlock
 from zoo.models.unireplknet import UniRepLKNet, default_cfgs
 
 FOLDER = Path(os.environ.get("ZOO_GOLDEN_DIR") or Path(__file__).parents[1] / "golden")

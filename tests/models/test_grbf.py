@@ -15,10 +15,10 @@ from torch import Tensor
 
 import zoo
 from zoo.data.tabular import Tabular
-from zoo.fitting import Networks, Objective, fit_adam, fit_lbfgs, fit_varpro, project_weights
+from zoo.estimators.grbf_solvers import Networks, Objective, fit_adam, fit_lbfgs, fit_varpro, project_weights
+from zoo.kernels import metric_gaussian
 from zoo.models.grbf import (
     GaussianRBFNetwork,
-    activations,
     eigen,
     importance_from_precision,
     network_loss,
@@ -83,15 +83,15 @@ def test_input_gradients_are_those_of_autograd(precision: Any) -> None:
 
 def test_points_far_from_zero_lose_no_digits() -> None:
     x, c, factor = draw(20, 3), draw(4, 3, seed=1), draw(3, 3, seed=2)
-    exact = activations(x, c, factor)
-    shifted = activations((x + 1000).float(), (c + 1000).float(), factor.float()).double()
+    exact = metric_gaussian(x, c, factor)
+    shifted = metric_gaussian((x + 1000).float(), (c + 1000).float(), factor.float()).double()
     direct = torch.exp(
         -0.5 * (((x + 1000).float().double()[:, None] - (c + 1000).float().double()) @ factor).square().sum(-1)
     )
     torch.testing.assert_close(shifted, direct, rtol=1e-4, atol=1e-5)
     assert (exact <= 1).all()
-    assert activations(c, c, factor).diagonal().eq(1).all() or torch.allclose(
-        activations(c, c, factor).diagonal(), torch.ones(4, dtype=F64)
+    assert metric_gaussian(c, c, factor).diagonal().eq(1).all() or torch.allclose(
+        metric_gaussian(c, c, factor).diagonal(), torch.ones(4, dtype=F64)
     )
 
 
@@ -439,7 +439,7 @@ def test_a_metric_of_rank_one_has_no_plane_to_draw() -> None:
 @pytest.mark.parametrize(("name", "outputs"), [("diabetes", 1), ("P1", 1), ("iris", 3)])
 def test_pictures_of_rows_are_those_of_an_estimator(name: str, outputs: int) -> None:
     """What the callback draws from a module agrees with an estimator's own projection and predictions."""
-    from zoo.estimators import GRBFClassifier, GRBFRegressor
+    from zoo.estimators.grbf import GRBFClassifier, GRBFRegressor
     from zoo.training.explanations import Fitted
 
     data = Tabular(name=name, rows=200)

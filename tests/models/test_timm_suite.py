@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import timm
 
-from zoo.models.registry import list_models
+from zoo.registry.factory import list_models
 
 PLUGIN = Path(__file__).parents[1]
 SPATIAL = [name for name in list_models("test_*") if timm.get_pretrained_cfg(name).pool_size]

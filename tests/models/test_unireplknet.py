@@ -130,9 +130,8 @@ def test_global_response_norm() -> None:
     torch.testing.assert_close(grn(x), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_global_response_norm_gradients(bias: bool) -> None:
-    grn, x = randomised(GlobalResponseNorm(4, bias=bias).double()), normal(2, 3, 2, 4).requires_grad_()
+def test_global_response_norm_gradients() -> None:
+    grn, x = randomised(GlobalResponseNorm(4).double()), normal(2, 3, 2, 4).requires_grad_()
     weights = {name: p.detach().requires_grad_() for name, p in grn.named_parameters()}
 
     def run(x: Tensor, *values: Tensor) -> Tensor:
@@ -195,7 +194,7 @@ def test_block_and_its_merged_form(kernel_size: int, layer_scale: float | None) 
 
 def test_nobody_is_left_out_by_the_fast_path() -> None:
     """Hooks run, replaced layers are used, and drop path acts, with and without gradients alike."""
-    block, x = to_deploy(randomised(UniRepLKNetBlock(8, 7, drop_path=0.5).double()).eval()), normal(64, 8, 3, 3)
+    block, x = randomised(UniRepLKNetBlock(8, 7, drop_path=0.5).double()).eval(), normal(64, 8, 3, 3)
     seen = []
     handle = block.act[0].register_forward_hook(lambda *args: seen.append(args[2]))
     with torch.no_grad():
@@ -204,10 +203,33 @@ def test_nobody_is_left_out_by_the_fast_path() -> None:
         handle.remove()
         torch.testing.assert_close(block(x), expected, rtol=0, atol=1e-11)
         assert len(seen) == 1
-        dropped = (block.train()(x) == x).flatten(1).all(1)
-        assert 0 < int(dropped.sum()) < 64
+        merged = to_deploy(block)
+        torch.testing.assert_close(merged(x), expected, rtol=0, atol=1e-11)
+        for form in (block, merged):
+            dropped = (form.train()(x) == x).flatten(1).all(1)
+            assert 0 < int(dropped.sum()) < 64
         block.eval().act[0] = nn.ReLU()
         assert not torch.allclose(block(x), expected)
+    # what is left of the layers in deploy form cannot be called, hooked or replaced
+    assert not [m for m in merged.modules() if isinstance(m, (nn.Linear, nn.GELU, GlobalResponseNorm))]
+
+
+def test_a_block_with_another_layer_stays_as_it_is() -> None:
+    block, x = randomised(UniRepLKNetBlock(8, 7).double()).eval(), normal(2, 8, 5, 4)
+    block.pwconv1[1] = nn.Sequential(block.pwconv1[1], nn.Linear(32, 32).double())
+    for merged in (to_deploy(block), timm.utils.reparameterize_model(nn.Sequential(block))):
+        torch.testing.assert_close(merged(x), block(x), rtol=0, atol=1e-11)
+    assert isinstance(to_deploy(block), UniRepLKNetBlock)
+
+
+def test_deploy_form_is_scripted_traced_and_quantised() -> None:
+    model, x = to_deploy(tiny()), normal(2, 3, 37, 50)
+    for program in (torch.jit.script(model), torch.jit.trace(model, x), torch.fx.symbolic_trace(model)):
+        torch.testing.assert_close(program(x), model(x), rtol=0, atol=1e-11)
+    small = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model).float(), {nn.Linear}, dtype=torch.qint8)
+    with torch.no_grad():
+        found, expected = small(x.float()), model(x).float()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.05 * float(expected.abs().max()))
 
 
 def test_timm_finds_the_blocks() -> None:

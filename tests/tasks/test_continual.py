@@ -14,11 +14,10 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from tests.data.test_image import write_cifar
-from tests.test_configs import composed
-from zoo.data.streams import ContinualData
-from zoo.models import continual, gkcl
-from zoo.models.continual import TaskError
-from zoo.models.registry import create_model
+from tests.training.test_configs import composed
+from zoo.data.task_streams import ContinualData
+from zoo.models.continual import TaskError, baselines, gkcl, incremental_ridge, kcl
+from zoo.registry.factory import create_model
 from zoo.tasks import ContinualTask, NonFiniteLossError, load_task
 from zoo.tasks.continual import batches_of, continual_metrics, forward_transfer, per_sample_mean
 from zoo.training.checkpointing import ResumeCheckpoint
@@ -126,7 +125,7 @@ def test_forward_transfer() -> None:
 
 def test_recipe_can_be_replaced() -> None:
     task = build("ewc", lr=0.02, epochs=3)
-    assert (task.learner.recipe.lr, task.learner.recipe.epochs, task.learner.recipe.batch_size) == (0.02, 3, 10)
+    assert (task.recipe.lr, task.recipe.epochs, task.recipe.batch_size) == (0.02, 3, 10)
 
 
 def test_a_split_stream_masks_the_classes_of_other_tasks() -> None:
@@ -165,6 +164,7 @@ def test_what_cannot_run_is_told() -> None:
         fit(build("replay", lr=1e38, epochs=5), 3)
 
 
+MODULES = (baselines, gkcl, incremental_ridge, kcl)
 LEARNERS: dict[str, dict[str, Any]] = {
     "kcl_mlp": {"hidden": 16, "shots": 1},
     "kcl_resnet": {"hidden": 2, "shots": 1, "in_chans": 1, "task_classes": 10},
@@ -193,7 +193,7 @@ def digits() -> ContinualData:
 
 
 def test_no_learner_is_forgotten() -> None:
-    assert {name.split(".")[0] for name in (*gkcl.default_cfgs, *continual.default_cfgs)} == LEARNERS.keys()
+    assert {name.split(".")[0] for room in MODULES for name in room.default_cfgs} == LEARNERS.keys()
 
 
 @pytest.mark.parametrize("name", LEARNERS)

@@ -18,8 +18,12 @@ from sklearn.datasets import load_digits, load_wine
 
 import zoo
 from tests.conftest import ROOT
+from zoo.analysis.probes import ProbeError, Subject, look
 from zoo.cli import main
-from zoo.models import shipped
+from zoo.data import sources
+from zoo.data.prepare import far_out
+from zoo.registry import bundled_weights
+from zoo.support.files import sha256_of
 from zoo.tools import cards, comparison, evaluation, hub, info
 from zoo.tools.errors import ToolError
 from zoo.tools.export import export, quantize, run_elsewhere
@@ -61,20 +65,20 @@ def test_every_record_that_needs_no_download_is_reproduced(capsys: pytest.Captur
     for name in (WINE, DIGITS):
         found = shown(capsys, "validate", name, "--json")
         assert found["reproduced"]
-        metric = shipped.record(name)["metric"]
+        metric = bundled_weights.record(name)["metric"]
         assert found["found"][metric["name"]] == pytest.approx(metric["value"], abs=1e-6)
 
 
 def test_a_figure_that_is_not_reproduced_is_told(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    record = shipped.record(WINE)
+    record = bundled_weights.record(WINE)
     record["metrics"]["test/acc"] = 0.5
-    monkeypatch.setattr(shipped, "record", lambda name: record)
+    monkeypatch.setattr(bundled_weights, "record", lambda name: record)
     assert main(["validate", WINE]) == 1
     assert "NOT reproduced" in capsys.readouterr().out
 
 
 def test_records_call_only_what_they_should() -> None:
-    record = shipped.record(WINE)
+    record = bundled_weights.record(WINE)
     record["data"]["config"]["_target_"] = "os.system"
     with pytest.raises(ToolError, match=r"no LightningDataModule"):
         evaluation.build_data(record)
@@ -165,7 +169,7 @@ def test_files_of_another_kind_are_told(wine_csv: Path, digit_png: Path, capsys:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A shipped weight of every family, exported: folders by name."""
-    first = {re.split(r"[_.]", name)[0]: name for name in sorted(shipped.records(), reverse=True)}
+    first = {re.split(r"[_.]", name)[0]: name for name in sorted(bundled_weights.records(), reverse=True)}
     assert {"gkcl", "grbf", "snnk", "terminator", "unireplknet"} <= set(first)
     folders = {name: tmp_path_factory.mktemp(name) for name in {*first.values(), WINE, DIGITS}}
     for name, folder in folders.items():
@@ -179,7 +183,7 @@ def test_exports_of_every_family_run_where_there_is_no_zoo(exported: dict[str, P
         model = evaluation.load(name)
         inputs = info.example(model, 3)
         told = json.loads((folder / "deployment.json").read_text())
-        assert told["input_record"] == model.input_record == shipped.record(name)["input"]
+        assert told["input_record"] == model.input_record == bundled_weights.record(name)["input"]
         for file in ("model.pt2", "model.onnx"):
             given[folder / file], expected[folder / file] = inputs.numpy(), model(inputs).detach().numpy()
     found = run_elsewhere(given)
@@ -198,7 +202,7 @@ def test_what_does_not_run_elsewhere_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [WINE, DIGITS])
 def test_eight_bits_are_kept_where_the_accuracy_is(name: str, exported: dict[str, Path]) -> None:
     small = quantize(name, exported[name], rounds=2)
-    assert small["accuracy"] == pytest.approx(shipped.record(name)["metric"]["value"], abs=1e-6)
+    assert small["accuracy"] == pytest.approx(bundled_weights.record(name)["metric"]["value"], abs=1e-6)
     assert small["kept"] == (small["accuracy"] - small["accuracy_int8"] <= 0.005)
     assert (exported[name] / "model.int8.onnx").is_file() == small["kept"]
 
@@ -218,13 +222,13 @@ def test_an_export_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.M
 
 def test_comparison_of_two_models_of_one_question(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     found = shown(capsys, "compare", DIGITS, DIGITS, "--json")
-    assert found["a"]["accuracy"] == pytest.approx(shipped.record(DIGITS)["metric"]["value"], abs=1e-6)
+    assert found["a"]["accuracy"] == pytest.approx(bundled_weights.record(DIGITS)["metric"]["value"], abs=1e-6)
     assert (found["agreement"], found["only_a"], found["p"]) == (1.0, 0, 1.0)
     assert "cannot be compared" in shown(capsys, "compare", DIGITS, WINE, status=1)
 
 
 def test_each_model_gets_its_own_preprocessing() -> None:
-    mnist, digits = (shipped.record(n) for n in ("unireplknet_z.mnist5k", DIGITS))
+    mnist, digits = (bundled_weights.record(n) for n in ("unireplknet_z.mnist5k", DIGITS))
     _, _, first = comparison.outputs_of(evaluation.load("unireplknet_z.mnist5k"), digits, mnist)
     assert first.shape[1:] == (1, 28, 28)
     low = -mnist["preprocessing"]["mean"][0] / mnist["preprocessing"]["std"][0]
@@ -260,6 +264,82 @@ def test_a_report_holds_everything_in_one_file(models: tuple[str, ...], pictures
     assert told["bytes"] < 1_000_000
 
 
+def test_a_report_tells_what_of_a_run_is_left_out(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    page, table = tmp_path / "report.html", run / "csv" / "version_0" / "metrics.csv"
+    table.parent.mkdir(parents=True)
+    matrix = run / "accuracy_matrix.csv"
+    matrix.write_text("1,x\n0.5,0.25\n")
+    table.write_text("step,train/loss\n0,1.5\n1,nan\n")
+    assert main(["report", str(run), "--out", str(page)]) == 0
+    assert "note:" not in capsys.readouterr().err
+    for content, told in (
+        (b"step,train/loss\n0,1.5\n1,\x07?\nx,3\n2,1,9\n", "3 of 4 rows are damaged and left out"),
+        (b"\xff\xfe\x00garbled", "is not UTF-8 text"),
+        (b"", "is empty: no curves"),
+    ):
+        table.write_bytes(content)
+        assert main(["report", str(run), "--out", str(page)]) == 0
+        (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+        assert told in note
+        assert str(table) in note
+        assert told in page.read_text()
+    with pytest.raises(ProbeError, match="is empty"):
+        look("losses", Subject(str(run)))
+    table.unlink()
+    matrix.write_text("garbled\n1,2,3\n")
+    assert main(["report", str(run), "--out", str(page)]) == 0
+    assert f"{matrix} is no table of accuracies" in capsys.readouterr().err
+
+
+def test_a_run_folder_has_no_data_fetched(runs: list[Path], tmp_path: Path, capsys, monkeypatch) -> None:
+    """Neither by pip nor by torchvision; the data of shipped weights are, and those at hand serve any run."""
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    config = json.loads((run / ".hydra" / "config.yaml").read_text())
+    asked: list[str] = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sources.Wheel, "_pip_download", lambda self, folder: asked.append(self.filename) or "refused")
+    table = "boston"  # comes in a wheel
+    (run / ".hydra" / "config.yaml").write_text(json.dumps(config | {"data": config["data"] | {"name": table}}))
+    for arguments in (["validate", str(run)], ["report", str(run)], ["compare", str(run), str(runs[1])]):
+        monkeypatch.chdir(tmp_path)
+        assert main(arguments) == 1
+        told = capsys.readouterr().err
+        assert "nothing is fetched for a run folder" in told
+        assert "--root" in told
+        assert told.count("\n") == 1
+    assert not asked
+
+
+def test_info_says_whose_weights_a_folder_has(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    told = shown(capsys, "info", f"local-dir:{runs[0] / 'model'}", "--json")
+    digest = sha256_of(runs[0] / "model" / "model.safetensors")
+    assert told["weights"] == f"{runs[0] / 'model' / 'model.safetensors'}, sha256 {digest[:12]} as recorded"
+    assert shown(capsys, "info", "grbf", "--json")["weights"] == ""
+
+
+def test_values_far_from_the_training_rows_are_told(
+    wine_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header, *lines = wine_csv.read_text().splitlines()
+    path, names = tmp_path / "far.csv", header.split(",")
+    shown(capsys, "predict", WINE, str(wine_csv), "--json")
+    cells = lines[-1].split(",")
+    cells[1] = "1000000"
+    path.write_text("\n".join([header, *lines, ",".join(cells)]) + "\n")
+    assert main(["predict", WINE, str(path)]) == 0
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert f"{names[1]} (row {len(lines) + 1}: 1e+06; training had " in note
+    assert names[2] not in note
+    free = torch.nn.Linear(2, 2)
+    assert far_out(path, torch.full((3, 2), 1e9), free) is None
+    free.input_mean, free.input_scale = torch.tensor([0.5, 0.0]), torch.tensor([0.3, 1.0])
+    assert far_out(path, torch.tensor([[15.0, 49.0]]), free) is None
+    assert "column 1 (row 2: 16;" in (far_out(path, torch.tensor([[0.0, 0.0], [16.0, 0.0]]), free) or "")
+
+
 def test_the_accuracy_matrix_is_drawn() -> None:
     ax = plot_accuracy_matrix(np.tril(np.full((4, 4), 0.9)))
     assert ax.images[0].get_array().shape == (4, 4)
@@ -279,7 +359,7 @@ def test_disagreement_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["cards", "--root", str(tmp_path)]) == 0
     assert cards.check(tmp_path) == []
     results = tmp_path / "RESULTS.md"
-    figure = f"{shipped.record(WINE)['metric']['value']:.4f}"
+    figure = f"{bundled_weights.record(WINE)['metric']['value']:.4f}"
     results.write_text(results.read_text().replace(figure, "0.9999"))
     card = tmp_path / "checkpoints" / f"{WINE}.md"
     card.write_text(card.read_text().replace("5 seeds", "50 seeds"))
@@ -302,7 +382,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         folder = tmp_path_factory.mktemp("run") / f"seed{seed}"
         model = zoo.create_model(WINE, pretrained=True)
         zoo.save_pretrained(model, folder / "model", class_names=["a", "b", "c"])
-        record = shipped.record(WINE)
+        record = bundled_weights.record(WINE)
         summary = {"metrics": {"test/acc": 0.9 + seed / 100, "val/acc": validation}, "seconds": 1.0, "seed": seed}
         summary |= {"data": {**record["data"]["rows"], "feature_names": record["feature_names"]}}
         (folder / "summary.json").write_text(json.dumps(summary))
@@ -322,8 +402,8 @@ def test_ship_takes_the_best_by_validation_and_types_nothing(runs: list[Path], t
         "n": 2, "seeds": [0, 1], "values": [0.9, 0.91], "chosen_by": "val/acc"}  # fmt: skip
     assert told["command"] == "python train.py experiment=grbf_wine seed=1"
     assert told["data"]["config"]["seed"] == 1
-    assert shipped.check(tmp_path) == []
-    assert set(shipped.FIELDS) <= set(told)
+    assert bundled_weights.check(tmp_path) == []
+    assert set(bundled_weights.FIELDS) <= set(told)
 
 
 def test_ship_refuses_what_does_not_belong_together(runs: list[Path], tmp_path: Path, monkeypatch) -> None:
@@ -335,7 +415,7 @@ def test_ship_refuses_what_does_not_belong_together(runs: list[Path], tmp_path: 
         describe([runs[0], other])
     with pytest.raises(ToolError, match="use a-z"):
         ship(runs, tag="Bad Tag", folder=tmp_path)
-    monkeypatch.setattr(shipped, "MAX_BYTES", 100)
+    monkeypatch.setattr(bundled_weights, "MAX_BYTES", 100)
     with pytest.raises(ToolError, match="smaller variant"):
         ship(runs, tag="big", folder=tmp_path)
     assert not list(tmp_path.glob("*.safetensors"))

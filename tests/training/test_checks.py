@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tests.conftest import train_here
 from zoo.data import Digits
 from zoo.data.sampling import KeyedDataset
-from zoo.quoting import override
+from zoo.support.quoting import override
 from zoo.tasks import ClassificationTask, ContinualTask, OptionError
 from zoo.training.checks import REFUSED, no_test, together
 

@@ -17,8 +17,11 @@ import filelock
 import pytest
 
 from tests.conftest import train_here
+from zoo.support.files import CheckpointError
+from zoo.support.values import DamagedFileError
 from zoo.training import folder as folders
 from zoo.training.folder import RunFolderInUse, link_latest, writing_in
+from zoo.training.loggers import _Table
 
 
 @contextmanager
@@ -177,3 +180,26 @@ def test_values_that_only_the_run_can_judge_are_told_in_a_line(override: str, to
     assert done.returncode == 1
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_links_out_of_the_place_of_a_new_run_are_told(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to("../elsewhere")
+    told = r"run/checkpoints leads to .*, or the run cannot be resumed"
+    with pytest.warns(UserWarning, match=told), writing_in(tmp_path / "run"):
+        pass
+    with pytest.raises(DamagedFileError, match="leads to"), writing_in(tmp_path / "run", resumed=True):
+        pass
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="the system cannot tell links when it opens a file")
+def test_rows_are_appended_to_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "victim.csv").write_text("a,step\n")
+    (tmp_path / "version_0").mkdir()
+    (tmp_path / "version_0" / "metrics.csv").symlink_to("../victim.csv")
+    table = _Table(tmp_path / "version_0")
+    table.columns = ["a", "step"]
+    table.log_metrics({"a": 1}, 0)
+    with pytest.raises(CheckpointError, match=r"cannot write .*metrics\.csv"):
+        table.save()
+    assert (tmp_path / "victim.csv").read_text() == "a,step\n"

@@ -81,7 +81,7 @@ def arguments(kind: str, folder: Path) -> list[str]:
 
 def begin(act: Callable[[], Any]) -> int:
     """Do something in a child of this process; its number."""
-    for heavy in ("zoo.training.run", "zoo.models.registry", "zoo.data", "matplotlib.pyplot", "wandb"):
+    for heavy in ("zoo.training.run", "zoo.registry.factory", "zoo.data", "matplotlib.pyplot", "wandb"):
         importlib.import_module(heavy)  # once here, not in every child
     torch.set_num_threads(1)
     if (child := os.fork()) == 0:

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
-from tests.test_configs import composed
-from zoo.training.run import check_config, run_config
+from tests.training.test_configs import composed
+from zoo.training.checks import check_config
+from zoo.training.run import run_config
 
 RECIPES = sorted(path.stem for path in (ROOT / "configs" / "experiment").glob("imagenet*.yaml"))
 SMALL = [

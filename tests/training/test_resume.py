@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +18,8 @@ import torch
 from tests.conftest import ROOT, Train, train_here
 from tests.training import offline_wandb
 from tests.training.kill_at import MOMENTS
-from zoo.launch import _Lasting
-from zoo.training.checkpointing import ResumeCheckpoint
+from zoo.training.checkpointing import EndRequested, EndWatch, ResumeCheckpoint, StopRequested
+from zoo.training.launch import _Lasting
 
 pytestmark = pytest.mark.xdist_group("resume")  # they share a run
 
@@ -176,6 +177,46 @@ def test_a_resumed_run_has_every_row_of_an_unbroken_one(
     train_here(tmp_path, "resume=run", "+callbacks.kill=null")
     assert rows(tmp_path) == expected
     assert_same(final_state(tmp_path / "run")["state_dict"], final_state(validated_twice / "run")["state_dict"])
+
+
+def test_a_signal_between_the_last_step_and_the_results_is_told(validated_twice: Path, tmp_path: Path) -> None:
+    shutil.copytree(validated_twice / "run", tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    kill = f"{{_target_:tests.training.kill_at.KillAt,step:1,moment:on_test_start,signum:{int(signal.SIGTERM)}}}"
+    stopped = train_here(tmp_path, "resume=run", "test=true", f"+callbacks.kill={kill}", check=False)
+    assert stopped.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM after the last step, before the results were written" in stopped.stderr
+    assert "the last good checkpoint is step 16; continue from it with: " in stopped.stderr
+    assert not (tmp_path / "run" / "summary.json").exists()
+    train_here(tmp_path, "resume=run", "test=true")
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_signals_after_the_last_step() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {n: signal.getsignal(n) for n in numbers}
+    watch, state, seen = EndWatch(), ResumeCheckpoint("."), []
+    try:
+        signal.signal(signal.SIGTERM, lambda *_: seen.append("as before"))
+        inner = {n: signal.getsignal(n) for n in numbers}
+        with watch:
+            state._handle(signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)  # while training goes on, of which no state is there yet
+            state.on_train_end(SimpleNamespace(world_size=1), None)  # type: ignore[arg-type]
+            state._saved_step = 7
+            with pytest.raises(StopRequested) as stop:
+                state.on_train_end(SimpleNamespace(world_size=1), None)  # type: ignore[arg-type]
+            assert (stop.value.signum, stop.value.step) == (signal.SIGTERM, 7)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert seen == ["as before"]
+            watch.on_train_end(None, None)  # type: ignore[arg-type]
+            for signum in numbers:
+                with pytest.raises(EndRequested):
+                    os.kill(os.getpid(), signum)
+        assert {n: signal.getsignal(n) for n in numbers} == inner
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def test_hang_ups_come_together_and_nohup_is_kept() -> None:

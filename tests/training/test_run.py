@@ -13,8 +13,8 @@ import torch
 import zoo
 from tests.conftest import Train, train_here
 from tests.training import offline_wandb
-from zoo.launch import find_run
 from zoo.training.folder import link_latest
+from zoo.training.launch import find_run
 
 pytestmark = pytest.mark.xdist_group("run")  # they share a run
 

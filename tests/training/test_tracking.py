@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import wandb
+from lightning.pytorch.loggers.logger import DummyExperiment
 
 from tests.training import offline_wandb
 from zoo.training import loggers
@@ -31,6 +33,7 @@ def online_fails(monkeypatch: pytest.MonkeyPatch, how: Any) -> None:
     """Have an online beginning do `how`; an offline one goes on as usual."""
     real = wandb.init
     monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr(loggers, "refusal", lambda: None)
     monkeypatch.setattr(wandb, "init", lambda **options: how() if options["mode"] == "online" else real(**options))
 
 
@@ -74,6 +77,82 @@ def test_a_service_that_fails_leaves_the_run_offline_with_one_warning(
     assert f"W&B cannot be reached ({told}): the run is tracked offline" in warned
     assert run.mode == "offline"
     assert any(row.get("train/loss") == 1.0 for row in rows(tmp_path))
+
+
+class Answers(threading.Thread):
+    """A service on a local socket that takes every connection; None never answers."""
+
+    def __init__(self, status: int | None) -> None:
+        super().__init__(daemon=True)
+        self.status, self.socket, self.taken = status, socket.create_server(("127.0.0.1", 0)), []
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+
+    def run(self) -> None:
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:
+                return
+            self.taken.append(connection)
+            if self.status is not None:
+                while b"viewer" not in (connection.recv(65536) or b"viewer"):
+                    pass
+                connection.sendall(b"HTTP/1.1 %d -\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % self.status)
+                connection.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "told"), [(None, "no answer within 0.3 s"), (401, "it does not accept the key"), (200, None)]
+)
+def test_a_service_is_asked_before_its_client(
+    status: int | None,
+    told: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """A hanging service, or a key that is not its own, costs one bounded question, and no online beginning."""
+    service, begun = Answers(status), []
+    service.start()
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", service.url)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(loggers, "_ANSWER", 0.3 if status is None else 20.0)
+    monkeypatch.setattr(wandb, "init", lambda **options: begun.append(options["mode"]) or DummyExperiment())
+    try:
+        run = WandbRun(str(tmp_path), run_id="abc")
+        assert run.experiment is not None
+    finally:
+        service.socket.close()
+    assert len(service.taken) == 1
+    assert begun == [run.mode] == ["online" if told is None else "offline"]
+    warned = capsys.readouterr().err
+    assert warned.count("note:") == (told is not None)
+    assert told is None or f"W&B cannot be reached ({told}): the run is tracked offline" in warned
+    for connection in service.taken:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("mode", "environment", "resumed", "expected"),
+    [
+        ("auto", None, False, "allow"),
+        ("auto", None, True, "must"),  # the account has it, or it stays here
+        ("auto", "online", True, "allow"),
+        ("online", None, True, "allow"),  # typed
+    ],
+)
+def test_a_resumed_run_goes_on_online_where_the_account_has_it(
+    mode: Any, environment: str | None, resumed: bool, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    if environment:
+        monkeypatch.setenv("WANDB_MODE", environment)
+    monkeypatch.setattr(loggers, "refusal", lambda: None)
+    monkeypatch.setattr(wandb, "init", lambda **options: given.append(options["resume"]) or DummyExperiment())
+    assert WandbRun(str(tmp_path), run_id="abc", mode=mode, resumed=resumed).experiment is not None
+    assert given == [expected]
 
 
 def test_a_malformed_key_leaves_the_run_offline(

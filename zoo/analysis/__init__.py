@@ -1,1 +1,1 @@
-"""Probes: a number, a table or a picture about any model."""
+"""What a model looks at: probes give a number, a table or a picture about any model; plots draw."""

@@ -18,13 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.benchmarks.records import Provenance, Records, markdown, mean_sd, put_section, stamp
-from zoo.benchmarks.timing import POLICIES, Times, interleaved_times, under_policies
-from zoo.data.streams import ContinualData
-from zoo.models.gkcl import KCL
-from zoo.models.registry import create_model
-from zoo.suggest import suggestion
-from zoo.tasks.continual import ContinualTask
+from zoo.benchmarks import measurement
+from zoo.data.task_streams import ContinualData
+from zoo.kernels import Gaussian, Laplacian, Polynomial
+from zoo.models.continual import KCL
+from zoo.registry.factory import create_model
+from zoo.results.records import Provenance, Records, markdown, mean_sd, put_section, stamp
+from zoo.results.timing import POLICIES, Times, interleaved_times, under_policies
+from zoo.support.suggest import suggestion
+from zoo.tasks.continual import ContinualTask, Recipe
 
 __all__ = ["ablations", "full", "speed", "split", "streams", "tuning"]
 
@@ -116,14 +118,14 @@ def measure(records: Records, methods: Mapping[str, Method], seeds: Iterable[int
             task = run(method, seed, **data)
             found = task.summary(data["tasks"] - 1)
             found["seconds"] = float(task.seconds[: data["tasks"]].mean())
-            found["passes"] = task.learner.recipe.epochs
+            found["passes"] = task.recipe.epochs
             records.add({**key, **{v: found[v] for v in VALUES}})
             shown = f"accuracy {found['acc']:.3f}, without task id {found['acc_agnostic']:.3f}"
             yield f"{data['scenario']}, {name}, seed {seed}: {shown}, forgetting {found['forgetting']:.3f}"
 
 
 #: What a learner's figures depend on.
-MEASURES = ("zoo/models/gkcl.py", "zoo/models/continual.py", "zoo/tasks/continual.py", "zoo/data/streams.py")
+MEASURES = ("zoo/models/continual", "zoo/tasks/continual.py", "zoo/data/task_streams.py")
 
 
 def table(records: Records, methods: Iterable[str], source: Provenance, **stream: Any) -> str:
@@ -164,6 +166,7 @@ _READING = (
 )
 
 
+@measurement("gkcl", "streams", "every learner on 20 tasks of MNIST-5k")
 def streams(folder: Path, models: list[str] | None = None) -> Iterator[str]:
     """Permuted and rotated digits: 20 tasks, 1,000 images each, five seeds; passes are a column of the table.
 
@@ -191,6 +194,7 @@ def _write_streams(records: Records, folder: Path) -> None:
     put_section(folder.parent / "RESULTS.md", "gkcl streams", text)
 
 
+@measurement("gkcl", "split", "every learner on split digits")
 def split(folder: Path, models: list[str] | None = None) -> Iterator[str]:
     """Split digits: 5 tasks of two classes of MNIST-5k, five seeds.
 
@@ -213,6 +217,7 @@ def split(folder: Path, models: list[str] | None = None) -> Iterator[str]:
     put_section(folder.parent / "RESULTS.md", "gkcl split", f"{text} {source}\n\n{found}")
 
 
+@measurement("gkcl", "full", "the streams on whole MNIST")
 def full(folder: Path, models: list[str] | None = None) -> Iterator[str]:
     """The protocol of the papers on whole MNIST: 20 tasks, 60,000 images each; as many seeds as time allows.
 
@@ -248,6 +253,7 @@ def full(folder: Path, models: list[str] | None = None) -> Iterator[str]:
 TUNED = {"lr": (3e-4, 1e-3, 3e-3, 1e-2), "epochs": (1, 4, 20, 60)}
 
 
+@measurement("gkcl", "tuning", "passes and rate of the joint learner")
 def tuning(folder: Path) -> Iterator[str]:
     """Passes and rate of the joint learner, on a stream of its own whose accuracies are those of images left out.
 
@@ -297,6 +303,7 @@ ABLATIONS = {
 SHOTS = (1, 2, 5, 10, 20, 50)
 
 
+@measurement("gkcl", "ablations", "what replay, contrast, drift control and samples do")
 def ablations(folder: Path, models: list[str] | None = None) -> Iterator[str]:
     """Replay, drift control, contrastive weight, priors and samples per class: 5 tasks, 1,000 images each, two seeds.
 
@@ -323,7 +330,7 @@ def ablations(folder: Path, models: list[str] | None = None) -> Iterator[str]:
                 )
                 found = task.summary(4)
                 row = {**key, "acc": found["acc"], "forgetting": found["forgetting"]}
-                row["passes"] = task.learner.recipe.epochs
+                row["passes"] = task.recipe.epochs
                 row |= dict.fromkeys(shots, math.nan) | _by_shots(task)
                 records.add(row)
                 yield f"{scenario}, {name}, seed {seed}: {found['acc']:.3f}, forgetting {found['forgetting']:.3f}"
@@ -386,7 +393,7 @@ class PlainKCL:
         m, head = self.model, self.model.head
         images, labels = m.coreset_x[task].to(zq.dtype) / 255, m.coreset_y[task]
         zs = self.features(images)
-        if head.name == "rff":
+        if m.has_spectral_basis:
             rf = m.random_features
             mean, log_variance = rf.posterior(zs)
             if m.training:
@@ -401,18 +408,18 @@ class PlainKCL:
         return head.gamma[task] * self._gram(zq, zs) @ alpha + head.beta[task]
 
     def _gram(self, a: Tensor, b: Tensor) -> Tensor:
-        name = self.model.head.name
-        if name == "laplacian":
+        kernel = self.model.head.kernel
+        if isinstance(kernel, Laplacian):
             return torch.exp(-0.25 * (a[:, None] - b[None]).abs().sum(-1))
-        if name == "gaussian":
+        if isinstance(kernel, Gaussian):
             return torch.exp(-((a[:, None] - b[None]) ** 2).sum(-1))
-        return (a @ b.T + 1) ** 3 if name == "poly" else a @ b.T
+        return (a @ b.T + 1) ** 3 if isinstance(kernel, Polynomial) else a @ b.T
 
     def step(self, x: Tensor, y: Tensor, task: int) -> None:
         """A training step."""
         self.optimizer.zero_grad()
         loss = F.cross_entropy(self.logits(self.features(x), task), y)
-        if self.model.head.name == "rff":
+        if self.model.has_spectral_basis:
             loss = loss + 1e-4 * self.kl
         loss.backward()
         self.optimizer.step()
@@ -449,7 +456,7 @@ def zoo_evaluation(model: KCL, tests: list[Tensor], agnostic: bool) -> Callable[
         model.head.beta.add_(0)  # a new version of the weights: nothing kept from the last round may be used
         for task, images in enumerate(tests):
             for x in images.split(256):
-                for logits in model.answers(x, task) if agnostic else (model(x, task),):
+                for logits in model.predict_aware_and_agnostic(x, task) if agnostic else (model(x, task),):
                     logits.argmax(-1)
 
     return evaluate
@@ -460,7 +467,7 @@ _STEPS = 10  # in a row, as in training: a single step would find the memory of 
 
 def _step_times(kernel: str, rounds: int) -> dict[str, Times]:
     model, twin = _learned(kernel, 1).train(), PlainKCL(_learned(kernel, 1).train())
-    x, y, optimizer = torch.rand(10, 1, 28, 28), torch.arange(10), model.optimizer()
+    x, y, optimizer = torch.rand(10, 1, 28, 28), torch.arange(10), Recipe().build(model.parameters())
 
     def step() -> None:
         torch.stack(list(model.losses(x, y, 0).values())).sum().backward()
@@ -472,14 +479,14 @@ def _step_times(kernel: str, rounds: int) -> dict[str, Times]:
             one()
 
     steps: dict[str, Callable[[], None]] = {"plain": partial(twin.step, x, y, 0), "zoo": step}
-    with model.steps(0, optimizer):
-        return interleaved_times({name: partial(in_a_row, one) for name, one in steps.items()}, rounds)
+    return interleaved_times({name: partial(in_a_row, one) for name, one in steps.items()}, rounds)
 
 
 _SPEED = ("kernel", "what", "wait_policy"), ("images", "plain_ms", "zoo_ms", "times")
-FAST_CODE = ("zoo/models/gkcl.py", "zoo/kernels")
+FAST_CODE = ("zoo/models/continual", "zoo/learners", "zoo/kernels")
 
 
+@measurement("gkcl", "speed", "a KCL step and an evaluation against the plain form")
 def speed(folder: Path, rounds: int = 11, tasks: int = 20, wait: Sequence[str] = tuple(POLICIES)) -> Iterator[str]:
     """A training step of KCL, and an evaluation of 20 tasks, against the plain form.
 
@@ -487,7 +494,7 @@ def speed(folder: Path, rounds: int = 11, tasks: int = 20, wait: Sequence[str] =
         folder: Of the CSV file.
         rounds: Timed steps of each form; evaluations are timed a fifth as often.
         tasks: Tasks to evaluate.
-        wait: Policies of :data:`~zoo.benchmarks.timing.POLICIES`, each in a process of its own.
+        wait: Policies of :data:`~zoo.results.timing.POLICIES`, each in a process of its own.
     """
     path = folder / "gkcl_speed.csv"
     path.unlink(missing_ok=True)  # times of one run belong together

@@ -13,17 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.benchmarks.records import Provenance, Records, markdown, mean_sd, put_section
+from zoo.benchmarks import measurement
 from zoo.data.tabular import PROBLEMS, load_table, synthetic
-from zoo.fitting import Networks, Objective
+from zoo.estimators.grbf_solvers import Networks, Objective
 from zoo.models.grbf import GaussianRBFNetwork
+from zoo.results.records import Provenance, Records, markdown, mean_sd, put_section
 
 __all__ = ["examples", "select_features"]
 
 
 # ---- features found on synthetic problems ------------------------------------------------------------------
 
-MEASURES = ("zoo/models/grbf.py", "zoo/fitting.py", "zoo/estimators.py")
+MEASURES = ("zoo/models/grbf.py", "zoo/estimators")
 KINDS = ("official", "trace", "gradient")
 SEEDS = 20
 LEARNERS = ("GRBF", "GRBF, diagonal", "original recipe", "random forest")
@@ -32,7 +33,7 @@ LEARNERS = ("GRBF", "GRBF, diagonal", "original recipe", "random forest")
 def _learner(name: str, regression: bool, seed: int) -> Any:
     from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
-    from zoo.estimators import GRBFClassifier, GRBFRegressor
+    from zoo.estimators.grbf import GRBFClassifier, GRBFRegressor
 
     grbf: Any = GRBFRegressor if regression else GRBFClassifier
     if name == "GRBF":
@@ -64,6 +65,7 @@ def found_features(problem: str, rows: int, seed: int, name: str) -> dict[str, A
     return row
 
 
+@measurement("grbf", "synthetic", "true features found on P1, P2, P3")
 def select_features(folder: Path) -> Iterator[str]:
     """True-feature rate at k on P1, P2, P3 with 1000 and with 300 rows, over twenty seeds."""
     keys = ("problem", "rows", "learner", "seed")
@@ -172,7 +174,7 @@ def example_data(name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def default_example(name: str, seeds: int) -> list[dict[str, Any]]:
     """The same data with the estimator's defaults instead of the notebook's recipe."""
-    from zoo.estimators import GRBFClassifier
+    from zoo.estimators.grbf import GRBFClassifier
 
     train, held, y_train, y_held = (part.numpy() for part in example_data(name))
     rows = []
@@ -238,6 +240,7 @@ PRINTED = {
 }
 
 
+@measurement("grbf", "examples", "the authors' three examples")
 def examples(folder: Path) -> Iterator[str]:
     """The authors' three notebooks, over five seeds; seed 0 of wine is theirs."""
     records = Records(folder / "grbf_examples.csv", ("example", "seed"), ("train", "test", "loss", "shown"))

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from zoo.benchmarks.records import Provenance, Records, markdown, put_section
+from zoo.benchmarks import measurement
 from zoo.data.tabular import load_table
+from zoo.results.records import Provenance, Records, markdown, put_section
 
 __all__ = ["run"]
 
@@ -24,7 +25,7 @@ TABLES = (
 CLOSED, STEPS = "GRBF, closed form", "GRBF, gradients"
 MODELS = (CLOSED, "random forest", "gradient boosting", "SVM", "linear", STEPS)
 FOLDS, ROWS = 3, 1000
-MEASURES = ("zoo/learners/agop.py", "zoo/kernels/exponential_power.py", "zoo/estimators.py")
+MEASURES = ("zoo/learners/agop.py", "zoo/kernels/exponential_power.py", "zoo/estimators")
 
 
 def _learner(name: str) -> Any:
@@ -34,7 +35,7 @@ def _learner(name: str) -> Any:
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC
 
-    from zoo.estimators import GRBFClassifier
+    from zoo.estimators.grbf import GRBFClassifier
 
     if name == CLOSED:
         return GRBFClassifier(solver="agop")
@@ -68,6 +69,7 @@ def evaluate(name: str, model: str, fold: int) -> dict[str, Any]:
         return {"score": float(learner.score(X[test], y[test])), "log_loss": loss, "fit_s": fit}
 
 
+@measurement("grbf", "defaults", "real tables, every learner with its defaults")
 def run(folder: Path) -> Iterator[str]:
     """Measure what is missing, table by table; then write the table of results."""
     records = Records(folder / "grbf_defaults.csv", ("table", "model", "fold"), ("score", "log_loss", "fit_s"))

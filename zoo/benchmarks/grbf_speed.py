@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.benchmarks.records import Provenance, Records, markdown, put_section, stamp
-from zoo.benchmarks.timing import interleaved, peak_memory
-from zoo.fitting import Networks, Objective, fit_adam
+from zoo.benchmarks import measurement
+from zoo.estimators.grbf_solvers import Networks, Objective, fit_adam
 from zoo.models.grbf import GaussianRBFNetwork, network_loss
+from zoo.results.records import Provenance, Records, markdown, put_section, stamp
+from zoo.results.timing import interleaved, peak_memory
 
 __all__ = ["speed"]
 
@@ -130,7 +131,7 @@ def batched_fits(B: int, together: bool) -> Run:
 
 def estimator_fits(n: int = 10_000, D: int = 50) -> dict[str, float]:
     """Seconds on the clock of a default fit of each estimator on a table of n x D."""
-    from zoo.estimators import GRBFClassifier, GRBFRegressor
+    from zoo.estimators.grbf import GRBFClassifier, GRBFRegressor
 
     draw = torch.Generator().manual_seed(0)
     X = torch.randn(n, D, generator=draw)
@@ -145,12 +146,13 @@ def estimator_fits(n: int = 10_000, D: int = 50) -> dict[str, float]:
 
 # ---- the command -------------------------------------------------------------------------------------------
 
-MEASURES = ("zoo/models/grbf.py", "zoo/fitting.py", "zoo/estimators.py", "zoo/kernels/native.c")
+MEASURES = ("zoo/models/grbf.py", "zoo/estimators", "zoo/kernels/metric.py")
 FORMS = {"original": original, "module": module, "solver": solver}
 #: n, D, M, the steps of one timed call, and the least speed-up that is promised.
 SIZES = ((256, 64, 32, 10, 5.0), (1024, 64, 128, 2, 25.0), (2048, 64, 128, 1, None), (4096, 64, 128, 1, None))
 
 
+@measurement("grbf", "speed", "a training step against the original formulation")
 def speed(folder: Path) -> Iterator[str]:
     """Time training steps, their growth with n, peak memory and batched fits with one thread; estimators with all."""
     threads = torch.get_num_threads()

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from zoo.benchmarks.records import Provenance, Records, markdown, mean_sd, put_section
+from zoo.benchmarks import measurement
 from zoo.data.tabular import Table, load_table
+from zoo.results.records import Provenance, Records, markdown, mean_sd, put_section
 
 __all__ = ["report", "run"]
 
@@ -20,7 +21,7 @@ TABLES = (
 )  # fmt: skip
 MODELS = ("GRBF", "SVM", "random forest", "gradient boosting", "MLP", "linear")
 FOLDS, INNER, CANDIDATES = 5, 3, 6
-MEASURES = ("zoo/models/grbf.py", "zoo/fitting.py", "zoo/estimators.py")
+MEASURES = ("zoo/models/grbf.py", "zoo/estimators")
 
 
 def learners(regression: bool) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
@@ -36,7 +37,7 @@ def learners(regression: bool) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
     from sklearn.neural_network import MLPClassifier, MLPRegressor
     from sklearn.svm import SVC, SVR
 
-    from zoo.estimators import GRBFClassifier, GRBFRegressor
+    from zoo.estimators.grbf import GRBFClassifier, GRBFRegressor
 
     # from smooth to bold, since the first of equal settings is taken: the paper's shrinkage at its strong end, a kernel
     # machine with many fixed centres whose metric bends more and more, one width per feature, and a free network
@@ -117,7 +118,7 @@ def _scores(model: Any, candidates: list[dict[str, Any]], X: np.ndarray, y: np.n
 
 def _grbf_scores(model: Any, candidates: list[dict[str, Any]], X: np.ndarray, y: np.ndarray, inner: Any) -> np.ndarray:
     """As `_scores`, with all settings and folds trained together."""
-    from zoo.estimators import fit_many
+    from zoo.estimators.grbf_fits import fit_many
 
     weights = np.zeros((len(candidates) * len(inner), len(y)))
     for i in range(len(weights)):
@@ -134,6 +135,7 @@ CAVEAT = (
 )
 
 
+@measurement("grbf", "tables", "real tables against five other learners")
 def run(folder: Path) -> Iterator[str]:
     """Measure what is missing, table by table; then write the table of results."""
     records = _records(folder)

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.benchmarks.records import Provenance, Records, markdown, put_section
+from zoo.benchmarks import measurement
 from zoo.data import Forecast, IndianPines, MovingMnist, PointMnist, Prompts, SpokenDigits
 from zoo.models.modalities import LogMel
+from zoo.results.records import Provenance, Records, markdown, put_section
 
 __all__ = ["FLOORS", "floors"]
 
@@ -116,6 +117,7 @@ FLOORS: dict[str, tuple[Callable[[], Any], Features | None, str]] = {
 }
 
 
+@measurement("modalities", "floors", "what linear models reach on the modalities' data")
 def floors(out: Path) -> Iterator[str]:
     """Measure the floors that are not measured yet, and write the table."""
     records = Records(out / "floors.csv", KEYS, VALUES)

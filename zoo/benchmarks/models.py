@@ -1,4 +1,4 @@
-"""Speed of whole models: the zoo's forms, the same network written straightforwardly, and timm's peers.
+"""Speed of whole models: the zoo's forms, the same network by the reference of every operator, and timm's peers.
 
 Every form of every model is called once a round, in turn, so that a busy machine is busy for all of them; outputs (and
 gradients, for training) are compared before anything is timed.
@@ -10,6 +10,7 @@ import copy
 import shlex
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.benchmarks.plain import has_plain_form, plain_copy
-from zoo.benchmarks.records import Provenance, Records, markdown, put_section, stamp
-from zoo.benchmarks.timing import Times, best_policy, interleaved_times, under_policies
+from zoo.benchmarks import measurement
 from zoo.models.deploy import to_deploy
-from zoo.models.registry import create_model
+from zoo.ops import reference
+from zoo.registry.factory import create_model
+from zoo.results.records import Provenance, Records, markdown, put_section, stamp
+from zoo.results.timing import Times, best_policy, interleaved_times, under_policies
 
 __all__ = ["BenchmarkError", "inference", "training"]
 
@@ -30,7 +32,7 @@ MODELS = ("unireplknet_a", "convnextv2_atto", "unireplknet_t", "convnext_tiny")
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 KEYS = ("date", "model", "form", "layout", "compiled", "threads", "batch", "size", "device")
 VALUES = ("ms", "q1", "q3", "cpu_ms", "n", "times", "times_cpu")
-MEASURES = ("zoo/models/unireplknet.py", "zoo/models/deploy.py", "zoo/kernels")
+MEASURES = ("zoo/models/unireplknet.py", "zoo/models/deploy.py", "zoo/ops")
 
 
 class BenchmarkError(RuntimeError):
@@ -49,6 +51,7 @@ class Cell(NamedTuple):
         return f"{self.model}, {self.form}, {self.layout}{', compiled' if self.compiled else ''}"
 
 
+@measurement("models", "inference", "forward passes: plain, zoo and timm's peers")
 def inference(
     folder: Path,
     models: Sequence[str] = MODELS,
@@ -68,7 +71,7 @@ def inference(
 
     Args:
         folder: Where `models_inference.csv` is kept; the table goes into RESULTS.md beside the folder.
-        models: Names of the zoo or of timm. Only UniRepLKNet has a plain form; other models run as they are.
+        models: Names of the zoo or of timm; the latter have no operators of ours, and run as they are.
         batch: Images a call.
         size: Side of the images, pixels.
         threads: Numbers of threads to measure with, one after the other; none means what torch uses now.
@@ -76,7 +79,7 @@ def inference(
         compile: Also measure the deploy forms after `torch.compile` (minutes for each model).
         precision: Any of `float32` and `bfloat16` (autocast); gains are against the plain form in float32.
         device: Where to run, `cpu` or `cuda`.
-        wait: Policies of :data:`~zoo.benchmarks.timing.POLICIES`, each in a process of its own; none means this one's.
+        wait: Policies of :data:`~zoo.results.timing.POLICIES`, each in a process of its own; none means this one's.
 
     Yields:
         Lines of a table: median wall time an image with quartiles, CPU time, and how many times faster than the plain
@@ -91,6 +94,7 @@ def inference(
     yield from _told("inference", folder, since, _options(given | {"wait": wait}), "plain deploy")
 
 
+@measurement("models", "training", "a training step: plain and zoo")
 def training(
     folder: Path,
     models: Sequence[str] = ("unireplknet_a", "unireplknet_t"),
@@ -165,15 +169,13 @@ def _inference_cells(
 ) -> dict[Cell, Callable[[], Tensor]]:
     model = _built(name).to(images.device).eval()
     forms: list[tuple[Cell, nn.Module]] = []
-    if has_plain_form(model):
-        deploy = to_deploy(model)
-        forms += [(Cell(name, "plain training form", "NCHW"), plain_copy(model))]
-        forms += [(Cell(name, "plain deploy", layout), plain_copy(deploy)) for layout in LAYOUTS]
-        forms += [(Cell(name, "zoo training form", "NCHW"), model)]
-        forms += [(Cell(name, "zoo deploy", layout), to_deploy(model)) for layout in LAYOUTS]
+    if _is_ours(model):
+        for kind in ("plain", "zoo"):
+            forms += [(Cell(name, f"{kind} training form", "NCHW"), copy.deepcopy(model))]
+            forms += [(Cell(name, f"{kind} deploy", layout), to_deploy(model)) for layout in LAYOUTS]
         if compile:
-            forms += [(Cell(name, f, "channels_last", True), m) for f, m in
-                      (("plain deploy", plain_copy(deploy)), ("zoo deploy", to_deploy(model)))]  # fmt: skip
+            deploys = ("plain deploy", "zoo deploy")
+            forms += [(Cell(name, form, "channels_last", True), to_deploy(model)) for form in deploys]
     else:
         forms += [(Cell(name, "as it is", layout), copy.deepcopy(model)) for layout in LAYOUTS]
         if compile:
@@ -187,6 +189,16 @@ def _inference_cells(
     first = next(iter(exact))
     _compare({first: exact[first]} | {cell: run().float() for cell, run in half.items()}, 0.1)
     return half | (cells if "float32" in precision else {})
+
+
+def _is_ours(model: nn.Module) -> bool:
+    """Whether a model may call operators, so that there is a plain form to compare it with."""
+    return type(model).__module__.split(".")[0] == "zoo"
+
+
+def _answering(cell: Cell) -> AbstractContextManager[None]:
+    """References of the operators for a plain form."""
+    return reference() if cell.form.startswith("plain") else nullcontext()
 
 
 def _built(name: str) -> nn.Module:
@@ -205,7 +217,8 @@ def _forward(cell: Cell, model: nn.Module, images: Tensor, dtype: torch.dtype | 
     run: Any = torch.compile(model) if cell.compiled else model
 
     def call() -> Tensor:
-        with torch.inference_mode(), torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+        half = torch.autocast(images.device.type, dtype, enabled=dtype is not None)
+        with _answering(cell), torch.inference_mode(), half:
             return _finished(run(images))
 
     return call
@@ -213,11 +226,10 @@ def _forward(cell: Cell, model: nn.Module, images: Tensor, dtype: torch.dtype | 
 
 def _training_cells(name: str, images: Tensor) -> dict[Cell, Callable[[], Tensor]]:
     model = _built(name).train().to(images.device)
-    if not has_plain_form(model):
-        raise BenchmarkError(f"{name} has no plain form to compare a training step with; choose a UniRepLKNet")
+    if not _is_ours(model):
+        raise BenchmarkError(f"{name} has no plain form to compare a training step with; choose a model of the zoo")
     _check_statistics(model, images)
-    forms = {Cell(name, "plain", layout): plain_copy(model) for layout in LAYOUTS}
-    forms |= {Cell(name, "zoo", layout): model if layout == "NCHW" else copy.deepcopy(model) for layout in LAYOUTS}
+    forms = {Cell(name, kind, layout): copy.deepcopy(model) for kind in ("plain", "zoo") for layout in LAYOUTS}
     cells = {cell: _step(cell, module, images) for cell, module in forms.items()}
     _compare({cell: step().clone() for cell, step in cells.items()}, 1e-3)
     return cells
@@ -249,7 +261,8 @@ def _step(cell: Cell, model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
 
     def call() -> Tensor:
         model.zero_grad(set_to_none=True)
-        F.cross_entropy(model(images), targets).backward()
+        with _answering(cell):
+            F.cross_entropy(model(images), targets).backward()
         assert first.grad is not None
         return _finished(first.grad)
 

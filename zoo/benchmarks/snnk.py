@@ -14,12 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.benchmarks.records import Provenance, Records, markdown, mean_sd, put_section, stamp
-from zoo.benchmarks.timing import POLICIES, interleaved_times, under_policies
+from zoo.analysis.plots import new_figure
+from zoo.benchmarks import measurement
 from zoo.benchmarks.tuning import bracketed
-from zoo.files import write_atomic
 from zoo.kernels.random_features import ExpFeatures, FeatureMap, OscillatoryFeatures, ReLUFeatures
 from zoo.models.snnk import SNNK, SNNKLinear
+from zoo.results.records import Provenance, Records, markdown, mean_sd, put_section, stamp
+from zoo.results.timing import POLICIES, interleaved_times, under_policies
+from zoo.support.files import write_atomic
 
 __all__ = ["approximation", "mlp", "speed"]
 
@@ -43,16 +45,17 @@ class Original(nn.Module):
 
 DENSE, WHOLE = "dense and GELU", "dense, GELU, dense"
 _SPEED = ("layer", "wait_policy"), ("ms", "cpu_ms", "times", "times_whole", "n")
-FEATURES = ("zoo/kernels/random_features.py", "zoo/models/snnk.py")
+FEATURES = ("zoo/kernels/random_features", "zoo/models/snnk.py")
 
 
+@measurement("snnk", "speed", "folded and unfolded layers against dense ones")
 def speed(folder: Path, rounds: int = 11, wait: Sequence[str] = tuple(POLICIES)) -> Iterator[str]:
     """Dense 768 -> 3072 with GELU against SNNK layers, whole and folded into a second layer, on 2,048 tokens.
 
     Args:
         folder: Of `snnk_speed.csv`; the table goes into RESULTS.md beside the folder.
         rounds: Timed calls of each form.
-        wait: Policies of :data:`~zoo.benchmarks.timing.POLICIES`, each in a process of its own.
+        wait: Policies of :data:`~zoo.results.timing.POLICIES`, each in a process of its own.
     """
     path = folder / "snnk_speed.csv"
     path.unlink(missing_ok=True)  # times of one run belong together
@@ -145,6 +148,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+@measurement("snnk", "approximation", "error of every map against its width")
 def approximation(folder: Path) -> Iterator[str]:
     """Error of every map against its width, with the theory's line: a table and a picture.
 
@@ -209,11 +213,7 @@ stay where the series ends. The picture, with the theory's line for independent 
 
 
 def _draw(records: Records, path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((11, 7.5))
     for ax, name in zip(figure.subplots(3, 4, sharex=True).flat, MAPS, strict=True):
         for kind, mark in zip(KINDS, "os^d", strict=True):
             errors = [records.numbers("error", map=name, projection=kind, m=m)[0] for m in WIDTHS]
@@ -256,6 +256,7 @@ def _snnk(seed: int, m: tuple[int, ...], **options: Any) -> SNNK:
     return SNNK(1, 10, (HIDDEN,) * len(m), m, img_size=28, antithetic=True, seed=1000 * seed, **options)
 
 
+@measurement("snnk", "mlp", "a perceptron in layers, bundled, in closed form")
 def mlp(folder: Path) -> Iterator[str]:
     """A perceptron on 5,000 MNIST digits: plain, SNNK, bundled, and fully bundled with its optimum in closed form."""
     from zoo.data.image import Mnist5k

@@ -19,17 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.benchmarks.records import Provenance, Records, markdown, mean_sd, put_section
+from zoo.adapters import AdapterConfig, SavedModule, inject_adapters
+from zoo.adapters.conversion import convert_feed_forward, feed_forwards
+from zoo.adapters.text import TUNINGS
+from zoo.benchmarks import measurement
 from zoo.benchmarks.tuning import bracketed
 from zoo.data.text import fetch_minilm, load_reviews, split_rows, tokenize
 from zoo.kernels.random_features import ReLUFeatures
-from zoo.models.adapters import AdapterConfig, SavedModule, inject_adapters
-from zoo.models.conversion import convert_feed_forward, feed_forwards
-from zoo.models.text import TUNINGS
+from zoo.results.records import Provenance, Records, markdown, mean_sd, put_section
 
 __all__ = ["adapters", "conversion"]
 
-TEXT = ("zoo/models/adapters.py", "zoo/models/conversion.py", "zoo/kernels/random_features.py")
+TEXT = ("zoo/adapters", "zoo/adapters/conversion.py", "zoo/kernels/random_features")
 LENGTH, EPOCHS, BATCH, LAYERS, TRIAL_ROWS = 128, 1, 8, 3, 1000
 SEEDS = (0, 1, 2)
 
@@ -218,6 +219,7 @@ def _tfidf(records: Records) -> float:
     return records.numbers("test", **key)[0]
 
 
+@measurement("snnk", "adapters", "adapters on a text encoder")
 def adapters(folder: Path) -> Iterator[str]:
     """SNNK adapters, Houlsby adapters, LoRA, head only and full fine-tuning of the last three layers of MiniLM.
 
@@ -304,6 +306,7 @@ def _linear_map(width: int, m: int, seed: int) -> ReLUFeatures:
     return ReLUFeatures(width, m, constant=-1e6, seed=seed)
 
 
+@measurement("snnk", "conversion", "feed-forward networks of a text encoder, converted")
 def conversion(folder: Path) -> Iterator[str]:
     """Convert the feed-forward networks of the last two layers: error and accuracy against m, and two baselines."""
     records = Records(folder / "snnk_conversion.csv", ["method", "m", "seed"], ["parameters", "error", "test"])

@@ -20,11 +20,12 @@ from timm.models.convnext import ConvNeXtBlock
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
-from zoo.benchmarks.records import Provenance, Records, markdown, mean_sd, put_section
+from zoo.benchmarks import measurement
 from zoo.benchmarks.tuning import bracketed
 from zoo.data import FashionMnist, Mnist
-from zoo.kernels.hyperzzw import causal_conv
-from zoo.models.registry import create_model
+from zoo.ops.hyperzzw import causal_conv
+from zoo.registry.factory import create_model
+from zoo.results.records import Provenance, Records, markdown, mean_sd, put_section
 
 __all__ = ["BenchmarkError", "options", "pixels"]
 
@@ -35,7 +36,7 @@ RATES, TRIAL_STEPS, HELD_OUT = (3e-3, 1e-2, 3e-2, 1e-1), 100, 5000
 DATA: dict[str, type[Mnist]] = {"MNIST": Mnist, "Fashion-MNIST": FashionMnist}
 KEYS = ("data", "task", "model", "equal", "steps", "seed")
 VALUES = ("parameters", "rate", "accuracy", "taken", "cpu_seconds")
-MEASURES = ("zoo/models/terminator.py", "zoo/kernels/hyperzzw.py", "zoo/kernels/native.c")
+MEASURES = ("zoo/models/terminator.py", "zoo/models/slow_nets.py", "zoo/ops")
 
 
 class BenchmarkError(RuntimeError):
@@ -261,6 +262,7 @@ class Rates:
 # ---- commands ----------------------------------------------------------------------------------------------
 
 
+@measurement("terminator", "pixels", "digits and clothes beside other networks")
 def pixels(
     folder: Path,
     data: Sequence[str] = tuple(DATA),
@@ -359,6 +361,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@measurement("terminator", "options", "what its options do to accuracy")
 def options(
     folder: Path,
     data: Sequence[str] = ("MNIST",),

@@ -1,10 +1,12 @@
-"""Speed and memory of Terminator against the same network written straightforwardly."""
+"""Speed and memory of Terminator against the same network by the reference of every operator."""
 
 from __future__ import annotations
 
+import copy
 import shlex
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.benchmarks.records import Provenance, Records, markdown, put_section, stamp
-from zoo.benchmarks.terminator_plain import PlainTerminator
-from zoo.benchmarks.timing import POLICIES, best_policy, interleaved_times, peak_memory, under_policies
+from zoo.benchmarks import measurement
 from zoo.models.deploy import to_deploy
-from zoo.models.registry import create_model
+from zoo.ops import reference
+from zoo.registry.factory import create_model
+from zoo.results.records import Provenance, Records, markdown, put_section, stamp
+from zoo.results.timing import POLICIES, best_policy, interleaved_times, peak_memory, under_policies
 
 __all__ = ["SpeedError", "speed"]
 
 KEYS = ("date", "what", "form", "batch", "threads", "wait_policy")
 VALUES = ("ms", "cpu_ms", "times", "times_cpu", "apart", "mib", "memory_share")
-MEASURES = ("zoo/models/terminator.py", "zoo/models/deploy.py", "zoo/kernels")
+MEASURES = ("zoo/models/terminator.py", "zoo/models/slow_nets.py", "zoo/models/terminator_deploy.py", "zoo/ops")
 TOLERANCE = 1e-5
 
 
@@ -30,11 +33,15 @@ class SpeedError(RuntimeError):
     """Two forms that should agree do not."""
 
 
-def built(form: str) -> nn.Module:
-    """The CIFAR-10 network in one of its forms; dropout off, frequencies that float32 resolves."""
+def built() -> nn.Module:
+    """The CIFAR-10 network; dropout off, frequencies that float32 resolves."""
     torch.manual_seed(0)
-    network = create_model("terminator_cifar10", omega_0="grid", block_drop_rate=0.0)
-    return PlainTerminator(network) if form == "plain" else network  # type: ignore[arg-type]
+    return create_model("terminator_cifar10", omega_0="grid", block_drop_rate=0.0)
+
+
+def answering(form: str) -> AbstractContextManager[None]:
+    """References of the operators for the plain form."""
+    return reference() if form == "plain" else nullcontext()
 
 
 def images(batch: int) -> tuple[Tensor, Tensor]:
@@ -44,13 +51,14 @@ def images(batch: int) -> tuple[Tensor, Tensor]:
 
 def training_step(form: str, batch: int) -> Callable[[], Tensor]:
     """Forward, all losses, backward; the call returns the logits."""
-    model, (x, y) = built(form).train(), images(batch)
+    model, (x, y) = built().train(), images(batch)
 
     def call() -> Tensor:
         model.zero_grad(set_to_none=True)
-        logits = model(x)
-        losses = [F.cross_entropy(logits, y, label_smoothing=0.09), *model.aux_losses().values()]  # type: ignore[operator]
-        torch.stack(losses).sum().backward()
+        with answering(form):
+            logits = model(x)
+            losses = [F.cross_entropy(logits, y, label_smoothing=0.09), *model.aux_losses().values()]  # type: ignore[operator]
+            torch.stack(losses).sum().backward()
         return logits.detach()
 
     return call
@@ -58,12 +66,12 @@ def training_step(form: str, batch: int) -> Callable[[], Tensor]:
 
 def inference(form: str, batch: int) -> Callable[[], Tensor]:
     """Forward without gradients."""
-    model, (x, _) = built(form).eval(), images(batch)
+    model, (x, _) = built().eval(), images(batch)
     if form == "zoo deploy":
         to_deploy(model, inplace=True)
 
     def call() -> Tensor:
-        with torch.inference_mode():
+        with answering(form), torch.inference_mode():
             return model(x)
 
     return call
@@ -75,6 +83,7 @@ WORK: dict[str, tuple[Callable[[str, int], Callable[[], Tensor]], tuple[str, ...
 }
 
 
+@measurement("terminator", "speed", "a training step and inference against the plain form")
 def speed(
     folder: Path,
     batch: int = 16,
@@ -89,7 +98,7 @@ def speed(
         batch: Images a call; inference is measured with 1 image too.
         threads: Numbers of threads.
         rounds: Timed calls of each form.
-        wait: Policies of :data:`~zoo.benchmarks.timing.POLICIES`, each in a process of its own.
+        wait: Policies of :data:`~zoo.results.timing.POLICIES`, each in a process of its own.
 
     Yields:
         A line for every form, and the table.
@@ -108,10 +117,11 @@ def speed(
     table = markdown(HEADER, map(_shown, rows))
     text = (
         f"## terminator_cifar10: speed\n\n`python -m zoo benchmark terminator speed {options}`\n\n"
-        f"float32; {rounds} interleaved rounds, medians; times: against the plain form, the network as one would "
-        "first write it, in the same process, median over rounds. Training: forward, label-smoothed cross-entropy, "
-        "slow loss, regulariser, backward. Logits apart: largest difference from the plain form, relative. MiB: peak "
-        f"memory of a call beyond a tiny one. {Provenance(rows, MEASURES)}\n\n{table}\n\n{_headline(rows)}"
+        f"float32; {rounds} interleaved rounds, medians; times: against the plain form, the same network by the "
+        "reference of every operator, in the same process, median over rounds. Training: forward, label-smoothed "
+        "cross-entropy, slow loss, regulariser, backward. Logits apart: largest difference from the plain form, "
+        f"relative. MiB: peak memory of a call beyond a tiny one. {Provenance(rows, MEASURES)}"
+        f"\n\n{table}\n\n{_headline(rows)}"
     )
     put_section(folder.parent / "RESULTS.md", "terminator speed", text)
     yield table
@@ -164,15 +174,15 @@ def _headline(rows: Sequence[dict[str, str]]) -> str:
 
 
 def _check_gradients() -> None:
-    """Compare the gradients of plain and zoo form in float64, relative to the largest."""
-    x, y = images(2)
+    """Compare the gradients of the zoo's form in float32 and of the plain one in float64, relative to the largest."""
+    model, (x, y) = built().train(), images(2)
     gradients = []
-    for form in ("plain", "zoo"):
-        model = built(form).double().train()
-        losses = [F.cross_entropy(model(x.double()), y), *model.aux_losses().values()]  # type: ignore[operator]
-        torch.stack(losses).sum().backward()
-        network = model.network if form == "plain" else model
-        gradients.append({name: p.grad for name, p in network.named_parameters()})  # type: ignore[union-attr]
+    for form, dtype in (("plain", torch.float64), ("zoo", torch.float32)):
+        network = copy.deepcopy(model).to(dtype)
+        with answering(form):
+            losses = [F.cross_entropy(network(x.to(dtype)), y), *network.aux_losses().values()]  # type: ignore[operator]
+            torch.stack(losses).sum().backward()
+        gradients.append({name: p.grad for name, p in network.named_parameters()})
     plain, zoo = gradients
     largest = max(g.abs().max() for g in plain.values())  # type: ignore[union-attr]
     apart = max(float((zoo[name] - g).abs().max() / largest) for name, g in plain.items())  # type: ignore[operator]

@@ -13,44 +13,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "IGNORE_INDEX",
-    "AudioFolder",
-    "Augmentation",
-    "Cifar10",
-    "Cifar100",
-    "ContinualData",
-    "DataError",
-    "Digits",
-    "EpochBatches",
-    "FashionMnist",
-    "FoodReviews",
-    "Forecast",
-    "ImageDataModule",
-    "ImageFolder",
-    "ImageNet",
-    "IndianPines",
-    "Mnist",
-    "Mnist5k",
-    "MovingMnist",
-    "PermutedTasks",
-    "PointMnist",
-    "Prompts",
-    "ResumableLoader",
-    "RotatedTasks",
-    "SplitTasks",
-    "SpokenDigits",
-    "VideoFolder",
-    "cache_folder",
-]
-
 _HOME = {
     "IGNORE_INDEX": "sampling",
     "AudioFolder": "audio",
     "Augmentation": "transforms",
     "Cifar10": "image",
     "Cifar100": "image",
-    "ContinualData": "streams",
+    "ContinualData": "task_streams",
     "DataError": "checks",
     "Digits": "image",
     "EpochBatches": "sampling",
@@ -64,16 +33,17 @@ _HOME = {
     "Mnist": "image",
     "Mnist5k": "image",
     "MovingMnist": "video",
-    "PermutedTasks": "streams",
+    "PermutedTasks": "task_streams",
     "PointMnist": "points",
     "Prompts": "audio",
     "ResumableLoader": "sampling",
-    "RotatedTasks": "streams",
-    "SplitTasks": "streams",
+    "RotatedTasks": "task_streams",
+    "SplitTasks": "task_streams",
     "SpokenDigits": "audio",
     "VideoFolder": "video",
     "cache_folder": "sources",
 }
+__all__ = list(_HOME)
 
 if TYPE_CHECKING:
     from zoo.data.audio import AudioFolder, Prompts, SpokenDigits
@@ -85,7 +55,7 @@ if TYPE_CHECKING:
     from zoo.data.sampling import IGNORE_INDEX, EpochBatches, ResumableLoader
     from zoo.data.series import Forecast
     from zoo.data.sources import cache_folder
-    from zoo.data.streams import ContinualData, PermutedTasks, RotatedTasks, SplitTasks
+    from zoo.data.task_streams import ContinualData, PermutedTasks, RotatedTasks, SplitTasks
     from zoo.data.text import FoodReviews
     from zoo.data.transforms import Augmentation
     from zoo.data.video import MovingMnist, VideoFolder

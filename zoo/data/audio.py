@@ -7,8 +7,11 @@ Every batch is `(waveforms, targets)`: float32 (B, samples) in [-1, 1], and int6
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import io
+import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -19,17 +22,18 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from zoo import inputs
 from zoo.data import sources
-from zoo.data.checks import DataError, checked
+from zoo.data.checks import DataError, extends, tell
+from zoo.data.delimited import listed
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
 from zoo.data.walk import Files, class_folders, parts, scan, scan_like
-from zoo.files import CheckpointError, write_atomic
-from zoo.values import first_line
+from zoo.support import inputs
+from zoo.support.files import CheckpointError, write_atomic
+from zoo.support.values import DamagedFileError, first_line, read_text
 
 __all__ = ["AudioFolder", "Clips", "Prompts", "SpokenDigits", "read_audio"]
 
@@ -44,6 +48,8 @@ MAX_SECONDS = 600.0
 MAX_SAMPLES = 120_000_000
 RATES = (100, 1_000_000)  # Hz, of a file
 _SIMPLE, _FINE = 1000, 50_000  # terms of a ratio of two rates
+_LOUDEST = 8.0  # times full scale: more than any recorder's headroom, less than whole numbers kept as floats have
+_MAX_LIST = 100_000_000  # bytes
 
 RECORDINGS = Files(
     "recording",
@@ -74,10 +80,13 @@ def read_audio(path: str | Path, sample_rate: int, longest: float = MAX_SECONDS)
     path = Path(path)
     if not path.is_file():
         raise DataError(f"cannot read the recording {path}: it is no regular file")
+    name: Any = os.fsencode(path) if os.name == "posix" else path  # a name need not be text
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(name) as file:
             if file.format not in CONTAINERS:
                 raise DataError(f"cannot read the recording {path}: {file.format} is none of WAV, FLAC, OGG and MP3")
+            if not file.seekable():
+                raise DataError(f"cannot read the recording {path}: convert it from {file.subtype} to PCM first")
             if not RATES[0] <= file.samplerate <= RATES[1]:
                 raise DataError(f"cannot read the recording {path}: it claims {file.samplerate} samples a second")
             if file.frames > longest * file.samplerate:
@@ -86,17 +95,48 @@ def read_audio(path: str | Path, sample_rate: int, longest: float = MAX_SECONDS)
                 raise DataError(f"cannot read the recording {path}: {file.frames:,} samples are too many, cut it first")
             rate = file.samplerate
             # a piece at a time: what a header claims, and hundreds of channels, need no memory
-            pieces = [block.mean(1) for block in file.blocks(1 << 16, dtype="float32", always_2d=True)]
-            values = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+            pieces, loudest = [np.zeros(0, np.float32)], 0.0
+            for block in file.blocks(1 << 16, dtype="float32", always_2d=True):
+                pieces.append(block.mean(1))
+                loudest = max(loudest, float(np.abs(block).max()))
+            values = np.concatenate(pieces)
+            if _is_cut_off(file.extra_info):
+                _tell_of(path, "it ends before what its header claims, and is taken as it is")
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"cannot read the recording {path}: {' '.join(str(error).split())[:120]}") from error
+        raise DataError(
+            f"cannot read the recording {path}: it is damaged or of no known kind ({first_line(error, 120)})"
+        ) from error
     if not len(values):
         raise DataError(f"cannot read the recording {path}: it holds no samples")
     if not np.isfinite(values).all():
         raise DataError(f"cannot read the recording {path}: it holds values that are no numbers")
+    if (peak := float(np.abs(values).max())) > _LOUDEST:
+        raise DataError(f"cannot read the recording {path}: it holds values up to {peak:.4g}, where full scale is 1")
+    if peak < loudest / 1000:
+        _tell_of(path, "its channels cancel each other, so that their mean is silence")
     return resampled(torch.from_numpy(values), rate, sample_rate)
+
+
+def _is_cut_off(log: str) -> bool:
+    """Whether the log of a WAV tells of fewer bytes than its header claims; that of a stream claims the most."""
+    found = re.search(r"^data *: (\d+) \(should be (\d+)\)", log, re.MULTILINE)
+    return found is not None and int(found[2]) < int(found[1]) < 2**31 - 2**16
+
+
+@functools.cache
+def _told(folder: Path, what: str) -> dict[str, None]:
+    """Names of the files of a folder of which this was told."""
+    return {}
+
+
+def _tell_of(path: Path, what: str) -> None:
+    """Tell something of a recording, of the first of a folder only."""
+    told = _told(path.parent, what)
+    if not told:
+        tell(f"{path}: {what}; of others in its folder this is not said again")
+    told[path.name] = None
 
 
 def resampled(waveform: Tensor, rate: int, sample_rate: int) -> Tensor:
@@ -288,19 +328,14 @@ class AudioFolder(AudioDataModule):
         min_seconds: Shorter recordings are left out.
         max_seconds: Longer recordings are left out.
         val_fraction: Share of the training part that is used for validation.
-        seed: Decides the order of the training clips, and where they are cut.
-        batch_size: Training clips of one step of one process.
-        eval_batch_size: Clips of one evaluation step of one process; `None` means `batch_size`.
-        num_workers: Processes that load clips; 0 loads in the training process.
-        drop_last: Leave out the last, incomplete training batch.
-        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+        **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
         DataError: If the folder is missing, has no classes, or holds a damaged file.
     """
 
-    @checked
+    @extends(ImageDataModule, eval_batch_size=256)
     def __init__(
         self,
         root: str | Path,
@@ -312,12 +347,7 @@ class AudioFolder(AudioDataModule):
         min_seconds: Annotated[float, Field(ge=0)] = 0.0,
         max_seconds: PositiveFloat = 60.0,
         val_fraction: Share = 0.1,
-        seed: NonNegativeInt = 0,
-        batch_size: PositiveInt = 64,
-        eval_batch_size: PositiveInt | None = 256,
-        num_workers: NonNegativeInt = 0,
-        drop_last: bool = True,
-        pin_memory: bool | None = None,
+        **loader: Any,
     ) -> None:
         if min_seconds > max_seconds:
             raise ValueError(f"min_seconds={min_seconds} above max_seconds={max_seconds} leaves no recording")
@@ -328,12 +358,7 @@ class AudioFolder(AudioDataModule):
             gain=gain,
             min_cut=min_cut,
             val_fraction=val_fraction,
-            seed=seed,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            drop_last=drop_last,
-            pin_memory=pin_memory,
+            **loader,
         )
         self.root = Path(root).expanduser()
         self.min_seconds, self.max_seconds = min_seconds, max_seconds
@@ -365,11 +390,14 @@ class AudioFolder(AudioDataModule):
                 if clip is not None and len(clip) >= self.min_seconds * self.sample_rate:
                     kept[0].append(clip)
                     kept[1].append(target)
-            if part == "train" and (lost := set(range(len(names))) - set(kept[1])):
+            lost = set(range(len(names))) - set(kept[1])
+            if part == "train" and lost:
                 raise DataError(
                     f"{self.root}: class {names[min(lost)]!r} has no recording for training of {self.min_seconds:g} to "
                     f"{self.max_seconds:g} seconds"
                 )
+            elif lost:
+                tell(f"{self.root}: the {part} part has no recording of {listed([names[i] for i in sorted(lost)], 5)}")
             if kept[0]:
                 found[part] = kept
         if "test" not in found:
@@ -411,13 +439,16 @@ class AudioFolder(AudioDataModule):
 
 def _lines(path: Path) -> list[tuple[int, str]]:
     """Numbers and contents of the lines of a list, each a path that may have blanks; nothing where there is no list."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return []
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read the list {path} ({str(error)[:100]})") from None
-    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+        lines = read_text(path, _MAX_LIST, "utf-8-sig").splitlines()
+    except (DamagedFileError, FileNotFoundError) as error:
+        raise DataError(f"cannot read the list: {first_line(error)}") from None
+    found = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not found:
+        raise DataError(f"the list {path} is empty: name some recordings in it, or remove it")
+    return found
 
 
 class Prompts(AudioFolder):
@@ -427,22 +458,7 @@ class Prompts(AudioFolder):
     (CC-BY-SA-3.0). The ten clips of plain silence that every package has are left out: nothing tells them apart. A
     quarter of each language is for testing, drawn at random, so that the same voices are in all parts.
 
-    Args:
-        root: Folder with `en`, `es`, `fr`, `it` and `ru`.
-        sample_rate: Hz that everything is resampled to.
-        duration: Length of every waveform, seconds.
-        fill: How shorter clips are filled: `repeat` them, or let `silence` surround them.
-        gain: Largest change of loudness in training, dB.
-        min_cut: Training clips are first cut to a random length between this and `duration`, seconds; `None` does not.
-        min_seconds: Shorter recordings are left out.
-        max_seconds: Longer recordings are left out.
-        val_fraction: Share of the training part that is used for validation.
-        seed: Decides the order of the training clips, and where they are cut.
-        batch_size: Training clips of one step of one process.
-        eval_batch_size: Clips of one evaluation step of one process; `None` means `batch_size`.
-        num_workers: Processes that load clips; 0 loads in the training process.
-        drop_last: Leave out the last, incomplete training batch.
-        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+    Arguments are those of `AudioFolder`; `root` holds `en`, `es`, `fr`, `it` and `ru`.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -451,42 +467,17 @@ class Prompts(AudioFolder):
 
     names = ("en", "es", "fr", "it", "ru")
 
-    @checked
-    def __init__(
-        self,
-        root: str | Path = "/usr/share/asterisk/sounds",
-        sample_rate: PositiveInt = 8000,
-        duration: PositiveFloat = 2.0,
-        fill: Fill = "repeat",
-        gain: Annotated[float, Field(ge=0)] = 6.0,
-        min_cut: PositiveFloat | None = None,
-        min_seconds: Annotated[float, Field(ge=0)] = 0.3,
-        max_seconds: PositiveFloat = 20.0,
-        val_fraction: Share = 0.1,
-        seed: NonNegativeInt = 0,
-        batch_size: PositiveInt = 64,
-        eval_batch_size: PositiveInt | None = 256,
-        num_workers: NonNegativeInt = 0,
-        drop_last: bool = True,
-        pin_memory: bool | None = None,
-    ) -> None:
-        super().__init__(
-            root,
-            sample_rate,
-            duration,
-            fill,
-            gain,
-            min_cut,
-            min_seconds,
-            max_seconds,
-            val_fraction,
-            seed,
-            batch_size,
-            eval_batch_size,
-            num_workers,
-            drop_last,
-            pin_memory,
-        )
+    @extends(
+        AudioFolder,
+        root="/usr/share/asterisk/sounds",
+        sample_rate=8000,
+        duration=2.0,
+        fill="repeat",
+        min_seconds=0.3,
+        max_seconds=20.0,
+    )
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
 
     @property
     def class_names(self) -> list[str]:
@@ -610,19 +601,14 @@ class SpokenDigits(AudioDataModule):
         duration: Length of every waveform, seconds, at 16 kHz.
         fill: How shorter clips are filled: `repeat` them, or let `silence` surround them.
         gain: Largest change of loudness in training, dB.
-        seed: Decides the order of the training clips, and where they lie in the waveform.
-        batch_size: Training clips of one step of one process.
-        eval_batch_size: Clips of one evaluation step of one process; `None` means `batch_size`.
-        num_workers: Processes that load clips; 0 loads in the training process.
-        drop_last: Leave out the last, incomplete training batch.
-        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+        **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
         DataError: In `prepare_data`, if the engine cannot be had or run.
     """
 
-    @checked
+    @extends(ImageDataModule, batch_size=32, eval_batch_size=256)
     def __init__(
         self,
         root: str | Path | None = None,
@@ -630,12 +616,7 @@ class SpokenDigits(AudioDataModule):
         duration: PositiveFloat = 0.9,
         fill: Fill = "silence",
         gain: Annotated[float, Field(ge=0)] = 6.0,
-        seed: NonNegativeInt = 0,
-        batch_size: PositiveInt = 32,
-        eval_batch_size: PositiveInt | None = 256,
-        num_workers: NonNegativeInt = 0,
-        drop_last: bool = True,
-        pin_memory: bool | None = None,
+        **loader: Any,
     ) -> None:
         super().__init__(
             sample_rate=16000,
@@ -643,12 +624,7 @@ class SpokenDigits(AudioDataModule):
             fill=fill,
             gain=gain,
             val_fraction=0.0,
-            seed=seed,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            drop_last=drop_last,
-            pin_memory=pin_memory,
+            **loader,
         )
         self.root = sources.cache_folder(root)
         self.download = download

@@ -6,13 +6,13 @@ import functools
 import inspect
 import logging
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from zoo.quoting import shown
-from zoo.suggest import suggestion
+from zoo.support.quoting import shown
+from zoo.support.suggest import suggestion
 
 Init = TypeVar("Init", bound=Callable[..., None])
 
@@ -39,7 +39,32 @@ def checked(init: Init) -> Init:
         ValueError: For the first argument outside its annotation, as `Class(name=value): reason`.
         TypeError: For an argument that does not exist or has no value.
     """
-    signature = inspect.signature(init)
+    return _checked(init, list(inspect.signature(init).parameters.values()), init.__annotations__)
+
+
+def extends(base: type, *, without: Collection[str] = (), **defaults: Any) -> Callable[[Init], Init]:
+    """Have an `__init__` take through its `**` argument whatever that of a base class takes, all of it :func:`checked`.
+
+    Args:
+        base: The class whose arguments are added behind the own ones, with its types and defaults.
+        without: Arguments of the base that are not taken.
+        **defaults: What some of them are by default here.
+    """
+    given = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
+    taken = [p.replace(default=defaults.get(p.name, p.default)) for p in given if p.name not in ("self", *without)]
+    types = typing.get_type_hints(base.__init__, include_extras=True)  # type: ignore[misc]
+
+    def extended(init: Init) -> Init:
+        own = {p.name: p for p in inspect.signature(init).parameters.values() if p.kind is not p.VAR_KEYWORD}
+        added = [p for p in taken if p.name not in own]
+        hints = {name: hint for name, hint in init.__annotations__.items() if name in own}
+        return _checked(init, [*own.values(), *added], hints | {p.name: types[p.name] for p in added})
+
+    return extended
+
+
+def _checked(init: Init, parameters: list[inspect.Parameter], annotations: dict[str, Any]) -> Init:
+    signature = inspect.Signature(parameters)
     names = [name for name in signature.parameters if name != "self"]
 
     @functools.wraps(init)
@@ -50,12 +75,15 @@ def checked(init: Init) -> Init:
             bound = signature.bind(self, *args, **kwargs)
         except TypeError as error:
             raise TypeError(f"{type(self).__name__}: {error}") from None
-        adapters = _adapters(init)
+        bound.apply_defaults()
+        adapters = _adapters(wrapper)
         for name, value in bound.arguments.items():
             if name in adapters:
                 bound.arguments[name] = _validated(adapters[name], value, f"{type(self).__name__}({name}={value!r})")
-        init(*bound.args, **bound.kwargs)
+        init(**bound.arguments)
 
+    wrapper.__signature__ = signature  # type: ignore[attr-defined]
+    wrapper.__annotations__ = annotations
     return typing.cast(Init, wrapper)
 
 

@@ -27,7 +27,7 @@ from typing import NoReturn
 import numpy as np
 
 from zoo.data.checks import DataError
-from zoo.quoting import is_printable
+from zoo.support.quoting import is_printable
 
 __all__ = ["SEPARATORS", "Match", "TableFile", "is_time", "read_table"]
 
@@ -330,10 +330,10 @@ def read_table(
     return TableFile(path, separator, encoding, first if header else None, len(first), skip)
 
 
-def listed(names: Sequence[str], shown: int = 20) -> str:
-    """Names for a message; the first ones of many."""
+def listed(names: Sequence[str], shown: int = 20, width: int = 60) -> str:
+    """Names for a message; the first ones of many, each cut to a width."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(name[:60] or "(no name)" for name in names[:shown]) + more
+    return ", ".join(name[:width] or "(no name)" for name in names[:shown]) + more
 
 
 def _plain(name: str) -> str:

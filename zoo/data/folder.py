@@ -16,16 +16,16 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from zoo import inputs
-from zoo.data.checks import checked, tell
+from zoo.data.checks import DataError, extends, tell
 from zoo.data.image import ImageDataModule, Probability, Share
 from zoo.data.pictures import FORMATS, Fit, open_picture
 from zoo.data.sampling import KeyedDataset, SampleKey, isolated_rng, sample_seed, seed_rng, stratified_split
 from zoo.data.sources import SPLIT_SEED
-from zoo.data.walk import Files, class_folders, parts, scan, scan_like
+from zoo.data.walk import Files, below, class_folders, parts, scan, scan_like
+from zoo.support import inputs
 
 __all__ = ["ImageFolder", "ImageNet"]
 
@@ -91,6 +91,19 @@ class FolderImages(KeyedDataset):
         return open_picture(os.fsdecode(self.paths[index]), **how, least=self.least)
 
 
+def first_images(folder: Path, form: Any, count: int) -> Tensor:
+    """The first images below a folder, at any depth, prepared as a record of images says, (count, C, H, W).
+
+    Raises:
+        DataError: There are none, or one cannot be read.
+    """
+    paths = below(folder, IMAGES)[:count]
+    if not paths:
+        raise DataError(f"there is no image ({' '.join(EXTENSIONS)}) below {folder}")
+    pictures = FolderImages(paths, [0] * len(paths), Fit(form), seed=None)
+    return pictures.images([SampleKey(i) for i in range(len(paths))])
+
+
 class ImageFolder(ImageDataModule):
     """Images in folders, one per class, augmented with timm's transforms.
 
@@ -125,12 +138,7 @@ class ImageFolder(ImageDataModule):
         mean: Mean of the red, green and blue channel on the scale [0, 1].
         std: Standard deviation of the channels.
         background: Grey value, 0 for black to 255 for white, that shows where a picture is transparent.
-        seed: Decides the order of the training images and every augmentation, together with the epoch.
-        batch_size: Training images of one step of one process.
-        eval_batch_size: Images of one evaluation step of one process; `None` means `batch_size`.
-        num_workers: Processes that load images; 0 loads in the training process. The result is the same.
-        drop_last: Leave out the last, incomplete training batch of an epoch.
-        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+        **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -140,7 +148,7 @@ class ImageFolder(ImageDataModule):
 
     tests_on_validation = True
 
-    @checked
+    @extends(ImageDataModule, num_workers=4)
     def __init__(
         self,
         root: str | Path,
@@ -161,14 +169,9 @@ class ImageFolder(ImageDataModule):
         mean: Channels = (0.485, 0.456, 0.406),
         std: Channels = (0.229, 0.224, 0.225),
         background: Annotated[int, Field(ge=0, le=255)] = 255,
-        seed: NonNegativeInt = 0,
-        batch_size: PositiveInt = 64,
-        eval_batch_size: PositiveInt | None = None,
-        num_workers: NonNegativeInt = 4,
-        drop_last: bool = True,
-        pin_memory: bool | None = None,
+        **loader: Any,
     ) -> None:
-        super().__init__(seed, batch_size, eval_batch_size, num_workers, drop_last, pin_memory)
+        super().__init__(**loader)
         for name, (low, high) in {"crop_scale": crop_scale, "crop_ratio": crop_ratio}.items():
             if not 0 < low <= high:
                 raise ValueError(
@@ -293,57 +296,6 @@ class ImageNet(ImageFolder):
         DataError: As for `ImageFolder`.
     """
 
-    @checked
-    def __init__(
-        self,
-        root: str | Path,
-        image_size: PositiveInt = 224,
-        val_fraction: Share = 0.1,
-        crop_scale: Range = (0.08, 1.0),
-        crop_ratio: Range = (3 / 4, 4 / 3),
-        hflip: Probability = 0.5,
-        vflip: Probability = 0.0,
-        auto_augment: str | None = "rand-m9-mstd0.5-inc1",
-        color_jitter: Annotated[float, Field(ge=0)] = 0.4,
-        re_prob: Probability = 0.25,
-        re_mode: Literal["const", "rand", "pixel"] = "pixel",
-        re_count: PositiveInt = 1,
-        interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic",
-        crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None,
-        crop_mode: Literal["center", "squash", "border"] | None = None,
-        mean: Channels = (0.485, 0.456, 0.406),
-        std: Channels = (0.229, 0.224, 0.225),
-        background: Annotated[int, Field(ge=0, le=255)] = 255,
-        seed: NonNegativeInt = 0,
-        batch_size: PositiveInt = 128,
-        eval_batch_size: PositiveInt | None = None,
-        num_workers: NonNegativeInt = 8,
-        drop_last: bool = True,
-        pin_memory: bool | None = None,
-    ) -> None:
-        super().__init__(
-            root=root,
-            image_size=image_size,
-            val_fraction=val_fraction,
-            crop_scale=crop_scale,
-            crop_ratio=crop_ratio,
-            hflip=hflip,
-            vflip=vflip,
-            auto_augment=auto_augment,
-            color_jitter=color_jitter,
-            re_prob=re_prob,
-            re_mode=re_mode,
-            re_count=re_count,
-            interpolation=interpolation,
-            crop_pct=crop_pct,
-            crop_mode=crop_mode,
-            mean=mean,
-            std=std,
-            background=background,
-            seed=seed,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            drop_last=drop_last,
-            pin_memory=pin_memory,
-        )
+    @extends(ImageFolder, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25, batch_size=128, num_workers=8)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)

@@ -22,7 +22,7 @@ import numpy as np
 
 from zoo.data.checks import DataError
 from zoo.data.sources import Wheel
-from zoo.values import first_line
+from zoo.support.values import first_line
 
 __all__ = ["read_frame", "read_rdataset"]
 

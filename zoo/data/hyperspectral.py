@@ -14,17 +14,17 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from zoo import inputs
 from zoo.data import sources
 from zoo.data.arrays import read_array
-from zoo.data.checks import DataError, checked
+from zoo.data.checks import DataError, extends
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
-from zoo.scaling import standardisation
-from zoo.values import first_line
+from zoo.support import inputs
+from zoo.support.scaling import standardisation
+from zoo.support.values import first_line
 
 __all__ = ["IndianPines", "Patches"]
 
@@ -96,12 +96,7 @@ class IndianPines(ImageDataModule):
         block: Side of a square of the blocked split, in pixels.
         val_fraction: Share of the training part that is used for validation.
         augment: Turn and flip the training patches.
-        seed: Decides the order of the training patches, their turns and flips.
-        batch_size: Training patches of one step of one process.
-        eval_batch_size: Patches of one evaluation step of one process; `None` means `batch_size`.
-        num_workers: Processes that load patches; 0 loads in the training process.
-        drop_last: Leave out the last, incomplete training batch.
-        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+        **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -128,7 +123,7 @@ class IndianPines(ImageDataModule):
         "stone, steel, towers",
     )
 
-    @checked
+    @extends(ImageDataModule, eval_batch_size=256)
     def __init__(
         self,
         root: str | Path | None = None,
@@ -138,14 +133,9 @@ class IndianPines(ImageDataModule):
         block: PositiveInt = 12,
         val_fraction: Share = 0.1,
         augment: bool = True,
-        seed: NonNegativeInt = 0,
-        batch_size: PositiveInt = 64,
-        eval_batch_size: PositiveInt | None = 256,
-        num_workers: NonNegativeInt = 0,
-        drop_last: bool = True,
-        pin_memory: bool | None = None,
+        **loader: Any,
     ) -> None:
-        super().__init__(seed, batch_size, eval_batch_size, num_workers, drop_last, pin_memory)
+        super().__init__(**loader)
         if patch % 2 == 0:
             raise DataError(f"IndianPines(patch={patch}): a patch has a middle pixel, so its side is odd")
         self.root = sources.cache_folder(root)

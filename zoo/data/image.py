@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from zoo.data import sources
-from zoo.data.checks import DataError, checked
+from zoo.data.checks import DataError, extends
 from zoo.data.sampling import (
     EpochBatches,
     KeyedDataset,
@@ -44,10 +44,10 @@ class ImageDataModule(LightningDataModule):
     `use_distributed_sampler` must be off.
 
     Args:
-        seed: Decides the order of the training images and every augmentation, together with the epoch.
-        batch_size: Training images of one step of one process.
-        eval_batch_size: Images of one evaluation step of one process; `None` means `batch_size`.
-        num_workers: Processes that load images; 0 loads in the training process. The result is the same.
+        seed: Decides the order of the training samples and every random change of them, together with the epoch.
+        batch_size: Training samples of one step of one process.
+        eval_batch_size: Samples of one evaluation step of one process; `None` means `batch_size`.
+        num_workers: Processes that load samples; 0 loads in the training process. The result is the same.
         drop_last: Leave out the last, incomplete training batch of an epoch.
         pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
 
@@ -66,12 +66,12 @@ class ImageDataModule(LightningDataModule):
 
     def __init__(
         self,
-        seed: int,
-        batch_size: int,
-        eval_batch_size: int | None,
-        num_workers: int,
-        drop_last: bool,
-        pin_memory: bool | None,
+        seed: NonNegativeInt = 0,
+        batch_size: PositiveInt = 64,
+        eval_batch_size: PositiveInt | None = None,
+        num_workers: NonNegativeInt = 0,
+        drop_last: bool = True,
+        pin_memory: bool | None = None,
     ) -> None:
         super().__init__()
         self.seed = seed
@@ -114,7 +114,7 @@ class ImageDataModule(LightningDataModule):
         }
 
     def input_record(self) -> dict[str, Any]:
-        """Everything that decides how a file becomes an input, see :mod:`zoo.inputs`; stored with the weights."""
+        """How a file becomes an input, see :mod:`zoo.support.inputs`; stored with the weights."""
         record = {k: v for k, v in self.preprocessing.items() if k != "input_size"}
         chans, *size = self.input_size
         return {"kind": "image", "channels": chans, "size": size, **record, "background": self.background}
@@ -267,12 +267,7 @@ class SmallImages(ImageDataModule):
         elastic: Largest displacement of a 4 x 4 grid of control points, as a share of the side.
         flip: Probability of a horizontal flip.
         erase: Probability of erasing a rectangle.
-        seed: Decides the order of the training images and every augmentation, together with the epoch.
-        batch_size: Training images of one step of one process.
-        eval_batch_size: Images of one evaluation step of one process; `None` means `batch_size`.
-        num_workers: Processes that load images; 0 loads in the training process. The result is the same.
-        drop_last: Leave out the last, incomplete training batch of an epoch.
-        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+        **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -282,7 +277,7 @@ class SmallImages(ImageDataModule):
     native_size: ClassVar[int]
     augmentation: ClassVar[Augmentation]
 
-    @checked
+    @extends(ImageDataModule)
     def __init__(
         self,
         root: str | Path | None = None,
@@ -296,14 +291,9 @@ class SmallImages(ImageDataModule):
         elastic: Share | None = None,
         flip: Probability | None = None,
         erase: Probability | None = None,
-        seed: NonNegativeInt = 0,
-        batch_size: PositiveInt = 64,
-        eval_batch_size: PositiveInt | None = None,
-        num_workers: NonNegativeInt = 0,
-        drop_last: bool = True,
-        pin_memory: bool | None = None,
+        **loader: Any,
     ) -> None:
-        super().__init__(seed, batch_size, eval_batch_size, num_workers, drop_last, pin_memory)
+        super().__init__(**loader)
         self.root = sources.cache_folder(root)
         self.download = download
         self.image_size = image_size or self.native_size
@@ -392,23 +382,7 @@ class Mnist5k(SmallImages):
 class Digits(SmallImages):
     """Scikit-learn's 1,797 handwritten digits, 8 x 8: nothing to fetch. A fifth of each class is for testing.
 
-    Args:
-        image_size: Side in pixels to which images are resized; `None` keeps 8.
-        val_fraction: Share of the training part that is used for validation; 0 leaves no validation part.
-        augment: Augment the training images; `False` switches all of the following off.
-        shift: Largest shift, as a share of the side; `None` means 0.13, one pixel.
-        rotate: Largest rotation, in degrees; `None` means 10.
-        scale: Largest relative change of size; `None` means 0.1.
-        elastic: Largest displacement of a 4 x 4 grid of control points, as a share of the side; `None` means
-            0.
-        flip: Probability of a horizontal flip; `None` means 0.
-        erase: Probability of erasing a rectangle; `None` means 0.
-        seed: Decides the order of the training images and every augmentation, together with the epoch.
-        batch_size: Training images of one step of one process.
-        eval_batch_size: Images of one evaluation step of one process; `None` means `batch_size`.
-        num_workers: Processes that load images; 0 loads in the training process. The result is the same.
-        drop_last: Leave out the last, incomplete training batch of an epoch.
-        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+    Arguments are those of `SmallImages` but `root` and `download`.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -420,42 +394,9 @@ class Digits(SmallImages):
     mean, std = (0.3053,), (0.3760,)
     augmentation = Augmentation(shift=0.13, rotate=10.0, scale=0.1)
 
-    @checked
-    def __init__(
-        self,
-        image_size: PositiveInt | None = None,
-        val_fraction: Share = 0.1,
-        augment: bool = True,
-        shift: Share | None = None,
-        rotate: Degrees | None = None,
-        scale: Share | None = None,
-        elastic: Share | None = None,
-        flip: Probability | None = None,
-        erase: Probability | None = None,
-        seed: NonNegativeInt = 0,
-        batch_size: PositiveInt = 64,
-        eval_batch_size: PositiveInt | None = None,
-        num_workers: NonNegativeInt = 0,
-        drop_last: bool = True,
-        pin_memory: bool | None = None,
-    ) -> None:
-        super().__init__(
-            image_size=image_size,
-            val_fraction=val_fraction,
-            augment=augment,
-            shift=shift,
-            rotate=rotate,
-            scale=scale,
-            elastic=elastic,
-            flip=flip,
-            erase=erase,
-            seed=seed,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            drop_last=drop_last,
-            pin_memory=pin_memory,
-        )
+    @extends(SmallImages, without=("root", "download"))
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
 
     def load(self) -> tuple[sources.Split, sources.Split]:
         """1,437 or so training and 360 or so test images."""

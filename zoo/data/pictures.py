@@ -21,9 +21,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from zoo import inputs
 from zoo.data.checks import DataError, tell
 from zoo.data.transforms import fit_floats
+from zoo.support import inputs
 
 __all__ = ["FORMATS", "MAX_PIXELS", "Fit", "open_picture", "prepare_image"]
 

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from zoo import inputs
 from zoo.data import sources
 from zoo.data.arrays import read_array
-from zoo.data.checks import DataError, checked
+from zoo.data.checks import DataError, extends
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
+from zoo.support import inputs
 
 __all__ = ["PointMnist", "Points", "farthest_points"]
 
@@ -98,12 +98,7 @@ class PointMnist(ImageDataModule):
         stretch: Largest factor by which training stretches or squeezes each axis, at least 1.
         shift: Largest shift of training along each axis.
         val_fraction: Share of the training part that is used for validation.
-        seed: Decides the order of the training clouds and their changes.
-        batch_size: Training clouds of one step of one process.
-        eval_batch_size: Clouds of one evaluation step of one process; `None` means `batch_size`.
-        num_workers: Processes that load clouds; 0 loads in the training process.
-        drop_last: Leave out the last, incomplete training batch.
-        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+        **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -112,7 +107,7 @@ class PointMnist(ImageDataModule):
 
     in_chans = 3
 
-    @checked
+    @extends(ImageDataModule, eval_batch_size=256)
     def __init__(
         self,
         root: str | Path | None = None,
@@ -121,14 +116,9 @@ class PointMnist(ImageDataModule):
         stretch: Annotated[float, Field(ge=1)] = 1.5,
         shift: Annotated[float, Field(ge=0)] = 0.2,
         val_fraction: Share = 0.1,
-        seed: NonNegativeInt = 0,
-        batch_size: PositiveInt = 64,
-        eval_batch_size: PositiveInt | None = 256,
-        num_workers: NonNegativeInt = 0,
-        drop_last: bool = True,
-        pin_memory: bool | None = None,
+        **loader: Any,
     ) -> None:
-        super().__init__(seed, batch_size, eval_batch_size, num_workers, drop_last, pin_memory)
+        super().__init__(**loader)
         self.root = sources.cache_folder(root)
         self.download, self.num_points = download, num_points
         self.stretch, self.shift, self.val_fraction = stretch, shift, val_fraction
@@ -149,8 +139,8 @@ class PointMnist(ImageDataModule):
         return {"input_size": list(self.input_size), "mean": [0.0], "std": [1.0]}
 
     def input_record(self) -> dict[str, Any]:
-        """How many points of a cloud are kept."""
-        return {"kind": "points", "points": self.num_points, "channels": 3}
+        """How many points of a cloud are kept, and how far from 0 their coordinates lie."""
+        return {"kind": "points", "points": self.num_points, "channels": 3, "extent": 1.0}
 
     def prepare_data(self) -> None:
         """Fetch the digits unless the cache has them."""

@@ -10,16 +10,17 @@ torch.Size([1, 1, 28, 28])
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from zoo import inputs
 from zoo.data.checks import DataError
+from zoo.data.delimited import listed
+from zoo.support import inputs
 
-__all__ = ["SUFFIXES", "form_for", "kind_of_file", "prepare", "says_nothing"]
+__all__ = ["SUFFIXES", "far_out", "form_for", "kind_of_file", "other_units", "prepare", "says_nothing"]
 
 #: Where the function of each kind lives; it takes the file and the typed record, and returns the model's arguments.
 PREPARERS = {
@@ -62,7 +63,7 @@ def prepare(path: str | Path, record: Mapping[str, Any]) -> tuple[Tensor, ...]:
 
     Args:
         path: The file; its suffix must be one of the record's kind.
-        record: See :mod:`zoo.inputs`.
+        record: See :mod:`zoo.support.inputs`.
 
     Returns:
         One tensor, or for a series windows (n, L, D) and marks (n, L, F). A table has as many inputs as rows, any
@@ -77,6 +78,8 @@ def prepare(path: str | Path, record: Mapping[str, Any]) -> tuple[Tensor, ...]:
     return getattr(importlib.import_module(f"zoo.data.{module}"), name)(path, form)
 
 
+FAR = 50.0  # deviations of the training rows; among fewer than 2,500 of them none can be that far out
+UNITS = 10.0  # times as large, or as small, as the clouds of training: what units of length differ by, at least
 _EVEN = 1e-5  # what may still differ by rounding; half a step of 16-bit sound
 
 
@@ -86,9 +89,15 @@ def says_nothing(path: Path, values: Tensor, form: Any) -> str | None:
     Args:
         path: The file.
         values: The first of the model's arguments for it.
-        form: The typed record. Tables and texts are never even.
+        form: The typed record. Tables are never even.
     """
-    if form.kind in ("table", "text"):
+    if form.kind == "table":
+        return None
+    if form.kind == "text":
+        from zoo.data.text import MARKS
+
+        if bool((values[..., None] == values.new_tensor(MARKS)).any(-1).all()):
+            return f"{path} holds no word that the model knows, so the answer says nothing about it"
         return None
     if form.kind == "spectrum":  # of even places, the bands still differ
         mean, std = (values.new_tensor(v).view(1, -1, 1, 1) for v in (form.mean, form.std))
@@ -105,6 +114,53 @@ def says_nothing(path: Path, values: Tensor, form: Any) -> str | None:
     return (
         f"{path}: once prepared for the model all its {what.get(form.kind, 'values')}{clear} are the same, so the "
         "answer says nothing about it"
+    )
+
+
+def far_out(path: Path, rows: Tensor, model: Any, names: Sequence[str] = ()) -> str | None:
+    """One sentence where values of a table lie far outside of what a model was trained on; None where none do.
+
+    Known from the mean and the deviation of the training rows, for models that standardise with them.
+
+    Args:
+        path: The file.
+        rows: Its rows as the model takes them (n, D).
+        model: With `input_mean` and `input_scale` (D), if it standardises.
+        names: Of the columns, in the model's order; their numbers are told where there are none.
+    """
+    mean, scale = getattr(model, "input_mean", None), getattr(model, "input_scale", None)
+    if not isinstance(mean, Tensor) or not isinstance(scale, Tensor) or mean.shape != rows.shape[1:]:
+        return None
+    if bool((mean == 0).all()) and bool((scale == 1).all()):  # it does not standardise
+        return None
+    mean, scale = mean.double(), scale.double()
+    worst, places = ((rows.double() - mean) / scale).abs().max(0)
+    told = []
+    for i in (worst > FAR).nonzero()[:, 0].tolist():
+        row = int(places[i])
+        name = names[i][:60] if i < len(names) else f"column {i + 1}"
+        told.append(f"{name} (row {row + 1}: {rows[row, i]:.6g}; training had {mean[i]:.4g} ± {scale[i]:.2g})")
+    if not told:
+        return None
+    return f"{path}: values lie far outside of the training rows, so answers there are guesses: {listed(told, 5, 200)}"
+
+
+def other_units(path: Path, values: Tensor, form: Any) -> str | None:
+    """One sentence where a point cloud is in other units than those of training; None for any other, and any file else.
+
+    Args:
+        path: The file.
+        values: The first of the model's arguments for it, (1, points, channels).
+        form: The typed record, with the `extent` of the training clouds where that is known.
+    """
+    if form.kind != "points" or form.extent is None:
+        return None
+    found = float(values[..., :3].abs().amax())
+    if form.extent / UNITS <= found <= form.extent * UNITS:
+        return None
+    return (
+        f"{path}: its coordinates reach {found:.4g}, those of training {form.extent:.4g}, and the model takes them as "
+        "they are: are the units the same?"
     )
 
 

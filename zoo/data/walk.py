@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zoo.data.checks import DataError, tell
+from zoo.support.quoting import shown
 
 __all__ = ["Files", "below", "class_folders", "parts", "scan", "scan_like"]
 
@@ -64,10 +65,15 @@ def class_folders(folder: Path, files: Files) -> list[str]:
         told = files.empty.format(folder=folder, many=files.many)
         raise DataError(f"{told}; {links}" if left_out else told)
     seen: dict[str, str] = {}
+    cases: dict[str, str] = {}
     for name in names:
-        twin = seen.setdefault(unicodedata.normalize("NFC", name), name)
+        look = unicodedata.normalize("NFC", shown(name, keep=""))  # as it is saved with the weights
+        twin = seen.setdefault(look, name)
         if twin != name:
             raise DataError(f"{folder} holds two class folders that look the same, {_spelled(twin, name)}: merge them")
+        twin = cases.setdefault(look.casefold(), name)
+        if twin != name:
+            tell(f"{folder}: the class folders {twin!a} and {name!a} differ in capital letters only: two classes")
     return names
 
 
@@ -95,7 +101,8 @@ def _shared(place: Path, others: Sequence[Path]) -> bool:
 
 def _spelled(one: str, other: str) -> str:
     """Two spellings of a name, in letters that tell them apart."""
-    return f"{one!a} and {other!a} (accents as part of the letter, or as a sign of their own)"
+    same = unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
+    return f"{one!a} and {other!a}" + (" (accents as part of the letter, or as a sign of their own)" if same else "")
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

@@ -1,23 +1,12 @@
-"""Operators and kernel functions: pure tensors in and out, usable on their own."""
+"""Kernel functions k(x, z) and what they are made of: one small file per kind."""
 
-from zoo.kernels.base import (
-    FeatureKernel,
-    Gaussian,
-    Kernel,
-    Laplacian,
-    Linear,
-    Polynomial,
-    Positive,
-    PrecisionGaussian,
-    Product,
-    Scaled,
-    Sum,
-    distances,
-    squared_distances,
-)
-from zoo.kernels.heads import Head, LeastSquares, fit_logistic, leave_one_out
-from zoo.kernels.hyperzzw import LocalSlowNet, SlowNet, causal_conv, fold_product, global_product, local_conv, same_conv
-from zoo.kernels.large_kernel import DepthwiseConv2d, DilatedReparamBlock, depthwise_conv2d
+from typing import Any
+
+from zoo.kernels.compose import Product, Scaled, Sum
+from zoo.kernels.distances import distances, squared_distances
+from zoo.kernels.dot_product import FeatureKernel, Linear, Polynomial
+from zoo.kernels.exponential_power import ExponentialPower
+from zoo.kernels.kernel import Kernel, create_kernel, kernel_names, register_kernel
 from zoo.kernels.linalg import (
     Factor,
     NotPositiveDefiniteError,
@@ -25,10 +14,10 @@ from zoo.kernels.linalg import (
     chunked_gram,
     gram_product,
     log_det,
-    solve_feature_ridge,
-    solve_ridge,
     solve_spd,
 )
+from zoo.kernels.metric import PrecisionGaussian, metric_gaussian
+from zoo.kernels.positive import PositiveParameter
 from zoo.kernels.random_features import (
     ExpFeatures,
     FeatureMap,
@@ -39,50 +28,47 @@ from zoo.kernels.random_features import (
     ReLUFeatures,
     fourier_features,
 )
+from zoo.kernels.stationary import Gaussian, Laplacian
+from zoo.ops import depthwise_conv2d
+from zoo.support.renamed import renamed
 
 __all__ = [
-    "DepthwiseConv2d",
-    "DilatedReparamBlock",
     "ExpFeatures",
+    "ExponentialPower",
     "Factor",
     "FeatureKernel",
     "FeatureMap",
     "FourierFeatures",
     "Gaussian",
-    "Head",
     "Kernel",
     "Laplacian",
-    "LeastSquares",
     "Linear",
-    "LocalSlowNet",
     "NotPositiveDefiniteError",
     "OscillatoryFeatures",
     "Polynomial",
     "PolynomialFeatures",
-    "Positive",
+    "PositiveParameter",
     "PrecisionGaussian",
     "Product",
     "Projection",
     "ReLUFeatures",
     "Scaled",
-    "SlowNet",
     "Sum",
-    "causal_conv",
     "cholesky",
     "chunked_gram",
+    "create_kernel",
     "depthwise_conv2d",
     "distances",
-    "fit_logistic",
-    "fold_product",
     "fourier_features",
-    "global_product",
     "gram_product",
-    "leave_one_out",
-    "local_conv",
+    "kernel_names",
     "log_det",
-    "same_conv",
-    "solve_feature_ridge",
-    "solve_ridge",
+    "metric_gaussian",
+    "register_kernel",
     "solve_spd",
     "squared_distances",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    return renamed(f"{__name__}.{name}")

@@ -10,10 +10,15 @@ q = 2 is Gaussian, q = 1 Laplacian; a metric M that is learned from gradients ma
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from zoo.kernels.base import Kernel, Positive, Value, no_autocast, squared_distances
+from zoo.kernels.distances import distances
+from zoo.kernels.kernel import Kernel, register_kernel
+from zoo.kernels.positive import PositiveParameter, ScalarOrTensor
+from zoo.ops.numerics import autocast_disabled
 
 __all__ = ["ExponentialPower"]
 
@@ -21,6 +26,7 @@ _OWN = 1e-10  # distances below this are those of a point to itself, where the k
 _BLOCK = 2**24  # numbers of one block of differences
 
 
+@register_kernel("exponential_power")
 class ExponentialPower(Kernel):
     r"""k(x, z) = exp(-(d(x, z) / L)^q), d the p-norm of M^(1/2) (x - z).
 
@@ -39,13 +45,13 @@ class ExponentialPower(Kernel):
         ValueError: A value is out of range, or the metric is no vector or square matrix.
     """
 
-    lengthscale = Positive()
+    lengthscale = PositiveParameter()
     metric: Tensor | None
     root: Tensor | None
 
     def __init__(
         self,
-        lengthscale: Value = 1.0,
+        lengthscale: ScalarOrTensor = 1.0,
         exponent: float = 1.0,
         *,
         metric: Tensor | None = None,
@@ -60,11 +66,16 @@ class ExponentialPower(Kernel):
         if not 0 < norm <= 2:
             raise ValueError(f"norm={norm} is not in (0, 2]")
         self.exponent, self.norm = float(exponent), float(norm)
-        Positive.register(self, "lengthscale", lengthscale, learnable=learnable, device=device, dtype=dtype)
+        PositiveParameter.register(self, "lengthscale", lengthscale, learnable=learnable, device=device, dtype=dtype)
         self.register_buffer("metric", None)
         self.register_buffer("root", None)
         if metric is not None:
             self.set_metric(metric.to(device))
+
+    @classmethod
+    def by_width(cls, width: float | None = None, **options: Any) -> ExponentialPower:
+        """exp(-width |x - z|), of width 1 if None."""
+        return cls(1 / (width or 1.0), **options)
 
     def set_metric(self, metric: Tensor | None) -> None:
         """Replace the metric.
@@ -102,7 +113,7 @@ class ExponentialPower(Kernel):
         U = self._rooted(X)
         V = None if Z is None else self._rooted(Z)
         if self.norm == 2:
-            return squared_distances(U, V).clamp_min(0).sqrt()
+            return distances(U, V)
         return torch.cdist(U, U if V is None else V, p=self.norm)
 
     def of_distances(self, d: Tensor) -> Tensor:
@@ -184,7 +195,7 @@ class ExponentialPower(Kernel):
         Returns:
             (D, D), or (D,).
         """
-        with no_autocast(X.device):
+        with autocast_disabled(X.device):
             g = self.gradients(X, coefficients, at).flatten(0, 1)
         g = g - g.mean(0) if centred else g
         return g.square().sum(0) if diagonal else g.mT @ g

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from zoo.kernels.base import no_autocast
-from zoo.kernels.watching import is_transformed
+from zoo.ops.dispatch import is_transformed, values_known
+from zoo.ops.numerics import autocast_disabled
+from zoo.support.renamed import renamed
 
 __all__ = [
     "Factor",
@@ -26,8 +28,6 @@ __all__ = [
     "chunked_gram",
     "gram_product",
     "log_det",
-    "solve_feature_ridge",
-    "solve_ridge",
     "solve_spd",
 ]
 
@@ -54,7 +54,7 @@ class Factor:
     def solve(self, B: Tensor) -> Tensor:
         """X with A X = B, for B (..., n) or (..., n, k)."""
         columns, vector = _columns(self.lower, B)
-        with no_autocast(self.lower.device):
+        with autocast_disabled(self.lower.device):
             half = torch.linalg.solve_triangular(self.lower, columns, upper=False)
             X = torch.linalg.solve_triangular(self.lower.mT, half, upper=True)
         return X.squeeze(-1) if vector else X
@@ -62,7 +62,7 @@ class Factor:
     def whiten(self, B: Tensor) -> Tensor:
         """L^-1 B, for B (..., n) or (..., n, k): |L^-1 b|^2 = b^T A^-1 b."""
         columns, vector = _columns(self.lower, B)
-        with no_autocast(self.lower.device):
+        with autocast_disabled(self.lower.device):
             X = torch.linalg.solve_triangular(self.lower, columns, upper=False)
         return X.squeeze(-1) if vector else X
 
@@ -108,10 +108,12 @@ def cholesky(A: Tensor, *, jitter: float = 1e-12, max_jitter: float = 1e-4) -> F
     """
     if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
         raise ValueError(f"a square matrix is needed, got shape {tuple(A.shape)}")
-    with no_autocast(A.device):
+    with autocast_disabled(A.device):
         A = A.to(solver_dtype(A.device))
         if is_transformed(A):
             return _cholesky_without_branches(A, jitter, max_jitter)
+        if not values_known(A):  # no graph can hold the search for a jitter
+            return Factor(torch.linalg.cholesky(A), torch.zeros_like(A.diagonal(dim1=-2, dim2=-1)[..., :0].sum(-1)))
         if not bool(torch.isfinite(A.detach()).all()):
             raise NotPositiveDefiniteError("the matrix has entries that are not finite: check the kernel's inputs")
         scale = A.detach().diagonal(dim1=-2, dim2=-1).abs().mean(-1)
@@ -174,64 +176,6 @@ def log_det(A: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
     return value if dtype is None else value.to(dtype)
 
 
-def solve_ridge(K: Tensor, Y: Tensor, ridge: float | Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
-    """Dual coefficients of kernel ridge regression, (K + ridge I)^-1 Y; predictions are K(query, support) @
-    them.
-
-    Args:
-        K: Gram matrix of the support (..., n, n).
-        Y: Targets (..., n) or (..., n, k).
-        ridge: Non-negative number, or tensor of shape (...), which may carry a gradient.
-        dtype: Type of the answer; float64 if None.
-
-    Raises:
-        NotPositiveDefiniteError: See :func:`cholesky`.
-        ValueError: The ridge is negative or not a number.
-    """
-    A, ridge = _in_solver(K, ridge)
-    eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    return solve_spd(A + ridge[..., None, None] * eye, Y, dtype=dtype)
-
-
-def solve_feature_ridge(phi: Tensor, Y: Tensor, ridge: float | Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
-    """Primal coefficients of ridge regression on features, (phi^T phi + ridge I)^-1 phi^T Y.
-
-    With more features than points the equal expression phi^T (phi phi^T + ridge I)^-1 Y is solved, so the
-    matrix is never larger than the smaller side.
-
-    Args:
-        phi: Features (..., n, F).
-        Y: Targets (..., n) or (..., n, k).
-        ridge: Non-negative number, or tensor of shape (...).
-        dtype: Type of the answer; float64 if None.
-
-    Returns:
-        (..., F) or (..., F, k): predictions are phi @ them.
-
-    Raises:
-        NotPositiveDefiniteError: See :func:`cholesky`.
-        ValueError: The ridge is negative or not a number.
-    """
-    phi, ridge = _in_solver(phi, ridge)
-    vector = Y.ndim == phi.ndim - 1
-    Y = (Y.unsqueeze(-1) if vector else Y).to(phi.dtype)
-    with no_autocast(phi.device):
-        if phi.shape[-1] <= phi.shape[-2]:
-            W = solve_ridge(phi.mT @ phi, phi.mT @ Y, ridge)
-        else:
-            W = phi.mT @ solve_ridge(phi @ phi.mT, Y, ridge)
-    W = W.squeeze(-1) if vector else W
-    return W if dtype is None else W.to(dtype)
-
-
-def _in_solver(A: Tensor, ridge: float | Tensor) -> tuple[Tensor, Tensor]:
-    ridge = torch.as_tensor(ridge, device=A.device)
-    if not is_transformed(ridge) and not bool((ridge.detach() >= 0).all()):
-        raise ValueError(f"ridge={ridge.detach().flatten()[:4].tolist()} must not be negative")
-    dtype = solver_dtype(A.device)
-    return A.to(dtype), ridge.to(dtype)
-
-
 # ---- in blocks ---------------------------------------------------------------------------------------------
 
 
@@ -276,7 +220,7 @@ def gram_product(kernel: GramFunction, X: Tensor, Z: Tensor, V: Tensor, *, chunk
 
     def rows(x: Tensor, z: Tensor) -> Tensor:
         gram = kernel(x, z).to(V.dtype)
-        with no_autocast(V.device):
+        with autocast_disabled(V.device):
             return gram @ V.unsqueeze(-1) if V.ndim == 1 else gram @ V
 
     product = torch.cat(list(_blocks(rows, X, Z, chunk_size)) or [rows(X, Z)], -2)
@@ -291,3 +235,7 @@ def _blocks(function: GramFunction, X: Tensor, Z: Tensor, chunk_size: int) -> It
             yield checkpoint(function, x, Z, use_reentrant=False)
         else:
             yield function(x, Z)
+
+
+def __getattr__(name: str) -> Any:
+    return renamed(f"{__name__}.{name}")

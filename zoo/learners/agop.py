@@ -5,7 +5,7 @@ Beaglehole, Pandit and Belkin, arXiv 2212.13881; Beaglehole and others, xRFM, ar
 bandwidths and exponents can be compared by the exact leave-one-out error, which a ridge solve gives for nothing.
 
 >>> for kernel, coefficients in iterate(X, Y, ExponentialPower(2.0), ridge=0.1, iterations=3):
-...     errors = leave_one_out_residuals(kernel(X), Y, 0.1).square().mean()
+...     errors = solve_left_out(kernel(X), Y, 0.1).residuals.square().mean()
 >>> machine = MetricMachine().fit(X, Y)                         # chooses everything itself
 >>> machine(Z), machine.setting, machine.feature_importance()
 """
@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from zoo.kernels.exponential_power import ExponentialPower
-from zoo.kernels.linalg import Factor, cholesky
-from zoo.scaling import standardisation, standardised
+from zoo.kernels.linalg import cholesky
+from zoo.learners.ridge import left_out, ridge_factor, solve_left_out, solve_ridge
+from zoo.support.renamed import renamed
+from zoo.support.scaling import standardisation, standardised
 
 __all__ = [
     "Iterate",
@@ -29,7 +31,6 @@ __all__ = [
     "Setting",
     "best_temperature",
     "iterate",
-    "leave_one_out_residuals",
     "median_distance",
 ]
 
@@ -88,42 +89,13 @@ def iterate(
         if bandwidth == "adaptive":
             kernel.lengthscale = first * float(median_distance(d))
         K = kernel.of_distances(d)
-        A = cholesky(_plus(K, ridge)).solve(Y.to(torch.float64)).to(Y)
+        A = solve_ridge(K, Y, ridge).to(Y)
         yield Iterate(kernel, A)
         if k < iterations:
             g = kernel.gradients_of(d, K, X, A).flatten(0, 1)
             M = g.square().sum(0) if diagonal else g.mT @ g
             M = M / (scale + M.max())
-            kernel.set_metric(M if diagonal else _plus(M, jitter))
-
-
-def _plus(K: Tensor, value: float) -> Tensor:
-    return K + value * torch.eye(len(K), dtype=K.dtype, device=K.device)
-
-
-def leave_one_out_residuals(K: Tensor, Y: Tensor, ridge: float, *, recentre: bool = False) -> Tensor:
-    """y_i minus the prediction for row i of the ridge regression on all other rows, exactly.
-
-    Args:
-        K: Kernel matrix (n, n).
-        Y: Targets (n, C). A fixed centring is the caller's: what is subtracted from all rows stays without row i.
-        ridge: Added to the diagonal.
-        recentre: Predict by the mean of the remaining targets plus the regression of what is left, as a refit without
-            row i that centres anew would.
-
-    Returns:
-        (n, C): A_i / [(K + ridge I)^-1]_ii with A = (K + ridge I)^-1 Y.
-    """
-    inverse = cholesky(_plus(K, ridge)).solve(torch.eye(len(K), dtype=torch.float64, device=K.device))
-    scale = inverse.diagonal()[:, None]
-    Y = Y.to(torch.float64)
-    if not recentre:
-        return ((inverse @ Y) / scale).to(K)
-    n = len(Y)
-    means = (Y.sum(0) - Y) / (n - 1)  # (n, C): without row i
-    # A for targets less the mean without row i: inverse @ Y - inverse @ 1 * mean_i, row i of it
-    rows = inverse @ Y - inverse.sum(1, keepdim=True) * means
-    return (rows / scale).to(K)
+            kernel.set_metric(M if diagonal else M + jitter * torch.eye(len(M), dtype=M.dtype, device=M.device))
 
 
 # ---- everything chosen by the exact leave-one-out error ------------------------------------------------------
@@ -183,20 +155,13 @@ class _Space:
             self._gram = (exponent, bandwidth), self.of(exponent, bandwidth).of_distances(self.d)
         return self._gram[1]
 
-    def _factor(self, exponent: float, bandwidth: float, ridge: float) -> Factor:
-        K = self.gram(exponent, bandwidth).clone()
-        K.diagonal().add_(ridge / self.weight)
-        return cholesky(K)
-
     def solve(self, exponent: float, bandwidth: float, ridge: float) -> Tensor:
         """Coefficients (n, C)."""
-        return self._factor(exponent, bandwidth, ridge).solve(self.Y)
+        return ridge_factor(self.gram(exponent, bandwidth), ridge / self.weight).solve(self.Y)
 
     def residuals(self, exponent: float, bandwidth: float, ridge: float) -> tuple[Tensor, Tensor]:
         """Coefficients, and the residual of each row that the others predict, both (n, C)."""
-        inverse = torch.cholesky_inverse(self._factor(exponent, bandwidth, ridge).lower)
-        A = inverse @ self.Y
-        return A, A / inverse.diagonal()[:, None]
+        return solve_left_out(self.gram(exponent, bandwidth), self.Y, ridge / self.weight)
 
     def error(self, exponent: float, bandwidth: float, ridge: float) -> float:
         """Weighted mean of the squared leave-one-out residuals, summed over outputs."""
@@ -556,7 +521,7 @@ def _nystroem(
         phi = kernel(x, centers) @ basis
         leverage = w[:, None] * (phi.square() @ inverse)  # (n, R)
         fitted = (phi @ solutions.flatten(1)).view(len(x), *solutions.shape[1:])
-        residuals.append((y[:, None] - fitted) / (1 - leverage).clamp_min(1e-12)[:, :, None])
+        residuals.append(left_out(y[:, None] - fitted, leverage))
     found = torch.cat(residuals)  # (n, R, C)
     best = int(torch.einsum("n,nrc->r", weight, found.square()).argmin())
     return basis @ solutions[:, best], found[:, best].clone(), float(ridges[best])
@@ -586,3 +551,7 @@ def best_temperature(scores: Tensor, labels: Tensor, weight: Tensor | None = Non
         slope = weight @ ((torch.softmax(10**middle * gaps, 1) - wrong) * gaps).sum(1)
         low, high = (middle, high) if float(slope) < 0 else (low, middle)
     return 10 ** ((low + high) / 2)
+
+
+def __getattr__(name: str) -> Any:
+    return renamed(f"{__name__}.{name}")

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from zoo.kernels.base import no_autocast
+from zoo.ops.numerics import autocast_disabled
 
 __all__ = [
     "DirichletLayer",
@@ -198,7 +198,7 @@ class UNEMGaussian(_Unrolled):
 
     def forward(self, support: Tensor, labels: Tensor, query: Tensor, classes: int | None = None) -> Tensor:
         """Probabilities of the classes for every query row, (..., q, K), of the last layer."""
-        with no_autocast(query.device):
+        with autocast_disabled(query.device):
             *_, last = self.layers(support, labels, query, classes)
         return last.assignments
 
@@ -415,7 +415,7 @@ class UNEMDirichlet(_Unrolled):
 
     def forward(self, support: Tensor, labels: Tensor, query: Tensor) -> Tensor:
         """Probabilities of the classes for every query row, (..., q, K), of the last layer."""
-        with no_autocast(query.device):
+        with autocast_disabled(query.device):
             *_, last = self.layers(support, labels, query)
         return last.assignments
 

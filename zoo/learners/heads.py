@@ -19,9 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from zoo.kernels.base import no_autocast
-from zoo.kernels.linalg import Factor, cholesky
+from zoo.kernels.linalg import Factor
+from zoo.learners.ridge import left_out, ridge_factor
 from zoo.learners.statistics import ClassStatistics
+from zoo.ops.numerics import autocast_disabled
 
 __all__ = [
     "Discriminant",
@@ -71,7 +72,7 @@ class NearestMean(_Head):
     def forward(self, F: Tensor) -> Tensor:
         """(n, D) to (n, C)."""
         F = _fitting(F, self.means.shape[1], self.means)
-        with no_autocast(F.device):
+        with autocast_disabled(F.device):
             return -torch.stack([(F - mean).square().sum(-1) for mean in self.means], -1)
 
 
@@ -95,7 +96,7 @@ class Ridge(_Head):
     def forward(self, F: Tensor) -> Tensor:
         """(n, D) to (n, C)."""
         F = _fitting(F, len(self.weight), self.weight)
-        with no_autocast(F.device):
+        with autocast_disabled(F.device):
             return F @ self.weight
 
 
@@ -132,7 +133,7 @@ class Discriminant(_Head):
     def component_scores(self, F: Tensor) -> Tensor:
         """(n, D) to the log of n_k N(phi; mu_k, S), up to what all have in common (n, K)."""
         F = _fitting(F, len(self.weight), self.weight)
-        with no_autocast(F.device):
+        with autocast_disabled(F.device):
             return F @ self.weight + self.bias
 
     def forward(self, F: Tensor) -> Tensor:
@@ -142,7 +143,7 @@ class Discriminant(_Head):
     def mahalanobis(self, F: Tensor) -> Tensor:
         """Squared Mahalanobis distances to the means (n, K): large to all of them for what belongs to no class."""
         F = _fitting(F, len(self.weight), self.weight)
-        with no_autocast(F.device):
+        with autocast_disabled(F.device):
             z = torch.linalg.solve_triangular(self.lower, F.mT, upper=False)
             m = torch.linalg.solve_triangular(self.lower, self.means.mT, upper=False)
             return torch.stack([(z - mean[:, None]).square().sum(0) for mean in m.mT], -1)
@@ -223,7 +224,7 @@ def ridge(statistics: ClassStatistics, ridge: float | None = None) -> Ridge:
     if not ridge >= 0:
         raise ValueError(f"ridge={ridge} must not be negative")
     _, sums = statistics.by_class()
-    return Ridge(statistics.classes, cholesky(_plus(statistics.gram, ridge)).solve(sums.mT), ridge)
+    return Ridge(statistics.classes, ridge_factor(statistics.gram, ridge).solve(sums.mT), ridge)
 
 
 def lda(statistics: ClassStatistics, shrinkage: float | None = None) -> Discriminant:
@@ -284,7 +285,7 @@ def _shrunk(
         variance = max(float(statistics.gram.diagonal().mean()) / statistics.rows, 1e-300)
         S, shrinkage = torch.zeros_like(S), max(shrinkage, 1e-6)
     added = shrinkage * variance
-    return cholesky(_plus(S, added)), shrinkage, added
+    return ridge_factor(S, added), shrinkage, added
 
 
 # ---- strengths, chosen -------------------------------------------------------------------------------------
@@ -384,18 +385,14 @@ def ridge_leave_one_out(F: Tensor, labels: Tensor, statistics: ClassStatistics, 
     if unknown:
         raise ValueError(f"class {unknown[0]} was never seen; known classes: {classes.tolist()}")
     F = _fitting(F, statistics.dim, statistics.gram)
-    factor = cholesky(_plus(statistics.gram, ridge))
+    factor = ridge_factor(statistics.gram, ridge)
     _, sums = statistics.by_class()
     Y = (labels[:, None] == classes).to(F)
     leverage = factor.whiten(F.mT).square().sum(0)
-    return (Y - F @ factor.solve(sums.mT)) / (1 - leverage)[:, None]
+    return left_out(Y - F @ factor.solve(sums.mT), leverage)
 
 
 # ---- helpers -----------------------------------------------------------------------------------------------
-
-
-def _plus(A: Tensor, value: float) -> Tensor:
-    return A + value * torch.eye(len(A), dtype=A.dtype, device=A.device)
 
 
 def _fitting(F: Tensor, dim: int, like: Tensor) -> Tensor:

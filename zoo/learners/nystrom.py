@@ -21,8 +21,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from zoo.files import CheckpointError, read_checkpoint, write_atomic, writer_of
-from zoo.kernels.linalg import cholesky, solver_dtype
+from zoo.kernels.linalg import solver_dtype
+from zoo.learners.ridge import ridge_factor
+from zoo.support.files import CheckpointError, read_checkpoint, write_atomic, writer_of
 
 __all__ = [
     "Estimate",
@@ -55,7 +56,7 @@ def ridge_leverage_scores(K: Tensor, ridge: float) -> Tensor:
         ValueError: The ridge is not positive.
     """
     _check_ridge(ridge)
-    factor = cholesky(_plus(K, ridge))
+    factor = ridge_factor(K, ridge)
     return 1 - ridge * factor.whiten(torch.eye(len(K), dtype=factor.lower.dtype, device=K.device)).square().sum(0)
 
 
@@ -75,7 +76,7 @@ class Growth(NamedTuple):
 def growth(K: Tensor, c: Tensor, own: Tensor | float, ridge: float) -> Growth:
     """Growth of the effective dimension of K (n, n) by a row with products c (n,) and k(x, x) = `own`."""
     _check_ridge(ridge)
-    A0c = cholesky(_plus(K, ridge)).solve(c) if len(c) else c.to(solver_dtype(c.device))
+    A0c = ridge_factor(K, ridge).solve(c) if len(c) else c.to(solver_dtype(c.device))
     s, norm2 = own - c.to(A0c) @ A0c, A0c.square().sum()
     return Growth(s, norm2, (s - ridge * norm2) / (s + ridge))
 
@@ -91,7 +92,7 @@ def nystrom(K: Tensor, columns: Tensor, weights: Tensor, ridge: float) -> Tensor
     """
     _check_ridge(ridge)
     KS = K[:, columns] * weights
-    factor = cholesky(_plus(weights[:, None] * KS[columns], ridge))
+    factor = ridge_factor(weights[:, None] * KS[columns], ridge)
     half = factor.whiten(KS.mT)
     return half.mT @ half
 
@@ -198,7 +199,7 @@ class StreamingDictionary(nn.Module):
         w = torch.cat([self.weights, self.probabilities.new_ones(1)])
         K = self.kernel(D, D).to(w)
         WK = w[:, None] * K
-        factor = cholesky(_plus(WK * w, self.ridge))
+        factor = ridge_factor(WK * w, self.ridge)
         # the newcomer comes last: the leading block of the factor is that of the old dictionary
         lower, own = factor.lower[:-1, :-1], K[-1, -1]
         half = torch.linalg.solve_triangular(lower, WK[:-1, -1:], upper=False)
@@ -348,7 +349,7 @@ class NystromFeatures(nn.Module):
         self.kernel = kernel
         with torch.no_grad():
             K = kernel(points, points).to(weights)
-            factor = cholesky(_plus(weights[:, None] * K * weights, ridge))
+            factor = ridge_factor(weights[:, None] * K * weights, ridge)
             weight = factor.whiten(torch.diag(weights))
         self.register_buffer("points", points)
         self.register_buffer("weight", weight)
@@ -359,10 +360,6 @@ class NystromFeatures(nn.Module):
 
 
 # ---- helpers -----------------------------------------------------------------------------------------------
-
-
-def _plus(K: Tensor, value: float) -> Tensor:
-    return K + value * torch.eye(len(K), dtype=K.dtype, device=K.device)
 
 
 def _check_ridge(ridge: float) -> None:

@@ -29,8 +29,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from zoo.files import CheckpointError, read_checkpoint, write_atomic, writer_of
-from zoo.kernels.base import Kernel, no_autocast
+from zoo.kernels import Kernel
+from zoo.ops.numerics import autocast_disabled
+from zoo.support.files import CheckpointError, read_checkpoint, write_atomic, writer_of
 
 __all__ = ["ClassStatistics"]
 
@@ -269,7 +270,7 @@ class ClassStatistics(nn.Module):
         for x, pair in zip(X.split(batch_size), pairs.split(batch_size), strict=True) if len(X) else ():
             F = self.phi(x)
             components, place, counts = torch.unique(pair, dim=0, return_inverse=True, return_counts=True)
-            with no_autocast(device):
+            with autocast_disabled(device):
                 sums = F.new_zeros(len(components), F.shape[1]).index_add_(0, place, F)
                 gram = F.mT @ F if self.has_gram else F.new_zeros(0, 0)
             if len(total.counts) and F.shape[1] != total.sums.shape[1]:

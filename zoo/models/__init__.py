@@ -1,23 +1,7 @@
-"""Architectures, one file per family, registered by name in timm's registry when this package is imported."""
+"""Architectures, one family per file: whatever lies here registers itself by name when timm is imported."""
 
-from zoo.models import (
-    closed,
-    continual,
-    dkm,
-    gkcl,
-    grbf,
-    modalities,
-    plugins,
-    shipped,
-    snnk,
-    terminator,
-    text,
-    unireplknet,
-)
+import timm  # which imports every file of this folder
+
 from zoo.models.deploy import to_deploy
 
-__all__ = ["continual", "dkm", "gkcl", "grbf", "modalities", "snnk", "terminator", "text", "to_deploy", "unireplknet"]
-
-plugins.load()
-shipped.register()
-closed.install(plugins.modules())
+__all__ = ["to_deploy"]

@@ -18,12 +18,10 @@ same for all classes where it comes from P alone. The eigenvectors of P are not 
 outer product E[grad f grad f^T]; that one lies in the range of P and is offered beside it (`kind="gradient"`).
 """
 
-import functools
 import math
 import random
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -33,16 +31,14 @@ from pydantic import PositiveInt
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_function
 from torch import Tensor, nn
 
-from zoo.kernels import native
-from zoo.kernels.base import no_autocast, plain_gradients, spreads
-from zoo.kernels.watching import is_ordinary, is_recorded, is_transformed
-from zoo.scaling import standardisation, standardised
+from zoo.kernels.metric import metric_gaussian, point_gradient, project, unpack_triangle
+from zoo.support.renamed import renamed
+from zoo.support.scaling import standardisation, standardised
 
 __all__ = [
     "LOSSES",
     "GaussianRBFNetwork",
     "Spectrum",
-    "activations",
     "eigen",
     "importance_from_precision",
     "network_loss",
@@ -57,208 +53,17 @@ NonNegative = Annotated[float, Ge(0)]
 DEAD = 1e-6
 
 
-# ---- the kernel --------------------------------------------------------------------------------------------
-
-
-def project(x: Tensor, factor: Tensor) -> Tensor:
-    """Points (..., n, D) in the metric's own coordinates: x L for a matrix L (..., D, R), x * s for scales
-    (..., 1, D) or (..., 1, 1), which diagonal and isotropic metrics are stored as.
-    """
-    if factor.shape[-2] == 1:
-        return x * factor
-    return x @ factor
-
-
-def activations(x: Tensor, centers: Tensor, factor: Tensor) -> Tensor:
-    """Kernel values exp(-|L^T (x_n - c_m)|^2 / 2), with two matrix products and no n x M x D difference.
-
-    The origin is moved into the centres before the square is expanded, so that points far from zero lose no
-    digits; where they lie far from the centres, all is computed in float64. Cost O((n + M) D R + n M R), memory O(n M).
-
-    Args:
-        x: Points (..., n, D).
-        centers: Centres (..., M, D).
-        factor: L (..., D, R), or scales (..., 1, D) or (..., 1, 1); leading dimensions are separate networks.
-
-    Returns:
-        (..., n, M), in (0, 1].
-    """
-    if torch.jit.is_scripting():
-        return _recorded_activations(x, centers, factor)
-    if x.dtype in (torch.float16, torch.bfloat16):  # whose squares overflow
-        return activations(x.float(), centers.float(), factor.float()).to(x.dtype)
-    with no_autocast(x.device):
-        return _activations(x, centers, factor, "factor")
-
-
-def _activations(x: Tensor, centers: Tensor, precision: Tensor, form: str) -> Tensor:
-    """Kernel values from the stored parameter of a metric, or from its factor itself if the form is `"factor"`."""
-    if not is_recorded(x) and is_ordinary(x, centers, precision):
-        return _Activations.apply(x, centers, precision, form)
-    if is_transformed(x, centers, precision) and x.dtype == torch.float32:  # nobody can ask how far points lie
-        x, centers, precision = x.double(), centers.double(), precision.double()
-        return _recorded_activations(x, centers, factor_of(precision, centers.shape[-1], form)).float()
-    return _recorded_activations(x, centers, factor_of(precision, centers.shape[-1], form))
-
-
-def _recorded_activations(x: Tensor, centers: Tensor, factor: Tensor) -> Tensor:
-    """Operators that whoever watches may differentiate, export or compile."""
-    origin = centers.detach().mean(-2, keepdim=True)
-    z = project(x - origin, factor)
-    k = project(centers - origin, factor)
-    half = 0.5 * z.square().sum(-1, keepdim=True) + 0.5 * k.square().sum(-1).unsqueeze(-2)
-    return torch.exp((z @ k.mT - half).clamp_max(0.0))  # rounding may leave a distance just below zero
-
-
-class Evaluation(NamedTuple):
-    """Kernel values with what their derivatives are made of.
-
-    Attributes:
-        phi: (..., n, M).
-        z: Points in the metric's own coordinates, (..., n, R).
-        k: Centres in them, (..., M, R).
-    """
-
-    phi: Tensor
-    z: Tensor
-    k: Tensor
-
-
-def evaluate(x: Tensor, centers: Tensor, factor: Tensor) -> Evaluation:
-    """:func:`activations` of points that are not far from zero, unseen by autograd."""
-    z, k = project(x, factor), project(centers, factor)
-    phi = z @ k.mT
-    z_size, k_size = torch.linalg.vector_norm(z, dim=-1, keepdim=True), torch.linalg.vector_norm(k, dim=-1)
-    k_size = k_size.unsqueeze(-2)
-    phi.addcmul_(z_size, z_size, value=-0.5).addcmul_(k_size, k_size, value=-0.5)
-    return Evaluation(phi.clamp_max_(0.0).exp_(), z, k)
-
-
-def coordinate_gradients(r: Tensor, z: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Derivatives in z (..., n, R) and in k (..., M, R), from r (..., n, M): phi times the derivative in phi."""
-    d_z = torch.addcmul(r @ k, r.sum(-1, keepdim=True), z, value=-1.0)
-    d_k = torch.addcmul(r.mT @ z, r.sum(-2).unsqueeze(-1), k, value=-1.0)
-    return d_z, d_k
-
-
-def point_gradient(d_z: Tensor, factor: Tensor) -> Tensor:
-    """Derivative in x, from that in z = project(x, factor)."""
-    return project(d_z, factor if factor.shape[-2] == 1 else factor.mT)
-
-
-def factor_gradient(x: Tensor, d_z: Tensor, factor: Tensor) -> Tensor:
-    """Derivative in the factor, from that in z = project(x, factor)."""
-    if factor.shape[-2] > 1 or x.shape[-1] == 1:
-        return x.mT @ d_z
-    summed = (x * d_z).sum(-2, keepdim=True)
-    return summed if factor.shape[-1] > 1 else summed.sum(-1, keepdim=True)
-
-
-def _found(x: Tensor, centers: Tensor, precision: Tensor, form: str) -> tuple[Tensor, ...]:
-    """Kernel values, and what their derivatives need: points and centres around the origin, and in the metric."""
-    origin = centers.mean(-2, keepdim=True)
-    near = x - origin, centers - origin
-    phi, z, k = evaluate(*near, factor_of(precision, centers.shape[-1], form))
-    if spreads(z, k):
-        phi, *exact = _found(x.double(), centers.double(), precision.double(), form)
-        return phi.to(x.dtype), *exact
-    return phi, *near, z, k
-
-
-class _Activations(torch.autograd.Function):
-    """Derivatives by hand, in half of the operators that autograd takes: small networks wait for little else.
-
-    With r_nm = phi_nm dloss/dphi_nm, the metric's is -S L for S = sum r_nm (x_n - c_m)(x_n - c_m)^T, and both it and
-    the centres' need matrix products only.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, centers: Tensor, precision: Tensor, form: str) -> Tensor:
-        found = None
-        if _in_one_call(x, centers, precision, form):
-            with suppress(native.Unsuited):
-                found = native.gaussian_units(x, centers, precision)
-        if found is None:
-            found = _found(x, centers, precision, form)
-        ctx.form = form
-        ctx.save_for_backward(x, centers, precision, *found)
-        return found[0]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        given_x, given_centers, precision, phi, x, centers, z, k = ctx.saved_tensors
-        wants_x, wants_centers, wants_precision, _ = ctx.needs_input_grad
-        if torch.is_grad_enabled() or not is_ordinary(grad):  # somebody wants second derivatives, or many at once
-            dtype, form = z.dtype, ctx.form
-
-            def plain(x: Tensor, centers: Tensor, precision: Tensor) -> Tensor:
-                factor = factor_of(precision.to(dtype), centers.shape[-1], form)
-                return _recorded_activations(x.to(dtype), centers.to(dtype), factor).to(grad.dtype)
-
-            given = given_x, given_centers, precision
-            return *plain_gradients(plain, given, ctx.needs_input_grad[:3], grad), None
-        with no_autocast(grad.device):
-            if _in_one_call(x, centers, precision, ctx.form, grad, phi, z, k):
-                units = phi, x, centers, z, k
-                return *native.gaussian_units_gradient(grad, units, precision, wants_x, wants_centers), None
-            factor = factor_of(precision.to(z.dtype), centers.shape[-1], ctx.form)
-            d_z, d_k = coordinate_gradients((grad * phi).to(z.dtype), z, k)
-            d_precision = None
-            if wants_precision:
-                d_factor = factor_gradient(x, d_z, factor) + factor_gradient(centers, d_k, factor)
-                d_precision = pack_gradient(d_factor, factor, ctx.form).to(precision.dtype)
-            d_x = point_gradient(d_z, factor).to(given_x.dtype) if wants_x else None
-            d_centers = point_gradient(d_k, factor).to(given_centers.dtype) if wants_centers else None
-            return d_x, d_centers, d_precision, None
-
-
-def _in_one_call(x: Tensor, centers: Tensor, precision: Tensor, form: str, *others: Tensor) -> bool:
-    """Whether the loops in C take this, as they do where calls cost more than arithmetic."""
-    small = form in ("full", "low_rank") and native.suits_units(x, centers, precision)
-    return small and native.available(x, centers, precision, *others)
-
-
-def _triangle(dim: int, device: torch.device) -> Tensor:
-    """Places of the entries of a packed lower triangle in the flattened matrix."""
-    places = torch.tril_indices(dim, dim, device=device)
-    return places[0] * dim + places[1]
-
-
-@functools.lru_cache(8)
-def _kept_triangle(dim: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # whoever comes next may want gradients
-        return _triangle(dim, device)
-
-
-def _places(like: Tensor, dim: int) -> Tensor:
-    return _triangle(dim, like.device) if is_recorded(like) else _kept_triangle(dim, like.device)
-
-
-def unpack(elements: Tensor, dim: int) -> Tensor:
-    """L (..., D, D), lower triangular, from its entries (..., D (D + 1) / 2) row by row."""
-    if torch.jit.is_scripting():
-        places = _triangle(dim, elements.device)
-    else:
-        places = _places(elements, dim)
-    shape = list(elements.shape[:-1])
-    flat = torch.zeros(shape + [dim * dim], dtype=elements.dtype, device=elements.device)  # noqa: RUF005 (TorchScript)
-    return flat.index_copy(-1, places, elements).view(shape + [dim, dim])  # noqa: RUF005
+# ---- the metric --------------------------------------------------------------------------------------------
 
 
 def factor_of(precision: Tensor, dim: int, form: str) -> Tensor:
-    """What :func:`activations` takes, from the stored parameter of a metric of this form."""
-    if form == "full":
-        return unpack(precision, dim)
-    if form == "low_rank" or form == "factor":
-        return precision
-    return precision.exp().unsqueeze(-2)
+    """L with P = L L^T from the stored parameter: a packed triangle, a matrix, or log-scales.
 
-
-def pack_gradient(d_factor: Tensor, factor: Tensor, form: str) -> Tensor:
-    """Derivative in the stored parameter, from that in the factor."""
+    Leading dimensions are networks. (..., D, R), or scales (..., 1, D) or (..., 1, 1) of the diagonal forms.
+    """
     if form == "full":
-        return d_factor.reshape(*d_factor.shape[:-2], -1).index_select(-1, _places(d_factor, d_factor.shape[-1]))
-    return d_factor if form in ("low_rank", "factor") else (d_factor * factor).squeeze(-2)
+        return unpack_triangle(precision, dim)
+    return precision if form == "low_rank" else precision.exp().unsqueeze(-2)
 
 
 # ---- losses ------------------------------------------------------------------------------------------------
@@ -352,34 +157,6 @@ def penalty_term(block: Tensor, kind: Penalty = "squared") -> Tensor:
     raise ValueError(f"penalty={kind!r} is not one of 'squared', 'plain'")
 
 
-def weighted_penalties(blocks: list[Tensor], weights: list[float], kind: Penalty = "squared") -> tuple[Tensor, ...]:
-    """Weight times :func:`penalty_term` of each block of one network."""
-    if not is_recorded(blocks[0]) and is_ordinary(*blocks):
-        return _Penalties.apply(kind, weights, *blocks)
-    return tuple(weight * penalty_term(block, kind) for block, weight in zip(blocks, weights, strict=True))
-
-
-class _Penalties(torch.autograd.Function):
-    """All penalties in one node, whose derivative autograd can differentiate again."""
-
-    @staticmethod
-    def forward(ctx: Any, kind: Penalty, weights: list[float], *blocks: Tensor) -> tuple[Tensor, ...]:
-        ctx.kind, ctx.weights = kind, weights
-        values = tuple(weight * penalty_term(block, kind) for block, weight in zip(blocks, weights, strict=True))
-        ctx.save_for_backward(*blocks, *values)
-        return values
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        count, saved, slopes = len(grads), ctx.saved_tensors, []
-        for grad, weight, block, value in zip(grads, ctx.weights, saved[:count], saved[count:], strict=True):
-            if ctx.kind == "squared":
-                slopes.append((2.0 * weight * grad) * block)
-            else:  # 0 at 0
-                slopes.append((weight**2 * grad / value.clamp_min(1e-30)) * block)
-        return None, None, *slopes
-
-
 # ---- what a metric says ------------------------------------------------------------------------------------
 
 
@@ -422,7 +199,7 @@ def importance_from_precision(precision: Tensor, kind: Literal["official", "trac
 
     `"official"` is the paper's sum_k gamma_k |v_jk| over the eigenpairs of P, which depends on the choice of vectors
     where eigenvalues coincide; `"trace"` is diag(P) / tr P = sum_k gamma_k v_jk^2 / sum_k gamma_k, which does not.
-    A metric of zeros has no opinion: all features get the same share, with a warning.
+    If P = 0 the importances are uniform, with a warning.
     """
     _check_kind(kind)
     if kind == "official":
@@ -459,10 +236,7 @@ class Readout(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Activations (..., M) to outputs (..., K)."""
-        outputs = F.linear(x, self.weight, self.bias)
-        if self.mean.dtype == outputs.dtype:
-            return torch.addcmul(self.mean, outputs, self.scale)
-        return self.mean + outputs * self.scale
+        return self.mean + F.linear(x, self.weight, self.bias) * self.scale
 
 
 # ---- the network -------------------------------------------------------------------------------------------
@@ -549,7 +323,6 @@ class GaussianRBFNetwork(nn.Module):
     def _new_head(self, num_classes: int, **dd: Any) -> nn.Module:
         return Readout(self.num_features, num_classes, self.bias, **dd) if num_classes else nn.Identity()
 
-    @torch.jit.ignore
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Standard normal centres, a metric under which their median activation is about e^-1/2, a small readout."""
         nn.init.normal_(self.centers, generator=generator)
@@ -634,7 +407,7 @@ class GaussianRBFNetwork(nn.Module):
             self._init_head(generator)
         if y is not None and isinstance(self.head, Readout):
             self._init_outputs(y)
-        median = activations(rows, self.centers, self.factor()).median()
+        median = metric_gaussian(rows, self.centers, self.factor()).median()
         if median < DEAD:
             warnings.warn(
                 f"the units are dead: their median activation is {float(median):.1e}, so the data has no gradient; "
@@ -672,7 +445,6 @@ class GaussianRBFNetwork(nn.Module):
         """L (D, R) with P = L L^T; for diagonal and isotropic metrics its diagonal as (1, D) or (1, 1)."""
         return factor_of(self.precision_elements, self.dim, self.form)
 
-    @torch.jit.ignore
     def precision(self) -> Tensor:
         """P (D, D), in standardised units of the features."""
         L = self.factor()
@@ -682,7 +454,6 @@ class GaussianRBFNetwork(nn.Module):
 
     # ---- training -----------------------------------------------------------------------------------------
 
-    @torch.jit.ignore
     def penalties(self, kind: Penalty | None = None) -> dict[str, Tensor]:
         """The weighted penalty of each block that has a weight; `kind` overrides the model's own."""
         # a packed triangle has the norm of the matrix
@@ -692,38 +463,29 @@ class GaussianRBFNetwork(nn.Module):
             blocks["weights"] = (self.reg_weights, self.head.weight)
         if self.learn_centers:
             blocks["centers"] = (self.reg_centers, self.centers)
-        blocks = {name: pair for name, pair in blocks.items() if pair[0]}
-        if not blocks:
-            return {}
-        weights, terms = zip(*blocks.values(), strict=True)
-        return dict(zip(blocks, weighted_penalties(list(terms), list(weights), kind or self.penalty), strict=True))
+        kind = kind or self.penalty
+        return {name: weight * penalty_term(block, kind) for name, (weight, block) in blocks.items() if weight}
 
-    @torch.jit.ignore
     def aux_losses(self) -> dict[str, Tensor]:
         """The weighted penalties, for tasks that add them to the loss."""
         return {f"{name}_penalty": value for name, value in self.penalties().items()}
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Everything: the penalties are the only regularisation."""
         return {"precision_elements", "centers", "head.weight", "head.bias"}
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Two groups: the units, then the readout."""
         return {"stem": r"^precision_elements|^centers|^input_", "blocks": [(r"^head", (0,))]}
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """There is nothing to recompute in a network of one layer."""
         assert not enable, "a network of one layer has no blocks to checkpoint"
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """The readout."""
         return self.head
 
-    @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the readout by a fresh one; 0 outputs: none."""
         if global_pool:
@@ -735,7 +497,6 @@ class GaussianRBFNetwork(nn.Module):
 
     # ---- reading a trained network ------------------------------------------------------------------------
 
-    @torch.jit.ignore
     @torch.no_grad()
     def spectrum(self) -> Spectrum:
         """Eigenvalues of P (D), largest first, and its unit eigenvectors in rows: the active subspace.
@@ -750,7 +511,6 @@ class GaussianRBFNetwork(nn.Module):
         values, order = L.square().expand(1, self.dim).squeeze(0).sort(stable=True)
         return Spectrum(values.flip(0), torch.eye(self.dim, dtype=L.dtype, device=L.device)[order.flip(0)])
 
-    @torch.jit.ignore
     @torch.no_grad()
     def input_gradients(self, X: Tensor) -> Tensor:
         """Exact derivatives of every output in every standardised feature, (n, K, D).
@@ -765,10 +525,9 @@ class GaussianRBFNetwork(nn.Module):
         rows = standardised(X.reshape(len(X), -1), self.input_mean, self.input_scale, self.centers.dtype)
         L, C = self.factor(), self.centers
         readout = self.head.weight * self.head.scale.to(C.dtype).unsqueeze(-1)
-        weighted = activations(rows, C, L).unsqueeze(1) * readout  # (n, K, M)
+        weighted = metric_gaussian(rows, C, L).unsqueeze(1) * readout  # (n, K, M)
         return weighted @ project(C, L) - weighted.sum(-1, keepdim=True) * project(rows, L).unsqueeze(1)
 
-    @torch.jit.ignore
     @torch.no_grad()
     def gradient_outer_product(self, X: Tensor, per_output: bool = False) -> Tensor:
         """Average of grad f grad f^T over rows and, unless `per_output`, summed over outputs: (D, D) or (K, D, D)."""
@@ -778,7 +537,6 @@ class GaussianRBFNetwork(nn.Module):
         g = _without_shared(self.input_gradients(X))
         return torch.einsum("nkd,nke->kde", g, g) / len(g)
 
-    @torch.jit.ignore
     @torch.no_grad()
     def gradient_root(self, X: Tensor) -> Tensor:
         """A matrix (r, D) with :meth:`gradient_outer_product` = root^T root, r at most the rank of P.
@@ -791,7 +549,6 @@ class GaussianRBFNetwork(nn.Module):
             h = values.sqrt().unsqueeze(-1) * vectors
         return point_gradient(h, self.factor())
 
-    @torch.jit.ignore
     @torch.no_grad()
     def feature_importance(
         self, kind: Literal["official", "trace", "gradient"] = "official", X: Tensor | None = None
@@ -819,7 +576,6 @@ class GaussianRBFNetwork(nn.Module):
             raw = (L.square().expand(1, self.dim) if L.shape[-2] == 1 else L.square().mT).sum(0)
         return shares(raw, "the precision matrix is zero")
 
-    @torch.jit.ignore
     @torch.no_grad()
     def active_subspace(
         self, kind: Literal["precision", "gradient"] = "precision", X: Tensor | None = None
@@ -908,10 +664,7 @@ def units(x: Tensor, centers: Tensor, elements: Tensor, mean: Tensor, scale: Ten
     own = centers.dtype
     wide = torch.float32 if own == torch.float16 or own == torch.bfloat16 else own
     rows = standardised(rows, mean, scale, wide)
-    if torch.jit.is_scripting():
-        return _recorded_activations(rows, centers.to(wide), factor_of(elements.to(wide), dim, form)).to(own)
-    with no_autocast(centers.device):
-        return _activations(rows, centers.to(wide), elements.to(wide), form).to(own)
+    return metric_gaussian(rows, centers.to(wide), factor_of(elements.to(wide), dim, form)).to(own)
 
 
 def _check_rows(rows: Tensor, dim: int) -> None:
@@ -1040,3 +793,7 @@ def grbf_rank8(pretrained: bool = False, **kwargs: Any) -> GaussianRBFNetwork:
 def test_grbf(pretrained: bool = False, **kwargs: Any) -> GaussianRBFNetwork:  # noqa: PT028
     """GRBF with 4 centres, for tests."""
     return _create("test_grbf", pretrained, kwargs, n_centers=4)
+
+
+def __getattr__(name: str) -> Any:
+    return renamed(f"{__name__}.{name}")

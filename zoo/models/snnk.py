@@ -2,7 +2,7 @@
 
 Sehanobish, Choromanski, Zhao, Dubey and Likhosherstov, "Scalable Neural Network Kernels", arXiv 2310.13225 (ICLR 2024).
 The authors' code is Apache-2.0; this is an implementation of its own, with their ReLU map, bundling and adapters (see
-`zoo.models.adapters`) beside better ways to get the weights.
+`zoo.adapters`) beside better ways to get the weights.
 
     f(W x + b)  ~  Psi Phi(x),    Phi: d -> m without parameters,    Psi = Psi_f(W, b): l x m, trained
 
@@ -32,7 +32,6 @@ from pydantic import PositiveInt
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from zoo.kernels.heads import Head, LeastSquares, LeaveOneOut, fit_logistic, leave_one_out
 from zoo.kernels.random_features import (
     FeatureMap,
     OscillatoryFeatures,
@@ -40,7 +39,9 @@ from zoo.kernels.random_features import (
     ReLUFeatures,
     find_activation,
 )
-from zoo.scaling import standardisation, standardised
+from zoo.learners.logistic import fit_logistic
+from zoo.learners.ridge import Head, LeastSquares, LeaveOneOut, leave_one_out
+from zoo.support.scaling import standardisation, standardised
 
 __all__ = ["SNNK", "SNNKFeedForward", "SNNKLinear", "Tower", "bundle", "relative_ridge", "solve_head"]
 
@@ -437,7 +438,6 @@ class SNNK(nn.Module):
         """(B, in_chans, ...) -> (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
-    @torch.jit.ignore
     @torch.no_grad()
     def initialize(self, X: Tensor, y: Tensor | None = None, **_: Any) -> None:
         """Standardise the inputs by the training rows (n, ...); a bundled network with targets gets its optimal head.
@@ -462,7 +462,6 @@ class SNNK(nn.Module):
             head.weight.mul_(scale)
             head.bias.copy_(head.bias.double() * scale + mean)
 
-    @torch.jit.ignore
     def solve(
         self, loader: Iterable[tuple[Tensor, Tensor]], ridge: float | Literal["loo"] = "loo", **options: Any
     ) -> LeaveOneOut | None:
@@ -497,27 +496,22 @@ class SNNK(nn.Module):
             self.head = head.train(self.training)
             self.num_features = self.head_hidden_size = folded.features.out_features
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Nothing beside the usual exceptions."""
         return set()
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """One group for each layer."""
         return {"stem": r"^input_", "blocks": r"^layers\.(\d+)"}
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """There is nothing worth recomputing."""
         assert not enable, "an SNNK perceptron has no blocks to checkpoint"
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """The head."""
         return self.head
 
-    @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the head by a fresh one; 0 outputs: none."""
         if global_pool:

@@ -24,9 +24,7 @@ image alone. Published compute is high for the size: 1.1 GMACs for a 32 x 32 ima
 needs 0.56.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import partial
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, cast
 
@@ -40,35 +38,26 @@ from timm.models import (
     register_notrace_module,
 )
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from zoo.kernels import native
-from zoo.kernels.hyperzzw import (
-    GROUPS,
+from zoo.models.layers.recomputation import recompute_in_backward
+from zoo.models.slow_nets import LocalSlowNet, SlowNet, uniform_
+from zoo.ops.hyperzzw import (
     SLOW_LOSSES,
-    LocalSlowNet,
-    SlowNet,
-    StandardGELU,
-    by_samples,
     causal_conv,
     channel_interaction,
     fold_product,
-    gate,
-    global_products,
     hyper_interaction,
-    instance_standardise,
     local_conv,
     mean_over,
-    mix_channels,
     same_conv,
     slow_loss,
     square_side,
-    uniform_,
 )
-from zoo.kernels.watching import is_recorded
-from zoo.suggest import suggestion
+from zoo.ops.pointwise import pointwise_conv, pointwise_twice
+from zoo.ops.standardise import GROUPS, instance_standardise, split_groups, standard_gelu, standardised_gate
+from zoo.support.suggest import suggestion
 
-__all__ = ["RecursiveGatedUnit", "SlowFastBlock", "Terminator"]
+__all__ = ["RecursiveGatedUnit", "SlowFastBlock", "StandardGELU", "Terminator"]
 
 for _operator in ("causal_conv", "same_conv", "fold_product", "local_conv"):
     torch.fx.wrap(_operator)
@@ -101,7 +90,6 @@ class RecursiveGatedUnit(nn.Module):
 
     Args:
         dim: channels C.
-        size: height and width of the map.
         pos_shape: shape of `pos_bias`, one number for each pixel.
         **dd: device and dtype.
     """
@@ -113,18 +101,51 @@ class RecursiveGatedUnit(nn.Module):
         for linear in (self.k, self.v, self.q, self.y):
             uniform_(linear)
 
-    def gate(self, x: Tensor) -> Tensor:
-        """Everything before Y, (B, C, H, W) to the same; Q V is one matrix."""
-        weight, bias = self.q.weight @ self.v.weight, self.q.weight @ self.v.bias + self.q.bias
-        if torch.is_grad_enabled():
-            key, query = mix_channels([x], [self.k.weight], self.k.bias), mix_channels([x], [weight], bias)
-            return gate(key, query, self.pos_bias)
-        key, query = mix_channels([x], [self.k.weight]), mix_channels([x], [weight])
-        return gate(key, query, self.pos_bias, [self.k.bias, bias], overwrite=True)  # no pass over the maps for them
-
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
-        return mix_channels([self.gate(x)], [self.y.weight], self.y.bias)
+        key = pointwise_conv([x], self.k.weight, self.k.bias)
+        query = pointwise_twice(x, self.v.weight, self.v.bias, self.q.weight, self.q.bias)
+        return pointwise_conv([standardised_gate(key, query, self.pos_bias)], self.y.weight, self.y.bias)
+
+
+class StandardGELU(nn.BatchNorm2d):
+    """GELU( BS(x) ) + bias, or GELU( G-IBS(x) ) + bias.
+
+    Args:
+        dim: channels C.
+        groups: 1, or 12 for G-IBS, of which only the even groups are standardised by batch.
+        running: keep running statistics, (C,) or (C / 2,), for eval mode; otherwise the batch's own serve there too.
+        **dd: device and dtype.
+    """
+
+    def __init__(self, dim: int, groups: int = 1, running: bool = False, **dd: Any) -> None:
+        super().__init__(dim if groups == 1 else dim // 2, affine=False, track_running_stats=running, **dd)
+        self.groups = groups
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:  # type: ignore[override]
+        """Map (B, C, H, W) and one number to (B, C, H, W)."""
+        if not self.training and self.running_mean is not None:
+            return standard_gelu(x, bias, self.groups, self.running_mean, self.running_var, self.eps)[0]
+        y, mean, scale = standard_gelu(x, bias, self.groups, None, None, self.eps)
+        if self.running_mean is not None:
+            self.record(mean.detach(), scale.detach(), x.numel() // x.shape[1])
+        return y
+
+    def record(self, mean: Tensor, scale: Tensor, count: int) -> None:
+        """Move the running statistics towards those of a batch.
+
+        Args:
+            mean: of every plane, (B, C).
+            scale: 1 / standard deviation, (B, C).
+            count: numbers of a channel.
+        """
+        if self.groups > 1:
+            mean, scale = split_groups(mean, self.groups)[0], split_groups(scale, self.groups)[0]
+        var = (scale[0].pow(-2) - self.eps) * (count / (count - 1))
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            self.running_mean.lerp_(mean[0].to(self.running_mean.dtype), 0.1)
+            self.running_var.lerp_(var.to(self.running_var.dtype), 0.1)
+            self.num_batches_tracked.add_(1)
 
 
 class SlowFastBlock(nn.Module):
@@ -170,14 +191,12 @@ class SlowFastBlock(nn.Module):
         **dd: Any,
     ) -> None:
         super().__init__()
-        self.dim, self.out_dim, self.size = dim, out_dim, size
+        self.dim, self.out_dim, self.size = dim, out_dim, list(size)
         self.ndim = 1 if size[0] == 1 else 2
-        self.pre_dims = list(pre_dims)
         self.drop_rate, self.global_1d, self.local_causal = drop_rate, global_1d, local_causal
-        self.running = running
-        self.batch_context, self.sample_context = local_context == "batch", local_context == "sample"
+        self.running, self.local_context = running, local_context
         self.roles = list(ROLES[layout])
-        absent = ("pre0", "pre1")[len(self.pre_dims) :]
+        absent = ("pre0", "pre1")[len(pre_dims) :]
         self.order = [name for name in ORDER[layout] if name not in absent]
         points = size[-1]
         pos_shape = size[-self.ndim :]
@@ -207,189 +226,57 @@ class SlowFastBlock(nn.Module):
         for linear in (self.mixer, *self.local_mix, self.bottleneck):
             normal_(linear)
 
+    def forward(self, x: Tensor, pre: list[Tensor]) -> Tensor:
+        """Map (B, C, H, W) and earlier outputs to (B, out_dim, H, W)."""
+        return F.dropout2d(self.out_norm(self.layer(x, pre), self.out_bias), self.drop_rate, self.training)
+
+    def layer(self, x: Tensor, pre: list[Tensor]) -> Tensor:
+        """Up to the bottleneck: every path, and one linear layer over their concatenation."""
+        w = x * self.global_kernel(x)
+        fast = instance_standardise(self.rgu_slow(w) + self.rgu_fast(x))
+        mix = instance_standardise(pointwise_conv([x], self.mixer.weight, self.mixer.bias))
+        hci = instance_standardise(channel_interaction(x, self.hci_net().to(x.dtype)))
+
+        g1, g2, g3 = self.global_operator(w, fast), self.global_operator(w, mix), self.global_operator(w, hci)
+        paths = {"g1": g1, "g2": g2, "g3": g3, "silu": F.silu(g1), "fast": fast, "hi": self.hi(g1, x)}
+        maps = {"x": x, "mix": mix, "hci": hci}
+        biases = [bias for bias in self.local_bias]  # noqa: C416 (TorchScript has no list() of it)
+        branches = zip(self.local_nets, self.local_mix, self.local_norm)  # noqa: B905 (their lengths are equal)
+        for j, (net, mixer, norm) in enumerate(branches):
+            context, convolved = self.roles[j]
+            z = local_conv(maps[convolved], net(maps[context]).to(x.dtype), self.local_causal)
+            paths[f"l{j}"] = norm(pointwise_conv([z], mixer.weight, mixer.bias), biases[j])  # type: ignore[arg-type]
+        for i, earlier in enumerate(pre):
+            paths[f"pre{i}"] = earlier
+        return pointwise_conv([paths[name] for name in self.order], self.bottleneck.weight, self.bottleneck.bias)
+
+    def global_kernel(self, like: Tensor) -> Tensor:
+        """The global hyper-kernel (1, C, H, W) in the type of a map."""
+        return self.global_net().view([1, self.dim] + self.size).to(like.dtype)  # noqa: RUF005 (TorchScript)
+
+    def global_operator(self, w: Tensor, z: Tensor) -> Tensor:
+        """A context-dependent kernel applied to a map, (B, C, H, W) all."""
+        if self.ndim == 2:
+            return w @ z
+        if self.global_1d == "causal_conv":
+            return causal_conv(w, z)
+        return same_conv(w, z) if self.global_1d == "same_conv" else fold_product(w, z)
+
     def hi(self, y: Tensor, x: Tensor) -> Tensor:
         """Hyper interaction: x gated by channel and place, the gate made of y; (B, C, H, W) all."""
         return hyper_interaction(y, x, self.hi_channel_net().to(y.dtype), self.hi_spatial_net().to(y.dtype))
 
-    def global_operator(self, w: Tensor, z: list[Tensor]) -> list[Tensor]:
-        """A context-dependent kernel applied to three maps, (B, C, H, W) all, and SiLU of the first result."""
-        if self.ndim == 2:
-            return global_products(w, z)
-        if self.global_1d == "causal_conv":
-            products = [causal_conv(w, part) for part in z]
-        elif self.global_1d == "same_conv":
-            products = [same_conv(w, part) for part in z]
-        else:
-            products = [fold_product(w, part) for part in z]
-        return products + [F.silu(products[0])]  # noqa: RUF005 (TorchScript)
+    def reparameterize(self) -> None:
+        """Become the fused form for inference, with the same parameters under the same names."""
+        from zoo.models.terminator_deploy import fuse  # which stands on this file
 
-    def local_kernel(self, kernel: Tensor) -> Tensor:
-        """What a local slow network wrote as 2-D taps."""
-        if self.ndim == 2:
-            return kernel
-        if self.local_causal:  # nothing to the right of the centre
-            kernel = F.pad(kernel, (0, kernel.shape[-1] - 1))
-        return kernel.unsqueeze(2)
-
-    def layer(self, x: Tensor, pre: list[Tensor], kernel: Tensor) -> Tensor:
-        """Up to the bottleneck: (B, C, H, W), earlier outputs and the hyper-kernel to (B, out_dim, H, W)."""
-        weights = self.bottleneck_weights(pre)
-        w = kernel.view([1, self.dim, self.size[0], self.size[1]]).to(x.dtype)
-        means: list[Tensor] = []
-        hci = channel_interaction(x, self.hci_net().to(x.dtype), True, means)
-        by_thread = False if torch.jit.is_scripting() else self._suits_threads(x, pre)
-
-        # each image alone
-        found = self._global_part(x, hci, pre, w, weights) if by_thread else None
-        if found is not None:
-            mixed, y = found
-        else:
-            mixed = mix_channels([x], [self.mixer.weight], standardised_bias(self.mixer.bias))
-            mixed = instance_standardise(mixed, overwrite=True)
-            maps = [x, mixed, hci] + pre  # noqa: RUF005 (TorchScript)
-            if torch.jit.is_scripting():
-                y = self.global_part(maps, w, weights)
-            else:
-                y = by_samples(partial(self.global_part, kernel=w, weights=weights), maps, self.out_dim)
-
-        # together with the others of its batch
-        named = {"x": x, "hci": hci, "mix": mixed}
-        context = named
-        if self.batch_context or (self.training and not self.sample_context):
-            known = len(means) > 0
-            context = {
-                "x": means[0] if known else x.mean(0, keepdim=True),
-                "hci": means[1] if known else hci.mean(0, keepdim=True),
-                "mix": mixed.mean(0, keepdim=True),
-            }
-        convolved = [named[name] for _, name in self.roles]
-        taps: list[Tensor] = []
-        for j, net in enumerate(self.local_nets):
-            taps.append(self.local_kernel(net(context[self.roles[j][0]]).to(x.dtype)))
-        columns = [weights[f"l{j}"] for j in range(len(convolved))]
-        done = self._local_branches(convolved, taps, columns, y) if by_thread else None
-        if done is not None:
-            return done
-        branches: list[Tensor] = []
-        biases = [bias for bias in self.local_bias]  # noqa: C416 (TorchScript has no list() of it)
-        for j, (mix, norm) in enumerate(zip(self.local_mix, self.local_norm)):  # noqa: B905
-            offset = standardised_bias(mix.bias, self.running)  # type: ignore[arg-type]
-            moments: list[Tensor] = []
-            if torch.jit.is_scripting() or self.sample_context:
-                z = self.local_part([convolved[j]], taps[j], mix.weight, offset)  # type: ignore[arg-type]
-            else:
-                local = partial(self.local_part, taps=taps[j], weight=mix.weight, bias=offset)  # type: ignore[arg-type]
-                z = by_samples(local, [convolved[j]], self.dim, moments)
-            branches.append(norm(z, biases[j], True, moments))
-        return mix_channels(branches, columns, onto=y)
-
-    @torch.jit.ignore
-    def _suits_threads(self, x: Tensor, pre: list[Tensor]) -> bool:
-        """Whether the loops that give whole images to threads are for this input: inference in float32 on a CPU."""
-        if is_recorded(x) or torch.is_grad_enabled() or self.training or self.sample_context:
-            return False
-        threads = torch.get_num_threads()
-        shared = threads <= 2 or len(x) >= 4 * threads or len(x) % threads == 0  # few are idle
-        fits = 1 < self.size[0] <= 64 and native.suits_planes(x)
-        return shared and fits and native.available(x, *pre, *self._fast_parameters())
-
-    def _fast_parameters(self) -> Iterator[Tensor]:
-        """Those that are not a slow network's."""
-        for name, module in self.named_children():
-            yield from () if "net" in name else module.parameters()
-
-    @torch.jit.ignore
-    def _global_part(
-        self, x: Tensor, hci: Tensor, pre: list[Tensor], kernel: Tensor, columns: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor] | None:
-        """The mixed map, and what :meth:`global_part` answers; None where the loops don't take it."""
-        weights: list[Tensor | None] = [self.mixer.weight, kernel]
-        for unit in (self.rgu_slow, self.rgu_fast):
-            weights += [t for linear in (unit.k, unit.v, unit.q) for t in (linear.weight, linear.bias)]
-            weights += [unit.pos_bias]
-        weights += [self.rgu_slow.y.weight, self.rgu_fast.y.weight]
-        weights += [net().to(x.dtype) for net in (self.hi_channel_net, self.hi_spatial_net)]
-        weights += [standardised_bias(self.bottleneck.bias, self.running)]
-        names = ["fast", "hi", "g1", "g2", "g3", "silu", *(f"pre{i}" for i in range(len(pre)))]
-        with suppress(native.Unsuited):
-            return native.global_part(x, hci, pre, weights, [columns[name] for name in names])
-        return None
-
-    @torch.jit.ignore
-    def _local_branches(
-        self, maps: list[Tensor], taps: list[Tensor], columns: list[Tensor], y: Tensor
-    ) -> Tensor | None:
-        """The output of the block; None where the loops don't take it."""
-        mixes = cast("list[nn.Linear]", list(self.local_mix))
-        biases = [standardised_bias(mix.bias, self.running) for mix in mixes]
-        norms = cast("list[StandardGELU]", list(self.local_norm))
-        with suppress(native.Unsuited):
-            z, moments = native.local_branches(maps, taps, [mix.weight for mix in mixes], biases)
-            scales = [norm.scales(known) for norm, known in zip(norms, moments, strict=True)]
-            return native.local_outputs_(z, scales, list(self.local_bias), columns, y)
-        return None
-
-    def global_part(
-        self, maps: list[Tensor], kernel: Tensor, weights: dict[str, Tensor], out: Tensor | None = None
-    ) -> Tensor:
-        """What the bottleneck makes of all but the local branches; `maps` are x, mix, hci and the earlier outputs."""
-        x = maps[0]
-        w = x * kernel
-        gates = [self.rgu_slow.gate(w), self.rgu_fast.gate(x)]
-        y_bias = standardised_bias(self.rgu_slow.y.bias + self.rgu_fast.y.bias)
-        fast = mix_channels(gates, [self.rgu_slow.y.weight, self.rgu_fast.y.weight], y_bias)
-        fast = instance_standardise(fast, overwrite=True)
-        found = self.global_operator(w, [fast, maps[1], maps[2]])
-        parts = {"fast": fast, "hi": self.hi(found[0], x)}
-        for i, name in enumerate(["g1", "g2", "g3", "silu"]):
-            parts[name] = found[i]
-        for i, earlier in enumerate(maps[3:]):
-            parts[f"pre{i}"] = earlier
-        names = list(parts.keys())
-        columns = [weights[name] for name in names]
-        offset = standardised_bias(self.bottleneck.bias, self.running)
-        return mix_channels([parts[name] for name in names], columns, offset, out=out)
-
-    def local_part(
-        self, maps: list[Tensor], taps: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None
-    ) -> Tensor:
-        """A local branch before its standardisation; `maps` is the one that is convolved."""
-        return mix_channels([local_conv(maps[0], taps)], [weight], bias, out=out)
-
-    def bottleneck_weights(self, pre: list[Tensor]) -> dict[str, Tensor]:
-        """The columns of the bottleneck for every part of its input."""
-        weights: dict[str, Tensor] = {}
-        for i, name in enumerate(self.order):  # not split(), which torch.fx cannot iterate over
-            weights[name] = self.bottleneck.weight.narrow(1, i * self.dim, self.dim)
-        for i, earlier in enumerate(pre):  # as if the map were repeated to C channels
-            weights[f"pre{i}"] = weights[f"pre{i}"].unflatten(1, (-1, earlier.shape[1])).sum(1)
-        return weights
-
-    def forward(self, x: Tensor, pre: list[Tensor], kernel: Tensor) -> Tensor:
-        """Map (B, C, H, W), earlier outputs and the global hyper-kernel to (B, out_dim, H, W)."""
-        x = self.out_norm(self.layer(x, pre, kernel), self.out_bias, overwrite=True)
-        return F.dropout2d(x, self.drop_rate, self.training)
-
-
-def standardised_bias(bias: Tensor, known: bool = False) -> Tensor | None:
-    """None where nobody wants gradients: standardisation takes a channel's constant away, except by `known` moments."""
-    return bias if known or torch.is_grad_enabled() else None
+        fuse(self)
 
 
 def normal_(linear: nn.Linear) -> None:
     """Weight from N(0, 2 / fan_in), bias 0."""
     nn.init.normal_(linear.weight, std=(2 / linear.in_features) ** 0.5)
     nn.init.zeros_(linear.bias)
-
-
-class Recent(list[Tensor]):
-    """Tensors of the last training pass, with their graph; copies and files of a model do not take them along."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Recent":
-        return Recent()
-
-    def __reduce__(self) -> tuple[type["Recent"], tuple[()]]:
-        return Recent, ()
 
 
 # ---- the network -------------------------------------------------------------------------------------------
@@ -491,7 +378,6 @@ class Terminator(nn.Module):
         self.batch_dependent = standardise_eval == "batch" or local_context == "batch"
         self.reuse = [list(earlier) for earlier in reuse]
         self.grad_checkpointing = False
-        self._recent = Recent()
         self.feature_info = [{"num_chs": dim, "reduction": 1, "module": f"blocks.{i}"} for i, dim in enumerate(dims)]
         inputs = (in_chans, *dims)
         self.blocks = nn.ModuleList(
@@ -523,24 +409,19 @@ class Terminator(nn.Module):
 
     # ---- training
 
-    @torch.jit.ignore
     def aux_losses(self) -> dict[str, Tensor]:
-        """Slow loss and weight regulariser, weighted, of the last training pass; without one, of the parameters."""
+        """Slow loss and weight regulariser, weighted; both depend on the parameters only."""
         losses = {}
-        kernels = list(self._recent) or self.global_kernels()
-        self._recent.clear()
         if self.slow_loss != "none":
-            losses["slow_loss"] = slow_loss(kernels, self.slow_loss)
+            losses["slow_loss"] = slow_loss(self.global_kernels(), self.slow_loss)
         if self.norm_penalty:
             losses["norm_penalty"] = self.norm_penalty * self.weight_norms()
         return losses
 
-    @torch.jit.ignore
     def global_kernels(self) -> list[Tensor]:
         """The global hyper-kernels of all blocks, (1, C, N, N) or (1, C, L)."""
         return [cast("SlowFastBlock", block).global_net() for block in self.blocks]
 
-    @torch.jit.ignore
     def weight_norms(self) -> Tensor:
         """The authors' regulariser before its coefficient: a sum of L2 norms of tensors, not squared.
 
@@ -559,27 +440,24 @@ class Terminator(nn.Module):
         first, second = (torch.stack(torch._foreach_norm(tensors)).sum() for tensors in sums)
         return first + 1e-6 * second
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Position biases and the frequencies of the slow networks."""
         return {"*.pos_bias", "*.filters.*.weight"}
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that sort parameters into consecutive layers."""
         return {"stem": r"^blocks\.0\.", "blocks": r"^blocks\.(\d+)"}
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory: keep only block outputs while training and recompute the rest in backward."""
         self.grad_checkpointing = enable
+        for block in self.blocks:
+            recompute_in_backward(block, enable)
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """The head."""
         return self.head
 
-    @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the head by a fresh one (0 classes: none) and, if given, the pooling."""
         if global_pool is not None:
@@ -597,7 +475,6 @@ class Terminator(nn.Module):
 
     # ---- forward
 
-    @torch.jit.ignore
     def forward_intermediates(
         self,
         x: Tensor,
@@ -624,7 +501,6 @@ class Terminator(nn.Module):
         found = [as_input(maps[i], x, self.size, self.pixel_order) for i in wanted]
         return found if intermediates_only else (as_input(maps[-1], x, self.size, self.pixel_order), found)
 
-    @torch.jit.ignore
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
@@ -646,31 +522,11 @@ class Terminator(nn.Module):
         """Images or sequences to the outputs of the first `count` blocks (all: -1), (B, C, H, W) or (B, C, 1, L)."""
         x = as_maps(x, self.in_chans, self.size, self.pixel_order)
         maps: list[Tensor] = []
-        kernels: list[Tensor] = []
         for i, block in enumerate(self.blocks):
             if count < 0 or i < count:
-                pre = [maps[j] for j in self.reuse[i]]
-                kernels.append(block.global_net())  # type: ignore[operator]
-                if self.grad_checkpointing and not torch.jit.is_scripting():
-                    x = self._recomputed(block, x, pre, kernels[i])
-                else:
-                    x = block(x, pre, kernels[i])
+                x = block(x, [maps[j] for j in self.reuse[i]])
                 maps.append(x)
-        if not torch.jit.is_scripting():
-            self._remember(kernels)
         return maps
-
-    @torch.jit.ignore
-    def _recomputed(self, block: nn.Module, x: Tensor, pre: list[Tensor], kernel: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return block(x, pre, kernel)
-        return checkpoint(block, x, pre, kernel, use_reentrant=False, context_fn=partial(recompute_contexts, block))
-
-    @torch.jit.ignore
-    def _remember(self, kernels: list[Tensor]) -> None:
-        """Have the hyper-kernels of a training pass at hand for its slow loss."""
-        if self.training and torch.is_grad_enabled() and not is_recorded(kernels[0]):
-            self._recent[:] = kernels
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images or sequences to the last block's map, in the shape of the input and num_features channels."""
@@ -807,24 +663,6 @@ def stage_indices(stages: int, indices: int | Sequence[int] | None) -> tuple[lis
         raise ValueError(f"block indices {indices} do not exist: there are blocks 0 to {stages - 1}")
     wanted = [i % stages for i in wanted]
     return wanted, max(wanted)
-
-
-@contextmanager
-def borrowed_statistics(block: nn.Module) -> Iterator[None]:
-    """Let a block record running statistics into copies of its buffers."""
-    kept = [(m, name, b) for m in block.modules() for name, b in m.named_buffers(recurse=False)]
-    for module, name, buffer in kept:
-        setattr(module, name, buffer.clone())
-    try:
-        yield
-    finally:
-        for module, name, buffer in kept:
-            setattr(module, name, buffer)
-
-
-def recompute_contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts of a checkpointed forward pass and of its repetition, which must not count a batch twice."""
-    return nullcontext(), borrowed_statistics(block)
 
 
 # ---- variants ----------------------------------------------------------------------------------------------

@@ -15,13 +15,12 @@ convolution before each of the last three, mean pooling, LayerNorm, linear head.
     z = BN( W2 GRN( GELU( W1 y + b1 )))  per-pixel feed-forward network, 4 times as wide inside
     x + DropPath( gamma * z )
 
-In eval mode every normalisation of a block is a constant, so `reparameterize()` (or `zoo.models.to_deploy`)
-merges the branches, both normalisations and gamma into three plain layers with the same outputs: the *deploy*
-form.
+In eval mode every normalisation of a block is a constant, so `zoo.to_deploy` merges the branches, both
+normalisations and gamma into the three weights of a :class:`MergedBlock` with the same outputs: the *deploy* form.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -32,20 +31,16 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.kernels import native
-from zoo.kernels.feed_forward import feed_forward, response_norm, response_scale
-from zoo.kernels.large_kernel import (
+from zoo.models.layers.dilated_reparam import (
     BRANCHES,
     DepthwiseConv2d,
     DilatedReparamBlock,
     fuse_conv_bn,
-    is_exported,
-    is_recorded,
-    is_untouched,
     store_convolution,
 )
+from zoo.ops import channel_norm, feed_forward, response_norm
 
-__all__ = ["UniRepLKNet", "UniRepLKNetBlock", "checkpoint_filter_fn"]
+__all__ = ["MergedBlock", "UniRepLKNet", "UniRepLKNetBlock", "checkpoint_filter_fn"]
 
 #: Kernel size of every block, chosen by the depths of the four stages (section 4.1 of the paper).
 KERNEL_SIZES: dict[tuple[int, ...], tuple[tuple[int, ...], ...]] = {
@@ -55,10 +50,7 @@ KERNEL_SIZES: dict[tuple[int, ...], tuple[tuple[int, ...], ...]] = {
     (3, 3, 27, 3): ((3,) * 3, (13,) * 3, (13, 3, 3) * 9, (13,) * 3),
 }
 
-PLAIN_KERNELS = (
-    3,
-    5,
-)  # plain depthwise convolution; larger ones are Dilated Reparam Blocks, 0 means none at all
+PLAIN_KERNELS = (3, 5)  # plain depthwise convolution; larger ones are Dilated Reparam Blocks, 0 means none at all
 REPARAM_KERNELS = tuple(sorted(k for k in BRANCHES if k > max(PLAIN_KERNELS)))
 
 
@@ -74,12 +66,7 @@ class LayerNorm2d(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, H, W) over C."""
-        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
-            if not is_recorded(x) and native.available(x, self.weight, self.bias):
-                with suppress(native.Unsuited):
-                    return native.layer_norm(x, self.weight, self.bias, self.eps, self.gelu)
-        x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
-        return (F.gelu(x) if self.gelu else x).permute(0, 3, 1, 2)
+        return channel_norm(x, self.weight, self.bias, self.eps, self.gelu)
 
     def extra_repr(self) -> str:
         """Arguments, for printing."""
@@ -110,35 +97,26 @@ class SqueezeExcite(nn.Module):
         self.down = nn.Conv2d(dim, dim // 4, 1, **dd)
         self.up = nn.Conv2d(dim // 4, dim, 1, **dd)
 
-    def scale(self, x: Tensor) -> Tensor:
-        """Attention of each channel, (B, C, H, W) -> (B, C)."""
-        x = F.relu(F.linear(x.mean((2, 3)), self.down.weight.flatten(1), self.down.bias))
-        return F.linear(x, self.up.weight.flatten(1), self.up.bias).sigmoid()
-
     def forward(self, x: Tensor) -> Tensor:
         """Rescale the channels of (B, C, H, W)."""
-        return x * self.scale(x)[:, :, None, None]
+        scale = self.up(F.relu(self.down(x.mean((2, 3), keepdim=True)))).sigmoid()  # (B, C, 1, 1)
+        return x * scale
 
 
 class GlobalResponseNorm(nn.Module):
-    """Channels compete by their energy over the map, see :mod:`zoo.kernels.feed_forward`; on (B, H, W, C)."""
+    """Channels compete by their energy over the map, see :mod:`zoo.ops.feed_forward`; on (B, H, W, C)."""
 
-    def __init__(self, dim: int, *, bias: bool = True, **dd: Any) -> None:
+    def __init__(self, dim: int, **dd: Any) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.zeros(1, 1, 1, dim, **dd))
-        self.beta = nn.Parameter(torch.zeros(1, 1, 1, dim, **dd)) if bias else None
+        self.beta = nn.Parameter(torch.zeros(1, 1, 1, dim, **dd))
 
     def forward(self, x: Tensor) -> Tensor:
         """Rescale and shift (B, H, W, C)."""
-        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
-            if not is_recorded(x):
-                return response_norm(x, self.gamma, self.beta)
-        norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
-        x = x * response_scale(norm, self.gamma).to(x.dtype)
-        return x if self.beta is None else x + self.beta.to(x.dtype)
+        return response_norm(x, self.gamma, self.beta)
 
 
-def depthwise(dim: int, kernel_size: int, deploy: bool, **dd: Any) -> nn.Module:
+def depthwise(dim: int, kernel_size: int, deploy: bool = False, **dd: Any) -> nn.Module:
     """Depthwise layer of a block; see :class:`UniRepLKNetBlock` for which kernel size means what."""
     if kernel_size == 0:
         return nn.Identity()
@@ -150,6 +128,9 @@ def depthwise(dim: int, kernel_size: int, deploy: bool, **dd: Any) -> nn.Module:
     raise ValueError(f"kernel size {kernel_size} is not supported; choose one of {allowed} (0 leaves the layer out)")
 
 
+# ---- the block ---------------------------------------------------------------------------------------------
+
+
 class UniRepLKNetBlock(nn.Module):
     """Depthwise convolution, SE, feed-forward network with GRN, residual (equations in the file's head).
 
@@ -159,7 +140,6 @@ class UniRepLKNetBlock(nn.Module):
             Block.
         drop_path: probability of dropping the residual branch of a sample while training.
         layer_scale_init_value: start of gamma; None or <= 0 leaves gamma out.
-        deploy: build the merged form.
         device: where the parameters live.
         dtype: their type.
     """
@@ -171,108 +151,107 @@ class UniRepLKNetBlock(nn.Module):
         *,
         drop_path: float = 0.0,
         layer_scale_init_value: float | None = 1e-6,
-        deploy: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.deploy = deploy
-        self.dwconv = depthwise(dim, kernel_size, deploy, **dd)
-        self.norm = nn.Identity() if deploy or kernel_size == 0 else nn.BatchNorm2d(dim, **dd)
+        self.dim, self.kernel_size = dim, kernel_size
+        self.dwconv = depthwise(dim, kernel_size, **dd)
+        self.norm = nn.Identity() if kernel_size == 0 else nn.BatchNorm2d(dim, **dd)
         self.se = SqueezeExcite(dim, **dd)
         self.pwconv1 = nn.Sequential(ToChannelsLast(), nn.Linear(dim, 4 * dim, **dd))
-        self.act = nn.Sequential(nn.GELU(), GlobalResponseNorm(4 * dim, bias=not deploy, **dd))
-        self.pwconv2 = nn.Sequential(nn.Linear(4 * dim, dim, bias=deploy, **dd), ToChannelsFirst())
-        if not deploy:
-            self.pwconv2.append(nn.BatchNorm2d(dim, **dd))
-        start = 0.0 if deploy or layer_scale_init_value is None else layer_scale_init_value
+        self.act = nn.Sequential(nn.GELU(), GlobalResponseNorm(4 * dim, **dd))
+        self.pwconv2 = nn.Sequential(
+            nn.Linear(4 * dim, dim, bias=False, **dd), ToChannelsFirst(), nn.BatchNorm2d(dim, **dd)
+        )
+        start = layer_scale_init_value or 0.0
         self.gamma = nn.Parameter(torch.full((dim,), start, **dd)) if start > 0 else None
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
         y = self.norm(self.dwconv(x))
-        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile the second half)
-            if self.deploy and self._is_plain_inference(y):
-                return feed_forward(y, x, self._ffn_weights())
         y = self.pwconv2(self.act(self.pwconv1(self.se(y))))
         if self.gamma is not None:
             y = y * self.gamma.view(-1, 1, 1)
         return x + self.drop_path(y)
 
-    @torch.jit.ignore
-    def _is_plain_inference(self, x: Tensor) -> bool:
-        """Inference on a CPU: nobody differentiates, exports, or looks into the layers between."""
-        if self.training or is_exported(x) or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-            return False
-        layers = (
-            (self.se, SqueezeExcite),
-            (self.pwconv1, nn.Sequential),
-            (self.pwconv1[1], nn.Linear),
-            (self.act, nn.Sequential),
-            (self.act[0], nn.GELU),
-            (self.act[1], GlobalResponseNorm),
-            (self.pwconv2, nn.Sequential),
-            (self.pwconv2[0], nn.Linear),
-        )
-        precise = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-        return precise and all(is_untouched(layer, kind) for layer, kind in layers)
-
-    @torch.jit.ignore
-    def _ffn_weights(self) -> list[Tensor]:
-        """In the order of :func:`zoo.kernels.feed_forward.feed_forward`."""
-        down, up, grn = self.se.down, self.se.up, self.act[1]
-        assert isinstance(grn, GlobalResponseNorm)
-        assert down.bias is not None
-        assert up.bias is not None
-        attention = down.weight.flatten(1), down.bias, up.weight.flatten(1), up.bias
-        return [*attention, *affine(self.pwconv1[1]), grn.gamma.flatten(), *affine(self.pwconv2[0])]
-
-    @torch.jit.ignore
     @torch.no_grad()
-    def reparameterize(self) -> None:
-        """Merge normalisations, branches, gamma and the GRN bias into the other layers; in place, once."""
-        if self.deploy:
-            return
-        self._merge_depthwise()
-        self._merge_ffn()
-        self.deploy = True
+    def reparameterize(self) -> "MergedBlock | None":
+        """The block in deploy form, which takes its place; None, and it stays, if a layer was exchanged for another."""
+        if kinds(self) != kinds(UniRepLKNetBlock(self.dim, self.kernel_size, device="meta")):
+            return None
+        se, first, grn, second = self.se, self.pwconv1[1], self.act[1], self.pwconv2[0]
+        merged = MergedBlock(self.dim, self.kernel_size, device=first.weight.device, dtype=first.weight.dtype)
+        if self.kernel_size:
+            conv, origin = (b["lk_origin"] if isinstance(b, nn.ModuleDict) else b for b in (merged.dwconv, self.dwconv))
+            store_convolution(conv, *self._merged_convolution(), like=origin)
+        store_convolution(merged.pwconv2["0"], *self._merged_output(), like=second)
+        for kept, layer in ((merged.se["down"], se.down), (merged.se["up"], se.up), (merged.pwconv1["1"], first)):
+            kept.weight, kept.bias = layer.weight, layer.bias
+        merged.act["1"].gamma = grn.gamma
+        merged.drop_path = self.drop_path
+        return merged.train(self.training)
 
-    def _merge_depthwise(self) -> None:
-        if isinstance(self.norm, nn.Identity):  # K = 0
-            return
-        assert isinstance(self.norm, nn.BatchNorm2d)
-        if isinstance(self.dwconv, DilatedReparamBlock):
-            weight, bias = self.dwconv.merged()
-            self.dwconv.reparameterize()
-            conv = self.dwconv["lk_origin"]
-        else:
-            assert isinstance(self.dwconv, DepthwiseConv2d)
-            conv, weight, bias = self.dwconv, self.dwconv.weight, self.dwconv.bias
-        store_convolution(conv, *fuse_conv_bn(weight, bias, self.norm))
-        self.norm = nn.Identity().train(self.training)
+    def fuse(self) -> nn.Module:
+        """As timm calls a method whose result takes the place of the module."""
+        return self.reparameterize() or self
 
-    def _merge_ffn(self) -> None:
-        """Fold beta, BN and gamma of gamma * BN(W2 (h + beta)), which is affine in h, into W2 and a bias."""
+    def _merged_convolution(self) -> tuple[Tensor, Tensor]:
+        """Kernel and bias of BN(D(x)), float64."""
+        conv: Any = self.dwconv
+        kernel, bias = conv.merged() if isinstance(conv, DilatedReparamBlock) else (conv.weight, conv.bias)
+        return fuse_conv_bn(kernel, bias, self.norm)
+
+    def _merged_output(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of gamma * BN(W2 (h + beta)), which is affine in h, float64."""
         linear, grn, bn = self.pwconv2[0], self.act[1], self.pwconv2[2]
-        assert isinstance(linear, nn.Linear)
-        assert isinstance(grn, GlobalResponseNorm)
-        assert isinstance(bn, nn.BatchNorm2d)
-        assert grn.beta is not None
         weight, bias = fuse_conv_bn(linear.weight, linear.weight.double() @ grn.beta.double().flatten(), bn)
-        if self.gamma is not None:
-            weight, bias = weight * self.gamma.double()[:, None], bias * self.gamma.double()
-        store_convolution(linear, weight, bias)
-        del self.pwconv2[2]
-        grn.beta = None
-        self.gamma = None
+        if self.gamma is None:
+            return weight, bias
+        return weight * self.gamma.double()[:, None], bias * self.gamma.double()
 
 
-def affine(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a linear layer that has both."""
-    assert isinstance(layer, nn.Linear)
-    return layer.weight, layer.bias
+def kinds(block: nn.Module) -> dict[str, type[nn.Module]]:
+    """Types of the layers of a block; adapters and quantised layers have other ones."""
+    return {name: type(layer) for name, layer in block.named_modules() if name != "drop_path"}
+
+
+class Weights(nn.Module):
+    """Weight and bias of a linear layer within an operator."""
+
+    def __init__(self, *shape: int, **dd: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(shape, **dd))
+        self.bias = nn.Parameter(torch.empty(shape[0], **dd))
+
+
+class MergedBlock(nn.Module):
+    """A block in deploy form: x + W2 GRN(GELU(W1 SE(DW(x)) + b1)) + b2, all but the convolution by one operator.
+
+    Arguments as for :class:`UniRepLKNetBlock`. Names of parameters are those of the merged layers.
+    """
+
+    def __init__(self, dim: int, kernel_size: int, *, drop_path: float = 0.0, **dd: Any) -> None:
+        super().__init__()
+        self.dwconv = depthwise(dim, kernel_size, deploy=True, **dd)
+        self.se = nn.ModuleDict({"down": Weights(dim // 4, dim, 1, 1, **dd), "up": Weights(dim, dim // 4, 1, 1, **dd)})
+        self.pwconv1 = nn.ModuleDict({"1": Weights(4 * dim, dim, **dd)})
+        self.act = nn.ModuleDict({"1": nn.Module()})
+        self.act["1"].gamma = nn.Parameter(torch.zeros(1, 1, 1, 4 * dim, **dd))
+        self.pwconv2 = nn.ModuleDict({"0": Weights(dim, 4 * dim, **dd)})
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H, W)."""
+        down, up, first, second = self.se["down"], self.se["up"], self.pwconv1["1"], self.pwconv2["0"]
+        attention = [down.weight.flatten(1), down.bias, up.weight.flatten(1), up.bias]
+        network = [first.weight, first.bias, self.act["1"].gamma.flatten(), second.weight, second.bias]
+        y = self.dwconv(x)
+        if self.training:
+            return x + self.drop_path(feed_forward(y, attention + network))
+        return feed_forward(y, attention + network, x)
 
 
 # ---- the network -------------------------------------------------------------------------------------------
@@ -350,7 +329,7 @@ class UniRepLKNet(nn.Module):
         ValueError: an option is outside of what is allowed; the message names both.
     """
 
-    __constants__ = ("dense_output",)  # TorchScript compiles only the branch that is taken
+    __constants__ = ("dense_output", "grad_checkpointing")
 
     def __init__(
         self,
@@ -399,16 +378,10 @@ class UniRepLKNet(nn.Module):
 
         self.stages = nn.ModuleList()
         blocks_before, last = 0, max(sum(depths) - 1, 1)
+        block = MergedBlock if deploy else partial(UniRepLKNetBlock, layer_scale_init_value=layer_scale_init_value)
         for dim, sizes in zip(dims, kernel_sizes, strict=True):
             blocks = [
-                UniRepLKNetBlock(
-                    dim,
-                    size,
-                    drop_path=drop_path_rate * (blocks_before + j) / last,
-                    layer_scale_init_value=layer_scale_init_value,
-                    deploy=deploy,
-                    **dd,
-                )
+                block(dim, size, drop_path=drop_path_rate * (blocks_before + j) / last, **dd)
                 for j, size in enumerate(sizes)
             ]
             blocks_before += len(blocks)
@@ -422,18 +395,16 @@ class UniRepLKNet(nn.Module):
         self.head = nn.Linear(dims[-1], num_classes, **dd) if self.num_classes > 0 else nn.Identity()
         self.reset_parameters(head_init_scale)
 
-    @torch.jit.ignore
     @torch.no_grad()
     def reset_parameters(self, head_init_scale: float = 1.0) -> None:
         """Draw the convolution and linear weights from N(0, 0.02) cut at +-2, zero their biases."""
         for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
+            if isinstance(module, (nn.Conv2d, nn.Linear, Weights)):
                 init_layer(module)
         if isinstance(self.head, nn.Linear):
             self.head.weight.mul_(head_init_scale)
             self.head.bias.mul_(head_init_scale)
 
-    @torch.jit.ignore
     def layer_ids(self) -> tuple[dict[str, int], int]:
         """Depth id of every parameter for layer-wise learning-rate decay, and the largest id, 13.
 
@@ -442,12 +413,10 @@ class UniRepLKNet(nn.Module):
         """
         return {name: layer_id(name) for name, _ in self.named_parameters()}, 13
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Nothing beyond the 1-D parameters that optimisers exempt anyway: the authors decay those of GRN."""
         return set()
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that sort parameters into consecutive layers."""
         blocks = [
@@ -460,17 +429,14 @@ class UniRepLKNet(nn.Module):
             "blocks": r"^(?:downsample_layers|stages)\.(\d+)" if coarse else blocks,
         }
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory: keep only block inputs while training and recompute the rest in backward."""
         self.grad_checkpointing = enable
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """The head."""
         return self.head
 
-    @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the head by a fresh one (0 classes: none) and, if given, the pooling."""
         if self.dense_output:
@@ -490,7 +456,6 @@ class UniRepLKNet(nn.Module):
             self.head = nn.Identity()
         self.head.train(training)
 
-    @torch.jit.ignore
     def forward_intermediates(
         self,
         x: Tensor,
@@ -524,7 +489,6 @@ class UniRepLKNet(nn.Module):
                 break
         return maps if intermediates_only else (x, maps)
 
-    @torch.jit.ignore
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
@@ -548,9 +512,8 @@ class UniRepLKNet(nn.Module):
             self.reset_classifier(0, "")
         return wanted
 
-    @torch.jit.ignore
     def _run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
-        if not (self.grad_checkpointing and torch.is_grad_enabled()):
+        if not self.grad_checkpointing:
             return stage(x)
         for block in stage.children():
             x = checkpoint(block, x, use_reentrant=False, context_fn=partial(recompute_contexts, block))
@@ -560,9 +523,9 @@ class UniRepLKNet(nn.Module):
         """Images (B, in_chans, H, W) to the output of every stage, before any norm."""
         check_images(x, self.in_chans)
         maps: list[Tensor] = []
-        for down, stage in zip(self.downsample_layers, self.stages):  # noqa: B905 (not in TorchScript)
+        for down, stage in zip(self.downsample_layers, self.stages):  # noqa: B905
             x = down(x)
-            if self.grad_checkpointing and not torch.jit.is_scripting():
+            if self.grad_checkpointing:
                 x = self._run_stage(stage, x)
             else:
                 x = stage(x)
@@ -594,7 +557,7 @@ class UniRepLKNet(nn.Module):
             return self.forward_head(self.forward_features(x))
 
 
-def init_layer(layer: nn.Conv2d | nn.Linear) -> None:
+def init_layer(layer: nn.Conv2d | nn.Linear | Weights) -> None:
     """Weight from N(0, 0.02) cut at +-2, bias 0."""
     nn.init.trunc_normal_(layer.weight, std=0.02)
     if layer.bias is not None:

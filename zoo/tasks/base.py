@@ -3,7 +3,7 @@
 What a model may offer a task, all of it optional:
 
 - `aux_losses() -> dict[str, Tensor]`: extra training losses of the last forward pass, already weighted;
-- `no_weight_decay() -> set[str]` and `layer_ids() -> (dict[str, int], int)`: see `zoo.tasks.optim.param_groups`.
+- `no_weight_decay() -> set[str]` and `layer_ids() -> (dict[str, int], int)`: see `zoo.optim.param_groups`.
 
 What a task may do differently, without touching this file: return several losses from `losses` (they are summed and
 logged by name); leave `optimizer=None` and fit in closed form when the last batch has been seen; set
@@ -23,9 +23,9 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 import zoo
-from zoo import inputs
-from zoo.tasks.optim import ScheduleError, create_optimizer, create_scheduler
-from zoo.values import first_line
+from zoo.optim import ScheduleError, create_optimizer, create_scheduler
+from zoo.support import inputs
+from zoo.support.values import first_line
 
 _TASKS: dict[str, type[Task]] = {}
 
@@ -76,7 +76,7 @@ class Task(L.LightningModule):
         **hparams: Any,
     ) -> None:
         super().__init__()
-        from zoo.models.registry import create_model
+        from zoo.registry.factory import create_model
 
         self.model = model if isinstance(model, nn.Module) else create_model(**model)
         self.optimizer, self.scheduler, self.channels_last = optimizer, scheduler, channels_last
@@ -215,9 +215,9 @@ def load_task(path: str | Path) -> Task:
     Raises:
         zoo.CheckpointError: If the file is damaged, holds code, or was not written by a task of the zoo.
     """
-    from zoo.checkpoints import CheckpointError, read_checkpoint
-    from zoo.models.closed import closed
-    from zoo.models.loading import warn_not_finite
+    from zoo.registry.checkpoints import CheckpointError, read_checkpoint
+    from zoo.registry.closed import closed
+    from zoo.registry.loading import warn_not_finite
 
     checkpoint = read_checkpoint(path)
     about, hparams, state = (checkpoint.get(key) for key in ("zoo", "hyper_parameters", "state_dict"))

@@ -7,9 +7,8 @@ Everything measured is in buffers, so a run that is resumed between tasks ends w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from zoo.models.continual import ContinualLearner, TaskError
 from zoo.tasks.base import NonFiniteLossError, OptionError, Task
 
-__all__ = ["ContinualTask", "continual_metrics", "forward_transfer", "per_sample_mean"]
+__all__ = ["ContinualTask", "Recipe", "continual_metrics", "forward_transfer", "per_sample_mean"]
 
 Forgetting = Literal["max_including_last", "max_before_last"]
 
@@ -93,6 +92,46 @@ def batches_of(order: Tensor, size: int, smallest: int = 1) -> list[Tensor]:
 # ---- the task ----------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a learner is trained on one task. Its own `training_defaults` replace these values.
+
+    The rate of task t, counted from 0, is max(lr * decay^(t + offset), floor).
+
+    Attributes:
+        optimizer: `sgd`, or `adam`.
+        lr: First rate.
+        decay: Factor from task to task.
+        offset: 1 where the first task already gets a decayed rate, as in KCL.
+        floor: Smallest rate.
+        momentum: Of SGD.
+        keep_state: Carry momentum or moments over task borders.
+        batch_size: Samples of a step.
+        epochs: Passes through a task.
+    """
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: float = 0.1
+    decay: float = 0.8
+    offset: int = 1
+    floor: float = 5e-5
+    momentum: float = 0.8
+    keep_state: bool = False
+    batch_size: int = 10
+    epochs: int = 1
+
+    def rate(self, task: int) -> float:
+        """The learning rate of a task."""
+        return max(self.lr * self.decay ** (task + self.offset), self.floor)
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer over these parameters, at the rate of the first task."""
+        trained = [p for p in parameters if p.requires_grad]
+        if self.optimizer == "adam":
+            return torch.optim.Adam(trained, lr=self.rate(0), fused=True)
+        return torch.optim.SGD(trained, lr=self.rate(0), momentum=self.momentum, fused=True)
+
+
 class ContinualTask(Task):
     """Trains a :class:`zoo.models.continual.ContinualLearner` on the stream of a `ContinualData`, one task an epoch.
 
@@ -101,7 +140,7 @@ class ContinualTask(Task):
     `seconds` of the last task, and `kept_samples` and `kept_bytes` of the learner.
 
     Args:
-        model, optimizer, scheduler, channels_last, compile: See `Task`. The learner's own recipe says how it is
+        model, optimizer, scheduler, channels_last, compile: See `Task`. A recipe says how the learner is
             trained; `optimizer` and `scheduler` must be None.
         lr, lr_decay, batch_size, epochs: Values that replace those of the recipe; None keeps them.
         agnostic: Evaluate without the task id after every task (`every`), after the last one (`last`), or `never`.
@@ -165,7 +204,8 @@ class ContinualTask(Task):
             raise ValueError(f"{type(self.model).__name__} is no continual learner: it has no begin_task and end_task")
         self.learner: ContinualLearner = self.model
         given: dict[str, Any] = {"lr": lr, "decay": lr_decay, "batch_size": batch_size, "epochs": epochs}
-        self.learner.recipe = replace(self.learner.recipe, **{k: v for k, v in given.items() if v is not None})
+        given = {**self.learner.training_defaults, **{k: v for k, v in given.items() if v is not None}}
+        self.recipe = replace(Recipe(), **given)
         self.agnostic, self.eval_batch_size, self.class_names = agnostic, eval_batch_size, class_names
         self.automatic_optimization = False
         T = self.learner.tasks
@@ -188,11 +228,11 @@ class ContinualTask(Task):
         return getattr(getattr(self.trainer, "datamodule", None), "evaluate_on", "test")
 
     def configure_optimizers(self) -> Any:
-        parameters = [p for p in self.learner.parameters() if p.requires_grad]
-        return self.learner.optimizer() if parameters else None
+        trained = any(p.requires_grad for p in self.learner.parameters())
+        return self.recipe.build(self.learner.parameters()) if trained else None
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """The rate and the gradients of every step of every task would say little."""
+        """Skip the base class's logging of rates and gradient norms: a run has thousands of short schedules."""
 
     def on_train_start(self) -> None:
         """Tell the learner how many tasks will come, and tell what cannot be learnt before anything is.
@@ -226,7 +266,7 @@ class ContinualTask(Task):
         began = time.perf_counter()
         self.learn(t, self.pixels(x), y.to(self.device))
         self.seconds[t] = time.perf_counter() - began
-        kept = self.learner.kept()
+        kept = self.learner.memory_footprint()
         self.kept_bytes[t], self.kept_samples[t] = kept["bytes"], kept["samples"]
         self.evaluate(t)
         for name, value in self.summary(t).items():
@@ -239,13 +279,13 @@ class ContinualTask(Task):
         return images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
 
     def learn(self, t: int, x: Tensor, y: Tensor) -> None:
-        """Take the learner through one task by its recipe.
+        """Take the learner through one task by the recipe.
 
         Raises:
             TaskError: The task cannot be learnt.
             NonFiniteLossError: A loss became NaN or infinite.
         """
-        learner, recipe = self.learner, self.learner.recipe
+        learner, recipe = self.learner, self.recipe
         images, labels = learner.begin_task(t, x, y)
         if 0 < len(labels) < learner.smallest_batch:
             raise TaskError(
@@ -258,20 +298,17 @@ class ContinualTask(Task):
             group["lr"] = recipe.rate(t)
         learner.train()
         optimizer.zero_grad()
-        # a scaler of gradients, or other processes' gradients, would pass by a learner that keeps its own account
-        alone = getattr(self.trainer.precision_plugin, "scaler", None) is None and self.trainer.world_size == 1
-        with learner.steps(t, optimizer.optimizer) if alone and len(labels) else nullcontext():
-            for _ in range(recipe.epochs if len(labels) else 0):
-                order = torch.randperm(len(labels)).to(labels.device)
-                for chosen in batches_of(order, recipe.batch_size, learner.smallest_batch):
-                    losses = learner.losses(images[chosen], labels[chosen], t)
-                    total = torch.stack([loss.float() for loss in losses.values()]).sum()
-                    if not torch.isfinite(total):
-                        values = ", ".join(f"{name} = {float(value):g}" for name, value in losses.items())
-                        raise NonFiniteLossError(f"the loss is not finite in task {t}: {values}")
-                    self.manual_backward(total)
-                    optimizer.step()
-                    optimizer.zero_grad()
+        for _ in range(recipe.epochs if len(labels) else 0):
+            order = torch.randperm(len(labels)).to(labels.device)
+            for chosen in batches_of(order, recipe.batch_size, learner.smallest_batch):
+                losses = learner.losses(images[chosen], labels[chosen], t)
+                total = torch.stack([loss.float() for loss in losses.values()]).sum()
+                if not torch.isfinite(total):
+                    values = ", ".join(f"{name} = {float(value):g}" for name, value in losses.items())
+                    raise NonFiniteLossError(f"the loss is not finite in task {t}: {values}")
+                self.manual_backward(total)
+                optimizer.step()
+                optimizer.zero_grad()
         if not len(labels):
             optimizer.step()  # nothing moves; Lightning counts tasks by steps
         learner.end_task(t, x, y)
@@ -284,7 +321,7 @@ class ContinualTask(Task):
 
     def accuracies(self, j: int) -> list[float]:
         """Accuracy on the test images of task j, told the task and not."""
-        return self._accuracies(j, lambda x: self.learner.answers(x, j))
+        return self._accuracies(j, lambda x: self.learner.predict_aware_and_agnostic(x, j))
 
     @torch.no_grad()
     def _accuracies(self, j: int, answers: Callable[[Tensor], tuple[Tensor, ...]]) -> list[float]:

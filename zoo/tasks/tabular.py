@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MeanSquaredError, Metric, R2Score
 from torchmetrics.classification import MulticlassAccuracy
 
-from zoo.scaling import standardisation
+from zoo.support.scaling import standardisation
 from zoo.tasks.base import Task
 
 IGNORE_INDEX = -100

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.benchmarks.records import markdown, plain, put_section
-from zoo.files import write_atomic, writer_of
-from zoo.models import shipped
-from zoo.quoting import command, python_text
+from zoo.registry import bundled_weights
+from zoo.results.records import markdown, plain, put_section
+from zoo.support.files import write_atomic, writer_of
+from zoo.support.quoting import command, python_text
 
 __all__ = ["card", "check", "table", "write"]
 
@@ -110,7 +110,7 @@ def write(root: Path, documents: Sequence[str] = ("RESULTS.md", "README.md")) ->
         Files that were written.
     """
     folder = root / "checkpoints"
-    records = shipped.records(folder)
+    records = bundled_weights.records(folder)
     written = []
     for name, record in records.items():
         written.append(folder / f"{name}.md")
@@ -135,8 +135,8 @@ def check(root: Path) -> list[str]:
         One line for each problem; nothing where all is well.
     """
     folder = root / "checkpoints"
-    problems = shipped.check(folder)
-    records = shipped.records(folder)
+    problems = bundled_weights.check(folder)
+    records = bundled_weights.records(folder)
     for name, record in records.items():
         path = folder / f"{name}.md"
         if not path.is_file() or path.read_text(encoding="utf-8") != card(record):

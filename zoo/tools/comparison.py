@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.benchmarks.timing import interleaved_times
+from zoo.results.timing import interleaved_times
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import batches, build_data, load, record_of
 

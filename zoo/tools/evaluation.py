@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from zoo.config import check_call
-from zoo.models import shipped
 from zoo.models.deploy import to_deploy
-from zoo.models.registry import MAY_BE, as_named, create_model
+from zoo.registry import bundled_weights
+from zoo.registry.factory import MAY_BE, as_named, create_model
+from zoo.registry.trust import TrustError, recorded_class
+from zoo.support.files import offline
+from zoo.support.signatures import check_call
+from zoo.support.values import first_line
 from zoo.tasks import Task
 from zoo.tools.errors import ToolError
-from zoo.trust import TrustError, recorded_class
-from zoo.values import first_line
 
 __all__ = ["batches", "build_data", "build_task", "evaluate", "load", "record_of", "unusable", "validate"]
 
@@ -28,15 +30,26 @@ def record_of(model: str | Path) -> dict[str, Any]:
     """The record behind a name: a shipped weight's own, or one put together from a run folder.
 
     Args:
-        model: `NAME.TAG` of a shipped weight, or the folder of a finished run.
+        model: `NAME.TAG` of a shipped weight, or the folder of a finished run, which the record then names as `folder`.
     """
-    if isinstance(model, str) and shipped.NAME.fullmatch(model):
-        return shipped.record(model)
+    if isinstance(model, str) and bundled_weights.NAME.fullmatch(model):
+        return bundled_weights.record(model)
     from zoo.tools.release import describe
 
     if not Path(model).is_dir():
         raise ToolError(f"there is no model {str(model)!r:.200}: give {MAY_BE}")
-    return describe([Path(model)])
+    return describe([Path(model)]) | {"folder": str(model)}
+
+
+_RECORDED = (
+    "nothing is fetched for a run folder, which may come from anyone: fetch the data yourself, by starting its "
+    "experiment once, and for `validate` name their folder with --root"
+)
+
+
+def _fetching(record: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """What a folder records opens no address; the records that come with the zoo may."""
+    return offline(_RECORDED) if "folder" in record else nullcontext()
 
 
 def load(model: str | Path, deploy: bool = True) -> nn.Module:
@@ -69,9 +82,10 @@ def _call(section: Any, place: str, **offered: Any) -> Any:
 
 def build_data(record: Mapping[str, Any], **changes: Any) -> Any:
     """The data module of a record, prepared; `changes` replace arguments (`root`, `eval_batch_size`)."""
-    data = _call({**record["data"]["config"], **changes}, "data")
-    data.prepare_data()
-    data.setup("test")
+    with _fetching(record):
+        data = _call({**record["data"]["config"], **changes}, "data")
+        data.prepare_data()
+        data.setup("test")
     return data
 
 
@@ -96,7 +110,8 @@ def evaluate(record: Mapping[str, Any], model: nn.Module, progress: bool = False
     data = build_data(record, **changes)
     hook = model.register_forward_hook(_watch(str(record.get("name", "the model"))))
     try:
-        return _measured(record, data, model, progress)
+        with _fetching(record):
+            return _measured(record, data, model, progress)
     finally:
         hook.remove()
 

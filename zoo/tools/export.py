@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.benchmarks.timing import interleaved_times
-from zoo.files import sha256_of, write_atomic, writer_of
-from zoo.inputs import record_of as input_record_of
+from zoo.results.timing import interleaved_times
+from zoo.support.files import sha256_of, write_atomic, writer_of
+from zoo.support.inputs import record_of as input_record_of
+from zoo.support.values import DamagedFileError, check_output, leads_out, read_json
+from zoo.support.whole import staging
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import batches, build_data, load, record_of
 from zoo.tools.info import example
-from zoo.values import DamagedFileError, check_output, read_json
-from zoo.whole import staging
 
 __all__ = ["FORMATS", "export", "quantize", "run_elsewhere"]
 
 FORMATS = ("program", "onnx")
 TOLERANCE = 1e-5
-_NAMES = {"program": "model.pt2", "onnx": "model.onnx"}
+_NAMES = {"program": "model.pt2", "onnx": "model.onnx", "int8": "model.int8.onnx"}
 _INPUTS = ("input", "marks")  # the second one of forecasts that use the calendar
 
 
@@ -48,7 +48,7 @@ def export(
 
     Args:
         model: Name with a tag, `local-dir:<folder>`, the folder of a run, or a module.
-        folder: Created if missing; files in it are replaced once they are whole.
+        folder: Created if missing. An earlier export there is replaced, whole, once the new one is.
         formats: Of :data:`FORMATS`: `program` (`torch.export`, model.pt2) and `onnx` (model.onnx).
         size: Side of the images, pixels; the record's own by default.
 
@@ -58,13 +58,13 @@ def export(
 
     Raises:
         OutputError: There is no place for the folder.
-        ToolError: The folder holds files of another origin, the model cannot be exported, or the export differs by
-            more than 1e-5 of its largest output.
+        ToolError: The folder holds files of another origin, or of an earlier export in a format that is not among
+            `formats`; the model cannot be exported, or the export differs by more than 1e-5 of its largest output.
     """
     if unknown := [f for f in formats if f not in FORMATS]:
         raise ToolError(f"format {unknown[0]!r} is not one of {', '.join(FORMATS)}")
     folder = check_output(folder)
-    _check_own(folder)
+    _check_own(folder, formats)
     network = model if isinstance(model, nn.Module) else load(model)
     network = network.eval()
     cfg: Any = getattr(network, "pretrained_cfg", None) or {}
@@ -89,24 +89,52 @@ def export(
                 raise ToolError(
                     f"{folder / path.name} differs from the model by {worst:.2g}, more than {TOLERANCE * scale:.2g}"
                 )
-            told[kind] = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-            told[kind] |= {"max_difference": worst, "batches": list(batches)}
-        text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
-        write_atomic(place / "deployment.json", writer_of(text.encode()))
+            told[kind] = _entry(path) | {"max_difference": worst, "batches": list(batches)}
+        _record(place, told)
     return told
 
 
-def _check_own(folder: Path) -> None:
-    """Refuse a folder whose files of these names no export wrote; each has its `deployment.json` beside."""
-    taken = [name for name in (*_NAMES.values(), "deployment.json") if (folder / name).exists()]
+def _record(place: Path, told: Mapping[str, Any]) -> None:
+    text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+    write_atomic(place / "deployment.json", writer_of(text.encode()))
+
+
+def _check_own(folder: Path, formats: Collection[str]) -> dict[str, Any]:
+    """What `deployment.json` of an earlier export says; nothing where there is none.
+
+    Raises:
+        ToolError: A file of these names is not the one that it records, or is of a format that is not among `formats`
+            and would stay beside the new ones.
+    """
+    taken = [name for name in (*_NAMES.values(), "deployment.json") if os.path.lexists(folder / name)]
     if not taken:
-        return
+        return {}
     try:
         told = read_json(folder / "deployment.json")
     except (OSError, DamagedFileError):
         told = None
-    if not isinstance(told, dict) or not {"model", "input", "preprocessing"} <= told.keys():
+    known = isinstance(told, dict) and {"model", "input", "preprocessing"} <= told.keys()
+    for kind, name in _NAMES.items():
+        if name in taken and not (known and _is_recorded(folder / name, told.get(kind))):
+            raise ToolError(f"{folder} holds {name}, which no export wrote: choose another folder")
+    if not known:
         raise ToolError(f"{folder} holds {taken[0]}, which no export wrote: choose another folder")
+    for kind in FORMATS:
+        if _NAMES[kind] in taken and kind not in formats:
+            raise ToolError(
+                f"{folder} holds {_NAMES[kind]} of an earlier export, which this one would leave there: export as "
+                f"{kind} too, remove the file, or choose another folder"
+            )
+    return told
+
+
+def _is_recorded(path: Path, entry: Any) -> bool:
+    digest = entry.get("sha256") if isinstance(entry, dict) else None
+    return path.is_file() and not leads_out(path, path.parent) and sha256_of(path) == digest
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _arguments(network: nn.Module, batch: int, size: int | None) -> tuple[Tensor, ...]:
@@ -123,7 +151,7 @@ def _written(folder: Path) -> Iterator[Path]:
     """A place whose files take those in `folder` all at once, when all of them were found right."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with staging(folder) as place:
+        with staging(folder, without=(_NAMES["int8"],)) as place:  # which is of the model.onnx before
             yield place
     except OSError as error:
         raise ToolError(f"cannot write {error.filename or folder}: {error.strerror or error}") from error
@@ -269,7 +297,7 @@ def quantize(model: str, folder: str | Path, limit: float = 0.005, rounds: int =
 
     Args:
         model: A shipped weight or the folder of a run, whose record names the data.
-        folder: Where :func:`export` wrote `model.onnx`; `model.int8.onnx` goes beside it.
+        folder: Where :func:`export` wrote `model.onnx`; `model.int8.onnx` goes beside it, and into `deployment.json`.
         limit: Largest loss of accuracy, as a share.
         rounds: Timed calls of each form, interleaved.
 
@@ -284,12 +312,13 @@ def quantize(model: str, folder: str | Path, limit: float = 0.005, rounds: int =
     source = folder / "model.onnx"
     if not source.is_file():
         raise ToolError(f"there is no {source}: export the model first")
+    told = _check_own(folder, FORMATS)
     quantization = _require("onnxruntime.quantization")
     record = record_of(model)
     if not record["class_names"]:
         raise ToolError(f"{record['name']} predicts values; int8 is judged by the accuracy of classes")
     with _written(folder) as place:
-        target = place / "model.int8.onnx"
+        target = place / _NAMES["int8"]
         with _quiet():
             quantization.quantize_dynamic(
                 str(source),
@@ -300,10 +329,12 @@ def quantize(model: str, folder: str | Path, limit: float = 0.005, rounds: int =
             )
         found = _compare(source, target, record, rounds)
         found["kept"] = found["accuracy"] - found["accuracy_int8"] <= limit
-        if not found["kept"]:
+        told.pop("int8", None)
+        if found["kept"]:
+            told["int8"] = _entry(target)
+        else:
             target.unlink()
-    if not found["kept"]:
-        (folder / target.name).unlink(missing_ok=True)
+        _record(place, told)
     return found
 
 

@@ -6,19 +6,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoints import check_replaceable, save_pretrained
-from zoo.files import CONFIG_NAME, WEIGHTS_NAME, write_all, writer_of
+from zoo.registry.checkpoints import check_replaceable, save_pretrained
+from zoo.support.files import CONFIG_NAME, WEIGHTS_NAME, write_all, writer_of
+from zoo.support.values import DamagedFileError, check_output, read_text
 from zoo.tools.cards import card
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import load, record_of
-from zoo.values import check_output
 
 __all__ = ["push"]
+
+_MARK = "\n<!-- written by Kernel Zoo; a text that was changed is kept; sha256 "
 
 
 def push(model: str, target: str, *, private: bool = False, api: Any = None) -> str:
@@ -34,7 +38,8 @@ def push(model: str, target: str, *, private: bool = False, api: Any = None) -> 
         The name under which `zoo.create_model` loads it.
 
     Raises:
-        ToolError: The target is no such place, or the hub refuses; nothing was changed then.
+        ToolError: The target is no such place, holds a README.md that is not the zoo's, or the hub refuses; nothing
+            was changed then.
     """
     place, _, rest = target.partition(":")
     place = place.replace("_", "-")
@@ -42,14 +47,15 @@ def push(model: str, target: str, *, private: bool = False, api: Any = None) -> 
         raise ToolError(f"{target} is not of the form hf-hub:<organisation>/<name>")
     if place not in ("hf-hub", "local-dir") or not rest:
         raise ToolError(f"{target!r} is no place: write hf-hub:<organisation>/<name> or local-dir:<folder>")
-    if place == "local-dir":
-        _check_own(check_output(rest))
     record = record_of(model)
+    text = card(record).replace(f'"{record["name"]}"', f'"{place}:{rest}"')
+    if place == "local-dir":
+        _check_own(check_output(rest), text)
     network = load(model, deploy=False)
     with tempfile.TemporaryDirectory() as folder:
         staged = save_pretrained(network, folder, class_names=record["class_names"] or None)
         files = {name: (staged / name).read_bytes() for name in (WEIGHTS_NAME, CONFIG_NAME)}
-        files["README.md"] = card(record).replace(f'"{record["name"]}"', f'"{place}:{rest}"').encode()
+        files["README.md"] = f"{text}{_MARK}{_digest(text)} -->\n".encode()
         if place == "local-dir":
             write_all({Path(rest) / name: writer_of(content) for name, content in files.items()})
         else:
@@ -58,10 +64,25 @@ def push(model: str, target: str, *, private: bool = False, api: Any = None) -> 
     return f"{place}:{rest}"
 
 
-def _check_own(folder: Path) -> None:
-    check_replaceable(folder)
-    if (folder / "README.md").exists() and not (folder / CONFIG_NAME).exists():
+def _check_own(folder: Path, text: str) -> None:
+    """Refuse a folder with files that the zoo did not write; `text` is the card to come, which earlier ones equal."""
+    path = folder / "README.md"
+    if os.path.lexists(path) and not (folder / CONFIG_NAME).exists():
         raise ToolError(f"{folder} holds a README.md and no model: choose another folder")
+    check_replaceable(folder)
+    if not os.path.lexists(path):
+        return
+    try:
+        found = read_text(path)
+    except (OSError, DamagedFileError):
+        found = ""
+    body, _, mark = found.rpartition(_MARK)
+    if found != text and mark.rstrip("\n") != f"{_digest(body)} -->":
+        raise ToolError(f"{path} is not a card as the zoo wrote it and stays: move it away, or choose another folder")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _upload(folder: Path, repository: str, name: str, private: bool, api: Any) -> None:

@@ -8,13 +8,16 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from zoo import inputs
-from zoo.figures import receptive_field, square_of_share
-from zoo.models import shipped
+from zoo.analysis.plots import square_of_share
+from zoo.analysis.probes.receptive_field import receptive_field
 from zoo.models.deploy import to_deploy
-from zoo.models.registry import create_model, list_models
+from zoo.registry import bundled_weights
+from zoo.registry.factory import create_model, list_models
+from zoo.support import inputs
+from zoo.support.files import locate, read_config
+from zoo.support.values import first_line
 from zoo.tools.errors import ToolError
-from zoo.validation import published
+from zoo.tools.validation import published
 
 __all__ = ["describe", "example", "listing"]
 
@@ -28,7 +31,7 @@ def listing(filter: str = "", pretrained: bool = False) -> list[dict[str, Any]]:
         `name`, `weights` (where they come from; empty without), `published_top1` of the authors' ImageNet weights in
         percent, `metric`, `value`, `n`, `mean`, `sd` and `data` of shipped ones.
     """
-    records = shipped.records()
+    records = bundled_weights.records()
     rows: list[dict[str, Any]] = []
     for name in list_models(filter, pretrained=pretrained):
         row: dict[str, Any] = {"name": name, "weights": PUBLISHED if "." in name else FRESH}
@@ -47,7 +50,22 @@ def example(model: nn.Module, batch: int = 2, size: int | None = None) -> Tensor
 
     Images (B, C, H, W), waveforms (B, samples), tokens (B, L), or rows (B, D), which are drawn around what the model
     standardises with.
+
+    Raises:
+        ToolError: Of images, the model takes none of that size, or there is no memory for one.
     """
+    if size is None:
+        return _drawn(model, batch, None)
+    try:
+        with torch.no_grad():
+            drawn = _drawn(model, batch, size)
+            model(drawn[:1])
+    except Exception as error:  # models say in many ways that a size does not suit them
+        raise ToolError(f"{type(model).__name__} takes no images of {size} pixels here: {first_line(error)}") from None
+    return drawn
+
+
+def _drawn(model: nn.Module, batch: int, size: int | None) -> Tensor:
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     draw = torch.Generator().manual_seed(0)
     record = getattr(model, "input_record", None)
@@ -59,9 +77,10 @@ def example(model: nn.Module, batch: int = 2, size: int | None = None) -> Tensor
     shape = tuple(cfg.get("input_size") or (3, 224, 224))
     chans = getattr(model, "in_chans", None)
     shape = (chans if isinstance(chans, int) else shape[0], *shape[1:])
-    if size and len(shape) == 3 and shape[1:] != (1, 1):
+    table = shape[1:] == (1, 1)
+    if size and len(shape) == 3 and not table:
         shape = (shape[0], size, size)
-    if shape[1:] == (1, 1):
+    if table:
         rows = torch.randn(batch, shape[0], generator=draw)
         if isinstance(mean := getattr(model, "input_mean", None), Tensor):
             return rows * model.input_scale + mean  # type: ignore[operator]
@@ -83,9 +102,10 @@ def describe(name: str, size: int | None = None, **kwargs: Any) -> dict[str, Any
         `parameters` and `parameters_deploy`; `macs` of one input in deploy form (convolutions and matrix products;
         Fourier transforms are not counted); `weights_mib`, `largest_layer_mib` (inputs and outputs of the largest
         layer, one input); `receptive_field`: sides in pixels of the squares that hold half and 90 % of the effective
-        receptive field, or None for a model without maps; `record` of shipped weights.
+        receptive field, or None for a model without maps; `weights`: where they come from, the file where it is a
+        folder's, empty for fresh ones; `record` of shipped weights.
     """
-    record = shipped.records().get(name)
+    record = bundled_weights.records().get(name)
     local = name.startswith("local-dir:")
     try:
         model = create_model(name, pretrained=bool(record) or local, **kwargs).eval()
@@ -105,13 +125,21 @@ def describe(name: str, size: int | None = None, **kwargs: Any) -> dict[str, Any
         "weights_mib": round(sum(p.numel() * p.element_size() for p in merged.state_dict().values()) / 2**20, 3),
         "largest_layer_mib": round(_largest(merged, shown) / 2**20, 3),
         "receptive_field": _field(model, shown),
-        "weights": SHIPPED if record else PUBLISHED if "." in name and not local else FRESH,
+        "weights": _of_folder(name) if local else SHIPPED if record else PUBLISHED if "." in name else FRESH,
     }
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     facts |= {key: cfg[key] for key in ("license", "paper_name", "paper_ids", "origin_url") if cfg.get(key)}
     if (top1 := published(cfg.get("notes"))) is not None:
         facts["published_top1"] = top1
     return facts | ({"record": record} if record else {})
+
+
+def _of_folder(name: str) -> str:
+    """Which file the weights of a `local-dir:` name came from, and the hash that it was compared with."""
+    folder = name.removeprefix("local-dir:")
+    path, hashes = locate(name), read_config(folder).get("sha256", {})
+    told = f"sha256 {hashes[path.name][:12]} as recorded" if path.name in hashes else "no sha256 on record"
+    return f"{path}, {told}"
 
 
 def _count(model: nn.Module) -> int:

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo import inputs
 from zoo.data.checks import DataError
 from zoo.data.pictures import Fit
-from zoo.data.prepare import SUFFIXES, form_for, prepare, says_nothing
+from zoo.data.prepare import SUFFIXES, far_out, form_for, other_units, prepare, says_nothing
 from zoo.data.series import in_units, last_window
+from zoo.registry.factory import answers_imagenet
+from zoo.support import inputs
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import load, record_of, unusable
 
@@ -41,8 +42,8 @@ def predict(model: str, files: Sequence[str | Path], top: int = 5, header: bool 
         One entry a file, or a row of a table: `file`, `row` of a table, and `predictions` (`class` and `probability`,
         most probable first) or `value`. For a series `forecast` (a list of values for each of the steps that follow its
         end, in the units of the file), `columns` (the names of the values) and `times` (of the steps, where the series
-        keeps one step). The first entry of a file that is even once it is prepared (a blank picture, silence) has a
-        `note` that says so.
+        keeps one step). The first entry of a file that is even once it is prepared (a blank picture, silence), or has
+        columns far outside of what the model was trained on, has a `note` that says so.
 
     Raises:
         ToolError: A file is missing, damaged, or nothing that this model takes; or the model's answer is no number.
@@ -60,7 +61,10 @@ def predict(model: str, files: Sequence[str | Path], top: int = 5, header: bool 
             found.append({"file": str(path)} | _forecast(path, network, facts["record"]))
             continue
         arguments = _told(prepare, path, facts["record"])
-        note = _note(path, arguments[0], inputs.read(facts["record"]))
+        form = inputs.read(facts["record"])
+        note = _note(path, arguments[0], form)
+        if form.kind == "table" and (told := far_out(path, arguments[0], network, form.columns)):
+            note = {"note": told}
         outputs = network(*arguments).float()
         bad = unusable(outputs)
         for i, out in enumerate(outputs):
@@ -74,7 +78,7 @@ def predict(model: str, files: Sequence[str | Path], top: int = 5, header: bool 
 
 
 def _note(path: Path, values: Tensor, form: Any) -> dict[str, str]:
-    told = says_nothing(path, values, form)
+    told = says_nothing(path, values, form) or other_units(path, values, form)
     return {} if told is None else {"note": told}
 
 
@@ -116,7 +120,7 @@ def _forecast(path: Path, network: nn.Module, record: Mapping[str, Any]) -> dict
 def _facts(model: str, network: nn.Module) -> dict[str, Any]:
     cfg: Any = getattr(network, "pretrained_cfg", None) or {}
     classes = list(cfg.get("label_names") or ())
-    if not classes and getattr(network, "num_classes", 0) == 1000:
+    if not classes and getattr(network, "num_classes", 0) == 1000 and answers_imagenet(model):
         from timm.data import ImageNetInfo
 
         names = ImageNetInfo("imagenet-1k")
@@ -149,13 +153,9 @@ def _answer(out: Tensor, facts: Mapping[str, Any], top: int) -> dict[str, Any]:
 
 def draw(entry: Mapping[str, Any], model: str) -> Any:
     """One answer as a matplotlib figure: the input beside the classes, or what the model looks at in a table."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from zoo.analysis.plots import COLOR, new_figure, plot_importances
 
-    from zoo.figures import COLOR, plot_importances
-
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((8, 3.2))
     left, right = figure.subplots(1, 2)
     path = Path(entry["file"])
     network = load(model)

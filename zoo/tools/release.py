@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.benchmarks.runs import read_parts, read_run
-from zoo.data.origins import origin
-from zoo.files import WEIGHTS_NAME, read_config, sha256_of, write_all, writer_of
-from zoo.models import shipped
-from zoo.models.registry import create_model
+from zoo.data.licenses import origin
+from zoo.registry import bundled_weights
+from zoo.registry.factory import create_model
+from zoo.results.runs import read_parts, read_run
+from zoo.support.files import WEIGHTS_NAME, read_config, sha256_of, write_all, writer_of
 from zoo.tools.errors import ToolError
 
 __all__ = ["METRICS", "describe", "ship"]
@@ -115,7 +115,7 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
         "versions": summary.get("versions", {}),
         "hardware": summary.get("hardware", {}),
     }
-    shipped.check_record(best, record)
+    bundled_weights.check_record(best, record)
     return record
 
 
@@ -131,19 +131,21 @@ def ship(
         ToolError: As :func:`describe`, or the weights are too large, or the name is not one that can ship.
     """
     record = describe(runs, tag, license)
-    folder = folder or shipped.folder()
-    if not shipped.NAME.fullmatch(record["name"]):
+    folder = folder or bundled_weights.folder()
+    if not bundled_weights.NAME.fullmatch(record["name"]):
         raise ToolError(f"{record['name']!r} cannot be the name of a weight: use a-z, 0-9 and _ in the tag")
-    if record["bytes"] > shipped.MAX_BYTES:
+    if record["bytes"] > bundled_weights.MAX_BYTES:
         raise ToolError(
-            f"the weights have {record['bytes'] / 1e6:.1f} MB, more than the {shipped.MAX_BYTES / 1e6:.0f} that may "
-            "ship: train a smaller variant"
+            f"the weights have {record['bytes'] / 1e6:.1f} MB, more than the {bundled_weights.MAX_BYTES / 1e6:.0f} "
+            "that may ship: train a smaller variant"
         )
     others = sum(p.stat().st_size for p in folder.glob("*.safetensors") if p.stem != record["name"])
-    if others + record["bytes"] > shipped.MAX_FOLDER:
-        raise ToolError(f"{folder} would hold more than {shipped.MAX_FOLDER / 1e6:.0f} MB: remove a weight first")
+    if others + record["bytes"] > bundled_weights.MAX_FOLDER:
+        raise ToolError(
+            f"{folder} would hold more than {bundled_weights.MAX_FOLDER / 1e6:.0f} MB: remove a weight first"
+        )
     source = next(run for run in runs if sha256_of(run / "model" / WEIGHTS_NAME) == record["sha256"])
-    target = shipped.weights_path(record["name"], folder)
+    target = bundled_weights.weights_path(record["name"], folder)
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
 
     def copy(file: Any) -> None:
@@ -151,8 +153,8 @@ def ship(
             shutil.copyfileobj(weights, file)
 
     write_all({target: copy, target.with_suffix(".json"): writer_of(text.encode())})
-    if folder == shipped.folder():
-        shipped.register([record])
+    if folder == bundled_weights.folder():
+        bundled_weights.register([record])
     return target, record
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.figures import (
-    ACCENT,
-    COLOR,
-    GREY,
-    merged_kernels,
-    plot_importances,
-    plot_kernels,
-    plot_loadings,
-    plot_receptive_field,
-    plot_spectrum,
-    receptive_field,
-)
-from zoo.files import write_atomic, writer_of
+from zoo.analysis.plots import ACCENT, COLOR, GREY, given_or_new, new_figure
+from zoo.analysis.probes import Subject, look, probe
+from zoo.support.files import write_atomic, writer_of
+from zoo.support.values import PAGES, check_output, read_curves, read_text
 from zoo.tools.comparison import compare, decide, outputs_of
 from zoo.tools.evaluation import batches, build_data, load, record_of
-from zoo.values import PAGES, check_output, read_curves
 
 __all__ = ["curves", "plot_accuracy_matrix", "plot_confusion", "write_report"]
 
@@ -79,6 +69,7 @@ _PAGE = """<!doctype html>
 </div>
 {% else %}<section><h2>{{ part.title }}</h2>
 {% if part.text %}<p>{{ part.text }}</p>{% endif %}
+{% for note in part.notes %}<p>{{ note }}</p>{% endfor %}
 {% if part.figures %}<div class="row">{% for image, text in part.figures %}<figure><img alt="{{ text }}" \
 src="data:image/png;base64,{{ image }}"><figcaption>{{ text }}</figcaption></figure>{% endfor %}</div>{% endif %}
 {% if part.rows %}<table>
@@ -96,7 +87,9 @@ src="data:image/png;base64,{{ image }}"><figcaption>{{ text }}</figcaption></fig
 
 @dataclass
 class Part:
-    """A part of the page, as values: a heading, tiles, or a section with text, pictures and a table."""
+    """A part of the page, as values: a heading, tiles, or a section with text, pictures, a table, and notes on what is
+    missing.
+    """
 
     name: str
     title: str = ""
@@ -106,6 +99,7 @@ class Part:
     figures: Sequence[Picture] = ()
     header: Sequence[str] = ()
     rows: Sequence[Sequence[Any]] = ()
+    notes: Sequence[str] = ()
 
 
 def write_report(path: str | Path, model: str, other: str | None = None) -> dict[str, Any]:
@@ -117,7 +111,7 @@ def write_report(path: str | Path, model: str, other: str | None = None) -> dict
         other: One to compare it with, on the data of the first.
 
     Returns:
-        `file`, `bytes` and the titles of its `sections`.
+        `file`, `bytes`, the titles of its `sections`, and `notes` on what of a run's files was left out.
 
     Raises:
         ToolError, RunsError, CheckpointError: The models cannot be read or compared.
@@ -131,7 +125,8 @@ def write_report(path: str | Path, model: str, other: str | None = None) -> dict
         parts = list(_compared(model, other) if other else _single(model))
     page = render(f"{model} and {other}" if other else str(model), parts).encode()
     write_atomic(path, writer_of(page))
-    return {"file": str(path), "bytes": len(page), "sections": [part.name for part in parts]}
+    sections, notes = [part.name for part in parts], [note for part in parts for note in part.notes]
+    return {"file": str(path), "bytes": len(page), "sections": sections, "notes": notes}
 
 
 def render(title: str, parts: Sequence[Part]) -> str:
@@ -187,16 +182,17 @@ def _compared(a: str, b: str) -> Iterator[Part]:
 
 
 def _curves_section(models: Sequence[str]) -> Iterator[Part]:
-    found = {name: curves(Path(name)) for name in models if Path(name).is_dir()}
+    notes: list[str] = []
+    found = {name: curves(Path(name), notes) for name in models if Path(name).is_dir()}
     found = {name: lines for name, lines in found.items() if lines}
-    if not found:
+    if not found and not notes:
         return
     names = [
         n for n in ("train/loss", "val/loss", "val/acc", "val/score", "val/r2") if any(n in c for c in found.values())
     ]
     figures = []
     for metric in names[:4]:
-        ax = _blank((4.6, 3.0))
+        ax = given_or_new(None, (4.6, 3.0))
         for color, (name, lines) in zip((COLOR, ACCENT, GREY), found.items(), strict=False):
             if metric in lines:
                 ax.plot(*lines[metric], color=color, label=Path(name).name, linewidth=1.4)
@@ -205,14 +201,22 @@ def _curves_section(models: Sequence[str]) -> Iterator[Part]:
         if len(found) > 1:
             ax.legend(frameon=False)
         figures.append(_figure(ax, f"{metric} over steps"))
-    yield Part("curves", "Curves", figures=figures)
+    yield Part("curves", "Curves", figures=figures, notes=notes)
 
 
-def curves(run: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of every metric that a run logged to CSV; rows and cells that are no numbers are passed over."""
+def curves(run: Path, notes: list[str] | None = None) -> dict[str, tuple[list[int], list[float]]]:
+    """Steps and values of every metric that a run logged to CSV; rows and cells that are no numbers are passed over.
+
+    Args:
+        run: Its folder.
+        notes: Gets a line for each file of which something is left out.
+    """
     found: dict[str, tuple[list[int], list[float]]] = {}
     for path in sorted(run.glob("csv/**/metrics.csv")):
-        for name, (steps, values) in read_curves(path).items():
+        lines, left_out = read_curves(path)
+        if left_out and notes is not None:
+            notes.append(left_out)
+        for name, (steps, values) in lines.items():
             kept = found.setdefault(name, ([], []))
             kept[0].extend(steps)
             kept[1].extend(values)
@@ -227,7 +231,7 @@ def _outcome_section(sides: Sequence[tuple[str, Tensor, Tensor]], record: Mappin
             ax = plot_confusion(decide(outputs).numpy(), targets.numpy(), classes)
             figures.append(_figure(ax, f"{name}: rows are the truth, columns the answer"))
         else:
-            ax = _blank((4.2, 3.8))
+            ax = given_or_new(None, (4.2, 3.8))
             ax.scatter(targets, outputs.squeeze(-1), s=10, color=COLOR, alpha=0.7)
             ends = [float(targets.min()), float(targets.max())]
             ax.plot(ends, ends, color=GREY, linewidth=1)
@@ -262,28 +266,15 @@ def _mistakes(side: tuple[str, Tensor, Tensor], record: Mapping[str, Any], count
 
 
 def _insight_section(network: nn.Module, record: Mapping[str, Any]) -> Iterator[Part]:
+    """What every probe finds that applies to the model."""
     figures: list[Picture] = []
-    names = record["feature_names"] or None
-
-    def attempt(make: Callable[[], Any], text: str) -> None:
+    subject = Subject.of(network, record["name"])
+    for name in probe.entries():
         try:
-            ax = make()
+            found = look(name, subject)
+            figures.append(_figure(found.draw(), found.told))
         except (ValueError, RuntimeError, AttributeError, TypeError):
-            return  # the model has nothing of that kind
-        figures.append(_figure(ax, text))
-
-    spectrum: Any = getattr(network, "spectrum", None)
-    importance: Any = getattr(network, "feature_importance", None)
-    if callable(importance):
-        attempt(lambda: plot_importances(importance().double(), names), "importance of each feature")
-    if callable(spectrum):
-        attempt(lambda: plot_spectrum(spectrum()[0].double()), "spectrum of the precision matrix")
-        attempt(lambda: plot_loadings(spectrum()[1].double(), names), "what each latent variable is made of")
-    attempt(lambda: plot_kernels(merged_kernels(network)[1]), "merged kernels of the first large layer")
-    size = record["preprocessing"].get("input_size") or []
-    if len(size) == 3 and size[1:] != [1, 1]:
-        images = torch.randn(8, *size, generator=torch.Generator().manual_seed(0))
-        attempt(lambda: plot_receptive_field(receptive_field(network, images)), "effective receptive field, noise")
+            continue  # the model has nothing of that kind
     if figures:
         yield Part("insight", "What it looks at", figures=figures)
 
@@ -294,11 +285,12 @@ def _matrix_section(model: str) -> Iterator[Part]:
     if path is None:
         return
     try:
-        matrix = np.atleast_2d(np.genfromtxt(path, delimiter=",", encoding="utf-8"))
+        matrix = np.atleast_2d(np.genfromtxt(io.StringIO(read_text(path)), delimiter=","))
     except (OSError, ValueError):
-        return  # no table of numbers
+        matrix = np.empty((0, 0))
     matrix = matrix[1:, 1:] if matrix.shape[0] > 1 and np.isnan(matrix[0, 0]) else matrix
     if not matrix.size or max(matrix.shape) > 1000 or not np.isfinite(matrix).any():
+        yield Part("accuracy matrix", "Accuracy matrix", notes=[f"{path} is no table of accuracies: it is left out"])
         return
     text = "accuracy on each task (column) after each task (row)"
     yield Part("accuracy matrix", "Accuracy matrix", figures=[_figure(plot_accuracy_matrix(matrix), text)])
@@ -334,7 +326,7 @@ def plot_confusion(answers: np.ndarray, targets: np.ndarray, names: Sequence[str
     """
     k = len(names)
     counts = np.bincount(targets * k + answers, minlength=k * k).reshape(k, k)
-    ax = _blank((0.42 * k + 1.6, 0.42 * k + 1.2) if k <= 20 else (8, 8)) if ax is None else ax
+    ax = given_or_new(ax, (0.42 * k + 1.6, 0.42 * k + 1.2) if k <= 20 else (8, 8))
     ax.imshow(counts / np.maximum(counts.sum(1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
     if k <= 20:
         for i, j in np.argwhere(counts):
@@ -348,25 +340,15 @@ def plot_confusion(answers: np.ndarray, targets: np.ndarray, names: Sequence[str
 
 def plot_accuracy_matrix(matrix: np.ndarray, ax: Any = None) -> Any:
     """Accuracy on each task (column) after learning each task (row), NaN where not measured."""
-    ax = _blank((0.32 * matrix.shape[1] + 1.8, 0.32 * matrix.shape[0] + 1.2)) if ax is None else ax
+    ax = given_or_new(ax, (0.32 * matrix.shape[1] + 1.8, 0.32 * matrix.shape[0] + 1.2))
     image = ax.imshow(matrix, cmap="viridis", vmin=0, vmax=1 if np.nanmax(matrix) <= 1 else 100)
     ax.figure.colorbar(image, ax=ax, shrink=0.8)
     ax.set(xlabel="task", ylabel="after task")
     return ax
 
 
-def _blank(size: tuple[float, float]) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure.add_subplot()
-
-
 def _grid(count: int) -> tuple[Any, list[Any]]:
-    figure = _blank((4.6, 4.6)).figure
-    figure.clear()
+    figure = new_figure((4.6, 4.6))
     columns = int(np.ceil(np.sqrt(count)))
     axes = list(figure.subplots(-(-count // columns), columns, squeeze=False).ravel())
     for ax in axes:

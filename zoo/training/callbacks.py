@@ -15,16 +15,10 @@ from lightning.pytorch.loggers import WandbLogger
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from zoo.figures import (
-    as_array,
-    context_kernels,
-    hyper_kernels,
-    merged_kernels,
-    plot_hyper_kernels,
-    plot_kernels,
-    plot_receptive_field,
-    receptive_field,
-)
+from zoo.analysis.plots import as_array, plot_hyper_kernels, plot_kernels, plot_receptive_field
+from zoo.analysis.probes.hyper_kernels import context_kernels, hyper_kernels
+from zoo.analysis.probes.kernels import merged_kernels
+from zoo.analysis.probes.receptive_field import receptive_field
 
 
 class ProgressBar(RichProgressBar):
@@ -118,7 +112,7 @@ class ModelPictures(Callback):
     Args:
         every_n_epochs: Interval in epochs; the first epoch always has pictures.
         count: Number of images.
-        layer: Whose kernels, see `zoo.figures.merged_kernels`; None for the first layer of the largest size.
+        layer: Whose kernels, see `zoo.analysis.probes.kernels`; None for the first layer of the largest size.
     """
 
     def __init__(self, every_n_epochs: PositiveInt = 10, count: PositiveInt = 16, layer: str | None = None) -> None:

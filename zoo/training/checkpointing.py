@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import re
 import shlex
@@ -16,13 +17,13 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from zoo.checkpoints import CheckpointError, read_checkpoint, write_atomic
-from zoo.quoting import override
+from zoo.registry.checkpoints import CheckpointError, read_checkpoint, write_atomic
+from zoo.support.quoting import override
 from zoo.tasks import NonFiniteLossError
 from zoo.training.checks import ends_here
 from zoo.training.loggers import CsvRun
@@ -45,6 +46,57 @@ class StopRequested(Exception):
     def __init__(self, signum: int, step: int) -> None:
         super().__init__(f"{signal.Signals(signum).name} after step {step}")
         self.signum, self.step = signum, step
+
+
+class EndRequested(BaseException):
+    """A signal between the last step and the results; no `Exception`, so that nothing on the way takes it for an error
+    of its own.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class EndWatch(Callback):
+    """Answers SIGINT, SIGTERM and SIGHUP with `EndRequested` once training is over; before, they do what they did.
+
+    While training goes on, `ResumeCheckpoint` answers them.
+    """
+
+    def __init__(self) -> None:
+        self.over = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> EndWatch:
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            signum = getattr(signal, name, None)
+            if signum is not None and _may_handle(signum):
+                self._previous[signum] = signal.signal(signum, self._answer)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+        self._previous = {}
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.over = True
+
+    def _answer(self, signum: int, frame: Any) -> None:
+        if self.over:
+            raise EndRequested(signum)
+        if callable(before := self._previous[signum]):
+            before(signum, frame)
+        else:
+            signal.signal(signum, before)
+            os.kill(os.getpid(), signum)
+
+
+def _may_handle(signum: int) -> bool:
+    """Only the main thread handles signals; and nohup has a terminal's end ignored."""
+    alone = threading.current_thread() is threading.main_thread()
+    return alone and signal.getsignal(signum) not in (signal.SIG_IGN, None)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -171,6 +223,11 @@ class ResumeCheckpoint(Checkpoint):
         for signum in (signal.SIGINT, signal.SIGTERM):
             self._handle(signum)
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._restore_handlers()
+        if self._saved_step is not None and (stop := self._agreed_signal(trainer)):  # came after the last epoch
+            raise StopRequested(stop, self._saved_step)
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._restore_handlers()
 
@@ -266,8 +323,7 @@ class ResumeCheckpoint(Checkpoint):
                 old.unlink(missing_ok=True)
 
     def _handle(self, signum: int) -> None:
-        alone = threading.current_thread() is threading.main_thread()
-        if alone and signal.getsignal(signum) is not signal.SIG_IGN:  # nohup has a terminal's end ignored
+        if _may_handle(signum):
             self._previous_handlers.setdefault(signum, signal.signal(signum, self._request_stop))
 
     def _request_stop(self, signum: int, frame: Any) -> None:

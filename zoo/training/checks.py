@@ -6,12 +6,16 @@ Values are checked together before anything is built (`together`); what only the
 
 from __future__ import annotations
 
+import inspect
 import math
 import traceback
+import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
@@ -26,8 +30,10 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from zoo.data.sampling import SampleKey
-from zoo.suggest import suggestion
-from zoo.tasks import Task, schedule_problems
+from zoo.registry.factory import create_model
+from zoo.support.signatures import ConfigError, check_call, check_section, flatten
+from zoo.support.suggest import suggestion
+from zoo.tasks import Task, create_optimizer, create_scheduler, schedule_problems
 from zoo.training.summary import tell
 
 # what Lightning exports and a run here cannot have, and what there is instead
@@ -252,3 +258,75 @@ def ends_here(trainer: L.Trainer) -> bool:
         return True
     last_epoch = trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch + 1
     return last_epoch and loop.epoch_loop._num_ready_batches_reached()
+
+
+# ---- a configuration, before anything is built -------------------------------------------------------------
+
+
+def check_config(config: Mapping[str, Any], *, multirun: bool = False) -> None:
+    """Check every value of a configuration against the signature that it will be passed to.
+
+    Raises:
+        ConfigError: With one line for each problem.
+    """
+    from zoo.training.run import run  # its signature is the schema
+
+    problems = check_call(run, config)
+    for key in ("model", "data", "task", "trainer"):
+        chosen, wanted = config.get(key), "model_name" if key == "model" else "_target_"
+        if isinstance(chosen, Mapping) and not chosen.get(wanted):
+            raise ConfigError(f"{key} has no {wanted}: choose one with {key}=...; `--help` lists them")
+    missing = [key for key, value in flatten(config) if value == "???"]
+    problems += [f"{key} has no value; give it as {key}=..." for key in missing]
+    section: Any = config.get("model")
+    if isinstance(section, Mapping):
+        problems += check_call(create_model, section, "model")
+        problems += _check_constructor(section)
+    data = config.get("data")
+    if isinstance(data, Mapping):
+        problems += check_section(data, "data", given={"seed"})
+    if isinstance(config.get("task"), Mapping):
+        problems += check_section(config["task"], "task", given={"model"})
+    if isinstance(config.get("optimizer"), Mapping):
+        problems += check_call(create_optimizer, config["optimizer"], "optimizer", given={"model"})
+    if isinstance(config.get("scheduler"), Mapping):
+        given = {"optimizer", "total_steps", "steps_per_epoch"}
+        problems += check_call(create_scheduler, config["scheduler"], "scheduler", given=given)
+    if isinstance(config.get("trainer"), Mapping):
+        problems += check_section(config["trainer"], "trainer")
+        if multirun and _starts_processes(config["trainer"]) and not SLURMEnvironment.detect():
+            problems.append(
+                "trainer.strategy: a multirun cannot start processes of its own, each of them would repeat the whole "
+                "sweep; use trainer.strategy=auto with trainer.devices=1, or start single runs with torchrun"
+            )
+    for group in ("callbacks", "logger"):
+        for key, entry in (config.get(group) or {}).items():
+            if entry:
+                problems += check_section(entry, f"{group}.{key}")
+    problems = problems or together(config)  # which takes values of the right types
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+
+
+def _check_constructor(section: Mapping[str, Any]) -> list[str]:
+    """Problems of the model's own arguments, by the class that its entry point says it returns."""
+    from timm.models import is_model, model_entrypoint
+
+    name = section.get("model_name")
+    if not isinstance(name, str) or not is_model(name.split(".")[0]):
+        return []
+    try:
+        returned = typing.get_type_hints(model_entrypoint(name.split(".")[0])).get("return")
+    except NameError:
+        return []
+    if not inspect.isclass(returned) or returned is torch.nn.Module:
+        return []
+    own = inspect.signature(create_model).parameters
+    values = {k: v for k, v in section.items() if k not in own and v is not None}
+    return check_call(returned, values, "model", given=inspect.signature(returned).parameters)
+
+
+def _starts_processes(trainer: Mapping[str, Any]) -> bool:
+    devices = trainer.get("devices", 1)
+    several = trainer.get("num_nodes", 1) > 1 or (devices not in (1, "1", "auto", [0]))
+    return several or (isinstance(trainer.get("strategy"), str) and "ddp" in trainer["strategy"])

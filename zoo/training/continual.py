@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from pydantic import PositiveInt
 
-from zoo.figures import plot_accuracy_matrix, plot_image_grid
-from zoo.files import write_atomic, writer_of
+from zoo.analysis.plots import plot_accuracy_matrix, plot_image_grid
+from zoo.support.files import write_atomic, writer_of
 
 __all__ = ["ContinualPictures"]
 

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from pydantic import PositiveInt
 
-from zoo.figures import (
+from zoo.analysis.plots import (
     plot_importance_image,
     plot_importances,
     plot_loadings,

@@ -16,10 +16,11 @@ from typing import Any
 import filelock
 from lightning.pytorch.utilities import rank_zero_only
 
-from zoo.files import write_all, writer_of
-from zoo.quoting import command as shell_line
+from zoo.support.files import write_all, writer_of
+from zoo.support.quoting import command as shell_line
+from zoo.support.values import DamagedFileError, check_closed
+from zoo.support.whole import clean, replace_link
 from zoo.training.checkpointing import FOLDER
-from zoo.whole import clean, replace_link
 
 __all__ = ["RunFolderInUse", "check_new", "is_first_process", "link_latest", "record", "writing_in"]
 
@@ -38,20 +39,32 @@ def is_first_process() -> bool:
 
 
 @contextlib.contextmanager
-def writing_in(folder: Path) -> Iterator[None]:
+def writing_in(folder: Path, resumed: bool = False) -> Iterator[None]:
     """Be the one writer of a run folder, and remove what a killed one left half written.
 
     The lock is the system's and ends with its process, however that ends. Only the first process of a distributed run
     takes it. Where the file system has no locks, a warning says so.
 
+    Args:
+        folder: Of the run.
+        resumed: It goes on with what is there, which may come from anyone. Of a new run the place is the user's own:
+            that links lead out of it, so that it cannot be resumed as it is, is a warning.
+
     Raises:
         RunFolderInUse: Another process, or another thread of this one, writes there.
+        DamagedFileError: A link in the folder of a resumed run leads out of it.
     """
     folder = Path(os.path.realpath(folder))
     if not is_first_process() or _held.get(folder) == threading.get_ident():
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        check_closed(folder)
+    except DamagedFileError as error:
+        if resumed:
+            raise
+        warnings.warn(f"{error}, or the run cannot be resumed", stacklevel=3)
     lock = filelock.FileLock(folder / _LOCK, timeout=0, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire()

@@ -24,26 +24,69 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyExperiment, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from zoo.files import CheckpointError, write_atomic, writer_of
+from zoo.support.files import CheckpointError, write_atomic, writer_of
+from zoo.support.values import first_line
 from zoo.training.summary import tell
-from zoo.values import first_line
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
 _MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 _ANSWER = 5.0  # seconds that the server has to answer when a run begins
-_PATIENCE = {"online": 15.0, "offline": 60.0, "disabled": 60.0}  # seconds for the whole beginning
+_PATIENCE = {"online": 10.0, "offline": 60.0, "disabled": 60.0}  # seconds for the whole beginning
+_KEY_LENGTH = 40  # of a W&B key at least; W&B says itself what is wrong with a shorter one
+_ROUTES = ("WANDB_HTTP_PROXY", "WANDB_HTTPS_PROXY", "WANDB_X_EXTRA_HTTP_HEADERS")  # which only W&B's client goes
+
+
+def _service() -> str:
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+
+
+def _key() -> str | None:
+    """The W&B key at hand, in the environment or in the netrc file."""
+    if key := os.environ.get("WANDB_API_KEY"):
+        return key
+    try:
+        found = netrc.netrc(os.environ.get("NETRC")).authenticators(urlparse(_service()).hostname or "")
+    except (OSError, ValueError, netrc.NetrcParseError):
+        return None
+    return found[2] if found else None
 
 
 def logged_in() -> bool:
     """Whether W&B credentials are at hand: an API key in the environment or in the netrc file."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
+    return _key() is not None
+
+
+def refusal() -> str | None:
+    """Why the service cannot be used, asked before its client is: once that has failed to begin online, its next
+    beginning, offline, waits a minute. None where the service knows the key, or where only the client can tell.
+    """
+    key = _key() or ""
+    if len(key) < _KEY_LENGTH or any(os.environ.get(name) for name in _ROUTES):
+        return None
     try:
-        host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, ValueError, netrc.NetrcParseError):
-        return False
+        return _bounded(partial(_ask, key), _ANSWER)
+    except TimeoutError as error:
+        return str(error)
+
+
+def _ask(key: str) -> str | None:
+    import requests
+
+    try:
+        answer = requests.post(
+            f"{_service().rstrip('/')}/graphql",
+            json={"query": "query { viewer { id } }"},
+            auth=("api", key),
+            timeout=_ANSWER,
+        )
+    except requests.exceptions.SSLError:  # the client may have certificates of its own
+        return None
+    except (requests.ConnectionError, requests.Timeout) as error:
+        return f"no connection to {urlparse(_service()).hostname}, {type(error).__name__}"
+    except requests.RequestException:
+        return None
+    return "it does not accept the key" if answer.status_code in (401, 403) else None
 
 
 class CsvRun(CSVLogger):
@@ -132,7 +175,10 @@ class _Table:
 
     def _append(self, text: bytes) -> None:
         """In one call of the system: a kill leaves the whole rows or none of them."""
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        try:
+            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0))
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self.path}: {error.strerror}") from error
         try:
             before = os.fstat(handle).st_size
             try:
@@ -163,6 +209,8 @@ class WandbRun(WandbLogger):
             nothing.
         tags: Tags of the run.
         log_model: Send the best checkpoint as an artifact when training ends.
+        resumed: Go on with a run. Its folder may come from anyone, so under `auto` it goes on online only where the
+            person's account has that run already, or WANDB_MODE says `online`.
 
     Attributes:
         mode: `online`, `offline` or `disabled`, as it has come about.
@@ -177,8 +225,11 @@ class WandbRun(WandbLogger):
         mode: Mode = "auto",
         tags: list[str] | None = None,
         log_model: bool = True,
+        resumed: bool = False,
     ) -> None:
         self._warned = False
+        asked = _MODES.get(os.environ.get("WANDB_MODE", "").strip().lower()) == "online"
+        self._known_only = resumed and mode == "auto" and not asked
         self.mode, self.send_model = self._chosen(mode), log_model
         os.environ.setdefault("WANDB_SILENT", "true")
         options: dict[str, Any] = {"name": name, "save_dir": save_dir, "id": run_id, "project": project, "tags": tags}
@@ -240,6 +291,8 @@ class WandbRun(WandbLogger):
             self._experiment = wandb.run
             return
         why = ""
+        if self.mode == "online" and (refused := refusal()) is not None:
+            self._fall_back(refused)
         attempts = [(self.mode, False), *([("offline", False)] if self.mode == "online" else []), ("offline", True)]
         for mode, clean in attempts:
             try:
@@ -251,10 +304,16 @@ class WandbRun(WandbLogger):
                 with suppress(Exception):  # the service holds the run's id until it goes
                     _bounded(wandb.teardown, _ANSWER)
             if mode == "online":
-                self._warn(f"W&B cannot be reached ({why}): the run is tracked offline")
-                self.mode = "offline"
-                self._stay_offline(str(self._save_dir))
+                self._fall_back(why)
         self._leave(f"W&B cannot start ({why})")
+
+    def _fall_back(self, why: str) -> None:
+        told = f"W&B cannot be reached ({why}): the run is tracked offline"
+        if self._known_only:
+            told += "; a resumed run goes on online where the account has it, or with logger.wandb.mode=online"
+        self._warn(told)
+        self.mode = "offline"
+        self._stay_offline(str(self._save_dir))
 
     def _init(self, mode: Any) -> Any:
         import wandb
@@ -266,6 +325,7 @@ class WandbRun(WandbLogger):
         settings.silent = os.environ.get("WANDB_SILENT", "true").lower() not in ("false", "0", "no")
         if mode == "online":
             settings.init_timeout = _ANSWER
+            options |= {"resume": "must"} if self._known_only else {}
         run = wandb.init(**options, mode=mode)
         if getattr(run, "define_metric", None):
             run.define_metric("trainer/global_step")

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import re
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
 from pydantic import NonNegativeFloat, NonNegativeInt
 
-from zoo.checkpoints import CheckpointError, read_checkpoint
-from zoo.config import check_values
+from zoo.registry.checkpoints import CheckpointError, read_checkpoint
+from zoo.support.signatures import check_values
+from zoo.support.values import DamagedFileError, read_json
+from zoo.training.folder import is_first_process, link_latest, record
 from zoo.training.summary import tell
-from zoo.values import DamagedFileError, read_json
 
-__all__ = ["NAME", "read_notes"]
+__all__ = ["NAME", "note_seconds", "read_notes", "run_notes"]
 
 NAME = "run.json"
+_log = logging.getLogger(__name__)
 
 
 class _Notes(TypedDict, total=False):
@@ -88,3 +93,30 @@ def _tracked(folder: Path) -> str | None:
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[\w-]{1,64}", value) is not None
+
+
+def run_notes(folder: Path, seed: int | None, name: str, state: Path | None) -> dict[str, Any]:
+    """Seed, W&B id and seconds so far: drawn once when the run begins, kept when it is resumed."""
+    begins = state is None and is_first_process()  # what an earlier, empty attempt left does not count
+    kept = None if begins else read_notes(folder, seed, state)
+    if kept is not None and state is None and seed is not None:
+        kept["seed"] = seed
+    if kept is not None and kept["wandb_id"]:
+        return kept
+    if kept is not None:
+        kept["wandb_id"] = secrets.token_hex(4)
+        return kept
+    drawn = secrets.randbelow(2**31) if seed is None else seed
+    notes = {"seed": drawn, "wandb_id": secrets.token_hex(4), "seconds_before": 0.0}
+    if is_first_process():
+        record(folder, {NAME: json.dumps(notes, indent=2) + "\n"})
+        link_latest(folder, name)
+    return notes
+
+
+def note_seconds(folder: Path, notes: dict[str, Any], seconds: float) -> None:
+    notes = {**notes, "seconds_before": notes["seconds_before"] + seconds}
+    try:
+        record(folder, {NAME: json.dumps(notes, indent=2) + "\n"})
+    except CheckpointError as error:  # a full disk has its own message already
+        _log.debug("%s not updated: %s", NAME, error)

@@ -10,13 +10,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
-from zoo.quoting import python_text
+from zoo.support.quoting import python_text, shown
 
 
 @rank_zero_only
 def tell(text: str) -> None:
     """Print a note on what a run will do otherwise than asked, once for all processes."""
-    print(f"note: {text}", file=sys.stderr, flush=True)
+    print(f"note: {shown(text)}", file=sys.stderr, flush=True)
 
 
 def print_summary(

@@ -1,0 +1,233 @@
+"""Models by name: what is listed, what is built, what is said when it cannot be."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+import zoo
+from zoo.models import to_deploy
+from zoo.registry.factory import create_model, list_models
+from zoo.support.files import RECORDS, CheckpointError, cache_folder, sha256_of
+
+NAME = "test_unireplknet"
+FILE = "unireplknet_a_in1k_224_acc77.03.pth"
+
+
+# ---- listing -----------------------------------------------------------------------------------------------
+
+
+def test_only_the_zoos_own_models_are_listed() -> None:
+    names = list_models()
+    assert {"unireplknet_a", NAME} <= set(names)
+    assert "resnet18" not in names
+    assert set(names) < set(timm.list_models())
+    assert names == sorted(names, key=lambda n: timm.list_models().index(n))
+    assert zoo.list_models is list_models
+
+
+def test_wildcards_and_tags() -> None:
+    assert "unireplknet_a" in list_models("unireplknet_*")
+    assert list_models("resnet*") == []
+    assert NAME in list_models([NAME, "unireplknet_?"])
+    released = list_models(pretrained=True)
+    assert "unireplknet_a.in1k" in released
+    assert NAME not in released
+    assert list_models("unireplknet_a*", pretrained=True) == ["unireplknet_a.in1k"]
+
+
+# ---- building ----------------------------------------------------------------------------------------------
+
+
+def test_a_model_remembers_its_name_and_arguments_as_plain_values() -> None:
+    model = create_model(NAME, num_classes=5, in_chans=1, depths=(1, 1, 1, 1), kernel_sizes=((3,), (5,), (3,), (0,)))
+    assert model.zoo_config == {
+        "model_name": NAME,
+        "num_classes": 5,
+        "in_chans": 1,
+        "depths": [1, 1, 1, 1],
+        "kernel_sizes": [[3], [5], [3], [0]],
+    }
+    assert json.loads(json.dumps(model.zoo_config)) == model.zoo_config
+    again = create_model(**model.zoo_config)
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+    assert create_model("unireplknet_a.in1k", drop_path_rate=None).zoo_config == {"model_name": "unireplknet_a.in1k"}
+    assert "device" not in create_model(NAME, device="meta").zoo_config
+
+
+def test_deploy_form_is_built_on_request() -> None:
+    torch.manual_seed(0)
+    model = create_model(NAME)
+    torch.manual_seed(0)
+    merged = create_model(NAME, deploy=True)
+    assert merged.zoo_config == {"model_name": NAME, "deploy": True}
+    expected = to_deploy(model.eval()).state_dict()
+    assert merged.state_dict().keys() == expected.keys()
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(merged.eval()(x), model(x), rtol=1e-3, atol=1e-4)
+    assert create_model(**merged.zoo_config).state_dict().keys() == expected.keys()
+
+
+def test_timms_own_models_and_options_work_too() -> None:
+    assert create_model("test_resnet", num_classes=2).zoo_config == {
+        "model_name": "test_resnet",
+        "num_classes": 2,
+    }
+    maps = create_model(NAME, features_only=True, out_indices=(0, 2))(torch.randn(1, 3, 64, 64))
+    assert len(maps) == 2
+
+
+# ---- errors ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("unireplknt_a", "unknown model 'unireplknt_a'; did you mean unireplknet_a"),
+        ("resnet81", "unknown model 'resnet81'; did you mean resnet"),
+        ("qqq", "unknown model 'qqq'; allowed: .*unireplknet_a"),
+        ("", "unknown model ''"),
+        ("unireplknet_a.in2k", "unireplknet_a has no weights tagged 'in2k'; did you mean in1k"),
+        ("runs/best", "'local-dir:<folder>'.*'hf-hub:<organisation>/<name>'.*checkpoint_path"),
+        ("local:best", "looks like a place"),
+    ],
+)
+def test_unknown_names(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_model(name)
+
+
+def test_unknown_arguments() -> None:
+    with pytest.raises(
+        TypeError,
+        match=rf"{NAME} takes no argument 'num_clases'; did you mean num_classes.*; accepted: .*dims",
+    ) as e:
+        create_model(NAME, num_clases=3)
+    assert e.value.__suppress_context__
+    assert "\n" not in str(e.value)
+    with pytest.raises(TypeError, match="did you mean deploy"):
+        create_model(NAME, deploi=True)
+    with pytest.raises(TypeError, match="'bogus'"):
+        create_model("resnet18", bogus=True)
+
+
+def test_errors_inside_a_constructor_are_not_disguised() -> None:
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (whatever the model says)
+        create_model(NAME, dims="wide")
+    assert "takes no argument" not in str(caught.value)
+
+
+def test_two_sources_of_weights_are_one_too_many() -> None:
+    with pytest.raises(ValueError, match="choose one"):
+        create_model(NAME, pretrained=True, checkpoint_path="x.pth")
+
+
+def test_no_released_weights() -> None:
+    with pytest.raises(CheckpointError, match=f"no weights were released for {NAME}: pass checkpoint_path"):
+        create_model(NAME, pretrained=True)
+
+
+@pytest.mark.parametrize("place", ["gone", "empty"])
+def test_folders_that_hold_no_model(place: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"there is no folder|has no config\.json"):
+        create_model(f"local-dir:{tmp_path / place}", pretrained=True)
+
+
+# ---- weights -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """A stand-in for the authors' file of UniRepLKNet-A, placed by hand in the cache."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    torch.manual_seed(1)
+    model = create_model("unireplknet_a").eval()
+    cache_folder().mkdir()
+    torch.save({"model": model.state_dict()}, cache_folder() / FILE)
+    monkeypatch.setitem(RECORDS, FILE, {"sha256": sha256_of(cache_folder() / FILE)})
+    return model
+
+
+def test_released_weights(released: nn.Module) -> None:
+    x = torch.randn(1, 3, 64, 64)
+    for name in ("unireplknet_a", "unireplknet_a.in1k"):
+        torch.testing.assert_close(create_model(name, pretrained=True).eval()(x), released(x), rtol=0, atol=0)
+    merged = create_model("unireplknet_a", pretrained=True, deploy=True)
+    torch.testing.assert_close(merged.eval()(x), released(x), rtol=1e-3, atol=1e-4)
+    assert merged.zoo_config == {"model_name": "unireplknet_a", "deploy": True}
+
+
+def test_released_weights_for_other_classes_and_channels(released: nn.Module) -> None:
+    model = create_model("unireplknet_a", pretrained=True, num_classes=10, in_chans=1).eval()
+    x = torch.randn(1, 1, 64, 64)
+    features = released.forward_features(x.expand(1, 3, 64, 64))  # summed weights see three equal channels
+    torch.testing.assert_close(model.forward_features(x), features, rtol=1e-3, atol=1e-3)
+    assert model.head.weight.shape == (10, released.num_features)
+
+
+def test_weights_from_a_file(released: nn.Module, tmp_path: Path) -> None:
+    model = create_model("unireplknet_a", checkpoint_path=cache_folder() / FILE)
+    assert torch.equal(model.head.weight, released.head.weight)
+    with pytest.raises(CheckpointError, match="has 1000 classes, the model 10"):
+        create_model("unireplknet_a", num_classes=10, checkpoint_path=cache_folder() / FILE)
+    (tmp_path / "empty.pth").touch()
+    with pytest.raises(CheckpointError, match="empty"):
+        create_model("unireplknet_a", checkpoint_path=tmp_path / "empty.pth")
+
+
+def test_a_new_family_needs_nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file registers a name, a record with a hash, and a map of the authors' names."""
+    module = types.ModuleType("zoo.models.toy_family")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    class Toy(nn.Module):
+        def __init__(self, in_chans: int = 3, num_classes: int = 4, device=None, dtype=None) -> None:
+            super().__init__()
+            self.in_chans, self.num_classes, self.num_features = in_chans, num_classes, 5
+            self.stem = nn.Linear(in_chans, 5, device=device, dtype=dtype)
+            self.head = nn.Linear(5, num_classes, device=device, dtype=dtype)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.stem(x))
+
+    state = {f"authors_{k}": v for k, v in Toy().state_dict().items()}
+    torch.save(state, tmp_path / "toy.pth")
+    cfg = {"num_classes": 4, "input_size": (3, 8, 8), "first_conv": "stem", "classifier": "head"}
+    cfg |= {"file": str(tmp_path / "toy.pth"), "notes": (f"sha256: {sha256_of(tmp_path / 'toy.pth')}",)}
+
+    def checkpoint_filter_fn(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        return {k.removeprefix("authors_"): v for k, v in state.items()}
+
+    def toy_family(pretrained: bool = False, **kwargs: object) -> nn.Module:
+        return build_model_with_cfg(Toy, "toy_family", pretrained, **kwargs)
+
+    module.__dict__.update(default_cfgs=generate_default_cfgs({"toy_family.ours": cfg}), Toy=Toy)
+    module.__dict__["checkpoint_filter_fn"] = checkpoint_filter_fn
+    toy_family.__module__ = Toy.__module__ = module.__name__
+    register_model(toy_family)
+    try:
+        assert "toy_family.ours" in list_models(pretrained=True)
+        assert RECORDS["toy.pth"]["model"] == "toy_family.ours"
+        model = create_model("toy_family", pretrained=True)
+        assert torch.equal(model.head.weight, state["authors_head.weight"])
+        folder = zoo.save_pretrained(model, tmp_path / "saved")
+        again = create_model(f"local-dir:{folder}", pretrained=True, num_classes=2)
+        assert torch.equal(again.stem.weight, model.stem.weight)
+        with pytest.raises(TypeError, match="accepted: in_chans, num_classes, device, dtype"):
+            create_model("toy_family", width=3)
+        torch.save(Toy().state_dict(), tmp_path / "toy.pth")
+        with pytest.raises(CheckpointError, match="not the file on record"):
+            create_model("toy_family", pretrained=True)
+    finally:
+        RECORDS.pop("toy.pth", None)
+        timm.models._registry._clear_model_entries("toy_family")
+        timm.models._registry._model_entrypoints.pop("toy_family")

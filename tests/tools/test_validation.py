@@ -1,0 +1,98 @@
+"""Accuracy of weights on a folder: the record's preprocessing, the right classes, and clear refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import ImageNetInfo, create_transform
+
+from zoo.cli import main
+from zoo.data.checks import DataError
+from zoo.registry.checkpoints import CheckpointError, save_pretrained
+from zoo.registry.factory import create_model
+from zoo.tools.validation import ValidationError, _preprocessing, validate
+
+WNIDS = ImageNetInfo("imagenet-1k").label_names()
+
+
+def write_images(folder: Path, names: list[str], each: int = 3) -> None:
+    draw = np.random.default_rng(0)
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for i in range(each):
+            Image.fromarray(draw.integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(folder / name / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = create_model("test_unireplknet", num_classes=6, layer_scale_init_value=1.0)
+    names = ["cat", "dog", "emu", "fox", "gnu", "hen"]
+    return save_pretrained(model, tmp_path_factory.mktemp("m") / "model", class_names=names)
+
+
+def test_accuracy_is_that_of_the_model(saved: Path, tmp_path: Path) -> None:
+    names = ["fox", "cat"]  # some of the model's classes, looked up by name
+    write_images(tmp_path / "val", names)
+    model = create_model(f"local-dir:{saved}", pretrained=True).eval()
+    how = _preprocessing(dict(model.pretrained_cfg))
+    transform = create_transform(is_training=False, **how)
+    hits = 0
+    for name in names:
+        for file in (tmp_path / "val" / name).iterdir():
+            with torch.no_grad(), Image.open(file) as image:
+                hits += int(model(transform(image)[None]).argmax()) == ["cat", "dog", "emu", "fox"].index(name)
+    found = validate(f"local-dir:{saved}", tmp_path, batch_size=4)
+    assert found.images == 6
+    assert found.top1 == pytest.approx(100 * hits / 6)
+    assert found.top5 >= found.top1
+    assert found.published is None
+    assert "no accuracy was published" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "crop", "mode", "published"),
+    [
+        ("unireplknet_a.in1k", 224, 0.875, "center", 77.03),
+        ("unireplknet_s.in22k_ft_in1k_384", 384, 1.0, "squash", 86.44),
+    ],
+)
+def test_the_record_decides(
+    name: str, size: int, crop: float, mode: str, published: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / "val", WNIDS[:2], each=1)
+    real = create_model(name, num_classes=1000, depths=[1, 1, 1, 1], dims=[8, 16, 24, 32], kernel_sizes=[[3]] * 4)
+    monkeypatch.setattr("zoo.tools.validation.create_model", lambda *args, **kwargs: real)
+    found = validate(name, tmp_path)
+    assert found.preprocessing["input_size"] == (3, size, size)
+    assert (found.preprocessing["crop_pct"], found.preprocessing["crop_mode"]) == (crop, mode)
+    assert found.preprocessing["interpolation"] == "bicubic"
+    assert found.published == published
+    assert f"published {published:.2f} %" in str(found)
+
+
+def test_refusals(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    write_images(tmp_path / "val", ["cat", "yak"], each=1)
+    with pytest.raises(DataError, match="there is no folder"):
+        validate("unireplknet_a.in1k", tmp_path / "nowhere")
+    with pytest.raises(ValidationError, match="did you mean unireplknet_a"):
+        validate("unireplknet_aa.in1k", tmp_path)
+    with pytest.raises(ValidationError, match="2 class folders, the model 6 classes, and 'yak' is no label"):
+        validate(f"local-dir:{saved}", tmp_path)
+    with pytest.raises(CheckpointError, match="there is no file"):
+        validate("unireplknet_a.in1k", tmp_path, checkpoint=tmp_path / "none.pth")
+    with pytest.raises(CheckpointError, match=r"unireplknet_a_in1k_224_acc77.03.pth.*place it at"):
+        validate("unireplknet_a.in1k", tmp_path)
+
+
+def test_command(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(tmp_path / "val", ["cat"], each=2)
+    assert main(["validate", "--model", f"local-dir:{saved}", "--data", str(tmp_path)]) == 0
+    assert "top-1" in capsys.readouterr().out
+    assert main(["validate", "--model", f"local-dir:{saved}", "--data", str(tmp_path / "none")]) == 1
+    assert "error: there is no folder" in capsys.readouterr().err

@@ -1,0 +1,175 @@
+"""Probes: what a model looks at, as a line, as plain values and as a picture. `python -m zoo probe NAME MODEL`.
+
+>>> found = look("receptive-field", Subject("unireplknet_a.in1k", pretrained=True), count=8)
+>>> found.values, found.draw()
+
+A probe is a function of a :class:`Subject` with `@probe(name, what it shows)` above it, in a file here or in a package
+that brings a family; its other arguments are its options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.support.register import Register
+from zoo.support.signatures import check_call
+from zoo.support.values import PICTURES, check_output
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from torch import Tensor, nn
+
+__all__ = ["Finding", "PictureError", "ProbeError", "Subject", "draw", "look", "noise", "probe", "save"]
+
+
+class ProbeError(ValueError):
+    """A probe that does not apply; the message says why."""
+
+
+PictureError = ProbeError  # its name in 0.1.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a probe found.
+
+    Attributes:
+        told: A line about it.
+        values: Plain values, for JSON.
+        draw: Draws the picture and returns its axes.
+    """
+
+    told: str
+    values: dict[str, Any]
+    draw: Callable[[], Axes]
+
+
+@dataclass
+class Subject:
+    """What a probe looks at.
+
+    Attributes:
+        name: Of the zoo or of timm, or a run folder or `local-dir:<folder>`, which bring their weights.
+        checkpoint: A file with the model's weights.
+        pretrained: Fetch the released weights.
+        data: Folder of images, at any depth, to look through; None takes noise.
+    """
+
+    name: str
+    checkpoint: str | Path | None = None
+    pretrained: bool = False
+    data: str | Path | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module, name: str) -> Subject:
+        """A model that is there already, with its weights."""
+        subject = cls(name, pretrained=True)
+        vars(subject)["model"] = model
+        return subject
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The model in eval mode."""
+        from zoo.registry.factory import as_named, create_model
+
+        name = as_named(self.name)
+        self.pretrained = self.pretrained or name.startswith("local-dir:")
+        return create_model(name, pretrained=self.pretrained, checkpoint_path=self.checkpoint).eval()
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the model was looked at, and has fresh weights."""
+        return "model" in vars(self) and not (self.pretrained or self.checkpoint)
+
+    def images(self, count: int) -> Tensor:
+        """The first images of the folder, prepared as the model's record says, or noise, (count, C, H, W)."""
+        from zoo.data.folder import first_images
+        from zoo.support import inputs
+
+        if self.data is None:
+            return noise(self.model, count)
+        record = inputs.record_of(self.model)
+        if record["kind"] != "image":
+            raise ProbeError("the model does not take images; leave --data out to draw it with noise")
+        return first_images(Path(self.data).expanduser(), inputs.read(record), count)
+
+
+def noise(model: nn.Module, count: int) -> Tensor:
+    """Standard normal images of the size that a model takes, always the same, (count, C, H, W)."""
+    import torch
+    from timm.data import resolve_model_data_config
+
+    size = resolve_model_data_config(model)["input_size"]
+    return torch.randn(count, *size, generator=torch.Generator().manual_seed(0))
+
+
+#: Registers `probe(subject, **options) -> Finding`.
+probe: Register[Callable[..., Finding]] = Register("probe", "zoo.analysis.probes")
+
+
+def look(name: str, subject: Subject, **options: Any) -> Finding:
+    """Look at a model through a probe.
+
+    Raises:
+        ProbeError: There is no such probe or option, or it does not apply to the model.
+        CheckpointError: The weights cannot be loaded.
+        DataError: The folder has no readable images.
+    """
+    from zoo.data.checks import DataError
+
+    try:
+        made = probe.get(name).made
+        if problems := check_call(made, options, given=("subject",)):
+            raise ProbeError("; ".join(problems))
+        return made(subject, **options)
+    except (DataError, ProbeError):
+        raise
+    except (ValueError, TypeError) as error:
+        raise ProbeError(str(error)) from None
+
+
+def draw(
+    name: str,
+    model: str,
+    out: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    pretrained: bool = False,
+    data: str | Path | None = None,
+    **options: Any,
+) -> str:
+    """Draw what a probe finds and save it.
+
+    Args:
+        name: Of the probe.
+        model: As :class:`Subject` has it, and what follows too.
+        out: The picture: .png, .svg or .pdf.
+        checkpoint: A file with the model's weights.
+        pretrained: Fetch the released weights.
+        data: Folder of images.
+        **options: Of the probe.
+
+    Returns:
+        A line about the picture.
+
+    Raises:
+        ProbeError: As :func:`look`, whose other errors may come too.
+        OutputError: `out` ends in no suffix of a picture, or lies in no folder.
+        CheckpointError: The picture cannot be written.
+    """
+    out = check_output(out, PICTURES)
+    subject = Subject(model, checkpoint, pretrained, data)
+    return save(look(name, subject, **options), subject, out)
+
+
+def save(found: Finding, subject: Subject, out: Path) -> str:
+    """Write the picture of a finding; returns a line about it."""
+    from zoo.support.files import write_atomic
+
+    figure: Any = found.draw().figure
+    write_atomic(out, lambda file: figure.savefig(file, format=out.suffix.lower()[1:], dpi=150))
+    return f"{out}: {found.told}" + ("; the weights are untrained" if subject.untrained else "")

@@ -1,0 +1,68 @@
+"""The command line of the zoo, `python -m zoo COMMAND`. Nothing heavy is imported before a command runs.
+
+python -m zoo list --pretrained                     the weights, and what they reach
+python -m zoo predict grbf.wine wine.csv            classes or values of a file
+python -m zoo benchmark grbf speed                  measure, print, and write results/ and RESULTS.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo.cli.common import command
+from zoo.support.environment import bound_waiting
+from zoo.support.quoting import one_line_warnings, python_text, shown
+from zoo.support.suggest import suggestion
+from zoo.support.values import PAGES, PICTURES, check_output
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0 when it is done, 1 on an error told in words, 2 on a wrong call."""
+    bound_waiting()
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    try:
+        with one_line_warnings():
+            status = options.run(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        memory = _is_of_memory(error)
+        if not memory and not type(error).__module__.startswith("zoo"):
+            raise
+        print(f"error: {'there is not enough memory for this' if memory else shown(error)}", file=sys.stderr)
+        return 1
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether memory has run out, which torch tells as an error of any kind."""
+    return isinstance(error, MemoryError) or (
+        type(error).__module__ in ("builtins", "torch") and "memory" in str(error) and "allocate" in str(error)
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m zoo",
+        description="Kernel Zoo: look at models, use their weights, measure and deploy them. Training is train.py.",
+        epilog="`python -m zoo COMMAND --help` tells more; --json prints for machines where a command has it.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, entry in command.entries().items():
+        entry.made(commands.add_parser(name, help=entry.shows, description=inspect.getdoc(entry.made)))
+    return parser

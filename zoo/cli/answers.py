@@ -1,0 +1,212 @@
+"""Commands that use weights: predict, compare, report, export, validate."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from zoo.cli.common import MODEL, columns, command, device, json_option, positive, told
+from zoo.support.quoting import shown
+from zoo.support.values import PAGES, PICTURES, check_output
+
+
+@command("predict", "classes or values of files of any kind that the model takes")
+def add_predict(parser: argparse.ArgumentParser) -> None:
+    """Classify pictures, recordings, clips, point clouds, spectra, texts; answer rows of tables; forecast series."""
+    parser.add_argument("model", help=MODEL)
+    parser.add_argument("files", nargs="+", type=Path, help="of the kind that the model was trained on")
+    parser.add_argument("--top", type=positive, default=5, help="classes to name (5)")
+    parser.add_argument(
+        "--no-header", action="store_true", help="tables begin with a row; their columns stand in the model's order"
+    )
+    parser.add_argument("--out", type=Path, help="a picture of the first answer: .png, .svg or .pdf")
+    json_option(parser)
+    parser.set_defaults(run=_predict)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    if options.out:
+        check_output(options.out, PICTURES)
+    from zoo.tools.prediction import draw, predict
+
+    found = predict(options.model, options.files, options.top, header=not options.no_header)
+    lines = []
+    for entry in found:
+        where = f"{entry['file']}{', row ' + str(entry['row']) if 'row' in entry else ''}"
+        if "forecast" in entry:
+            lines += _forecast_lines(where, entry)
+        elif "value" in entry:
+            lines.append(f"{where}: {entry['value']:.6g}")
+        else:
+            answers = ", ".join(f"{p['class']} {p['probability']:.1%}" for p in entry["predictions"])
+            lines.append(f"{where}: {answers}")
+        if "note" in entry:
+            print(f"note: {shown(entry['note'])}", file=sys.stderr)
+    if options.out:
+        from zoo.support.files import write_atomic
+
+        figure = draw(found[0], options.model)
+        write_atomic(options.out, lambda file: figure.savefig(file, format=options.out.suffix.lower()[1:], dpi=120))
+        lines.append(f"picture: {options.out}")
+    return told(options, found, lines)
+
+
+def _forecast_lines(where: str, entry: dict[str, Any]) -> list[str]:
+    """A forecast as lines: the names of its values, then one line for each step."""
+    steps = entry["times"] or [f"step {i + 1}" for i in range(len(entry["forecast"]))]
+    lines = [f"{where}: {', '.join(entry['columns'])}"]
+    values = (", ".join(f"{value:.6g}" for value in row) for row in entry["forecast"])
+    return [*lines, *(f"{step}: {row}" for step, row in zip(steps, values, strict=True))]
+
+
+@command("compare", "two models on one data set")
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    """Run two models over the same test rows: accuracy, agreement, sign test, cost."""
+    parser.add_argument("a", help=MODEL)
+    parser.add_argument("b", help="the other one")
+    parser.add_argument("--data", help="the one whose data set is used (the first)")
+    parser.add_argument("--html", type=Path, help="also write a report with the confusion matrices, .html")
+    json_option(parser)
+    parser.set_defaults(run=_compare)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    if options.html:
+        check_output(options.html, PAGES)
+    from zoo.tools.comparison import compare
+
+    found = compare(options.a, options.b, options.data)
+    plain = {k: v for k, v in found.items() if k not in ("outputs_a", "outputs_b", "targets")}
+    keys = [k for k in ("accuracy", "rmse", "r2", "parameters", "ms") if k in found["a"]]
+    rows = [["", found["a"]["name"], found["b"]["name"]]]
+    for key in keys:
+        cells = [found[side][key] for side in "ab"]
+        label = "CPU ms an input" if key == "ms" else key
+        rows.append([label, *(f"{c:,}" if isinstance(c, int) else f"{c:.4f}" for c in cells)])
+    lines = [f"{found['n']} test rows of {found['data']}", *columns(rows)]
+    if "p" in found:
+        lines.append(
+            f"agree on {found['agreement']:.1%}; only the first right on {found['only_a']}, only the second on "
+            f"{found['only_b']}, sign test p = {found['p']:.3g}"
+        )
+    else:
+        lines.append(f"values correlate at {found['agreement']:.4f}")
+    if options.html:
+        from zoo.tools.report import write_report
+
+        report = write_report(options.html, options.a, options.b)
+        for note in report["notes"]:
+            print(f"note: {shown(note)}", file=sys.stderr)
+        lines.append(f"report: {report['file']}")
+    return told(options, plain, lines)
+
+
+@command("report", "one HTML file about a run, a weight, or two of them")
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """Write one HTML file with everything in it: curves, confusion, mistakes, importances, kernels, accuracy matrix,
+    facts.
+    """
+    parser.add_argument("model", help=MODEL)
+    parser.add_argument("other", nargs="?", help="one to compare it with, on the data of the first")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the file (report.html)")
+    json_option(parser)
+    parser.set_defaults(run=_report)
+
+
+def _report(options: argparse.Namespace) -> int:
+    check_output(options.out, PAGES)
+    from zoo.tools.report import write_report
+
+    found = write_report(options.out, options.model, options.other)
+    for note in found["notes"]:
+        print(f"note: {shown(note)}", file=sys.stderr)
+    return told(options, found, [f"{found['file']}: {', '.join(found['sections'])}"])
+
+
+@command("export", "exported program and ONNX with a dynamic batch, checked")
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """Write model.pt2 (torch.export) and model.onnx in deploy form, with a dynamic batch, and compare both with eager
+    PyTorch.
+    """
+    parser.add_argument("model", help=MODEL)
+    parser.add_argument("--out", type=Path, help="folder (MODEL-export)")
+    parser.add_argument("--format", nargs="+", choices=("program", "onnx"), default=["program", "onnx"])
+    parser.add_argument("--size", type=positive, help="side of the images in pixels (the record's own)")
+    parser.add_argument(
+        "--int8", action="store_true", help="also dynamic int8, kept if accuracy falls by at most 0.5 %%"
+    )
+    json_option(parser)
+    parser.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    folder = check_output(options.out or f"{Path(options.model.removeprefix('local-dir:')).name}-export")
+    from zoo.tools.export import export, quantize
+
+    found = export(options.model, folder, tuple(options.format), options.size)
+    lines = [
+        f"{folder / found[kind]['file']}: {found[kind]['bytes']:,} bytes, largest difference "
+        f"{found[kind]['max_difference']:.2g} on batches of {', '.join(map(str, found[kind]['batches']))}"
+        for kind in options.format
+    ]
+    if options.int8:
+        small = found["int8"] = quantize(options.model, folder)
+        lines.append(
+            f"int8: accuracy {small['accuracy']:.4f} -> {small['accuracy_int8']:.4f} (n = {small['n']}), "
+            f"{small['bytes']:,} -> {small['bytes_int8']:,} bytes, {small['times_faster']:.2f} times as fast; "
+            + ("kept" if small["kept"] else "not kept")
+        )
+    return told(options, found, lines)
+
+
+@command("validate", "the figure of a card again, or accuracy on a folder of images")
+def add_validate(parser: argparse.ArgumentParser) -> None:
+    """Without --data: evaluate shipped weights, or a run, on the test part of their own data, prepared as the record
+    says, and compare with the record. With --data: classify a folder of images and print the accuracy beside the
+    published one.
+    """
+    parser.add_argument("model", nargs="?", help=MODEL)
+    parser.add_argument("--model", dest="named", metavar="MODEL", help=argparse.SUPPRESS)  # the older form
+    parser.add_argument("--data", type=Path, help="folder with val/, or with one folder per class")
+    parser.add_argument("--root", help="without --data: where the data set of the record lies (the cache)")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="with --data: a file with the weights, instead of fetching them"
+    )
+    parser.add_argument("--batch", type=positive, default=64, help="images a step (64)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode images (0: this one)")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu (default) or cuda")
+    json_option(parser)
+    parser.set_defaults(run=lambda options: _validate(parser, options))
+
+
+def _validate(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    model = options.model or options.named
+    if model is None:
+        parser.error("name a model")
+    if options.data is None:
+        return _validate_record(model, options)
+    from zoo.tools.validation import validate
+
+    found = validate(
+        model,
+        options.data,
+        checkpoint=options.checkpoint,
+        batch_size=options.batch,
+        num_workers=options.workers,
+        device=options.device,
+    )
+    return told(options, vars(found), [str(found)])
+
+
+def _validate_record(model: str, options: argparse.Namespace) -> int:
+    from zoo.tools.evaluation import validate
+
+    found = validate(model, root=options.root, progress=sys.stderr.isatty() and not options.json)
+    lines = [f"{found['name']} on the test part of {found['data']}, deploy form"]
+    lines += [f"  {key} {value:.4f}; on record {found['recorded'][key]:.4f}" for key, value in found["found"].items()]
+    how = ", ".join(f"{k} {v}" for k, v in found["preprocessing"].items())
+    lines += [f"  prepared with {how}", "reproduced" if found["reproduced"] else "NOT reproduced"]
+    told(options, found, lines)
+    return 0 if found["reproduced"] else 1

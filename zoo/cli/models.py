@@ -1,0 +1,77 @@
+"""Commands that look at models: list, info."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from zoo.cli.common import columns, command, json_option, positive, told
+
+
+@command("list", "models and weights")
+def add_list(parser: argparse.ArgumentParser) -> None:
+    """List the zoo's models or weights."""
+    parser.add_argument("filter", nargs="?", default="", help="with wildcards: 'unireplknet_*'")
+    parser.add_argument("--pretrained", action="store_true", help="weights instead of architectures")
+    json_option(parser)
+    parser.set_defaults(run=_list)
+
+
+def _list(options: argparse.Namespace) -> int:
+    from zoo.tools.info import listing
+
+    rows = listing(options.filter, options.pretrained)
+    if not rows:
+        print(f"nothing matches {options.filter!r}", file=sys.stderr)
+        return 1
+    if not options.pretrained:
+        return told(options, rows, [row["name"] for row in rows])
+    shown = [["name", "figure", "data", "weights"]]
+    for row in rows:
+        figure = f"published top-1 {row['published_top1']:.2f} %" if "published_top1" in row else ""
+        if "value" in row:
+            figure = f"{row['metric']} {row['value']:.4f} ({row['n']} seeds: {row['mean']:.4f})"
+        shown.append([row["name"], figure, row.get("data", ""), row["weights"]])
+    return told(options, rows, columns(shown))
+
+
+@command("info", "parameters, multiply-adds, memory, receptive field, card")
+def add_info(parser: argparse.ArgumentParser) -> None:
+    """Tell what a model is and costs."""
+    parser.add_argument("model", help="name of the zoo or of timm, with or without a tag, or local-dir:FOLDER")
+    parser.add_argument("--size", type=positive, help="side of the images in pixels (the record's own)")
+    parser.add_argument("--card", action="store_true", help="print the card of shipped weights instead")
+    json_option(parser)
+    parser.set_defaults(run=_info)
+
+
+def _info(options: argparse.Namespace) -> int:
+    if options.card:
+        from zoo.registry import bundled_weights
+        from zoo.tools.cards import card
+
+        record = bundled_weights.record(options.model)
+        return told(options, record, [card(record)])
+    from zoo.tools.info import describe
+
+    facts = describe(options.model, options.size)
+    field = facts["receptive_field"]
+    rows = [
+        ["model", f"{facts['name']} ({facts['class']})"],
+        ["input", " x ".join(map(str, facts["input"]))],
+        ["outputs", f"{facts['num_classes']}, from {facts['num_features']} features"],
+        ["parameters", f"{facts['parameters']:,}; {facts['parameters_deploy']:,} in deploy form"],
+        ["multiply-adds", f"{facts['macs']:,} an input, deploy form"],
+        ["memory", f"weights {facts['weights_mib']} MiB, largest layer {facts['largest_layer_mib']} MiB an input"],
+        ["effective field", ", ".join(f"{k} within {v} px" for k, v in field.items()) if field else "no maps"],
+        ["weights", facts["weights"] or "fresh"],
+    ]
+    rows += [["published", f"top-1 {facts['published_top1']:.2f} %"]] if "published_top1" in facts else []
+    rows += [[key, str(facts[key])] for key in ("license", "paper_ids", "origin_url") if key in facts]
+    if "record" in facts:
+        record = facts["record"]
+        metric = record["metric"]
+        rows += [["trained on", record["data"]["title"]], ["trained by", record["command"]]]
+        rows += [["figure", f"{metric['name']} {metric['value']:.4f}; {metric['n']} seeds: mean {metric['mean']:.4f}, "
+                  f"s.d. {metric['sd']:.4f}"]]  # fmt: skip
+    return told(options, facts, columns(rows))

@@ -1,0 +1,7 @@
+"""scikit-learn faces of models and learners."""
+
+from zoo.estimators.grbf import Bootstrap, GRBFClassifier, GRBFRegressor
+from zoo.estimators.grbf_fits import fit_many
+from zoo.estimators.streams import KernelStreamClassifier
+
+__all__ = ["Bootstrap", "GRBFClassifier", "GRBFRegressor", "KernelStreamClassifier", "fit_many"]

@@ -1,0 +1,741 @@
+"""GRBF for tables, as scikit-learn estimators: one fit predicts, ranks the features and shows the active subspace.
+
+>>> model = GRBFClassifier(random_state=0).fit(X, y)
+>>> model.predict_proba(X)
+>>> model.feature_importances_, model.eigenvalues_
+>>> model.transform(X)[:, :2]                          # coordinates along which the prediction changes most
+>>> model.bootstrap(X, y).interval()                   # how sure the ranking is: refits, all at once
+
+Importances and directions are in units of standardised features; correlated features share importance.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sklearn.base import (
+    BaseEstimator,
+    ClassifierMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    RegressorMixin,
+    TransformerMixin,
+)
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from torch import Tensor
+
+from zoo.estimators.grbf_fits import BLOCK, fit_all, fit_many, to_tensor
+from zoo.estimators.grbf_solvers import Networks
+from zoo.estimators.threads import few_threads
+from zoo.learners.agop import MetricMachine
+from zoo.models.grbf import GaussianRBFNetwork, Spectrum, eigen, eigen_of_root, importance_from_precision, shares
+from zoo.support.scaling import standardisation
+from zoo.support.suggest import suggestion
+
+__all__ = ["Bootstrap", "GRBFClassifier", "GRBFRegressor"]
+#: Parameters of the start, which a fit that goes on with the last one's network cannot change.
+_START = ("precision", "n_centers", "centers", "init", "fit_intercept", "standardize")
+
+
+class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """What both estimators share."""
+
+    _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012 (scikit-learn's protocol)
+        "n_centers": [Interval(Integral, 1, None, closed="left")],
+        "centers": [StrOptions({"kmeans", "random", "all"}), "array-like"],
+        "learn_centers": ["boolean"],
+        "precision": [StrOptions({"full", "diag", "isotropic"}), Interval(Integral, 1, None, closed="left")],
+        "reg_precision": [Interval(Real, 0, None, closed="left")],
+        "reg_weights": [Interval(Real, 0, None, closed="left")],
+        "reg_centers": [Interval(Real, 0, None, closed="left")],
+        "penalty": [StrOptions({"squared", "plain"})],
+        "shrink_to": [StrOptions({"zero", "start"})],
+        "fit_intercept": ["boolean"],
+        "init": [StrOptions({"median", "scale", "official"}), Interval(Real, 0, None, closed="neither")],
+        "solver": [StrOptions({"adam", "lbfgs", "varpro", "agop"})],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [None, Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "standardize": ["boolean"],
+        "n_components": [None, Interval(Integral, 1, None, closed="left")],
+        "random_state": ["random_state"],
+        "device": [str],
+        "dtype": [StrOptions({"float32", "float64"})],
+        "verbose": ["verbose"],
+        "warm_start": ["boolean"],
+    }
+
+    def __init__(
+        self,
+        *,
+        n_centers=32,
+        centers="kmeans",
+        learn_centers=True,
+        precision="full",
+        reg_precision=3e-2,
+        reg_weights=1e-4,
+        reg_centers=0.0,
+        penalty="squared",
+        shrink_to="zero",
+        fit_intercept=True,
+        init="median",
+        solver="adam",
+        learning_rate=0.02,
+        max_iter=500,
+        batch_size=None,
+        tol=1e-6,
+        n_iter_no_change=50,
+        early_stopping=False,
+        validation_fraction=0.1,
+        standardize=True,
+        n_components=None,
+        random_state=None,
+        device="cpu",
+        dtype="float64",
+        verbose=0,
+        warm_start=False,
+    ):
+        self.n_centers = n_centers
+        self.centers = centers
+        self.learn_centers = learn_centers
+        self.precision = precision
+        self.reg_precision = reg_precision
+        self.reg_weights = reg_weights
+        self.reg_centers = reg_centers
+        self.penalty = penalty
+        self.shrink_to = shrink_to
+        self.fit_intercept = fit_intercept
+        self.init = init
+        self.solver = solver
+        self.learning_rate = learning_rate
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.standardize = standardize
+        self.n_components = n_components
+        self.random_state = random_state
+        self.device = device
+        self.dtype = dtype
+        self.verbose = verbose
+        self.warm_start = warm_start
+
+    # ---- fitting ------------------------------------------------------------------------------------------
+
+    def fit(self, X, y, sample_weight=None):
+        """Train the network.
+
+        Args:
+            X: Rows (n, D), finite numbers. Constant columns are named in a warning and have no influence.
+            y: Targets (n,).
+            sample_weight: Weight of each row (n,): a weight of 2 counts as two copies, 0 as absence.
+
+        Returns:
+            The estimator.
+
+        Raises:
+            ValueError: The data or a parameter cannot be used; the message says why, in scikit-learn's words.
+        """
+        before = self.__dict__.copy()
+        try:
+            X, y, sample_weight = self._validate(X, y, sample_weight)
+            fit_all([self], X, y, sample_weight[None])
+        except BaseException:  # the last fit stays whole
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+        return self
+
+    def _validate(self, X, y, sample_weight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self._validate_params()
+        again = self._goes_on
+        if again:
+            self._check_start()
+        X, y = validate_data(
+            self,
+            X,
+            y,
+            dtype=np.float64,
+            y_numeric=self._is_regressor,
+            ensure_min_samples=1 + (not again),
+            reset=not again,
+        )
+        y = self._encode(y)
+        if self.early_stopping and self.solver != "adam":
+            raise ValueError(f'early_stopping=True works with solver="adam"; it is {self.solver!r}')
+        if self.solver == "agop":
+            self._check_closed()
+        sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        if not sample_weight.any():
+            raise ValueError("Sample weights must contain at least one non-zero number.")
+        fixed = _constant(X[sample_weight > 0])
+        if len(fixed) and len(X) > 1:
+            warnings.warn(f"Features {fixed} are constant.", UserWarning, stacklevel=3)
+        return X, y, self._row_weights(y, sample_weight)
+
+    def _check_closed(self) -> None:
+        """Refuse what a metric in closed form cannot be."""
+        if self.warm_start:
+            raise ValueError('warm_start=True goes on with steps; solver="agop" takes none')
+        if not isinstance(self.precision, str):
+            raise ValueError(
+                f'precision={self.precision!r} is a rank, which solver="agop" does not have; "full", "diag" and '
+                '"isotropic" are allowed'
+            )
+
+    @property
+    def _goes_on(self) -> bool:
+        return bool(self.warm_start) and hasattr(self, "network_")
+
+    def _check_start(self) -> None:
+        """Refuse what the network of the last fit cannot become."""
+        for name, last in self._started_with.items():
+            now = getattr(self, name)
+            if np.shape(now) != np.shape(last) or not np.all(np.asarray(now) == np.asarray(last)):
+                raise ValueError(
+                    f"warm_start=True goes on with the network of the last fit, which has {_named(name, last)}; "
+                    f"{_named(name, now)} needs a new one: set warm_start=False"
+                )
+
+    @property
+    def _is_regressor(self) -> bool:
+        return isinstance(self, RegressorMixin)
+
+    def _row_weights(self, y: np.ndarray, sample_weight: np.ndarray) -> np.ndarray:
+        return sample_weight
+
+    def _encode(self, y: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+    def _take(
+        self, networks: Networks, rows: Tensor, scaling: dict[str, Tensor], losses: list[float], steps: int
+    ) -> None:
+        """Set the fitted attributes from the only network of `networks`; `rows` are raw, in float64."""
+        M, D = networks.centers.shape[1:]
+        K = networks.weights.shape[1]
+        precision: Any = self.precision if isinstance(self.precision, str) else min(self.precision, D)
+        network = GaussianRBFNetwork(
+            D,
+            K,
+            M,
+            precision=precision,
+            learn_centers=bool(self.learn_centers),
+            bias=bool(self.fit_intercept),
+            reg_precision=float(self.reg_precision),
+            reg_weights=float(self.reg_weights),
+            reg_centers=float(self.reg_centers),
+            penalty=self.penalty,
+            device="meta",
+            dtype=networks.centers.dtype,
+        )
+        state = {"precision_elements": networks.elements[0], "centers": networks.centers[0]}
+        state |= {"head.weight": networks.weights[0], "head.scale": scaling["y_scale"].expand(K).clone()}
+        state["head.mean"] = scaling["y_mean"].expand(K).clone()
+        if networks.bias is not None:
+            state["head.bias"] = networks.bias[0]
+        state |= {"input_mean": scaling["mean"], "input_scale": scaling["scale"]}
+        network.load_state_dict({name: value.contiguous() for name, value in state.items()}, assign=True)
+        self.network_: Any = network.eval().requires_grad_(False)
+        self._started_with = {name: copy.deepcopy(getattr(self, name)) for name in _START}
+        values, components = network.spectrum()
+        self.centers_ = network.centers.numpy().copy()
+        head: Any = network.head
+        self.weights_ = (head.weight * head.scale.unsqueeze(-1)).numpy().T.copy()
+        self.intercept_ = (head.mean if head.bias is None else head.bias * head.scale + head.mean).numpy().copy()
+        self.eigenvalues_ = values.numpy().astype(np.float64)
+        self.n_components_ = min(self.n_components or D, len(components))
+        # the axes in another order are not worth D x D numbers
+        axes = network.form in ("diag", "isotropic")
+        self._components = None if axes else components[: self.n_components_].numpy().astype(np.float64)
+        total = self.eigenvalues_.sum()
+        self.explained_ratio_ = self.eigenvalues_ / total if total > 0 else np.full(D, 1 / D)
+        self._gradient_root = network.gradient_root(rows).numpy().astype(np.float64)
+        self.feature_importances_ = network.feature_importance("official").numpy().astype(np.float64)
+        self.loss_curve_ = losses
+        self.n_iter_ = steps
+        self._n_features_out = self.n_components_
+
+    def _take_machine(self, machine: MetricMachine) -> None:
+        """Set the fitted attributes from a machine whose outputs are those of the estimator."""
+        assert machine.setting is not None
+        machine.left_out = None  # as large as the targets
+        self.network_ = machine.cpu().eval()
+        self._started_with = {name: copy.deepcopy(getattr(self, name)) for name in _START}
+        D = machine.centers.shape[1]
+        self.centers_ = machine.centers.numpy().copy()
+        self.weights_ = machine.coefficients.numpy().copy()
+        self.intercept_ = machine.intercept.numpy().copy()
+        root = machine.gradient_root()
+        self._gradient_root = root.numpy()
+        values, components = eigen_of_root(root, complete=len(root) >= D or D <= 256)
+        self.eigenvalues_ = values.numpy()
+        self.n_components_ = min(self.n_components or D, len(components))
+        wide = len(root) < D  # made again from the root when they are asked for
+        self._components = None if wide else components[: self.n_components_].numpy().copy()
+        total = self.eigenvalues_.sum()
+        self.explained_ratio_ = self.eigenvalues_ / total if total > 0 else np.full(D, 1 / D)
+        self.feature_importances_ = np.asarray(self.feature_importance("gradient"), dtype=np.float64)
+        self.loss_curve_ = [machine.setting.error]
+        self.n_iter_ = machine.setting.iterations + 1
+        self._n_features_out = self.n_components_
+
+    @property
+    def _closed(self) -> bool:
+        """Whether the last fit was in closed form."""
+        return isinstance(self.network_, MetricMachine)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also take what was pickled when the matrices were stored."""
+        state = dict(state)
+        if "network_" in state and "_gradient_root" not in state:
+            values, vectors = np.linalg.eigh(state.pop("gradient_outer_product_"))
+            state["_gradient_root"] = np.sqrt(values.clip(0))[:, None] * vectors.T
+            state["_components"] = state.pop("components_")
+            state["_started_with"] = {name: state[name] for name in _START}
+            for name in ("precision_", "factor_"):
+                del state[name]
+        super().__setstate__(state)
+
+    # What has D x D numbers is made when it is asked for: a metric of low rank stays linear in the features.
+
+    @property
+    def factor_(self) -> np.ndarray:
+        """L with precision_ = L L^T: (D, D), or (D, rank); of diagonal metrics the diagonal alone."""
+        check_is_fitted(self)
+        return self.network_.factor().numpy().copy()
+
+    @property
+    def precision_(self) -> np.ndarray:
+        """P (D, D)."""
+        check_is_fitted(self)
+        return self.network_.precision().numpy().copy()
+
+    @property
+    def components_(self) -> np.ndarray:
+        """Eigenvectors of P in rows (n_components_, D), largest entry positive."""
+        check_is_fitted(self)
+        if self._components is not None:
+            return self._components
+        if self._closed:
+            found = eigen_of_root(torch.from_numpy(self._gradient_root), complete=self.n_features_in_ <= 256)
+            return found.components[: self.n_components_].numpy()
+        return self.network_.spectrum().components[: self.n_components_].numpy().astype(np.float64)
+
+    @property
+    def gradient_outer_product_(self) -> np.ndarray:
+        """Average of grad f grad f^T over the training rows (D, D)."""
+        check_is_fitted(self)
+        return self._gradient_root.T @ self._gradient_root
+
+    # ---- using a fitted network ---------------------------------------------------------------------------
+
+    def _rows(self, X) -> np.ndarray:
+        check_is_fitted(self)
+        return validate_data(self, X, dtype=np.float64, reset=False)
+
+    def _blocks(self, X: np.ndarray) -> Iterator[Tensor]:
+        """Raw rows as tensors, a block at a time."""
+        for start in range(0, len(X), BLOCK):
+            yield to_tensor(X[start : start + BLOCK])
+
+    def _outputs(self, X) -> np.ndarray:
+        """Raw outputs (n, K), float64; memory does not grow with n."""
+        X = self._rows(X)
+        with torch.inference_mode(), few_threads(min(len(X), BLOCK) * self.centers_.size, pools=False):
+            return torch.cat([self.network_(block) for block in self._blocks(X)]).numpy().astype(np.float64)
+
+    def transform(self, X):
+        """Coordinates (n, n_components) of standardised rows along the eigenvectors of the precision matrix."""
+        Z = (self._rows(X) - self._mean) / self._scale
+        return Z @ self.components_.T
+
+    def inverse_transform(self, Z):
+        """Rows (n, D), in the features' own units, that lie in the active subspace at the coordinates Z."""
+        check_is_fitted(self)
+        Z = np.asarray(Z, dtype=np.float64)
+        if Z.ndim != 2 or Z.shape[1] != self.n_components_:
+            raise ValueError(f"Z has shape {Z.shape}; expected (n, {self.n_components_})")
+        return (Z @ self.components_) * self._scale + self._mean
+
+    @property
+    def _mean(self) -> np.ndarray:
+        return self.network_.input_mean.numpy().astype(np.float64)
+
+    @property
+    def _scale(self) -> np.ndarray:
+        return self.network_.input_scale.numpy().astype(np.float64)
+
+    def to_module(self) -> GaussianRBFNetwork | MetricMachine:
+        """A copy of the trained network as a torch module that takes raw rows and returns logits or values."""
+        check_is_fitted(self)
+        return copy.deepcopy(self.network_)
+
+    # ---- explaining it ------------------------------------------------------------------------------------
+
+    def feature_importance(
+        self,
+        kind: Literal["official", "trace", "gradient"] = "official",
+        *,
+        X=None,
+        groups: Sequence[Any] | Mapping[Any, Any] | None = None,
+    ) -> np.ndarray | dict[Any, float]:
+        """Share of each feature, adding up to 1.
+
+        Args:
+            kind: `"official"`, the paper's sum over eigenpairs gamma_k |v_jk|; `"trace"`, diag(P) / tr P;
+                `"gradient"`, the mean squared derivative of the output in each standardised feature.
+            X: Rows over which `"gradient"` averages; None for those of the training.
+            groups: Group of each column in order (the variable that a one-hot column came from), or a mapping from a
+                feature's name to its group. The shares of a group are added.
+
+        Returns:
+            (D,), or a dictionary from group to share in order of appearance.
+        """
+        check_is_fitted(self)
+        if kind == "gradient":
+            root = torch.from_numpy(self._gradient_root)
+            if X is not None:
+                root = self.network_.gradient_root(to_tensor(self._rows(X)))
+            raw = root.square().sum(0)
+            importance = shares(raw, "the output does not change with any feature").numpy().astype(np.float64)
+        elif self._closed:
+            L = self.network_.factor()
+            wide = len(L) == 1  # the eigenvectors are the axes
+            if wide:
+                found = shares(L.square().expand(1, self.n_features_in_)[0], "the metric is zero")
+            else:
+                found = importance_from_precision(L @ L.mT, kind)
+            importance = found.numpy().astype(np.float64)
+        else:
+            importance = self.network_.feature_importance(kind).numpy().astype(np.float64)
+        return importance if groups is None else self._grouped(importance, groups)
+
+    def _grouped(self, importance: np.ndarray, groups: Sequence[Any] | Mapping[Any, Any]) -> dict[Any, float]:
+        if isinstance(groups, Mapping):
+            names = getattr(self, "feature_names_in_", [f"x{i}" for i in range(len(importance))])
+            unknown = [name for name in groups if name not in names]
+            if unknown:
+                raise ValueError(
+                    f"groups names {unknown[0]!r}, which is no feature{suggestion(str(unknown[0]), map(str, names))}"
+                )
+            groups = [groups.get(name, name) for name in names]
+        if len(groups) != len(importance):
+            raise ValueError(f"groups has {len(groups)} entries for {len(importance)} features; give one each")
+        total: dict[Any, float] = {}
+        for group, share in zip(groups, importance, strict=True):
+            total[group] = total.get(group, 0.0) + float(share)
+        return total
+
+    def active_subspace(self, kind: Literal["precision", "gradient"] = "precision") -> Spectrum:
+        """Directions in standardised features, most important first: eigenvalues (D,) and unit vectors in rows (D, D),
+        or (rank, D) for a metric of low rank.
+
+        `"precision"` are the eigenpairs of P; `"gradient"` those of the average gradient outer product on the training
+        rows, which is what the literature calls the active subspace. The latter lies in the range of P.
+        """
+        check_is_fitted(self)
+        if kind not in ("precision", "gradient"):
+            raise ValueError(f"kind={kind!r} is not one of 'precision', 'gradient'")
+        if kind == "precision":
+            found = eigen(self.network_.precision()) if self._closed else self.network_.spectrum()
+            return Spectrum(*(part.double() for part in found))
+        complete = self._closed or self.network_.form != "low_rank"
+        return eigen_of_root(torch.from_numpy(self._gradient_root), complete=complete)
+
+    def bootstrap(self, X, y, *, n_samples: int = 32, sample_weight=None, random_state=None) -> Bootstrap:
+        """Refit on resampled rows, all networks at once, to see how stable the explanation is.
+
+        Args:
+            X: The training rows.
+            y: Their targets.
+            n_samples: Number of refits.
+            sample_weight: Weights of the rows.
+            random_state: Seed of the resampling; None for the estimator's own.
+
+        Returns:
+            Importances of every kind and eigenvalues of every refit.
+        """
+        seed = self.random_state if random_state is None else random_state
+        draw = check_random_state(seed)
+        n = len(X)
+        counts = draw.multinomial(n, np.full(n, 1 / n), size=n_samples).astype(np.float64)
+        if sample_weight is not None:
+            counts = counts * np.asarray(sample_weight)
+        seeds = draw.randint(2**31 - 1, size=n_samples).tolist()
+        fits = fit_many(self, X, y, [{"random_state": s} for s in seeds], sample_weight=counts)
+        kinds = ("official", "trace", "gradient")
+        importances = {kind: np.stack([f.feature_importance(kind) for f in fits]) for kind in kinds}
+        names = getattr(fits[0], "feature_names_in_", np.array([f"x{i}" for i in range(fits[0].n_features_in_)]))
+        return Bootstrap(importances, np.stack([f.eigenvalues_ for f in fits]), list(map(str, names)))
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Explanations of networks refitted on resampled rows.
+
+    Attributes:
+        importances: By kind, (refits, D).
+        eigenvalues: (refits, D), decreasing in each row.
+        feature_names: Names of the D features.
+    """
+
+    importances: dict[str, np.ndarray]
+    eigenvalues: np.ndarray
+    feature_names: list[str]
+
+    def interval(self, kind: str = "official", level: float = 0.9) -> np.ndarray:
+        """Lower end, median and upper end (3, D) of an importance, or of the `"eigenvalues"`."""
+        if not 0 < level < 1:
+            raise ValueError(f"level={level} must lie between 0 and 1")
+        values = self.eigenvalues if kind == "eigenvalues" else self.importances[kind]
+        return np.quantile(values, [(1 - level) / 2, 0.5, (1 + level) / 2], axis=0)
+
+    def rank_frequency(self, k: int, kind: str = "official") -> np.ndarray:
+        """Share of refits (D,) in which each feature is among the k most important."""
+        ranks = (-self.importances[kind]).argsort(1).argsort(1)
+        return (ranks < k).mean(0)
+
+
+class GRBFRegressor(RegressorMixin, _GRBF):
+    """Regression by Gaussian units with one learnable precision matrix (arXiv 2307.05639).
+
+    Targets are standardised while training and given back in their own units. One target per row.
+
+    Args:
+        n_centers: Gaussian units; reduced, with a warning, where there are fewer distinct rows.
+        centers: Start of the centres: `"kmeans"`, `"random"` rows, `"all"` rows, or an array (M, D) in standardised
+            units.
+        learn_centers: Train the centres; worth having in every grid.
+        precision: `"full"`, `"diag"`, `"isotropic"`, or a rank, advisable above a few hundred features.
+        reg_precision: Penalty on the precision factor: the decisive parameter. Noisy data wants 1e-2 to 1e-1.
+        reg_weights: Penalty on the output weights.
+        reg_centers: Penalty on trained centres.
+        penalty: `"squared"` norms, or the authors' `"plain"` ones.
+        shrink_to: What the penalty on the factor pulls it to: `"zero"`, the paper's, which switches directions off; or
+            the `"start"`, an isotropic metric, which makes a Gaussian-kernel machine that bends only where the data
+            insists: often the more accurate on small tables with many relevant features, with many centres.
+        fit_intercept: Give the readout an intercept.
+        init: `"median"` distance; the narrower width of `gamma="scale"`, for many centres; a positive width of the
+            units; or the authors' `"official"` draw, dead above 13 features.
+        solver: `"adam"`; `"lbfgs"` on everything; `"varpro"`, L-BFGS on the metric with output weights in closed
+            form, by far the quickest for regression, with a regularisation of its own to tune; or `"agop"`, which
+            takes no steps and needs no tuning: kernel ridge regression whose metric is the average outer product of
+            its own gradients, everything chosen by leave-one-out. See below.
+        learning_rate: First rate of Adam; it decays to 0 as a cosine.
+        max_iter: Most steps.
+        batch_size: Rows of a step of Adam; None for all, or 1024 where there are more than 4096.
+        tol: Adam stops when the objective improves by less than this, relatively, over `n_iter_no_change` steps.
+        n_iter_no_change: Steps over which `tol` is judged.
+        early_stopping: Hold out `validation_fraction` of the rows, of each class alike, stop by their loss and keep the
+            best network.
+        validation_fraction: Share of the rows held out.
+        standardize: Standardise the features inside the model.
+        n_components: Columns of `transform`; None for all: as many as features, or the rank of the precision matrix.
+        random_state: Seed of every draw.
+        device: Where to train; a fitted network lives on the CPU.
+        dtype: `"float64"` or `"float32"`; rows are standardised in float64 in any case.
+        verbose: With 1, say when training stopped at `max_iter`.
+        warm_start: Start from the network of the last fit: the same function, whatever the mean and scale of the rows
+            are now. Features, classes and the parameters of the start must be those of the last fit.
+
+    With `solver="agop"` the kernel is exp(-|x - z|_P^q), q chosen as well, every row is a centre (up to 2000 rows;
+    above, 1000 of them are) and all is in float64. Of the parameters only `precision` (not a rank: the best of the
+    metrics that are as simple or simpler), `fit_intercept`, `standardize`, `n_components`, `device` and the class
+    weights are used. Nothing is drawn: the answer does not depend on the order of the rows. What is learned in the end
+    is the average gradient outer product: `eigenvalues_`, `components_`, `transform` and `feature_importances_` (its
+    diagonal) are those of it, and not of P.
+
+    Attributes:
+        network_: The trained `GaussianRBFNetwork`; with `solver="agop"` a `MetricMachine`, whose `setting` says what
+            was chosen.
+        centers_: (M, D), standardised.
+        weights_: (M, 1).
+        intercept_: (1,).
+        precision_: P (D, D); factor_: L with P = L L^T.
+        eigenvalues_: Of P, decreasing (D,); `explained_ratio_` are their shares.
+        components_: Eigenvectors in rows (n_components, D), largest entry positive; at most as many as the rank of P.
+        gradient_outer_product_: Average of grad f grad f^T over the training rows (D, D).
+        feature_importances_: The paper's importance (D,), adding up to 1; see `feature_importance` for others.
+        loss_curve_: Objective before every step.
+        n_iter_: Steps taken.
+        n_features_in_: D; feature_names_in_: their names, if the rows had any.
+    """
+
+    def _encode(self, y: np.ndarray) -> np.ndarray:
+        return np.asarray(y, dtype=np.float64)
+
+    def predict(self, X):
+        """Values (n,)."""
+        return self._outputs(X)[:, 0]
+
+
+class GRBFClassifier(ClassifierMixin, _GRBF):
+    """Classification by Gaussian units with one learnable precision matrix (arXiv 2307.05639).
+
+    Two classes share one logit. Arguments and attributes are those of :class:`GRBFRegressor`, and:
+
+    Args:
+        class_weight: None, `"balanced"`, or a weight for each class; those that are not named weigh 1.
+
+    Attributes:
+        classes_: The classes, sorted.
+        weights_: (M, 1) for two classes, else (M, K).
+    """
+
+    classes_: np.ndarray
+
+    _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012
+        **_GRBF._parameter_constraints,
+        "class_weight": [StrOptions({"balanced"}), dict, None],
+    }
+
+    def __init__(
+        self,
+        *,
+        n_centers=32,
+        centers="kmeans",
+        learn_centers=True,
+        precision="full",
+        reg_precision=3e-2,
+        reg_weights=1e-4,
+        reg_centers=0.0,
+        penalty="squared",
+        shrink_to="zero",
+        fit_intercept=True,
+        init="median",
+        solver="adam",
+        learning_rate=0.02,
+        max_iter=500,
+        batch_size=None,
+        tol=1e-6,
+        n_iter_no_change=50,
+        early_stopping=False,
+        validation_fraction=0.1,
+        standardize=True,
+        n_components=None,
+        class_weight=None,
+        random_state=None,
+        device="cpu",
+        dtype="float64",
+        verbose=0,
+        warm_start=False,
+    ):
+        super().__init__(
+            n_centers=n_centers,
+            centers=centers,
+            learn_centers=learn_centers,
+            precision=precision,
+            reg_precision=reg_precision,
+            reg_weights=reg_weights,
+            reg_centers=reg_centers,
+            penalty=penalty,
+            shrink_to=shrink_to,
+            fit_intercept=fit_intercept,
+            init=init,
+            solver=solver,
+            learning_rate=learning_rate,
+            max_iter=max_iter,
+            batch_size=batch_size,
+            tol=tol,
+            n_iter_no_change=n_iter_no_change,
+            early_stopping=early_stopping,
+            validation_fraction=validation_fraction,
+            standardize=standardize,
+            n_components=n_components,
+            random_state=random_state,
+            device=device,
+            dtype=dtype,
+            verbose=verbose,
+            warm_start=warm_start,
+        )
+        self.class_weight = class_weight
+
+    def _encode(self, y: np.ndarray) -> np.ndarray:
+        check_classification_targets(y)
+        classes, encoded = np.unique(y, return_inverse=True)
+        if self._goes_on:
+            unknown = sorted(set(classes.tolist()) - set(self.classes_.tolist()))
+            if unknown:
+                raise ValueError(
+                    f"warm_start=True goes on with the classes of the last fit, {self.classes_.tolist()}; y also has "
+                    f"{unknown}: set warm_start=False"
+                )
+            return np.searchsorted(self.classes_, classes)[encoded]
+        if len(classes) < 2:
+            raise ValueError(
+                "This solver needs samples of at least 2 classes in the data, but the data contains only one class: "
+                f"{classes.tolist()[0]!r}"
+            )
+        self.classes_ = classes
+        return encoded
+
+    def _row_weights(self, y: np.ndarray, sample_weight: np.ndarray) -> np.ndarray:
+        if self.class_weight is None:
+            return sample_weight
+        if isinstance(self.class_weight, Mapping):
+            weights = sample_weight * self._given_weights()[y]
+            if not weights.any():
+                raise ValueError("class_weight leaves no row with a weight; one of its classes needs more than 0")
+            return weights
+        mass = np.bincount(y, weights=sample_weight)
+        return sample_weight * (mass.sum() / (len(mass) * np.maximum(mass, np.finfo(float).tiny)))[y]
+
+    def _given_weights(self) -> np.ndarray:
+        """Weight of each class, (K,); 1 where `class_weight` does not name one."""
+        classes, given = self.classes_.tolist(), dict(self.class_weight)
+        for name, weight in given.items():
+            if not isinstance(weight, Real) or not 0 <= float(weight) < np.inf:
+                raise ValueError(f"class_weight of {name!r} is {weight!r}; it must be a finite number, not negative")
+        unknown, rest = ([c for c in a if c not in b] for a, b in ((given, classes), (classes, given)))
+        if unknown and rest:  # scikit-learn's rule: a class that a fold lacks is no mistake
+            raise ValueError(f"The classes, {rest}, are not in class_weight, which names {unknown} instead")
+        return np.array([float(given.get(c, 1.0)) for c in classes])
+
+    def decision_function(self, X):
+        """Logits: (n,) of the second class for two classes, else (n, K)."""
+        outputs = self._outputs(X)
+        return outputs[:, 0] if outputs.shape[1] == 1 else outputs
+
+    def predict_proba(self, X):
+        """Class probabilities (n, K)."""
+        return np.exp(self.predict_log_proba(X))
+
+    def predict_log_proba(self, X):
+        """Logarithms of the class probabilities (n, K)."""
+        outputs = self._outputs(X)
+        if outputs.shape[1] == 1:
+            outputs = np.hstack([np.zeros_like(outputs), outputs])
+        return outputs - np.logaddexp.reduce(outputs, axis=1, keepdims=True)
+
+    def predict(self, X):
+        """Classes (n,)."""
+        outputs = self._outputs(X)
+        chosen = (outputs[:, 0] > 0).astype(int) if outputs.shape[1] == 1 else outputs.argmax(1)
+        return self.classes_[chosen]
+
+
+def _constant(X: np.ndarray) -> np.ndarray:
+    """Columns that cannot be told from constant ones."""
+    _, scale = standardisation(X)
+    spread = np.ptp(X, axis=0)
+    return np.flatnonzero((spread == 0) | ((scale == 1) & (spread < 1)))
+
+
+def _named(name: str, value: Any) -> str:
+    """A parameter as a message shows it."""
+    return f"other {name} of shape {np.shape(value)}" if np.ndim(value) else f"{name}={value!r}"

@@ -1,0 +1,420 @@
+"""Fits of GRBF estimators, one or many at once: preparation, start, training of those of one shape together."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import (
+    clone,
+)
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from torch import Tensor
+
+from zoo.estimators.grbf_solvers import Fit, Networks, Objective, fit_adam, fit_lbfgs, fit_varpro
+from zoo.estimators.threads import few_threads
+from zoo.learners.agop import Form, MetricMachine, best_temperature
+from zoo.models.grbf import GaussianRBFNetwork
+from zoo.support.scaling import standardisation, standardised
+
+__all__ = ["fit_all", "fit_many"]
+#: Above this many rows Adam works with mini-batches of `BATCH` rows unless told otherwise.
+FULL_BATCH, BATCH = 4096, 1024
+#: Rows of one block in `predict`, `transform` and their kin.
+BLOCK = 8192
+#: Parameters that may differ between networks that are trained together; the number of centres must be the same.
+_PER_NETWORK = (
+    *("reg_precision", "reg_weights", "reg_centers", "random_state", "init", "centers", "n_centers", "class_weight"),
+)
+#: Metrics that are compared where they are learned in closed form.
+_FORMS: dict[str, tuple[Form, ...]] = {
+    "full": ("isotropic", "full", "diag"),
+    "diag": ("isotropic", "diag"),
+    "isotropic": ("isotropic",),
+}
+
+
+def fit_many(
+    estimator: Any, X, y, settings: Sequence[Mapping[str, Any]], *, sample_weight: np.ndarray | None = None
+) -> list[Any]:
+    """Fit one clone of an estimator per setting, training those of one shape together.
+
+    Networks that differ only in regularisation, seed, start or row weights share every matrix product; the settings
+    may also differ in anything else, which makes another group, and so do other numbers of centres. Each comes out as
+    if fitted alone, up to rounding; with mini-batches it is. A fold is a row of weights that is 0 where the network
+    must not see a row.
+
+    Args:
+        estimator: Gives the parameters that a setting does not name.
+        X: Rows (n, D).
+        y: Targets (n,).
+        settings: Parameters of each fit.
+        sample_weight: (fits, n), or (n,) for all; None for ones.
+
+    Returns:
+        Fitted estimators in the order of the settings. Classes are those of all rows.
+    """
+    members = [clone(estimator).set_params(**setting) for setting in settings]
+    weights = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+    if weights.shape not in ((len(X),), (len(members), len(X))):
+        raise ValueError(f"sample_weight has shape {weights.shape}; expected ({len(X)},) or ({len(members)}, {len(X)})")
+    weights = np.broadcast_to(weights, (len(members), len(X)))
+    if members:
+        validated = [member._validate(X, y, weight) for member, weight in zip(members, weights, strict=True)]
+        rows, targets, _ = validated[0]
+        fit_all(members, rows, targets, np.stack([weight for *_, weight in validated]))
+    return members
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """One fit before its training.
+
+    Attributes:
+        estimator: Whose it is.
+        present: Places of its rows in the table (n,).
+        training: Weights of the rows, adding up to 1 (n,).
+        validation: Weights of the rows by which early stopping judges, likewise; None without it.
+        scaling: Mean and scale of the features and of a regression's targets, float64.
+        network: Where it starts, with a leading dimension of 1.
+        generator: Of what is still to be drawn.
+    """
+
+    estimator: Any
+    present: np.ndarray
+    training: Tensor
+    validation: Tensor | None
+    scaling: dict[str, Tensor]
+    network: Networks
+    generator: torch.Generator
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows of a step of Adam; None for all of them."""
+        if self.estimator.solver != "adam":
+            return None
+        n = len(self.present)
+        size = (BATCH if n > FULL_BATCH else None) if self.estimator.batch_size is None else self.estimator.batch_size
+        return None if size is None or size >= n else size
+
+    def shape(self, i: int) -> tuple[Any, ...]:
+        """What networks that are trained together have in common; mini-batches are drawn for one alone."""
+        own = self.estimator.get_params(deep=False)
+        alone = i if self.batch_size else None
+        return (
+            *(f"{k}={v!r}" for k, v in own.items() if k not in _PER_NETWORK),
+            *self.network.centers.shape,
+            alone,
+        )
+
+
+def fit_all(members: list[Any], X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> None:
+    """Fit estimators on the same rows with their own weights (B, n), those of one shape together."""
+    X, y, weights = _merge_copies(X, y, weights)
+    groups: dict[Any, list[_Prepared]] = {}
+    with torch.device("cpu"):  # whatever the default is; training has its own
+        for i, (member, weight) in enumerate(zip(members, weights, strict=True)):
+            if member.solver == "agop":
+                _solve_closed(member, X, y, weight)
+                continue
+            prepared = _prepare(member, X, y, weight)
+            groups.setdefault(prepared.shape(i), []).append(prepared)
+        for group in groups.values():
+            _train(group, X, y)
+
+
+def _solve_closed(member: Any, X: np.ndarray, y: np.ndarray, weight: np.ndarray) -> None:
+    """Learn the metric of one estimator in closed form."""
+    present = np.flatnonzero(weight)
+    own = torch.from_numpy(np.ldexp(weight[present], -np.frexp(weight.max())[1]))
+    rows, targets = (torch.from_numpy(part[present]).to(member.device) for part in (X, y))
+    own = own.to(rows)
+    scale = 1.0
+    if member._is_regressor:
+        mean, spread = standardisation(targets[:, None], own)
+        level, scale = (float(mean) if member.fit_intercept else 0.0), float(spread)
+        Y = (targets[:, None] - level) / scale
+    elif len(member.classes_) == 2:
+        Y = targets[:, None].double()
+    else:
+        Y = torch.nn.functional.one_hot(targets, len(member.classes_)).double()
+    machine = MetricMachine(
+        _FORMS[member.precision], standardize=bool(member.standardize), intercept=bool(member.fit_intercept)
+    )
+    with few_threads(len(rows) ** 2 * rows.shape[1]):
+        machine.fit(rows, Y, own)
+        if member._is_regressor:
+            machine.rescale(scale, level)
+        else:
+            _calibrate(machine, targets, own)
+        member._take_machine(machine)
+
+
+def _calibrate(machine: MetricMachine, labels: Tensor, weight: Tensor) -> None:
+    """Make a machine's scores logits: times the number that suits the scores of rows left out best."""
+    scores = machine.left_out
+    assert scores is not None
+    if scores.shape[1] == 1:
+        temperature = best_temperature(torch.cat([1 - scores, scores], 1), labels, weight)
+        machine.rescale(2 * temperature, -temperature)  # log-odds of the second class
+    else:
+        machine.rescale(best_temperature(scores, labels, weight), 0.0)
+
+
+def _prepare(member: Any, X: np.ndarray, y: np.ndarray, weight: np.ndarray) -> _Prepared:
+    """Draw, scale and start from the rows that a fit sees, and from nothing else."""
+    present = np.flatnonzero(weight)
+    generator = torch.Generator().manual_seed(int(check_random_state(member.random_state).randint(2**31 - 1)))
+    rows, targets = torch.from_numpy(X[present]), torch.from_numpy(y[present])
+    own = np.ldexp(weight[present], -np.frexp(weight.max())[1])  # their sum is finite
+    training, validation = _hold_out(member, targets, torch.from_numpy(own / own.sum()), generator)
+    scaling = _scaling(member, rows, targets, training)
+    with few_threads(rows.numel() * member.n_centers):
+        network = _start(member, rows, targets, training, scaling, generator)
+    return _Prepared(member, present, training, validation, scaling, network, generator)
+
+
+def _train(group: list[_Prepared], X: np.ndarray, y: np.ndarray) -> None:
+    """Train networks of one shape and give them to their estimators."""
+    lead = group[0].estimator
+    device, dtype = torch.device(lead.device), getattr(torch, lead.dtype)
+    seen = np.unique(np.concatenate([one.present for one in group]))
+    rows, targets = torch.from_numpy(X[seen]), torch.from_numpy(y[seen])
+
+    def spread(one: _Prepared, values: Tensor) -> Tensor:
+        return values.new_zeros(len(seen)).index_copy(0, torch.from_numpy(np.searchsorted(seen, one.present)), values)
+
+    Z = torch.stack([standardised(rows, one.scaling["mean"], one.scaling["scale"], dtype) for one in group]).to(device)
+    values = torch.stack([_targets(one.estimator, targets, one.scaling, dtype) for one in group]).to(device)
+    weight = torch.stack([spread(one, one.training) for one in group]).to(device, dtype)
+    regs = {
+        name: torch.tensor([float(getattr(one.estimator, name)) for one in group], dtype=dtype, device=device)
+        for name in ("reg_precision", "reg_weights", "reg_centers")
+    }
+    if not lead.learn_centers:
+        regs["reg_centers"] = torch.zeros_like(regs["reg_centers"])
+    networks = _stacked([one.network for one in group], device)
+    loss = "mse" if lead._is_regressor else "cross_entropy"
+    objective = Objective(Z, values, weight, loss, penalty=lead.penalty, **regs)
+    if lead.shrink_to == "start":
+        objective = replace(objective, anchor=networks.factor().detach())
+    held_out = None
+    if lead.early_stopping:
+        parts = [spread(one, one.validation) for one in group if one.validation is not None]
+        held_out = replace(objective, weight=torch.stack(parts).to(device, dtype))
+    M, D = networks.centers.shape[1:]
+    size = len(group) * (group[0].batch_size or len(seen))
+    with few_threads(size * D * (M + networks.factor().shape[-1])):
+        fit = _solve(group[0], networks, objective, held_out)
+        for i, one in enumerate(group):
+            own = _stacked([fit.networks.one(i)], torch.device("cpu"))
+            raw = torch.from_numpy(X[one.present[: 4 * BLOCK]])
+            one.estimator._take(own, raw, one.scaling, fit.histories[i], fit.steps[i])
+    if lead.verbose and not fit.converged:
+        warnings.warn(f"Stopped after max_iter={lead.max_iter} steps.", ConvergenceWarning, stacklevel=4)
+
+
+def _stacked(networks: list[Networks], device: torch.device) -> Networks:
+    """Networks of one shape as one."""
+    found: dict[str, Any] = {
+        name: torch.cat([one.tensors()[name] for one in networks]).to(device) for name in networks[0].tensors()
+    }
+    return replace(networks[0], **found)
+
+
+def _merge_copies(X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct (row, target) pairs in a fixed order with their added weights.
+
+    A fit is then a function of the weighted rows alone: their order, and copies in place of weights, change nothing.
+    """
+    table = np.column_stack([X, y])
+    distinct, place = np.unique(table, axis=0, return_inverse=True)
+    merged = np.zeros((len(weights), len(distinct)))
+    for total, weight in zip(merged, weights, strict=True):
+        np.add.at(total, place.ravel(), weight)
+    seen = (merged > 0).any(0)
+    distinct, merged = distinct[seen], merged[:, seen]
+    return np.ascontiguousarray(distinct[:, :-1]), distinct[:, -1].astype(y.dtype), merged
+
+
+def _hold_out(member: Any, y: Tensor, weight: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """Weights of training and of validation (n,); the latter None without early stopping.
+
+    Every class gives its share of the validation rows, and keeps one row of its own at least. One that is too small to
+    give any is judged by its training rows, which count as one: else training stops before it is learned.
+    """
+    if not member.early_stopping:
+        return weight, None
+    n = len(weight)
+    count = max(1, round(member.validation_fraction * n))
+    groups = [torch.arange(n)] if member._is_regressor else [torch.nonzero(y == k).flatten() for k in y.unique()]
+    room = np.array([len(places) - 1 for places in groups])
+    if room.sum() < (1 if len(groups) > 1 else count):
+        raise ValueError(
+            f"early_stopping needs at least 2 distinct rows; there are {n}"
+            if len(groups) == 1
+            else f"early_stopping needs a class of at least 2 distinct rows; there are {n} rows of {n} classes"
+        )
+    held = torch.zeros(n, dtype=torch.bool)
+    stand_in = torch.zeros_like(weight)
+    for places, share in zip(groups, _apportioned(count, room), strict=True):
+        held[places[torch.randperm(len(places), generator=generator)[:share]]] = True
+        if not share:
+            stand_in[places] = weight[places] / len(places)
+    training, validation = torch.where(held, 0.0, weight), torch.where(held, weight, stand_in)
+    return training / training.sum(), validation / validation.sum()
+
+
+def _apportioned(count: int, room: np.ndarray) -> list[int]:
+    """`count` seats over groups in proportion to their sizes room + 1, no more than there is room for."""
+    wanted = np.minimum(count * (room + 1) / (room + 1).sum(), room)
+    seats = np.floor(wanted).astype(int)
+    while seats.sum() < min(count, room.sum()):
+        seats[np.argmax(np.where(seats < room, wanted - seats, -np.inf))] += 1
+    return seats.tolist()
+
+
+def _scaling(member: Any, rows: Tensor, y: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    """Mean and scale of the features (D,), and of a regression's targets (1,), in float64."""
+    D = rows.shape[1]
+    found = {"mean": rows.new_zeros(D), "scale": rows.new_ones(D)}
+    found |= {"y_mean": rows.new_zeros(1), "y_scale": rows.new_ones(1)}
+    kept = weight > 0
+    if member._goes_on and member.network_.form == "isotropic":  # one scale for all features stays that in its units
+        found |= {"mean": member.network_.input_mean, "scale": member.network_.input_scale}
+    elif member.standardize:
+        found["mean"], found["scale"] = standardisation(rows[kept], weight[kept])
+    if member._is_regressor:
+        mean, found["y_scale"] = standardisation(y[kept].unsqueeze(-1), weight[kept])
+        if member.fit_intercept:
+            found["y_mean"] = mean
+    else:  # nothing to hold in float64
+        dtype = getattr(torch, member.dtype)
+        found |= {"y_mean": found["y_mean"].to(dtype), "y_scale": found["y_scale"].to(dtype)}
+    return found
+
+
+def _targets(member: Any, y: Tensor, scaling: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+    """What the network shall give: standardised values (n, 1), zeros and ones (n, 1), or class indices (n,)."""
+    if member._is_regressor:
+        return standardised(y.unsqueeze(-1), scaling["y_mean"], scaling["y_scale"], dtype)
+    return y.to(dtype).unsqueeze(-1) if len(member.classes_) == 2 else y
+
+
+def _start(
+    member: Any, rows: Tensor, y: Tensor, weight: Tensor, scaling: dict[str, Tensor], generator: torch.Generator
+) -> Networks:
+    """The network before training."""
+    dtype, D = getattr(torch, member.dtype), rows.shape[1]
+    if member._goes_on:
+        return _continued(member.network_, scaling, dtype)
+    kept = weight > 0
+    Z, weight = standardised(rows[kept], scaling["mean"], scaling["scale"], dtype), weight[kept].to(dtype)
+    targets = _targets(member, y[kept], scaling, dtype)
+    outputs = 1 if targets.ndim > 1 else len(member.classes_)
+    M, how = _start_of_centers(member, Z)
+    if how == "kmeans":
+        how = _kmeans(Z, weight, M, generator)
+    precision: Any = member.precision if isinstance(member.precision, str) else min(member.precision, D)
+    with torch.random.fork_rng(devices=[]):  # what the constructor draws is drawn again from the generator
+        network = GaussianRBFNetwork(D, outputs, M, precision=precision, bias=bool(member.fit_intercept), dtype=dtype)
+    network.initialize(Z, centers=how, init=member.init, standardize=False, generator=generator)
+    state = {name: value[None] for name, value in network.state_dict().items()}
+    bias = state.get("head.bias")
+    if bias is not None and not member._is_regressor:
+        bias = _priors(targets, weight, outputs)[None]
+    return Networks(state["precision_elements"], state["centers"], state["head.weight"], bias, network.form)
+
+
+def _start_of_centers(member: Any, Z: Tensor) -> tuple[int, Any]:
+    """Number of centres, no more than distinct rows, and where they start."""
+    if not isinstance(member.centers, str):
+        given = np.shape(member.centers)
+        if len(given) != 2 or given[1] != Z.shape[1]:
+            raise ValueError(f"centers has shape {given}; expected (n_centers, {Z.shape[1]})")
+        centers = to_tensor(member.centers)
+        if not bool(centers.isfinite().all()):
+            raise ValueError("centers contains NaN or infinity")
+        return len(centers), centers
+    if member.centers == "all":
+        return len(Z), "all"
+    distinct = len(Z)
+    if distinct <= 4 * member.n_centers:  # rows may coincide where targets differ
+        distinct = len(torch.unique(Z, dim=0))
+    if distinct < member.n_centers:
+        warnings.warn(
+            f"n_centers={member.n_centers} is more than the {distinct} distinct rows; {distinct} centres are used.",
+            UserWarning,
+            stacklevel=6,
+        )
+    return min(member.n_centers, distinct), member.centers
+
+
+def _kmeans(rows: Tensor, weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Weighted k-means of at most ten thousand of the rows."""
+    if len(rows) > 10_000:
+        kept = torch.randperm(len(rows), generator=generator)[:10_000].to(rows.device)
+        rows, weight = rows[kept], weight[kept]
+    seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
+    weights = (weight / weight.mean()).cpu().numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct clusters than asked: copies are harmless
+        found = KMeans(count, n_init=1, max_iter=50, random_state=seed).fit(rows.cpu().numpy(), sample_weight=weights)
+    return torch.from_numpy(found.cluster_centers_).to(rows)
+
+
+def _priors(targets: Tensor, weight: Tensor, outputs: int) -> Tensor:
+    """Log-odds or centred log priors of the classes (K,)."""
+    if outputs == 1:
+        return torch.logit((weight @ targets).clamp(1e-3, 1 - 1e-3))
+    prior = (weight @ torch.nn.functional.one_hot(targets, outputs).to(weight)).clamp_min(1e-3).log()
+    return prior - prior.mean()
+
+
+def _continued(network: GaussianRBFNetwork, scaling: dict[str, Tensor], dtype: torch.dtype) -> Networks:
+    """The last fit's network in other standardised units: the same function of raw rows."""
+    state = {name: value.double() for name, value in network.state_dict().items()}
+    ratio = scaling["scale"] / state["input_scale"]
+    shift = (state["input_mean"] - scaling["mean"]) / scaling["scale"]
+    elements = state["precision_elements"]
+    if network.form == "full":
+        elements = elements * ratio[torch.tril_indices(network.dim, network.dim)[0]]
+    elif network.form == "low_rank":
+        elements = elements * ratio.unsqueeze(-1)
+    elif network.form == "diag":
+        elements = elements + ratio.log()
+    y_ratio = state["head.scale"] / scaling["y_scale"]
+    bias = state.get("head.bias")
+    if bias is not None:
+        bias = bias * y_ratio + (state["head.mean"] - scaling["y_mean"]) / scaling["y_scale"]
+    centers, weights = state["centers"] / ratio + shift, state["head.weight"] * y_ratio.unsqueeze(-1)
+    elements, centers, weights = (part[None].to(dtype) for part in (elements, centers, weights))
+    return Networks(elements, centers, weights, None if bias is None else bias[None].to(dtype), network.form)
+
+
+def _solve(one: _Prepared, networks: Networks, objective: Objective, validation: Objective | None) -> Fit:
+    lead = one.estimator
+    common = {"learn_centers": bool(lead.learn_centers), "max_iter": lead.max_iter, "tol": lead.tol}
+    if lead.solver != "adam":
+        return (fit_lbfgs if lead.solver == "lbfgs" else fit_varpro)(networks, objective, **common)
+    return fit_adam(
+        networks,
+        objective,
+        learning_rate=lead.learning_rate,
+        batch_size=one.batch_size,
+        n_iter_no_change=lead.n_iter_no_change,
+        validation=validation,
+        generator=one.generator,
+        **common,
+    )
+
+
+def to_tensor(values: Any) -> Tensor:
+    """A float64 copy of numbers in any memory: read-only, mapped, in another order or running backwards."""
+    return torch.from_numpy(np.array(values, dtype=np.float64, order="C"))

@@ -1,0 +1,45 @@
+"""Activation checkpointing: a module that keeps its inputs only and computes everything else again in backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["recompute_in_backward"]
+
+
+def recompute_in_backward(module: nn.Module, enable: bool = True) -> None:
+    """Let a module trade time for memory while training, or no longer.
+
+    Its second forward pass leaves running statistics alone, so that no batch counts twice.
+    """
+    module.__dict__.pop("forward", None)
+    if enable:
+        module.forward = partial(_recomputed, module)  # type: ignore[method-assign]
+
+
+def _recomputed(module: nn.Module, *args: Any) -> Any:
+    context = partial(_contexts, module)
+    return checkpoint(partial(type(module).forward, module), *args, use_reentrant=False, context_fn=context)
+
+
+def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _borrowed_statistics(module)
+
+
+@contextmanager
+def _borrowed_statistics(module: nn.Module) -> Iterator[None]:
+    """Let a module record running statistics into copies of its buffers."""
+    kept = [(m, name, b) for m in module.modules() for name, b in m.named_buffers(recurse=False)]
+    for owner, name, buffer in kept:
+        setattr(owner, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for owner, name, buffer in kept:
+            setattr(owner, name, buffer)

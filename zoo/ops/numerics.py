@@ -1,0 +1,50 @@
+"""What operators and kernels share: sums that half precision would ruin, and derivatives of derivatives."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.ops.dispatch import values_known
+
+__all__ = ["at_least_float32", "autocast_disabled", "differentiable_grad", "without_padding"]
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision as float32, every other type as it is: squares and sums of squares overflow in half."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def without_padding(tokens: Tensor) -> Tensor:
+    """Tokens (B, L) without the last columns that are 0 in every row, where that can be seen."""
+    return tokens[:, : int((tokens != 0).sum(1).max())] if values_known(tokens) and len(tokens) else tokens
+
+
+def autocast_disabled(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """A context in which mixed precision is off on a device, for sums that half precision would ruin."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def differentiable_grad(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor | None], wanted: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Gradients of function(*inputs) as operators that can be differentiated again and may stand for many.
+
+    Args:
+        function: Of operators that autograd knows.
+        inputs: Its arguments; one tensor may be given twice.
+        wanted: Which gradients are.
+        grad: Gradient of the result.
+    """
+    with torch.enable_grad():
+        own = [None if t is None else t.view_as(t) for t in inputs]  # apart, where one tensor is given twice
+        y = function(*own)
+    chosen = [t for t, wants in zip(own, wanted, strict=True) if wants and t is not None]
+    found = iter(torch.autograd.grad(y, chosen, grad, create_graph=True))
+    return tuple(next(found) if wants else None for wants in wanted)

@@ -1,0 +1,176 @@
+"""Model folders are closed: what a file describes is built without opening an address or another file.
+
+A folder's `config.json` names an architecture and its arguments, and an argument may describe a model inside the model
+(`backbone`, `backbone_args`), at any depth. All of them go through timm's factory, so the factory is where the rule is
+kept: while a folder's model is built, nothing loads weights but the folder itself, and no inner model is built from
+another place. Weights that a folder records are compared with their hash here too, also for `timm.create_model`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from timm.models import _builder, _factory
+from timm.models import _registry as registry
+
+from zoo.support.files import CONFIG_NAME, WEIGHTS_NAME, CheckpointError, check_inside, check_recorded, read_config
+from zoo.support.whole import still
+
+__all__ = ["active", "check_name", "closed", "install"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Folder:
+    """What is being built: its name, the place whose weights may be loaded, and whether its description was read."""
+
+    name: str
+    place: str = ""
+    opened: bool = False
+
+
+_TOGETHER = (CONFIG_NAME, WEIGHTS_NAME)
+_found: dict[str, Any] = {}  # what timm found in a folder when it read the configuration, the weights still to come
+_current: ContextVar[_Folder | None] = ContextVar("closed", default=None)
+
+
+@contextlib.contextmanager
+def closed(name: str, place: str = "", opened: bool = False) -> Iterator[None]:
+    """Build a model that a file describes.
+
+    Args:
+        name: What to call the file in messages.
+        place: The folder or repository whose own weights timm may load meanwhile; none by default.
+        opened: Whether the description has been read already, so that no `local-dir:` or `hf-hub:` is left to follow.
+    """
+    token = _current.set(_Folder(name, place, opened))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+_enclosed_of: dict[tuple[str, ...], int] = {}  # how many entry points there were when it was done
+
+
+def install(ours: tuple[str, ...]) -> None:
+    """Have timm's factory keep the rule, for itself and for the entry points of some modules; once for each."""
+    if not getattr(_builder.load_pretrained, "_closed", False):
+        _builder.load_pretrained = _inside_only(_builder.load_pretrained)
+        _factory._resolve_model_source = _one_source(_factory._resolve_model_source)
+        _factory.load_checkpoint = _compared(_factory.load_checkpoint)
+        _builder.load_state_dict_from_path = _whole(_builder.load_state_dict_from_path)
+    if len(registry._model_entrypoints) == _enclosed_of.get(ours):
+        return
+    _enclosed_of[ours] = len(registry._model_entrypoints)
+    for name, entry in registry._model_entrypoints.items():
+        if entry.__module__.startswith(ours) and not getattr(entry, "_closed", False):
+            registry._model_entrypoints[name] = _enclosed(entry)
+
+
+def _enclosed(entry: Callable[..., Any]) -> Callable[..., Any]:
+    """An entry point that builds in the closed way where timm calls it for a folder or a repository."""
+
+    @functools.wraps(entry)
+    def build(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> Any:
+        source = pretrained_cfg.get("source") if isinstance(pretrained_cfg, dict) else None
+        if source not in ("local-dir", "hf-hub") or _current.get() is not None:
+            return entry(pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
+        place = str(pretrained_cfg.get("file" if source == "local-dir" else "hf_hub_id"))
+        with closed(f"{source}:{place}", place, opened=True):
+            return entry(pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
+
+    build._closed = True  # type: ignore[attr-defined]
+    return build
+
+
+def active() -> bool:
+    """Whether what is being built now was described by a file."""
+    return _current.get() is not None
+
+
+def check_name(model_name: object) -> None:
+    """Refuse a model of another place inside what a file describes.
+
+    Raises:
+        CheckpointError: The name is that of a folder or a repository, and none is left to follow.
+    """
+    folder = _current.get()
+    if folder is None:
+        return
+    place = not isinstance(model_name, str) or ":" in model_name or "/" in model_name
+    if place and (folder.opened or not str(model_name).startswith(("local-dir:", "local_dir:"))):
+        raise CheckpointError(
+            f"{folder.name} is built on {model_name!r:.100}, which lies outside it: a file names architectures only"
+        )
+
+
+# ---- timm's doors --------------------------------------------------------------------------------------------
+
+
+def _inside_only(load: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(load)
+    def load_pretrained(model: Any, pretrained_cfg: Any = None, *args: Any, **kwargs: Any) -> Any:
+        folder = _current.get()
+        if folder is not None:
+            cfg = pretrained_cfg or getattr(model, "pretrained_cfg", None) or {}
+            own = {"local-dir": cfg.get("file"), "hf-hub": cfg.get("hf_hub_id")}.get(str(cfg.get("source")))
+            if not folder.place or own != folder.place:
+                _log.debug("%s: weights of a model inside it were not looked for", folder.name)
+                return None
+        return load(model, pretrained_cfg, *args, **kwargs)
+
+    load_pretrained._closed = True  # type: ignore[attr-defined]
+    return load_pretrained
+
+
+def _one_source(resolve: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(resolve)
+    def resolve_model_source(model_name: str, *args: Any, **kwargs: Any) -> Any:
+        folder = _current.get()
+        if folder is not None:
+            if folder.opened or model_name != folder.name:  # the first is the caller's own
+                check_name(model_name)
+            folder.opened = True
+        elif isinstance(model_name, str) and model_name.startswith("local-dir:"):
+            place = str(Path(model_name.partition(":")[2]))
+            _found[place] = still(Path(place), _TOGETHER)
+            read_config(place)  # timm itself would follow links out of the folder
+        return resolve(model_name, *args, **kwargs)
+
+    return resolve_model_source
+
+
+def _compared(load: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(load)
+    def load_checkpoint(model: Any, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+        if _current.get() is not None:
+            return None
+        check_recorded(Path(checkpoint_path))
+        return load(model, checkpoint_path, *args, **kwargs)
+
+    return load_checkpoint
+
+
+def _whole(load: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(load)
+    def load_state_dict_from_path(path: Any, *args: Any, **kwargs: Any) -> Any:
+        folder, hashes = Path(path), read_config(path).get("sha256", {})
+        if _found.pop(str(path), now := still(folder, _TOGETHER)) != now:
+            raise CheckpointError(f"{folder} was written anew while it was being read: load it again")
+        for file in folder.iterdir():
+            if file.is_symlink():
+                check_inside(file, folder)
+            if file.name in hashes:
+                check_recorded(file)
+        return load(path, *args, **kwargs)
+
+    return load_state_dict_from_path

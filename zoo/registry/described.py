@@ -1,0 +1,73 @@
+"""What a model's description in a file may say, by type: inputs and outputs as timm's configurations name them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated, Literal, TypedDict
+
+from annotated_types import Ge, Gt, Le
+from pydantic import FiniteFloat
+
+from zoo.support.quoting import is_printable
+
+__all__ = ["Beside", "Described", "name_problems"]
+
+_Side = Annotated[int, Gt(0), Le(1_000_000)]
+_Share = Annotated[float, Ge(0.05), Le(20)]
+
+
+class Described(TypedDict, total=False):
+    """What a folder's `pretrained_cfg` may say of inputs and outputs."""
+
+    input_size: tuple[_Side, _Side, _Side]
+    test_input_size: tuple[_Side, _Side, _Side]
+    min_input_size: tuple[_Side, _Side, _Side]
+    fixed_input_size: bool
+    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random"]
+    crop_pct: _Share
+    test_crop_pct: _Share
+    crop_mode: Literal["center", "squash", "border"]
+    mean: tuple[FiniteFloat, ...]
+    std: tuple[FiniteFloat, ...]
+    num_classes: Annotated[int, Ge(-1), Le(1_000_000)]  # -1: not of classes
+    label_offset: int
+    label_names: list[str]
+    label_descriptions: dict[str, str]
+    pool_size: tuple[int, ...]
+    test_pool_size: tuple[int, ...]
+    first_conv: str | list[str]
+    classifier: str | list[str]
+    architecture: str
+    tag: str
+    license: str
+    description: str
+    origin_url: str
+    paper_name: str
+    paper_ids: str | list[str]
+    notes: list[str]
+
+
+class Beside(TypedDict, total=False):
+    """What stands beside it."""
+
+    num_classes: Annotated[int, Ge(-1), Le(1_000_000)]  # -1: not of classes
+    num_features: Annotated[int, Ge(0)]
+    label_names: list[str]
+    label_descriptions: dict[str, str]
+
+
+def name_problems(names: Sequence[str], outputs: int | None) -> list[str]:
+    """What is wrong with the names of classes, one sentence each.
+
+    Args:
+        names: In the order of the outputs; empty where classes have no names.
+        outputs: Of the model; None or below 1 where it is not said. A single one can tell two classes apart.
+    """
+    if odd := next((name for name in names if not is_printable(name)), None):
+        return [f"label_names holds {odd[:60]!r}, with characters that cannot be printed"]
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        return [f"label_names holds {twice[:60]!r} twice; every class has a name of its own"]
+    if names and outputs is not None and outputs > 0 and len(names) not in ({1, 2} if outputs == 1 else {outputs}):
+        return [f"label_names has {len(names)} names for {outputs} classes"]
+    return []

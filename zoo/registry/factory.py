@@ -1,0 +1,390 @@
+"""Models by name: timm's registry with the zoo's own list, its errors, and weights that are verified.
+
+>>> create_model("unireplknet_a", num_classes=10)
+>>> create_model("local-dir:runs/best", pretrained=True)      # a folder of zoo.save_pretrained, no network
+>>> list_models("unireplknet_*")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import os
+import re
+import sys
+import typing
+from collections.abc import Iterable
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import get_pretrained_cfg, model_entrypoint
+from timm.models._features import FeatureGetterNet
+from torch import nn
+
+from zoo.models.deploy import to_deploy
+from zoo.registry import bundled_weights, closed, families, plugins
+from zoo.registry.described import Beside, Described, name_problems
+from zoo.registry.loading import Strict, load_state
+from zoo.support.files import (
+    CONFIG_NAME,
+    RECORDS,
+    CheckpointError,
+    fetch_hub,
+    fetch_url,
+    hub_config,
+    locate,
+    read_checkpoint,
+    read_config,
+    undisturbed,
+)
+from zoo.support.signatures import check_call, check_values
+from zoo.support.suggest import nearest, suggestion
+from zoo.support.values import check_closed, first_line
+
+__all__ = ["RECORDS", "create_model", "list_models"]
+
+#: Arguments of `create_model` that timm itself takes; every other one goes to the architecture.
+_FACTORY = (
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "cache_dir",
+    "scriptable",
+    "exportable",
+    "no_jit",
+    "features_only",
+    "out_indices",
+    "feature_cls",
+)
+_NOT_KEPT = ("device", "dtype", "pretrained_model_args")
+
+
+def list_models(filter: str | Iterable[str] = "", pretrained: bool = False) -> list[str]:
+    """Names of the zoo's own models, sorted.
+
+    Args:
+        filter: Shell wildcards, one or several: `"unireplknet_*"`.
+        pretrained: Only models with weights, with their tags: `"unireplknet_a.in1k"` (published by the authors, to
+            be fetched), `"unireplknet_z.mnist5k"` (trained by an experiment of the zoo, shipped with it).
+    """
+    register()
+    names = timm.list_models(filter if isinstance(filter, str) else list(filter), pretrained=pretrained)
+    return [name for name in names if _is_ours(name)]
+
+
+def create_model(
+    model_name: str,
+    pretrained: bool = False,
+    checkpoint_path: str | Path | None = None,
+    *,
+    deploy: bool = False,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build a model by its registered name, with released weights, with weights from a file, or fresh.
+
+    Args:
+        model_name: `"arch"` or `"arch.tag"` of the zoo or of timm, `"local-dir:<folder>"` for a folder
+            written by :func:`zoo.save_pretrained`, or `"hf-hub:<organisation>/<name>"`.
+        pretrained: Load the weights that belong to the name. Their hash is checked where it is known. With
+            another `num_classes` than the weights' the classifier stays fresh; with another `in_chans` the
+            first layer is summed or repeated.
+        checkpoint_path: Load these weights instead; every name and shape must fit.
+        deploy: Return the model in deploy form (see :func:`zoo.to_deploy`); training-form weights are merged.
+        **kwargs: Arguments of the architecture (`num_classes`, `in_chans`, `drop_path_rate`, ...) and of timm
+            (`features_only`, `out_indices`, ...). None means the default.
+
+    Returns:
+        The model, in training mode. `model.zoo_config` holds the name and the arguments as plain values, so
+        that `create_model(**model.zoo_config)` builds it again; `model.input_record` how a file becomes an input (see
+        :mod:`zoo.support.inputs`), or None where the weights do not say.
+
+    Raises:
+        ValueError: The name or its tag is unknown; the message has the nearest ones.
+        TypeError: An argument is unknown; the message has the nearest ones and all that are accepted.
+        CheckpointError: The weights are missing, damaged, not those on record, or do not fit.
+    """
+    if not isinstance(model_name, str):
+        raise TypeError(f"model_name = {model_name!r:.60} is no text; a model is {MAY_BE}")
+    if pretrained and checkpoint_path:
+        raise ValueError("pretrained=True and checkpoint_path both name weights; choose one of them")
+    register()
+    if closed.active():  # inside what a file describes, whose own weights come after
+        pretrained, checkpoint_path = False, None
+        closed.check_name(model_name)
+    given = {k: v for k, v in kwargs.items() if v is not None}
+    folder = model_name.partition(":")[2] if model_name.startswith(("local-dir:", "local_dir:")) else ""
+    create = partial(_create, model_name, pretrained, checkpoint_path, deploy, given)
+    return undisturbed(folder, create) if folder else create()
+
+
+def _create(
+    model_name: str, pretrained: bool, checkpoint_path: str | Path | None, deploy: bool, given: dict[str, Any]
+) -> nn.Module:
+    source, name = _parse(model_name)
+    theirs = pretrained and not source and not _is_ours(name)  # timm's own weights go through timm's own loader
+    model = _build(model_name, source, name, pretrained=theirs, kwargs=given)
+    if pretrained and not theirs:
+        _load_pretrained(model, source, model_name.partition(":")[2] if source else name)
+    if checkpoint_path:
+        path = locate(checkpoint_path)
+        load_state(model, read_checkpoint(path), origin=str(path))
+    if deploy:
+        to_deploy(model, inplace=True)
+    model.zoo_config = _config(model, name, deploy)  # type: ignore[assignment]
+    model.input_record = _input_record(model, source, model_name)  # type: ignore[assignment]
+    return model
+
+
+#: What a command takes as a model.
+MAY_BE = "a name with its tag (grbf.wine), local-dir:FOLDER of a saved model, or the folder of a finished run"
+
+
+def as_named(model: str | Path) -> str:
+    """What a command was given as a model, as :func:`create_model` takes it: a run folder is the model in it.
+
+    Raises:
+        ValueError: It is a file, a folder of something else, or that of a run with links out of it.
+    """
+    name = str(model)
+    if os.path.isfile(os.path.join(name, "model", CONFIG_NAME)):
+        check_closed(Path(name))
+        return f"local-dir:{Path(name) / 'model'}"
+    if ":" in name or ("/" not in name and "\\" not in name and not os.path.exists(name)):
+        return name
+    if timm.is_model(name.partition(".")[0]):
+        return name
+    if not os.path.exists(name):
+        what = "is not there"
+    else:
+        what = "is a folder, but of no finished run" if os.path.isdir(name) else "is a file, not a model"
+    raise ValueError(f"{name[:200]} {what}: a model is {MAY_BE}")
+
+
+def answers_imagenet(model: str) -> bool:
+    """Whether weights are known to answer the classes of ImageNet-1k: by their own record here, as a tag says it.
+
+    A thousand outputs alone say nothing, and a folder may have kept the tag of the weights that its own were trained
+    from.
+
+    Args:
+        model: As a command was given it, see :func:`as_named`.
+    """
+    name = re.sub(r"^hf[-_]hub:timm/", "", as_named(model))
+    register()
+    try:
+        cfg = get_pretrained_cfg(name)
+    except RuntimeError:  # no such tag
+        return False
+    return cfg is not None and cfg.num_classes == 1000 and "in1k" in (cfg.tag or "").split("_")
+
+
+# ---- names -------------------------------------------------------------------------------------------------
+
+
+def register() -> None:
+    """Import every family, and note the hashes that their configurations record (a note `sha256:
+    <digits>`).
+    """
+    families.load()
+    closed.install(plugins.modules())
+    for name in timm.list_models(include_tags=True):
+        if name not in _NOTED and _is_ours(name):
+            _NOTED.add(name)
+            cfg = get_pretrained_cfg(name)
+            notes = (cfg.notes if cfg else None) or ()
+            digest = next((n.removeprefix("sha256:").strip() for n in notes if n.startswith("sha256:")), None)
+            place = cfg and (cfg.hf_hub_filename or cfg.file or cfg.url)
+            if digest and isinstance(place, str):
+                RECORDS.setdefault(place.rsplit("/", 1)[-1], {"sha256": digest, "model": name})
+
+
+_NOTED: set[str] = set()
+
+
+def _is_ours(name: str) -> bool:
+    return model_entrypoint(name.split(".")[0]).__module__.startswith(plugins.modules())
+
+
+def _parse(model_name: str) -> tuple[str, str]:
+    """Split off `local-dir:` or `hf-hub:`, and check that the architecture exists."""
+    source, colon, rest = model_name.partition(":")
+    source = source.replace("_", "-")
+    if colon and source == "local-dir":
+        name = _check_config(Path(rest))
+    elif colon and source == "hf-hub":
+        return source, rest
+    elif "/" in model_name or "\\" in model_name or colon:
+        raise ValueError(
+            f"model_name={model_name!r} looks like a place: write 'local-dir:<folder>' for a folder or "
+            "'hf-hub:<organisation>/<name>' for the hub, or pass a file as checkpoint_path"
+        )
+    else:
+        source, name = "", model_name
+    arch, _, tag = name.partition(".")
+    if not timm.is_model(arch):
+        ours, theirs = list_models(), timm.list_models()
+        possible = ours if set(nearest(arch, [*ours, *theirs])[:1]) <= set(ours) else theirs
+        raise ValueError(f"unknown model {arch!r}{suggestion(arch, possible)} (zoo.list_models() lists all)")
+    if tag:
+        tags = [n.partition(".")[2] for n in timm.list_models(arch, include_tags=True) if "." in n]
+        if tag not in tags:
+            if (bundled_weights.folder() / f"{name}.json").is_file():
+                bundled_weights.record(name)  # damaged, which the error says
+            raise ValueError(f"{arch} has no weights tagged {tag!r}{suggestion(tag, tags) or '; it has no tags'}")
+    return source, name
+
+
+def _check_config(folder: Path) -> str:
+    """The architecture that a saved folder names, once its configuration is one that timm can take."""
+    from timm.models import PretrainedCfg
+
+    config = read_config(folder)
+    arch, where = config["architecture"], Path(folder) / CONFIG_NAME
+    cfg = config.get("pretrained_cfg", {})
+    known = {f.name for f in fields(PretrainedCfg)}
+    if unknown := [k for k in cfg if k not in known]:
+        raise CheckpointError(f"{where}: pretrained_cfg has entries timm does not know: {', '.join(unknown)}")
+    if not re.fullmatch(r"\w+", arch) or not timm.is_model(arch):
+        raise CheckpointError(f"{where} names the architecture {arch!r:.100}, which is not registered")
+    problems = check_values(Described, cfg, "pretrained_cfg") + check_values(Beside, config)
+    arguments = {k: v for k, v in config.get("model_args", {}).items() if v is not None}
+    problems += [f"model_args.{k} is no argument of an architecture" for k in arguments if k in _OUTSIDE]
+    returned = typing.get_type_hints(model_entrypoint(arch)).get("return") if _is_ours(arch) else None
+    if inspect.isclass(returned) and returned is not nn.Module:
+        own = inspect.signature(returned).parameters  # an unknown one is told when the model is built
+        taken = {k: v for k, v in arguments.items() if k in own}
+        problems += check_call(returned, taken, "model_args", given=own, nested=False)
+    if not problems:
+        classes = config.get("num_classes", cfg.get("num_classes"))
+        for names in (config.get("label_names"), cfg.get("label_names")):
+            problems += name_problems(names or (), classes)
+    if problems:
+        raise CheckpointError(f"{where}: {problems[0][:300]}")
+    return arch
+
+
+#: Arguments that say where weights come from, which only the caller may say.
+_OUTSIDE = [
+    p for p in inspect.signature(timm.create_model).parameters if p not in ("scriptable", "exportable", "no_jit")
+]
+
+
+# ---- building ----------------------------------------------------------------------------------------------
+
+
+def _build(model_name: str, source: str, name: str, *, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    if source:
+        return _build_described(model_name, source, name, kwargs)
+    try:
+        return timm.create_model(model_name, pretrained=pretrained, **kwargs)
+    except TypeError as error:
+        argument, message = _unknown_argument(error, name)
+        if argument in kwargs:
+            raise TypeError(message) from None
+        raise
+
+
+def _build_described(model_name: str, source: str, name: str, kwargs: dict[str, Any]) -> nn.Module:
+    """Build what a folder or a repository describes; what its description does to a constructor is told in a line."""
+    try:
+        with contextlib.nullcontext() if closed.active() else closed.closed(model_name):
+            return timm.create_model(model_name, pretrained=False, **kwargs)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        argument, message = _unknown_argument(error, name) if isinstance(error, TypeError) else ("", "")
+        if argument in kwargs:
+            raise TypeError(message) from None
+        if kwargs and isinstance(error, ValueError | TypeError) and not message:
+            raise  # the caller's arguments may be what does not fit
+        if isinstance(error, OSError) and source == "hf-hub":
+            raise CheckpointError(
+                f"cannot fetch {model_name} ({type(error).__name__}); download the repository's files elsewhere "
+                "and use 'local-dir:<folder>'"
+            ) from error
+        why = message or first_line(error)
+        raise CheckpointError(f"{model_name}: its {CONFIG_NAME} describes no model that can be built: {why}") from error
+
+
+def _unknown_argument(error: TypeError, name: str) -> tuple[str, str]:
+    """The misspelt argument and one sentence about it; empty if the error is about something else."""
+    found = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if not found or not timm.is_model(arch := name.partition(".")[0]):
+        return "", ""
+    owner = getattr(sys.modules[model_entrypoint(arch).__module__], found[1], None)
+    accepted = [p for p in inspect.signature(owner).parameters if p != "self"] if callable(owner) else []
+    if "kwargs" in accepted:  # the class hands its arguments on: its signature is not the whole truth
+        accepted = []
+    close = suggestion(found[2], [*accepted, *_FACTORY, "deploy"])
+    close = close if "did you mean" in close else ""
+    everything = f"; accepted: {', '.join(accepted)}" if accepted else ""
+    return found[2], f"{name} takes no argument {found[2]!r}{close}{everything}"
+
+
+def _config(model: nn.Module, name: str, deploy: bool) -> dict[str, Any]:
+    """Name and arguments as plain values; what cannot be written to JSON (a class, a device) is left out."""
+    arch = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or name
+    kept = {k: v for k, v in getattr(model, "_model_args", {}).items() if k not in _NOT_KEPT}
+    plain: dict[str, Any] = {"model_name": name if name.partition(".")[0] == arch else arch}
+    for key, value in kept.items():
+        try:
+            plain[key] = json.loads(json.dumps(value))
+        except (TypeError, ValueError):
+            continue
+    return {**plain, "deploy": True} if deploy else plain
+
+
+def _input_record(model: nn.Module, source: str, model_name: str) -> dict[str, Any] | None:
+    """How a file becomes an input, as the record of the weights says; None where it does not, or where the model was
+    built for another number of channels.
+    """
+    if source == "local-dir":
+        record = read_config(model_name.partition(":")[2]).get("input")
+    elif source == "hf-hub":
+        record = hub_config(model_name.partition(":")[2]).get("input")
+    elif (
+        not source
+        and bundled_weights.NAME.fullmatch(model_name)
+        and (bundled_weights.folder() / f"{model_name}.json").is_file()
+    ):
+        record = bundled_weights.record(model_name).get("input")
+    else:
+        record = None
+    chans = getattr(model, "in_chans", None)
+    return None if record and chans and record.get("channels", chans) != chans else record
+
+
+# ---- weights -----------------------------------------------------------------------------------------------
+
+
+def _load_pretrained(model: nn.Module, source: str, name: str) -> None:
+    cfg = model.pretrained_cfg
+    assert isinstance(cfg, dict)
+    path = _pretrained_path(cfg, source, name)
+    state = read_checkpoint(path)
+    if isinstance(model, FeatureGetterNet):  # a whole model inside, less its last layers
+        load_state(model.model, state, adapt_input=True, surplus=True, origin=str(path))
+        return
+    same = cfg.get("num_classes") == getattr(model, "num_classes", cfg.get("num_classes"))
+    strict: Strict = True if same else "backbone"
+    load_state(model, state, strict=strict, adapt_input=True, origin=str(path))
+
+
+def _pretrained_path(cfg: dict[str, Any], source: str, name: str) -> Path:
+    if source == "local-dir":  # the place that the caller named, whatever the description says
+        return locate(f"local-dir:{name}")
+    if source == "hf-hub":
+        return fetch_hub(name)
+    if cfg.get("file"):
+        return locate(cfg["file"])
+    if cfg.get("hf_hub_id"):
+        return fetch_hub(cfg["hf_hub_id"], cfg.get("hf_hub_filename"))
+    if cfg.get("url"):
+        return fetch_url(cfg["url"])
+    arch = name.partition(".")[0]
+    tagged = [n for n in list_models(pretrained=True) if n.partition(".")[0] == arch]
+    instead = f"choose one of {', '.join(tagged)}" if tagged else "pass checkpoint_path=<file>, or pretrained=False"
+    raise CheckpointError(f"no weights were released for {name}: {instead}")

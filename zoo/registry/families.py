@@ -1,0 +1,20 @@
+"""Every family enters timm's registry: the zoo's own, found by where they lie, those of other packages, and weights."""
+
+from __future__ import annotations
+
+import functools
+
+from zoo.registry import bundled_weights, closed, plugins
+from zoo.support.register import import_all
+
+__all__ = ["load"]
+
+
+@functools.cache
+def load() -> None:
+    """Import every family and register the weights that ship with the zoo; once a process, when timm is imported."""
+    for room in plugins.ROOMS:
+        import_all(room)
+    plugins.load()
+    bundled_weights.register()
+    closed.install(plugins.modules())

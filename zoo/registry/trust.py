@@ -1,0 +1,224 @@
+"""What a file may ask for: the one gate between what was recorded and what is built.
+
+A run folder, a record or a checkpoint may come from anyone, so it is data. It may name classes of the zoo, of packages
+that the zoo's own configurations name, and of packages that are installed with an entry point of the zoo
+(`zoo.registry.plugins`), each where a class of its kind belongs. What a person types is trusted, what a file holds is
+not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zoo.support.renamed import current
+
+__all__ = ["KINDS", "TrustError", "Untyped", "kind_at", "override_problem", "recorded_class"]
+
+
+class TrustError(ValueError):
+    """A file asks for something that a file may not ask for; the message names it and the way to allow it."""
+
+
+# ---- classes that a file names -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What may stand at a place of a configuration.
+
+    Args:
+        what: Its name.
+        base: The class that it must be, or extend.
+        homes: Modules of the zoo, and of the packages that its configurations name, that hold such classes.
+        exact: Only `base` itself.
+    """
+
+    what: str
+    base: str
+    homes: tuple[str, ...]
+    exact: bool = False
+
+
+#: Places of a configuration that hold a class; `*` stands for any name.
+KINDS: dict[str, Kind] = {
+    "data": Kind("LightningDataModule", "lightning.LightningDataModule", ("zoo.data",)),
+    "task": Kind("zoo.tasks.Task", "zoo.tasks.Task", ("zoo.tasks",)),
+    "trainer": Kind("lightning.Trainer", "lightning.Trainer", ("lightning",), exact=True),
+    "trainer.strategy": Kind("Strategy", "lightning.pytorch.strategies.Strategy", ("lightning.pytorch.strategies",)),
+    "callbacks.*": Kind("Callback", "lightning.pytorch.Callback", ("zoo.training", "lightning.pytorch.callbacks")),
+    # other loggers of Lightning's report to services
+    "logger.*": Kind(
+        "Logger",
+        "lightning.pytorch.loggers.Logger",
+        ("zoo.training", "lightning.pytorch.loggers.CSVLogger", "lightning.pytorch.loggers.TensorBoardLogger"),
+    ),
+}
+
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+
+
+def kind_at(key: str) -> Kind | None:
+    """The kind of class that belongs at a dotted key; None where none does."""
+    parts = key.split(".")
+    starred = ".".join([parts[0], *["*"] * (len(parts) - 1)])
+    return KINDS.get(key) or KINDS.get(starred)
+
+
+def recorded_class(target: Any, place: str, source: str = "the record") -> type:
+    """The class that a file names, once it is known to be of the right kind; nothing else is imported or called.
+
+    Args:
+        target: The dotted name.
+        place: Key of :data:`KINDS`.
+        source: What to call the file in messages.
+
+    Raises:
+        TrustError: The name is that of no such class.
+    """
+    kind = KINDS[place]
+    refused = (
+        f"{place.partition('.')[0]}._target_ = {target!r:.100} of {source} is no {kind.what} of the zoo, of Lightning "
+        "or of a package installed with an entry point kernel_zoo.models; others cannot be imported for a file"
+    )
+    homes = [*kind.homes, *_plugin_packages()]
+    if not isinstance(target, str) or not _DOTTED.fullmatch(target) or not _inside(target, homes):
+        raise TrustError(refused)
+    target = current(target)
+    found = _resolve(target, homes)
+    base = _resolve(kind.base, [kind.base.partition(".")[0]])
+    right = found is base if kind.exact else isinstance(found, type) and issubclass(found, base)
+    if not right or not (kind.exact or _inside(found.__module__, homes) or _inside(target, kind.homes[1:])):
+        raise TrustError(refused)
+    return found
+
+
+def _plugin_packages() -> list[str]:
+    from zoo.registry import plugins
+
+    return [name.partition(".")[0] for name in plugins.modules() if not name.startswith("zoo.")]
+
+
+def _inside(name: str, homes: Any) -> bool:
+    return any(name == home or name.startswith(f"{home}.") for home in homes)
+
+
+def _resolve(target: str, homes: list[str]) -> Any:
+    """The object behind a dotted name; a module is imported only inside the homes, None if there is none."""
+    first, *rest = target.split(".")
+    found: Any = importlib.import_module(first)
+    name = first
+    for part in rest:
+        name = f"{name}.{part}"
+        if not hasattr(found, part):
+            above = any(home.startswith(f"{name}.") for home in homes)
+            if not isinstance(found, type(importlib)) or not (above or _inside(name, homes)):
+                return None
+            try:
+                importlib.import_module(name)
+            except Exception:  # whatever keeps it from being imported, it is no class that can be used
+                return None
+        found = getattr(found, part, None)
+        if isinstance(found, type(importlib)) and found.__name__ != name:
+            return None  # a way out, through what the module itself imports
+    return found
+
+
+# ---- recorded overrides --------------------------------------------------------------------------------------
+
+
+class Untyped:
+    """Stands for a recorded value that is no plain value, as a sweep or a function of Hydra's grammar."""
+
+
+_RESOLVER = re.compile(r"\$\{[^}]*:")
+_PLACE = re.compile(r"(^|_)(folder|path|root|file)$|dir$|dirpath$")
+_READ = ("data", "model")  # sections whose paths are read from, not written to
+
+
+def override_problem(key: str, value: Any, choice: bool, *, run: Path) -> str | None:
+    """Why an override that a run folder recorded is refused, or None where it is plain data.
+
+    Args:
+        key: The key, or the group, that it sets.
+        value: Its value as plain containers; :class:`Untyped` where it is none.
+        choice: Whether the value is the name of a group's file.
+        run: The run folder, the only place that a recorded path may be written to.
+    """
+    if not key:
+        return "it cannot be read as one"
+    if not re.fullmatch(r"[A-Za-z_]\w*([./][\w-]+)*", key):
+        return "its key is not a plain one"
+    first, last = re.split("[./]", key)[0], re.split("[./]", key)[-1]
+    if first == "hydra":
+        return "it configures Hydra itself"
+    if choice:
+        names = value if isinstance(value, list) else [value]
+        plain = all(name is None or re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", str(name)) for name in names)
+        return None if plain and ".." not in str(value) else "its value is no name of a file of that group"
+    for where, part in _walk(key, value):
+        problem = _part_problem(where, part, run, first)
+        if problem:
+            return problem
+    return "its path lies outside the run folder" if last == "output_dir" and not _within(value, run) else None
+
+
+def _walk(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _walk(f"{key}.{name}", part)
+        if not value:
+            yield key, value
+    elif isinstance(value, list):
+        for i, part in enumerate(value):
+            yield from _walk(f"{key}.{i}", part)
+    else:
+        yield key, value
+
+
+def _part_problem(key: str, value: Any, run: Path, section: str) -> str | None:
+    parent, _, last = key.rpartition(".")
+    if last == "_target_":
+        if (kind := kind_at(parent)) is None:
+            return f"{parent} takes no class"
+        place = next(name for name, known in KINDS.items() if known is kind)
+        try:
+            recorded_class(value, place)
+        except TrustError:
+            return f"{value!r:.100} is no {kind.what} of the zoo, of Lightning or of an installed plug-in"
+        return None
+    if any(part.startswith("_") for part in key.split(".")):
+        return f"{key} steers how objects are built"
+    if section == "logger" and re.match(r"logger\.\w+\.\w+\.\D", f"{key}."):
+        return f"{key} says how a service is reached"
+    if section == "logger" and last == "mode" and value == "online":
+        return f"{key} would send the run to a service"
+    if not isinstance(value, str | int | float | None):
+        return "its value is not a plain one"
+    if not isinstance(value, str):
+        return None
+    if _RESOLVER.search(value):
+        return f"{value!r:.100} would call a resolver"
+    if section == "model" and last != "checkpoint_path" and re.match(r"(?i)hf[-_]hub:|\w+://", value):
+        return f"{value!r:.100} is an address"  # checkpoint_path is not read, all weights come with the state
+    if section in _READ:
+        return None
+    if "://" in value:
+        return f"{value!r:.100} is an address"
+    looks = _PLACE.search(last) or value.startswith(("/", "~")) or ".." in Path(value).parts
+    if looks and not _within(value, run):
+        return f"{value!r:.100} lies outside the run folder"
+    return None
+
+
+def _within(value: Any, run: Path) -> bool:
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    if value.startswith("${output_dir}") and ".." not in Path(value).parts:
+        return True
+    path = Path(value).expanduser().resolve()
+    return path == run or run in path.parents

@@ -1,0 +1,197 @@
+"""Results as rows of CSV files, and as tables of RESULTS.md that are written by a command and never by hand."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import html
+import os
+import platform
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any, ClassVar
+
+from zoo.support.environment import chip, commit, wait_policy
+from zoo.support.environment import git as _git
+from zoo.support.files import write_atomic, writer_of
+
+__all__ = ["STAMP", "Provenance", "Records", "mean_sd", "put_section", "stamp"]
+
+#: What every row says of its measurement, beside the figures.
+STAMP = ("date", "commit", "threads", "wait_policy", "load", "machine")
+#: Before a date or a commit: measured then or earlier. Rows that once had neither carry those of their commit.
+BY = "by "
+
+
+def stamp() -> dict[str, str]:
+    """When, on which code and on what machine a row is measured: the columns :data:`STAMP`.
+
+    The commit has a `+` behind it where the source tree differs from it, and is empty outside a clone.
+    """
+    import timm
+    import torch
+
+    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    machine = (
+        f"{chip()} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores; torch {torch.__version__}, "
+        f"timm {timm.__version__}, Python {platform.python_version()}"
+    )
+    found = (
+        datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S"),
+        commit(),
+        str(torch.get_num_threads()),
+        wait_policy(),
+        load,
+        machine,
+    )
+    return dict(zip(STAMP, found, strict=True))
+
+
+class Records:
+    """Rows of a CSV file that a command appends to; what is there already is not measured again.
+
+    Args:
+        path: The file; created with its folder.
+        keys: Columns that identify a row.
+        values: Columns that were measured. The columns of :data:`STAMP` follow by themselves.
+
+    Raises:
+        ValueError: The file has other columns.
+    """
+
+    #: Count every row as measured, so that a command only writes its table again.
+    frozen: ClassVar[bool] = False
+
+    def __init__(self, path: Path, keys: Sequence[str], values: Sequence[str]) -> None:
+        self.path, self.keys = path, list(keys)
+        self.columns = list(dict.fromkeys((*keys, *values, *STAMP)))
+        self.rows: list[dict[str, str]] = []
+        if path.is_file():
+            with path.open(newline="") as file:
+                self.rows = list(csv.DictReader(file))
+            if self.rows and list(self.rows[0]) != self.columns:
+                raise ValueError(f"{path} has other columns than {', '.join(self.columns)}: move it away")
+
+    def __contains__(self, key: Mapping[str, Any]) -> bool:
+        return self.frozen or any(all(row[k] == str(key[k]) for k in self.keys) for row in self.rows)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append a row, stamped, and have it on disk before going on."""
+        row = {**stamp(), **row}
+        self._write([*self.rows, {c: _written(row[c]) for c in self.columns}])
+
+    def drop(self, **key: Any) -> None:
+        """Take the rows with these values out, to measure them anew."""
+        self._write([row for row in self.rows if row not in self.select(**key)])
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        text = StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomic(self.path, writer_of(text.getvalue().encode()))
+        self.rows = rows
+
+    def select(self, **key: Any) -> list[dict[str, str]]:
+        """Rows with these values."""
+        return [row for row in self.rows if all(row[k] == str(v) for k, v in key.items())]
+
+    def numbers(self, column: str, **key: Any) -> list[float]:
+        """A column of the rows with these values."""
+        return [float(row[column]) for row in self.select(**key)]
+
+
+def _written(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def mean_sd(values: Sequence[float], digits: int = 3) -> str:
+    """`mean (standard deviation)` of a sample; of a single number itself alone."""
+    spread = f" ({statistics.stdev(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def plain(value: Any) -> Any:
+    """Values for Markdown, at any depth: a text of a file is one line, holds no HTML and ends no code."""
+    if isinstance(value, str):
+        return html.escape(" ".join(value.split("\n")).replace("\r", " ").replace("`", "'"), quote=False)
+    if isinstance(value, Mapping):
+        return {plain(key): plain(part) for key, part in value.items()}
+    return [plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def put_section(path: Path, name: str, text: str) -> None:
+    """Write a section between its marks in a Markdown file, replacing an earlier one."""
+    before = path.read_text() if path.is_file() else "# Results\n\nEvery table is written by the command above it.\n"
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    block = f"{begin}\n{text.strip()}\n{end}"
+    found = re.search(re.escape(begin) + ".*?" + re.escape(end), before, re.DOTALL)
+    after = before[: found.start()] + block + before[found.end() :] if found else f"{before.rstrip()}\n\n{block}\n"
+    write_atomic(path, writer_of(after.encode()))
+
+
+class Provenance:
+    """Where the figures of a table come from, told from its rows.
+
+    Args:
+        rows: All rows that the table shows.
+        measures: Files and folders of the source tree whose later changes make a row one of older code.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, str]], measures: Sequence[str]) -> None:
+        self.rows, self.measures = rows, tuple(measures)
+        self.older = [row for row in rows if self._is_older(row)]
+
+    def mark(self, rows: Iterable[Mapping[str, str]]) -> str:
+        """A dagger for a line of the table that has rows of older code, unless all lines have them."""
+        return " †" if len(self.older) < len(self.rows) and any(self._is_older(row) for row in rows) else ""
+
+    def __str__(self) -> str:
+        def span(values: Iterable[str], word: str, missing: str) -> str:
+            found = sorted(set(filter(None, values)))
+            if not found:
+                return missing
+            return f"{word} {found[0]}" if len(found) == 1 else f"{word} {found[0]} to {found[-1]}"
+
+        days = [row["date"].removeprefix(BY)[:10] for row in self.rows]
+        earlier = any(row["date"].startswith(BY) or not row["date"] for row in self.rows)
+        commits = list(dict.fromkeys(row["commit"].removeprefix(BY) for row in self.rows if row["commit"]))
+        loads = sorted(float(row["load"]) for row in self.rows if row["load"])
+        policies = ", ".join(sorted({row["wait_policy"] for row in self.rows if row["wait_policy"]}))
+        parts = [
+            span(days, "Measured", "Measured at an unknown date") + (" or earlier" if earlier else ""),
+            f"commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}" if commits else "commit unknown",
+            _count(self.rows, "threads", "thread(s)"),
+            f"threads wait: {policies}" if policies else "waiting of threads not recorded",
+            f"load {_between(loads)}" if loads else "load not recorded",
+        ]
+        machines = "; ".join(dict.fromkeys(row["machine"] for row in self.rows if row["machine"]))
+        return ", ".join(parts) + (f"; {machines}." if machines else ".") + self._told_older()
+
+    def _told_older(self) -> str:
+        if not self.older:
+            return ""
+        which = "All rows are" if len(self.older) == len(self.rows) else "† has rows"
+        return f" {which} of code before the last change of {', '.join(f'`{m}`' for m in self.measures)}."
+
+    def _is_older(self, row: Mapping[str, str]) -> bool:
+        commit = row["commit"].removeprefix(BY).removesuffix("+")
+        return bool(commit) and bool(_git("log", "-1", "--format=%h", f"{commit}..HEAD", "--", *self.measures))
+
+
+def _between(values: Sequence[float]) -> str:
+    return f"{values[0]:g}" if values[0] == values[-1] else f"{values[0]:g} to {values[-1]:g}"
+
+
+def _count(rows: Sequence[Mapping[str, str]], column: str, word: str) -> str:
+    found = sorted({row[column] for row in rows if row[column]}, key=float)
+    return f"{' or '.join(found)} {word}" if found else f"{word} not recorded"

@@ -1,0 +1,1 @@
+"""What everybody may use: suggestions, checks, environment, files read without trust and written whole."""

@@ -1,0 +1,664 @@
+"""Weight files, read without trusting them and written without half-finishing them.
+
+Everything here works on paths and bytes and knows no model: what a file holds is decided by its content, not
+by its suffix; nothing in a file is ever executed; every way in which a file can be wrong ends in one
+:class:`CheckpointError` of one line. Weights on a hub or behind an https address are fetched into torch's
+usual cache, where a file placed by hand is found as well, so that the same name works without a network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import hashlib
+import pickle
+import pickletools
+import re
+import urllib.error
+import urllib.parse
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import torch
+
+from zoo.support import inputs
+from zoo.support.values import DamagedFileError, leads_out, read_json
+from zoo.support.whole import replace_all, still, writing
+
+__all__ = [
+    "CONFIG_NAME",
+    "MAX_TENSORS",
+    "RECORDS",
+    "WEIGHTS_NAME",
+    "CheckpointError",
+    "check_inside",
+    "check_recorded",
+    "hub_config",
+    "locate",
+    "offline",
+    "offline_reason",
+    "read_checkpoint",
+    "read_config",
+    "sha256_of",
+    "undisturbed",
+    "write_all",
+    "write_atomic",
+    "writer_of",
+]
+
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+
+#: Known weight files by name: `{"sha256": ...}` and whatever else is worth knowing. A model family adds its
+#: own rows; a file with a known name is compared with its row before it is read.
+RECORDS: dict[str, dict[str, Any]] = {}
+
+_WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
+_HUB_NAMES = (WEIGHTS_NAME, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+_PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))  # how a pickle of each protocol begins
+_OLDER = 4  # pickles at the beginning of torch's older format: a mark, a version, the machine, the tensors
+_MAX_HEADER = 16_000_000  # bytes
+MAX_TENSORS = 20_000  # in one file; the largest models of the zoo have under 4,000, a training state four times that
+_MAX_CONFIG = 16_000_000
+_SCANNED = 64_000_000
+
+
+_TRIES = 4
+
+Result = TypeVar("Result")
+Place = TypeVar("Place", bound=str | Path)  # a mapping of paths is not one of `str | Path`
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be read, written or matched; the message is one line and says what to do."""
+
+
+# ---- writing -----------------------------------------------------------------------------------------------
+
+
+def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file completely or not at all.
+
+    The bytes go to a temporary name in the same folder, reach the disk, and only then take the final name; a
+    crash leaves the old file or the new one, never a mixture. Missing folders are created.
+
+    Args:
+        path: The final name.
+        write: Called with the open temporary file.
+
+    Raises:
+        CheckpointError: The folder cannot be written or the disk is full. Nothing is left behind.
+    """
+    write_all({path: write})
+
+
+def write_all(files: Mapping[Place, Callable[[BinaryIO], object]]) -> None:
+    """Write several files that belong together: those of one folder take their names all at once.
+
+    Raises:
+        CheckpointError: As :func:`write_atomic`; the folder keeps what it had.
+    """
+    try:
+        replace_all({_checked(path): write for path, write in files.items()})
+    except OSError as error:
+        place = error.filename or next(iter(files))
+        raise CheckpointError(f"cannot write {place}: {_reason(error)}") from error
+
+
+def writer_of(content: bytes) -> Callable[[BinaryIO], None]:
+    """What :func:`write_atomic` takes, for bytes that are there already."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(content)
+
+    return write
+
+
+def _reason(error: OSError) -> str:
+    words = {
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "the disk quota is used up",
+        errno.EFBIG: "the file would be larger than the system allows",
+        errno.EACCES: "permission denied",
+        errno.EPERM: "permission denied",
+        errno.EROFS: "the file system is read-only",
+        errno.ENOTDIR: "a part of its path is a file, not a folder",
+        errno.EEXIST: "a part of its path is a file, not a folder",
+        errno.EISDIR: "it is a folder",
+        errno.ENOENT: "its folder does not exist",
+        errno.ENAMETOOLONG: "the name is too long",
+    }
+    return words.get(error.errno or 0, error.strerror or str(error) or type(error).__name__)
+
+
+# ---- reading -----------------------------------------------------------------------------------------------
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint file, whatever its suffix: safetensors, or PyTorch's format with weights only.
+
+    Args:
+        path: A file. Tensors come back on the CPU.
+
+    Returns:
+        The mapping that the file holds: a state dict, or a training checkpoint with its nested entries.
+
+    Raises:
+        CheckpointError: The file is missing, empty, cut off, of another kind, or wants to run code; one line
+            says which.
+    """
+    path = _checked(path)
+    size, head = _first_bytes(path)
+    try:
+        if _looks_like_safetensors(path, head):
+            return _read_safetensors(path, size, head)
+        if head.startswith(b"PK\x03\x04"):
+            _check_archive(path, size)
+        elif head.startswith(_PICKLES):
+            with path.open("rb") as file:
+                _check_pickle(path, file, _OLDER)
+        else:
+            raise CheckpointError(f"{path} is not a checkpoint: {_what_is(head)}")
+        content = _unpickle(path)
+    except CheckpointError:
+        raise
+    except MemoryError as error:
+        raise CheckpointError(f"{path} claims more memory than this machine has: it is damaged or hostile") from error
+    except Exception as error:  # bytes that nobody vouches for can make a parser raise anything
+        raise CheckpointError(
+            f"{path} is damaged or cut off ({_first_line(error)}); copy or download it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a mapping of names to weights")
+    return content
+
+
+def _first_bytes(path: Path) -> tuple[int, bytes]:
+    try:
+        if path.is_dir():
+            raise CheckpointError(f"{path} is a folder, not a checkpoint file; name the file inside it")
+        if path.exists() and not path.is_file():  # reading a pipe or a device might never end
+            raise CheckpointError(f"{path} is not a regular file")
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise CheckpointError(f"there is no file {path}{_neighbours(path)}") from None
+        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from error
+    if not head:
+        raise CheckpointError(f"{path} is empty (0 bytes); copy or download it again")
+    return size, head
+
+
+def _neighbours(path: Path) -> str:
+    from zoo.support.suggest import nearest
+
+    try:
+        names = [p.name for p in path.parent.iterdir() if p.suffix in _WEIGHT_SUFFIXES]
+    except OSError:
+        return f": its folder {path.parent} does not exist either"
+    close = nearest(path.name, names)
+    return f"; that folder has {', '.join(close)}" if close else ""
+
+
+def _looks_like_safetensors(path: Path, head: bytes) -> bool:
+    if head[8:9] == b"{":
+        return True
+    return path.suffix == ".safetensors" and not head.startswith((b"PK\x03\x04", *_PICKLES))
+
+
+def _read_safetensors(path: Path, size: int, head: bytes) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    length = int.from_bytes(head[:8], "little")
+    if _MAX_HEADER < length <= size - 8:
+        raise CheckpointError(f"{path} has a header of {length:,} bytes, more than the {_MAX_HEADER:,} that are read")
+    if size < 8 or length > size - 8:
+        kind = _what_is(head)
+        why = f"it claims a header of {length} bytes in a file of {size}" if kind == _UNKNOWN else kind
+        raise CheckpointError(f"{path} is not a whole safetensors file: {why}; copy or download it again")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            _check_count(path, len(file.keys()))
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is a damaged safetensors file ({_first_line(error)}); copy or download it again"
+        ) from error
+
+
+def _check_count(path: Path, count: int) -> None:
+    if count > MAX_TENSORS:
+        raise CheckpointError(f"{path} holds {count:,} tensors, more than the {MAX_TENSORS:,} that are read")
+
+
+def _check_archive(path: Path, size: int) -> None:
+    """Refuse archives that PyTorch would not have written, before its reader unpacks anything."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(
+            f"{path} is cut off or damaged ({_first_line(error)}); copy or download it again"
+        ) from error
+    names = [entry.filename for entry in entries]
+    _check_count(path, len(names))
+    if any(n.endswith("constants.pkl") or "/code/" in n for n in names):
+        raise CheckpointError(f"{path} is a TorchScript program, not weights; save its state_dict() and load that file")
+    if not any(n.rsplit("/", 1)[-1] == "data.pkl" for n in names):
+        kind = "a NumPy archive" if any(n.endswith(".npy") for n in names) else "a zip archive without weights"
+        raise CheckpointError(f"{path} is not a checkpoint: it is {kind}")
+    if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > size:
+        raise CheckpointError(f"{path} has compressed entries, which torch.save never writes: it is refused")
+    with zipfile.ZipFile(path) as archive:
+        for entry in entries:
+            if entry.filename.rsplit("/", 1)[-1] == "data.pkl":
+                data = archive.read(entry)
+                if data.count(pickle.BINPERSID) > MAX_TENSORS:  # the most that there can be
+                    _check_pickle(path, BytesIO(data))
+
+
+def _check_pickle(path: Path, file: BinaryIO, pickles: int = 1) -> None:
+    """Count the tensors of a pickle by its opcodes, each of which refers to a storage, and stop at one too many.
+
+    To unpickle them costs ten times as much, most of it in torch's reader, which is written in Python: it builds a
+    storage and a tensor for each, and looks up every call among those that are allowed.
+
+    Args:
+        path: What to call the file.
+        file: Open at the first opcode.
+        pickles: How many lie one after the other.
+    """
+    count = 0
+    with contextlib.suppress(ValueError):  # cut off, or one pickle only: torch's reader stops there too, and says why
+        for _ in range(pickles):
+            for opcode, _, _ in pickletools.genops(file):
+                count += opcode.name == "BINPERSID"
+                if count > MAX_TENSORS:
+                    raise CheckpointError(f"{path} holds more than the {MAX_TENSORS:,} tensors that are read")
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        # argparse.Namespace is a bag of plain values that many training scripts store beside the weights
+        # (the file is passed open: given a path, torch.load would go by its suffix)
+        with (
+            torch.serialization.safe_globals([argparse.Namespace]),
+            warnings.catch_warnings(action="ignore"),
+            path.open("rb") as file,
+        ):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        names = _refused_globals(path)
+        if not names:
+            raise
+        raise CheckpointError(
+            f"{path} wants to call {', '.join(names[:3])} while it is read; only weights and plain values "
+            "are accepted, nothing was run (re-save it as a state_dict from a source you trust)"
+        ) from error
+
+
+def _refused_globals(path: Path) -> list[str]:
+    """Names of the functions and classes that a pickle asks for and weights-only reading refuses."""
+    import torch._weights_only_unpickler as unpickler
+
+    allowed = {*unpickler._get_allowed_globals(), "argparse.Namespace"}
+    with contextlib.suppress(Exception):  # only serves the message: a pickle too odd to list is refused all the same
+        return [name for name in dict.fromkeys(_globals(_pickle_bytes(path))) if name not in allowed]
+    return []
+
+
+def _pickle_bytes(path: Path) -> bytes:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            name = next(n for n in archive.namelist() if n.rsplit("/", 1)[-1] == "data.pkl")
+            with archive.open(name) as file:
+                return file.read(_SCANNED)
+    with path.open("rb") as file:
+        return file.read(_SCANNED)
+
+
+def _globals(data: bytes) -> Iterator[str]:
+    """List what a pickle would import, by reading its opcodes; the older form names it inline, the newer on a
+    stack.
+    """
+    stream = BytesIO(data)
+    strings: list[str] = []
+    memo: dict[Any, str] = {}
+    previous = ""
+    with contextlib.suppress(ValueError):  # the end of a cut-off or concatenated pickle
+        while stream.tell() < len(data):  # the older torch format is several pickles one after the other
+            for opcode, argument, _ in pickletools.genops(stream):
+                if opcode.name in ("GLOBAL", "INST"):
+                    yield str(argument).replace(" ", ".")
+                elif opcode.name == "STACK_GLOBAL":
+                    yield ".".join(strings[-2:])
+                elif "UNICODE" in opcode.name or opcode.name.endswith("STRING"):
+                    strings.append(str(argument))
+                elif opcode.name == "MEMOIZE" or opcode.name.endswith("PUT"):
+                    slot = int(argument) if isinstance(argument, int) else len(memo)
+                    memo[slot] = strings[-1] if "UNICODE" in previous else ""
+                elif opcode.name.endswith("GET") and memo.get(argument):
+                    strings.append(memo[argument])
+                previous = opcode.name
+
+
+_UNKNOWN = "its content is not one of safetensors or torch.save"
+
+
+def _what_is(head: bytes) -> str:
+    """Recognise the usual accidents by the first bytes."""
+    start = head.lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer; run `git lfs pull` to get the file itself"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "it is a web page; the download went wrong"
+    if head.startswith(b"\x89HDF"):
+        return "it is an HDF5 (Keras) file"
+    if head.startswith(b"\x1f\x8b"):
+        return "it is a gzip archive; unpack it first"
+    if all(32 <= b < 127 or b in (9, 10, 13) for b in head):
+        return "it is a text file"
+    return _UNKNOWN
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:160].rstrip(" .:") if text else type(error).__name__
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The `config.json` of a folder written by :func:`zoo.save_pretrained` or in timm's hub layout.
+
+    Raises:
+        CheckpointError: There is none, or it is not a JSON object that names an architecture.
+    """
+    folder = _checked(folder)
+    path = folder / CONFIG_NAME
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no folder {folder}")
+    check_inside(path, folder)
+    try:
+        config = read_json(path, _MAX_CONFIG)
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} has no {CONFIG_NAME}; write such a folder with zoo.save_pretrained") from None
+    except DamagedFileError as error:
+        raise CheckpointError(f"{error}; write the folder again with zoo.save_pretrained") from None
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
+        raise CheckpointError(f"{path} names no architecture; write the folder again with zoo.save_pretrained")
+    for key in ("pretrained_cfg", "model_args", "sha256", "zoo"):
+        if not isinstance(config.get(key, {}), dict):
+            raise CheckpointError(f"{path}: {key} must be an object, not {config[key]!r:.60}")
+    for name, digest in config.get("sha256", {}).items():
+        if not name or "\0" in name or Path(name).name != name:
+            raise CheckpointError(f"{path}: sha256 names {name!r:.60}, which is no file of the folder")
+        if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
+            raise CheckpointError(f"{path}: sha256 of {name} must be 64 hexadecimal digits, not {digest!r:.60}")
+    if "input" in config:
+        try:
+            config["input"] = inputs.check(config["input"])
+        except inputs.InputError as error:
+            raise CheckpointError(f"{path}: {error}; write the folder again with zoo.save_pretrained") from None
+    return config
+
+
+def undisturbed(folder: str | Path, read: Callable[[], Result], names: Sequence[str] = ()) -> Result:
+    """What `read` returns of a folder's files, all of them from before a writer replaced them or all from after.
+
+    Args:
+        folder: The folder that is read.
+        read: Called again when the files were replaced meanwhile; random draws are then repeated, not continued.
+        names: The files that belong together; by default those of a saved model.
+    """
+    drawn = torch.get_rng_state()
+    for i in range(_TRIES):
+        if i == _TRIES - 1:  # somebody writes again and again, and has to wait now
+            with writing(Path(folder)) as alone:
+                if alone:
+                    return read()
+        before = still(Path(folder), names or (WEIGHTS_NAME, CONFIG_NAME))
+        try:
+            result = read()
+        except Exception:  # of a mixture, which any reader may say in its own words
+            if still(Path(folder), names or (WEIGHTS_NAME, CONFIG_NAME)) == before:
+                raise
+        else:
+            if still(Path(folder), names or (WEIGHTS_NAME, CONFIG_NAME)) == before:
+                return result
+        torch.set_rng_state(drawn)
+    raise CheckpointError(f"{folder} is being written again and again: read it when its writer has ended")
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Refuse a link that leads out of a model folder; the caches of hubs, which link to a folder beside it, may.
+
+    Raises:
+        CheckpointError: The file lies elsewhere.
+    """
+    if leads_out(path, folder):
+        raise CheckpointError(f"{path} leads to {path.resolve()}, outside its folder: copy the file itself there")
+
+
+def _checked(source: str | Path) -> Path:
+    """A path as one that the system can look up.
+
+    Raises:
+        CheckpointError: It holds a NUL character.
+    """
+    if "\0" in str(source):
+        raise CheckpointError(f"{str(source)!r:.200} is no path: it holds a NUL character")
+    return Path(source)
+
+
+# ---- hashes ------------------------------------------------------------------------------------------------
+
+
+def sha256_of(path: str | Path) -> str:
+    """The SHA-256 of a file, as 64 hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(path: Path, expected: str | None = None) -> None:
+    """Compare a file with the hash recorded for it, if there is one.
+
+    Raises:
+        CheckpointError: The hashes differ.
+    """
+    expected = expected or RECORDS.get(path.name, {}).get("sha256")
+    if expected is None:
+        return
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from error
+    if not found.startswith(expected.lower()):
+        raise CheckpointError(
+            f"{path} is not the file on record: its sha256 is {found[:12]}..., expected {expected[:12]}...; "
+            "copy or download it again, or rename it if it is meant to be another file"
+        )
+
+
+def check_recorded(path: Path) -> None:
+    """Compare a weight file with the hash that the configuration beside it records, if it does.
+
+    Raises:
+        CheckpointError: It is another file, or the configuration is damaged.
+    """
+    path = _checked(path)
+    if path.is_file() and (path.parent / CONFIG_NAME).is_file():
+        with contextlib.suppress(DamagedFileError, FileNotFoundError):  # some other program's configuration
+            config = read_json(path.parent / CONFIG_NAME, _MAX_CONFIG)
+            hashes = config.get("sha256") if isinstance(config, dict) else None
+            digest = hashes.get(path.name) if isinstance(hashes, dict) else None
+            if isinstance(digest, str):
+                verify(path, digest)
+
+
+# ---- finding -----------------------------------------------------------------------------------------------
+
+_offline: ContextVar[str] = ContextVar("offline", default="")
+
+
+@contextlib.contextmanager
+def offline(reason: str) -> Iterator[None]:
+    """Fetch nothing meanwhile, by whatever door: what is not here already is an error that gives the reason.
+
+    Args:
+        reason: A clause that says why, and how else to get the files.
+    """
+    token = _offline.set(reason)
+    try:
+        yield
+    finally:
+        _offline.reset(token)
+
+
+def offline_reason() -> str:
+    """Why nothing may be fetched now; empty where it may. Every function that opens an address asks."""
+    return _offline.get()
+
+
+def locate(source: str | Path) -> Path:
+    """The file behind a source, fetched if need be and compared with its recorded hash.
+
+    Args:
+        source: A file, a folder, `local-dir:<folder>`, an https address, or
+            `hf-hub:<organisation>/<name>[@revision][/<file>]`.
+
+    Raises:
+        CheckpointError: There is no such file, it cannot be fetched (the message names the file and where to
+            place it by hand), or it differs from its recorded hash.
+    """
+    text = str(source)
+    prefix, _, rest = text.partition(":")
+    if prefix in ("hf-hub", "hf_hub"):
+        organisation, _, place = rest.partition("/")
+        name, _, filename = place.partition("/")
+        return fetch_hub(f"{organisation}/{name}", filename or None)
+    if prefix == "local-dir":
+        return _weights_of(Path(rest))
+    if "://" in text:
+        return fetch_url(text)
+    path = _checked(source).expanduser()
+    if path.is_dir():
+        return _weights_of(path)
+    _first_bytes(path)  # a missing or empty file is told as such, before its hash is
+    verify(path)
+    check_recorded(path)
+    return path
+
+
+def _weights_of(folder: Path) -> Path:
+    """The one weight file of a folder, compared with the hash in its configuration."""
+    folder = _checked(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no folder {folder}")
+    hashes = read_config(folder).get("sha256", {}) if (folder / CONFIG_NAME).exists() else {}
+    found = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _WEIGHT_SUFFIXES)
+    preferred = [p for name in (*hashes, *_HUB_NAMES) if (p := folder / name) in found]
+    if not preferred and (len(found) != 1 or hashes):
+        has = f"it has {', '.join(p.name for p in found[:5])}" if found else "it has no weight file at all"
+        wanted = next(iter(hashes), WEIGHTS_NAME)
+        raise CheckpointError(f"{folder} has no {wanted} ({has}); name the file itself, or place {wanted} there")
+    path = (preferred or found)[0]
+    check_inside(path, folder)
+    verify(path, hashes.get(path.name))
+    return path
+
+
+def fetch_url(url: str) -> Path:
+    """Download a file once into torch's cache and compare it with its record."""
+    parts = urllib.parse.urlsplit(url)
+    name = Path(urllib.parse.unquote(parts.path)).name
+    if parts.scheme != "https" or not name:
+        raise CheckpointError(f"{url} cannot be used: weights come from https addresses that end in a file name")
+    # two addresses may end in the same name; known names are unique and keep theirs
+    key = "" if name in RECORDS else hashlib.sha256(url.encode()).hexdigest()[:10] + "-"
+    target = cache_folder() / f"{key}{name}"
+    if not target.exists():
+        if why := offline_reason():
+            raise CheckpointError(f"{name} of {url} is not here, and {why}, or place it at {target}")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(target), progress=False)
+        except (OSError, urllib.error.URLError, ValueError) as error:
+            raise CheckpointError(
+                f"cannot download {url} ({_first_line(error)}); fetch it elsewhere and place it at {target}"
+            ) from error
+    tag = re.search(r"-([0-9a-f]{8,64})\.", name)  # torch's convention: the hash's first digits end the name
+    _verify_fetched(target, tag.group(1) if tag else None)
+    return target
+
+
+def fetch_hub(repository: str, filename: str | None = None) -> Path:
+    """Download a hub repository's weight file (safetensors first) once, and compare it with its record.
+
+    Args:
+        repository: `<organisation>/<name>`, with an optional `@revision`.
+        filename: The file in the repository; by default the usual names are tried.
+    """
+    identifier, _, revision = repository.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", identifier):
+        raise CheckpointError(f"hf-hub:{repository} is not of the form hf-hub:<organisation>/<name>")
+    names = (filename,) if filename else _HUB_NAMES
+    if filename and (by_hand := cache_folder() / filename).exists():
+        _verify_fetched(by_hand, None)
+        return by_hand
+    for name in names:
+        if (path := _hub_file(identifier, name, revision or None)) is not None:
+            expected = None
+            if (config := _hub_file(identifier, CONFIG_NAME, revision or None)) is not None:
+                expected = read_config(config.parent).get("sha256", {}).get(name) if filename is None else None
+            verify(path, expected)
+            return path
+    other = "" if filename else f"; name another one as hf-hub:{repository}/<file>"
+    raise CheckpointError(f"hf-hub:{repository} has no file {' or '.join(names)}{other}")
+
+
+def hub_config(repository: str) -> dict[str, Any]:
+    """The `config.json` of a hub repository; empty where it has none.
+
+    Args:
+        repository: `<organisation>/<name>`, with an optional `@revision`.
+    """
+    identifier, _, revision = repository.partition("@")
+    path = _hub_file(identifier, CONFIG_NAME, revision or None)
+    return read_config(path.parent) if path is not None else {}
+
+
+def _hub_file(repository: str, name: str, revision: str | None) -> Path | None:
+    """A file of a hub repository, or None where the repository does not have it."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repository, name, revision=revision, local_files_only=bool(offline_reason())))
+    except Exception as error:  # the client raises errors of several libraries
+        absent = isinstance(error, LocalEntryNotFoundError)
+        if name == CONFIG_NAME or (isinstance(error, EntryNotFoundError) and not absent):
+            return None
+        why = offline_reason() or "no connection, and it is not in the cache" if absent else _first_line(error)
+        by_hand = f"place it at {cache_folder() / name}" if name not in _HUB_NAMES else "pass the path of its folder"
+        raise CheckpointError(
+            f"cannot download {name} of hf-hub:{repository} ({why}); fetch it elsewhere and {by_hand}"
+        ) from error
+
+
+def _verify_fetched(path: Path, expected: str | None) -> None:
+    try:
+        verify(path, expected)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} (remove {path} first)") from None
+
+
+def cache_folder() -> Path:
+    """Where fetched weights are kept, and looked for: torch's own folder (`TORCH_HOME` moves it)."""
+    return Path(torch.hub.get_dir()) / "checkpoints"

@@ -1,0 +1,452 @@
+"""What a model's input is: a plain record that travels with the weights, one typed form for each kind of file.
+
+A data module writes the record (`input_record()`), the weights' `config.json`, a training checkpoint and an export keep
+it, and evaluation and prediction prepare a file by it. Records are data from elsewhere too, so they are checked: plain
+values, of the types below, no larger than an input can be.
+
+>>> check({"kind": "sound", "rate": 8000, "samples": 8000, "channels": 1})["rate"]
+8000
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from zoo.support.quoting import is_printable
+
+__all__ = [
+    "KINDS",
+    "Clip",
+    "Image",
+    "InputError",
+    "Points",
+    "Series",
+    "Sound",
+    "Spectrum",
+    "Table",
+    "Text",
+    "check",
+    "derived",
+    "read",
+    "record_of",
+    "shape_of",
+]
+
+_MAX_BYTES = 1_000_000  # of a record
+_MAX_NUMBERS = 2**28  # in one input
+
+
+class InputError(ValueError):
+    """A record of an input that is damaged or makes no sense; the message names the entry."""
+
+
+Count = Annotated[int, Field(ge=1, le=_MAX_NUMBERS)]
+Numbers = Annotated[list[float], Field(min_length=1)]
+Positive = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+def _name(name: str) -> str:
+    if not is_printable(name):
+        raise ValueError(f"the name {name[:60]!r} has characters that cannot be printed")
+    return name
+
+
+def _unique(names: list[str]) -> list[str]:
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        raise ValueError(f"the name {twice[:60]!r} stands there twice")
+    return names
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Names = Annotated[list[Name], AfterValidator(_unique)]
+
+
+class Record(BaseModel):
+    """Base of the kinds: exact types, finite numbers; entries of a later version are kept and not used."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
+
+    def numbers(self) -> int:
+        """How many numbers one input has at least."""
+        return 1
+
+    def lengths(self) -> dict[str, int]:
+        """How many numbers the entries `mean` and `std` may have, besides one."""
+        return {}
+
+
+class Picture(Record):
+    """What decides how one decoded picture, or a frame, becomes a tensor.
+
+    Attributes:
+        channels: 1 for grey, 3 for red, green and blue.
+        size: Height and width in pixels.
+        mean: Subtracted from each channel on the scale [0, 1].
+        std: Each channel is divided by this.
+        interpolation: Of resizing.
+        crop_pct: Share of the resized picture that the crop keeps.
+        crop_mode: `center` cuts the middle out, `squash` gives up the proportions, `border` fills up to the size.
+        background: Grey value from 0 to 255 that shines through where a picture is transparent.
+        rounded: Whether resized pixels are rounded to whole bytes before they are normalised.
+    """
+
+    channels: Literal[1, 3]
+    size: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    mean: Numbers = [0.0]
+    std: Positive = [1.0]
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    crop_pct: Annotated[float, Field(gt=0, le=1)] = 1.0
+    crop_mode: Literal["center", "squash", "border"] = "center"
+    background: Byte = 255
+    rounded: bool = True
+
+    def numbers(self) -> int:
+        """Pixels times channels."""
+        return self.channels * self.size[0] * self.size[1]
+
+    def lengths(self) -> dict[str, int]:
+        """One for each channel."""
+        return {"mean": self.channels, "std": self.channels}
+
+
+class Image(Picture):
+    """A picture, (1, C, H, W)."""
+
+    kind: Literal["image"]
+
+
+class Clip(Picture):
+    """A video, (1, C, T, H, W).
+
+    Attributes:
+        frames: T, spread over the whole file.
+        place: Where in its step each frame is taken, in [0, 1).
+    """
+
+    kind: Literal["clip"]
+    frames: Count
+    place: Annotated[float, Field(ge=0, lt=1)] = 0.5
+
+    def numbers(self) -> int:
+        """Of all frames."""
+        return self.frames * super().numbers()
+
+
+class Sound(Record):
+    """A recording, (1, samples).
+
+    Attributes:
+        rate: Samples a second; a recording of another rate is resampled.
+        samples: Length of the input.
+        channels: Of the input; the channels of a recording are averaged.
+        cut: Which part of a longer recording is kept.
+        fill: What surrounds or follows a shorter one.
+    """
+
+    kind: Literal["sound"]
+    rate: Annotated[int, Field(ge=1, le=1_000_000)]
+    samples: Count
+    channels: Literal[1] = 1
+    cut: Literal["middle"] = "middle"
+    fill: Literal["repeat", "silence"] = "silence"
+
+    def numbers(self) -> int:
+        """Samples."""
+        return self.samples
+
+
+class Points(Record):
+    """A point cloud, (1, points, channels).
+
+    Attributes:
+        points: How many are kept, far apart.
+        channels: Numbers of a point.
+        extent: Of the training clouds, the largest distance of a coordinate from 0; None where it is not known.
+    """
+
+    kind: Literal["points"]
+    points: Count
+    channels: Count = 3
+    extent: Annotated[float, Field(gt=0)] | None = None
+
+    def numbers(self) -> int:
+        """Of all points."""
+        return self.points * self.channels
+
+
+class Spectrum(Record):
+    """A patch of a scene in many bands, (1, bands, patch, patch).
+
+    Attributes:
+        bands: C.
+        patch: Side in pixels.
+        mean: Of each band over the training pixels.
+        std: Likewise.
+    """
+
+    kind: Literal["spectrum"]
+    bands: Count
+    patch: Count
+    mean: Numbers = [0.0]
+    std: Positive = [1.0]
+
+    def lengths(self) -> dict[str, int]:
+        """One for each band."""
+        return {"mean": self.bands, "std": self.bands}
+
+    def numbers(self) -> int:
+        """Of all bands."""
+        return self.bands * self.patch**2
+
+
+class Text(Record):
+    """A text, (1, tokens).
+
+    Attributes:
+        tokens: Cut or padded to this many, the first and last being marks.
+        tokenizer: Which one, by name.
+    """
+
+    kind: Literal["text"]
+    tokens: Count
+    tokenizer: Literal["minilm"] = "minilm"
+
+    def numbers(self) -> int:
+        """Tokens."""
+        return self.tokens
+
+
+class Variable(Record):
+    """A column of a file that becomes one or more inputs.
+
+    Attributes:
+        name: Of the column.
+        values: The words of a one-hot encoded column, in the model's order; None for numbers.
+    """
+
+    name: Name
+    values: Annotated[Names, Field(min_length=1)] | None = None
+
+
+class Table(Record):
+    """Rows of a table, (rows, columns).
+
+    Attributes:
+        columns: Names of the features, in the model's order; empty where they are not known. A one-hot encoded one is
+            `variable=value`.
+        count: How many there are.
+        variables: What the features come from, where some are one-hot encoded; empty where every feature is a column.
+        header: Whether files begin with the names of their columns; without, these stand in the model's order.
+    """
+
+    kind: Literal["table"]
+    columns: Names = []
+    count: Count = 1
+    variables: list[Variable] = []
+    header: bool = True
+
+    @model_validator(mode="after")
+    def _agree(self) -> Table:
+        if self.columns and len(self.columns) != self.count:
+            raise ValueError(f"there are {len(self.columns)} names for {self.count} columns")
+        _unique([v.name for v in self.variables])
+        width = sum(1 if v.values is None else len(v.values) for v in self.variables)
+        if self.variables and width != self.count:
+            raise ValueError(f"the variables make {width} columns of {self.count}")
+        return self
+
+    def numbers(self) -> int:
+        """Columns."""
+        return self.count
+
+
+class Series(Record):
+    """A window of a series, (1, steps, variables), and its calendar marks (1, steps, time_features).
+
+    Attributes:
+        columns: Names of the variables, in the model's order; empty where they are not known.
+        count: How many there are.
+        steps: Length of a window.
+        horizon: Steps that are forecast; 0 where it is not known.
+        time_features: Calendar features of a step.
+        mean: Of each variable over the training part.
+        std: Likewise; 1 for a variable that is constant there.
+        step: The step from row to row, as text; None where there is none.
+        time_column: Name of the column of the times; None for the first one.
+        time_format: How times are written, as for `strptime`; None for ISO 8601.
+        fill: What becomes of missing times and empty cells; None refuses them.
+        regular: Whether times keep one step.
+        separator: Between cells; None recognises it.
+        encoding: Of the text; None for UTF-8, or UTF-16 with its mark.
+    """
+
+    kind: Literal["series"]
+    columns: Names = []
+    count: Count = 1
+    steps: Count
+    horizon: Annotated[int, Field(ge=0, le=_MAX_NUMBERS)] = 0
+    time_features: Annotated[int, Field(ge=0, le=4)] = 4
+    mean: Numbers = [0.0]
+    std: Positive = [1.0]
+    step: str | None = None
+    time_column: str | None = None
+    time_format: str | None = None
+    fill: Literal["forward"] | None = None
+    regular: bool = True
+    separator: str | None = None
+    encoding: str | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> Series:
+        for name, allowed in {"columns": (0, self.count), "mean": (1, self.count), "std": (1, self.count)}.items():
+            if (length := len(getattr(self, name))) not in allowed:
+                raise ValueError(f"{name} has {length} entries for {self.count} variables")
+        return self
+
+    def lengths(self) -> dict[str, int]:
+        """One for each variable."""
+        return {"mean": self.count, "std": self.count}
+
+    def numbers(self) -> int:
+        """Of all steps."""
+        return self.count * self.steps
+
+
+#: Every kind of input that the zoo knows, by the record's `kind`.
+KINDS: dict[str, type[Record]] = {
+    "image": Image,
+    "clip": Clip,
+    "sound": Sound,
+    "points": Points,
+    "spectrum": Spectrum,
+    "text": Text,
+    "table": Table,
+    "series": Series,
+}
+
+
+def check(record: Any) -> dict[str, Any]:
+    """A record as plain values of its own, once it is one.
+
+    A kind that is not in :data:`KINDS` (of a plug-in) is kept as it is: only prediction needs to know it.
+
+    Raises:
+        InputError: It is not an object of plain values, has no kind, or an entry has the wrong type.
+    """
+    if not isinstance(record, Mapping) or not isinstance(record.get("kind"), str):
+        raise InputError(f"the record of the input must be an object with a kind, not {record!r:.60}")
+    try:
+        text = json.dumps(dict(record), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"the record of the input holds more than plain values ({str(error)[:80]})") from None
+    if len(text) > _MAX_BYTES:
+        raise InputError("the record of the input is larger than any: it is damaged or hostile")
+    plain: dict[str, Any] = json.loads(text)
+    if plain["kind"] in KINDS:
+        read(plain)
+    return plain
+
+
+def read(record: Mapping[str, Any]) -> Any:
+    """The typed form of a record of :data:`KINDS`.
+
+    Raises:
+        InputError: The kind is another one, an entry has the wrong type, or an input would be too large.
+    """
+    kind = record.get("kind")
+    form = KINDS.get(kind) if isinstance(kind, str) else None
+    if form is None:
+        raise InputError(f"inputs of the kind {kind!r:.40} are not known; known are {', '.join(KINDS)}")
+    try:
+        found = form.model_validate(dict(record))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "its entries"
+        given = "" if first["type"] in ("missing", "value_error") else f", not {first['input']!r:.40}"
+        raise InputError(
+            f"the record of the input, {where}: {first['msg'][:1].lower()}{first['msg'][1:]}{given}"
+        ) from None
+    for name, length in found.lengths().items():
+        if len(values := getattr(found, name)) not in (1, length):
+            raise InputError(f"the record of the input, {name}: {len(values)} numbers where {length} belong")
+    if found.numbers() > _MAX_NUMBERS:
+        raise InputError(f"the record describes inputs of {found.numbers():,} numbers: it is damaged or hostile")
+    return found
+
+
+def shape_of(record: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Shape of one input of a record: None for a kind that is not known."""
+    if record.get("kind") not in KINDS:
+        return None
+    found = read(record)
+    match record["kind"]:
+        case "image":
+            return (found.channels, *found.size)
+        case "clip":
+            return (found.channels, found.frames, *found.size)
+        case "sound":
+            return (found.samples,)
+        case "points":
+            return (found.points, found.channels)
+        case "spectrum":
+            return (found.bands, found.patch, found.patch)
+        case "text":
+            return (found.tokens,)
+        case "table":
+            return (found.count,)
+        case _:
+            return (found.steps, found.count)
+
+
+def record_of(model: Any) -> dict[str, Any]:
+    """The record that a model carries, or one derived from its configuration where it carries none."""
+    return getattr(model, "input_record", None) or derived(model)
+
+
+def derived(model: Any) -> dict[str, Any]:
+    """What a model's own configuration says about its input, for weights whose record does not."""
+    cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    shape = tuple(cfg.get("input_size") or (3, 224, 224))
+    chans = getattr(model, "in_chans", None)
+    chans = chans if isinstance(chans, int) else shape[0]
+    if getattr(model, "vocab_size", None):
+        return {"kind": "text", "tokens": getattr(model, "max_length", shape[-1])}
+    if (hearing := _hearing(model)) is not None:
+        samples = shape[2] if shape[1] == 1 and shape[2] > 1 else hearing.samples
+        return {"kind": "sound", "rate": hearing.sample_rate, "samples": samples}
+    own = tuple(getattr(model, "input_shape", None) or ())
+    looks = {key: _each(cfg.get(key), chans, other) for key, other in (("mean", 0.0), ("std", 1.0))}
+    if len(own) == 4:
+        return {"kind": "clip", "channels": chans, "frames": own[1], "size": list(own[2:]), **looks}
+    if hasattr(model, "seq_len") and hasattr(model, "pred_len"):
+        record = {"kind": "series", "count": chans, "steps": model.seq_len, "horizon": model.pred_len}
+        record |= {"time_features": getattr(getattr(model, "adapter", None), "time_features", 4)}
+        return record | {key: value for key, value in looks.items() if len(value) in (1, chans)}
+    if len(own) == 2:
+        return {"kind": "points", "points": own[0], "channels": own[1]}
+    if shape[1:] == (1, 1):
+        return {"kind": "table", "count": chans}
+    if chans not in (1, 3):
+        return {"kind": "spectrum", "bands": chans, "patch": shape[-1], **looks}
+    usual = {"interpolation": "bicubic", "crop_pct": 0.875, "crop_mode": "center"}  # timm's
+    how = {key: cfg.get(key) or value for key, value in usual.items()}
+    found = {"kind": "image", "channels": chans, "size": list(shape[1:]), **looks, **how}
+    return found | {"background": 0 if chans == 1 else 255}
+
+
+def _each(values: Any, channels: int, other: float) -> list[float]:
+    """One number for all channels or one for each; of a model with fewer channels than its record, their mean."""
+    found = [float(v) for v in values or (other,)]
+    return found if len(found) in (1, channels) else [sum(found) / len(found)]
+
+
+def _hearing(model: Any) -> Any:
+    """The module that hears, which knows the sample rate and how many samples fill its frames."""
+    modules = model.modules() if hasattr(model, "modules") else ()
+    return next((m for m in modules if hasattr(m, "sample_rate") and hasattr(m, "samples")), None)

@@ -1,0 +1,150 @@
+"""Typed checks of a configuration against the signatures it will call.
+
+The constructors are the schema: a section with `_target_` is checked against that class's own annotations, so a
+parameter is described once, where it is used. Every problem is reported at once, by its full key.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+from zoo.support.suggest import suggestion
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message names each offending key and what it allows."""
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield `(dotted key, value)` for every leaf of a nested mapping; an empty mapping is a leaf."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def check_call(
+    target: Callable[..., Any],
+    values: Mapping[str, Any],
+    key: str = "",
+    given: Iterable[str] = (),
+    *,
+    nested: bool = True,
+) -> list[str]:
+    """Problems of calling `target(**values)`, one sentence each; an empty list means that the types fit.
+
+    Args:
+        target: A function or class whose annotations say what is allowed.
+        values: Keyword arguments as they come from a configuration (plain containers). Nested sections with
+            `_target_` are checked against their own signatures; keys that start with `_` belong to Hydra.
+        key: Dotted key of this section, for the messages.
+        given: Parameters that the program itself supplies later; they need not be in `values`.
+        nested: Whether a value may be a section with `_target_`. False for values out of a file that may come from
+            anyone: no class that they name is looked up, since that would import its module.
+    """
+    function = target.__init__ if inspect.isclass(target) else target
+    parameters = dict(inspect.signature(target).parameters)
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError):
+        hints = {}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    prefix = f"{key}." if key else ""
+    problems: list[str] = []
+
+    for name, value in values.items():
+        if name.startswith("_"):
+            continue
+        if name not in named and not takes_any:
+            problems.append(f"{prefix}{name} is unknown{suggestion(name, named)}")
+        elif not nested and _names_class(value):
+            problems.append(f"{prefix}{name} names a class, and only plain values are allowed")
+        elif isinstance(value, Mapping) and "_target_" in value and not _wants_mapping(hints.get(name)):
+            problems += check_section(value, f"{prefix}{name}")
+        elif name in hints:
+            problems += _check_value(hints[name], value, f"{prefix}{name}")
+
+    if not values.get("_partial_"):
+        required = {n for n, p in named.items() if p.default is p.empty}
+        missing = sorted(required - set(values) - set(given))
+        problems += [f"{prefix}{name} has no value" for name in missing]
+    return problems
+
+
+def _names_class(value: Any) -> bool:
+    """Whether a plain value describes an object at any depth."""
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(_names_class(part) for part in value.values())
+    return isinstance(value, list | tuple) and any(_names_class(part) for part in value)
+
+
+def check_section(section: Mapping[str, Any], key: str, given: Iterable[str] = ()) -> list[str]:
+    """Problems of a section with `_target_`: an importable target, and arguments that fit its signature."""
+    from hydra.utils import get_object
+
+    try:
+        target = get_object(section["_target_"])
+    except (ImportError, ValueError, AttributeError) as error:
+        return [f"{key}._target_ = {section['_target_']!r} cannot be imported: {str(error).splitlines()[-1]}"]
+    return check_call(target, section, key, given)
+
+
+def check_values(schema: type, values: Mapping[str, Any], key: str = "") -> list[str]:
+    """Problems of plain values whose types a `TypedDict` names, one sentence each; None stands for no value, and what
+    the schema does not name is not judged.
+    """
+    prefix = f"{key}." if key else ""
+    problems: list[str] = []
+    for name, hint in typing.get_type_hints(schema, include_extras=True).items():
+        if values.get(name) is not None:
+            problems += _check_value(hint, values[name], f"{prefix}{name}")
+    return problems
+
+
+def _check_value(hint: Any, value: Any, key: str) -> list[str]:
+    if isinstance(value, bool) and not _admits_bool(hint):
+        return [f"{key} = {value} is a boolean; allowed: {_describe(hint)}"]
+    try:
+        found = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except PydanticUserError:  # a hint that pydantic has no schema for says nothing about YAML values
+        return []
+    except ValidationError as error:
+        reasons = dict.fromkeys(
+            e["msg"][:1].lower() + e["msg"][1:] for e in error.errors() if e["type"] != "is_instance_of"
+        )
+        return [f"{key} = {value!r}: {' or '.join(reasons) or 'allowed is ' + _describe(hint)}"]
+    return [] if _finite(found) else [f"{key} = {value!r}: only finite numbers are allowed"]
+
+
+def _finite(value: Any) -> bool:
+    """Whether no number in a plain value, at any depth, is infinite or NaN."""
+    if isinstance(value, Mapping):
+        return all(map(_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _wants_mapping(hint: Any) -> bool:
+    """Whether a parameter takes the section itself and not the object that it describes."""
+    return any(typing.get_origin(h) is dict or h is dict for h in (hint, *typing.get_args(hint)))
+
+
+def _admits_bool(hint: Any) -> bool:
+    if hint in (bool, Any, object) or hint is inspect.Parameter.empty:
+        return True
+    return any(_admits_bool(a) for a in typing.get_args(hint) if not isinstance(a, str)) or any(
+        isinstance(a, bool) for a in typing.get_args(hint)
+    )
+
+
+def _describe(hint: Any) -> str:
+    return hint.__name__ if inspect.isclass(hint) and not typing.get_args(hint) else str(hint).replace("typing.", "")

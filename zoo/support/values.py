@@ -1,0 +1,215 @@
+"""Plain values out of files that may come from anyone: JSON and YAML, bounded, and every failure in one line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "PAGES",
+    "PICTURES",
+    "DamagedFileError",
+    "OutputError",
+    "check_closed",
+    "check_output",
+    "first_line",
+    "leads_out",
+    "read_curves",
+    "read_json",
+    "read_text",
+    "read_yaml",
+]
+
+PICTURES, PAGES = (".png", ".svg", ".pdf"), (".html", ".htm")  # how the names of what is drawn and written end
+
+MAX_BYTES = 16_000_000  # of a configuration, a record or a summary
+MAX_CURVES = 200_000_000  # of a run's metrics
+
+
+class DamagedFileError(ValueError):
+    """A file of plain values that cannot be read as such; the message is one line."""
+
+
+class OutputError(ValueError):
+    """A place where nothing can, or may, be written; the message is one line."""
+
+
+def check_output(path: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
+    """The path of what is going to be written, found possible before there is work to lose.
+
+    Args:
+        path: A file, or without `suffixes` a folder. A missing folder is made later, but not the one that it is in.
+        suffixes: How the file's name may end: no file of another kind is ever replaced.
+
+    Raises:
+        OutputError: The name ends otherwise, or there is no such folder.
+    """
+    path = Path(path)
+    if "\0" in str(path):
+        raise OutputError(f"cannot write {str(path)!r:.200}: it holds a NUL character")
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise OutputError(f"cannot write {path}: its name must end in {' or '.join(suffixes)}")
+    if suffixes and path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder")
+    folder = path.parent if suffixes else path
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"cannot write {path}: {folder} is no folder")
+    if not folder.exists() and not folder.absolute().parent.is_dir():
+        raise OutputError(f"cannot write {path}: there is no folder {folder.parent}; make it first")
+    return path
+
+
+def read_json(path: Path, limit: int = MAX_BYTES) -> Any:
+    """The values of a JSON file.
+
+    Raises:
+        FileNotFoundError: There is none.
+        DamagedFileError: It is no regular file, larger than `limit` bytes, or no JSON; or an object has a key twice.
+    """
+    try:
+        return json.loads(read_text(path, limit), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, DamagedFileError):
+            raise
+        raise DamagedFileError(f"{path} is not valid JSON ({first_line(error)})") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, each key of which stands in it once: of two values nobody knows which was meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:60]!r} stands in it twice")
+    return found
+
+
+def read_yaml(path: Path, limit: int = 1_000_000) -> Any:
+    """The values of a YAML file: no tags that build objects, and no references, which can stand for far more than the
+    file holds.
+
+    Raises:
+        FileNotFoundError: There is none.
+        DamagedFileError: It is no regular file, larger than `limit` bytes, or not such YAML.
+    """
+    import yaml
+
+    class Plain(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("it holds a reference (*name)")
+            return super().compose_node(parent, index)
+
+    try:
+        return yaml.load(read_text(path, limit), Plain)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, DamagedFileError):
+            raise
+        raise DamagedFileError(f"{path} is not valid YAML ({first_line(error)})") from None
+
+
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a path is, or lies behind, a link out of a folder; the caches of hubs, which link beside it, are not."""
+    real, home = path.resolve(), folder.resolve()
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    return not any(place in real.parents for place in homes)
+
+
+def check_closed(folder: Path) -> None:
+    """Refuse the folder of a run that is open: it may come from anyone, and what is read and written in it is read and
+    written through the links in it.
+
+    Raises:
+        DamagedFileError: Something in it is a link that leads out of it, or neither a file nor a folder.
+    """
+    home = os.path.realpath(folder)
+    for place, folders, files in os.walk(home):  # which follows no links
+        for name in (*folders, *files):
+            path = os.path.join(place, name)
+            found = Path(folder, os.path.relpath(path, home))
+            if os.path.islink(path):
+                if not os.path.realpath(path).startswith(home + os.sep):
+                    raise DamagedFileError(
+                        f"{found} leads to {os.path.realpath(path)}, out of the folder of the run, which must hold all "
+                        "that is its own: put the file or the folder itself there"
+                    )
+            elif name in files and not os.path.isfile(path) and os.path.exists(path):
+                raise DamagedFileError(f"{found} is neither a file nor a folder: take it out of the folder of the run")
+
+
+def read_curves(path: Path) -> tuple[dict[str, tuple[list[int], list[float]]], str]:
+    """Steps and values of every metric of a `metrics.csv`, and what of the file was left out, in one line.
+
+    Rows and cells that are no numbers are passed over, as is a file that cannot be read; nothing is left out of a
+    whole one, and the line is empty. Numbers that cannot be drawn (NaN, infinity) are no damage.
+    """
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    rows = odd = 0
+    try:
+        reader = csv.DictReader(io.StringIO(read_text(path, MAX_CURVES)))
+        for row in reader:
+            step = _number(row.get("step"))
+            rows, odd = rows + 1, odd + (step is None or any(map(_is_odd, row.values())))
+            for name, cell in row.items() if step is not None else ():
+                value = _number(cell)
+                if value is not None and isinstance(name, str) and name not in ("step", "epoch"):
+                    steps, values = found.setdefault(name, ([], []))
+                    steps.append(int(step or 0))
+                    values.append(value)
+    except (DamagedFileError, FileNotFoundError, csv.Error) as error:
+        return found, f"{first_line(error)}: " + (f"the rows from {rows + 1} on are left out" if rows else "no curves")
+    if not reader.fieldnames:
+        return found, f"{path} is empty: no curves"
+    return found, f"{path}: {odd} of {rows} rows are damaged and left out, whole or in part" if odd else ""
+
+
+def _is_odd(cell: Any) -> bool:
+    """Whether a cell holds something else than a number, or stands outside of the columns."""
+    try:
+        float(cell or 0)
+    except (TypeError, ValueError):
+        return True
+    return False
+
+
+def _number(cell: Any) -> float | None:
+    try:
+        value = float(cell)
+    except (TypeError, ValueError):
+        return None
+    return value if abs(value) < 1e15 else None
+
+
+def read_text(path: Path, limit: int = MAX_BYTES, encoding: str = "utf-8") -> str:
+    """The text of a file.
+
+    Raises:
+        FileNotFoundError: There is none.
+        DamagedFileError: It is no regular file, a link out of its folder, larger than `limit` bytes, or no such text.
+    """
+    try:
+        if leads_out(path, path.parent):
+            raise DamagedFileError(f"{path} leads to {path.resolve()}, outside its folder: copy the file itself there")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe or a device might never end
+            raise DamagedFileError(f"{path} is not a regular file")
+        if found.st_size > limit:
+            raise DamagedFileError(f"{path} has {found.st_size:,} bytes, more than the {limit:,} that such a file has")
+        return path.read_text(encoding=encoding)
+    except FileNotFoundError:
+        raise
+    except UnicodeDecodeError as error:
+        raise DamagedFileError(f"{path} is not UTF-8 text ({first_line(error)})") from None
+    except OSError as error:
+        raise DamagedFileError(f"{path} cannot be read ({first_line(error)})") from None
+
+
+def first_line(error: BaseException, width: int = 160) -> str:
+    """What an error says, in one line."""
+    text = " ".join(str(error).split())
+    return text[:width].rstrip(" .:") if text else type(error).__name__

@@ -1,0 +1,347 @@
+"""Files and folders that are replaced whole or not at all, at whatever moment a process is killed.
+
+One file is written beside its place, reaches the disk and then takes its name, which the system does in one step. Files
+that belong together (weights and their configuration) switch in one step as well: for a moment their names are links
+through one pointer, and turning the pointer turns all of them.
+
+    model.safetensors -> .now.tmp/model.safetensors      .now.tmp -> .old.tmp/    (the old files, by their other names)
+    config.json       -> .now.tmp/config.json            .now.tmp -> .new.tmp/    one rename: both are new
+
+Afterwards the names are plain files again. A process that is killed in between leaves links, through which every reader
+finds all old files or all new ones, and the next writer makes files of them.
+
+Temporary names are `.<what>.<12 hex digits>.tmp`. Their writer holds a lock on them that dies with it, so that
+:func:`clean` can tell what is left over from what is being written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["clean", "replace_all", "replace_link", "staging", "still", "writing"]
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
+_POINTER, _KEPT, _STAGED = "now", "old", "new"
+_PATIENCE = 60.0  # seconds that a writer waits for another one to finish its switch
+_FORGOTTEN = 86_400.0  # seconds after which a temporary name is left over, where the file system has no locks
+
+
+def replace_all(files: Mapping[Path, Callable[[BinaryIO], object]]) -> None:
+    """Write files, each completely or not at all, and those of one folder all at once.
+
+    Args:
+        files: What to call with the open temporary file, by final name. Missing folders are created.
+
+    Raises:
+        OSError: As the system says it, with the final name as `filename`; nothing was changed in that folder.
+    """
+    folders: dict[Path, dict[str, Callable[[BinaryIO], object]]] = {}
+    for path, write in files.items():
+        folders.setdefault(path.parent, {})[path.name] = write
+    for folder, inside in folders.items():
+        with _named(folder / next(iter(inside))):
+            folder.mkdir(parents=True, exist_ok=True)
+        if len(inside) == 1:
+            ((name, write),) = inside.items()
+            _replace(folder / name, write)
+            continue
+        with staging(folder) as place:
+            for name, write in inside.items():
+                with _named(folder / name), (place / name).open("xb") as file:
+                    _fill(file, write)
+
+
+def _replace(target: Path, write: Callable[[BinaryIO], object]) -> None:
+    with _named(target):
+        temporary, file = _temporary_file(target)
+        try:
+            with file:
+                _fill(file, write)
+                if fcntl is None:  # Windows renames no open file
+                    file.close()
+                os.replace(temporary, target)  # the lock is held until the temporary name is gone
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    _sync(target.parent)
+
+
+def _fill(file: BinaryIO, write: Callable[[BinaryIO], object]) -> None:
+    write(file)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _named(target: Path) -> Iterator[None]:
+    """Errors are about the final name, not a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(target), None
+        raise
+
+
+@contextlib.contextmanager
+def staging(folder: Path, without: Sequence[str] = ()) -> Iterator[Path]:
+    """A folder to write files into, which all take their names in `folder` at once when the block ends well.
+
+    Args:
+        folder: Must exist. Files of it that have no new version stay.
+        without: Names of files that do not; where they have no new version, they go in the same step.
+    """
+    clean(folder)
+    place, handle = _temporary_folder(folder)
+    try:
+        yield place
+        for path in place.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        _sync(place)
+        _switch(folder, place, without)
+    finally:
+        if not _pointers(folder, place.name):
+            shutil.rmtree(place, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def _switch(folder: Path, place: Path, without: Sequence[str] = ()) -> None:
+    new = sorted(path.name for path in place.iterdir())
+    with writing(folder) as alone:
+        if alone is False:
+            raise BlockingIOError(errno.EAGAIN, "another process is writing into this folder", str(folder))
+        _settle(folder)
+        old = [name for name in without if name not in new and os.path.lexists(folder / name)]
+        names = [*new, *old]
+        for name in names:
+            if (folder / name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, "Is a directory", str(folder / name))
+        kept = _temporary(folder, _KEPT)
+        try:
+            if len(names) > 1 and _point(folder, kept, place, names):
+                return
+            for name in new:  # no links here: the order of the names is all there is
+                os.replace(place / name, folder / name)
+            for name in old:
+                (folder / name).unlink()
+        finally:
+            _settle(folder)
+            shutil.rmtree(kept, ignore_errors=True)
+            _sync(folder)
+
+
+def _point(folder: Path, kept: Path, place: Path, names: list[str]) -> bool:
+    """Make the new files those that the names lead to; False, with nothing done, where there are no links."""
+    kept.mkdir()
+    pointer = _temporary(folder, _POINTER)
+    try:
+        pointer.symlink_to(kept.name, target_is_directory=True)
+    except (OSError, NotImplementedError):
+        return False
+    for name in names:
+        if (folder / name).exists():
+            _copy(folder / name, kept / name)
+    _sync(kept)
+    for name in names:
+        _lead(folder / name, f"{pointer.name}/{name}")
+    _sync(folder)
+    _lead(pointer, place.name)
+    _sync(folder)
+    return True
+
+
+def replace_link(link: Path, target: str) -> None:
+    """Let a symbolic link lead elsewhere, or take the place of a file, in one step."""
+    clean(link.parent)
+    with writing(link.parent):
+        _lead(link, target)
+
+
+def _lead(link: Path, target: str) -> None:
+    temporary = _temporary(link.parent, "link")
+    try:
+        temporary.symlink_to(target)
+        os.replace(temporary, link)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _settle(folder: Path) -> None:
+    """Make plain files of names that are links through a pointer, and remove the pointer with what it leads to."""
+    for pointer in _pointers(folder):
+        for path in folder.iterdir():
+            if not path.is_symlink() or not os.readlink(path).startswith(f"{pointer.name}/"):
+                continue
+            if not path.exists():  # there was no such file before
+                path.unlink()
+                continue
+            plain = _temporary(folder, "file")
+            _copy(path, plain)
+            os.replace(plain, path)
+        _sync(folder)
+        place = folder / os.readlink(pointer)
+        pointer.unlink()
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """The same file under another name, or its copy where that is not possible."""
+    source = Path(os.path.realpath(source))
+    try:
+        os.link(source, target)
+    except (OSError, NotImplementedError):
+        shutil.copy2(source, target)
+        _sync(target)
+
+
+def _pointers(folder: Path, target: str | None = None) -> list[Path]:
+    """Pointers of a switch, or those to `target`. What they lead to is removed, so a link that anybody else made, to
+    any other place, is none.
+    """
+    found = [p for p in folder.glob(f".{_POINTER}.*.tmp") if _TEMPORARY.fullmatch(p.name) and p.is_symlink()]
+    found = [p for p in found if _TEMPORARY.fullmatch(os.readlink(p)) and not (folder / os.readlink(p)).is_symlink()]
+    return [p for p in found if target is None or os.readlink(p) == target]
+
+
+def still(folder: Path, names: Sequence[str]) -> tuple[tuple[int, ...] | None, ...]:
+    """What the names in a folder lead to now. Equal before and after reading them: no writer came in between."""
+    found: list[tuple[int, ...] | None] = []
+    for name in names:
+        try:
+            state = (folder / name).stat()
+        except (OSError, ValueError):  # not there, or no path at all
+            found.append(None)
+        else:
+            found.append((state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns))
+    return tuple(found)
+
+
+# ---- temporary names ---------------------------------------------------------------------------------------
+
+
+def _temporary(folder: Path, what: str) -> Path:
+    return folder / f".{what[:100]}.{secrets.token_hex(6)}.tmp"
+
+
+def _temporary_file(target: Path) -> tuple[Path, BinaryIO]:
+    while True:
+        path = _temporary(target.parent, target.name)
+        file = path.open("xb")
+        if _lock(file.fileno()) is None or os.fstat(file.fileno()).st_nlink:
+            return path, file
+        file.close()  # taken for left over, and removed, before the lock was there
+
+
+def _temporary_folder(folder: Path) -> tuple[Path, int | None]:
+    while True:
+        path = _temporary(folder, _STAGED)
+        path.mkdir()
+        handle = _opened(path)
+        if handle is None or _lock(handle) is None or path.exists():
+            return path, handle
+        os.close(handle)
+
+
+def clean(folder: Path) -> list[str]:
+    """Remove what writers left in a folder that were killed; what is being written stays.
+
+    Returns:
+        Names that were removed.
+    """
+    if not any(_TEMPORARY.fullmatch(p.name) for p in folder.glob(".*.tmp")):
+        return []
+    removed = []
+    with contextlib.suppress(OSError), writing(folder) as alone:
+        if alone is False:
+            return []
+        if alone:
+            removed += [p.name for p in _pointers(folder)]
+            _settle(folder)
+        for path in folder.glob(".*.tmp"):
+            if _TEMPORARY.fullmatch(path.name) and _is_left_over(path, alone):
+                shutil.rmtree(path, ignore_errors=True) if _is_folder(path) else path.unlink(missing_ok=True)
+                removed.append(path.name)
+    return removed
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _is_left_over(path: Path, alone: bool | None) -> bool:
+    """Whether nobody holds it; asked while no writer is in the middle of a switch, where that can be known."""
+    with contextlib.suppress(OSError):
+        if path.is_symlink() and alone:
+            return True
+        handle = None if path.is_symlink() else _opened(path)
+        try:
+            locked = _lock(handle) if handle is not None else None
+        finally:
+            if handle is not None:
+                os.close(handle)
+        old = time.time() - path.lstat().st_mtime > _FORGOTTEN
+        return old if locked is None else locked
+    return False
+
+
+# ---- locks -------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[bool | None]:
+    """Keep other writers of a folder waiting: True; False: one of them did not end; None: there are no locks here."""
+    handle, end = _opened(folder), time.monotonic() + _PATIENCE
+    locked: bool | None = None
+    try:
+        while handle is not None and (locked := _lock(handle)) is False and time.monotonic() < end:
+            time.sleep(0.01)
+        yield locked
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _opened(path: Path) -> int | None:
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return None
+
+
+def _lock(handle: int) -> bool | None:
+    """Whether the lock is ours, which dies with this process; None where the file system has none."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _sync(path: Path) -> None:
+    """Have a file or the names of a folder on disk; some file systems refuse that for folders."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

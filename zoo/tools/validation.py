@@ -1,0 +1,169 @@
+"""Accuracy of released weights on a folder of images, prepared exactly as the weights' record says.
+
+>>> result = validate("unireplknet_a.in1k", "imagenet")     # imagenet/val/n01440764/*.JPEG
+>>> result.top1, result.published                           # percent
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo.data.checks import DataError
+from zoo.data.folder import IMAGES, FolderImages
+from zoo.data.pictures import Fit
+from zoo.data.sampling import EpochBatches, ResumableLoader
+from zoo.data.walk import class_folders, scan
+from zoo.models.deploy import to_deploy
+from zoo.registry.factory import answers_imagenet, as_named, create_model
+from zoo.support import inputs
+from zoo.support.quoting import shown
+
+__all__ = ["Validation", "ValidationError", "published", "validate"]
+
+_PUBLISHED = re.compile(r"published ImageNet-1K top-1: ([\d.]+) %")
+_PARTS = ("val", "valid", "validation", "test")
+
+
+class ValidationError(ValueError):
+    """Images and weights do not belong together; the message says how."""
+
+
+@dataclass
+class Validation:
+    """What a validation found; accuracies in percent."""
+
+    model: str
+    images: int
+    top1: float
+    top5: float
+    published: float | None
+    preprocessing: dict[str, Any]
+
+    def __str__(self) -> str:
+        size = "x".join(map(str, self.preprocessing["input_size"][1:]))
+        how = ", ".join(f"{key} {self.preprocessing[key]}" for key in ("interpolation", "crop_pct", "crop_mode"))
+        beside = "no accuracy was published" if self.published is None else f"published {self.published:.2f} %"
+        return (
+            f"{self.model} on {self.images} images at {size} ({how}): "
+            f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} %; {beside}"
+        )
+
+
+@torch.inference_mode()
+def validate(
+    model: str,
+    data: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    device: str = "cpu",
+) -> Validation:
+    """Classify a folder of images with released weights, in deploy form, and compare with the published accuracy.
+
+    Size, crop, interpolation, mean and standard deviation come from the weights' record.
+
+    Args:
+        model: Name with its tag, for example `unireplknet_a.in1k`, `local-dir:<folder>` of `zoo.save_pretrained`, or
+            the folder of a run.
+        data: Folder with one folder per class, or with such a `val/`, `valid/`, `validation/` or `test/`. Folders are
+            the classes in sorted order; fewer of them than the model has, with ImageNet names (`n01440764`) or the
+            label names of the model, are looked up by name.
+        checkpoint: Weights to use instead of fetching the released ones.
+        batch_size: Images a step.
+        num_workers: Processes that decode images; 0 decodes in this one.
+        device: Where to run, for example `cuda`.
+
+    Raises:
+        CheckpointError: The weights are missing and cannot be fetched (the message says where to place which file), or
+            are not those on record.
+        DataError: The folder or its images are missing or damaged.
+        ValidationError: The name has no weights, or its classes are not those of the folder.
+    """
+    folder = _image_folder(Path(data).expanduser())
+    network = _load(model, checkpoint)
+    cfg: dict[str, Any] = dict(network.pretrained_cfg)  # type: ignore[arg-type]
+    preprocessing, classes = _preprocessing(cfg), int(network.num_classes)  # type: ignore[arg-type]
+    names = class_folders(folder, IMAGES)
+    paths, places = scan(folder, names, IMAGES)
+    labels = list(cfg.get("label_names") or ()) or _imagenet(model, classes)
+    outputs = torch.tensor(_outputs(names, labels, classes, folder))
+    images = FolderImages(paths, places, _fit(network), seed=None)
+    network = to_deploy(network.eval(), inplace=True).to(device)
+    done = hits1 = hits5 = 0
+    batches = EpochBatches(len(images), batch_size, seed=0, shuffle=False)
+    for batch, targets in ResumableLoader(images, batches, num_workers=num_workers):
+        logits = network(batch.to(device)).float().cpu()
+        if (bad := ~logits.softmax(-1).isfinite().all(1)).any():
+            where = paths[done + int(bad.nonzero()[0])]
+            raise ValidationError(f"{where}: the model answers with NaN or infinity, which means nothing")
+        done += len(logits)
+        right = logits.topk(min(5, classes), dim=1).indices == outputs[targets][:, None]
+        hits1 += int(right[:, 0].sum())
+        hits5 += int(right.any(1).sum())
+    count = len(images)
+    top1 = published(cfg.get("notes"))
+    return Validation(model, count, 100 * hits1 / count, 100 * hits5 / count, top1, preprocessing)
+
+
+def published(notes: Sequence[str] | None) -> float | None:
+    """The ImageNet accuracy in percent that the notes of a configuration say its authors published."""
+    return next((float(found[1]) for note in notes or () if (found := _PUBLISHED.match(note))), None)
+
+
+def _image_folder(data: Path) -> Path:
+    if not data.is_dir():
+        raise DataError(f"there is no folder {data}; give the one that holds val/, or the class folders themselves")
+    return next((data / part for part in _PARTS if (data / part).is_dir()), data)
+
+
+def _load(model: str, checkpoint: str | Path | None) -> nn.Module:
+    try:
+        return create_model(as_named(model), pretrained=checkpoint is None, checkpoint_path=checkpoint)
+    except (ValueError, TypeError) as error:  # an unknown name or tag
+        raise ValidationError(str(error)) from None
+
+
+def _preprocessing(cfg: dict[str, Any]) -> dict[str, Any]:
+    from timm.data import resolve_data_config
+
+    resolved = resolve_data_config({}, pretrained_cfg=cfg)
+    return {key: resolved[key] for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")}
+
+
+def _fit(network: nn.Module) -> Fit:
+    record = inputs.record_of(network)
+    if record["kind"] != "image":
+        raise ValidationError(f"the model takes inputs of the kind {record['kind']!r}, not images")
+    return Fit(inputs.read(record))
+
+
+def _imagenet(model: str, classes: int) -> list[str]:
+    """Labels of ImageNet, where the weights are known to answer them."""
+    if classes != 1000 or not answers_imagenet(model):
+        return []
+    from timm.data import ImageNetInfo
+
+    return ImageNetInfo("imagenet-1k").label_names()
+
+
+def _outputs(names: Sequence[str], labels: Sequence[str], classes: int, folder: Path) -> list[int]:
+    """Output of the model for each class folder."""
+    names = [shown(name, keep="") for name in names]  # as they are saved
+    place = {label: i for i, label in enumerate(labels)}
+    if all(name in place for name in names):
+        return [place[name] for name in names]
+    if len(names) == classes:
+        return list(range(classes))
+    strange = next(name for name in names if name not in place)
+    raise ValidationError(
+        f"{folder} has {len(names)} class folders, the model {classes} classes, and {strange!r} is no label of the "
+        "model: name the folders by their labels (n01440764, ... for ImageNet), one a class"
+    )

@@ -1,0 +1,138 @@
+"""The end of a run: the best weights, the saved model, the summary, and the commands that go on from there."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
+
+from zoo.registry.checkpoints import read_checkpoint, save_pretrained
+from zoo.support.environment import commit, hardware, versions
+from zoo.support.quoting import command as shell_line
+from zoo.tasks import Task
+from zoo.training.checkpointing import (
+    FOLDER,
+    step_files,
+)
+from zoo.training.folder import record
+from zoo.training.loggers import WandbRun
+from zoo.training.summary import print_summary, tell
+
+
+@dataclass
+class RunResult:
+    """What a run reached and where it lies."""
+
+    output_dir: Path
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    checkpoint: Path | None = None
+    model_dir: Path | None = None
+
+
+def load_best(engine: L.Trainer, task: Task, metrics: dict[str, float]) -> Path | None:
+    """Put the best weights by the monitored metric into the task, and their value of it into the metrics; the last ones
+    stay where nothing was monitored.
+    """
+    best = next((c for c in engine.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and _best_file(c)), None)
+    if best is None:
+        for callback in engine.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.monitor in metrics:
+                tell(f"{callback.monitor} was never finite: the last state counts, not the best one")
+        return next((path for _, path in step_files(Path(engine.default_root_dir) / FOLDER)), None)
+    path = _best_file(best)
+    assert path is not None
+    task.load_state_dict(read_checkpoint(path)["state_dict"])
+    if best.monitor and best.best_model_score is not None:
+        metrics[best.monitor] = float(best.best_model_score)
+    return path
+
+
+def _best_file(callback: ModelCheckpoint) -> Path | None:
+    """The best state, in the folder that the callback writes to; a restored one may name another, where the run was
+    moved or its state is not its own.
+    """
+    if not callback.best_model_path or callback.dirpath is None:
+        return None
+    path = Path(callback.dirpath) / Path(callback.best_model_path).name
+    return path if path.is_file() else None
+
+
+@rank_zero_only
+def finish(
+    engine: L.Trainer, task: Task, result: RunResult, notes: dict[str, Any], command: str, untested: str | None = None
+) -> None:
+    result.model_dir = result.output_dir / "model"
+    save_pretrained(
+        task.model,
+        result.model_dir,
+        class_names=task.hparams.get("class_names"),
+        preprocessing=task.hparams.get("preprocessing"),
+        input_record=getattr(task.model, "input_record", None),
+    )
+    summary = {"metrics": result.metrics, "seconds": round(result.seconds, 1), "seed": notes["seed"]}
+    summary |= {"data": _data_facts(engine), "versions": versions(), "hardware": hardware()}
+    summary |= {"finished": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()), "commit": commit()}
+    wandb_dirs = []
+    for entry in engine.loggers:
+        if isinstance(entry, WandbRun):
+            if result.checkpoint is not None:
+                entry.log_best(result.checkpoint, summary)
+            if entry.folder is not None:
+                wandb_dirs.append(str(shown_path(entry.folder)))
+    told = print_summary(
+        metrics=result.metrics,
+        seconds=result.seconds,
+        parameters=sum(p.numel() for p in task.model.parameters()),
+        checkpoint=shown_path(result.checkpoint) if result.checkpoint else None,
+        model_dir=shown_path(result.model_dir),
+        tracked=wandb_dirs,
+        resume=_train_on(engine, task, result.output_dir, command),
+        untested=untested,
+    )
+    texts = {"summary.json": json.dumps(summary, indent=2) + "\n", "summary.txt": told}
+    record(result.output_dir, texts)
+
+
+def _train_on(engine: L.Trainer, task: Task, folder: Path, command: str) -> str | None:
+    """The command that trains twice as long; None for a task whose epochs are counted by its data."""
+    if not task.trains_on:
+        return None
+    longer = {}
+    if 0 < engine.max_steps <= engine.global_step:
+        longer["trainer.max_steps"] = 2 * engine.max_steps
+    if not longer or ((engine.max_epochs or -1) > 0 and 2 * engine.current_epoch > (engine.max_epochs or 0)):
+        longer["trainer.max_epochs"] = 2 * max(engine.current_epoch, 1)
+    return shell_line(command, resume=shown_path(folder), **longer)
+
+
+def _data_facts(engine: L.Trainer) -> dict[str, Any]:
+    """Sizes of the parts and names of the columns, for the record of weights that may be shipped."""
+    data: Any = getattr(engine, "datamodule", None)
+    facts: dict[str, Any] = {part: len(rows) for part, rows in (getattr(data, "datasets", None) or {}).items()}
+    if names := getattr(data, "feature_names", None):
+        facts["feature_names"] = list(names)
+    return facts
+
+
+def last_good(folder: Path, command: str, **changes: Any) -> str:
+    states = step_files(folder / FOLDER)
+    if not states:
+        again = "".join(f" with {key}={value}" for key, value in changes.items())
+        return f"no good checkpoint had been written yet: start the run again{again}"
+    resume = shell_line(command, resume=shown_path(folder), **changes)
+    return f"the last good checkpoint is step {states[0][0]}; continue from it with: {resume}"
+
+
+def shown_path(path: Path) -> Path:
+    """A path as the user would type it: relative where it lies below the working folder."""
+    try:
+        return path.absolute().relative_to(Path.cwd())
+    except ValueError:
+        return path

@@ -1,0 +1,563 @@
+"""The command line of training: Hydra composes a configuration, `zoo.training.run` runs it.
+
+Only Hydra is imported here, so that `--help` and `--cfg job` answer at once; everything heavy waits for a run that is
+going to happen. This is also the only module that knows Hydra's overrides and error messages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from zoo.support.environment import bound_waiting
+from zoo.support.quoting import one_line_warnings, override, path_word, shown
+from zoo.support.suggest import suggestion
+
+bound_waiting()  # before torch is imported
+
+_HERE = Path(__file__).resolve().parents[1]
+CONFIGS = next(path for path in (_HERE.parent / "configs", _HERE / "configs") if path.is_dir())
+
+
+DEFAULT_EXPERIMENT = "mnist5k"  # where the command line chooses neither experiment nor model, data or task
+
+_told: list[Exception] = []
+_places: list[str] = []  # flags of this command line that say where configurations are
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
+def _job(cfg: DictConfig) -> float | None:
+    from zoo.training.folder import check_new, writing_in
+    from zoo.training.run import run_config
+
+    multirun, folder = HydraConfig.get().mode is RunMode.MULTIRUN, Path(HydraConfig.get().runtime.output_dir)
+    try:
+        with writing_in(folder, resumed=cfg.get("resume") is not None):
+            if cfg.get("resume") is None:
+                check_new(folder, _command())
+            _record(cfg)
+            config: Any = OmegaConf.to_container(cfg, resolve=True)
+            return run_config(config, multirun=multirun, command=_command())
+    except Exception as error:
+        if multirun or not (_is_ours(error) or isinstance(error, OmegaConfBaseException)):
+            raise
+        _told.append(error)  # raised again outside Hydra, which would announce it in its own words
+        return None
+
+
+def _record(cfg: DictConfig) -> None:
+    """Write what the run is started from, as Hydra would, but all of it or nothing, and in a folder that is ours."""
+    from zoo.training.folder import is_first_process, record
+
+    job = HydraConfig.get()
+    if cfg.get("resume") is None and is_first_process():
+        files = {"config": cfg, "hydra": OmegaConf.create({"hydra": job}), "overrides": job.overrides.task}
+        texts = {f"{name}.yaml": OmegaConf.to_yaml(content) for name, content in files.items()}
+        record(Path(job.runtime.output_dir) / ".hydra", texts)
+
+
+class _Lasting:
+    """A stream whose other end may go, as that of a closed terminal does: what is written then is lost, and no more."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, act: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            act(*arguments)
+        except OSError:
+            with suppress(OSError, ValueError):  # what was kept back must not fail again at the end of the process
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+
+
+@contextmanager
+def _lasting_streams() -> Iterator[None]:
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (_Lasting(stream) if stream is not None else stream for stream in before)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, _Lasting):
+                stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+@_lasting_streams()
+def main() -> None:
+    """Run `train.py`: exit 0 when training ends, 1 on an error told in words, 128 + signal when asked to stop."""
+    try:
+        if {"--help", "-h"} & set(sys.argv[1:]):
+            script = Path(sys.argv[0])  # examples to read: short, whatever folder it is in
+            print(help_text(f"python {script.name}" if script.suffix == ".py" else script.name))
+            return
+        sys.argv[1:] = _prepare(sys.argv[1:])
+        with _hydra_raises(), one_line_warnings():
+            _job()
+        if _told:
+            raise _told.pop()
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(_explain(error, sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("\ninterrupted before there was anything to save", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except OSError as error:
+        if not _is_about_a_file(error):
+            raise
+        _fail(f"{error.filename}: {os.strerror(error.errno or 0)}")
+    except Exception as error:
+        if not _is_ours(error) and not _is_hydras(error):
+            raise
+        code = getattr(error, "exit_code", 1)
+        _fail(str(error), code)
+
+
+def _fail(message: str, code: int = 1) -> None:
+    message = shown(message)
+    print(f"\n{message}" if code != 1 else f"\nerror: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether the zoo raised it, which means that its message is written for people."""
+    return type(error).__module__.split(".")[0] == "zoo"
+
+
+def _is_hydras(error: Exception) -> bool:
+    """Whether Hydra raised it, or what reads its files: about a value or a file of the user's, in plain exceptions."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__")).split(".")[0] in ("hydra", "omegaconf", "yaml")
+
+
+def _is_about_a_file(error: OSError) -> bool:
+    return error.filename is not None and error.errno is not None
+
+
+@contextmanager
+def _hydra_raises() -> Iterator[None]:
+    """Have Hydra raise its errors instead of printing them, so that ours can say more."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _command() -> str:
+    """The program as the user started it, with where it finds configurations, for the commands that a run prints."""
+    script = Path(sys.argv[0])
+    words = [_python(), path_word(sys.argv[0])] if script.suffix == ".py" else [path_word(script.name)]
+    return " ".join([*words, *map(shlex.quote, _places)])
+
+
+def _python() -> str:
+    """The shortest word that starts this Python from a shell."""
+    mine = Path(sys.prefix)
+    for name in ("python", "python3"):
+        found = shutil.which(name)
+        if found and mine in Path(found).absolute().parents:
+            return name
+    return shlex.quote(sys.executable or "python")
+
+
+def help_text(command: str = "python train.py") -> str:
+    """Examples, then every group with its choices, on one screen."""
+    examples = {
+        "": "the default experiment: UniRepLKNet, MNIST digits",
+        "experiment=digits": "another experiment",
+        "model=unireplknet_a data=cifar10 data.root=DIR": "any model on any data",
+        "trainer.max_epochs=50 optimizer.lr=1e-3 seed=1": "any value of the configuration",
+        "-m seed=0,1,2": "several runs; hydra/launcher=joblib: side by side",
+        "resume=outputs/mnist5k/latest": "continue a run where it stopped",
+        "--cfg job": "print the whole configuration, every key",
+        "--cfg job -p model": "... of one section",
+    }
+    lines = ["Train a model of Kernel Zoo.", ""]
+    lines += [f"  {command} {arguments:<47} {what}" for arguments, what in examples.items()]
+    lines += ["", "Choices, as group=choice:", ""]
+    for group in (
+        "experiment",
+        "model",
+        "data",
+        "task",
+        "optimizer",
+        "scheduler",
+        "trainer",
+        "callbacks",
+        "logger",
+        "debug",
+    ):
+        choices = ", ".join(_compact(path.stem for path in (CONFIGS / group).glob("*.yaml")))
+        lines += textwrap.wrap(choices, 110, initial_indent=f"  {group:<11} ", subsequent_indent=" " * 14)
+    return "\n".join([*lines, "", "Hydra's own flags: --hydra-help"])
+
+
+def _compact(names: Iterable[str]) -> Iterator[str]:
+    """Sorted names, where three or more of a family are told as one: `imagenet_unireplknet_{a, f, n}`."""
+    left = sorted(names)
+    while left:
+        prefixes = [left[0][: i + 1] for i, letter in enumerate(left[0]) if letter == "_"]
+        shared = {prefix: [name for name in left if name.startswith(prefix)] for prefix in prefixes}
+        prefix, family = max(shared.items(), key=lambda item: (len(item[1]), len(item[0])), default=("", left[:1]))
+        family = family if len(family) > 2 else left[:1]
+        left = [name for name in left if name not in family]
+        yield prefix + "{" + ", ".join(name.removeprefix(prefix) for name in family) + "}" if family[1:] else family[0]
+
+
+# --- flags and overrides: what the command line says ---
+
+
+class UsageError(ValueError):
+    """A command line that cannot be understood."""
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Hydra's flags, with their values, and the overrides of a command line, in whatever order they were given.
+
+    Hydra itself finds overrides in one unbroken row only.
+
+    Raises:
+        UsageError: There is no such flag, or it has no value.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    known = {option: action for action in get_args_parser()._actions for option in action.option_strings}
+    flags: list[str] = []
+    overrides: list[str] = []
+    left = list(arguments)
+    while left:
+        word = left.pop(0)
+        if word == "--":
+            overrides += left
+            break
+        if not word.startswith("-") or word == "-":
+            overrides.append(word)
+            continue
+        option, glued, value = _option(word, known)
+        action = known[option]
+        flags.append(option)
+        if action.nargs == 0:
+            if glued:
+                raise UsageError(f"{option} takes no value, got {word}")
+        elif glued:
+            flags[-1] = f"{option}={value}" if option.startswith("--") else option
+            flags += [] if option.startswith("--") else [value]
+        elif action.nargs == "?":
+            flags.append(left.pop(0) if left and left[0] in (action.choices or ()) else str(action.const))
+        elif left and not left[0].startswith("-") and not (action.choices and left[0] not in action.choices):
+            flags.append(left.pop(0))
+        else:
+            choices = f": one of {', '.join(action.choices)}" if action.choices else ""
+            raise UsageError(f"{option} needs a value{choices}")
+    return flags, overrides
+
+
+def _option(word: str, known: Mapping[str, argparse.Action]) -> tuple[str, bool, str]:
+    """The flag that a word means, whether a value hangs on it, and that value."""
+    if word in known:
+        return word, False, ""
+    name, equals, value = word.partition("=")
+    if name.startswith("--"):
+        meant = [option for option in known if option.startswith(name)]
+        if name in known or len(meant) == 1:
+            return name if name in known else meant[0], bool(equals), value
+    else:
+        for option in sorted(known, key=len, reverse=True):
+            if not option.startswith("--") and word.startswith(option) and known[option].nargs != 0:
+                return option, True, word.removeprefix(option).removeprefix("=")
+    raise UsageError(
+        f"{name} is no flag{suggestion(name, known)}; values are given without dashes: trainer.max_epochs=5"
+    )
+
+
+def _check_flags(flags: Sequence[str]) -> None:
+    """Raise UsageError for flags that do not go together."""
+    given = [flag.split("=", 1)[0] for flag in flags if flag.startswith("-")]
+    actions = [("--run", "-r"), ("--multirun", "-m"), ("--cfg", "-c"), ("--info", "-i"), ("--shell-completion", "-sc")]
+    chosen = [names[0] for names in actions if set(names) & set(given)]
+    if len(chosen) > 1:
+        raise UsageError(f"choose one of {' and '.join(chosen)}")
+    for flag, short in (("--resolve", "--resolve"), ("--package", "-p")):
+        if {flag, short} & set(given) and chosen != ["--cfg"]:
+            raise UsageError(f"{flag} belongs to --cfg: --cfg job {flag}{' model' if short == '-p' else ''}")
+    if "--experimental-rerun" in given:
+        raise UsageError("--experimental-rerun would run a pickled file; continue a run with resume=<its folder>")
+
+
+def _value(flags: Sequence[str], *names: str) -> str | None:
+    """The value of a flag, under any of its names."""
+    for i, flag in enumerate(flags):
+        if flag in names and i + 1 < len(flags):
+            return flags[i + 1]
+        if flag.split("=", 1)[0] in names and "=" in flag:
+            return flag.split("=", 1)[1]
+    return None
+
+
+def _key(argument: str) -> str:
+    """The key of an override without its prefix and package."""
+    return argument.split("=", 1)[0].lstrip("+~").split("@", 1)[0]
+
+
+# --- resume and distributed starts: which overrides Hydra gets to see ---
+
+
+def _prepare(arguments: list[str]) -> list[str]:
+    flags, overrides = split_arguments(arguments)
+    _check_flags(flags)
+    named = {"--config-dir": "-cd", "--config-name": "-cn", "--config-path": "-cp"}
+    _places[:] = [f"{flag}={value}" for flag, short in named.items() if (value := _value(flags, flag, short))]
+    if {"--shell-completion", "-sc", "--version", "--hydra-help"} & set(flags):
+        return [*flags, *overrides]
+    for text in overrides:
+        if not _key(text) or ("=" not in text and not text.startswith("~")):
+            raise UsageError(f"{text!r} is not understood: values are given as key=value, like trainer.max_epochs=5")
+    resume = next((_plain_value(a) for a in overrides if a.startswith("resume=")), None)
+    if resume is not None:
+        overrides = _continue_run(Path(resume), [a for a in overrides if not a.startswith("resume=")])
+        overrides.append(override("resume", resume))
+    own = _value(flags, "--config-name", "-cn") is not None
+    if not own and not set(map(_key, overrides)) & {"experiment", "model", "data", "task", "resume"}:
+        overrides.append(f"experiment={DEFAULT_EXPERIMENT}")
+    if _is_secondary_process() and not any(a.startswith("hydra.run.dir=") for a in overrides):
+        # every process of torchrun or srun would make a folder of its own; only the first one writes
+        overrides += [
+            "hydra.run.dir=.",
+            "hydra.output_subdir=null",
+            "hydra/job_logging=none",
+            "hydra/hydra_logging=none",
+        ]
+    return [*flags, *overrides]
+
+
+def _plain_value(argument: str) -> str | None:
+    """The path that an override gives, read by Hydra's grammar where that understands it; None for null.
+
+    A path with a blank, a comma or an `=` is also taken as it stands: nothing but a path can be meant.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    text = argument.split("=", 1)[1]
+    try:
+        value = OverridesParser.create().parse_override(argument).value()
+    except HydraException:
+        return text
+    if value is None or value == "":
+        return None
+    return str(OmegaConf.create({"value": value})["value"]) if isinstance(value, str) else text
+
+
+def _continue_run(target: Path, arguments: list[str]) -> list[str]:
+    from zoo.support.values import DamagedFileError, check_closed
+
+    run = find_run(target)
+    try:
+        check_closed(run)  # before anything in it is read, or its log file opened
+    except DamagedFileError as error:
+        raise ResumeError(f"resume={target}: {error}") from None
+    if "${" in str(run):
+        raise ResumeError(f"resume={target}: Hydra would look up what stands in ${{...}}; give the folder another name")
+    recorded = run / ".hydra" / "overrides.yaml"
+    if not recorded.is_file():
+        raise ResumeError(f"resume={target}: {run} is not the folder of a run (it has no .hydra/overrides.yaml)")
+    merged = merge_overrides(_recorded_overrides(recorded, target, arguments), arguments)
+    return merge_overrides(merged, [override("hydra.run.dir", run), "hydra.output_subdir=null"])
+
+
+class ResumeError(ValueError):
+    """What `resume=` names is not a run, or asks for more than a run may."""
+
+
+def _recorded_overrides(path: Path, target: Path, arguments: Sequence[str]) -> list[str]:
+    """The overrides of a run, once each of them is plain data; what is typed again is the user's own and not judged.
+
+    Raises:
+        ResumeError: The file is damaged, or an override asks for code, another place or an address.
+    """
+    from zoo.registry.trust import override_problem
+    from zoo.support.values import DamagedFileError, read_yaml
+
+    try:
+        overrides = read_yaml(path)
+    except (DamagedFileError, OSError) as error:
+        raise ResumeError(f"resume={target}: {error}") from None
+    if not isinstance(overrides, list) or not all(isinstance(text, str) for text in overrides):
+        raise ResumeError(f"resume={target}: {path} holds no list of overrides")
+    overrides = [_not_sent(text) for text in overrides]
+    left = set(merge_overrides(overrides, arguments)) - set(arguments)
+    for text in overrides:
+        if text not in left:
+            continue
+        if problem := override_problem(*_parsed(text), run=path.parent.parent.resolve()):
+            raise ResumeError(
+                f"resume={target}: the override {text[:200]!r} that the folder recorded is refused, {problem}; a run "
+                "folder is data and may come from anyone: if this is your own, type the override again after resume=..."
+            )
+    return overrides
+
+
+def _not_sent(override: str) -> str:
+    """A recorded override, but that a folder does not say what is sent to a service: `auto` asks the account."""
+    key, _, value = override.partition("=")
+    sent = re.fullmatch(r"\+{0,2}logger\.\w+\.mode", key) and value.strip("'\" ").lower() == "online"
+    return f"{key}=auto" if sent else override
+
+
+def _parsed(override: str) -> tuple[str, Any, bool]:
+    """Key and value of an override as Hydra reads it, and whether it chooses a file of a group."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import QuotedString
+
+    from zoo.registry.trust import Untyped
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, QuotedString):
+            return value.text
+        if isinstance(value, dict):
+            return {str(plain(key)): plain(part) for key, part in value.items()}
+        if isinstance(value, list):
+            return [plain(part) for part in value]
+        return value if isinstance(value, str | int | float | None) else Untyped()
+
+    try:
+        (parsed,) = OverridesParser.create().parse_overrides([override])
+    except (HydraException, RecursionError):
+        return "", Untyped(), False
+    key = parsed.key_or_group + ("@" if parsed.package is not None else "")
+    value = Untyped() if parsed.is_sweep_override() else None if parsed.is_delete() else plain(parsed.value())
+    return key, value, "/" in key or (CONFIGS / key).is_dir()
+
+
+def find_run(target: Path) -> Path:
+    """The run folder that a folder or a checkpoint path belongs to.
+
+    Raises:
+        ResumeError: If the path does not exist or lies in no run.
+    """
+    named = target.expanduser().absolute()
+    path = named.resolve()  # `latest` is a link
+    if not path.exists():
+        raise ResumeError(f"resume={target}: there is no such folder or file")
+    if path.is_dir():
+        path = named if named.name == "checkpoints" else path  # a link in a run leads to no other run
+        return path.parent.resolve() if path.name == "checkpoints" else path
+    path = named if named.parent.name == "checkpoints" else path
+    if path.parent.name != "checkpoints":
+        raise ResumeError(
+            f"resume={target}: a checkpoint is resumed inside its run folder (<run>/checkpoints/); "
+            f"to start a new run from its weights use {shlex.quote(override('model.checkpoint_path', target))}"
+        )
+    return path.parent.parent.resolve()
+
+
+def merge_overrides(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """Overrides of two command lines, the second one winning where both name a key."""
+    by_key: dict[str, str] = {}
+    for text in [*first, *second]:
+        prefix = "+" if text.startswith("+") else ""  # the second `+key` or `++key` replaces the first
+        by_key[prefix + text.split("=", 1)[0].lstrip("+")] = text
+    return list(by_key.values())
+
+
+def _is_secondary_process() -> bool:
+    rank = os.environ.get("RANK") or (os.environ.get("SLURM_PROCID") if "SLURM_NTASKS" in os.environ else None)
+    return rank is not None and rank.isdecimal() and int(rank) > 0
+
+
+# --- what went wrong, in words ---
+
+
+def _explain(error: Exception, arguments: list[str]) -> str:
+    if isinstance(error, OverrideParseException):
+        return _unquoted(error)
+    if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return (
+            f"{group}={choice}: there is no such choice{suggestion(choice, error.options)}\n"
+            f"choices of {group}: {', '.join(sorted(error.options))}\n"
+            f"to add one, write {CONFIGS.name}/{group}/{choice}.yaml"
+        )
+    text = " ".join(str(part) for part in (error, error.__cause__) if part)
+    key = _bad_key(error, arguments)
+    if key is not None:
+        groups, keys = _known_keys(arguments)
+        hint = suggestion(key, {*groups, *keys}) if key.count(".") or not groups else suggestion(key, groups | keys)
+        close = hint if hint.startswith("; did you mean") else ""
+        return (
+            f"{key} is not a key of this configuration{close}\n"
+            f"to see every key: {_command()} --cfg job\n"
+            f"to add a key that a class accepts but no file lists: +{key}=..."
+        )
+    return text.replace("\n", " ").strip()
+
+
+def _unquoted(error: OverrideParseException) -> str:
+    """An override outside of Hydra's grammar, and how it is written there, if its value is meant as it stands."""
+    key, _, value = error.override.partition("=")
+    return (
+        f"{error.override} is not understood by Hydra's grammar; if the value is meant as it stands, quote it: "
+        f"{shlex.quote(override(key, value.strip(chr(34) + chr(39))))}"
+    )
+
+
+def _bad_key(error: Exception, arguments: list[str]) -> str | None:
+    """The overridden key that the configuration does not have, if that is what `error` says."""
+    if not isinstance(error, ConfigCompositionException):
+        return None
+    text = f"{error} {error.__cause__ or ''}"
+    if "struct" not in text and "No match in the defaults list" not in text and "Could not override" not in text:
+        return None
+    named = [a.split("=", 1)[0].lstrip("+~") for a in arguments if "=" in a]
+    return next((key for key in sorted(named, key=len, reverse=True) if f"'{key}'" in text or f"{key}=" in text), None)
+
+
+def _known_keys(arguments: list[str]) -> tuple[set[str], set[str]]:
+    """Group names, and the dotted keys of the configuration that the valid choices on this command line compose."""
+    from hydra import compose, initialize_config_dir
+
+    from zoo.support.signatures import flatten
+
+    groups = {path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "hydra"}
+    choices = [a for a in arguments if a.split("=", 1)[0] in groups and "," not in a]
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            composed: Any = OmegaConf.to_container(compose("train", overrides=choices), resolve=False)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return groups, set()
+    leaves = {key for key, _ in flatten(composed)}
+    inner = {key.rsplit(".", n)[0] for key in leaves for n in range(1, key.count(".") + 1)}
+    return groups, leaves | inner
