@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from zoo.analysis.ntk import alignment, effective_rank, kernel_distance, probe, top_eigenpairs
+from zoo.analysis.probes import ProbeError, Subject, look
+from zoo.analysis.probes.ntk import (
+    alignment,
+    describe,
+    effective_rank,
+    kernel_distance,
+    projected_ntk_by,
+    top_eigenpairs,
+)
+from zoo.cli import main
 from zoo.kernels.empirical_ntk import empirical_ntk
 
 
@@ -44,13 +55,42 @@ def test_numbers_of_a_matrix() -> None:
         alignment(torch.ones(2, 3), torch.ones(2))
 
 
-def test_probe() -> None:
+def test_numbers_of_a_network() -> None:
     model, X = net(), torch.randn(10, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = probe(model, X, torch.arange(10) % 3, group=lambda name: name.split(".")[0])
+    found = describe(model, X, torch.arange(10) % 3, group=lambda name: name.split(".")[0])
     K = empirical_ntk(model, X)
     assert found["trace"] == pytest.approx(float(K.trace()) / 10)
     assert found["share/0"] + found["share/2"] == pytest.approx(1)
     assert found["condition"] == pytest.approx(float(torch.linalg.cond(K)), rel=1e-6)
     assert 1 <= found["effective_rank"] <= 10
     assert abs(found["alignment"]) <= 1
-    assert probe(model, torch.cat([X, X]))["condition"] == math.inf
+    assert describe(model, torch.cat([X, X]))["condition"] == math.inf
+
+
+def test_one_output_at_a_time() -> None:
+    model, X = net(), torch.randn(6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    full = empirical_ntk(model, X, outputs="full")
+    size = 2 * 8 * sum(p.numel() for p in model.parameters())  # of one output's gradients: three do not fit
+    exact = projected_ntk_by(model, X, group=lambda _: "", outputs=3, memory=2 * size)[""]
+    torch.testing.assert_close(exact, full.diagonal(dim1=2, dim2=3).mean(-1), rtol=1e-12, atol=1e-12)
+    some = projected_ntk_by(model, X, group=lambda _: "", outputs=2, memory=2 * size)[""]
+    signs = torch.randint(0, 2, (2, 3), generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+    wanted = torch.einsum("kc,ijcd,kd->ij", signs, full, signs) / 6
+    torch.testing.assert_close(some, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "ntk.png"
+    assert main(["probe", "ntk", "test_unireplknet", "count=3", "outputs=2", "--out", str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert out.is_file()
+    assert len(found["eigenvalues"]) == 3
+    assert sum(found["shares"].values()) == pytest.approx(1)
+    assert sum(found["eigenvalues"]) == pytest.approx(3 * found["trace"], rel=1e-4)
+    assert 1 <= found["effective_rank"] <= 3 + 1e-6
+    assert "head" in found["shares"]
+    table = look("ntk", Subject("test_grbf"), count=4).values
+    assert len(table["eigenvalues"]) == 4
+    for options, told in (({"count": 1}, "two inputs at least"), ({"memory": 1e-9}, "bytes is too small")):
+        with pytest.raises(ProbeError, match=told):
+            look("ntk", Subject("test_dkm"), **options)

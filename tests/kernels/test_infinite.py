@@ -24,7 +24,7 @@ from zoo.kernels.infinite import (
     dual_activation,
     read_layers,
 )
-from zoo.kernels.linalg import solve_ridge
+from zoo.learners.ridge import solve_ridge
 
 FUNCTIONS = {
     "relu": torch.relu,

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, jvp, vjp, vmap
 
-from zoo.kernels.base import Kernel, no_autocast
+from zoo.kernels.kernel import Kernel
 from zoo.kernels.linalg import solver_dtype
+from zoo.ops.numerics import autocast_disabled
 
 __all__ = ["EmpiricalNTK", "empirical_ntk", "empirical_ntk_by", "ntk_vector_product"]
 
@@ -153,7 +154,7 @@ def empirical_ntk_by(
     n, m = len(X), len(X if Z is None else Z)
     if not n or not m:
         raise ValueError(f"X has {n} rows and Z {m}; one at least is needed of each")
-    with _evaluating(model), no_autocast(X.device):
+    with _evaluating(model), autocast_disabled(X.device):
         C = network.outputs(X)
         held, passed = _blocks(network, C, memory, n, m)
         size = (n, m, C, C) if outputs == "full" else (n, m)
@@ -229,7 +230,7 @@ def ntk_vector_product(
         ValueError: V does not fit, or as in :func:`empirical_ntk`.
     """
     network, Z = _Network(model, lambda _: "", select), X if Z is None else Z
-    with _evaluating(model), no_autocast(X.device):
+    with _evaluating(model), autocast_disabled(X.device):
         C = network.outputs(Z)
         if V.shape != (len(Z), C):
             raise ValueError(f"V has shape {tuple(V.shape)}; {len(Z)} samples with {C} outputs need {(len(Z), C)}")

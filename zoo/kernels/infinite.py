@@ -33,9 +33,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.kernels.base import Kernel, _check
+from zoo.kernels.kernel import Kernel, _check
 from zoo.kernels.linalg import solver_dtype
-from zoo.suggest import suggestion
+from zoo.support.suggest import suggestion
 
 __all__ = [
     "DUALS",
@@ -488,7 +488,7 @@ class InfiniteNetwork(Kernel):
             Two matrices (..., n, m), in the inputs' dtype.
         """
         _check(X, Z)
-        return Kernels(*self._in_full(lambda x, z: torch.stack(self._grams(x, z, True)), X, Z))
+        return Kernels(*self._computed(lambda x, z: torch.stack(self._grams(x, z, True)), X, Z))
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
         return self._grams(X, Z, self.kind == "ntk")[-1]

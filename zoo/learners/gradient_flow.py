@@ -20,8 +20,9 @@ import math
 import torch
 from torch import Tensor
 
-from zoo.kernels.base import no_autocast
-from zoo.kernels.linalg import cholesky, solver_dtype
+from zoo.kernels.linalg import solver_dtype
+from zoo.learners.ridge import ridge_factor
+from zoo.ops.numerics import autocast_disabled
 
 __all__ = ["GradientFlow", "posterior"]
 
@@ -96,7 +97,7 @@ class GradientFlow:
             Of the shape of Y, float64.
         """
         left, _ = self._decay(time)
-        with no_autocast(self.Y.device):
+        with autocast_disabled(self.Y.device):
             return self.Y - self.vectors @ _rows(left, self._errors(start))
 
     def predict(
@@ -114,7 +115,7 @@ class GradientFlow:
             (m,) or (m, C), float64.
         """
         _, filtered = self._decay(time)
-        with no_autocast(self.Y.device):
+        with autocast_disabled(self.Y.device):
             change = K.to(self.Y) @ (self.vectors @ _rows(filtered, self._errors(start)))
             return change + torch.as_tensor(test_start).to(change)
 
@@ -136,7 +137,7 @@ class GradientFlow:
             (m,) or (m, C), and (m, m), the same for every output.
         """
         _, filtered = self._decay(time)
-        with no_autocast(self.Y.device):
+        with autocast_disabled(self.Y.device):
             M = ((K.to(self.Y) @ self.vectors) * filtered) @ self.vectors.mT
             cross = M @ prior_cross.to(self.Y).mT
             return M @ self.Y, prior_test.to(self.Y) - cross - cross.mT + M @ prior.to(self.Y) @ M.mT
@@ -165,8 +166,7 @@ def posterior(K: Tensor, cross: Tensor, test: Tensor, Y: Tensor, *, ridge: float
     """
     if not ridge >= 0:
         raise ValueError(f"ridge={ridge} must not be negative")
-    K = K.to(solver_dtype(K.device))
-    factor = cholesky(K + ridge * torch.eye(len(K), dtype=K.dtype, device=K.device))
+    factor = ridge_factor(K, ridge)
     half = factor.whiten(cross.mT)
-    with no_autocast(K.device):
-        return half.mT @ factor.whiten(Y), test.to(K) - half.mT @ half
+    with autocast_disabled(K.device):
+        return half.mT @ factor.whiten(Y), test.to(half) - half.mT @ half

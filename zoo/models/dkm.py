@@ -34,10 +34,10 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from zoo.kernels.base import no_autocast
 from zoo.kernels.infinite import arc_cosines
 from zoo.kernels.linalg import solver_dtype
-from zoo.scaling import standardisation, standardised
+from zoo.ops.numerics import at_least_float32, autocast_disabled
+from zoo.support.scaling import standardisation, standardised
 
 __all__ = [
     "ConvDKM",
@@ -77,11 +77,6 @@ class Gram(NamedTuple):
     ii: Tensor
     ti: Tensor
     t: Tensor
-
-
-def _full(t: Tensor) -> Tensor:
-    """Half precision as float32; everything else as it is."""
-    return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def _factor(K: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,7 +122,7 @@ class InducingPoints(nn.Module):
 
     def forward(self, x: Tensor) -> Gram:
         """(N, D) -> Gram."""
-        x, Z = _full(x), _full(self.points)
+        x, Z = at_least_float32(x), at_least_float32(self.points)
         D = Z.shape[1]
         return Gram(Z @ Z.mT / D, x @ Z.mT / D, x.square().mean(-1))
 
@@ -151,7 +146,7 @@ class InducingPatches(nn.Module):
 
     def forward(self, x: Tensor) -> Gram:
         """(N, C, H, W) -> Gram with a state at every pixel."""
-        x, Z = _full(x), _full(self.points)
+        x, Z = at_least_float32(x), at_least_float32(self.points)
         P, k, numbers = len(Z), Z.shape[-1], Z[0].numel()
         ii = Z.flatten(1) @ Z.flatten(1).mT / numbers
         ti = F.conv2d(x, Z, padding=k // 2).movedim(1, -1) / numbers  # (N, H, W, P)
@@ -271,7 +266,7 @@ class GramKernel(nn.Module):
         ii, ti, t = self._of(G.ii, g[:, None], g), self._of(G.ti, G.t[..., None], g), own(G.t)
         diagonal = own(g)
         if self.log_w is not None and self.log_b is not None:
-            w, b = _full(self.log_w).exp(), _full(self.log_b).exp()
+            w, b = at_least_float32(self.log_w).exp(), at_least_float32(self.log_b).exp()
             ii, ti, t, diagonal = w * ii + b, w * ti + b, w * t + b, w * diagonal + b
         grown = 1 + self.mult_eps
         return Gram(_with_diagonal(ii, diagonal * grown + self.abs_eps), ti, t * grown + self.abs_eps)
@@ -340,9 +335,9 @@ class GramNorm(nn.Module):
         if self.t_norm != "none":
             b = b * self._of_data(G.t).rsqrt()
         if self.i_logscale is not None:
-            a = a * _full(self.i_logscale).exp()
+            a = a * at_least_float32(self.i_logscale).exp()
         if self.t_logscale is not None:
-            b = b * _full(self.t_logscale).exp()
+            b = b * at_least_float32(self.t_logscale).exp()
         return Gram(G.ii * a[:, None] * a, G.ti * b[..., None] * a, G.t * b.square())
 
 
@@ -350,7 +345,7 @@ class GramNorm(nn.Module):
 
 
 class _Penalised(nn.Module):
-    """A layer that remembers the penalty of its last forward pass; it belongs to a graph, and is not copied."""
+    """A layer that remembers the penalty of its last pass in train mode; it belongs to a graph, and is not copied."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -358,16 +353,14 @@ class _Penalised(nn.Module):
 
     @property
     def penalty(self) -> Tensor:
-        """Of the last forward pass; a constant behind one in eval mode."""
+        """Of the last pass in train mode."""
         if not self._penalty:
-            raise RuntimeError("a penalty is that of the last forward pass; there was none")
+            raise RuntimeError("a penalty is that of the last pass in train mode; there was none")
         return self._penalty[0]
 
     def _keep(self, penalty: Tensor) -> None:
         if self.training:
             self._penalty = [penalty]
-        elif not torch.compiler.is_compiling():
-            self._penalty = [penalty.detach()]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_penalty": []}
@@ -425,7 +418,7 @@ class GramLayer(_Penalised):
         jitter: See `stochastic`.
 
     Attributes:
-        penalty: nu times the divergence, of the last forward pass; without sample and jitter.
+        penalty: nu times the divergence, of the last pass in train mode; without sample and jitter.
     """
 
     def __init__(
@@ -503,7 +496,7 @@ class GramConv(nn.Module):
     def forward(self, K: Gram) -> Gram:
         """Gram -> Gram; pixels (H, W) -> (ceil(H / stride), ceil(W / stride))."""
         k = self.weight.shape[-1]
-        C = _full(self.weight).to(K.ii.dtype) / math.sqrt(self.weight.shape[1])
+        C = at_least_float32(self.weight).to(K.ii.dtype) / math.sqrt(self.weight.shape[1])
         CK = torch.einsum("oprs,pq->oqrs", C, K.ii)
         ii = CK.flatten(1) @ C.flatten(1).mT / k**2
         ti = F.conv2d(K.ti.movedim(-1, 1), C, stride=self.stride, padding=k // 2).movedim(1, -1) / k**2
@@ -549,7 +542,7 @@ class GramMean(nn.Module):
             rest = _residual(K, K.ti @ root)
             t = (ti @ root).square().sum(-1) + rest.sum((1, 2)) / rest[0].numel() ** 2
         if self.weight is not None:
-            C = _full(self.weight).to(ii.dtype) / math.sqrt(self.weight.shape[1])
+            C = at_least_float32(self.weight).to(ii.dtype) / math.sqrt(self.weight.shape[1])
             ii, ti = C @ ii @ C.mT, ti @ C.mT
         return Gram(ii, ti, t)
 
@@ -573,7 +566,7 @@ class FlattenMix(nn.Module):
         """Gram with pixels -> Gram without."""
         if K.t[0].numel() != self.pixels:
             raise ValueError(f"the state has {tuple(K.t.shape[1:])} pixels; this layer was built for {self.pixels}")
-        C = _full(self.weight).to(K.ii.dtype) / math.sqrt(self.in_inducing)
+        C = at_least_float32(self.weight).to(K.ii.dtype) / math.sqrt(self.in_inducing)
         ti = K.ti.flatten(1) @ C.mT / self.pixels
         C = C.unflatten(1, (self.pixels, self.in_inducing))
         ii = torch.einsum("opi,ij,qpj->oq", C, K.ii, C) / self.pixels
@@ -610,7 +603,7 @@ class GramOutput(_Penalised):
         tempered: Divide the divergence by the number of outputs.
 
     Attributes:
-        penalty: The divergence from the prior, of the last forward pass.
+        penalty: The divergence from the prior, of the last pass in train mode.
     """
 
     def __init__(
@@ -777,22 +770,22 @@ class _Machine(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Features L^-1 K_it (B, P), whose products are the last kernel as far as inducing points explain it."""
-        with no_autocast(x.device):
+        with autocast_disabled(x.device):
             return self._features(x)[1].to(self._type())
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Features (B, P) to the means of the outputs (B, num_classes)."""
         if pre_logits or not isinstance(self.head, GramOutput):
             return x
-        with no_autocast(x.device):
-            return (_full(x) @ _full(self.head.means)).to(x.dtype)
+        with autocast_disabled(x.device):
+            return (at_least_float32(x) @ at_least_float32(self.head.means)).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Inputs to outputs (B, num_classes): their means; in train mode with `samples`, mean log-probabilities."""
         head = self.head
         if not self.training or not isinstance(head, GramOutput) or head.factor is None:
             return self.forward_head(self.forward_features(x))
-        with no_autocast(x.device):
+        with autocast_disabled(x.device):
             K, B, lower, inverse = self._features(x)
             mean = B @ head.means.to(B.dtype)
             var = head.variances(K, B, lower, inverse)
@@ -811,16 +804,14 @@ class _Machine(nn.Module):
         """Means (B, num_classes) and variances (B,) of the latent outputs."""
         if not isinstance(self.head, GramOutput):
             raise ValueError("a network without outputs has no distribution")
-        with no_autocast(x.device):
+        with autocast_disabled(x.device):
             mean, var = self.head(self.state(x))
             return mean.to(self._type()), var.to(self._type())
 
-    @torch.jit.ignore
     def penalties(self) -> Tensor:
         """All penalties of the last pass in train mode, (layers,)."""
         return torch.stack([m.penalty for m in self.modules() if isinstance(m, _Penalised) and m._penalty])
 
-    @torch.jit.ignore
     def aux_losses(self) -> dict[str, Tensor]:
         """What a task adds to its loss: penalties per training point, and the part of the variance."""
         if not self._extra:
@@ -829,22 +820,18 @@ class _Machine(nn.Module):
         extra = self._extra[0] / (self.num_classes if self.likelihood == "gaussian" else 1)
         return {"divergence": weight * self.penalties().sum() / self.train_size, "variance": extra}
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Everything: the penalties are the only regularisation."""
         return {name for name, _ in self.named_parameters()}
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Nothing is recomputed."""
         assert not enable, "a deep kernel machine has no blocks to checkpoint"
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """The output layer."""
         return self.head
 
-    @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the output layer by a fresh one; 0 outputs: none."""
         if global_pool:
@@ -928,7 +915,6 @@ class DeepKernelMachine(_Machine):
         x = standardised(x, self.input_mean, self.input_scale, torch.promote_types(self._type(), torch.float32))
         return self.layers(self.points(x))
 
-    @torch.jit.ignore
     @torch.no_grad()
     def initialize(
         self, X: Tensor, y: Tensor | None = None, *, generator: torch.Generator | None = None, **_: Any
@@ -956,7 +942,6 @@ class DeepKernelMachine(_Machine):
         self.points.points.copy_(standardised(chosen, self.input_mean, self.input_scale, self.input_mean.dtype))
         self.train_size.fill_(n)
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """The inducing points, then one group for each layer."""
         return {"stem": r"^input_|^points|^train_size", "blocks": r"^layers\.(\d+)"}
@@ -1052,7 +1037,6 @@ class ConvDKM(_Machine):
         x = x.to(torch.promote_types(self._type(), torch.float32))
         return self.last(self.stages(self.stem(self.points(x))))
 
-    @torch.jit.ignore
     @torch.no_grad()
     def initialize(
         self, X: Tensor, y: Tensor | None = None, *, generator: torch.Generator | None = None, **_: Any
@@ -1062,7 +1046,6 @@ class ConvDKM(_Machine):
         self.points.draw(images, generator)
         self.train_size.fill_(len(X))
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """The stem, then one group for each block."""
         return {

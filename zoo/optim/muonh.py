@@ -19,9 +19,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args, overload
 
 import torch
+from timm.optim import OptimInfo
+from timm.optim._optim_factory import default_registry
 from torch import Tensor, nn
 
-__all__ = ["COEFFICIENTS", "MuonH", "muonh_groups", "newton_schulz", "residual_factor", "transferred_lr"]
+__all__ = ["COEFFICIENTS", "MuonH", "by_method", "muonh_groups", "newton_schulz", "residual_factor", "transferred_lr"]
 
 Method = Literal["muon", "adam_sphere", "adam"]
 Head = Literal["plain", "sphere"]
@@ -262,6 +264,24 @@ def muonh_groups(
     ]
 
 
+def by_method(groups: list[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
+    """Groups of parameters with equal decay and rate, each split by how :class:`MuonH` trains them.
+
+    Args:
+        groups: Of `zoo.optim.param_groups`.
+        model: Whose parameters they are.
+
+    Raises:
+        ValueError: As :func:`muonh_groups`.
+    """
+    methods = {p: group["method"] for group in muonh_groups(model) for p in group["params"]}
+    split = []
+    for group in groups:
+        for method in dict.fromkeys(methods[p] for p in group["params"]):
+            split.append({**group, "params": [p for p in group["params"] if methods[p] == method], "method": method})
+    return split
+
+
 def _head_weights(model: nn.Module) -> set[int]:
     """The weights of the classifier, where the model names it; else of the last linear layer."""
     chosen = model.get_classifier() if hasattr(model, "get_classifier") else None
@@ -315,3 +335,14 @@ def residual_factor(depth: float, branches: int = 2) -> float:
         branches: Residual branches in a block.
     """
     return 1 / math.sqrt(branches * depth)
+
+
+default_registry.register(
+    OptimInfo(
+        name="muonh",
+        opt_class=MuonH,
+        description="Muon on Frobenius spheres for matrices, AdamW for everything else",
+        has_eps=True,
+        has_betas=True,
+    )
+)
