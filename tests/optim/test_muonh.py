@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import io
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import zoo
+from tests.conftest import train_here
+from zoo.optim import create_optimizer
 from zoo.optim.muonh import MuonH, muonh_groups, newton_schulz, transferred_lr
 
 
@@ -131,3 +135,25 @@ def test_what_is_refused() -> None:
         muonh_groups(Mixed(), head="round")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="positive"):
         transferred_lr(0.1, depth=0)
+
+
+def test_by_name_decay_and_rate_of_a_group_stay() -> None:
+    model = zoo.create_model("test_unireplknet")
+    optimizer = create_optimizer(model, "muonh", lr=0.1, weight_decay=0.2, layer_decay=0.5, kwargs={"adam_lr": 0.01})
+    assert isinstance(optimizer, MuonH)
+    groups = optimizer.param_groups
+    assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in model.parameters()}
+    assert {group["method"]: group["lr"] for group in groups} == {"muon": 0.1, "adam": 0.01}
+    assert all(p.ndim >= 2 for group in groups if group["method"] == "muon" for p in group["params"])
+    assert all(group["weight_decay"] == 0 for group in groups for p in group["params"] if p.ndim < 2)
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.2}
+    assert len({group["lr_scale"] for group in groups if group["method"] == "muon"}) > 2
+    with pytest.raises(ValueError, match="Linear has no matrix for Muon"):
+        create_optimizer(nn.Linear(2, 2), "muonh")
+
+
+def test_it_trains_an_epoch(tmp_path: Path) -> None:
+    options = ("optimizer=muonh", "trainer.max_epochs=1", "trainer.limit_train_batches=8", "hydra.run.dir=run")
+    quick = ("logger=csv", "callbacks=classes", "callbacks.progress=null", "test=false", "scheduler=constant")
+    train_here(tmp_path, "experiment=digits", "model=test_unireplknet", *options, *quick)
+    assert list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))

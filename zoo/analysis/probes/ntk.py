@@ -168,7 +168,7 @@ def projected_ntk_by(
 
     C = _outputs(model, X)
     weights = torch.eye(C, dtype=torch.float64)
-    if C > outputs:
+    if outputs < C:
         draw = torch.Generator().manual_seed(seed)
         weights = (torch.randint(0, 2, (outputs, C), generator=draw).double() * 2 - 1) / math.sqrt(C)
     found: dict[str, Tensor] = {}
