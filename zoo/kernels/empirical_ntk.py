@@ -236,7 +236,7 @@ def ntk_vector_product(
             raise ValueError(f"V has shape {tuple(V.shape)}; {len(Z)} samples with {C} outputs need {(len(Z), C)}")
         total = {name: torch.zeros_like(w) for name, w in network.weights.items()}
         for z, v in zip(Z.split(batch_size), V.split(batch_size), strict=True):
-            y, pull = vjp(lambda weights, z=z: network(weights, z), network.weights)
+            y, pull, *_ = vjp(lambda weights, z=z: network(weights, z), network.weights)
             for name, g in pull(v.to(y))[0].items():
                 total[name] += g
         parts = [

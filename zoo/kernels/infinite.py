@@ -24,6 +24,7 @@ Everything is computed in float64: near coinciding points an arc cosine turns a 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -417,13 +418,13 @@ def _walk(layers: Sequence[Layer], pairs: _Pairs, variances: _Variances) -> _Pai
         if isinstance(layer, Dense):
             pairs = _linear(pairs, layer)
         elif isinstance(layer, Conv):
-            pairs = _linear(pairs.map(lambda t, c=layer, s=pairs.sides: _convolve(t, c, s)), layer)
+            pairs = _linear(pairs.map(functools.partial(_convolve, layer=layer, sides=pairs.sides)), layer)
         elif isinstance(layer, Activation):
             left, right = variances.of(pairs)
             cov, slopes = dual_activation(layer.name, left, right, pairs.cov, slope=layer.slope)
             pairs = _Pairs(cov, None if pairs.ntk is None else pairs.ntk * slopes, pairs.sides)
         elif isinstance(layer, AvgPool):
-            pairs = pairs.map(lambda t, p=layer: _pool(t, p))
+            pairs = pairs.map(functools.partial(_pool, layer=layer))
         elif isinstance(layer, GlobalAvgPool):
             pairs = pairs.map(lambda t: t.mean((-4, -3, -2, -1)), 0)
         elif isinstance(layer, Flatten):
@@ -641,7 +642,7 @@ def _read_conv(module: nn.Conv2d, gain: float, bias: float) -> Conv:
     if module.padding == "same":
         sides = tuple(((k - 1) // 2, k - 1 - (k - 1) // 2) for k in (height, width))
     else:
-        sides = tuple((p, p) for p in ((0, 0) if module.padding == "valid" else module.padding))
+        sides = tuple((p, p) for p in ((0, 0) if module.padding == "valid" else module.padding))  # type: ignore[misc]
     return Conv((height, width), _two(module.stride), sides, gain, bias)  # type: ignore[arg-type]
 
 

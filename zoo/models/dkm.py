@@ -177,6 +177,12 @@ class ZCAWhitening(nn.Module):
         eps: Regularisation, relative to the mean eigenvalue.
     """
 
+    matrix: Tensor
+    mean: Tensor
+    std: Tensor
+    mean_after: Tensor
+    std_after: Tensor
+
     def __init__(self, shape: tuple[int, int, int], eps: float = 0.1, device=None, dtype=None) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -290,6 +296,9 @@ class GramNorm(nn.Module):
         inducing: P, for local scales.
         size: (H, W), for scales by location.
     """
+
+    i_logscale: nn.Parameter | None
+    t_logscale: nn.Parameter | None
 
     def __init__(
         self,

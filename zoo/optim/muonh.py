@@ -284,7 +284,8 @@ def by_method(groups: list[dict[str, Any]], model: nn.Module) -> list[dict[str, 
 
 def _head_weights(model: nn.Module) -> set[int]:
     """The weights of the classifier, where the model names it; else of the last linear layer."""
-    chosen = model.get_classifier() if hasattr(model, "get_classifier") else None
+    get_classifier: Any = getattr(model, "get_classifier", None)
+    chosen = get_classifier() if callable(get_classifier) else None
     linear = [m for m in (chosen if isinstance(chosen, nn.Module) else model).modules() if isinstance(m, nn.Linear)]
     if not linear:
         return set()

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -173,10 +174,15 @@ def projected_ntk_by(
         weights = (torch.randint(0, 2, (outputs, C), generator=draw).double() * 2 - 1) / math.sqrt(C)
     found: dict[str, Tensor] = {}
     for row in weights:
-        parts = empirical_ntk_by(model, X, group=group, select=lambda y, w=row: y.flatten(1) @ w.to(y), memory=memory)
+        select = functools.partial(_combined, weights=row)
+        parts = empirical_ntk_by(model, X, group=group, select=select, memory=memory)
         for name, part in parts.items():
             found[name] = found.get(name, 0) + part.double() / len(weights)
     return found
+
+
+def _combined(y: Tensor, weights: Tensor) -> Tensor:
+    return y.flatten(1) @ weights.to(y)
 
 
 def describe(
