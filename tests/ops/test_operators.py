@@ -425,6 +425,7 @@ def test_the_fast_form_answers_where_nobody_would_notice(doubled: tuple[Operator
         with mode:
             assert asked(lambda: op(x, [y])) == []
     torch.testing.assert_close(op(x, [y], -1.0), y - x)
+    assert op(x.mT, [y.mT], -1.0).is_contiguous()  # the layout that compiled graphs rely on
 
 
 def test_an_operator_that_does_not_fit_says_what_the_library_says() -> None:

@@ -188,6 +188,8 @@ class Operator(Generic[P, R]):
                         return answer(fast, args)
                     if self.backward is not None:
                         return _Differentiable.apply(self, fast, answer, args, *tensors)
+                if not learns:  # a compiled graph relies on the layout
+                    return self._laid_out(*args)
         return self.reference(*args)  # type: ignore[call-arg]
 
     def _below_autograd_key(self, *args: Any) -> Any:
@@ -261,7 +263,7 @@ class Operator(Generic[P, R]):
         """Operations of the reference."""
         args = _mapped(lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta"), args)
         with FlopCounterMode(display=False) as counter:
-            self.reference(*args, **kwargs)  # type: ignore[call-arg]
+            self.reference(*args, **kwargs)
         return counter.get_total_flops()
 
 
@@ -355,7 +357,7 @@ def _mapped(function: Callable[[Tensor], Any], args: Sequence[Any]) -> tuple[Any
 class _Place(NamedTuple):
     """Where a tensor was."""
 
-    index: int
+    position: int
 
 
 def _taken_out(args: Sequence[Any]) -> tuple[tuple[Any, ...], list[Tensor]]:
@@ -372,7 +374,7 @@ def _taken_out(args: Sequence[Any]) -> tuple[tuple[Any, ...], list[Tensor]]:
 def _put_back(places: Sequence[Any], values: Sequence[Any]) -> tuple[Any, ...]:
     def one(value: Any) -> Any:
         if isinstance(value, _Place):
-            return values[value.index]
+            return values[value.position]
         return [one(v) for v in value] if isinstance(value, list) else value
 
     return tuple(one(value) for value in places)
@@ -380,7 +382,7 @@ def _put_back(places: Sequence[Any], values: Sequence[Any]) -> tuple[Any, ...]:
 
 def _any_wanted(place: Any, wanted: Sequence[bool]) -> bool:
     places = place if isinstance(place, list) else [place]
-    return any(wanted[p.index] for p in places if isinstance(p, _Place))
+    return any(wanted[p.position] for p in places if isinstance(p, _Place))
 
 
 def _flat_gradients(places: Sequence[Any], grads: Sequence[Any]) -> list[Tensor | None]:

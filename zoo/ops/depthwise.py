@@ -179,7 +179,7 @@ def depthwise_weight(x: Tensor, grad: Tensor, kernel: list[int], dilation: int =
 @depthwise_conv2d.on("cpu", *CPU_TYPES)
 def _depthwise_on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
     _check(x, weight, bias, dilation)
-    weight = crop_kernel(weight, *x.shape[-2:], dilation)
+    weight = crop_kernel(weight, x.shape[-2], x.shape[-1], dilation)
     layout = _layout(x, weight, bias, dilation)
     if x.dtype == torch.float32 and (_is_large(weight, dilation) or layout == torch.contiguous_format):
         try:
