@@ -21,6 +21,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "CheckpointError": "zoo.registry.checkpoints",
+    "GPClassifier": "zoo.estimators.gaussian_processes",
+    "GPRegressor": "zoo.estimators.gaussian_processes",
     "GRBFClassifier": "zoo.estimators.grbf",
     "GRBFRegressor": "zoo.estimators.grbf",
     "GaussianRBFNetwork": "zoo.models.grbf",
@@ -34,6 +36,7 @@ _HOME = {
 __all__ = list(_HOME)
 
 if TYPE_CHECKING:
+    from zoo.estimators.gaussian_processes import GPClassifier, GPRegressor
     from zoo.estimators.grbf import GRBFClassifier, GRBFRegressor
     from zoo.models.deploy import to_deploy
     from zoo.models.grbf import GaussianRBFNetwork

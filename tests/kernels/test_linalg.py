@@ -148,7 +148,7 @@ def test_float64_inside_whatever_comes_in_and_back_on_request() -> None:
     exact = torch.linalg.solve(K + 1e-6 * torch.eye(60), y)
     for dtype in (torch.float32, torch.bfloat16):
         low = K.to(dtype)
-        reference = torch.linalg.solve(low.double() + 0.1 * torch.eye(60), y)
+        reference = torch.linalg.solve(low.double() + 0.1 * torch.eye(60).double(), y)
         answer = solve_ridge(low, y, 0.1)
         assert answer.dtype == torch.float64
         torch.testing.assert_close(answer, reference, rtol=1e-8, atol=1e-8)

@@ -101,7 +101,6 @@ CASES = {
     "metric_gaussian": Case("metric_gaussian", ((4, 3), (5, 3), (3, 2))),
     "metric_gaussian, scales": Case("metric_gaussian", ((2, 4, 3), (5, 3), (2, 1, 3))),
     "metric_gaussian, of itself": Case("metric_gaussian", ((4, 3), None, (3, 3))),
-    "linear_ridge": Case("linear_ridge", ((6, 4), (3, 4), (6, 2), (), 0.5), frozenset(), 1e-4),
     "response_norm": Case("response_norm_and_energy", ((2, 3, 2, 4), (1, 1, 1, 4), (1, 1, 1, 4)), frozenset(), 1e-4),
     "response_norm, no bias": Case("response_norm_and_energy", ((2, 3, 2, 4), (1, 1, 1, 4), None), frozenset(), 1e-4),
 }

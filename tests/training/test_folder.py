@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import train_here
 from zoo.support.files import CheckpointError
-from zoo.support.values import DamagedFileError
+from zoo.support.values import DamagedFileError, check_closed
 from zoo.training import folder as folders
 from zoo.training.folder import RunFolderInUse, link_latest, writing_in
 from zoo.training.loggers import _Table
@@ -203,3 +203,16 @@ def test_rows_are_appended_to_no_other_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"cannot write .*metrics\.csv"):
         table.save()
     assert (tmp_path / "victim.csv").read_text() == "a,step\n"
+
+
+def test_the_logs_of_wandb_may_lie_elsewhere(tmp_path: Path) -> None:
+    """Its client links one out of each of its runs; the folder of its runs itself may not lead out."""
+    logs = tmp_path / "run" / "wandb" / "offline-run-20261130_115712-386c5d18" / "logs"
+    logs.mkdir(parents=True)
+    (tmp_path / "core.log").touch()
+    (logs / "debug-core.log").symlink_to(tmp_path / "core.log")
+    check_closed(tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "run" / "wandb" / "run-x").symlink_to(tmp_path / "other")
+    with pytest.raises(DamagedFileError, match="run-x leads to"):
+        check_closed(tmp_path / "run")

@@ -37,23 +37,3 @@ from zoo.adapters.branches import Adapter, HoulsbyAdapter, SNNKAdapter
 from zoo.adapters.config import AdapterConfig
 from zoo.adapters.io import load_adapter, save_adapter
 from zoo.adapters.sites import SavedModule
-
-__all__ = [
-    "Adapter",
-    "AdapterConfig",
-    "Counts",
-    "HoulsbyAdapter",
-    "SNNKAdapter",
-    "SavedModule",
-    "adapter_names",
-    "add_adapter",
-    "count_parameters",
-    "delete_adapter",
-    "disable_adapters",
-    "inject_adapters",
-    "load_adapter",
-    "merge_adapters",
-    "save_adapter",
-    "set_adapter",
-    "unload_adapters",
-]

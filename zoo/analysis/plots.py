@@ -15,6 +15,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = [
     "as_array",
@@ -35,15 +36,19 @@ __all__ = [
 COLOR, ACCENT, GREY = "#3b6ea5", "#c8553d", "#8a8a8a"
 
 
-def _axes(ax: Axes | None, size: tuple[float, float] = (5.0, 3.6)) -> Axes:
-    if ax is not None:
-        return ax
+def new_figure(size: tuple[float, float]) -> Figure:
+    """An empty figure (width, height) in inches, outside pyplot, which would keep it alive."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")  # outside pyplot, which would keep it alive
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure.add_subplot()
+    return figure
+
+
+def given_or_new(ax: Axes | None, size: tuple[float, float] = (5.0, 3.6)) -> Axes:
+    """The axes that were given, or those of a new figure."""
+    return new_figure(size).add_subplot() if ax is None else ax
 
 
 def _names(names: Sequence[str] | None, count: int) -> list[str]:
@@ -79,7 +84,7 @@ def plot_importances(
     shares = np.asarray(importances, dtype=float)
     labels = _names(names, len(shares))
     order = np.argsort(-shares, kind="stable")[:top]
-    ax = _axes(ax, (5.0, 0.8 + 0.28 * len(order)))
+    ax = given_or_new(ax, (5.0, 0.8 + 0.28 * len(order)))
     error = None
     if interval is not None:
         ends = np.asarray(interval, dtype=float)[[0, -1]][:, order]
@@ -105,7 +110,7 @@ def plot_spectrum(eigenvalues: Any, *, top: int = 15, interval: Any = None, ax: 
     values = np.asarray(eigenvalues, dtype=float)
     total = values.sum() or 1.0
     k = min(top, len(values))
-    ax = _axes(ax)
+    ax = given_or_new(ax)
     error = None
     if interval is not None:
         ends = np.asarray(interval, dtype=float)[[0, -1], :k]
@@ -133,7 +138,7 @@ def plot_loadings(components: Any, names: Sequence[str] | None = None, *, top: i
     """
     rows = np.asarray(components, dtype=float)[:top]
     labels = _names(names, rows.shape[1])
-    ax = _axes(ax, (max(4.0, 1.6 + 0.3 * rows.shape[1]), 1.6 + 0.35 * len(rows)))
+    ax = given_or_new(ax, (max(4.0, 1.6 + 0.3 * rows.shape[1]), 1.6 + 0.35 * len(rows)))
     limit = np.abs(rows).max() or 1.0
     image = ax.imshow(rows, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     ax.set_yticks(range(len(rows)), [f"z{i + 1}" for i in range(len(rows))])
@@ -156,7 +161,7 @@ def plot_importance_image(importances: Any, shape: tuple[int, int], *, ax: Axes 
     shares = np.asarray(importances, dtype=float)
     if shares.size != shape[0] * shape[1]:
         raise ValueError(f"{shares.size} importances do not fill {shape[0]} x {shape[1]} pixels")
-    ax = _axes(ax, (3.8, 3.2))
+    ax = given_or_new(ax, (3.8, 3.2))
     image = ax.imshow(shares.reshape(shape), cmap="viridis", vmin=0)
     ax.set_xticks([])
     ax.set_yticks([])
@@ -175,7 +180,7 @@ def plot_summary(model: Any, X: Any, y: Any, *, component: int = 0, ax: Axes | N
         ax: Where to draw.
     """
     z, y = model.transform(X)[:, component], np.asarray(y)
-    ax = _axes(ax)
+    ax = given_or_new(ax)
     if hasattr(model, "classes_"):
         place = np.searchsorted(model.classes_, y)
         spread = np.random.default_rng(0).uniform(-0.25, 0.25, len(z))
@@ -216,7 +221,7 @@ def plot_output(model: Any, X: Any, y: Any = None, *, resolution: int = 80, ax: 
     plane = np.zeros((first.size, Z.shape[1]))
     plane[:, 0], plane[:, 1] = first.ravel(), second.ravel()
     rows = model.inverse_transform(plane)
-    ax = _axes(ax, (5.0, 4.0))
+    ax = given_or_new(ax, (5.0, 4.0))
     classes = getattr(model, "classes_", None)
     if classes is None:
         levels = model.predict(rows).reshape(first.shape)
@@ -286,7 +291,7 @@ def plot_receptive_field(
     from matplotlib.colors import LogNorm
     from matplotlib.patches import Rectangle
 
-    ax = _axes(ax, (4.8, 4.2))
+    ax = given_or_new(ax, (4.8, 4.2))
     height, width = field.shape
     relative = np.clip(field / field.max(), 1e-4, None)
     image = ax.imshow(relative, cmap="magma", norm=LogNorm(1e-4, 1), interpolation="nearest")
@@ -323,7 +328,7 @@ def plot_kernels(kernels: np.ndarray, *, count: int = 32, title: str | None = No
     for i, kernel in enumerate(chosen):
         top, left = i // columns * (k_h + 1), i % columns * (k_w + 1)
         mosaic[top : top + k_h, left : left + k_w] = kernel / (np.abs(kernel).max() or 1.0)
-    ax = _axes(ax, (max(0.85 * columns, 4.5), 0.85 * rows + 0.4))  # the heading needs its room
+    ax = given_or_new(ax, (max(0.85 * columns, 4.5), 0.85 * rows + 0.4))  # the heading needs its room
     ax.set_facecolor("black")
     ax.imshow(mosaic, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     ax.set_xticks([])
@@ -344,11 +349,7 @@ def plot_hyper_kernels(kernels: Sequence[np.ndarray], *, count: int = 12, title:
     Returns:
         The last panel's axes.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(2.6 * len(kernels), 2.9), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((2.6 * len(kernels), 2.9))
     for i, block in enumerate(kernels):
         ax = figure.add_subplot(1, len(kernels), i + 1)
         shown = f"block {i}: {min(count, len(block))} of {len(block)}"
@@ -365,7 +366,7 @@ def plot_curves(curves: dict[str, tuple[Any, Any]], *, ax: Axes | None = None) -
         curves: Steps and values by name.
         ax: Where to draw.
     """
-    ax = _axes(ax)
+    ax = given_or_new(ax)
     for i, (name, (steps, values)) in enumerate(curves.items()):
         ax.plot(np.asarray(steps), np.asarray(values), color=f"C{i}", linewidth=1.2, label=name)
     ax.set_yscale("log")
@@ -393,7 +394,7 @@ def plot_accuracy_matrix(matrix: Any, *, title: str = "", ax: Axes | None = None
     """
     a = np.asarray(matrix, dtype=float)
     T = len(a)
-    ax = _axes(ax, (2.0 + 0.28 * T, 1.6 + 0.26 * T))
+    ax = given_or_new(ax, (2.0 + 0.28 * T, 1.6 + 0.26 * T))
     shown = np.where(np.tri(T, dtype=bool), a, np.nan)
     image = ax.imshow(shown, cmap="viridis", vmin=np.floor(10 * np.nanmin(shown, initial=0.9)) / 10, vmax=1.0)
     step = max(1, T // 10)
@@ -426,7 +427,7 @@ def plot_image_grid(images: Any, *, columns: int = 10, title: str = "", ax: Axes
     for i in range(n):
         y, x = (i // columns) * (h + 1), (i % columns) * (w + 1)
         grid[y : y + h, x : x + w] = a[i].transpose(1, 2, 0)
-    ax = _axes(ax, (0.45 * columns, 0.45 * rows + 0.3))
+    ax = given_or_new(ax, (0.45 * columns, 0.45 * rows + 0.3))
     ax.imshow(grid.squeeze(-1) if c == 1 else grid[..., :3], cmap="gray", vmin=0, vmax=1)
     ax.set_axis_off()
     ax.set_title(title, fontsize=9)

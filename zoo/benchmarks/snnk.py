@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.analysis.plots import new_figure
 from zoo.benchmarks import measurement
 from zoo.benchmarks.tuning import bracketed
 from zoo.kernels.random_features import ExpFeatures, FeatureMap, OscillatoryFeatures, ReLUFeatures
@@ -212,11 +213,7 @@ stay where the series ends. The picture, with the theory's line for independent 
 
 
 def _draw(records: Records, path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((11, 7.5))
     for ax, name in zip(figure.subplots(3, 4, sharex=True).flat, MAPS, strict=True):
         for kind, mark in zip(KINDS, "os^d", strict=True):
             errors = [records.numbers("error", map=name, projection=kind, m=m)[0] for m in WIDTHS]

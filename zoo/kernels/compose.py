@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.kernels.kernel import Kernel
-from zoo.kernels.positive import PositiveParameter
+from zoo.kernels.positive import PositiveParameter, ScalarOrTensor
 
 __all__ = ["Product", "Scaled", "Sum"]
 
@@ -65,7 +65,7 @@ class Scaled(Kernel):
 
     Args:
         kernel: The kernel to scale.
-        scale: Initial positive factor.
+        scale: Initial positive factor; one number, or (...) for a batch of matrices.
         learnable: Train the factor.
         device: Where it lives.
         dtype: Its type; torch's default if None.
@@ -74,7 +74,9 @@ class Scaled(Kernel):
     scale = PositiveParameter("exp", floor=0.0)
     kernel: Kernel
 
-    def __init__(self, kernel: Kernel, scale: float = 1.0, *, learnable: bool = True, device=None, dtype=None) -> None:
+    def __init__(
+        self, kernel: Kernel, scale: ScalarOrTensor = 1.0, *, learnable: bool = True, device=None, dtype=None
+    ) -> None:
         super().__init__()
         self.kernel = kernel
         PositiveParameter.register(self, "scale", scale, learnable=learnable, device=device, dtype=dtype)
@@ -84,13 +86,13 @@ class Scaled(Kernel):
         return self.kernel.has_features
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
-        return self.scale.to(X.dtype) * self.kernel(X, Z)
+        return self.scale.to(X.dtype)[..., None, None] * self.kernel(X, Z)
 
     def _diag(self, X: Tensor) -> Tensor:
-        return self.scale.to(X.dtype) * self.kernel.diag(X)
+        return self.scale.to(X.dtype)[..., None] * self.kernel.diag(X)
 
     def _features(self, X: Tensor) -> Tensor:
-        return self.scale.to(X.dtype).sqrt() * self.kernel.features(X)
+        return self.scale.to(X.dtype).sqrt()[..., None, None] * self.kernel.features(X)
 
 
 def _fold(combine: Callable[[Tensor, Tensor], Tensor], terms: list[Tensor]) -> Tensor:

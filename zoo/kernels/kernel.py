@@ -197,7 +197,8 @@ def create_kernel(name: str, width: float | None = None, *, device=None, dtype=N
 
     Args:
         name: `linear`, `poly` ((a.b + 1)^3), `laplacian` (exp(-width |a - b|_1)), `gaussian`
-            (exp(-width |a - b|^2)), or any other that is registered.
+            (exp(-width |a - b|^2)), `matern12`, `matern32`, `matern52` and `rational_quadratic` (of the lengthscale
+            1 / width), `product_state`, or any other that is registered.
         width: Of the kernels that have one; None for their own.
         device: Where the hyper-parameters live.
         dtype: Their type.

@@ -86,6 +86,11 @@ def solver_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def double(X: Tensor) -> Tensor:
+    """Numbers in float64, wherever the device has it."""
+    return X.to(solver_dtype(X.device))
+
+
 def cholesky(A: Tensor, *, jitter: float = 1e-12, max_jitter: float = 1e-4) -> Factor:
     """Factor symmetric positive definite matrices, with as little jitter as each of them needs.
 

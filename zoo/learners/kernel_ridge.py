@@ -21,12 +21,11 @@ from torch import Tensor, nn
 
 from zoo.kernels import Kernel, Linear, create_kernel
 from zoo.kernels.linalg import solver_dtype
-from zoo.learners.ridge import ridge_factor, solve_ridge
-from zoo.ops import Saved, Unsuited, operator
+from zoo.learners.ridge import solve_ridge
 from zoo.ops.dispatch import values_known
 from zoo.ops.numerics import at_least_float32, autocast_disabled
 
-__all__ = ["KernelRidgeHead", "Solution", "SolutionCache", "SupportError", "check_finite", "linear_ridge", "masked"]
+__all__ = ["KernelRidgeHead", "Solution", "SolutionCache", "SupportError", "check_finite", "masked"]
 
 _MASKED = -1e11  # logit of a class that does not belong to the task
 
@@ -101,47 +100,6 @@ def _check_classes(name: str, classes: Tensor, count: int, columns: int | None) 
     if low < 0 or (columns is not None and high >= columns):
         allowed = "of at least 0" if columns is None else f"from 0 to {columns - 1}"
         raise SupportError(f"{name} holds {low if low < 0 else high}; classes are numbers {allowed}")
-
-
-@operator(saves=(1, 2, 3))
-def linear_ridge(
-    support: Tensor, queries: Tensor, targets: Tensor, lam: Tensor, floor: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Scores of a ridge classifier with the linear kernel, through its weights: few products as large as a Gram matrix.
-
-    Args:
-        support: S (N, d), at least float32.
-        queries: Q (M, d).
-        targets: Y (N, C).
-        lam: (); the ridge is |lam| + floor.
-        floor: Not negative.
-
-    Returns:
-        Scores Q w^T (M, C), alpha = (S S^T + ridge I)^-1 Y (N, C), w = alpha^T S (C, d), and the Cholesky factor.
-    """
-    factor = ridge_factor(support @ support.mT, lam.abs() + floor)
-    alpha = factor.solve(targets).to(support.dtype)
-    weight = alpha.mT @ support
-    return queries @ weight.mT, alpha, weight, factor.lower.contiguous()
-
-
-linear_ridge.on("cpu", torch.float32, torch.float64)(linear_ridge.reference)
-
-
-@linear_ridge.gradient
-def _(saved: Saved, grad: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    """With G = g^T Q and h = A^-1 S G^T, the gradient in S is alpha (G - h^T S) - h w: no matrix (N, N) is formed."""
-    support, queries, _, lam, _ = saved.inputs
-    _, alpha, weight, lower = saved.outputs
-    if grad is None or any(g is not None for g in others):
-        raise Unsuited("only the scores have a gradient by hand")
-    assert alpha is not None
-    assert weight is not None
-    assert lower is not None
-    G = grad.mT @ queries
-    h = torch.cholesky_solve((support @ G.mT).to(lower.dtype), lower).to(support.dtype)
-    d_support = (alpha @ (G - h.mT @ support)).addmm_(h, weight, alpha=-1)
-    return d_support, grad @ weight, h, -lam.sign() * torch.dot(h.flatten(), alpha.flatten()), None
 
 
 class KernelRidgeHead(nn.Module):
@@ -233,7 +191,12 @@ class KernelRidgeHead(nn.Module):
         Raises:
             SupportError: A feature is not finite.
         """
-        self._check_queries(queries, solution.support, active, solution.alpha.shape[-1])
+        _check_features("queries", queries)
+        if queries.shape[1] != solution.support.shape[1]:
+            raise SupportError(f"queries have {queries.shape[1]} features, the support has {solution.support.shape[1]}")
+        if active is not None:
+            _check_active(active, solution.alpha.shape[-1])
+        check_finite(queries, "query")
         with autocast_disabled(queries.device):
             points = at_least_float32(queries)
             if solution.weight is not None:
@@ -248,25 +211,7 @@ class KernelRidgeHead(nn.Module):
     ) -> Tensor:
         """Fit and predict: see :meth:`solve` and :meth:`predict`."""
         columns = None if active is None else len(active)
-        if not isinstance(self.kernel, Linear):
-            return self.predict(queries, self.solve(support, targets, task, columns), active)
-        Y = self._targets(support, targets, task, columns)
-        self._check_queries(queries, support, active, Y.shape[-1])
-        with autocast_disabled(queries.device):
-            points = at_least_float32(support)
-            given = (t.to(points.dtype) for t in (queries, Y, self.lam[task]))
-            scores, *_ = linear_ridge(points, *given, self.floor)
-            logits = (self.gamma[task] * scores + self.beta[task]).to(queries.dtype)
-        return masked(logits, active)
-
-    @staticmethod
-    def _check_queries(queries: Tensor, support: Tensor, active: Tensor | None, columns: int) -> None:
-        _check_features("queries", queries)
-        if queries.shape[1] != support.shape[1]:
-            raise SupportError(f"queries have {queries.shape[1]} features, the support has {support.shape[1]}")
-        if active is not None:
-            _check_active(active, columns)
-        check_finite(queries, "query")
+        return self.predict(queries, self.solve(support, targets, task, columns), active)
 
     def _targets(self, support: Tensor, targets: Tensor, task: int, num_classes: int | None) -> Tensor:
         """Targets (N, C) of a support that a classifier can be made of."""

@@ -183,7 +183,7 @@ class UniRepLKNetBlock(nn.Module):
         if kinds(self) != kinds(UniRepLKNetBlock(self.dim, self.kernel_size, device="meta")):
             return None
         se, first, grn, second = self.se, self.pwconv1[1], self.act[1], self.pwconv2[0]
-        merged = MergedBlock(self.dim, self.kernel_size, device=first.weight.device, dtype=first.weight.dtype)
+        merged = MergedBlock(self.dim, self.kernel_size, device="meta")  # all of its weights are given
         if self.kernel_size:
             conv, origin = (b["lk_origin"] if isinstance(b, nn.ModuleDict) else b for b in (merged.dwconv, self.dwconv))
             store_convolution(conv, *self._merged_convolution(), like=origin)

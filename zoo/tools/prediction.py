@@ -153,13 +153,9 @@ def _answer(out: Tensor, facts: Mapping[str, Any], top: int) -> dict[str, Any]:
 
 def draw(entry: Mapping[str, Any], model: str) -> Any:
     """One answer as a matplotlib figure: the input beside the classes, or what the model looks at in a table."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from zoo.analysis.plots import COLOR, new_figure, plot_importances
 
-    from zoo.analysis.plots import COLOR, plot_importances
-
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((8, 3.2))
     left, right = figure.subplots(1, 2)
     path = Path(entry["file"])
     network = load(model)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.analysis.plots import ACCENT, COLOR, GREY
+from zoo.analysis.plots import ACCENT, COLOR, GREY, given_or_new, new_figure
 from zoo.analysis.probes import Subject, look, probe
 from zoo.support.files import write_atomic, writer_of
 from zoo.support.values import PAGES, check_output, read_curves, read_text
@@ -192,7 +192,7 @@ def _curves_section(models: Sequence[str]) -> Iterator[Part]:
     ]
     figures = []
     for metric in names[:4]:
-        ax = _blank((4.6, 3.0))
+        ax = given_or_new(None, (4.6, 3.0))
         for color, (name, lines) in zip((COLOR, ACCENT, GREY), found.items(), strict=False):
             if metric in lines:
                 ax.plot(*lines[metric], color=color, label=Path(name).name, linewidth=1.4)
@@ -231,7 +231,7 @@ def _outcome_section(sides: Sequence[tuple[str, Tensor, Tensor]], record: Mappin
             ax = plot_confusion(decide(outputs).numpy(), targets.numpy(), classes)
             figures.append(_figure(ax, f"{name}: rows are the truth, columns the answer"))
         else:
-            ax = _blank((4.2, 3.8))
+            ax = given_or_new(None, (4.2, 3.8))
             ax.scatter(targets, outputs.squeeze(-1), s=10, color=COLOR, alpha=0.7)
             ends = [float(targets.min()), float(targets.max())]
             ax.plot(ends, ends, color=GREY, linewidth=1)
@@ -326,7 +326,7 @@ def plot_confusion(answers: np.ndarray, targets: np.ndarray, names: Sequence[str
     """
     k = len(names)
     counts = np.bincount(targets * k + answers, minlength=k * k).reshape(k, k)
-    ax = _blank((0.42 * k + 1.6, 0.42 * k + 1.2) if k <= 20 else (8, 8)) if ax is None else ax
+    ax = given_or_new(ax, (0.42 * k + 1.6, 0.42 * k + 1.2) if k <= 20 else (8, 8))
     ax.imshow(counts / np.maximum(counts.sum(1, keepdims=True), 1), cmap="Blues", vmin=0, vmax=1)
     if k <= 20:
         for i, j in np.argwhere(counts):
@@ -340,25 +340,15 @@ def plot_confusion(answers: np.ndarray, targets: np.ndarray, names: Sequence[str
 
 def plot_accuracy_matrix(matrix: np.ndarray, ax: Any = None) -> Any:
     """Accuracy on each task (column) after learning each task (row), NaN where not measured."""
-    ax = _blank((0.32 * matrix.shape[1] + 1.8, 0.32 * matrix.shape[0] + 1.2)) if ax is None else ax
+    ax = given_or_new(ax, (0.32 * matrix.shape[1] + 1.8, 0.32 * matrix.shape[0] + 1.2))
     image = ax.imshow(matrix, cmap="viridis", vmin=0, vmax=1 if np.nanmax(matrix) <= 1 else 100)
     ax.figure.colorbar(image, ax=ax, shrink=0.8)
     ax.set(xlabel="task", ylabel="after task")
     return ax
 
 
-def _blank(size: tuple[float, float]) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure.add_subplot()
-
-
 def _grid(count: int) -> tuple[Any, list[Any]]:
-    figure = _blank((4.6, 4.6)).figure
-    figure.clear()
+    figure = new_figure((4.6, 4.6))
     columns = int(np.ceil(np.sqrt(count)))
     axes = list(figure.subplots(-(-count // columns), columns, squeeze=False).ravel())
     for ax in axes:
