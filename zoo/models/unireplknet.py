@@ -201,12 +201,14 @@ class UniRepLKNetBlock(nn.Module):
     def _merged_convolution(self) -> tuple[Tensor, Tensor]:
         """Kernel and bias of BN(D(x)), float64."""
         conv: Any = self.dwconv
+        norm: Any = self.norm
         kernel, bias = conv.merged() if isinstance(conv, DilatedReparamBlock) else (conv.weight, conv.bias)
-        return fuse_conv_bn(kernel, bias, self.norm)
+        return fuse_conv_bn(kernel, bias, norm)
 
     def _merged_output(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of gamma * BN(W2 (h + beta)), which is affine in h, float64."""
-        linear, grn, bn = self.pwconv2[0], self.act[1], self.pwconv2[2]
+        layers: tuple[Any, Any, Any] = self.pwconv2[0], self.act[1], self.pwconv2[2]
+        linear, grn, bn = layers
         weight, bias = fuse_conv_bn(linear.weight, linear.weight.double() @ grn.beta.double().flatten(), bn)
         if self.gamma is None:
             return weight, bias
@@ -245,9 +247,11 @@ class MergedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
-        down, up, first, second = self.se["down"], self.se["up"], self.pwconv1["1"], self.pwconv2["0"]
+        layers: Any = self.se["down"], self.se["up"], self.pwconv1["1"], self.pwconv2["0"]
+        down, up, first, second = layers
+        gamma: Any = self.act["1"].gamma
         attention = [down.weight.flatten(1), down.bias, up.weight.flatten(1), up.bias]
-        network = [first.weight, first.bias, self.act["1"].gamma.flatten(), second.weight, second.bias]
+        network = [first.weight, first.bias, gamma.flatten(), second.weight, second.bias]
         y = self.dwconv(x)
         if self.training:
             return x + self.drop_path(feed_forward(y, attention + network))
