@@ -198,6 +198,8 @@ def texts(place: Path) -> Case:
 
 #: A file for every tiny model, and for every modality at least one.
 TINY: dict[str, dict[str, Callable[[Path], Case]]] = {
+    "test_dkm": {"wine": lambda place: table("wine", place)},
+    "test_dkm_conv": {"digits": digits},
     "test_gkcl": {"stream": stream},
     "test_kcl": {"stream": stream},
     "test_grbf": {"wine": lambda place: table("wine", place)},
