@@ -11,7 +11,7 @@ import torch
 
 from zoo.benchmarks.tuning import bracketed
 from zoo.results import records as module
-from zoo.results.records import STAMP, Provenance, Records, stamp
+from zoo.results.records import STAMP, Provenance, Records, RowsError, stamp
 from zoo.results.timing import POLICIES, best_policy, under_policies
 
 ROW = {"date": "2026-11-01 10:00:00", "commit": "aaa", "threads": "1", "wait_policy": "passive", "load": "0.5"}
@@ -118,3 +118,11 @@ def test_a_grid_goes_on_until_it_brackets_the_best(best: float, found: float) ->
 
     assert bracketed(score, (1e-3, 1e-2, 0.1)) == pytest.approx(found)
     assert len(asked) == len(set(asked)) <= 3 + 4
+
+
+def test_a_table_that_lacks_rows_says_which(tmp_path: Path) -> None:
+    records = Records(tmp_path / "x.csv", ("rate",), ("accuracy",))
+    records.add({"rate": "0.1", "accuracy": 0.5})
+    assert records.number("accuracy", rate="0.1") == 0.5
+    with pytest.raises(RowsError, match=r"x\.csv has no row of rate 0\.3: measure it first, without --table"):
+        records.number("accuracy", rate="0.3")

@@ -275,7 +275,7 @@ def mlp(folder: Path) -> Iterator[str]:
 
             def trial(rate: float, name: str = name, build: Callable[[int], nn.Module] = build) -> float:
                 list(_measured(records, parts, name, build, rate, SEEDS[0]))
-                return records.numbers("validation", network=name, rate=f"{rate:g}", seed=SEEDS[0])[0]
+                return records.number("validation", network=name, rate=f"{rate:g}", seed=SEEDS[0])
 
             best = bracketed(trial, RATES)
         for seed in SEEDS:

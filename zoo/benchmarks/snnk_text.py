@@ -256,7 +256,7 @@ def adapters(folder: Path) -> Iterator[str]:
 
         def trial(rate: float, method: str = method, trials: Any = trials, told: Any = told) -> float:
             told.append(measure(method, rate, SEEDS[0], TRIAL_ROWS))
-            return records.numbers("validation", **trials, rate=f"{rate:g}")[0]
+            return records.number("validation", **trials, rate=f"{rate:g}")
 
         best = bracketed(trial, rates)
         yield from filter(None, told)

@@ -18,7 +18,7 @@ from zoo.support.environment import chip, commit, wait_policy
 from zoo.support.environment import git as _git
 from zoo.support.files import write_atomic, writer_of
 
-__all__ = ["STAMP", "Provenance", "Records", "mean_sd", "put_section", "stamp"]
+__all__ = ["STAMP", "Provenance", "Records", "RowsError", "mean_sd", "put_section", "stamp"]
 
 #: What every row says of its measurement, beside the figures.
 STAMP = ("date", "commit", "threads", "wait_policy", "load", "machine")
@@ -48,6 +48,10 @@ def stamp() -> dict[str, str]:
         machine,
     )
     return dict(zip(STAMP, found, strict=True))
+
+
+class RowsError(ValueError):
+    """Rows that a table needs were never measured."""
 
 
 class Records:
@@ -102,6 +106,17 @@ class Records:
     def numbers(self, column: str, **key: Any) -> list[float]:
         """A column of the rows with these values."""
         return [float(row[column]) for row in self.select(**key)]
+
+    def number(self, column: str, **key: Any) -> float:
+        """A column of the first row with these values.
+
+        Raises:
+            RowsError: There is none.
+        """
+        for row in self.select(**key):
+            return float(row[column])
+        wanted = ", ".join(f"{name} {value}" for name, value in key.items())
+        raise RowsError(f"{self.path} has no row of {wanted}: measure it first, without --table")
 
 
 def _written(value: Any) -> str:
