@@ -201,12 +201,14 @@ class UniRepLKNetBlock(nn.Module):
     def _merged_convolution(self) -> tuple[Tensor, Tensor]:
         """Kernel and bias of BN(D(x)), float64."""
         conv: Any = self.dwconv
+        norm: Any = self.norm
         kernel, bias = conv.merged() if isinstance(conv, DilatedReparamBlock) else (conv.weight, conv.bias)
-        return fuse_conv_bn(kernel, bias, self.norm)
+        return fuse_conv_bn(kernel, bias, norm)
 
     def _merged_output(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of gamma * BN(W2 (h + beta)), which is affine in h, float64."""
-        linear, grn, bn = self.pwconv2[0], self.act[1], self.pwconv2[2]
+        layers: Any = (self.pwconv2[0], self.act[1], self.pwconv2[2])
+        linear, grn, bn = layers
         weight, bias = fuse_conv_bn(linear.weight, linear.weight.double() @ grn.beta.double().flatten(), bn)
         if self.gamma is None:
             return weight, bias
@@ -246,12 +248,14 @@ class MergedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
         down, up, first, second = self.se["down"], self.se["up"], self.pwconv1["1"], self.pwconv2["0"]
-        attention = [down.weight.flatten(1), down.bias, up.weight.flatten(1), up.bias]
-        network = [first.weight, first.bias, self.act["1"].gamma.flatten(), second.weight, second.bias]
+        attention = [down.weight.flatten(1), down.bias, up.weight.flatten(1), up.bias]  # type: ignore[operator]
+        gamma = self.act["1"].gamma.flatten()  # type: ignore[operator]
+        network = [first.weight, first.bias, gamma, second.weight, second.bias]
+        weights = attention + network
         y = self.dwconv(x)
         if self.training:
-            return x + self.drop_path(feed_forward(y, attention + network))
-        return feed_forward(y, attention + network, x)
+            return x + self.drop_path(feed_forward(y, weights))  # type: ignore[arg-type]
+        return feed_forward(y, weights, x)  # type: ignore[arg-type]
 
 
 # ---- the network -------------------------------------------------------------------------------------------
