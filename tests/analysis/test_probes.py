@@ -24,6 +24,7 @@ def test_every_probe_of_the_room_is_found(capsys: pytest.CaptureFixture[str]) ->
         "losses",
         "spectrum",
         "loadings",
+        "ntk",
     }
     assert known <= set(probe.entries())
     assert main(["probe"]) == 0

@@ -34,7 +34,7 @@ from zoo.kernels.compose import Scaled
 from zoo.kernels.constant import Constant
 from zoo.kernels.cosine import Cosine
 from zoo.kernels.dot_product import Linear
-from zoo.kernels.kernel import Kernel
+from zoo.kernels.kernel import Kernel, create_kernel
 from zoo.kernels.linalg import chunked_gram
 from zoo.kernels.matern import Matern
 from zoo.kernels.offset_linear import OffsetLinear
@@ -215,6 +215,31 @@ def test_alignment_is_one_for_the_target_and_blind_to_scale_and_constants() -> N
     torch.testing.assert_close(alignment(torch.stack([K, Y]), y)[1], alignment(Y, y))
     with pytest.raises(ValueError, match="both are"):
         alignment(K[:, :4], y)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("matern12", Matern(0.5, 2.0, **DOUBLE)),
+        ("matern32", Matern(1.5, 2.0, **DOUBLE)),
+        ("matern52", Matern(2.5, 2.0, **DOUBLE)),
+        ("rational_quadratic", RationalQuadratic(2.0, 1.0, **DOUBLE)),
+        ("product_state", ProductState(0.5, **DOUBLE)),
+    ],
+)
+def test_kernels_by_name_and_width(name: str, wanted: Kernel) -> None:
+    kernel, X = create_kernel(name, 0.5, **DOUBLE), points(5, D)
+    assert isinstance(kernel, type(wanted))
+    assert not list(kernel.parameters())
+    torch.testing.assert_close(kernel(X), wanted(X).detach())
+    torch.testing.assert_close(create_kernel(name, **DOUBLE)(X), create_kernel(name, 1.0, **DOUBLE)(X))
+
+
+def test_a_batch_of_scales_has_features() -> None:
+    X = points(4, D)
+    kernel = Scaled(Linear(), torch.tensor([0.5, 2.0]), **DOUBLE)
+    phi = kernel.features(X)
+    torch.testing.assert_close(phi @ phi.mT, kernel(X))
 
 
 # ---- in learners -------------------------------------------------------------------------------------------

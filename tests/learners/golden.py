@@ -32,7 +32,7 @@ def tensor(values: Any) -> Tensor:
 
 def close(found: Any, wanted: Any, what: str, tolerance: float) -> None:
     """Largest difference relative to the largest wanted entry."""
-    expected = tensor(wanted)
+    expected = wanted.double() if isinstance(wanted, Tensor) else tensor(wanted)
     found = torch.as_tensor(found, dtype=torch.float64)
     assert found.shape == expected.shape, f"{what}: shape {tuple(found.shape)}, wanted {tuple(expected.shape)}"
     if expected.numel():

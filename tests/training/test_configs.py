@@ -86,7 +86,8 @@ def test_every_yaml_builds(group: str, choice: str, tmp_path: Path) -> None:
     elif group == "optimizer" and config["optimizer"]:
         from zoo.tasks import create_optimizer
 
-        assert create_optimizer(torch.nn.Linear(2, 2), **config["optimizer"]).param_groups
+        model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))  # the last one is an output layer
+        assert create_optimizer(model, **config["optimizer"]).param_groups
     elif group == "scheduler" and config["scheduler"] is not None:
         from zoo.tasks import create_scheduler
 

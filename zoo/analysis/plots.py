@@ -98,13 +98,21 @@ def plot_importances(
     return ax
 
 
-def plot_spectrum(eigenvalues: Any, *, top: int = 15, interval: Any = None, ax: Axes | None = None) -> Axes:
+def plot_spectrum(
+    eigenvalues: Any,
+    *,
+    top: int = 15,
+    interval: Any = None,
+    of: str = "the precision matrix",
+    ax: Axes | None = None,
+) -> Axes:
     """Share of each eigenvalue, decreasing, with the cumulative share as a line.
 
     Args:
         eigenvalues: Decreasing, (D,).
         top: Number of eigenvalues.
         interval: Lower and upper end (2, D) or (3, D) of each eigenvalue, in their own units.
+        of: Whose eigenvalues, for the label.
         ax: Where to draw.
     """
     values = np.asarray(eigenvalues, dtype=float)
@@ -120,7 +128,7 @@ def plot_spectrum(eigenvalues: Any, *, top: int = 15, interval: Any = None, ax: 
     ax.plot(where, values.cumsum()[:k] / total, "o-", color=ACCENT, markersize=3, linewidth=1, label="cumulative")
     ax.set_xticks(where if k <= 20 else where[::5])
     ax.set_ylim(0, 1.05)
-    ax.set_xlabel("eigenvalue of the precision matrix")
+    ax.set_xlabel(f"eigenvalue of {of}")
     ax.set_ylabel("share of the trace")
     ax.legend(frameon=False, loc="center right")
     _plain(ax)

@@ -34,7 +34,7 @@ class FixedLocalSlowNet(LocalSlowNet):
 
     cache: KernelCache
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Activations (B, C, N, ...), or their mean (1, C, N, ...), to kernels as those of :class:`LocalSlowNet`."""
         if self.training or self.context == "sample":
             return super().forward(x)

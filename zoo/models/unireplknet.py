@@ -207,7 +207,7 @@ class UniRepLKNetBlock(nn.Module):
 
     def _merged_output(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of gamma * BN(W2 (h + beta)), which is affine in h, float64."""
-        layers: Any = (self.pwconv2[0], self.act[1], self.pwconv2[2])
+        layers: tuple[Any, Any, Any] = self.pwconv2[0], self.act[1], self.pwconv2[2]
         linear, grn, bn = layers
         weight, bias = fuse_conv_bn(linear.weight, linear.weight.double() @ grn.beta.double().flatten(), bn)
         if self.gamma is None:

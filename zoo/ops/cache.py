@@ -22,7 +22,7 @@ class KernelCache:
 
     def __init__(self) -> None:
         self.value: Tensor | None = None
-        self._state: list[tuple[int, ...]] = []
+        self._state: list[tuple[int, int, int]] = []
 
     def __call__(self, module: nn.Module, compute: Callable[[], Tensor]) -> Tensor:
         """compute(), or what it answered before.

@@ -234,7 +234,7 @@ def pooled_mean(x: Tensor, size: list[int]) -> Tensor:
 def _(x: Tensor, size: list[int]) -> Tensor:
     if x.ndim < 3 or len(size) not in (1, 2) or min(size) < 1 or (len(size) == 2 and x.ndim != 4):
         raise Unsuited(f"maps {tuple(x.shape)} are not pooled to {size}")
-    mean = x.mean(0)  # the mean first: pooling is linear too
+    mean = x[0] if len(x) == 1 else x.mean(0)  # the mean first: pooling is linear too
     mean = mean.flatten(1).unsqueeze(1) if len(size) == 1 else mean
     rows, cols = (1, *size)[-2:]
     y = x.new_empty(len(mean), rows * cols)

@@ -96,7 +96,7 @@ def _(saved: Saved, grad: Tensor) -> tuple[Tensor | None, ...]:
     assert d_weight is not None
     assert d_bias is not None
     d_weight_2 = d_weight @ weight_1.mT + torch.outer(d_bias, bias_1)
-    return d_maps and d_maps[0], weight_2.mT @ d_weight, weight_2.mT @ d_bias, d_weight_2, d_bias
+    return d_maps[0] if d_maps else None, weight_2.mT @ d_weight, weight_2.mT @ d_bias, d_weight_2, d_bias
 
 
 def _backward(

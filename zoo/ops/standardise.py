@@ -165,7 +165,9 @@ def _(
 @standard_gelu.gradient
 def _(saved: Saved, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     x, bias, groups, mean, _var, _eps = saved.inputs
-    x, middle, scale = _planes(x), *saved.outputs[1:]
+    x, (_y, middle, scale) = _planes(x), saved.outputs
+    assert middle is not None
+    assert scale is not None
     d_x, flat, tilt = torch.empty_like(x), torch.empty_like(middle), torch.empty_like(middle)
     sizes = middle.numel(), _points(x)
     native.call("shared_slopes", x, middle, scale, grad.contiguous(), d_x, flat, tilt, *sizes)

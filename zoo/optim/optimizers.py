@@ -11,6 +11,7 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 
 from zoo.optim.groups import param_groups
+from zoo.optim.muonh import by_method
 from zoo.support.suggest import suggestion
 
 UnitInterval = Annotated[float, Gt(0), Le(1)]
@@ -31,7 +32,7 @@ def create_optimizer(
 
     Args:
         model: The module whose parameters are optimised.
-        opt: Name in timm's optimizer registry, for example `adamw`, `sgd`, `lamb`, `muon`, or `kar2`, `kar3`.
+        opt: Name in timm's optimizer registry, for example `adamw`, `sgd`, `lamb`, `muon`, or `kar2`, `kar3`, `muonh`.
         lr: Peak learning rate.
         weight_decay: Decay of matrices and filters; vectors and biases are never decayed.
         layer_decay: Factor per depth, see `param_groups`.
@@ -41,13 +42,15 @@ def create_optimizer(
         kwargs: Further arguments of the optimizer's own constructor.
 
     Raises:
-        ValueError: If no optimizer is called `opt`.
+        ValueError: If no optimizer is called `opt`, or the model has nothing that it trains.
     """
     known = [str(name) for name in list_optimizers()]
     if opt not in known:
         raise ValueError(f"opt = {opt!r} is not an optimizer{suggestion(opt, known)}")
     extra: dict[str, Any] = {k: v for k, v in {"betas": betas and tuple(betas), "eps": eps}.items() if v is not None}
     groups = param_groups(model, weight_decay, layer_decay)
+    if opt == "muonh":
+        groups = by_method(groups, model)
     return create_optimizer_v2(
         groups, opt=opt, lr=lr, weight_decay=weight_decay, momentum=momentum, **extra, **(kwargs or {})
     )

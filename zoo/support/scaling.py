@@ -62,8 +62,8 @@ def standardisation(rows: Any, weight: Any = None) -> Any:
         ValueError: There are no rows.
     """
     if isinstance(rows, np.ndarray):
-        given = None if weight is None else torch.from_numpy(np.ascontiguousarray(weight, np.float64))
-        mean, scale = standardisation(torch.from_numpy(np.ascontiguousarray(rows, np.float64)), given)
+        given = None if weight is None else torch.from_numpy(np.array(weight, np.float64))
+        mean, scale = standardisation(torch.from_numpy(np.array(rows, np.float64)), given)
         return mean.numpy(), scale.numpy()
     rows = rows.detach().double()
     if rows.shape[-2] == 0:

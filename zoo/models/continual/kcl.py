@@ -312,7 +312,7 @@ class KCL(KernelLearner):
         self.smallest_batch = 2 if self.features_of_batches else 1
         if num_classes:
             self.build_head()
-        build = self.head.kernel.support_features if num_classes else None
+        build: Any = self.head.kernel.support_features if num_classes else None
         if build is not None:
             self.random_features = build(self.num_features, num_bases, variational=variational, **self.dd)
             self.training_only = ("random_features.prior",)

@@ -20,7 +20,7 @@ def recompute_in_backward(module: nn.Module, enable: bool = True) -> None:
     """
     module.__dict__.pop("forward", None)
     if enable:
-        module.forward = partial(_recomputed, module)  # type: ignore[method-assign]
+        module.forward = partial(_recomputed, module)
 
 
 def _recomputed(module: nn.Module, *args: Any) -> Any:
