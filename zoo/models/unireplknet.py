@@ -247,15 +247,15 @@ class MergedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, H, W)."""
-        layers: Any = self.se["down"], self.se["up"], self.pwconv1["1"], self.pwconv2["0"]
-        down, up, first, second = layers
-        gamma: Any = self.act["1"].gamma
-        attention = [down.weight.flatten(1), down.bias, up.weight.flatten(1), up.bias]
-        network = [first.weight, first.bias, gamma.flatten(), second.weight, second.bias]
+        down, up, first, second = self.se["down"], self.se["up"], self.pwconv1["1"], self.pwconv2["0"]
+        attention = [down.weight.flatten(1), down.bias, up.weight.flatten(1), up.bias]  # type: ignore[operator]
+        gamma = self.act["1"].gamma.flatten()  # type: ignore[operator]
+        network = [first.weight, first.bias, gamma, second.weight, second.bias]
+        weights = attention + network
         y = self.dwconv(x)
         if self.training:
-            return x + self.drop_path(feed_forward(y, attention + network))
-        return feed_forward(y, attention + network, x)
+            return x + self.drop_path(feed_forward(y, weights))  # type: ignore[arg-type]
+        return feed_forward(y, weights, x)  # type: ignore[arg-type]
 
 
 # ---- the network -------------------------------------------------------------------------------------------
