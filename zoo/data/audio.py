@@ -126,17 +126,17 @@ def _is_cut_off(log: str) -> bool:
 
 
 @functools.cache
-def _told(folder: Path, what: str) -> dict[str, None]:
-    """Names of the files of a folder of which this was told."""
-    return {}
+def _first_of(folder: Path, what: str) -> list[Path]:
+    """The recording of a folder of which this was told, once it was."""
+    return []
 
 
 def _tell_of(path: Path, what: str) -> None:
     """Tell something of a recording, of the first of a folder only."""
-    told = _told(path.parent, what)
-    if not told:
+    first = _first_of(path.parent, what)
+    if not first:
+        first.append(path)
         tell(f"{path}: {what}; of others in its folder this is not said again")
-    told[path.name] = None
 
 
 def resampled(waveform: Tensor, rate: int, sample_rate: int) -> Tensor:

@@ -19,8 +19,7 @@ In eval mode every normalisation of a block is a constant, so `zoo.to_deploy` me
 normalisations and gamma into the three weights of a :class:`MergedBlock` with the same outputs: the *deploy* form.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -38,6 +37,7 @@ from zoo.models.layers.dilated_reparam import (
     fuse_conv_bn,
     store_convolution,
 )
+from zoo.models.layers.recomputation import recompute_contexts
 from zoo.ops import channel_norm, feed_forward, response_norm
 
 __all__ = ["MergedBlock", "UniRepLKNet", "UniRepLKNetBlock", "checkpoint_filter_fn"]
@@ -588,25 +588,6 @@ def stage_indices(stages: int, indices: int | Sequence[int] | None) -> tuple[lis
         raise ValueError(f"stage indices {indices} do not exist: there are stages 0 to {stages - 1}")
     wanted = [i % stages for i in wanted]
     return wanted, max(wanted)
-
-
-@contextmanager
-def borrowed_statistics(block: nn.Module) -> Iterator[None]:
-    """Let the batch normalisations of a block record into copies of their running statistics."""
-    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    kept = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers(recurse=False)]
-    for norm, name, buffer in kept:
-        setattr(norm, name, buffer.clone())
-    try:
-        yield
-    finally:
-        for norm, name, buffer in kept:
-            setattr(norm, name, buffer)
-
-
-def recompute_contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts of a checkpointed forward pass and of its repetition, which must not count a batch twice."""
-    return nullcontext(), borrowed_statistics(block)
 
 
 # ---- weights -----------------------------------------------------------------------------------------------

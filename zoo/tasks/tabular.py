@@ -90,10 +90,8 @@ class TabularTask(Task):
         X, y = data.training_table()
         if y.is_floating_point():
             self.unit.copy_(standardisation(y.unsqueeze(1))[1].squeeze())
-        spec = self.hparams.get("model") or {}
-        loaded = spec.get("pretrained") or spec.get("checkpoint_path")
         initialize = getattr(self.model, "initialize", None)
-        if callable(initialize) and not loaded:
+        if callable(initialize) and self.starts_fresh:
             options: dict[str, Any] = {"centers": self.centers, "init": self.init}
             initialize(X, y, **options, generator=torch.Generator().manual_seed(torch.initial_seed() % 2**63))
 

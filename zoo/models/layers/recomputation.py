@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["recompute_in_backward"]
+__all__ = ["recompute_contexts", "recompute_in_backward"]
 
 
 def recompute_in_backward(module: nn.Module, enable: bool = True) -> None:
@@ -24,11 +24,12 @@ def recompute_in_backward(module: nn.Module, enable: bool = True) -> None:
 
 
 def _recomputed(module: nn.Module, *args: Any) -> Any:
-    context = partial(_contexts, module)
+    context = partial(recompute_contexts, module)
     return checkpoint(partial(type(module).forward, module), *args, use_reentrant=False, context_fn=context)
 
 
-def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def recompute_contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of a checkpointed forward pass and of its repetition, which must not count a batch twice."""
     return nullcontext(), _borrowed_statistics(module)
 
 
