@@ -301,14 +301,14 @@ def test_autocast(name: str) -> None:
 def test_without_loops_the_numbers_are_the_same(setting: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = normal(2, 4, 9, 9), normal(4, 1, 7, 7)
     usual = depthwise_conv2d(x, weight)
-    native.library.cache_clear()
+    native._library.cache_clear()
     monkeypatch.delenv("ZOO_NATIVE", raising=False)
     monkeypatch.setenv(*setting)
     try:
         assert native.library() is None
         without = depthwise_conv2d(x, weight)
     finally:
-        native.library.cache_clear()
+        native._library.cache_clear()
     torch.testing.assert_close(usual, without, rtol=1e-5, atol=1e-5)
 
 

@@ -462,11 +462,11 @@ def zoo_evaluation(model: KCL, tests: list[Tensor], agnostic: bool) -> Callable[
     return evaluate
 
 
-_STEPS = 10  # in a row, as in training: a single step would find the memory of the other form in the caches
+STEPS = 10  # in a row, as in training: a single step would find the memory of the other form in the caches
 
 
-def _step_times(kernel: str, rounds: int) -> dict[str, Times]:
-    model, twin = _learned(kernel, 1).train(), PlainKCL(_learned(kernel, 1).train())
+def zoo_steps(model: Any) -> Callable[[], None]:
+    """Training steps in a row of a learner that has begun its first task."""
     x, y, optimizer = torch.rand(10, 1, 28, 28), torch.arange(10), Recipe().build(model.parameters())
 
     def step() -> None:
@@ -474,12 +474,18 @@ def _step_times(kernel: str, rounds: int) -> dict[str, Times]:
         optimizer.step()
         optimizer.zero_grad()
 
-    def in_a_row(one: Callable[[], None]) -> None:
-        for _ in range(_STEPS):
-            one()
+    return partial(_in_a_row, step)
 
-    steps: dict[str, Callable[[], None]] = {"plain": partial(twin.step, x, y, 0), "zoo": step}
-    return interleaved_times({name: partial(in_a_row, one) for name, one in steps.items()}, rounds)
+
+def _in_a_row(step: Callable[[], None]) -> None:
+    for _ in range(STEPS):
+        step()
+
+
+def _step_times(kernel: str, rounds: int) -> dict[str, Times]:
+    model, twin = _learned(kernel, 1).train(), PlainKCL(_learned(kernel, 1).train())
+    plain = partial(_in_a_row, partial(twin.step, torch.rand(10, 1, 28, 28), torch.arange(10), 0))
+    return interleaved_times({"plain": plain, "zoo": zoo_steps(model)}, rounds)
 
 
 _SPEED = ("kernel", "what", "wait_policy"), ("images", "plain_ms", "zoo_ms", "times")
@@ -514,7 +520,7 @@ def speed(folder: Path, rounds: int = 11, tasks: int = 20, wait: Sequence[str] =
         "weights: told the task, and with the answers that are not told it as well, which ask the classifier of every "
         "task. Plain: batch and coreset through the network one after the other, differences of all pairs, an explicit "
         "inverse, everything anew for every test batch of 256. Median time on the clock and ratio of interleaved "
-        f"calls, {_STEPS} steps each. {Provenance(records.rows, FAST_CODE)}\n\n{markdown(header, rows)}\n\nBest "
+        f"calls, {STEPS} steps each. {Provenance(records.rows, FAST_CODE)}\n\n{markdown(header, rows)}\n\nBest "
         f"against best, over how threads wait: {'; '.join(best)} times."
     )
     put_section(folder.parent / "RESULTS.md", "gkcl speed", text)
@@ -535,7 +541,7 @@ def measure_speed(folder: str, rounds: int, tasks: int) -> Iterator[str]:
             times = interleaved_times({"plain": plain, "zoo": ours}, max(1, rounds // 5), warmup=1)
             found["both answers" if agnostic else "told the task"] = images, times
         for what, (images, times) in found.items():
-            calls = _STEPS if what == "step" else 1
+            calls = STEPS if what == "step" else 1
             before, now = (1e3 * statistics.median(times[name].wall) / calls for name in ("plain", "zoo"))
             ratio = statistics.median(p / z for p, z in zip(times["plain"].wall, times["zoo"].wall, strict=True))
             row = {"kernel": kernel, "what": what, "images": images, "plain_ms": before, "zoo_ms": now, "times": ratio}

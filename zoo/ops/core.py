@@ -41,7 +41,7 @@ Implementation = Callable[..., Any]
 OPERATORS: dict[str, Operator[..., Any]] = {}
 
 _LIBRARY = torch.library.Library("zoo", "DEF")
-_references_only = 0  # how many `reference()` contexts are open
+_by_reference: list[str] = []  # names of operators in the `reference()` contexts that are open; "" is every one
 
 
 class Unsuited(ValueError):
@@ -63,14 +63,19 @@ class Saved(NamedTuple):
 
 
 @contextmanager
-def reference() -> Iterator[None]:
-    """Let the reference of every operator answer, in all threads: the plain form that speed is compared with."""
-    global _references_only
-    _references_only += 1
+def reference(*names: str) -> Iterator[None]:
+    """Let the references of these operators answer, of all if none is named, in all threads: the plain form.
+
+    Args:
+        names: of operators.
+    """
+    chosen = [OPERATORS[name].name for name in names] or [""]
+    _by_reference.extend(chosen)
     try:
         yield
     finally:
-        _references_only -= 1
+        for name in chosen:
+            _by_reference.remove(name)
 
 
 def operator(
@@ -223,7 +228,7 @@ class Operator(Generic[P, R]):
     def _suitable(self, tensors: Sequence[Tensor]) -> _Fast | None:
         """The fast implementation for all of these, if there is one: the first is real, whole numbers may follow."""
         dtype, device = tensors[0].dtype, tensors[0].device
-        fast = None if _references_only else self.fast.get(device.type)
+        fast = None if "" in _by_reference or self.name in _by_reference else self.fast.get(device.type)
         if fast is None or dtype not in fast.dtypes:
             return None
         lowered = torch.is_autocast_enabled(device.type)

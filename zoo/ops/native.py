@@ -11,7 +11,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,16 +22,32 @@ from torch import Tensor
 from zoo.ops.building import load
 from zoo.ops.core import Unsuited
 
-__all__ = ["call", "fit", "library", "signatures"]
+__all__ = ["call", "fit", "library", "signatures", "without_loops"]
 
 SOURCES = Path(__file__).with_name("cpu")
+_unwanted = 0  # how many `without_loops()` contexts are open
 
 _Argument = Tensor | int | float | None
 
 
-@functools.cache
+@contextmanager
+def without_loops() -> Iterator[None]:
+    """Do without the compiled loops, in all threads, as with ZOO_NATIVE=0: what they are worth is measured so."""
+    global _unwanted
+    _unwanted += 1
+    try:
+        yield
+    finally:
+        _unwanted -= 1
+
+
 def library() -> ctypes.CDLL | None:
     """The compiled loops, or None where they cannot be had, which is told once, or are not wanted (ZOO_NATIVE=0)."""
+    return None if _unwanted else _library()
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
     return load(SOURCES)
 
 

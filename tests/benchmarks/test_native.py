@@ -1,0 +1,66 @@
+"""What fast forms and loops are worth is measured form by form, and told of every family."""
+
+from __future__ import annotations
+
+import csv
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from zoo.benchmarks import native
+from zoo.cli import main
+from zoo.ops import OPERATORS, channel_norm, reference, without_loops
+from zoo.ops import native as loops
+
+
+def test_every_form_is_timed_told_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[tuple[bool, bool]] = []
+
+    def make(name: str) -> native.Call:
+        def call() -> None:
+            norm, library = OPERATORS["channel_norm"]._suitable([torch.ones(1)]), loops.library()
+            answers.append((norm is not None, library is not None))
+
+        return call
+
+    work = {("a", "step"): native.Work(partial(make, "a"), ("channel_norm + feed_forward",)), ("b", "step"): native.Work(
+        partial(make, "b"), plain=partial(make, "plain"), many=10)}  # fmt: skip
+    monkeypatch.setattr(native, "WORK", work)
+    list(native.gain(tmp_path / "results", rounds=2, wait=()))
+    there = loops.library() is not None
+    assert answers[:4] == [(False, there), (True, False), (True, there), (False, there)]
+    assert len(answers) == 3 * (4 + 3)
+    with (tmp_path / "results" / "native_gain.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["form"] for row in rows] == [*native.FORMS, "channel_norm + feed_forward", *native.FORMS]
+    assert all(row["n"] == "2" and row["date"] and row["threads"] for row in rows)
+    before = (tmp_path / "RESULTS.md").read_text()
+    assert "| a | step | channel_norm + feed_forward |" in before
+    assert main(["benchmark", "native", "--table", "--out", str(tmp_path / "results")]) == 0
+    assert len(answers) == 3 * (4 + 3)
+    assert (tmp_path / "RESULTS.md").read_text().count("begin native gain") == 1
+
+
+def test_every_operator_with_loops_is_among_the_parts() -> None:
+    """Whatever has loops must show what they are worth; the others are written with torch."""
+    parts = {name for work in native.WORK.values() for form in work.operators for name in form.split(" + ")}
+    torch_only = {"pointwise_conv", "pointwise_twice", "response_norm_and_energy"}
+    fast = {n for n, op in OPERATORS.items() if "cpu" in op.fast and op.reference.__module__.startswith("zoo.")}
+    assert parts == fast - torch_only
+
+
+def test_an_operator_that_is_not_there_is_refused() -> None:
+    with pytest.raises(KeyError), reference("channel_morn"):
+        pass
+
+
+def test_without_loops_numbers_are_the_same() -> None:
+    x, w = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0)), torch.ones(5)
+    usual = channel_norm(x, w, w)
+    with without_loops(), without_loops():
+        torch.testing.assert_close(channel_norm(x, w, w), usual)
+        assert loops.library() is None
+    with reference("feed_forward"):
+        assert torch.equal(channel_norm(x, w, w), usual)
