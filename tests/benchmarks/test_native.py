@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,16 +17,15 @@ from zoo.ops import native as loops
 def test_every_form_is_timed_told_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[tuple[bool, bool]] = []
 
-    def make(name: str) -> native.Call:
+    def make() -> native.Call:
         def call() -> None:
             norm, library = OPERATORS["channel_norm"]._suitable([torch.ones(1)]), loops.library()
             answers.append((norm is not None, library is not None))
 
         return call
 
-    work = {("a", "step"): native.Work(partial(make, "a"), ("channel_norm + feed_forward",)), ("b", "step"): native.Work(
-        partial(make, "b"), plain=partial(make, "plain"), many=10)}  # fmt: skip
-    monkeypatch.setattr(native, "WORK", work)
+    parts = native.Work(make, ("channel_norm + feed_forward",))
+    monkeypatch.setattr(native, "WORK", {("a", "step"): parts, ("b", "step"): native.Work(make, plain=make, many=10)})
     list(native.gain(tmp_path / "results", rounds=2, wait=()))
     there = loops.library() is not None
     assert answers[:4] == [(False, there), (True, False), (True, there), (False, there)]
