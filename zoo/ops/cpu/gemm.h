@@ -13,9 +13,11 @@ typedef struct { const float *at; long down, right; } matrix;
 
 /* sum <- the first rows of a times a panel b (terms, NR). */
 INLINE void sum_rows(matrix a, const lanes *b, long terms, lanes sum[][NR_VECTORS], const int mr) {
+#pragma GCC unroll 16 /* or the sums would lie in memory, as an array, and not in registers */
     for (int r = 0; r < mr; r++)
         for (int s = 0; s < NR_VECTORS; s++) sum[r][s] = (lanes){0};
     for (long l = 0; l < terms; l++)
+#pragma GCC unroll 16
         for (int r = 0; r < mr; r++)
             for (int s = 0; s < NR_VECTORS; s++) sum[r][s] += a.at[r * a.down + l * a.right] * b[l * NR_VECTORS + s];
 }
@@ -43,6 +45,7 @@ INLINE void mix_rows(const float *w, long down, const lanes *panel, long terms, 
                      int more, const int mr) {
     lanes sum[MR_TWICE][NR_VECTORS];
     sum_rows((matrix){w, down, 1}, panel, terms, sum, mr);
+#pragma GCC unroll 16
     for (int r = 0; r < mr; r++, y += step) {
         if (width < NR) {
             const float *sums = (const float *)sum[r];
