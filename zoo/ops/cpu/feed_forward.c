@@ -4,7 +4,7 @@
 #include "activations.h"
 #include "gemm.h"
 
-enum { MC = 17 * MR }; /* pixels at a time, at most: the second cache holds KC numbers of each */
+enum { MC = 8 * MR_TWICE }; /* pixels at a time, at most: the second cache holds KC numbers of each */
 
 /* x, shortcut and y (batch, pixels, chans), D (few, chans), d (few), U (chans, few), u (chans), b1 and gamma (wide),
    b2 (chans), and the panels of W1 (wide, chans) and W2 (chans, wide). */
@@ -104,7 +104,7 @@ static void put_scaled(const float *x, long step, const float *scale, float *par
 /* h <- (h +) a b of some rows and the columns of a panel; at last gelu of that and the bias, and its energies. */
 INLINE void hidden_rows(const float *a, const lanes *b, long deep, float *h, long step, const float *bias, float *energy,
                         long width, int more, int last, const int mr) {
-    lanes sum[MR][NR_VECTORS];
+    lanes sum[MR_TWICE][NR_VECTORS];
     sum_rows((matrix){a, deep, 1}, b, deep, sum, mr);
     for (int r = 0; r < mr; r++, h += step) {
         float *sums = (float *)sum[r];
@@ -133,15 +133,15 @@ static void ffn_up(const network *n, long sample, const float *gate, long from, 
         put_scaled(x + l, chans, gate + l, part, rows, deep);
         for (long j = 0; j < wide; j += NR) {
             const lanes *panel = n->first + (j * chans + l * NR) / LANES;
-            for (long i = 0; i < rows; i += MR) {
+            long width = least(wide - j, NR);
+            for (long i = 0; i < rows; i += rows_at_once(rows - i)) {
                 float *h = hidden + (from + i) * wide + j;
-                long width = least(wide - j, NR);
                 if (width == NR) {
-                    WITH_MR(rows - i, hidden_rows(part + i * deep, panel, deep, h, wide, n->b1 + j, energy + j, NR,
-                                                    l > 0, l + deep == chans, mr))
+                    WITH_MR_TWICE(rows - i, hidden_rows(part + i * deep, panel, deep, h, wide, n->b1 + j, energy + j,
+                                                        NR, l > 0, l + deep == chans, mr))
                 } else {
-                    WITH_MR(rows - i, hidden_rows(part + i * deep, panel, deep, h, wide, n->b1 + j, energy + j, width,
-                                                    l > 0, l + deep == chans, mr))
+                    WITH_MR_TWICE(rows - i, hidden_rows(part + i * deep, panel, deep, h, wide, n->b1 + j, energy + j,
+                                                        width, l > 0, l + deep == chans, mr))
                 }
             }
         }
@@ -163,7 +163,7 @@ static void grn_scale(const network *n, float *energy, long parts) {
 
 INLINE void output_rows(const float *a, const lanes *b, long deep, float *y, const float *shortcut, const float *bias,
                         long step, long width, int more, const int mr) {
-    lanes sum[MR][NR_VECTORS];
+    lanes sum[MR_TWICE][NR_VECTORS];
     sum_rows((matrix){a, deep, 1}, b, deep, sum, mr);
     for (int r = 0; r < mr; r++, y += step, shortcut += step) {
         const float *sums = (const float *)sum[r];
@@ -183,14 +183,15 @@ static void ffn_down(const network *n, long sample, long from, long to, const fl
         put_scaled(hidden + from * wide + l, wide, scale + l, part, rows, deep);
         for (long j = 0; j < chans; j += NR) {
             const lanes *panel = n->second + (j * wide + l * NR) / LANES;
-            for (long i = 0; i < rows; i += MR) {
-                long to = at + i * chans + j, width = least(chans - j, NR);
+            long width = least(chans - j, NR);
+            for (long i = 0; i < rows; i += rows_at_once(rows - i)) {
+                long to = at + i * chans + j;
                 if (width == NR) {
-                    WITH_MR(rows - i, output_rows(part + i * deep, panel, deep, n->y + to, n->shortcut + to,
-                                                    n->b2 + j, chans, NR, l > 0, mr))
+                    WITH_MR_TWICE(rows - i, output_rows(part + i * deep, panel, deep, n->y + to, n->shortcut + to,
+                                                        n->b2 + j, chans, NR, l > 0, mr))
                 } else {
-                    WITH_MR(rows - i, output_rows(part + i * deep, panel, deep, n->y + to, n->shortcut + to,
-                                                    n->b2 + j, chans, width, l > 0, mr))
+                    WITH_MR_TWICE(rows - i, output_rows(part + i * deep, panel, deep, n->y + to, n->shortcut + to,
+                                                        n->b2 + j, chans, width, l > 0, mr))
                 }
             }
         }
@@ -201,7 +202,7 @@ static void ffn_down(const network *n, long sample, long from, long to, const fl
 void feed_forward(const float *x, const float *D, const float *d, const float *U, const float *u, const float *w1,
                   const float *b1, const float *gamma, const float *w2, const float *b2, const float *shortcut, float *y,
                   float *hidden, long batch, long pixels, long chans, long few, long wide, long threads) {
-    long parts = (pixels + MC - 1) / MC, size = ((pixels + parts - 1) / parts + MR - 1) / MR * MR;
+    long parts = (pixels + MC - 1) / MC, size = ((pixels + parts - 1) / parts + MR_TWICE - 1) / MR_TWICE * MR_TWICE;
     long own = parts * wide + 2 * chans + few; /* numbers of working memory of a thread */
     lanes *first = new_panels(wide, chans), *second = new_panels(chans, wide);
     float *memory = malloc(threads * own * sizeof(float));

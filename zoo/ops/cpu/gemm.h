@@ -38,6 +38,17 @@ enum { MR_TWICE = 2 * MR }; /* rows at once: there are twice as many registers *
 #else
 enum { MR_TWICE = MR };
 #endif
+static inline long rows_at_once(long left) { return left < MR_TWICE ? MR : MR_TWICE; }
+
+/* The same, of as many rows as `rows_at_once` says. */
+#define WITH_MR_TWICE(rows, ...)                                                                                       \
+    if ((rows) >= MR_TWICE) {                                                                                          \
+        enum { mr = MR_TWICE };                                                                                        \
+        __VA_ARGS__;                                                                                                   \
+    } else {                                                                                                           \
+        WITH_MR(rows, __VA_ARGS__)                                                                                     \
+    }
+
 enum { NC = 512 }; /* pixels at a time: the second cache holds KC numbers of each */
 
 /* Some rows of w, `down` apart, times a panel of pixels (terms, NR) are written to y or added to it. */
@@ -59,17 +70,6 @@ INLINE void mix_rows(const float *w, long down, const lanes *panel, long terms, 
     }
 }
 
-/* The same of at most MR_TWICE rows, `left`, whatever the width. */
-static inline void mix_block(const float *w, long down, const lanes *panel, long terms, float *y, long step, long width,
-                      int more, long left) {
-    if (left >= MR_TWICE && width == NR) {
-        mix_rows(w, down, panel, terms, y, step, width, more, MR_TWICE);
-        return;
-    }
-    for (long i = 0; i < least(left, MR_TWICE); i += MR)
-        WITH_MR(left - i, mix_rows(w + i * down, down, panel, terms, y + i * step, step, width, more, mr))
-}
-
 /* A part of a sum over channels: w (rows, terms), `down` from row to row, x (terms, points). */
 typedef struct { const float *w; long down; const float *x; long terms; } part;
 
@@ -89,10 +89,12 @@ static inline void mix_part(const part *p, float *y, long rows, long points, lon
                 }
             }
         }
-        for (long i = 0; i < rows; i += MR_TWICE)
-            for (long j = from; j < to; j += NR)
-                mix_block(p->w + i * p->down + l, p->down, (lanes *)(panels + (j - from) * deep), deep,
-                          y + i * points + j, points, least(to - j, NR), more || l > 0, rows - i);
+        for (long i = 0; i < rows; i += rows_at_once(rows - i))
+            for (long j = from; j < to; j += NR) {
+                const lanes *panel = (lanes *)(panels + (j - from) * deep);
+                WITH_MR_TWICE(rows - i, mix_rows(p->w + i * p->down + l, p->down, panel, deep, y + i * points + j,
+                                                 points, least(to - j, NR), more || l > 0, mr))
+            }
     }
 }
 
