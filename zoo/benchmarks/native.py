@@ -80,8 +80,8 @@ def _learner(name: str, **options: Any) -> Call:
 
 _DEPLOYED = ("channel_norm", "depthwise_conv2d", "feed_forward")
 _TRAINED = ("depthwise_conv2d + depthwise_weight",)
-_BLOCK = ("slow_fast_block", "slow_fast_context", "local_kernel + pooled_mean")
 _STANDARDISE = "standard_gelu + standardised_gate + instance_standardise"
+_BLOCK = ("slow_fast_block", "local_kernel + pooled_mean", _STANDARDISE)
 _terminator, _terminator_step = terminator_speed.inference, terminator_speed.training_step
 
 WORK: Mapping[tuple[str, str], Work] = {

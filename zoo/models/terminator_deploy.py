@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from zoo.models.slow_nets import LocalSlowNet, SlowNet
 from zoo.models.terminator import RecursiveGatedUnit, SlowFastBlock, StandardGELU
 from zoo.ops.cache import KernelCache
-from zoo.ops.slow_fast import local_kernel, slow_fast_block, slow_fast_context
+from zoo.ops.hyperzzw import channel_interaction
+from zoo.ops.pointwise import pointwise_conv
+from zoo.ops.slow_fast import local_kernel, slow_fast_block
+from zoo.ops.standardise import instance_standardise
 
 __all__ = ["FusedBlock", "fuse"]
 
@@ -35,7 +38,7 @@ class FixedLocalSlowNet(LocalSlowNet):
     cache: KernelCache
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """Activations (B, C, N, ...), or their mean (1, C, N, ...), to kernels as those of :class:`LocalSlowNet`."""
+        """Activations (B, C, N, ...) to kernels as those of :class:`LocalSlowNet`."""
         if self.training or self.context == "sample":
             return super().forward(x)
         kept = self.prepare()
@@ -62,10 +65,10 @@ class FusedBlock(SlowFastBlock):
         """Map (B, C, H, W) and earlier outputs to (B, out_dim, H, W)."""
         if self.training or self.ndim == 1 or self.local_context == "sample":
             return super().forward(x, pre)
-        channel = self.hci_net().to(x.dtype).flatten()
-        hci, mix, x_mean, hci_mean = slow_fast_context(x, channel, self.mixer.weight, self.mixer.bias)
-        maps, contexts = {"x": x, "hci": hci, "mix": mix}, {"x": x_mean, "hci": hci_mean, "mix": mix}
-        kernels = [net(contexts[name]).to(x.dtype) for net, (name, _) in zip(self.local_nets, self.roles, strict=True)]
+        hci = instance_standardise(channel_interaction(x, self.hci_net().to(x.dtype)))
+        mix = instance_standardise(pointwise_conv([x], self.mixer.weight, self.mixer.bias))
+        maps = {"x": x, "hci": hci, "mix": mix}
+        kernels = [net(maps[name]).to(x.dtype) for net, (name, _) in zip(self.local_nets, self.roles, strict=True)]
         columns = dict(zip(self.order, self.bottleneck.weight.split(self.dim, 1), strict=True))
         names = ["fast", "hi", "g1", "g2", "g3", "silu", *(f"pre{i}" for i in range(len(pre)))]
         names += [f"l{j}" for j in range(len(kernels))]

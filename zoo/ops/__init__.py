@@ -10,7 +10,7 @@ from zoo.ops.feed_forward import feed_forward, response_norm
 from zoo.ops.hyperzzw import causal_conv, fold_product, global_product, local_conv, same_conv
 from zoo.ops.native import without_loops
 from zoo.ops.pointwise import pointwise_conv, pointwise_twice
-from zoo.ops.slow_fast import local_kernel, slow_fast_block, slow_fast_context
+from zoo.ops.slow_fast import local_kernel, slow_fast_block
 from zoo.ops.standardise import instance_standardise, standard_gelu, standardised_gate
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "response_norm",
     "same_conv",
     "slow_fast_block",
-    "slow_fast_context",
     "standard_gelu",
     "standardised_gate",
     "without_loops",

@@ -1,4 +1,4 @@
-"""A block of a slow-fast network in inference, as three operators; on a CPU most of it stays in the cache.
+"""A block of a slow-fast network in inference, as two operators; on a CPU most of it stays in the cache.
 
 What :class:`zoo.models.terminator.SlowFastBlock` does step by step: see there for the equations.
 """
@@ -14,7 +14,6 @@ from torch import Tensor
 from zoo.ops import native
 from zoo.ops.core import Unsuited, operator
 from zoo.ops.hyperzzw import (
-    channel_interaction,
     hyper_interaction,
     linear_channels_first,
     local_conv,
@@ -29,7 +28,7 @@ from zoo.ops.standardise import (
     standardised_gate,
 )
 
-__all__ = ["local_kernel", "slow_fast_block", "slow_fast_context"]
+__all__ = ["local_kernel", "slow_fast_block"]
 
 _INFINITE = "a variance is not finite"
 
@@ -71,43 +70,6 @@ def _(context: Tensor, waves: Tensor, weights: list[Tensor], pos_bias: Tensor) -
 
 
 @operator()
-def slow_fast_context(
-    x: Tensor, channel: Tensor, weight: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The two maps of a block beside its input, and batch means.
-
-    Args:
-        x: (B, C, H, W).
-        channel: hyper-kernel of the channels, (C,).
-        weight: of the mixer, (C, C).
-        bias: (C,).
-
-    Returns:
-        The channel interaction of x and its mixture, both standardised by instance, (B, C, H, W); the means over the
-        batch of x and of the former, (1, C, H, W).
-    """
-    hci = instance_standardise(channel_interaction(x, channel))
-    mix = instance_standardise(pointwise_conv([x], weight, bias))
-    return hci, mix, x.mean(0, keepdim=True), hci.mean(0, keepdim=True)
-
-
-@slow_fast_context.on("cpu", torch.float32)
-def _(x: Tensor, channel: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    native.fit("x", x, -1, -1, -1, -1)
-    batch, chans, points = *x.shape[:2], x.shape[2:].numel()
-    native.fit("channel", channel, chans)
-    native.fit("weight", weight, chans, chans)
-    _check_small([bias])
-    x, channel, weight = x.contiguous(), channel.contiguous(), weight.contiguous()
-    hci, mix, *means = torch.empty_like(x), torch.empty_like(x), x.new_empty(x[:1].shape), x.new_empty(x[:1].shape)
-    strange = native.call("channel_interaction", x, channel, hci, *means, batch, chans, points, 1e-5)
-    strange += native.call("standardised_mixer", x, weight, mix, batch, chans, points)
-    if strange:
-        raise Unsuited(_INFINITE)
-    return hci, mix, means[0], means[1]
-
-
-@operator()
 def slow_fast_block(
     x: Tensor,
     hci: Tensor,
@@ -131,8 +93,8 @@ def slow_fast_block(
 
     Args:
         x: input, (B, C, N, N).
-        hci: of :func:`slow_fast_context`.
-        mix: likewise.
+        hci: the channel interaction of x, standardised, likewise.
+        mix: a mixture of its channels, standardised, likewise.
         earlier: outputs of earlier blocks, at most two, (B, C_i, N, N).
         kernel: global hyper-kernel, (1, C, N, N).
         slow: weight and bias of k, v, q and y, and pos_bias, of the slow gated unit.

@@ -67,36 +67,6 @@ void local_kernel(const float *context, const float *waves, const float **w, flo
     free(c);
 }
 
-/* y <- the standardised x sigmoid(along m^2), with m the mean of every plane of x; x_mean and y_mean <- the means of x and
-   y over the batch.
-   x and y (batch, chans, points), along (chans), x_mean and y_mean (chans, points). Returns how many planes have a
-   variance that is not finite. */
-long channel_interaction(const float *x, const float *along, float *y, float *x_mean, float *y_mean, long batch,
-                         long chans, long points, float eps) {
-    long strange = 0;
-#pragma omp parallel for schedule(static) reduction(+ : strange)
-    for (long c = 0; c < chans; c++) {
-        float *of_x = x_mean + c * points, *of_y = y_mean + c * points, share = 1.0f / batch;
-        memset(of_x, 0, points * sizeof(float));
-        memset(of_y, 0, points * sizeof(float));
-        for (long b = 0; b < batch; b++) {
-            const float *from = x + (b * chans + c) * points;
-            float *to = y + (b * chans + c) * points, mean, var;
-            plane_moments(from, NULL, points, &mean, &var);
-            float factor = sigmoid(along[c] * mean * mean); /* one for the plane: it scales the moments */
-            float scale = factor / sqrtf(factor * factor * var + eps);
-            strange += !is_variance(var);
-#pragma omp simd
-            for (long i = 0; i < points; i++) {
-                to[i] = (from[i] - mean) * scale;
-                of_x[i] += from[i] * share;
-                of_y[i] += to[i] * share;
-            }
-        }
-    }
-    return strange;
-}
-
 /* y <- gelu of the standardised (key + a) (query + b), plus bias, of a plane; y may be key. Returns 1 if its variance is not
    finite. */
 INLINE int plane_gate(const float *key, const float *query, float a, float b, const float *bias, float *y, long points,
@@ -145,24 +115,6 @@ static int standardise_sample(float *x, long chans, long points) {
     int strange = 0;
     for (long c = 0; c < chans; c++)
         strange += plane_standardise(x + c * points, NULL, NULL, x + c * points, points, 1e-5f);
-    return strange;
-}
-
-/* y <- the standardised w x of every sample.
-   x and y (batch, chans, points), w (chans, chans). Returns how many planes had a variance that is not finite. */
-long standardised_mixer(const float *x, const float *w, float *y, long batch, long chans, long points) {
-    long strange = 0;
-#pragma omp parallel reduction(+ : strange)
-    {
-        float *panels = new_numbers(KC * NC);
-#pragma omp for schedule(dynamic)
-        for (long b = 0; b < batch; b++) {
-            float *own = y + b * chans * points;
-            mix_sample(&(part){w, chans, x + b * chans * points, chans}, 1, own, chans, points, 0, panels);
-            strange += standardise_sample(own, chans, points);
-        }
-        free(panels);
-    }
     return strange;
 }
 
