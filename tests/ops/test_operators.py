@@ -84,8 +84,6 @@ CASES = {
     "pointwise_conv, no bias": Case("pointwise_conv", ([(2, 3, 4, 5)], (4, 3), None)),
     "pointwise_twice": Case("pointwise_twice", ((2, 3, 4, 5), (4, 3), (4,), (5, 4), (5,))),
     "linear_channels_first": Case("linear_channels_first", ((3, 4, 6), (5, 4), (5,))),
-    "pooled_mean": Case("pooled_mean", ((3, 2, 7, 9), [3, 5]), frozenset(["adaptive_mean"])),
-    "pooled_mean, a sequence": Case("pooled_mean", ((3, 2, 1, 9), [4]), frozenset(["adaptive_mean"])),
     "local_kernel": Case("local_kernel", ((3, 25), (3, 8, 25), _LOCAL_NET, (25,)), frozenset(["local_kernel"])),
     "slow_fast_block": Case(
         "slow_fast_block", (_MAP, _MAP, _MAP, [_MAP] * 2, *_BLOCK, [], *_BOTTLENECK, []), frozenset(), 1e-4

@@ -81,7 +81,7 @@ def _learner(name: str, **options: Any) -> Call:
 _DEPLOYED = ("channel_norm", "depthwise_conv2d", "feed_forward")
 _TRAINED = ("depthwise_conv2d + depthwise_weight",)
 _STANDARDISE = "standard_gelu + standardised_gate + instance_standardise"
-_BLOCK = ("slow_fast_block", "local_kernel + pooled_mean", _STANDARDISE)
+_BLOCK = ("slow_fast_block", "local_kernel", _STANDARDISE)
 _terminator, _terminator_step = terminator_speed.inference, terminator_speed.training_step
 
 WORK: Mapping[tuple[str, str], Work] = {
@@ -96,7 +96,7 @@ WORK: Mapping[tuple[str, str], Work] = {
         for batch, images in ((16, "16 images"), (1, "1 image"))
     },
     ("terminator_cifar10", "training step, 16 images"): Work(
-        partial(_terminator_step, "zoo", 16), (*_TRAINED, _STANDARDISE, "pooled_mean")
+        partial(_terminator_step, "zoo", 16), (*_TRAINED, _STANDARDISE)
     ),
     ("GRBF", "solver's step"): Work(partial(grbf_speed.solver, 1024, 64, 128, 5), many=5),
     ("GRBF", "module's step"): Work(partial(grbf_speed.module, 1024, 64, 128, 5), many=5),

@@ -19,8 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.ops import native
-from zoo.ops.core import Saved, Unsuited, operator
+from zoo.ops.core import operator
 from zoo.ops.depthwise import depthwise_conv2d
 from zoo.ops.numerics import at_least_float32, autocast_disabled
 from zoo.ops.pointwise import repeat_channels
@@ -224,31 +223,9 @@ def pooled_samples(x: Tensor, size: list[int]) -> Tensor:
     return F.adaptive_avg_pool2d(x, size).flatten(2)  # type: ignore[arg-type]
 
 
-@operator()
 def pooled_mean(x: Tensor, size: list[int]) -> Tensor:
     """The mean over the samples of :func:`pooled_samples`: (B, C, H, W) to (C, k_h k_w)."""
     return pooled_samples(x, size).mean(0)
-
-
-@pooled_mean.on("cpu", torch.float32)
-def _(x: Tensor, size: list[int]) -> Tensor:
-    if x.ndim < 3 or len(size) not in (1, 2) or min(size) < 1 or (len(size) == 2 and x.ndim != 4):
-        raise Unsuited(f"maps {tuple(x.shape)} are not pooled to {size}")
-    mean = x[0] if len(x) == 1 else x.mean(0)  # the mean first: pooling is linear too
-    mean = mean.flatten(1).unsqueeze(1) if len(size) == 1 else mean
-    rows, cols = (1, *size)[-2:]
-    y = x.new_empty(len(mean), rows * cols)
-    native.call("adaptive_mean", mean.contiguous(), y, *mean.shape, rows, cols)
-    return y
-
-
-@pooled_mean.gradient
-def _(saved: Saved, grad: Tensor) -> tuple[Tensor, None]:
-    x, size = saved.inputs
-    with torch.enable_grad():
-        mean = x.new_empty(1, *x.shape[1:]).requires_grad_()
-        (d_mean,) = torch.autograd.grad(pooled_samples(mean, size), mean, grad[None])
-    return (d_mean / len(x)).expand_as(x), None
 
 
 # ---- the slow networks' own loss ---------------------------------------------------------------------------

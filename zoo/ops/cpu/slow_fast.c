@@ -4,31 +4,6 @@
 #include "gemm.h"
 #include "planes.h"
 
-/* y <- the means of x over the windows of a coarser grid: (planes, height, width) to (planes, k_h, k_w). */
-void adaptive_mean(const float *x, float *y, long planes, long height, long width, long k_h, long k_w) {
-    long *left = malloc(2 * k_w * sizeof(long)), *right = left + k_w;
-    float *row = malloc(width * sizeof(float));
-    for (long j = 0; j < k_w; j++) left[j] = j * width / k_w, right[j] = ((j + 1) * width + k_w - 1) / k_w;
-    for (long i = 0; i < k_h; i++) {
-        long top = i * height / k_h, bottom = ((i + 1) * height + k_h - 1) / k_h;
-        for (long p = 0; p < planes; p++) {
-            const float *from = x + (p * height + top) * width;
-            memcpy(row, from, width * sizeof(float));
-            for (long r = 1; r < bottom - top; r++) {
-#pragma omp simd
-                for (long j = 0; j < width; j++) row[j] += from[r * width + j];
-            }
-            for (long j = 0; j < k_w; j++) {
-                float sum = 0;
-                for (long l = left[j]; l < right[j]; l++) sum += row[l];
-                y[(p * k_h + i) * k_w + j] = sum / ((bottom - top) * (right[j] - left[j]));
-            }
-        }
-    }
-    free(left);
-    free(row);
-}
-
 /* A linear layer: y (outs, points) <- w (outs, ins) x (ins, points) + bias (outs). */
 static void dense(const float *w, const float *bias, const float *x, float *y, long outs, long ins, long points) {
     fill_rows(bias, y, outs, points);
