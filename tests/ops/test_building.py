@@ -7,6 +7,7 @@ import logging
 import shutil
 import stat
 import subprocess
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -83,6 +84,15 @@ def test_it_compiles_once(source: Path, compiled: Callable[[], int], monkeypatch
         assert building.build(source)[0].less() == number
     assert compiled() == 7
     assert {file.suffix for file in path.parent.iterdir()} == {".so", ".lock"}
+
+
+@needs_compiler
+def test_what_was_compiled_is_found_in_no_time() -> None:
+    """Sources, compiler and processor are looked at whenever a process starts; the compiler isn't run."""
+    begin = time.process_time()
+    building._key(native.SOURCES, building._compiler(), [*building.FLAGS, "-march=native", "-fopenmp"])
+    native.signatures.__wrapped__()
+    assert time.process_time() - begin < 0.1
 
 
 @needs_compiler

@@ -105,7 +105,7 @@ static void put_scaled(const float *x, long step, const float *scale, float *par
 INLINE void hidden_rows(const float *a, const lanes *b, long deep, float *h, long step, const float *bias, float *energy,
                         long width, int more, int last, const int mr) {
     lanes sum[MR_TWICE][NR_VECTORS];
-    sum_rows((matrix){a, deep, 1}, b, deep, sum, mr);
+    sum_rows(a, deep, b, deep, sum, mr);
     for (int r = 0; r < mr; r++, h += step) {
         float *sums = (float *)sum[r];
         if (more)
@@ -164,7 +164,7 @@ static void grn_scale(const network *n, float *energy, long parts) {
 INLINE void output_rows(const float *a, const lanes *b, long deep, float *y, const float *shortcut, const float *bias,
                         long step, long width, int more, const int mr) {
     lanes sum[MR_TWICE][NR_VECTORS];
-    sum_rows((matrix){a, deep, 1}, b, deep, sum, mr);
+    sum_rows(a, deep, b, deep, sum, mr);
     for (int r = 0; r < mr; r++, y += step, shortcut += step) {
         const float *sums = (const float *)sum[r];
         if (more)

@@ -8,18 +8,15 @@ enum { MR = 6, NR_VECTORS = 2 };  /* rows, and vectors of columns, that are summ
 enum { NR = NR_VECTORS * LANES }; /* columns of a panel */
 enum { KC = 320 };           /* terms that are summed before they are added to the rest: more would lose digits */
 
-/* The first entry of a matrix, and the steps to the next row and column. */
-typedef struct { const float *at; long down, right; } matrix;
-
-/* sum <- the first rows of a times a panel b (terms, NR). */
-INLINE void sum_rows(matrix a, const lanes *b, long terms, lanes sum[][NR_VECTORS], const int mr) {
+/* sum <- the first rows of a, `down` from row to row, times a panel b (terms, NR). */
+INLINE void sum_rows(const float *a, long down, const lanes *b, long terms, lanes sum[][NR_VECTORS], const int mr) {
 #pragma GCC unroll 16 /* or the sums would lie in memory, as an array, and not in registers */
     for (int r = 0; r < mr; r++)
         for (int s = 0; s < NR_VECTORS; s++) sum[r][s] = (lanes){0};
     for (long l = 0; l < terms; l++)
 #pragma GCC unroll 16
         for (int r = 0; r < mr; r++)
-            for (int s = 0; s < NR_VECTORS; s++) sum[r][s] += a.at[r * a.down + l * a.right] * b[l * NR_VECTORS + s];
+            for (int s = 0; s < NR_VECTORS; s++) sum[r][s] += a[r * down + l] * b[l * NR_VECTORS + s];
 }
 
 /* The statement with `mr` a constant: so many rows, but at most MR. */
@@ -55,7 +52,7 @@ enum { NC = 512 }; /* pixels at a time: the second cache holds KC numbers of eac
 INLINE void mix_rows(const float *w, long down, const lanes *panel, long terms, float *y, long step, long width,
                      int more, const int mr) {
     lanes sum[MR_TWICE][NR_VECTORS];
-    sum_rows((matrix){w, down, 1}, panel, terms, sum, mr);
+    sum_rows(w, down, panel, terms, sum, mr);
 #pragma GCC unroll 16
     for (int r = 0; r < mr; r++, y += step) {
         if (width < NR) {
@@ -109,37 +106,4 @@ static inline void mix_sample(const part *parts, long count, float *y, long rows
     for (long from = 0; from < points; from += NC)
         for (long p = 0; p < count; p++)
             mix_part(parts + p, y, rows, points, from, least(from + NC, points), more || p > 0, panels);
-}
-
-INLINE void product_rows(matrix a, const lanes *b, float *out, long terms, long step, long width, const int mr) {
-    lanes sum[MR][NR_VECTORS];
-    sum_rows(a, b, terms, sum, mr);
-    for (int r = 0; r < mr; r++) {
-        const float *sums = (const float *)sum[r];
-        for (long j = 0; j < width; j++) out[r * step + j] += sums[j];
-    }
-}
-
-/* out (rows, cols) += a b, over so many terms. Of a lower triangle b only that is read; of a lower triangle out only
-   that is promised. */
-static inline void product(matrix a, matrix b, float *out, long rows, long terms, long cols, long b_lower, long out_lower) {
-    lanes side[KC * NR_VECTORS];
-    for (long j = 0; j < cols; j += NR) {
-        long width = cols - j < NR ? cols - j : NR;
-        if (width < NR) memset(side, 0, sizeof(side));
-        for (long first = b_lower ? j : 0; first < terms; first += KC) {
-            long deep = terms - first < KC ? terms - first : KC;
-            for (long l = 0; l < deep; l++) {
-                const float *row = b.at + (first + l) * b.down + j * b.right;
-                if (b.right == 1 && width == NR)
-                    memcpy(side + l * NR_VECTORS, row, NR * sizeof(float));
-                else
-                    for (long c = 0; c < width; c++) ((float *)side)[l * NR + c] = row[c * b.right];
-            }
-            for (long i = out_lower ? j : 0; i < rows; i += MR) {
-                matrix some = {a.at + i * a.down + first * a.right, a.down, a.right};
-                WITH_MR(rows - i, product_rows(some, side, out + i * cols + j, deep, cols, width, mr))
-            }
-        }
-    }
 }

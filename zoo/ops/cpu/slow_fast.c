@@ -5,9 +5,10 @@
 #include "planes.h"
 
 /* A linear layer: y (outs, points) <- w (outs, ins) x (ins, points) + bias (outs). */
-static void dense(const float *w, const float *bias, const float *x, float *y, long outs, long ins, long points) {
+static void dense(const float *w, const float *bias, const float *x, float *y, long outs, long ins, long points,
+                  float *panels) {
     fill_rows(bias, y, outs, points);
-    product((matrix){w, ins, 1}, (matrix){x, points, 1}, y, outs, ins, points, 0, 0);
+    mix_sample(&(part){w, ins, x, ins}, 1, y, outs, points, 1, panels);
 }
 
 /* y (chans, points) <- what a local slow network makes of a context (chans, points) and its waves (layers + 1, hidden,
@@ -15,15 +16,15 @@ static void dense(const float *w, const float *bias, const float *x, float *y, l
 void local_kernel(const float *context, const float *waves, const float **w, float *y, long chans, long hidden,
                   long layers, long points) {
     long size = hidden * points;
-    float *c = malloc(3 * size * sizeof(float)), *h = c + size, *mixed = h + size;
+    float *panels = new_numbers(KC * NC + 3 * size), *c = panels + KC * NC, *h = c + size, *mixed = h + size;
     const float **out = w + 4 * (layers + 1), *pos_bias = out[2];
-    dense(w[0], w[1], context, mixed, hidden, chans, points);
-    dense(w[2], w[3], mixed, c, hidden, hidden, points);
+    dense(w[0], w[1], context, mixed, hidden, chans, points, panels);
+    dense(w[2], w[3], mixed, c, hidden, hidden, points, panels);
     for (long i = 0; i < size; i++) c[i] = gelu(c[i]);
     memcpy(h, waves, size * sizeof(float));
     for (long layer = 1; layer <= layers; layer++) {
         const float **own = w + 4 * layer;
-        dense(own[0], own[1], h, mixed, hidden, hidden, points);
+        dense(own[0], own[1], h, mixed, hidden, hidden, points, panels);
         for (long row = 0; row < size; row += points) {
             const float *wave = waves + layer * size + row;
             float squares = 0;
@@ -35,11 +36,11 @@ void local_kernel(const float *context, const float *waves, const float **w, flo
             float norm = sqrtf(squares), least_norm = norm < 1e-12f ? 1e-12f : norm;
             for (long i = 0; i < points; i++) h[row + i] += 0.1f * (h[row + i] / least_norm); /* infinity: not a number */
         }
-        dense(own[2], own[3], c, mixed, hidden, hidden, points);
+        dense(own[2], own[3], c, mixed, hidden, hidden, points, panels);
         for (long i = 0; i < size; i++) h[i] *= mixed[i];
     }
-    dense(out[0], out[1], h, y, chans, hidden, points);
-    free(c);
+    dense(out[0], out[1], h, y, chans, hidden, points, panels);
+    free(panels);
 }
 
 /* y <- gelu of the standardised (key + a) (query + b), plus bias, of a plane; y may be key. Returns 1 if its variance is not
@@ -61,10 +62,9 @@ typedef struct {
 } global_weights;
 
 /* Its second factor as one linear layer, some rows: joint <- query value and, behind (chans, chans), the bias. */
-static void join_rows(const gated_unit *unit, float *joint, long chans, long from, long to) {
-    memset(joint + from * chans, 0, (to - from) * chans * sizeof(float));
-    product((matrix){unit->query + from * chans, chans, 1}, (matrix){unit->value, chans, 1}, joint + from * chans,
-            to - from, chans, chans, 0, 0);
+static void join_rows(const gated_unit *unit, float *joint, long chans, long from, long to, float *panels) {
+    part values = {unit->query + from * chans, chans, unit->value, chans};
+    mix_sample(&values, 1, joint + from * chans, to - from, chans, 0, panels);
     for (long c = from; c < to; c++) {
         float sum = unit->query_bias[c];
         for (long l = 0; l < chans; l++) sum += unit->query[c * chans + l] * unit->value_bias[l];
@@ -106,12 +106,12 @@ long global_paths(const global_weights *w, const float *x, const float *hci, con
     long strange = 0;
 #pragma omp parallel reduction(+ : strange)
     {
-#pragma omp for schedule(static)
-        for (long c = 0; c < chans; c += MR) {
-            join_rows(&w->slow, slow_joint, chans, c, least(c + MR, chans));
-            join_rows(&w->fast, fast_joint, chans, c, least(c + MR, chans));
-        }
         float *panels = new_numbers(KC * NC), *memory = new_numbers(MAPS * size + chans + points);
+#pragma omp for schedule(static)
+        for (long c = 0; c < chans; c += MR_TWICE) {
+            join_rows(&w->slow, slow_joint, chans, c, least(c + MR_TWICE, chans), panels);
+            join_rows(&w->fast, fast_joint, chans, c, least(c + MR_TWICE, chans), panels);
+        }
         float *fast = memory, *hi = fast + size, *found[4] = {hi + size, hi + 2 * size, hi + 3 * size, hi + 4 * size};
         float *plane = memory + MAPS * size, *pixel = plane + chans, *context = found[0];
         lanes *panel = zeros(side * COL_TILE);
