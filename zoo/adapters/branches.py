@@ -59,8 +59,8 @@ class SNNKAdapter(Adapter):
         config: `form`, `num_features`, `bottleneck` and how Phi and Psi are made.
         seed: Of the projection.
         out_dim: Width e of what is added; None: d.
-        device: Where it lives.
-        dtype: Its type.
+        device: Device of its tensors.
+        dtype: Its dtype.
     """
 
     def __init__(
@@ -119,8 +119,8 @@ class HoulsbyAdapter(Adapter):
         config: `bottleneck`, `layer_norm` and `init_weights`.
         seed: Of no meaning here: nothing is random but the start.
         out_dim: Width of what is added; None: `dim`.
-        device: Where it lives.
-        dtype: Its type.
+        device: Device of its tensors.
+        dtype: Its dtype.
     """
 
     def __init__(

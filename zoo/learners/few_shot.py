@@ -161,8 +161,8 @@ class UNEMGaussian(_Unrolled):
         temperature: First T, above 1; learned as 1 + softplus(b).
         scale: First factor t of the features; learned as softplus(c).
         eps: Under the logarithm of V.
-        device: Where the numbers live.
-        dtype: Their type.
+        device: Device of the numbers.
+        dtype: Their dtype.
 
     Raises:
         ValueError: A number is out of its range.
@@ -385,8 +385,8 @@ class UNEMDirichlet(_Unrolled):
         temperature: First T, above 1; learned as 1 + softplus(b).
         scale: First factor t of the features (a picture's similarities to the classes' names); learned as it is.
         max_steps: Most updates of alpha a layer.
-        device: Where the numbers live.
-        dtype: Their type.
+        device: Device of the numbers.
+        dtype: Their dtype.
 
     Raises:
         ValueError: A number is out of its range.

@@ -115,8 +115,8 @@ class KernelRidgeHead(nn.Module):
         width: Of the kernels that have one.
         learn: Train the three vectors; otherwise they are buffers.
         floor: What is added to |lambda_t|.
-        device: Where the numbers live.
-        dtype: Their type.
+        device: Device of the numbers.
+        dtype: Their dtype.
 
     Raises:
         ValueError: The kernel is unknown.

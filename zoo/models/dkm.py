@@ -871,8 +871,8 @@ class DeepKernelMachine(_Machine):
         train_size: Number of training points N; :meth:`initialize` counts them.
         img_size: Side or (height, width) of image inputs; 1 for tables.
         global_pool: There is nothing to pool; only "" is accepted.
-        device: Where everything lives.
-        dtype: Its type; computations are in float32 at least.
+        device: Device of its tensors.
+        dtype: Its dtype; computations are in float32 at least.
 
     Attributes:
         input_mean, input_scale: Subtracted from the flattened inputs, and what they are then divided by.
@@ -978,8 +978,8 @@ class ConvDKM(_Machine):
         samples: For classes in train mode.
         train_size: Number of training images N.
         global_pool: The mean over pixels is part of the machine; only "" is accepted.
-        device: Where everything lives.
-        dtype: Its type.
+        device: Device of its tensors.
+        dtype: Its dtype.
     """
 
     def __init__(

@@ -262,8 +262,8 @@ class GaussianRBFNetwork(nn.Module):
         reg_centers: Weight of the penalty on the centres, if they are trained.
         penalty: `"squared"` norms, or the authors' `"plain"` ones.
         global_pool: There is nothing to pool; only "" is accepted.
-        device: Where the parameters live.
-        dtype: Their type.
+        device: Device of the parameters.
+        dtype: Their dtype.
 
     Attributes:
         dim: Number of features D after flattening.

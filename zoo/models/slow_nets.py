@@ -35,8 +35,8 @@ class SlowNet(nn.Module):
         omega_0: frequency scale; the authors' 2000 makes white noise at first, `"grid"` is :func:`matched_omega`.
         alpha: shape of the Gamma distribution of frequencies, divided by l + 1 in layer l.
         beta: its rate.
-        device: where the parameters live.
-        dtype: their type; half precision is raised to float32.
+        device: device of the parameters.
+        dtype: their dtype; half precision is raised to float32.
 
     Raises:
         ValueError: a size is not positive.

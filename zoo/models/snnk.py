@@ -63,8 +63,8 @@ class SNNKLinear(nn.Module):
         features: The map Phi, from `zoo.kernels.random_features`.
         out_features: Width l of the output.
         bias: Add a trained c. The bias of a converted layer is inside Psi; c serves `method="lstsq"`.
-        device: Where the parameters live.
-        dtype: Their type.
+        device: Device of the parameters.
+        dtype: Their dtype.
 
     Attributes:
         weight: Psi (l, m). At the start it is the map of a Kaiming-uniform matrix, as if a linear layer had been
@@ -363,8 +363,8 @@ class SNNK(nn.Module):
         seed: Of the projections; layer i has seed + i.
         persistent: Save the projections with the weights; otherwise they are drawn again and checked on loading.
         global_pool: There is nothing to pool; only "" is accepted.
-        device: Where everything lives.
-        dtype: Its type.
+        device: Device of its tensors.
+        dtype: Its dtype.
 
     Attributes:
         input_mean, input_scale: Subtracted from the flattened inputs, and what they are then divided by.

@@ -314,8 +314,8 @@ class Terminator(nn.Module):
         norm_penalty: coefficient of the weight regulariser in `aux_losses`; 0 for none.
         block_drop_rate: dropout of whole channels after every block but the first.
         drop_rate: dropout before the head.
-        device: where the parameters live ("meta" works).
-        dtype: their type; slow networks stay in float32 at least.
+        device: device of the parameters ("meta" is supported).
+        dtype: their dtype; slow networks stay in float32 at least.
 
     Raises:
         ValueError: an option is outside of what is allowed; the message names both.

@@ -140,8 +140,8 @@ class UniRepLKNetBlock(nn.Module):
             Block.
         drop_path: probability of dropping the residual branch of a sample while training.
         layer_scale_init_value: start of gamma; None or <= 0 leaves gamma out.
-        device: where the parameters live.
-        dtype: their type.
+        device: device of the parameters.
+        dtype: their dtype.
     """
 
     def __init__(
@@ -326,8 +326,8 @@ class UniRepLKNet(nn.Module):
         dense_output: for dense tasks: no head; `forward` returns the four stage maps, each with its own
             LayerNorm.
         deploy: build the merged form, for deploy-form weights.
-        device: where the parameters live ("meta" works).
-        dtype: their type.
+        device: device of the parameters ("meta" is supported).
+        dtype: their dtype.
 
     Raises:
         ValueError: an option is outside of what is allowed; the message names both.

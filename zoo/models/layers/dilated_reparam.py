@@ -141,8 +141,8 @@ class DilatedReparamBlock(nn.ModuleDict):
         dim: channels C.
         kernel_size: size K of the large kernel: 5, 7, 9, 11, 13, 15 or 17.
         deploy: build the merged form, one convolution with bias.
-        device: where the parameters live.
-        dtype: their type.
+        device: device of the parameters.
+        dtype: their dtype.
 
     Raises:
         ValueError: there is no branch set for this kernel size.

@@ -34,8 +34,8 @@ class LogMel(nn.Module):
         time_mask: Largest span that training masks, in frames; 0 for none.
         noise: Largest amplitude of the uniform noise that training adds; its own amplitude is uniform below it.
         time_shift: Largest circular shift in training, in frames.
-        device: Where the tables live.
-        dtype: Their type.
+        device: Device of the tables.
+        dtype: Their dtype.
 
     Raises:
         ValueError: A number is not positive, or so many filters do not fit the spectrum.
@@ -144,8 +144,8 @@ class AudioNet(ModalityNet):
         time_shift: Largest circular shift in training, frames; the paper's recipe is 10.
         drop_rate: Dropout before the head.
         drop_path_rate: Stochastic depth of the backbone.
-        device: Where the parameters live.
-        dtype: Their type.
+        device: Device of the parameters.
+        dtype: Their dtype.
     """
 
     def __init__(

@@ -83,8 +83,8 @@ class PointViews(nn.Module):
         neighbours: k of the nearest-neighbour graph.
         mean: Of the three painted channels.
         std: Likewise.
-        device: Where the parameters live.
-        dtype: Their type.
+        device: Device of the parameters.
+        dtype: Their dtype.
     """
 
     turns: Tensor
@@ -180,8 +180,8 @@ class PointNet(ModalityNet):
         neighbours: k of the nearest-neighbour graph.
         drop_rate: Dropout before the head.
         drop_path_rate: Stochastic depth of the backbone.
-        device: Where the parameters live.
-        dtype: Their type.
+        device: Device of the parameters.
+        dtype: Their dtype.
     """
 
     def __init__(

@@ -28,8 +28,8 @@ class SeriesImage(nn.Module):
         time_features: Calendar features F of a step; 0 for none.
         place_features: Features of the window's place, for example three coordinates of each of its stations.
         dropout: Of the embedding.
-        device: Where the parameters live.
-        dtype: Their type.
+        device: Device of the parameters.
+        dtype: Their dtype.
 
     Raises:
         ValueError: L embed_dim is no square; the message names embed_dims that fit.
@@ -98,8 +98,8 @@ class ForecastNet(ModalityNet):
         linear_skip: Correct a linear forecast instead of making one from nothing.
         drop_rate: Dropout before the read-out.
         drop_path_rate: Stochastic depth of the backbone.
-        device: Where the parameters live.
-        dtype: Their type.
+        device: Device of the parameters.
+        dtype: Their dtype.
     """
 
     def __init__(

@@ -45,8 +45,8 @@ class VideoNet(ModalityNet):
         tiling: `tile`, or `reshape` as in the authors' code.
         drop_rate: Dropout before the head.
         drop_path_rate: Stochastic depth of the backbone.
-        device: Where the parameters live.
-        dtype: Their type.
+        device: Device of the parameters.
+        dtype: Their dtype.
     """
 
     def __init__(
