@@ -335,7 +335,7 @@ class GaussianRBFNetwork(nn.Module):
                 nn.init.normal_(self.head.weight, std=0.1)
             else:  # a generator has a device of its own
                 with torch.no_grad():
-                    self.head.weight.copy_(_draw(self.head.weight, generator, std=0.1))
+                    self.head.weight.copy_(_normal_like(self.head.weight, generator, std=0.1))
             if self.head.bias is not None:
                 nn.init.zeros_(self.head.bias)
 
@@ -399,9 +399,9 @@ class GaussianRBFNetwork(nn.Module):
         rows = standardised(rows, self.input_mean, self.input_scale, self.centers.dtype)
         self.centers.copy_(choose_centers(rows, self.num_features, centers, generator))
         if init == "official":
-            self.precision_elements.copy_(_draw(self.precision_elements, generator))
+            self.precision_elements.copy_(_normal_like(self.precision_elements, generator))
             if isinstance(self.head, Readout):
-                self.head.weight.copy_(_draw(self.head.weight, generator))
+                self.head.weight.copy_(_normal_like(self.head.weight, generator))
         else:
             self._init_metric(starting_scale(rows, self.centers, init), generator)
             self._init_head(generator)
@@ -676,7 +676,7 @@ def _check_rows(rows: Tensor, dim: int) -> None:
         raise ValueError("Input X contains NaN or infinity.")
 
 
-def _draw(like: Tensor, generator: torch.Generator | None, std: float = 1.0) -> Tensor:
+def _normal_like(like: Tensor, generator: torch.Generator | None, std: float = 1.0) -> Tensor:
     return torch.empty(like.shape, dtype=like.dtype).normal_(std=std, generator=generator)
 
 

@@ -128,10 +128,10 @@ class StandardGELU(nn.BatchNorm2d):
             return standard_gelu(x, bias, self.groups, self.running_mean, self.running_var, self.eps)[0]
         y, mean, scale = standard_gelu(x, bias, self.groups, None, None, self.eps)
         if self.running_mean is not None:
-            self.record(mean.detach(), scale.detach(), x.numel() // x.shape[1])
+            self.update_statistics(mean.detach(), scale.detach(), x.numel() // x.shape[1])
         return y
 
-    def record(self, mean: Tensor, scale: Tensor, count: int) -> None:
+    def update_statistics(self, mean: Tensor, scale: Tensor, count: int) -> None:
         """Move the running statistics towards those of a batch.
 
         Args:

@@ -111,7 +111,7 @@ def check_values(schema: type, values: Mapping[str, Any], key: str = "") -> list
 
 def _check_value(hint: Any, value: Any, key: str) -> list[str]:
     if isinstance(value, bool) and not _admits_bool(hint):
-        return [f"{key} = {value} is a boolean; allowed: {_describe(hint)}"]
+        return [f"{key} = {value} is a boolean; allowed: {_allowed(hint)}"]
     try:
         found = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except PydanticUserError:  # pydantic has no schema for this hint, so it says nothing about YAML values
@@ -120,7 +120,7 @@ def _check_value(hint: Any, value: Any, key: str) -> list[str]:
         reasons = dict.fromkeys(
             e["msg"][:1].lower() + e["msg"][1:] for e in error.errors() if e["type"] != "is_instance_of"
         )
-        return [f"{key} = {value!r}: {' or '.join(reasons) or 'allowed is ' + _describe(hint)}"]
+        return [f"{key} = {value!r}: {' or '.join(reasons) or 'allowed is ' + _allowed(hint)}"]
     return [] if _finite(found) else [f"{key} = {value!r}: only finite numbers are allowed"]
 
 
@@ -146,5 +146,5 @@ def _admits_bool(hint: Any) -> bool:
     )
 
 
-def _describe(hint: Any) -> str:
+def _allowed(hint: Any) -> str:
     return hint.__name__ if inspect.isclass(hint) and not typing.get_args(hint) else str(hint).replace("typing.", "")

@@ -26,7 +26,7 @@ from zoo.kernels.random_features.closed_forms import (
     gauss_legendre,
     urf_moments,
 )
-from zoo.kernels.random_features.projections import Projection, ProjectionKind, generator_of, normal_draw
+from zoo.kernels.random_features.projections import Projection, ProjectionKind, generator_of, standard_normal
 from zoo.ops.dispatch import values_known
 from zoo.ops.numerics import at_least_float32, autocast_disabled
 from zoo.support.suggest import suggestion
@@ -300,7 +300,7 @@ class OscillatoryFeatures(FeatureMap):
         self.series = None if activation == "gaussian" else fourier_series(activation, z_max, harmonics)
         if self.series is None:
             generator = generator_of(self.projection.seed + 1)
-            omega = normal_draw((num_features,), generator).abs()
+            omega = standard_normal((num_features,), generator).abs()
             terms = [omega, torch.full_like(omega, 1 / num_features), torch.zeros_like(omega)]
             self.counts, self.linear, self.constant, self.slope = [num_features], 0, 0.0, 0.0
         else:

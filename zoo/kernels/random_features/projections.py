@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.support.suggest import suggestion
 
-__all__ = ["Projection", "ProjectionKind", "draw_projection", "generator_of", "hadamard", "normal_draw"]
+__all__ = ["Projection", "ProjectionKind", "draw_projection", "generator_of", "hadamard", "standard_normal"]
 
 ProjectionKind = Literal["iid", "orthogonal", "hadamard", "signs"]
 PROJECTIONS = ("iid", "orthogonal", "hadamard", "signs")
@@ -36,12 +36,12 @@ def draw_projection(
     _check_sizes(m, d, kind)
     rows = -(-m // 2) if antithetic else m
     if kind == "iid":
-        G = normal_draw((rows, d), generator)
+        G = standard_normal((rows, d), generator)
     elif kind == "signs":
         G = _signs((rows, d), generator)
     elif kind == "orthogonal":
         G = torch.cat([_orthogonal(d, generator) for _ in range(-(-rows // d))])[:rows]
-        G = G * normal_draw((rows, d), generator).norm(dim=1, keepdim=True)
+        G = G * standard_normal((rows, d), generator).norm(dim=1, keepdim=True)
     else:
         signs, gaussian, order, scale = _fast_blocks(rows, d, generator)
         G = _fast_product(torch.eye(d, dtype=torch.float64, device="cpu"), signs, gaussian, order, scale).mT
@@ -60,7 +60,7 @@ def _check_sizes(m: int, d: int, kind: str) -> None:
         raise ValueError(f"projection={kind!r}{suggestion(kind, PROJECTIONS)}")
 
 
-def normal_draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def standard_normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
@@ -70,7 +70,7 @@ def _signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 def _orthogonal(d: int, generator: torch.Generator) -> Tensor:
     """Uniform over the orthogonal group: QR prefers some signs, which the diagonal of R corrects."""
-    Q, R = torch.linalg.qr(normal_draw((d, d), generator))
+    Q, R = torch.linalg.qr(standard_normal((d, d), generator))
     return (Q * R.diagonal().sign()).mT
 
 
@@ -98,9 +98,9 @@ def _fast_blocks(rows: int, d: int, generator: torch.Generator) -> tuple[Tensor,
     n = 1 << max(d - 1, 0).bit_length()
     k = -(-rows // n)
     signs = _signs((k, n), generator)
-    gaussian = normal_draw((k, n), generator)
+    gaussian = standard_normal((k, n), generator)
     order = torch.stack([torch.randperm(n, generator=generator, device="cpu") for _ in range(k)])
-    norms = normal_draw((rows, n), generator).norm(dim=1)
+    norms = standard_normal((rows, n), generator).norm(dim=1)
     own = gaussian.norm(dim=1, keepdim=True).expand(k, n).flatten()[:rows]
     return signs, gaussian, order, norms / (own * math.sqrt(n))
 

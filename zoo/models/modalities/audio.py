@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from zoo.models.modalities.base import TINY, Arguments, ModalityNet, check_shape, create, describe
+from zoo.models.modalities.base import TINY, Arguments, ModalityNet, check_shape, create, modality_cfg
 
 __all__ = ["AudioNet", "LogMel"]
 
@@ -193,8 +193,8 @@ class AudioNet(ModalityNet):
 
 default_cfgs = generate_default_cfgs(
     {
-        "unireplknet_audio": describe((1, 1, 20720), 35),
-        "test_unireplknet_audio": describe((1, 1, 5360), 35),
+        "unireplknet_audio": modality_cfg((1, 1, 20720), 35),
+        "test_unireplknet_audio": modality_cfg((1, 1, 5360), 35),
     }
 )
 

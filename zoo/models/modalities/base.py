@@ -75,7 +75,7 @@ class ModalityNet(nn.Module):
         return {name: inner.get(name, depth) for name, depth in outer.items()}, last
 
 
-def describe(input_size: tuple[int, int, int], num_classes: int = -1) -> dict[str, Any]:
+def modality_cfg(input_size: tuple[int, int, int], num_classes: int = -1) -> dict[str, Any]:
     """Record of a model without weights. timm wants three numbers in `input_size`, the channels first: here they are
     (channels, 1, samples), (channels, frames, side), (channels, 1, points) and (variables, 1, steps).
     """

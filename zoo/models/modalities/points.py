@@ -10,7 +10,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from zoo.models.modalities.base import TINY, Arguments, ModalityNet, check_shape, create, describe
+from zoo.models.modalities.base import TINY, Arguments, ModalityNet, check_shape, create, modality_cfg
 from zoo.ops.attention import transformable_attention
 
 __all__ = ["PointNet", "PointViews"]
@@ -248,8 +248,8 @@ class PointNet(ModalityNet):
 
 default_cfgs = generate_default_cfgs(
     {
-        "unireplknet_point": describe((3, 1, 4096), 40),
-        "test_unireplknet_point": describe((3, 1, 64), 40),
+        "unireplknet_point": modality_cfg((3, 1, 4096), 40),
+        "test_unireplknet_point": modality_cfg((3, 1, 64), 40),
     }
 )
 

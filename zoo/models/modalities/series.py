@@ -9,7 +9,7 @@ import torch
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from zoo.models.modalities.base import LAST_11, TINY, Arguments, ModalityNet, check_shape, create, describe
+from zoo.models.modalities.base import LAST_11, TINY, Arguments, ModalityNet, check_shape, create, modality_cfg
 
 __all__ = ["ForecastNet", "SeriesImage"]
 
@@ -162,8 +162,8 @@ class ForecastNet(ModalityNet):
 
 default_cfgs = generate_default_cfgs(
     {
-        "unireplknet_forecast": describe((11, 1, 48)),
-        "test_unireplknet_forecast": describe((3, 1, 12)),
+        "unireplknet_forecast": modality_cfg((11, 1, 48)),
+        "test_unireplknet_forecast": modality_cfg((3, 1, 12)),
     }
 )
 

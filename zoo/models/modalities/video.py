@@ -8,7 +8,7 @@ import torch
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor
 
-from zoo.models.modalities.base import LAST_11, TINY, Arguments, ModalityNet, check_shape, create, describe
+from zoo.models.modalities.base import LAST_11, TINY, Arguments, ModalityNet, check_shape, create, modality_cfg
 
 __all__ = ["VideoNet", "tile_frames"]
 
@@ -82,8 +82,8 @@ class VideoNet(ModalityNet):
 
 default_cfgs = generate_default_cfgs(
     {
-        "unireplknet_video": describe((3, 16, 224), 400),
-        "test_unireplknet_video": describe((3, 4, 24), 400),
+        "unireplknet_video": modality_cfg((3, 16, 224), 400),
+        "test_unireplknet_video": modality_cfg((3, 4, 24), 400),
     }
 )
 
