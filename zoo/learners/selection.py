@@ -97,7 +97,6 @@ def select(
     Raises:
         ValueError: An option is out of range, the features are linearly dependent, or no attempt satisfied the
             condition.
-
     """
     if method not in get_args(Method):
         raise ValueError(f"method={method!r} must be one of {', '.join(get_args(Method))}")

@@ -46,8 +46,8 @@ def standardisation(rows: Any, weight: Any = None) -> Any:
     """Mean and standard deviation of each column; columns that are constant up to rounding get scale 1.
 
     Two passes in float64, whatever the input dtype, on columns scaled by a power of two. This is accurate for small
-    differences on a large offset (1e9 +- 500), small values (589e-9 +- 1e-13) and extreme ones (1e-200, 1e200); the mean
-    of equal values is exactly that value.
+    differences on a large offset (1e9 +- 500), small values (589e-9 +- 1e-13) and extreme ones (1e-200, 1e200); the
+    mean of equal values is exactly that value.
 
     Args:
         rows: Values (n, D) or (..., n, D), a tensor or array of any real type.
