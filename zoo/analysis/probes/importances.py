@@ -1,4 +1,4 @@
-"""What a metric has learned, for models that say so of themselves: `feature_importance()` and `spectrum()`."""
+"""Learned metrics, for models with `feature_importance()` and `spectrum()`."""
 
 from __future__ import annotations
 
@@ -54,6 +54,6 @@ def _share(values: Any) -> float:
 
 
 def _names(subject: Subject, count: int) -> list[str]:
-    """Names of the features, as the model's record has them."""
+    """Feature names, from the model's input record."""
     names = inputs.record_of(subject.model).get("columns") or []
     return list(names) if len(names) == count else [f"x{i}" for i in range(count)]
