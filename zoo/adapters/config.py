@@ -90,7 +90,7 @@ class AdapterConfig:
         try:
             re.compile(self.exclude_modules or "")
         except re.error as error:
-            raise ValueError(f"exclude_modules={self.exclude_modules!r} is no regular expression: {error}") from None
+            raise ValueError(f"exclude_modules={self.exclude_modules!r} is not a regular expression: {error}") from None
 
 
 @functools.cache

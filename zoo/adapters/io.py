@@ -125,7 +125,7 @@ def _content_of(folder: Path) -> dict[str, Any]:
         content = read_json(folder / CONFIG)
     except (OSError, DamagedFileError) as error:
         raise CheckpointError(
-            f"{folder / CONFIG} cannot be read ({error}): it is no saved adapter, or damaged"
+            f"{folder / CONFIG} cannot be read ({error}): it is not a saved adapter, or damaged"
         ) from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise CheckpointError(f"{folder / CONFIG} is not the configuration of an adapter ({FORMAT!r} is missing)")

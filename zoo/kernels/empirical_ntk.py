@@ -66,7 +66,7 @@ class _Network:
         self.groups = {name: label for name, _ in named if (label := group(name)) is not None}
         self.weights: Weights = {name: p.detach() for name, p in named if name in self.groups}
         if not self.weights:
-            raise ValueError("no parameter counts: the model has none that requires a gradient, or `group` names none")
+            raise ValueError("no parameters are selected: none requires a gradient, or `group` excludes all")
         # detached, excluded parameters record no graph
         others = itertools.chain(model.named_parameters(), model.named_buffers())
         self.others = {name: t.detach() for name, t in others if name not in self.weights}

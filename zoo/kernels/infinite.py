@@ -294,9 +294,9 @@ def _space_after(layers: Sequence[Layer], space: Space) -> Space:
     for layer in layers:
         what = type(layer).__name__
         if isinstance(layer, Conv | AvgPool | GlobalAvgPool) and space is None:
-            raise ValueError(f"{what} needs images: pass shape=(channels, height, width), and flatten only behind it")
+            raise ValueError(f"{what} needs images: pass shape=(channels, height, width), and flatten only after it")
         if isinstance(layer, Dense) and space is not None:
-            raise ValueError("Dense meets an image: put Flatten() or GlobalAvgPool() in front of it")
+            raise ValueError("Dense gets an image: put Flatten() or GlobalAvgPool() before it")
         if isinstance(layer, Conv):
             assert space is not None
             sizes = zip(space, _two(layer.kernel_size), _two(layer.stride), _pads(layer), strict=True)
@@ -476,7 +476,7 @@ class InfiniteNetwork(Kernel):
         self.shape = None if shape is None else tuple(shape)
         self.full = _pools(self.layers)
         if _space_after(self.layers, None if shape is None else (shape[1], shape[2])) is not None:
-            raise ValueError("the layers end with an image: put Flatten() or GlobalAvgPool() behind them")
+            raise ValueError("the layers end with an image: put Flatten() or GlobalAvgPool() after them")
 
     def both(self, X: Tensor, Z: Tensor | None = None) -> Kernels:
         """NNGP and NTK matrices in one pass.

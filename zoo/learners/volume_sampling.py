@@ -78,7 +78,7 @@ def _basis(features: Tensor) -> Tensor:
     Q, R = torch.linalg.qr(F)
     diagonal = R.diagonal().abs()
     if bool(diagonal.min() <= 1e-13 * diagonal.max()):
-        raise ValueError("the features depend on each other: leave out those that are sums of others")
+        raise ValueError("the features are linearly dependent: leave out those that are combinations of others")
     return Q
 
 

@@ -244,7 +244,7 @@ class Tower(nn.Sequential):
         super().__init__(*maps)
         for one, two in itertools.pairwise(maps):
             if one.out_features != two.in_features:
-                raise ValueError(f"a map of {one.out_features} features meets one that takes {two.in_features}")
+                raise ValueError(f"a map of {one.out_features} features feeds one that takes {two.in_features}")
         self.out_features = maps[-1].out_features
 
 
@@ -270,7 +270,7 @@ def bundle(layers: Sequence[nn.Linear], maps: Sequence[FeatureMap]) -> tuple[Tow
         raise ValueError(f"{len(layers)} linear layers need as many maps, or one less with a head; got {len(maps)}")
     for first, second in itertools.pairwise(layers):
         if first.out_features != second.in_features:
-            raise ValueError(f"a layer of {first.out_features} outputs meets one that takes {second.in_features}")
+            raise ValueError(f"a layer of {first.out_features} outputs feeds one that takes {second.in_features}")
     V: Tensor = layers[0].weight
     bias: Tensor | None = layers[0].bias
     for i, features in enumerate(maps):

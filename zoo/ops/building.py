@@ -136,7 +136,7 @@ def _private_folder(folder: Path) -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.stat()
     if found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise PermissionError(f"{folder} belongs to somebody else or is open to others (chmod 700 makes it private)")
+        raise PermissionError(f"{folder} belongs to another user or is open to others (chmod 700 makes it private)")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"{folder} cannot be written")
     return folder

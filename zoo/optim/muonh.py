@@ -129,7 +129,7 @@ class MuonH(torch.optim.Optimizer):
             return
         for p in self.param_groups[-1]["params"]:
             if p.ndim < 2:
-                raise ValueError(f"a parameter of shape {tuple(p.shape)} is no matrix: give its group method='adam'")
+                raise ValueError(f"a parameter of shape {tuple(p.shape)} is not a matrix: give its group method='adam'")
             if not p.is_meta and not bool(p.detach().any()):
                 raise ValueError(
                     f"a parameter of shape {tuple(p.shape)} is zero, and on a sphere of radius 0 it never moves: "

@@ -262,7 +262,7 @@ def replace_layers(
     unknown = [name for name in rates if not isinstance(names.get(name), nn.Dropout)]
     if unknown:
         known = [name for name, module in names.items() if isinstance(module, nn.Dropout)]
-        raise ValueError(f"{unknown[0]!r} is no dropout of the model; there are {', '.join(known) or 'none'}")
+        raise ValueError(f"{unknown[0]!r} is not a dropout of the model; there are {', '.join(known) or 'none'}")
     count = 0
     for name, module in names.items():
         new: nn.Module | None = None
@@ -280,7 +280,7 @@ def replace_layers(
         setattr(names[parent], child, new.train(module.training))
         count += isinstance(new, _ResponseLayer)
     if not count:
-        raise ValueError(f"{type(model).__name__} has no linear or convolutional layer that could answer")
+        raise ValueError(f"{type(model).__name__} has no linear or convolutional layer to replace")
     return count
 
 

@@ -106,7 +106,7 @@ def create_model(
         CheckpointError: The weights are missing, damaged, not the recorded file, or do not fit.
     """
     if not isinstance(model_name, str):
-        raise TypeError(f"model_name = {model_name!r:.60} is no text; a model is {MAY_BE}")
+        raise TypeError(f"model_name = {model_name!r:.60} is not a text; a model is {MAY_BE}")
     if pretrained and checkpoint_path:
         raise ValueError("pretrained=True and checkpoint_path both name weights; choose one of them")
     register()
@@ -248,7 +248,7 @@ def _check_config(folder: Path) -> str:
         raise CheckpointError(f"{where} names the architecture {arch!r:.100}, which is not registered")
     problems = check_values(Described, cfg, "pretrained_cfg") + check_values(Beside, config)
     arguments = {k: v for k, v in config.get("model_args", {}).items() if v is not None}
-    problems += [f"model_args.{k} is no argument of an architecture" for k in arguments if k in _OUTSIDE]
+    problems += [f"model_args.{k} is not an argument of an architecture" for k in arguments if k in _OUTSIDE]
     returned = typing.get_type_hints(model_entrypoint(arch)).get("return") if _is_ours(arch) else None
     if inspect.isclass(returned) and returned is not nn.Module:
         own = inspect.signature(returned).parameters  # unknown ones are reported when the model is built

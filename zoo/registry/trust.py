@@ -159,7 +159,7 @@ def override_problem(key: str, value: Any, choice: bool, *, run: Path) -> str | 
     if choice:
         names = value if isinstance(value, list) else [value]
         plain = all(name is None or re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", str(name)) for name in names)
-        return None if plain and ".." not in str(value) else "its value is no name of a file of that group"
+        return None if plain and ".." not in str(value) else "its value is not the name of a file of that group"
     for where, part in _walk(key, value):
         problem = _part_problem(where, part, run, first)
         if problem:
@@ -192,7 +192,7 @@ def _part_problem(key: str, value: Any, run: Path, section: str) -> str | None:
             return f"{value!r:.100} is no {kind.what} of the zoo, of Lightning or of an installed plug-in"
         return None
     if any(part.startswith("_") for part in key.split(".")):
-        return f"{key} steers how objects are built"
+        return f"{key} controls how objects are built"
     if section == "logger" and re.match(r"logger\.\w+\.\w+\.\D", f"{key}."):
         return f"{key} says how a service is reached"
     if section == "logger" and last == "mode" and value == "online":

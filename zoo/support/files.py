@@ -396,7 +396,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             raise CheckpointError(f"{path}: {key} must be an object, not {config[key]!r:.60}")
     for name, digest in config.get("sha256", {}).items():
         if not name or "\0" in name or Path(name).name != name:
-            raise CheckpointError(f"{path}: sha256 names {name!r:.60}, which is no file of the folder")
+            raise CheckpointError(f"{path}: sha256 names {name!r:.60}, which is not a file of the folder")
         if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
             raise CheckpointError(f"{path}: sha256 of {name} must be 64 hexadecimal digits, not {digest!r:.60}")
     if "input" in config:
@@ -451,7 +451,7 @@ def _checked(source: str | Path) -> Path:
         CheckpointError: It holds a NUL character.
     """
     if "\0" in str(source):
-        raise CheckpointError(f"{str(source)!r:.200} is no path: it holds a NUL character")
+        raise CheckpointError(f"{str(source)!r:.200} is not a path: it holds a NUL character")
     return Path(source)
 
 

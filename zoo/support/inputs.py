@@ -59,7 +59,7 @@ def _name(name: str) -> str:
 
 def _unique(names: list[str]) -> list[str]:
     if twice := next((name for name, count in Counter(names).items() if count > 1), None):
-        raise ValueError(f"the name {twice[:60]!r} stands there twice")
+        raise ValueError(f"the name {twice[:60]!r} occurs twice")
     return names
 
 

@@ -58,7 +58,7 @@ def check_output(path: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
         raise OutputError(f"cannot write {path}: it is a folder")
     folder = path.parent if suffixes else path
     if folder.exists() and not folder.is_dir():
-        raise OutputError(f"cannot write {path}: {folder} is no folder")
+        raise OutputError(f"cannot write {path}: {folder} is not a folder")
     if not folder.exists() and not folder.absolute().parent.is_dir():
         raise OutputError(f"cannot write {path}: there is no folder {folder.parent}; make it first")
     return path
@@ -85,7 +85,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:60]!r} stands in it twice")
+        raise ValueError(f"the key {twice[:60]!r} occurs twice")
     return found
 
 

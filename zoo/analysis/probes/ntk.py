@@ -72,7 +72,7 @@ def _rank(values: Tensor) -> float:
 
     values = values.clamp_min(0)
     if not bool(values.sum() > 0):
-        raise ValueError("the kernel matrix is zero: it has no rank to speak of")
+        raise ValueError("the kernel matrix is zero: its effective rank is undefined")
     return math.exp(float(torch.special.entr(values / values.sum()).sum()))
 
 

@@ -52,7 +52,7 @@ class SeriesImage(nn.Module):
             fitting = [d for d in range(1, 1025) if math.isqrt(seq_len * d) ** 2 == seq_len * d]
             close = sorted(sorted(fitting, key=lambda d: abs(d - embed_dim))[:4])
             raise ValueError(
-                f"seq_len * embed_dim = {seq_len} * {embed_dim} is no square and makes no image; "
+                f"seq_len * embed_dim = {seq_len} * {embed_dim} is not a square, so it makes no image; "
                 f"for {seq_len} steps use embed_dim = {', '.join(map(str, close))}"
             )
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
