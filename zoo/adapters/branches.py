@@ -23,12 +23,12 @@ class Adapter(nn.Module):
     def branch(self, x: Tensor) -> Tensor:
         """Added to the module's output, (..., d) -> (..., e); in float32 for half precision."""
         with autocast_disabled(x.device):
-            return self._branch(self._widened(x))
+            return self._branch(self._promote(x))
 
     def _branch(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _widened(self, x: Tensor) -> Tensor:
+    def _promote(self, x: Tensor) -> Tensor:
         """Convert to the promoted dtype of input and parameters, except float16, where 0 * overflow would be NaN."""
         own = next((p.dtype for p in self.parameters()), x.dtype)
         wide = torch.promote_types(x.dtype, own)

@@ -37,7 +37,7 @@ def watch_calls(model: nn.Module, targets: Sequence[Target], saved: Sequence[str
         if not inside:
             continue
         try:
-            seen = _watched(model, root, inputs, inside)
+            seen = _observe(model, root, inputs, inside)
         except Exception as error:  # an arbitrary model may raise anything
             problems.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
             continue
@@ -121,7 +121,7 @@ def _like(module: nn.Module, x: Tensor) -> Tensor:
     return x.to(p.device, p.dtype if x.is_floating_point() and p.dtype.itemsize > 1 else x.dtype)
 
 
-def _watched(model: nn.Module, root: str, inputs: Inputs, names: set[str]) -> dict[str, Call]:
+def _observe(model: nn.Module, root: str, inputs: Inputs, names: set[str]) -> dict[str, Call]:
     """Run part of the model and observe the calls of its modules."""
     seen: dict[str, Call] = {}
 
@@ -145,7 +145,7 @@ def _watched(model: nn.Module, root: str, inputs: Inputs, names: set[str]) -> di
     modes: list[Any] = [contextlib.nullcontext()]
     if half is not None and len(kinds) > 1 and torch.amp.is_autocast_available(device):
         modes.append(torch.autocast(device, half))  # dtypes that only fit together under autocast
-    with _undisturbed(model):
+    with _without_side_effects(model):
         handles = [model.get_submodule(n).register_forward_hook(watch(n), with_kwargs=True) for n in names]
         try:
             _first_that_runs(modes, lambda: call_model(part, inputs))
@@ -167,7 +167,7 @@ def _first_that_runs(modes: Sequence[Any], run: Callable[[], Any]) -> None:
 
 
 @contextlib.contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def _without_side_effects(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients that leaves attributes, buffers and generators unchanged."""
     modules = list(model.modules())
     attributes = [dict(m.__dict__) for m in modules]

@@ -69,19 +69,19 @@ def squared_distances(X: Tensor, Z: Tensor | None = None, *, method: Method = "a
         if Z is None:
             eye = torch.eye(q.shape[-1], dtype=torch.bool, device=q.device)
             q = torch.where(eye, q - q.detach(), q)
-        return _sharpened(q, float(squares.detach().max()), *given) if _may_look(q) else q
+        return _refine_close_pairs(q, float(squares.detach().max()), *given) if _values_accessible(q) else q
 
 
 #: Errors of squared distances, in units of a lengthscale, that do not affect any kernel.
 _VISIBLE = 1e-9
 
 
-def _may_look(q: Tensor) -> bool:
+def _values_accessible(q: Tensor) -> bool:
     """Whether control flow may depend on the values of squared distances, and there are any."""
     return q.dtype == torch.float64 and q.numel() > 0 and not q.is_meta and not is_tracing(q)
 
 
-def _sharpened(q: Tensor, largest: float, X: Tensor, Y: Tensor) -> Tensor:
+def _refine_close_pairs(q: Tensor, largest: float, X: Tensor, Y: Tensor) -> Tensor:
     """Recompute close pairs from their differences where the error of the expansion matters.
 
     That is so where points spread over more than about a thousand lengthscales.

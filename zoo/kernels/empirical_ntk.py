@@ -164,12 +164,12 @@ def empirical_ntk_by(
         for i in range(0, n, held):
             left = network.jacobian(X[i : i + held])
             if Z is None:
-                _put(found, network.groups, left, left, i, i)
+                _accumulate(found, network.groups, left, left, i, i)
             for j in range(i + held if Z is None else 0, m, passed):
                 right = network.jacobian((X if Z is None else Z)[j : j + passed])
-                _put(found, network.groups, left, right, i, j)
+                _accumulate(found, network.groups, left, right, i, j)
                 if Z is None:
-                    _put(found, network.groups, right, left, j, i)
+                    _accumulate(found, network.groups, right, left, j, i)
                 del right
             del left
     dtype = torch.promote_types(next(iter(network.weights.values())).dtype, torch.float32)
@@ -189,7 +189,7 @@ def _blocks(network: _Network, C: int, memory: int, n: int, m: int) -> tuple[int
     return held, min(m, possible - held)
 
 
-def _put(
+def _accumulate(
     found: dict[str, Tensor], groups: dict[str, str], left: Weights, right: Weights, row: int, column: int
 ) -> None:
     """Add products of gradients to a tile of every part."""

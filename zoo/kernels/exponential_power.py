@@ -22,7 +22,7 @@ from zoo.ops.numerics import autocast_disabled
 
 __all__ = ["ExponentialPower"]
 
-_OWN = 1e-10  # smaller distances count as zero, where the kernel has no gradient
+_ZERO = 1e-10  # smaller distances count as zero, where the kernel has no gradient
 _BLOCK = 2**24  # elements of one block of differences
 
 
@@ -101,7 +101,7 @@ class ExponentialPower(Kernel):
         values, vectors = torch.linalg.eigh(metric)
         self.metric, self.root = metric, (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
 
-    def _rooted(self, X: Tensor) -> Tensor:
+    def _transform(self, X: Tensor) -> Tensor:
         """M^(1/2) x, (..., n, D)."""
         if self.root is None:
             return X
@@ -110,8 +110,8 @@ class ExponentialPower(Kernel):
 
     def distances(self, X: Tensor, Z: Tensor | None = None) -> Tensor:
         """d(x_i, z_j), (..., n, m); exactly zero on the diagonal where Z is None."""
-        U = self._rooted(X)
-        V = None if Z is None else self._rooted(Z)
+        U = self._transform(X)
+        V = None if Z is None else self._transform(Z)
         if self.norm == 2:
             return distances(U, V)
         return torch.cdist(U, U if V is None else V, p=self.norm)
@@ -131,7 +131,7 @@ class ExponentialPower(Kernel):
     def slopes(self, d: Tensor, K: Tensor) -> Tensor:
         """-k'(d) d^(1 - p) / p, zero at distance 0: the weights of :meth:`gradients`."""
         q, p, L = self.exponent, self.norm, self.lengthscale.to(d)
-        own = d < _OWN
+        own = d < _ZERO
         return torch.where(own, 0.0, q / L**q * torch.where(own, 1.0, d) ** (q - p) * K)
 
     @torch.no_grad()
@@ -154,8 +154,8 @@ class ExponentialPower(Kernel):
     def gradients_of(self, d: Tensor, K: Tensor, X: Tensor, coefficients: Tensor, at: Tensor | None = None) -> Tensor:
         """:meth:`gradients` for known distances (m, n) and kernel matrix (m, n)."""
         W = -self.slopes(d, K)
-        U, A = self._rooted(X), coefficients
-        V = U if at is None else self._rooted(at)
+        U, A = self._transform(X), coefficients
+        V = U if at is None else self._transform(at)
         if self.norm == 2:
             C = A.shape[1]
             weighted = W @ torch.cat([A, (A[:, :, None] * U[:, None]).flatten(1)], 1)

@@ -251,7 +251,7 @@ def _checked(layers: Iterable[Layer | str]) -> tuple[Layer, ...]:
             dual_activation(layer.name, *torch.ones(3, dtype=torch.float64, device="cpu"))
         if isinstance(layer, Dense | Conv) and not (0 < layer.gain < math.inf and 0 <= layer.bias < math.inf):
             raise ValueError(f"layer {i}: gain={layer.gain} must be positive and bias={layer.bias} not negative")
-        if isinstance(layer, Conv) and min(*_two(layer.kernel_size), *_two(layer.stride), 1 + _least(layer)) < 1:
+        if isinstance(layer, Conv) and min(*_pair(layer.kernel_size), *_pair(layer.stride), 1 + _least(layer)) < 1:
             raise ValueError(f"layer {i}: {layer} needs sizes and strides of 1 at least and paddings of 0 at least")
         if isinstance(layer, AvgPool) and min(layer.window, layer.window if layer.stride is None else layer.stride) < 1:
             raise ValueError(f"layer {i}: {layer} needs a window and a stride of 1 at least")
@@ -263,7 +263,7 @@ def _names() -> str:
     return ", ".join(kind.__name__ for kind in get_args(Layer)) + " or the name of an activation"
 
 
-def _two(value: int | tuple[int, int]) -> tuple[int, int]:
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
@@ -299,7 +299,7 @@ def _space_after(layers: Sequence[Layer], space: Space) -> Space:
             raise ValueError("Dense gets an image: put Flatten() or GlobalAvgPool() before it")
         if isinstance(layer, Conv):
             assert space is not None
-            sizes = zip(space, _two(layer.kernel_size), _two(layer.stride), _pads(layer), strict=True)
+            sizes = zip(space, _pair(layer.kernel_size), _pair(layer.stride), _pads(layer), strict=True)
             height, width = (_outputs(*numbers, what) for numbers in sizes)
             space = height, width
         elif isinstance(layer, AvgPool):
@@ -390,7 +390,7 @@ def _slide(t: Tensor, axes: Sequence[int], window: int, stride: int, pad: tuple[
 
 def _convolve(t: Tensor, layer: Conv, sides: int) -> Tensor:
     """Mean over the filter window, which moves over both pixels of a pair together."""
-    kernel, stride, pads = _two(layer.kernel_size), _two(layer.stride), _pads(layer)
+    kernel, stride, pads = _pair(layer.kernel_size), _pair(layer.stride), _pads(layer)
     for i in range(2):  # rows, columns
         axes = [i - 2 * (side + 1) for side in range(sides)]
         t = _slide(t, axes, kernel[i], stride[i], pads[i])
@@ -413,7 +413,7 @@ def _linear(pairs: _Pairs, layer: Dense | Conv) -> _Pairs:
     return _Pairs(cov, None if pairs.ntk is None else cov + layer.gain * pairs.ntk, pairs.sides)
 
 
-def _walk(layers: Sequence[Layer], pairs: _Pairs, variances: _Variances) -> _Pairs:
+def _propagate(layers: Sequence[Layer], pairs: _Pairs, variances: _Variances) -> _Pairs:
     for layer in layers:
         if isinstance(layer, Dense):
             pairs = _linear(pairs, layer)
@@ -433,7 +433,7 @@ def _walk(layers: Sequence[Layer], pairs: _Pairs, variances: _Variances) -> _Pai
                     lambda t: t.mean(-1), 0
                 )
         else:
-            branch, shortcut = _walk(layer.branch, pairs, variances), _walk(layer.shortcut, pairs, variances)
+            branch, shortcut = _propagate(layer.branch, pairs, variances), _propagate(layer.shortcut, pairs, variances)
             assert branch.sides == shortcut.sides
             ntk = None if branch.ntk is None or shortcut.ntk is None else branch.ntk + shortcut.ntk
             pairs = _Pairs(branch.cov + shortcut.cov, ntk, branch.sides)
@@ -496,7 +496,7 @@ class InfiniteNetwork(Kernel):
 
     def _diag(self, X: Tensor) -> Tensor:
         points = self._points(X).flatten(0, -2)
-        return self._alone(points, self.kind == "ntk")[1][-1].reshape(X.shape[:-1]).to(X.dtype)
+        return self._single_points(points, self.kind == "ntk")[1][-1].reshape(X.shape[:-1]).to(X.dtype)
 
     def _points(self, X: Tensor) -> Tensor:
         """Points in the solvers' dtype, after a check of their size."""
@@ -523,8 +523,8 @@ class InfiniteNetwork(Kernel):
         n, m = len(X), len(X if Z is None else Z)
         if not n or not m:
             return [X.new_zeros(n, m) for _ in range(1 + ntk)]
-        variances, own = self._alone(X, ntk)
-        others = variances if Z is None else self._alone(Z, ntk)[0]
+        variances, own = self._single_points(X, ntk)
+        others = variances if Z is None else self._single_points(Z, ntk)[0]
         side = max(1, math.isqrt(self.block // self._pixels(2)))
         tiles: dict[tuple[int, int], list[Tensor]] = {}
         for i in range(0, n, side):
@@ -534,8 +534,8 @@ class InfiniteNetwork(Kernel):
                     continue
                 here, there = slice(i, i + side), slice(j, j + side)
                 book = _Variances(iter([v[here] for v in variances]), iter([v[there] for v in others]))
-                pairs = self._enter(X[here], (X if Z is None else Z)[there], ntk)
-                tiles[i, j] = _wanted(_walk(self.layers, pairs, book))
+                pairs = self._input_pairs(X[here], (X if Z is None else Z)[there], ntk)
+                tiles[i, j] = _wanted(_propagate(self.layers, pairs, book))
                 if Z is None and i == j:  # make it symmetric: sums over pixels depend on their order
                     tiles[i, j] = [(t + t.mT) / 2 for t in tiles[i, j]]
         rows = [[tiles[i, j] for j in range(0, m, side)] for i in range(0, n, side)]
@@ -545,17 +545,17 @@ class InfiniteNetwork(Kernel):
             found = [torch.where(eye, d[:, None], t) for d, t in zip(own, found, strict=True)]
         return found
 
-    def _alone(self, X: Tensor, ntk: bool) -> tuple[list[Tensor], list[Tensor]]:
+    def _single_points(self, X: Tensor, ntk: bool) -> tuple[list[Tensor], list[Tensor]]:
         """Variances of points before each activation (n, ...), and their own covariance and NTK (n,)."""
         books, ends = [], []
         for x in X.split(max(1, self.block // self._pixels(2))):
             book = _Variances()
             books.append(book)
-            ends.append(_wanted(_walk(self.layers, self._enter(x, None, ntk), book)))
+            ends.append(_wanted(_propagate(self.layers, self._input_pairs(x, None, ntk), book)))
         variances = [torch.cat(parts) for parts in zip(*(book.found for book in books), strict=True)]
         return variances, [torch.cat(parts) for parts in zip(*ends, strict=True)]
 
-    def _enter(self, X: Tensor, Z: Tensor | None, ntk: bool) -> _Pairs:
+    def _input_pairs(self, X: Tensor, Z: Tensor | None, ntk: bool) -> _Pairs:
         """Input covariance, a mean over features: of each point with itself if Z is None, else of all pairs."""
         if self.shape is None:
             cov = X.square().mean(-1) if Z is None else X @ Z.mT / X.shape[-1]
@@ -622,7 +622,7 @@ def read_layers(module: nn.Module, *, gain: float = 2.0, bias: float = 0.0) -> t
     if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
         return (GlobalAvgPool(),)
     if isinstance(module, nn.AvgPool2d):
-        window, stride = _two(module.kernel_size), _two(module.stride)
+        window, stride = _pair(module.kernel_size), _pair(module.stride)
         plain = module.padding in (0, (0, 0)) and not module.ceil_mode and module.divisor_override is None
         if window[0] == window[1] and stride[0] == stride[1] and plain:
             return (AvgPool(window[0], stride[0]),)
@@ -638,12 +638,12 @@ def read_layers(module: nn.Module, *, gain: float = 2.0, bias: float = 0.0) -> t
 def _read_conv(module: nn.Conv2d, gain: float, bias: float) -> Conv:
     if module.groups != 1 or module.dilation != (1, 1) or module.padding_mode != "zeros":
         raise ValueError("Conv2d has a kernel without groups, without dilation and with zero padding only")
-    height, width = _two(module.kernel_size)  # type: ignore[arg-type]
+    height, width = _pair(module.kernel_size)  # type: ignore[arg-type]
     if module.padding == "same":
         sides = tuple(((k - 1) // 2, k - 1 - (k - 1) // 2) for k in (height, width))
     else:
         sides = tuple((p, p) for p in ((0, 0) if module.padding == "valid" else module.padding))  # type: ignore[misc]
-    return Conv((height, width), _two(module.stride), sides, gain, bias)  # type: ignore[arg-type]
+    return Conv((height, width), _pair(module.stride), sides, gain, bias)  # type: ignore[arg-type]
 
 
 # ---- hierarchical kernels ----------------------------------------------------------------------------------

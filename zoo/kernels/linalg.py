@@ -125,7 +125,7 @@ def cholesky(A: Tensor, *, jitter: float = 1e-12, max_jitter: float = 1e-4) -> F
         relative = jitter
         while bool((info > 0).any()):
             if relative > max_jitter * (1 + 1e-9):  # 1e-12 * 10^8 is not exactly 1e-4 in floating point
-                raise NotPositiveDefiniteError(_why(A.detach(), info, max_jitter))
+                raise NotPositiveDefiniteError(_failure_message(A.detach(), info, max_jitter))
             added = torch.where(info > 0, relative * scale, added)
             eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
             lower, info = torch.linalg.cholesky_ex(A + added[..., None, None] * eye)
@@ -147,7 +147,7 @@ def _cholesky_without_branches(A: Tensor, jitter: float, max_jitter: float) -> F
     return Factor(torch.where((info > 0)[..., None, None], torch.nan, lower), added)
 
 
-def _why(A: Tensor, info: Tensor, max_jitter: float) -> str:
+def _failure_message(A: Tensor, info: Tensor, max_jitter: float) -> str:
     n = A.shape[-1]
     bad = A[info > 0] if A.ndim > 2 else A.unsqueeze(0)
     symmetric = torch.tril(bad[0]) + torch.tril(bad[0], -1).mT

@@ -15,7 +15,7 @@ from zoo.kernels.positive import PositiveParameter, ScalarOrTensor
 
 __all__ = ["ProductState"]
 
-_MOST = 12  # most dimensions for explicit features: 3^12 columns
+_MAX = 12  # most dimensions for explicit features: 3^12 columns
 
 
 @register_kernel("product_state")
@@ -66,8 +66,8 @@ class ProductState(Kernel):
         return X.new_ones(X.shape[:-1])
 
     def _features(self, X: Tensor) -> Tensor:
-        if X.shape[-1] > _MOST:
-            raise ValueError(f"points of {X.shape[-1]} dimensions have 3^{X.shape[-1]} features; at most {_MOST} work")
+        if X.shape[-1] > _MAX:
+            raise ValueError(f"points of {X.shape[-1]} dimensions have 3^{X.shape[-1]} features; at most {_MAX} work")
         angles = self._angles(X)
         c, s = angles.cos(), angles.sin()
         phi = X.new_ones(*X.shape[:-1], 1)

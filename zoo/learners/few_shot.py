@@ -327,7 +327,7 @@ def fit_dirichlet(
     alpha, done = _minorise(alpha, mean_log), 1
     while done < max_steps:
         some = min(check_every, max_steps - done)
-        alpha, before = _Stretch.apply(alpha, mean_log, some) if recorded else _updates(alpha, mean_log, some)
+        alpha, before = _Recomputed.apply(alpha, mean_log, some) if recorded else _updates(alpha, mean_log, some)
         done += some
         change = (alpha.detach() - before.detach()).square().sum() / before.detach().square().sum()
         if some == check_every and bool(change < tolerance):
@@ -343,7 +343,7 @@ def _updates(alpha: Tensor, mean_log: Tensor, steps: int) -> tuple[Tensor, Tenso
     return alpha, before
 
 
-class _Stretch(torch.autograd.Function):
+class _Recomputed(torch.autograd.Function):
     """:func:`_updates` with recomputation: only the initial alpha is stored for the backward pass."""
 
     @staticmethod

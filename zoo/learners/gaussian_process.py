@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 _LOG_2PI = math.log(2 * math.pi)
-_REFUSED = 1e25  # objective reported to the optimizer where the matrix has no factor
+_PENALTY = 1e25  # objective reported to the optimizer where the matrix has no factor
 
 
 # ---- functions of a covariance matrix ----------------------------------------------------------------------
@@ -395,23 +395,23 @@ def maximise(
             slopes = torch.autograd.grad(found, [place.raw for place in places], allow_unused=True)
         except NotPositiveDefiniteError as error:
             failures.append(error)
-            return _REFUSED, np.zeros_like(vector)
+            return _PENALTY, np.zeros_like(vector)
         flat = torch.cat([_flat(p.raw if s is None else s, s is None) for p, s in zip(places, slopes, strict=True)])
         if not bool(found.isfinite()) or not bool(flat.isfinite().all()):
             failures.append(NotPositiveDefiniteError("the objective is not finite"))
-            return _REFUSED, np.zeros_like(vector)
+            return _PENALTY, np.zeros_like(vector)
         return float(found.detach()), flat.numpy()
 
     first, limits = _flat_raw(places), _limits(places, bounds)
-    starts = [first, *_drawn(places, restarts, bounds, seed)]
+    starts = [first, *_starts(places, restarts, bounds, seed)]
     options = {"maxiter": max_iter, "maxcor": 20}
     found = [minimize(loss, s, jac=True, method="L-BFGS-B", bounds=limits, options=options) for s in starts]
     best = min(found, key=lambda result: result.fun)
-    if best.fun >= _REFUSED:
+    if best.fun >= _PENALTY:
         _write(places, first)
         raise failures[0]
     _write(places, best.x)
-    values = tuple(-float(result.fun) if result.fun < _REFUSED else -math.inf for result in found)
+    values = tuple(-float(result.fun) if result.fun < _PENALTY else -math.inf for result in found)
     steps = tuple(int(result.nit) for result in found)
     return FitReport(-float(best.fun), values, steps, bool(best.success), str(best.message))
 
@@ -446,7 +446,7 @@ def _limits(places: list[Hyperparameter], bounds: tuple[float, float]) -> list[t
     return limits
 
 
-def _drawn(places: list[Hyperparameter], count: int, bounds: tuple[float, float], seed: int) -> list[np.ndarray]:
+def _starts(places: list[Hyperparameter], count: int, bounds: tuple[float, float], seed: int) -> list[np.ndarray]:
     """Raw vectors of random starts."""
     generator = torch.Generator().manual_seed(seed)
     starts = []

@@ -230,7 +230,7 @@ class StreamingDictionary(nn.Module):
         else:
             before = torch.cat([self.probabilities, self.probabilities.new_ones(1)])
             p = found.probabilities
-            copies = self._drawn(had, p / before)
+            copies = self._binomial(had, p / before)
         alive = copies > 0
         self.points, self.copies, self.probabilities = points[alive], copies[alive], p[alive]
         self.positions, self.effective_dimension = found.positions[alive], found.effective_dimension
@@ -267,7 +267,7 @@ class StreamingDictionary(nn.Module):
             raise ValueError(f"the row has shape {tuple(x.shape)}, those before have {tuple(self.points.shape[1:])}")
         return x.to(self.points if len(self) else self.points.to(x.dtype))
 
-    def _drawn(self, counts: Tensor, chance: Tensor) -> Tensor:
+    def _binomial(self, counts: Tensor, chance: Tensor) -> Tensor:
         if self.draw is not None:
             return self.draw(counts, chance).to(counts)
         generator = torch.Generator()

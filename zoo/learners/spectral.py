@@ -82,9 +82,9 @@ class WeightProblem:
         self.noise, self.kernel = float(noise), kernel
         n, self.count = len(self.y), len(kernel.weights)
         self._step = max(1, _BLOCK // (n * n))
-        self._kept = [block for _, block in self._made()] if self.count * n * n <= _KEPT else None
+        self._kept = [block for _, block in self._compute_blocks()] if self.count * n * n <= _KEPT else None
 
-    def _made(self) -> Iterator[tuple[slice, Tensor]]:
+    def _compute_blocks(self) -> Iterator[tuple[slice, Tensor]]:
         means, scales = self.kernel.means, self.kernel.scales
         for i in range(0, self.count, self._step):
             part = slice(i, i + self._step)
@@ -93,7 +93,7 @@ class WeightProblem:
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         if self._kept is None:
-            yield from self._made()
+            yield from self._compute_blocks()
             return
         for k, block in enumerate(self._kept):
             yield slice(k * self._step, (k + 1) * self._step), block

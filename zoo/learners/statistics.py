@@ -228,7 +228,7 @@ class ClassStatistics(nn.Module):
         gone = self._summed(X, labels, task, batch_size)
         if len(gone.counts):
             before = self._state()
-            left = _less(before, gone)
+            left = _subtract(before, gone)
             if check:
                 _check_left(before, gone, left)
             self._take(left)
@@ -255,7 +255,7 @@ class ClassStatistics(nn.Module):
         before = self._state()
         gone = _Sums(*(getattr(other, name).to(getattr(self, name)) for name in _Sums._fields))
         if len(gone.counts):
-            left = _less(before, gone)
+            left = _subtract(before, gone)
             _check_left(before, gone, left)
             self._take(left)
         return self
@@ -454,7 +454,7 @@ def _integers(values: Labels, n: int, what: str, device: torch.device) -> Tensor
     return found.to(torch.int64)
 
 
-def _less(before: _Sums, gone: _Sums) -> _Sums:
+def _subtract(before: _Sums, gone: _Sums) -> _Sums:
     """The sums without some rows, after a check of the counts."""
     if before.sums.shape[1] != gone.sums.shape[1] and len(before.counts):
         raise ValueError(

@@ -531,7 +531,7 @@ class GaussianRBFNetwork(nn.Module):
         if not per_output:
             root = self.gradient_root(X)
             return root.mT @ root
-        g = _without_shared(self.input_gradients(X))
+        g = _centre_outputs(self.input_gradients(X))
         return torch.einsum("nkd,nke->kde", g, g) / len(g)
 
     @torch.no_grad()
@@ -540,7 +540,7 @@ class GaussianRBFNetwork(nn.Module):
 
         Its size is linear in the number of features for low-rank metrics, and for others if there are few rows.
         """
-        h = _without_shared(self._coordinate_gradients(X)).flatten(0, 1) / math.sqrt(len(X))  # (n K, R)
+        h = _centre_outputs(self._coordinate_gradients(X)).flatten(0, 1) / math.sqrt(len(X))  # (n K, R)
         if len(h) > h.shape[1]:
             values, vectors = eigen(h.mT @ h)
             h = values.sqrt().unsqueeze(-1) * vectors
@@ -633,7 +633,7 @@ class GaussianRBFNetwork(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _without_shared(gradients: Tensor) -> Tensor:
+def _centre_outputs(gradients: Tensor) -> Tensor:
     """Derivatives (n, K, ...) minus their mean over logits, which does not affect decisions."""
     return gradients - gradients.mean(1, keepdim=True) if gradients.shape[1] > 1 else gradients
 

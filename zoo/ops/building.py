@@ -39,7 +39,7 @@ FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-fno-trapping-math", "-fno-math-errno"]
 # Linked without its own OpenMP, the library uses torch's and shares its threads; where loading it fails, the next
 # variant is tried, without threads.
 _VARIANTS: tuple[list[str], ...] = (["-fopenmp"], ["-fopenmp-simd"], [])
-_PATIENCE = 300  # seconds to compile, or to wait for another process that does; ample for a busy machine
+_TIMEOUT = 300  # seconds to compile, or to wait for another process that does; ample for a busy machine
 
 
 class NativeError(RuntimeError):
@@ -160,17 +160,17 @@ def _first_that_loads(source: Path, compiler: Sequence[str], folder: Path) -> tu
 def _compiled(source: Path, compiler: Sequence[str], flags: Sequence[str], folder: Path) -> Path:
     """Path of the library for these inputs in the folder, compiled if needed."""
     key = _key(source, compiler, flags)
-    found = _kept(folder, key)
+    found = _cached(folder, key)
     if found:
         return found
     try:
-        with FileLock(folder / f"{key}.lock", timeout=_PATIENCE):
-            return _kept(folder, key) or _compile(source, compiler, flags, folder, key)
+        with FileLock(folder / f"{key}.lock", timeout=_TIMEOUT):
+            return _cached(folder, key) or _compile(source, compiler, flags, folder, key)
     except Timeout as error:
-        raise OSError(f"another process holds {error.lock_file} for {_PATIENCE} s") from error
+        raise OSError(f"another process holds {error.lock_file} for {_TIMEOUT} s") from error
 
 
-def _kept(folder: Path, key: str) -> Path | None:
+def _cached(folder: Path, key: str) -> Path | None:
     """Path of the cached library for a key, or None; files that do not match the hash in their name are removed."""
     for path in folder.glob(f"{key}-*.so"):
         if path.stem == f"{key}-{_digest(path.read_bytes())}":
@@ -218,7 +218,7 @@ def _compiler() -> list[str]:
 
 def _run(command: Sequence[str]) -> None:
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=_PATIENCE)
+        subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT)
     except subprocess.CalledProcessError as error:
         raise _CompilerError(_first_line(error.stderr) or f"{command[0]} ended with {error.returncode}") from error
     except (OSError, subprocess.SubprocessError) as error:

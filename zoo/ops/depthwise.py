@@ -105,7 +105,7 @@ def toeplitz(weights: Tensor, height: int, width: int) -> Tensor:
 # ---- the operators -----------------------------------------------------------------------------------------
 
 
-def _takes_planes(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> bool:
+def _uses_planes(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> bool:
     """Whether a contiguous map is processed plane by plane instead of being converted to channels_last."""
     if x.ndim != 4 or not x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
         return False
@@ -120,7 +120,7 @@ def _is_large(weight: Tensor, dilation: int) -> bool:
 
 
 def _layout(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> torch.memory_format:
-    return torch.contiguous_format if _takes_planes(x, weight, bias, dilation) else torch.channels_last
+    return torch.contiguous_format if _uses_planes(x, weight, bias, dilation) else torch.channels_last
 
 
 @operator(
@@ -189,7 +189,7 @@ def _depthwise_on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: 
     if x.dtype != torch.float64:
         # torch's contiguous kernels become very slow from width 11 (AVX2) or 14 (AVX-512) on
         x = x.contiguous(memory_format=torch.channels_last)
-        weight, dilation = _suit_library(weight, dilation)
+        weight, dilation = _avoid_slow_kernels(weight, dilation)
     return depthwise_conv2d.reference(x, weight, bias, dilation).contiguous(memory_format=layout)
 
 
@@ -203,7 +203,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Non
 
 
 def _by_loops(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
-    if _takes_planes(x, weight, bias, dilation):
+    if _uses_planes(x, weight, bias, dilation):
         y = torch.empty_like(x)
         failed = native.call("depthwise_planes", x, weight.contiguous(), y, *x.shape, *weight.shape[-2:])
     else:
@@ -227,7 +227,7 @@ def _by_matrix(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) ->
     return y if bias is None else y + bias.view(-1, 1, 1)
 
 
-def _suit_library(weight: Tensor, dilation: int) -> tuple[Tensor, int]:
+def _avoid_slow_kernels(weight: Tensor, dilation: int) -> tuple[Tensor, int]:
     """Pad kernels with zeros to avoid slow cases of torch's channels_last kernels; the result is unchanged.
 
     With AVX-512, kernels of width 12 or 13 run at less than half the speed of wider ones; with AVX2, dilated kernels
@@ -264,7 +264,7 @@ def _weight_on_cpu(x: Tensor, grad: Tensor, kernel: list[int], dilation: int) ->
 
 def _weight_by_loops(x: Tensor, grad: Tensor, kernel: list[int], dilation: int) -> Tensor:
     chans, parts = x.shape[1], min(len(x), torch.get_num_threads())
-    if _takes_planes(x, x, None, dilation):
+    if _uses_planes(x, x, None, dilation):
         found = x.new_empty(parts, chans, 1, *kernel)
         native.call("depthwise_planes_taps", x, grad.contiguous(), found, *x.shape, *kernel, parts)
         return found.sum(0)

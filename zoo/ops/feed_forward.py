@@ -54,7 +54,7 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @response_norm_and_energy.on("cuda", *FLOATS)
 @response_norm_and_energy.on("cpu", *FLOATS)
-def _response_norm_in_few_passes(x: Tensor, gamma: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+def _response_norm_fast(x: Tensor, gamma: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     energy = wide.square().sum((1, 2), keepdim=True).sqrt()  # 1.6 to 8 times as fast as torch's norm

@@ -356,7 +356,7 @@ class SelfTuning:
         self.tuner = torch.optim.Adam(self.hypers.parameters(), tune_lr)
         self.history: list[dict[str, float]] = []
 
-    def _draw(self, n: int) -> Tensor:
+    def _sample(self, n: int) -> Tensor:
         free = self.hypers.free
         noise = torch.randn(n, len(free), generator=self.generator, dtype=free.dtype, device="cpu")
         return self.hypers.perturbed(noise.to(free.device))
@@ -368,7 +368,7 @@ class SelfTuning:
         """One step of the weights on a batch, with perturbed hyper-parameters; l and sigma are fixed."""
         self.model.train()
         with torch.no_grad():
-            free = self._draw(len(x))
+            free = self._sample(len(x))
             values = self.hypers.values(free)
             if "input_noise" in values:
                 x = x + values["input_noise"].view(-1, *(1,) * (x.ndim - 1)) * torch.randn_like(x)
@@ -387,7 +387,7 @@ class SelfTuning:
     def tune_step(self, x: Tensor, y: Tensor) -> float:
         """One step of l and sigma on a validation batch, without regularisation; the weights are fixed."""
         self.model.eval()
-        self.response.free = self._respond(self._draw(len(x)))
+        self.response.free = self._respond(self._sample(len(x)))
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         try:
             for p in parameters:
@@ -448,7 +448,7 @@ class SelfTuning:
         """
         if min(epochs, train_steps, tune_steps) < 1 or warmup < 0:
             raise ValueError("epochs, train_steps and tune_steps must be at least 1, and warmup not negative")
-        others = _endless(validation)
+        others = _cycle(validation)
         for _ in range(epochs):
             epoch, losses = len(self.history), []
             for i, (x, y) in enumerate(train, 1):
@@ -465,7 +465,7 @@ class SelfTuning:
         return self.history
 
 
-def _endless(batches: Iterable[Batch]) -> Iterator[Batch]:
+def _cycle(batches: Iterable[Batch]) -> Iterator[Batch]:
     while True:
         empty = True
         for batch in batches:

@@ -58,7 +58,7 @@ def closed(name: str, place: str = "", opened: bool = False) -> Iterator[None]:
         _current.reset(token)
 
 
-_enclosed_of: dict[tuple[str, ...], int] = {}  # number of entry points at that time
+_enforced_for: dict[tuple[str, ...], int] = {}  # number of entry points at that time
 
 
 def install(ours: tuple[str, ...]) -> None:
@@ -66,17 +66,17 @@ def install(ours: tuple[str, ...]) -> None:
     if not getattr(_builder.load_pretrained, "_closed", False):
         _builder.load_pretrained = _inside_only(_builder.load_pretrained)
         _factory._resolve_model_source = _one_source(_factory._resolve_model_source)
-        _factory.load_checkpoint = _compared(_factory.load_checkpoint)
+        _factory.load_checkpoint = _verified(_factory.load_checkpoint)
         _builder.load_state_dict_from_path = _whole(_builder.load_state_dict_from_path)
-    if len(registry._model_entrypoints) == _enclosed_of.get(ours):
+    if len(registry._model_entrypoints) == _enforced_for.get(ours):
         return
-    _enclosed_of[ours] = len(registry._model_entrypoints)
+    _enforced_for[ours] = len(registry._model_entrypoints)
     for name, entry in registry._model_entrypoints.items():
         if entry.__module__.startswith(ours) and not getattr(entry, "_closed", False):
-            registry._model_entrypoints[name] = _enclosed(entry)
+            registry._model_entrypoints[name] = _enforced(entry)
 
 
-def _enclosed(entry: Callable[..., Any]) -> Callable[..., Any]:
+def _enforced(entry: Callable[..., Any]) -> Callable[..., Any]:
     """An entry point that enforces the rule when timm calls it for a folder or repository."""
 
     @functools.wraps(entry)
@@ -149,7 +149,7 @@ def _one_source(resolve: Callable[..., Any]) -> Callable[..., Any]:
     return resolve_model_source
 
 
-def _compared(load: Callable[..., Any]) -> Callable[..., Any]:
+def _verified(load: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(load)
     def load_checkpoint(model: Any, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
         if _current.get() is not None:

@@ -274,7 +274,7 @@ def _explain(fit: Fit, heads: tuple[str, ...], model: nn.Module, state: Mapping[
             f"{origin} is of another architecture than {name}: it has no name in common with the model "
             f"(file: {', '.join(list(state)[:2])}, ...; model: {', '.join(own[:2])}, ...)"
         )
-    return f"{origin} does not fit {name}: {_differences(fit)}; {_way_out(fit, model)}"
+    return f"{origin} does not fit {name}: {_differences(fit)}; {_remedy(fit, model)}"
 
 
 def _explain_classes(fit: Fit, head: str, model: nn.Module, state: Mapping[str, Tensor], origin: str) -> str:
@@ -289,7 +289,7 @@ def _explain_classes(fit: Fit, head: str, model: nn.Module, state: Mapping[str, 
     return f"{origin} has {classes} classes, the model {own}: build it with num_classes={classes}, or {keep}"
 
 
-def _way_out(fit: Fit, model: nn.Module) -> str:
+def _remedy(fit: Fit, model: nn.Module) -> str:
     first = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv")
     names = (first,) if isinstance(first, str) else tuple(first or ())
     inputs = [k for k in fit.shapes if k.removesuffix(".weight") in names]

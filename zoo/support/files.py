@@ -62,7 +62,7 @@ RECORDS: dict[str, dict[str, Any]] = {}
 _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 _HUB_NAMES = (WEIGHTS_NAME, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))  # first bytes of a pickle, by protocol
-_OLDER = 4  # pickles at the start of torch's legacy format: magic number, version, system info, tensors
+_LEGACY_PICKLES = 4  # pickles at the start of torch's legacy format: magic number, version, system info, tensors
 _MAX_HEADER = 16_000_000  # bytes
 MAX_TENSORS = 20_000  # in one file; the largest models of the zoo have under 4,000, a training state four times that
 _MAX_CONFIG = 16_000_000
@@ -162,9 +162,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             _check_archive(path, size)
         elif head.startswith(_PICKLES):
             with path.open("rb") as file:
-                _check_pickle(path, file, _OLDER)
+                _check_pickle(path, file, _LEGACY_PICKLES)
         else:
-            raise CheckpointError(f"{path} is not a checkpoint: {_what_is(head)}")
+            raise CheckpointError(f"{path} is not a checkpoint: {_guess_type(head)}")
         content = _unpickle(path)
     except CheckpointError:
         raise
@@ -221,7 +221,7 @@ def _read_safetensors(path: Path, size: int, head: bytes) -> dict[str, Any]:
     if _MAX_HEADER < length <= size - 8:
         raise CheckpointError(f"{path} has a header of {length:,} bytes, more than the {_MAX_HEADER:,} that are read")
     if size < 8 or length > size - 8:
-        kind = _what_is(head)
+        kind = _guess_type(head)
         why = f"it claims a header of {length} bytes in a file of {size}" if kind == _UNKNOWN else kind
         raise CheckpointError(f"{path} is not a whole safetensors file: {why}; copy or download it again")
     try:
@@ -351,7 +351,7 @@ def _globals(data: bytes) -> Iterator[str]:
 _UNKNOWN = "its content is not one of safetensors or torch.save"
 
 
-def _what_is(head: bytes) -> str:
+def _guess_type(head: bytes) -> str:
     """Recognise common mistakes by the first bytes."""
     start = head.lstrip().lower()
     if start.startswith(b"version https://git-lfs"):

@@ -416,7 +416,7 @@ def derived(model: Any) -> dict[str, Any]:
     chans = chans if isinstance(chans, int) else shape[0]
     if getattr(model, "vocab_size", None):
         return {"kind": "text", "tokens": getattr(model, "max_length", shape[-1])}
-    if (hearing := _hearing(model)) is not None:
+    if (hearing := _audio_front_end(model)) is not None:
         samples = shape[2] if shape[1] == 1 and shape[2] > 1 else hearing.samples
         return {"kind": "sound", "rate": hearing.sample_rate, "samples": samples}
     own = tuple(getattr(model, "input_shape", None) or ())
@@ -445,7 +445,7 @@ def _each(values: Any, channels: int, other: float) -> list[float]:
     return found if len(found) in (1, channels) else [sum(found) / len(found)]
 
 
-def _hearing(model: Any) -> Any:
+def _audio_front_end(model: Any) -> Any:
     """The audio front end, which knows the sample rate and the number of samples; None if there is none."""
     modules = model.modules() if hasattr(model, "modules") else ()
     return next((m for m in modules if hasattr(m, "sample_rate") and hasattr(m, "samples")), None)

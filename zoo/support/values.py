@@ -72,14 +72,14 @@ def read_json(path: Path, limit: int = MAX_BYTES) -> Any:
         DamagedFileError: Not a regular file, larger than `limit` bytes, invalid JSON, or a duplicate key in an object.
     """
     try:
-        return json.loads(read_text(path, limit), object_pairs_hook=_once)
+        return json.loads(read_text(path, limit), object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         if isinstance(error, DamagedFileError):
             raise
         raise DamagedFileError(f"{path} is not valid JSON ({first_line(error)})") from None
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object without duplicate keys: of two values, it is unclear which was meant."""
     found = dict(pairs)
     if len(found) < len(pairs):

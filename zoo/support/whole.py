@@ -36,8 +36,8 @@ __all__ = ["clean", "replace_all", "replace_link", "staging", "still", "writing"
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 _POINTER, _KEPT, _STAGED = "now", "old", "new"
-_PATIENCE = 60.0  # seconds to wait for another writer to finish its switch
-_FORGOTTEN = 86_400.0  # seconds after which a temporary name counts as a leftover, on file systems without locks
+_TIMEOUT = 60.0  # seconds to wait for another writer to finish its switch
+_MAX_AGE = 86_400.0  # seconds after which a temporary name counts as a leftover, on file systems without locks
 
 
 def replace_all(files: Mapping[Path, Callable[[BinaryIO], object]]) -> None:
@@ -125,7 +125,7 @@ def _switch(folder: Path, place: Path, without: Sequence[str] = ()) -> None:
     with writing(folder) as alone:
         if alone is False:
             raise BlockingIOError(errno.EAGAIN, "another process is writing into this folder", str(folder))
-        _settle(folder)
+        _resolve_links(folder)
         old = [name for name in without if name not in new and os.path.lexists(folder / name)]
         names = [*new, *old]
         for name in names:
@@ -133,19 +133,19 @@ def _switch(folder: Path, place: Path, without: Sequence[str] = ()) -> None:
                 raise IsADirectoryError(errno.EISDIR, "Is a directory", str(folder / name))
         kept = _temporary(folder, _KEPT)
         try:
-            if len(names) > 1 and _point(folder, kept, place, names):
+            if len(names) > 1 and _switch_links(folder, kept, place, names):
                 return
             for name in new:  # no links on this file system: rename one by one
                 os.replace(place / name, folder / name)
             for name in old:
                 (folder / name).unlink()
         finally:
-            _settle(folder)
+            _resolve_links(folder)
             shutil.rmtree(kept, ignore_errors=True)
             _sync(folder)
 
 
-def _point(folder: Path, kept: Path, place: Path, names: list[str]) -> bool:
+def _switch_links(folder: Path, kept: Path, place: Path, names: list[str]) -> bool:
     """Switch the names to the new files; False, with nothing changed, where links are not supported."""
     kept.mkdir()
     pointer = _temporary(folder, _POINTER)
@@ -158,9 +158,9 @@ def _point(folder: Path, kept: Path, place: Path, names: list[str]) -> bool:
             _copy(folder / name, kept / name)
     _sync(kept)
     for name in names:
-        _lead(folder / name, f"{pointer.name}/{name}")
+        _link_to(folder / name, f"{pointer.name}/{name}")
     _sync(folder)
-    _lead(pointer, place.name)
+    _link_to(pointer, place.name)
     _sync(folder)
     return True
 
@@ -169,10 +169,10 @@ def replace_link(link: Path, target: str) -> None:
     """Point a symbolic link elsewhere, or replace a file by a link, in one step."""
     clean(link.parent)
     with writing(link.parent):
-        _lead(link, target)
+        _link_to(link, target)
 
 
-def _lead(link: Path, target: str) -> None:
+def _link_to(link: Path, target: str) -> None:
     temporary = _temporary(link.parent, "link")
     try:
         temporary.symlink_to(target)
@@ -182,7 +182,7 @@ def _lead(link: Path, target: str) -> None:
         raise
 
 
-def _settle(folder: Path) -> None:
+def _resolve_links(folder: Path) -> None:
     """Turn names that are links through a pointer into plain files, and remove the pointer and its target."""
     for pointer in _pointers(folder):
         for path in folder.iterdir():
@@ -272,7 +272,7 @@ def clean(folder: Path) -> list[str]:
             return []
         if alone:
             removed += [p.name for p in _pointers(folder)]
-            _settle(folder)
+            _resolve_links(folder)
         for path in folder.glob(".*.tmp"):
             if _TEMPORARY.fullmatch(path.name) and _is_left_over(path, alone):
                 shutil.rmtree(path, ignore_errors=True) if _is_folder(path) else path.unlink(missing_ok=True)
@@ -295,7 +295,7 @@ def _is_left_over(path: Path, alone: bool | None) -> bool:
         finally:
             if handle is not None:
                 os.close(handle)
-        old = time.time() - path.lstat().st_mtime > _FORGOTTEN
+        old = time.time() - path.lstat().st_mtime > _MAX_AGE
         return old if locked is None else locked
     return False
 
@@ -306,7 +306,7 @@ def _is_left_over(path: Path, alone: bool | None) -> bool:
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[bool | None]:
     """Lock a folder against other writers. Yields True, False after a timeout, None without lock support."""
-    handle, end = _opened(folder), time.monotonic() + _PATIENCE
+    handle, end = _opened(folder), time.monotonic() + _TIMEOUT
     locked: bool | None = None
     try:
         while handle is not None and (locked := _lock(handle)) is False and time.monotonic() < end:

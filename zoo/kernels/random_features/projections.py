@@ -185,7 +185,7 @@ class Projection(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         theirs = state_dict.get(f"{prefix}check")
         comparable = not self.persistent and theirs is not None and not (theirs.is_meta or self.check.is_meta)
-        if comparable and not _alike(theirs, self.check):  # type: ignore[arg-type]
+        if comparable and not _nearly_equal(theirs, self.check):  # type: ignore[arg-type]
             args[-1].append(  # error messages of load_state_dict
                 f"{prefix[:-1] or 'projection'}: the weights were trained with another random projection than "
                 f"seed={self.seed}, {self.kind}, {self.m} x {self.d} gives"
@@ -197,6 +197,6 @@ class Projection(nn.Module):
         return f"{self.m} x {self.d}, {self.kind}{', antithetic' * self.antithetic}, seed={self.seed}"
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
+def _nearly_equal(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are equal up to rounding in half precision."""
     return a.shape == b.shape and torch.allclose(a.double().cpu(), b.double().cpu(), rtol=0.02, atol=0.02)

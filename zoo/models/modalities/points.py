@@ -119,7 +119,7 @@ class PointViews(nn.Module):
         self.project = nn.Conv2d(dim, dim, 1, **dd)
         self.fuse = CrossViews(dim, num_views, **dd)
         self.paint = nn.Conv2d(dim, 3, 1, **dd)
-        self.register_buffer("turns", _turns(num_views).to(**dd), persistent=False)  # V 3 3
+        self.register_buffer("turns", _view_rotations(num_views).to(**dd), persistent=False)  # V 3 3
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values, device="cpu").view(3, 1, 1).to(**dd), persistent=False)
 
@@ -157,7 +157,7 @@ class PointViews(nn.Module):
         return (x - self.mean.to(x.dtype)) / self.std.to(x.dtype)
 
 
-def _turns(views: int) -> Tensor:
+def _view_rotations(views: int) -> Tensor:
     """Rotation matrices of the views: about x by i * 90 degrees, then about z by 90 degrees, (V, 3, 3)."""
     matrices = []
     for i in range(views):
