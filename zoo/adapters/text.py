@@ -143,7 +143,7 @@ class TextClassifier(nn.Module):
         """Tokens (B, L), 0 is padding, to mean states (B, d)."""
         x = without_padding(x)  # skip columns that are padding in every text
         mask = x != 0
-        seen = mask[:, None, None].expand(-1, 1, x.shape[1], -1)  # (B, 1, L, L): torch inspects smaller masks
+        seen = mask[:, None, None].expand(-1, 1, x.shape[1], -1)  # (B, 1, L, L): transformers inspects others
         states = self.bert(input_ids=x, attention_mask=seen).last_hidden_state
         weight = mask.unsqueeze(-1).to(states.dtype)
         return (states * weight).sum(1) / weight.sum(1).clamp(min=1)

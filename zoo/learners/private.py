@@ -108,7 +108,7 @@ def _log_delta(sigma: float, eps: float) -> float:
 
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:
-    """Bisection; returns the upper end of the bracket, so that noise or eps is never underestimated."""
+    """Root of a monotone function between two numbers, to rounding."""
     if low == high:
         return low
     return float(brentq(function, low, high, xtol=1e-300, rtol=4 * 2.220446049250313e-16, maxiter=500))
