@@ -93,7 +93,7 @@ def plot_importances(
     ax.set_yticks(range(len(order)), [labels[i] for i in order])
     ax.invert_yaxis()
     ax.set_xlim(left=0)
-    ax.set_xlabel("share of importance")
+    ax.set_xlabel("relative importance")
     _plain(ax)
     return ax
 
@@ -173,7 +173,7 @@ def plot_importance_image(importances: Any, shape: tuple[int, int], *, ax: Axes 
     image = ax.imshow(shares.reshape(shape), cmap="viridis", vmin=0)
     ax.set_xticks([])
     ax.set_yticks([])
-    ax.figure.colorbar(image, ax=ax, label="share of importance")
+    ax.figure.colorbar(image, ax=ax, label="relative importance")
     return ax
 
 

@@ -94,7 +94,7 @@ class Subject:
             return noise(self.model, count)
         record = inputs.record_of(self.model)
         if record["kind"] != "image":
-            raise ProbeError("the model does not take images; leave --data out to draw it with noise")
+            raise ProbeError("the model does not take images; omit --data to use noise")
         return first_images(Path(self.data).expanduser(), inputs.read(record), count)
 
 

@@ -73,7 +73,7 @@ def probe_hyper_kernels(subject: Subject, *, count: PositiveInt = 12) -> Finding
     return _found(hyper_kernels(subject.model), subject, count, "hyper-kernels", "global hyper-kernels", "")
 
 
-@probe("context-kernels", "kernels that one image makes of a Terminator's hyper-kernels")
+@probe("context-kernels", "a Terminator's context-dependent kernels for one image")
 def probe_context_kernels(subject: Subject, *, count: PositiveInt = 12) -> Finding:
     """`count` context-dependent kernels of every block, for the first image of a folder, or for noise."""
     kernels = context_kernels(subject.model, subject.images(1)[0])

@@ -252,7 +252,7 @@ def _layer(name: str) -> str:
     return re.match(r"[^.]+(\.\d+)?", name).group()  # type: ignore[union-attr]
 
 
-@probe("ntk", "eigenvalues of the neural tangent kernel, and the layers that it comes from; images or noise")
+@probe("ntk", "eigenvalues of the neural tangent kernel, and the layers' shares of it; images or noise")
 def probe_ntk(
     subject: Subject, *, count: PositiveInt = 16, outputs: PositiveInt = 4, memory: PositiveFloat = 1.0
 ) -> Finding:

@@ -73,7 +73,7 @@ def _feature_map(model: nn.Module, images: Tensor, stage: int) -> Tensor:
     return maps
 
 
-@probe("receptive-field", "what a unit in the middle of a feature map looks at; images or noise")
+@probe("receptive-field", "effective receptive field in the middle of a feature map; images or noise")
 def probe_receptive_field(subject: Subject, *, count: PositiveInt = 16, stage: int = -1) -> Finding:
     """The effective receptive field over `count` images, of feature map `stage` (-1: the last)."""
     images = subject.images(count)
