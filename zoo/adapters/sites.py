@@ -146,7 +146,8 @@ def copied(module: nn.Module) -> nn.Module:
 
 class Target(NamedTuple):
     """A module that supports adapters: its name, its places, its layer's index and name, the linear layer that
-    determines the dtype, and the number of heads of its output. """
+    determines the dtype, and the number of heads of its output.
+    """
 
     name: str
     places: tuple[str, ...]

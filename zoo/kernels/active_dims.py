@@ -19,7 +19,7 @@ class ActiveDims(Kernel):
 
     Args:
         kernel: The kernel k_1.
-            dims: Its columns, distinct integers of at least 0.
+        dims: Its columns, distinct integers of at least 0.
 
     Raises:
         ValueError: `dims` is empty or invalid.

@@ -232,7 +232,8 @@ def register(found: Iterable[Mapping[str, Any]] | None = None, where: Path | Non
 
 def _with_weights(entry: Callable[..., Any], by_tag: Mapping[str, Mapping[str, Any]]) -> Callable[..., Any]:
     """An entry point that builds `arch.tag` with the arguments of that weight (which the caller may override), and
-    verifies the file's hash before timm reads it. """
+    verifies the file's hash before timm reads it.
+    """
 
     @functools.wraps(entry)
     def build(

@@ -44,7 +44,7 @@ def check_output(path: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
 
     Args:
         path: A file, or a folder if `suffixes` is empty. The folder itself is created later, its parent must exist.
-            suffixes: Allowed suffixes: files of other types are never overwritten.
+        suffixes: Allowed suffixes: files of other types are never overwritten.
 
     Raises:
         OutputError: The suffix is not allowed, or the parent folder does not exist.

@@ -94,7 +94,8 @@ def _hadamard_product(x: Tensor) -> Tensor:
 
 def _fast_blocks(rows: int, d: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Signs (k, n), normal entries (k, n), permutations (k, n) and row scales (rows) of k blocks, n the next power of
-    two (Le, Sarlos and Smola, 2013). """
+    two (Le, Sarlos and Smola, 2013).
+    """
     n = 1 << max(d - 1, 0).bit_length()
     k = -(-rows // n)
     signs = _signs((k, n), generator)
