@@ -34,7 +34,7 @@ class ClassificationTask(Task):
         cutmix_alpha: Beta parameter of CutMix, for images and clips; 0 for none. With both, each batch uses one of
             them at random.
         class_names: Names in the order of the outputs, stored in the checkpoint.
-        preprocessing: Settings of the evaluation transform (`input_size`, `mean`, `std`, ...), stored in the checkpoint.
+        preprocessing: The evaluation transform (`input_size`, `mean`, `std`, ...), stored in the checkpoint.
     """
 
     monitors = ("val/loss", "val/acc", "val/acc5", "test/loss", "test/acc", "test/acc5")

@@ -1,4 +1,4 @@
-"""What a run keeps about itself in `run.json`, read back also where the file was damaged."""
+"""`run.json` of a run: seed, W&B id and training time, recovered from elsewhere if the file is damaged."""
 
 from __future__ import annotations
 
@@ -31,18 +31,17 @@ class _Notes(TypedDict, total=False):
 
 
 def read_notes(folder: Path, seed: int | None, state: Path | None) -> dict[str, Any] | None:
-    """Seed, W&B id and seconds so far of a run that is continued; None where it has none yet.
+    """Seed, W&B id and training time so far of a resumed run; None if it has none yet.
 
-    A damaged file costs nothing that is known elsewhere: seed and id are in the states too, and the
-    configuration may name the seed. What was lost is told.
+    If the file is damaged, seed and id are taken from the checkpoint or the configuration, with a message.
 
     Args:
-        folder: The run.
-        seed: What its configuration says; None where the seed was drawn.
-        state: The checkpoint that training continues from.
+        folder: The run folder.
+        seed: Seed of the configuration; None if it was chosen at random.
+        state: The checkpoint to resume from.
 
     Raises:
-        CheckpointError: The file is damaged, and the seed was drawn and is in no checkpoint.
+        CheckpointError: The file is damaged, and the random seed is in no checkpoint.
     """
     path = folder / NAME
     try:
@@ -86,7 +85,7 @@ def _kept_by(state: Path | None) -> Mapping[str, Any]:
 
 
 def _tracked(folder: Path) -> str | None:
-    """The id in the names of the folders that W&B wrote into the run, where they agree."""
+    """The W&B id in the names of the run's `wandb/` folders, if they agree."""
     ids = {path.name.rpartition("-")[2] for path in (folder / "wandb").glob("*run-*-*")}
     return ids.pop() if len(ids) == 1 and _is_id(next(iter(ids))) else None
 
@@ -96,8 +95,8 @@ def _is_id(value: Any) -> bool:
 
 
 def run_notes(folder: Path, seed: int | None, name: str, state: Path | None) -> dict[str, Any]:
-    """Seed, W&B id and seconds so far: drawn once when the run begins, kept when it is resumed."""
-    begins = state is None and is_first_process()  # what an earlier, empty attempt left does not count
+    """Seed, W&B id and training time so far: chosen when the run starts, kept when it is resumed."""
+    begins = state is None and is_first_process()  # the notes of a failed start are ignored
     kept = None if begins else read_notes(folder, seed, state)
     if kept is not None and state is None and seed is not None:
         kept["seed"] = seed
@@ -106,8 +105,8 @@ def run_notes(folder: Path, seed: int | None, name: str, state: Path | None) -> 
     if kept is not None:
         kept["wandb_id"] = secrets.token_hex(4)
         return kept
-    drawn = secrets.randbelow(2**31) if seed is None else seed
-    notes = {"seed": drawn, "wandb_id": secrets.token_hex(4), "seconds_before": 0.0}
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    notes = {"seed": seed, "wandb_id": secrets.token_hex(4), "seconds_before": 0.0}
     if is_first_process():
         record(folder, {NAME: json.dumps(notes, indent=2) + "\n"})
         link_latest(folder, name)
@@ -118,5 +117,5 @@ def note_seconds(folder: Path, notes: dict[str, Any], seconds: float) -> None:
     notes = {**notes, "seconds_before": notes["seconds_before"] + seconds}
     try:
         record(folder, {NAME: json.dumps(notes, indent=2) + "\n"})
-    except CheckpointError as error:  # a full disk has its own message already
+    except CheckpointError as error:  # a full disk has been reported already
         _log.debug("%s not updated: %s", NAME, error)
