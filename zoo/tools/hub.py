@@ -1,4 +1,4 @@
-"""Weights to and from a hub repository in the standard layout: `config.json`, `model.safetensors`, `README.md`.
+"""Publishing weights in the hub layout: `config.json`, `model.safetensors`, `README.md`.
 
 >>> push("unireplknet_z.mnist5k", "local-dir:mirror")              # or "hf-hub:<organisation>/<name>"
 >>> zoo.create_model("local-dir:mirror", pretrained=True)          # so does timm.create_model
@@ -26,20 +26,20 @@ _MARK = "\n<!-- written by Kernel Zoo; a text that was changed is kept; sha256 "
 
 
 def push(model: str, target: str, *, private: bool = False, api: Any = None) -> str:
-    """Publish a shipped weight, or the model of a run, with its card.
+    """Publish a shipped weight, or the model of a run, with its model card.
 
     Args:
         model: Name of a shipped weight, or the folder of a finished run.
         target: `hf-hub:<organisation>/<name>`, or `local-dir:<folder>`.
         private: Whether a new repository is private.
-        api: Client of the hub; `huggingface_hub.HfApi()` by default, which knows who is logged in.
+        api: Client of the hub; `huggingface_hub.HfApi()` by default.
 
     Returns:
-        The name under which `zoo.create_model` loads it.
+        The name for `zoo.create_model`.
 
     Raises:
-        ToolError: The target is no such place, holds a README.md that is not the zoo's, or the hub refuses; nothing
-            was changed then.
+        ToolError: The target is invalid, has a README.md not written by the zoo, or is refused by the hub. Nothing is
+            changed.
     """
     place, _, rest = target.partition(":")
     place = place.replace("_", "-")
@@ -65,7 +65,7 @@ def push(model: str, target: str, *, private: bool = False, api: Any = None) -> 
 
 
 def _check_own(folder: Path, text: str) -> None:
-    """Refuse a folder with files that the zoo did not write; `text` is the card to come, which earlier ones equal."""
+    """Refuse a folder with files that the zoo did not write; `text` is the new card."""
     path = folder / "README.md"
     if os.path.lexists(path) and not (folder / CONFIG_NAME).exists():
         raise ToolError(f"{folder} holds a README.md and no model: choose another folder")
