@@ -77,7 +77,7 @@ def _build_section(section: Any, place: str, **offered: Any) -> Any:
     except TrustError as error:
         raise ToolError(str(error)) from None
     values = {k: v for k, v in section.items() if not str(k).startswith("_")} | offered
-    if problems := check_build_section(build, values, place, given=offered, nested=False):
+    if problems := check_call(build, values, place, given=offered, nested=False):
         raise ToolError(f"the record does not fit {build.__name__}: {problems[0]}")
     try:
         return build(**values)

@@ -152,8 +152,7 @@ def _answer(out: Tensor, facts: Mapping[str, Any], top: int) -> dict[str, Any]:
 
 
 def draw(entry: Mapping[str, Any], model: str) -> Any:
-    """Plot one entry of `predict` as a matplotlib figure: the input (feature importances for a table) and the output.
-    """
+    """Plot an entry of `predict` as a matplotlib figure: the input (of a table, importances) and the output."""
     from zoo.analysis.plots import COLOR, new_figure, plot_importances
 
     figure = new_figure((8, 3.2))

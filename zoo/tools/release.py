@@ -122,11 +122,7 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
 def ship(
     runs: Sequence[Path], tag: str | None = None, folder: Path | None = None, license: str = "apache-2.0"
 ) -> tuple[Path, dict[str, Any]]:
-    """Write the weights and the record of the best run into the folder of shipped weights.
-
-    Args:
-        runs, tag, license: See :func:`describe`.
-        folder: Target folder; that of the shipped weights by default.
+    """Write the weights and the record of the best run into `folder`, by default that of the shipped weights.
 
     Returns:
         The weight file and the record.

@@ -114,8 +114,7 @@ def validate(
 
 
 def published(notes: Sequence[str] | None) -> float | None:
-    """ImageNet top-1 accuracy in percent published by the authors, from the notes of a configuration; None if missing.
-    """
+    """ImageNet top-1 accuracy in percent published by the authors, as noted in a configuration; None if missing."""
     return next((float(found[1]) for note in notes or () if (found := _PUBLISHED.match(note))), None)
 
 
