@@ -1,4 +1,4 @@
-"""What every command uses: where it registers, how it prints, which values it takes."""
+"""Shared parts of the commands: registration, printing, argument types."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from zoo.support.quoting import shown
 from zoo.support.register import Register
 
-#: Registers `add(parser)` under the name of a command; its docstring is the description.
+#: Registers `add(parser)` under the name of a command; its docstring is the command's description.
 command: Register[Callable[[argparse.ArgumentParser], None]] = Register("command", "zoo.cli")
 
 MODEL = "name with its tag (grbf.wine), local-dir:FOLDER, or the folder of a run"
@@ -21,7 +21,7 @@ def json_option(parser: argparse.ArgumentParser) -> None:
 
 
 def told(options: argparse.Namespace, content: Any, lines: Sequence[str]) -> int:
-    """Print a result for people, or as JSON."""
+    """Print a result as text lines, or as JSON; returns exit status 0."""
     if options.json:
         print(shown(json.dumps(content, indent=2, ensure_ascii=False)))
     else:
@@ -30,7 +30,7 @@ def told(options: argparse.Namespace, content: Any, lines: Sequence[str]) -> int
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as aligned text."""
+    """Format rows as aligned columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

@@ -300,7 +300,7 @@ def quantize(model: str, folder: str | Path, limit: float = 0.005, rounds: int =
 
     Args:
         model: A shipped weight or the folder of a run, whose record names the data.
-        folder: Folder of an :func:`export` with `model.onnx`; adds `model.int8.onnx` and its entry in `deployment.json`.
+        folder: Folder of an export with `model.onnx`; `model.int8.onnx` and its entry in `deployment.json` are added.
         limit: Largest loss of accuracy, absolute.
         rounds: Timed calls of each form, interleaved.
 
