@@ -57,12 +57,13 @@ WORDS = {
 }
 
 
-def prepare(path: str | Path, record: Mapping[str, Any]) -> tuple[Tensor, ...]:
+def prepare(path: str | Path, record: Mapping[str, Any], folder: Path | None = None) -> tuple[Tensor, ...]:
     """Read a file as the model's arguments, batch dimension first.
 
     Args:
         path: The file; its suffix must be one of the record's kind.
         record: Input record, see :mod:`zoo.support.inputs`.
+        folder: Folder of the model, which contains the tokenizer of a text model.
 
     Returns:
         One tensor; for a series, a window (1, L, D) and its marks (1, L, F). The batch size is the number of rows of a
@@ -74,7 +75,8 @@ def prepare(path: str | Path, record: Mapping[str, Any]) -> tuple[Tensor, ...]:
     path = Path(path)
     form = form_for(path, record)
     module, _, name = PREPARERS[form.kind].partition(":")
-    return getattr(importlib.import_module(f"zoo.data.{module}"), name)(path, form)
+    own = (folder,) if form.kind == "text" else ()
+    return getattr(importlib.import_module(f"zoo.data.{module}"), name)(path, form, *own)
 
 
 FAR = 50.0  # standard deviations; fewer than 2,500 training rows cannot contain such an outlier

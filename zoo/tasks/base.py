@@ -205,9 +205,14 @@ class Task(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the model's input record; in a run, that of its data takes precedence."""
         note = checkpoint.get("zoo")
+        own: Any = getattr(self.model, "input_record", None)
         record = note.get("input") if isinstance(note, dict) else None
-        if record and (self._trainer is None or getattr(self.model, "input_record", None) is None):
+        if record and (self._trainer is None or own is None):
             self.model.input_record = inputs.check(record)  # type: ignore[assignment]
+        elif record:
+            wanted = inputs.check(record).get("tokenizer_sha256")
+            if wanted not in (None, own.get("tokenizer_sha256")):
+                raise OptionError(f"the data has another tokenizer than the checkpoint (sha256 {wanted[:12]}...)")
 
 
 def load_task(path: str | Path) -> Task:

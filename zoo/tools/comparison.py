@@ -110,6 +110,8 @@ def _check_inputs(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | No
     if not theirs or not ours:
         return
     free = {"size", "mean", "std", "background"}
+    if None in (theirs.get("tokenizer_sha256"), ours.get("tokenizer_sha256")):
+        free.add("tokenizer_sha256")  # unknown in older records
     for key in sorted({*theirs, *ours} - free):
         if theirs.get(key) != ours.get(key):
             raise ToolError(

@@ -55,11 +55,14 @@ def push(model: str, target: str, *, private: bool = False, api: Any = None) -> 
     with tempfile.TemporaryDirectory() as folder:
         staged = save_pretrained(network, folder, class_names=record["class_names"] or None)
         files = {name: (staged / name).read_bytes() for name in (WEIGHTS_NAME, CONFIG_NAME)}
+        if (tokenizer := Path(model) / "model" / "tokenizer.json").is_file():  # of a text model's run
+            files[tokenizer.name] = tokenizer.read_bytes()
         files["README.md"] = f"{text}{_MARK}{_digest(text)} -->\n".encode()
         if place == "local-dir":
             write_all({Path(rest) / name: writer_of(content) for name, content in files.items()})
         else:
-            (staged / "README.md").write_bytes(files["README.md"])
+            for name, content in files.items():
+                (staged / name).write_bytes(content)
             _upload(staged, rest, record["name"], private, api)
     return f"{place}:{rest}"
 

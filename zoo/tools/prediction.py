@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -17,7 +18,7 @@ from zoo.data.checks import DataError
 from zoo.data.pictures import Fit
 from zoo.data.prepare import SUFFIXES, far_out, form_for, other_units, prepare, says_nothing
 from zoo.data.series import in_units, last_window
-from zoo.registry.factory import answers_imagenet
+from zoo.registry.factory import answers_imagenet, as_named
 from zoo.support import inputs
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import load, record_of, unusable
@@ -55,12 +56,14 @@ def predict(model: str, files: Sequence[str | Path], top: int = 5, header: bool 
             f"only tables can be without a header line; the model takes a file of {facts['record']['kind']}"
         )
     facts["record"] |= {} if header else {"header": False}
+    place, _, folder = as_named(model).partition(":")
+    prepare_file = partial(prepare, folder=Path(folder) if place == "local-dir" else None)
     found = []
     for path in map(Path, files):
         if facts["record"]["kind"] == "series":
             found.append({"file": str(path)} | _forecast(path, network, facts["record"]))
             continue
-        arguments = _checked(prepare, path, facts["record"])
+        arguments = _checked(prepare_file, path, facts["record"])
         form = inputs.read(facts["record"])
         note = _note(path, arguments[0], form)
         if form.kind == "table" and (told := far_out(path, arguments[0], network, form.columns)):

@@ -14,13 +14,14 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from zoo.registry.checkpoints import read_checkpoint, save_pretrained
 from zoo.support.environment import commit, hardware, versions
+from zoo.support.files import write_atomic, writer_of
 from zoo.support.quoting import command as shell_line
 from zoo.tasks import Task
 from zoo.training.checkpointing import (
     FOLDER,
     step_files,
 )
-from zoo.training.folder import record
+from zoo.training.folder import write_texts
 from zoo.training.loggers import WandbRun
 from zoo.training.summary import print_summary, tell
 
@@ -76,6 +77,8 @@ def finish(
         preprocessing=task.hparams.get("preprocessing"),
         input_record=getattr(task.model, "input_record", None),
     )
+    for name, path in getattr(getattr(engine, "datamodule", None), "model_files", {}).items():
+        write_atomic(result.model_dir / name, writer_of(path.read_bytes()))
     summary = {"metrics": result.metrics, "seconds": round(result.seconds, 1), "seed": notes["seed"]}
     summary |= {"data": _data_facts(engine), "versions": versions(), "hardware": hardware()}
     summary |= {"finished": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()), "commit": commit()}
@@ -97,7 +100,7 @@ def finish(
         untested=untested,
     )
     texts = {"summary.json": json.dumps(summary, indent=2) + "\n", "summary.txt": told}
-    record(result.output_dir, texts)
+    write_texts(result.output_dir, texts)
 
 
 def _train_on(engine: L.Trainer, task: Task, folder: Path, command: str) -> str | None:

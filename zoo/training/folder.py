@@ -22,7 +22,7 @@ from zoo.support.values import DamagedFileError, check_closed
 from zoo.support.whole import clean, replace_link
 from zoo.training.checkpointing import FOLDER
 
-__all__ = ["RunFolderInUse", "check_new", "is_first_process", "link_latest", "record", "writing_in"]
+__all__ = ["RunFolderInUse", "check_new", "is_first_process", "link_latest", "write_texts", "writing_in"]
 
 _LOCK = ".lock"
 _held: dict[Path, int] = {}  # folders locked by this process, and their threads
@@ -125,7 +125,7 @@ def _in_use(folder: Path) -> str:
     return f"{folder} is being written by {named}: wait for its end, stop it, or give this run another folder"
 
 
-def record(folder: Path, files: Mapping[str, str]) -> None:
+def write_texts(folder: Path, files: Mapping[str, str]) -> None:
     """Write text files into a run folder, all or none."""
     write_all({folder / name: writer_of(text.encode()) for name, text in files.items()})
 

@@ -52,7 +52,7 @@ def _job(cfg: DictConfig) -> float | None:
         with writing_in(folder, resumed=cfg.get("resume") is not None):
             if cfg.get("resume") is None:
                 check_new(folder, _command())
-            _record(cfg)
+            _write_hydra_files(cfg)
             config: Any = OmegaConf.to_container(cfg, resolve=True)
             return run_config(config, multirun=multirun, command=_command())
     except Exception as error:
@@ -62,15 +62,15 @@ def _job(cfg: DictConfig) -> float | None:
         return None
 
 
-def _record(cfg: DictConfig) -> None:
+def _write_hydra_files(cfg: DictConfig) -> None:
     """Write `.hydra/` as Hydra does, but atomically, and only after the run folder is locked."""
-    from zoo.training.folder import is_first_process, record
+    from zoo.training.folder import is_first_process, write_texts
 
     job = HydraConfig.get()
     if cfg.get("resume") is None and is_first_process():
         files = {"config": cfg, "hydra": OmegaConf.create({"hydra": job}), "overrides": job.overrides.task}
         texts = {f"{name}.yaml": OmegaConf.to_yaml(content) for name, content in files.items()}
-        record(Path(job.runtime.output_dir) / ".hydra", texts)
+        write_texts(Path(job.runtime.output_dir) / ".hydra", texts)
 
 
 class _SafeStream:

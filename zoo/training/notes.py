@@ -15,7 +15,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt
 from zoo.registry.checkpoints import CheckpointError, read_checkpoint
 from zoo.support.signatures import check_values
 from zoo.support.values import DamagedFileError, read_json
-from zoo.training.folder import is_first_process, link_latest, record
+from zoo.training.folder import is_first_process, link_latest, write_texts
 from zoo.training.summary import tell
 
 __all__ = ["NAME", "note_seconds", "read_notes", "run_notes"]
@@ -108,7 +108,7 @@ def run_notes(folder: Path, seed: int | None, name: str, state: Path | None) -> 
     seed = secrets.randbelow(2**31) if seed is None else seed
     notes = {"seed": seed, "wandb_id": secrets.token_hex(4), "seconds_before": 0.0}
     if is_first_process():
-        record(folder, {NAME: json.dumps(notes, indent=2) + "\n"})
+        write_texts(folder, {NAME: json.dumps(notes, indent=2) + "\n"})
         link_latest(folder, name)
     return notes
 
@@ -116,6 +116,6 @@ def run_notes(folder: Path, seed: int | None, name: str, state: Path | None) -> 
 def note_seconds(folder: Path, notes: dict[str, Any], seconds: float) -> None:
     notes = {**notes, "seconds_before": notes["seconds_before"] + seconds}
     try:
-        record(folder, {NAME: json.dumps(notes, indent=2) + "\n"})
+        write_texts(folder, {NAME: json.dumps(notes, indent=2) + "\n"})
     except CheckpointError as error:  # a full disk has been reported already
         _log.debug("%s not updated: %s", NAME, error)
