@@ -87,7 +87,7 @@ def test_damaged_pictures_are_told_in_a_sentence(tmp_path: Path) -> None:
     assert len(told) > 20
     assert not any("\n" in message for message in told)
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(DataError, match="no regular file"):
+    with pytest.raises(DataError, match="not a regular file"):
         open_picture(tmp_path / "pipe.png")
 
 

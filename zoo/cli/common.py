@@ -46,7 +46,7 @@ def device(text: str) -> str:
         import torch
 
         if not torch.cuda.is_available():
-            raise argparse.ArgumentTypeError("torch sees no GPU here; leave --device out to use the CPU")
+            raise argparse.ArgumentTypeError("torch finds no GPU here; leave --device out to use the CPU")
     elif text != "cpu":
         raise argparse.ArgumentTypeError(f"{text!r} is neither cpu nor cuda")
     return text

@@ -28,7 +28,7 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--models", nargs="+", metavar="MODEL", help="models: names of the zoo or of timm; gkcl: learners of its tables"
     )
-    own = parser.add_argument_group("of `models`, which measures anew each time")
+    own = parser.add_argument_group("of `models`, which measure again each time")
     own.add_argument("--batch", type=positive, help="images a call (8)")
     own.add_argument("--size", type=positive, help="side of the images in pixels (224)")
     own.add_argument("--threads", type=positive, nargs="+", help="numbers of threads, one after the other")
@@ -58,7 +58,7 @@ def _benchmark(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
         parser.error(f"{options.family} has no measurement {options.name!r}{suggestion(options.name, entries)}")
     check_output(options.out)
     if options.table and options.name in ("speed", "inference", "training"):
-        parser.error(f"{options.name} measures anew each time, and writes its table when it has")
+        parser.error(f"{options.name} always measures again, and writes its table afterwards")
     from zoo.results.records import Records
 
     Records.frozen = options.table

@@ -51,7 +51,7 @@ def _place(model: str, name: str) -> Path:
 def _option(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
-        raise ConfigError(f"{text} is no option: write NAME=VALUE, for example count=8")
+        raise ConfigError(f"{text} is not an option: write NAME=VALUE, for example count=8")
     return key, int(value) if re.fullmatch(r"-?\d+", value) else value
 
 

@@ -40,4 +40,4 @@ def read_array(path: Path, wanted: str) -> np.ndarray:
             found = np.array(values, np.float32)
         if np.isfinite(found).all():
             return found
-    raise DataError(f"{path} cannot be read as {wanted}: it holds something else than finite numbers")
+    raise DataError(f"{path} cannot be read as {wanted}: it holds values that are not finite numbers")

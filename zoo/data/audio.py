@@ -79,7 +79,7 @@ def read_audio(path: str | Path, sample_rate: int, longest: float = MAX_SECONDS)
 
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"cannot read the recording {path}: it is no regular file")
+        raise DataError(f"cannot read the recording {path}: it is not a regular file")
     name: Any = os.fsencode(path) if os.name == "posix" else path  # POSIX names need not be valid text
     try:
         with soundfile.SoundFile(name) as file:
@@ -101,7 +101,7 @@ def read_audio(path: str | Path, sample_rate: int, longest: float = MAX_SECONDS)
                 loudest = max(loudest, float(np.abs(block).max()))
             values = np.concatenate(pieces)
             if _is_cut_off(file.extra_info):
-                _warn_once(path, "it ends before what its header claims, and is taken as it is")
+                _warn_once(path, "it is shorter than its header claims, and is used as it is")
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
         if isinstance(error, DataError):
             raise
@@ -111,7 +111,7 @@ def read_audio(path: str | Path, sample_rate: int, longest: float = MAX_SECONDS)
     if not len(values):
         raise DataError(f"cannot read the recording {path}: it holds no samples")
     if not np.isfinite(values).all():
-        raise DataError(f"cannot read the recording {path}: it holds values that are no numbers")
+        raise DataError(f"cannot read the recording {path}: it holds values that are not numbers")
     if (peak := float(np.abs(values).max())) > _MAX_PEAK:
         raise DataError(f"cannot read the recording {path}: it holds values up to {peak:.4g}, where full scale is 1")
     if peak < loudest / 1000:
@@ -136,7 +136,7 @@ def _warn_once(path: Path, what: str) -> None:
     warned = _warned(path.parent, what)
     if not warned:
         warned.append(path)
-        tell(f"{path}: {what}; of others in its folder this is not said again")
+        tell(f"{path}: {what}; others in its folder are not reported")
 
 
 def resampled(waveform: Tensor, rate: int, sample_rate: int) -> Tensor:
@@ -666,7 +666,7 @@ class SpokenDigits(AudioDataModule):
                     voice, _, digit = name.split("/")
                     clip = torch.from_numpy(arrays[name])
                     if clip.ndim != 1 or clip.dtype != torch.int16:
-                        raise ValueError(f"{name} is no recording of 16 bits")
+                        raise ValueError(f"{name} is not a 16-bit recording")
                     parts[part_of[voice]][0].append(clip)
                     parts[part_of[voice]][1].append(int(digit))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

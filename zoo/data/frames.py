@@ -137,7 +137,7 @@ class _Reader(pickle.Unpickler):
         try:
             return _KNOWN[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of a data frame") from None
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not part of a data frame") from None
 
 
 # ---- from placeholders to arrays ---------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def open_picture(path: str | Path, channels: int = 3, background: int = 255, lea
     """
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):
-            raise DataError(f"cannot read the image {path}: it is no regular file")
+            raise DataError(f"cannot read the image {path}: it is not a regular file")
         # not by path: Pillow would memory-map the file, and misread rotated TIFF files
         with (
             Path(path).open("rb") as stream,

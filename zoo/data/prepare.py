@@ -98,7 +98,7 @@ def says_nothing(path: Path, values: Tensor, form: Any) -> str | None:
         from zoo.data.text import MARKS
 
         if bool((values[..., None] == values.new_tensor(MARKS)).any(-1).all()):
-            return f"{path} holds no word that the model knows, so the answer says nothing about it"
+            return f"{path} holds no word that the model knows, so the prediction says nothing about it"
         return None
     if form.kind == "spectrum":  # compared in raw units, over pixels and bands
         mean, std = (values.new_tensor(v).view(1, -1, 1, 1) for v in (form.mean, form.std))
@@ -114,7 +114,7 @@ def says_nothing(path: Path, values: Tensor, form: Any) -> str | None:
     clear = f" (transparent ones show the background, {form.background})" if form.kind == "image" else ""
     return (
         f"{path}: once prepared for the model all its {what.get(form.kind, 'values')}{clear} are the same, so the "
-        "answer says nothing about it"
+        "prediction says nothing about it"
     )
 
 
@@ -178,7 +178,7 @@ def form_for(path: Path, record: Mapping[str, Any]) -> Any:
     if not path.is_file():
         if path.exists():
             raise DataError(
-                f"{path} is {'a folder' if path.is_dir() else 'no regular file'}: give the files themselves"
+                f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}: give the files themselves"
             )
         raise DataError(f"there is no file {path}")
     kind_of_file(path, form.kind)

@@ -313,7 +313,7 @@ def _regular(
         if missing and due < time and fill is not None:
             raise DataError(f"{table.path}: times are missing, and filled it would have more than ten times its rows")
         if due > time:
-            raise DataError(f"{table.path}, line {line}: {time} is no whole step of {step} after {last}{anyway}")
+            raise DataError(f"{table.path}, line {line}: {time} is not a whole step of {step} after {last}{anyway}")
         if missing and fill is None:
             raise DataError(
                 f"{table.path}, line {line}: times are missing between {last} and {time}, where the step is {step}"
@@ -409,7 +409,7 @@ def last_window(path: str | Path, form: inputs.Series) -> Window:
         raise DataError(f"{path} has {len(series.times)} steps, the model looks at {form.steps}")
     step = series.step
     if step and form.step and str(step) != form.step:
-        raise DataError(f"{path} goes in steps of {step}, the series that the model was trained on in {form.step}")
+        raise DataError(f"{path} has steps of {step}, the model was trained on steps of {form.step}")
     values, marks = standardised(series, form)
     following = [step.after(series.times[-1], i + 1) for i in range(form.horizon)] if step else []
     return Window(values[None, -form.steps :], marks[None, -form.steps :], following, series.names)

@@ -182,7 +182,7 @@ def _frames(path: Path) -> Iterator[Any]:
     except ImportError as error:
         raise DataError("reading video files needs PyAV: pip install 'kernel-zoo[video]'") from error
     if not path.is_file():
-        raise DataError(f"cannot read the video {path}: it is no regular file")
+        raise DataError(f"cannot read the video {path}: it is not a regular file")
     try:
         with path.open("rb") as file, av.open(file, options=_CLOSED) as container:
             if not container.streams.video:

@@ -431,7 +431,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             unknown = [name for name in groups if name not in names]
             if unknown:
                 raise ValueError(
-                    f"groups names {unknown[0]!r}, which is no feature{suggestion(str(unknown[0]), map(str, names))}"
+                    f"groups names {unknown[0]!r}, which is not a feature{suggestion(str(unknown[0]), map(str, names))}"
                 )
             groups = [groups.get(name, name) for name in names]
         if len(groups) != len(importance):

@@ -145,7 +145,7 @@ def _watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
             return
         if (bad := unusable(outputs)).any():
             row = seen + int(bad.nonzero()[0]) + 1
-            raise ToolError(f"{name} answers row {row} of its test data with NaN or infinity, which means nothing")
+            raise ToolError(f"{name} gives NaN or infinity for row {row} of its test data")
         seen += len(outputs)
 
     return hook

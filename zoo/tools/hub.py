@@ -46,7 +46,7 @@ def push(model: str, target: str, *, private: bool = False, api: Any = None) -> 
     if place == "hf-hub" and not re.fullmatch(r"[\w.-]+/[\w.-]+", rest):
         raise ToolError(f"{target} is not of the form hf-hub:<organisation>/<name>")
     if place not in ("hf-hub", "local-dir") or not rest:
-        raise ToolError(f"{target!r} is no place: write hf-hub:<organisation>/<name> or local-dir:<folder>")
+        raise ToolError(f"{target!r} is not a valid target: write hf-hub:<organisation>/<name> or local-dir:<folder>")
     record = record_of(model)
     text = card(record).replace(f'"{record["name"]}"', f'"{place}:{rest}"')
     if place == "local-dir":

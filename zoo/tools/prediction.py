@@ -86,7 +86,7 @@ def _note(path: Path, values: Tensor, form: Any) -> dict[str, str]:
 
 
 def _refuse_answer(where: str) -> NoReturn:
-    raise ToolError(f"{where}: the model answers with NaN or infinity, which means nothing; its weights are damaged, "
+    raise ToolError(f"{where}: the model gives NaN or infinity; its weights are damaged, "
                     "or the values are far from those that it was trained on")  # fmt: skip
 
 

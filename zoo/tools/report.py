@@ -288,7 +288,7 @@ def _matrix_section(model: str) -> Iterator[Part]:
         matrix = np.empty((0, 0))
     matrix = matrix[1:, 1:] if matrix.shape[0] > 1 and np.isnan(matrix[0, 0]) else matrix
     if not matrix.size or max(matrix.shape) > 1000 or not np.isfinite(matrix).any():
-        yield Part("accuracy matrix", "Accuracy matrix", notes=[f"{path} is no table of accuracies: it is left out"])
+        yield Part("accuracy matrix", "Accuracy matrix", notes=[f"{path} is not a table of accuracies: it is left out"])
         return
     text = "accuracy on each task (column) after each task (row)"
     yield Part("accuracy matrix", "Accuracy matrix", figures=[_figure(plot_accuracy_matrix(matrix), text)])

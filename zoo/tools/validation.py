@@ -103,7 +103,7 @@ def validate(
         logits = network(batch.to(device)).float().cpu()
         if (bad := ~logits.softmax(-1).isfinite().all(1)).any():
             where = paths[done + int(bad.nonzero()[0])]
-            raise ValidationError(f"{where}: the model answers with NaN or infinity, which means nothing")
+            raise ValidationError(f"{where}: the model gives NaN or infinity")
         done += len(logits)
         right = logits.topk(min(5, classes), dim=1).indices == outputs[targets][:, None]
         hits1 += int(right[:, 0].sum())
@@ -164,6 +164,6 @@ def _outputs(names: Sequence[str], labels: Sequence[str], classes: int, folder: 
         return list(range(classes))
     strange = next(name for name in names if name not in place)
     raise ValidationError(
-        f"{folder} has {len(names)} class folders, the model {classes} classes, and {strange!r} is no label of the "
+        f"{folder} has {len(names)} class folders, the model {classes} classes, and {strange!r} is not a label of the "
         "model: name the folders by their labels (n01440764, ... for ImageNet), one a class"
     )

@@ -72,9 +72,7 @@ def writing_in(folder: Path, resumed: bool = False) -> Iterator[None]:
         raise RunFolderInUse(_in_use(folder)) from None
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
-        warnings.warn(
-            f"{folder} cannot be locked ({reason}): see to it yourself that no second run writes there", stacklevel=3
-        )
+        warnings.warn(f"{folder} cannot be locked ({reason}): make sure that no second run writes there", stacklevel=3)
     _held[folder] = threading.get_ident()
     try:
         if lock.is_locked:

@@ -297,7 +297,7 @@ def _option(word: str, known: Mapping[str, argparse.Action]) -> tuple[str, bool,
             if not option.startswith("--") and word.startswith(option) and known[option].nargs != 0:
                 return option, True, word.removeprefix(option).removeprefix("=")
     raise UsageError(
-        f"{name} is no flag{suggestion(name, known)}; values are given without dashes: trainer.max_epochs=5"
+        f"{name} is not a flag{suggestion(name, known)}; values are given without dashes: trainer.max_epochs=5"
     )
 
 

@@ -69,13 +69,13 @@ def read_notes(folder: Path, seed: int | None, state: Path | None) -> dict[str, 
 
 def _problem(found: Any) -> str | None:
     if not isinstance(found, dict):
-        return f"{NAME} holds a {type(found).__name__}, not what a run notes"
+        return f"{NAME} holds a {type(found).__name__}, not the notes of a run"
     missing = [key for key in ("seed", "wandb_id") if found.get(key) is None]
     if missing:
         return f"{NAME} has no {missing[0]}"
     if problems := check_values(_Notes, found):
         return f"{NAME}: {problems[0]}"
-    return None if _is_id(found["wandb_id"]) else f"{NAME}: wandb_id = {found['wandb_id']!r:.60} is no id"
+    return None if _is_id(found["wandb_id"]) else f"{NAME}: wandb_id = {found['wandb_id']!r:.60} is not an id"
 
 
 def _kept_by(state: Path | None) -> Mapping[str, Any]:

@@ -154,7 +154,7 @@ def run(
     with closed(str(folder)) if state else nullcontext():  # all weights are in the checkpoint
         task_module = build("model", lambda: build_task(model, task, datamodule, optimizer, scheduler))
     if not isinstance(task_module, Task):
-        raise ConfigError(f"task._target_ = {task['_target_']} is no zoo.tasks.Task")
+        raise ConfigError(f"task._target_ = {task['_target_']} is not a zoo.tasks.Task")
     task_module.run_notes = {"seed": notes["seed"], "wandb_id": notes["wandb_id"]}
     if optimizer is not None:
         build("optimizer", lambda: create_optimizer(task_module.model, **optimizer))
@@ -232,7 +232,7 @@ def run(
     except Exception as error:
         damaged = isinstance(error, KeyError | TypeError | AttributeError | IndexError | RuntimeError | ValueError)
         if damaged and state is not None and not counter.steps and not type(error).__module__.startswith("zoo."):
-            raise RunFailed(f"{state} is no state that this run can continue from: {first_line(error)}") from error
+            raise RunFailed(f"{state} is not a state that this run can continue from: {first_line(error)}") from error
         ours = type(error) is ValueError and is_ours(error)  # the zoo's own types are raised as they are
         if not (ours or is_lightnings(error)):
             raise
