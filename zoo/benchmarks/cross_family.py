@@ -57,7 +57,7 @@ def target_parts(record: dict[str, Any]) -> Parts:
     return parts
 
 
-def _few(targets: Tensor, per_class: int, seed: int) -> Tensor:
+def _subset(targets: Tensor, per_class: int, seed: int) -> Tensor:
     """Indices of a random subset with `per_class` rows of every class."""
     share = per_class * int(targets.max() + 1) / len(targets)
     _, chosen = stratified_split(targets.numpy(), share, seed)
@@ -171,7 +171,7 @@ def heads(folder: Path, seeds: int = SEEDS) -> Iterator[str]:
         parts = _inputs(name)
         for head, count, seed in todo:
             X, y = parts["train"]
-            chosen = _few(y, count, seed)
+            chosen = _subset(y, count, seed)
             decide, told = HEADS[head](X[chosen], y[chosen], *parts["val"])
             X_test, y_test = parts["test"]
             score = float((decide(X_test) == y_test).double().mean())
@@ -375,7 +375,7 @@ def adapters(folder: Path, seeds: int = 3, steps: int = 40, per_class: int = 10)
                 if trained.startswith("SNNK") and "vit" in network:
                     prepare = adapt_tokens
                 X, y = parts["train"]
-                chosen = _few(y, per_class, seed)
+                chosen = _subset(y, per_class, seed)
                 torch.manual_seed(seed)
                 model = prepare(build())
                 count = sum(p.numel() for p in model.parameters() if p.requires_grad)

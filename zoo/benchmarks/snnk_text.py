@@ -76,7 +76,7 @@ class Reviews:
             ids = tokenize([texts.texts[i] for i in chosen], place / "tokenizer.json", length)
             mask = ids > 0
             found = torch.zeros(*ids.shape, self.width, dtype=torch.half)
-            for some, kept in _alike(mask, 64):
+            for some, kept in _batches_by_length(mask, 64):
                 with torch.no_grad():
                     states = encoder(ids[some, :kept], mask[some, :kept].long()).last_hidden_state
                 found[some, :kept] = states.half()
@@ -103,14 +103,14 @@ class Reviews:
         hidden, mask, y = self.states[part]
         top.eval()
         right = 0
-        for some, kept in _alike(mask, 128):
+        for some, kept in _batches_by_length(mask, 128):
             with torch.no_grad():
                 found = top(hidden[some, :kept].float(), mask[some, :kept]).argmax(-1)
             right += int((found == y[some]).sum())
         return right / len(y)
 
 
-def _alike(mask: Tensor, count: int) -> Iterator[tuple[Tensor, int]]:
+def _batches_by_length(mask: Tensor, count: int) -> Iterator[tuple[Tensor, int]]:
     """Batches of row indices, sorted by length to reduce padding, and the largest length of each."""
     length = mask.sum(1)
     for rows in length.argsort().split(count):

@@ -26,7 +26,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from zoo.data import sources
-from zoo.data.checks import DataError, extends, tell
+from zoo.data.checks import DataError, extends, warn_once
 from zoo.data.delimited import listed
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
@@ -101,7 +101,7 @@ def read_audio(path: str | Path, sample_rate: int, longest: float = MAX_SECONDS)
                 loudest = max(loudest, float(np.abs(block).max()))
             values = np.concatenate(pieces)
             if _is_cut_off(file.extra_info):
-                _warn_once(path, "it is shorter than its header claims, and is used as it is")
+                _warn_per_folder(path, "it is shorter than its header claims, and is used as it is")
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
         if isinstance(error, DataError):
             raise
@@ -115,7 +115,7 @@ def read_audio(path: str | Path, sample_rate: int, longest: float = MAX_SECONDS)
     if (peak := float(np.abs(values).max())) > _MAX_PEAK:
         raise DataError(f"cannot read the recording {path}: it holds values up to {peak:.4g}, where full scale is 1")
     if peak < loudest / 1000:
-        _warn_once(path, "its channels cancel each other, so that their mean is silence")
+        _warn_per_folder(path, "its channels cancel each other, so that their mean is silence")
     return resampled(torch.from_numpy(values), rate, sample_rate)
 
 
@@ -131,12 +131,12 @@ def _warned(folder: Path, what: str) -> list[Path]:
     return []
 
 
-def _warn_once(path: Path, what: str) -> None:
+def _warn_per_folder(path: Path, what: str) -> None:
     """Warn about a recording, once per folder and message."""
     warned = _warned(path.parent, what)
     if not warned:
         warned.append(path)
-        tell(f"{path}: {what}; others in its folder are not reported")
+        warn_once(f"{path}: {what}; others in its folder are not reported")
 
 
 def resampled(waveform: Tensor, rate: int, sample_rate: int) -> Tensor:
@@ -397,7 +397,9 @@ class AudioFolder(AudioDataModule):
                     f"{self.max_seconds:g} seconds"
                 )
             elif lost:
-                tell(f"{self.root}: the {part} part has no recording of {listed([names[i] for i in sorted(lost)], 5)}")
+                warn_once(
+                    f"{self.root}: the {part} part has no recording of {listed([names[i] for i in sorted(lost)], 5)}"
+                )
             if kept[0]:
                 found[part] = kept
         if "test" not in found:

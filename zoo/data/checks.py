@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 @functools.cache
-def tell(message: str) -> None:
+def warn_once(message: str) -> None:
     """Log a warning, once per process and message."""
     _log.warning("%s", shown(message))
 

@@ -125,15 +125,15 @@ class TableFile:
         alike: dict[str, list[int]] = {}
         for i, name in enumerate(self.header):
             if i not in taken and name:
-                alike.setdefault(_plain(name), []).append(i)
-        shared = Counter(_plain(name) for name in wanted if name not in exact)
+                alike.setdefault(_normalised(name), []).append(i)
+        shared = Counter(_normalised(name) for name in wanted if name not in exact)
         places, missing, renamed = [], [], []
         for name in wanted:
-            found = [exact[name]] if name in exact else alike.get(_plain(name), [])
+            found = [exact[name]] if name in exact else alike.get(_normalised(name), [])
             if len(found) > 1:
                 both = " and ".join(repr(self.header[i]) for i in found[:2])
                 raise DataError(f"{self.path}: {both} could both be {name!r}, which {whose} takes; rename one")
-            if not found or (name not in exact and shared[_plain(name)] > 1):
+            if not found or (name not in exact and shared[_normalised(name)] > 1):
                 missing.append(name)
                 continue
             places.append(found[0])
@@ -171,10 +171,10 @@ class TableFile:
                     empty.append((line, row or [""]))
                 continue
             for waiting in (*empty, (line, row)):
-                yield self._whole(*waiting)
+                yield self._checked_row(*waiting)
             empty.clear()
 
-    def _whole(self, line: int, row: list[str]) -> tuple[int, list[str]]:
+    def _checked_row(self, line: int, row: list[str]) -> tuple[int, list[str]]:
         if len(row) == self.width:
             return line, row
         there = "the header has" if self.header is not None else "the first line has"
@@ -311,10 +311,10 @@ def read_table(
     """
     path = Path(path)
     encoding = _encoding(path, encoding, what)
-    skip, told = _told_separator(path, encoding)
+    skip, declared = _declared_separator(path, encoding)
     if separator is not None and separator not in SEPARATORS:
         raise DataError(f"separator {separator!r} is not one of {' '.join(map(repr, SEPARATORS))}")
-    separator = separator or told or _recognised(path, encoding)
+    separator = separator or declared or _detected_separator(path, encoding)
     first = next((row for _, row in _csv_rows(path, separator, encoding, skip) if row), None)
     if first is None:
         raise DataError(f"{path} is empty: it has 0 columns")
@@ -332,7 +332,7 @@ def listed(names: Sequence[str], shown: int = 20, width: int = 60) -> str:
     return ", ".join(name[:width] or "(no name)" for name in names[:shown]) + more
 
 
-def _plain(name: str) -> str:
+def _normalised(name: str) -> str:
     """Normalise a name: case, blanks, underscores, hyphens."""
     folded = unicodedata.normalize("NFKC", name).casefold()
     return re.sub(r"[\s_-]+", "_", folded).strip("_")
@@ -386,7 +386,7 @@ def _encoding(path: Path, asked: str | None, what: str) -> str:
     return marked if marked and known.startswith("utf") else known
 
 
-def _told_separator(path: Path, encoding: str) -> tuple[int, str | None]:
+def _declared_separator(path: Path, encoding: str) -> tuple[int, str | None]:
     """Lines to skip and the separator, from a first line such as `sep=;` that spreadsheets write."""
     line = next(iter(_lines(path, encoding)), "").rstrip("\r\n")
     if line.lower().startswith("sep=") and line[4:] in SEPARATORS:
@@ -394,7 +394,7 @@ def _told_separator(path: Path, encoding: str) -> tuple[int, str | None]:
     return 0, None
 
 
-def _recognised(path: Path, encoding: str) -> str:
+def _detected_separator(path: Path, encoding: str) -> str:
     """The separator that splits most of the first lines into the same number of cells, more than one."""
     best, best_score = ",", (0.0, 0.0)
     for separator in SEPARATORS:
@@ -410,14 +410,14 @@ def _recognised(path: Path, encoding: str) -> str:
             continue
         # where comma and semicolon both give even rows, parsable cells tell decimal commas from separators
         cells = [cell for row in rows[1:] or rows for cell in row]
-        sense = sum(map(_makes_sense, cells)) / max(1, len(cells))
+        sense = sum(map(_is_parsable, cells)) / max(1, len(cells))
         score = (alike / len(rows), round(sense, 3))
         if score > best_score:
             best, best_score = separator, score
     return best
 
 
-def _makes_sense(cell: str) -> bool:
+def _is_parsable(cell: str) -> bool:
     return bool(_NUMBER.fullmatch(cell) or _COMMA.fullmatch(cell)) or is_time(cell) or cell.lower() in _MISSING
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from zoo.data.checks import DataError, extends, tell
+from zoo.data.checks import DataError, extends, warn_once
 from zoo.data.image import ImageDataModule, Probability, Share
 from zoo.data.pictures import FORMATS, Fit, open_picture
 from zoo.data.sampling import KeyedDataset, SampleKey, isolated_rng, sample_seed, seed_rng, stratified_split
@@ -241,7 +241,7 @@ class ImageFolder(ImageDataModule):
                 self.datasets[part] = FolderImages(*found, evaluation, None)
         if "test" not in self.datasets and "val" in self.datasets:
             if stage != "fit":  # a training run has its own message
-                tell(f"{self.root} has no test part: the test is on the validation part")
+                warn_once(f"{self.root} has no test part: the test is on the validation part")
             self.datasets["test"] = self.datasets["val"]
 
     @property

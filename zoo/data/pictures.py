@@ -18,7 +18,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from zoo.data.checks import DataError, tell
+from zoo.data.checks import DataError, warn_once
 from zoo.data.transforms import fit_floats
 from zoo.support import inputs
 
@@ -87,10 +87,10 @@ def open_picture(path: str | Path, channels: int = 3, background: int = 255, lea
                     f"{MAX_PIXELS // 10**6} million: make it smaller first"
                 )
             file.load()
-            picture = _plain(file, path, channels, background)
+            picture = _converted(file, path, channels, background)
             orientation = _orientation(file)
-            if file.format in ("PNG", "TIFF", "WEBP") and _several(file):
-                tell(f"{path} holds several pictures: the first one is used")
+            if file.format in ("PNG", "TIFF", "WEBP") and _has_frames(file):
+                warn_once(f"{path} holds several pictures: the first one is used")
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise errors of many kinds on damaged files
@@ -103,7 +103,7 @@ def open_picture(path: str | Path, channels: int = 3, background: int = 255, lea
     return picture.transpose(orientation) if orientation is not None else picture
 
 
-def _several(file: Image.Image) -> bool:
+def _has_frames(file: Image.Image) -> bool:
     try:
         file.seek(1)
     except Exception:  # no second frame, or a damaged one
@@ -131,12 +131,12 @@ def _orientation(file: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _plain(file: Image.Image, path: str | Path, channels: int, background: int) -> Image.Image:
+def _converted(file: Image.Image, path: str | Path, channels: int, background: int) -> Image.Image:
     """Convert a loaded image of any mode to 8-bit grey or RGB."""
     mode = "L" if channels == 1 else "RGB"
     if file.mode.startswith("I") or file.mode == "F":
-        values = _scaled(file, path)
-        if (clear := _clear(file)) is not None:
+        values = _scaled_to_bytes(file, path)
+        if (clear := _transparent(file)) is not None:
             values[clear] = background
         return Image.fromarray(values).convert(mode)
     if file.has_transparency_data:
@@ -146,13 +146,13 @@ def _plain(file: Image.Image, path: str | Path, channels: int, background: int) 
     return file.convert(mode)
 
 
-def _clear(file: Image.Image) -> np.ndarray | None:
+def _transparent(file: Image.Image) -> np.ndarray | None:
     """Mask of the transparent pixels of a 16-bit grey image; None if it declares no transparent value."""
     clear = file.info.get("transparency")
     return np.asarray(file) == clear if isinstance(clear, int) else None
 
 
-def _scaled(file: Image.Image, path: str | Path) -> np.ndarray:
+def _scaled_to_bytes(file: Image.Image, path: str | Path) -> np.ndarray:
     """Scale a grey image of more than 8 bits to bytes, by the range of its type."""
     values = np.asarray(file)
     tags: Any = getattr(file, "tag_v2", None) or {}
@@ -166,7 +166,7 @@ def _scaled(file: Image.Image, path: str | Path) -> np.ndarray:
                 f"the image {path} holds floating-point values from {low:g} to {high:g}: only those in [0, 1] have a "
                 "known range; rescale it"
             )
-        return _bytes(values, 1, white_is_zero)
+        return _to_bytes(values, 1, white_is_zero)
     if file.mode == "I" and file.format not in ("PNG", "PPM"):
         raise DataError(
             f"the image {path} holds whole numbers of 32 bits or with a sign, whose range is not known: save it as 16 "
@@ -174,16 +174,16 @@ def _scaled(file: Image.Image, path: str | Path) -> np.ndarray:
         )
     said = tags.get(_BITS_PER_SAMPLE, (16,))
     bits = int(said[0] if isinstance(said, tuple) else said)
-    seen = values if (clear := _clear(file)) is None else values[~clear]
+    seen = values if (clear := _transparent(file)) is None else values[~clear]
     if bits == 16 and 0 < (largest := int(seen.max(initial=0))) * _MIN_RANGE < 2**bits - 1:  # 8 or 12 bits, in 16
         raise DataError(
             f"the image {path} has {bits} bits a pixel, and its largest value, {largest}, uses less than an eighth of "
             f"their range: save it scaled to its range (0 to {2**bits - 1}), or as 8 bits"
         )
-    return _bytes(values, 2**bits - 1, white_is_zero)
+    return _to_bytes(values, 2**bits - 1, white_is_zero)
 
 
-def _bytes(values: np.ndarray, largest: int, white_is_zero: bool) -> np.ndarray:
+def _to_bytes(values: np.ndarray, largest: int, white_is_zero: bool) -> np.ndarray:
     shares = np.clip(values / largest, 0, 1)
     return np.round(255 * (1 - shares if white_is_zero else shares)).astype(np.uint8)
 

@@ -216,9 +216,9 @@ class EpochBatches(Sampler[list[SampleKey]]):
     def _batches(self, epoch: int, start: int) -> Iterator[list[SampleKey]]:
         order = self.order(epoch)
         for batch in range(start, self.length):
-            yield self._share(order, epoch, batch * self.global_batch)
+            yield self._slice(order, epoch, batch * self.global_batch)
 
-    def _share(self, order: Tensor, epoch: int, begin: int) -> list[SampleKey]:
+    def _slice(self, order: Tensor, epoch: int, begin: int) -> list[SampleKey]:
         present = order[begin : begin + self.global_batch].tolist()
         per_rank = -(-len(present) // self.world_size)
         missing = per_rank * self.world_size - len(present)
@@ -308,7 +308,7 @@ class KeyedDataset(Dataset[Batch]):
             return _Failure(str(error))
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch  # KeyedDataset returns whole batches
 
 
@@ -329,7 +329,7 @@ class ResumableLoader(DataLoader[Batch]):
     def __init__(self, dataset: KeyedDataset, order: EpochBatches, batch_sampler: Any = None, **kwargs: Any) -> None:
         # otherwise every pass would draw the workers' base seed from the global generator
         kwargs.setdefault("generator", torch.Generator().manual_seed(sample_seed(order.seed, "workers")))
-        kwargs.setdefault("collate_fn", _as_it_is)
+        kwargs.setdefault("collate_fn", _identity)
         super().__init__(dataset, batch_sampler=order if batch_sampler is None else batch_sampler, **kwargs)
         self.order = order
 

@@ -77,7 +77,7 @@ class Series:
         return np.array(rows)
 
 
-def _filled(values: np.ndarray) -> np.ndarray:
+def _forward_filled(values: np.ndarray) -> np.ndarray:
     """Forward-fill missing values; leading ones are filled with the first value."""
     values = values.astype(np.float64)
     for column in values.T:
@@ -107,7 +107,9 @@ def _jfk_weather(root: Path, download: bool) -> Series:
     here = table["origin"] == "JFK"
     names = ["temp", "dewp", "humid", "wind_speed", "precip", "pressure", "visib"]
     clock = zip(*(table[part][here].tolist() for part in ("year", "month", "day", "hour")), strict=True)
-    return Series(_filled(np.stack([table[name][here] for name in names], 1)), [datetime(*t) for t in clock], names)
+    return Series(
+        _forward_filled(np.stack([table[name][here] for name in names], 1)), [datetime(*t) for t in clock], names
+    )
 
 
 def _victoria_electricity(root: Path, download: bool) -> Series:
@@ -181,8 +183,8 @@ def read_csv(
     _check_cells(table, places, values, lines, fill, options=whose is None)
     step = regular_step(times)
     if regular:
-        values, times = _regular(table, values, times, lines, step, fill, options=whose is None)
-    return Series(_filled(values), times, names, table.name(clock))
+        values, times = _reindexed(table, values, times, lines, step, fill, options=whose is None)
+    return Series(_forward_filled(values), times, names, table.name(clock))
 
 
 def _times(table: TableFile, clock: int, time_format: str | None, options: bool) -> tuple[list[int], list[datetime]]:
@@ -289,7 +291,7 @@ def _most_frequent(spans: Sequence[Any]) -> Any:
     return min(span for span, count in counts.items() if count == most)
 
 
-def _regular(
+def _reindexed(
     table: TableFile,
     values: np.ndarray,
     times: list[datetime],

@@ -71,7 +71,7 @@ class TaskStream:
                     f"the {part} part has images of type {images.dtype}; bytes or floating point are needed"
                 )
             if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool or classes.min() < 0:
-                raise DataError(f"the {part} part needs whole numbers from 0 as classes, got {_told(classes)}")
+                raise DataError(f"the {part} part needs whole numbers from 0 as classes, got {_class_list(classes)}")
         if tasks < 1:
             raise DataError(f"tasks={tasks} must be at least 1")
         if train_samples is not None and not 0 < train_samples <= len(train[0]):
@@ -272,12 +272,12 @@ class SplitTasks(TaskStream):
         """
         classes = self.train[1].unique()
         if order.ndim != 1 or order.is_floating_point() or not torch.equal(order.sort().values.to(classes), classes):
-            raise DataError(f"order must name each of {_told(classes)} once, got {_told(order)}")
+            raise DataError(f"order must name each of {_class_list(classes)} once, got {_class_list(order)}")
         self.order = order.to(classes)
         for t in range(self.tasks):
             lacking = self.classes(t)[~torch.isin(self.classes(t), self.test[1])]
             if len(lacking):
-                raise DataError(f"the test part has no image of {_told(lacking)}, which belongs to task {t}")
+                raise DataError(f"the test part has no image of {_class_list(lacking)}, which belongs to task {t}")
             count = int(torch.isin(self.train[1], self.classes(t)).sum())
             if self.train_samples is not None and not 0 < self.train_samples <= count:
                 raise DataError(
@@ -307,12 +307,12 @@ def _check_shares(order: Tensor, classes_per_task: int, tasks: int) -> None:
         raise DataError(f"{len(order)} classes make {most} tasks of {classes_per_task} each, not {max(tasks, 1)}")
     if rest and tasks == most:
         raise DataError(
-            f"{len(order)} classes cannot be shared out in tasks of {classes_per_task}, {_told(order[-rest:])} would "
-            f"never be seen: take classes_per_task that divides {len(order)}"
+            f"{len(order)} classes cannot be shared out in tasks of {classes_per_task}, {_class_list(order[-rest:])} "
+            f"would never be seen: take classes_per_task that divides {len(order)}"
         )
 
 
-def _told(classes: Tensor) -> str:
+def _class_list(classes: Tensor) -> str:
     """Up to a dozen classes, for a message."""
     if classes.ndim != 1 or classes.is_floating_point():
         return f"{classes.dtype} of shape {tuple(classes.shape)}"

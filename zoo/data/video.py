@@ -18,7 +18,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from zoo.data import sources
-from zoo.data.checks import DataError, extends, tell
+from zoo.data.checks import DataError, extends, warn_once
 from zoo.data.image import ImageDataModule
 from zoo.data.pictures import MAX_PIXELS
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
@@ -369,5 +369,5 @@ class VideoFolder(ImageDataModule):
             )
         if "test" not in self.datasets and "val" in self.datasets:
             if stage != "fit":  # a training run has its own message
-                tell(f"{self.root} has no test part: the test is on the validation part")
+                warn_once(f"{self.root} has no test part: the test is on the validation part")
             self.datasets["test"] = self.datasets["val"]

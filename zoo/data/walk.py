@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zoo.data.checks import DataError, tell
+from zoo.data.checks import DataError, warn_once
 from zoo.support.quoting import shown
 
 __all__ = ["Files", "below", "class_folders", "parts", "scan", "scan_like"]
@@ -57,13 +57,13 @@ def class_folders(folder: Path, files: Files) -> list[str]:
     except OSError as error:
         raise DataError(files.missing.format(folder=folder, reason=error.strerror)) from error
     left_out = _not_followed(folder, sorted(e.name for e in found if e.is_symlink()))
-    links = f"links that lead out of the data, or back into it, are not followed: {_some(left_out)}"
+    links = f"links that lead out of the data, or back into it, are not followed: {_first_names(left_out)}"
     if left_out:
-        tell(f"{folder}: {links}")
+        warn_once(f"{folder}: {links}")
     names = sorted(e.name for e in found if e.name not in left_out)
     if not names:
-        told = files.empty.format(folder=folder, many=files.many)
-        raise DataError(f"{told}; {links}" if left_out else told)
+        message = files.empty.format(folder=folder, many=files.many)
+        raise DataError(f"{message}; {links}" if left_out else message)
     seen: dict[str, str] = {}
     cases: dict[str, str] = {}
     for name in names:
@@ -73,7 +73,7 @@ def class_folders(folder: Path, files: Files) -> list[str]:
             raise DataError(f"{folder} holds two class folders that look the same, {_spelled(twin, name)}: merge them")
         twin = cases.setdefault(look.casefold(), name)
         if twin != name:
-            tell(f"{folder}: the class folders {twin!a} and {name!a} differ in capital letters only: two classes")
+            warn_once(f"{folder}: the class folders {twin!a} and {name!a} differ in capital letters only: two classes")
     return names
 
 
@@ -85,14 +85,14 @@ def _not_followed(folder: Path, links: Sequence[str]) -> list[str]:
     left_out = []
     for name in links:
         place = (folder / name).resolve()
-        if not place.is_relative_to(root) or _shared(place, taken):
+        if not place.is_relative_to(root) or _overlaps(place, taken):
             left_out.append(name)
         else:
             taken.append(place)
     return left_out
 
 
-def _shared(place: Path, others: Sequence[Path]) -> bool:
+def _overlaps(place: Path, others: Sequence[Path]) -> bool:
     """Whether a folder equals, contains or lies in one of the others."""
     return any(place.is_relative_to(other) or other.is_relative_to(place) for other in others)
 
@@ -103,7 +103,7 @@ def _spelled(one: str, other: str) -> str:
     return f"{one!a} and {other!a}" + (" (accents as part of the letter, or as a sign of their own)" if same else "")
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
+def _first_names(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(sorted(names)[:most]) + (", ..." if len(names) > most else "")
 
 
@@ -155,14 +155,16 @@ def below(folder: Path, files: Files) -> list[str]:
         elif os.path.isdir(real) and real not in visited:
             visited.add(real)
             waiting.append(link)
-        elif os.path.isfile(real) and link.lower().endswith(files.suffixes) and not _counts(real, top, files):
+        elif os.path.isfile(real) and link.lower().endswith(files.suffixes) and not _is_listed(real, top, files):
             found.append(link)
     if left_out:
-        tell(f"{folder}: links that lead out of the class folder, or nowhere, are not followed: {_some(left_out)}")
+        warn_once(
+            f"{folder}: links that lead out of the class folder, or nowhere, are not followed: {_first_names(left_out)}"
+        )
     return sorted(found)
 
 
-def _counts(path: str, top: str, files: Files) -> bool:
+def _is_listed(path: str, top: str, files: Files) -> bool:
     """Whether a file below `top` is listed without links."""
     inside = Path(path).relative_to(top).parts
     return path.lower().endswith(files.suffixes) and not any(part.startswith(".") for part in inside)
@@ -193,11 +195,11 @@ def scan_like(folder: Path, training: Path, names: Sequence[str], files: Files) 
     for missing, there, where in ((mine - theirs, training, folder), (theirs - mine, folder, training)):
         if missing:
             raise DataError(
-                f"{len(missing)} class folder(s) of {there} are missing in {where}: {_some(list(missing))}; "
+                f"{len(missing)} class folder(s) of {there} are missing in {where}: {_first_names(list(missing))}; "
                 "both need the same classes"
             )
     for name in names:
-        if _shared((folder / name).resolve(), [(training / name).resolve()]):
+        if _overlaps((folder / name).resolve(), [(training / name).resolve()]):
             raise DataError(
                 f"{folder / name} and {training / name} are the same folder: give each part files of its own"
             )
@@ -229,4 +231,4 @@ def _is_apart(link: Path, root: Path, others: Sequence[Path]) -> bool:
     place, home = link.resolve(), root.resolve()
     if place == home or not place.is_relative_to(home):
         return False
-    return not _shared(place, [other.resolve() for other in others])
+    return not _overlaps(place, [other.resolve() for other in others])

@@ -85,7 +85,7 @@ class Records:
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row with its stamp, and write the file."""
         row = {**stamp(), **row}
-        self._write([*self.rows, {c: _written(row[c]) for c in self.columns}])
+        self._write([*self.rows, {c: _cell(row[c]) for c in self.columns}])
 
     def drop(self, **key: Any) -> None:
         """Remove the rows with these values, to measure them again."""
@@ -119,7 +119,7 @@ class Records:
         raise RowsError(f"{self.path} has no row of {wanted}: measure it first, without --table")
 
 
-def _written(value: Any) -> str:
+def _cell(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
@@ -164,11 +164,11 @@ class Provenance:
 
     def __init__(self, rows: Sequence[Mapping[str, str]], measures: Sequence[str]) -> None:
         self.rows, self.measures = rows, tuple(measures)
-        self.older = [row for row in rows if self._is_older(row)]
+        self.older = [row for row in rows if self._is_outdated(row)]
 
     def mark(self, rows: Iterable[Mapping[str, str]]) -> str:
         """A dagger for a line with outdated rows, unless all rows are outdated."""
-        return " †" if len(self.older) < len(self.rows) and any(self._is_older(row) for row in rows) else ""
+        return " †" if len(self.older) < len(self.rows) and any(self._is_outdated(row) for row in rows) else ""
 
     def __str__(self) -> str:
         def span(values: Iterable[str], word: str, missing: str) -> str:
@@ -190,15 +190,15 @@ class Provenance:
             f"load {_between(loads)}" if loads else "load not recorded",
         ]
         machines = "; ".join(dict.fromkeys(row["machine"] for row in self.rows if row["machine"]))
-        return ", ".join(parts) + (f"; {machines}." if machines else ".") + self._told_older()
+        return ", ".join(parts) + (f"; {machines}." if machines else ".") + self._outdated_note()
 
-    def _told_older(self) -> str:
+    def _outdated_note(self) -> str:
         if not self.older:
             return ""
         which = "All rows are" if len(self.older) == len(self.rows) else "† has rows"
         return f" {which} of code before the last change of {', '.join(f'`{m}`' for m in self.measures)}."
 
-    def _is_older(self, row: Mapping[str, str]) -> bool:
+    def _is_outdated(self, row: Mapping[str, str]) -> bool:
         commit = row["commit"].removeprefix(BY).removesuffix("+")
         return bool(commit) and bool(_git("log", "-1", "--format=%h", f"{commit}..HEAD", "--", *self.measures))
 

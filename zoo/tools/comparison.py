@@ -95,9 +95,9 @@ def outputs_of(
     outputs, targets, first = [], [], None
     for x, y in batches(build_data(source, **changes)):
         if not same:
-            x = (x * _wide(theirs["std"], x) + _wide(theirs["mean"], x) - _wide(ours["mean"], x)) / _wide(
-                ours["std"], x
-            )
+            x = (
+                x * _per_channel(theirs["std"], x) + _per_channel(theirs["mean"], x) - _per_channel(ours["mean"], x)
+            ) / _per_channel(ours["std"], x)
         first = x if first is None else first
         outputs.append(network(x).float())
         targets.append(y)
@@ -119,7 +119,7 @@ def _check_inputs(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | No
             )
 
 
-def _wide(values: Any, x: Tensor) -> Tensor:
+def _per_channel(values: Any, x: Tensor) -> Tensor:
     return torch.tensor(values).view(-1, *[1] * (x.ndim - 2)) if len(values) > 1 else torch.tensor(values)
 
 

@@ -69,14 +69,14 @@ def writing_in(folder: Path, resumed: bool = False) -> Iterator[None]:
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise RunFolderInUse(_in_use(folder)) from None
+        raise RunFolderInUse(_in_use_message(folder)) from None
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
         warnings.warn(f"{folder} cannot be locked ({reason}): make sure that no second run writes there", stacklevel=3)
     _held[folder] = threading.get_ident()
     try:
         if lock.is_locked:
-            _sign(folder)
+            _write_owner(folder)
         for place, inside, _ in os.walk(folder):
             inside[:] = [name for name in inside if name != "wandb" and not name.endswith(".tmp")]
             clean(Path(place))
@@ -105,14 +105,14 @@ def check_new(folder: Path, command: str) -> None:
         )
 
 
-def _sign(folder: Path) -> None:
+def _write_owner(folder: Path) -> None:
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
     content = json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": now})
     with contextlib.suppress(OSError):  # a full disk is reported later
         (folder / _LOCK).write_text(content + "\n")  # in place: replacing the file would lose the lock
 
 
-def _in_use(folder: Path) -> str:
+def _in_use_message(folder: Path) -> str:
     who: Any = None
     with contextlib.suppress(OSError, ValueError):
         who = json.loads((folder / _LOCK).read_text()[:1000])

@@ -55,9 +55,9 @@ def read_notes(folder: Path, seed: int | None, state: Path | None) -> dict[str, 
         found, problem = None, str(error)
     if problem is None:
         return {"seconds_before": 0.0, **found}
-    kept = _kept_by(state)
+    kept = _notes_of(state)
     source = "checkpoint" if "seed" in kept else "configuration"
-    kept = {"seed": kept.get("seed", seed), "wandb_id": kept.get("wandb_id") or _tracked(folder)}
+    kept = {"seed": kept.get("seed", seed), "wandb_id": kept.get("wandb_id") or _wandb_id(folder)}
     if kept["seed"] is None:
         raise CheckpointError(
             f"{problem}, and the seed that was drawn is in no checkpoint: name it as seed=N, or start the run again"
@@ -78,13 +78,13 @@ def _problem(found: Any) -> str | None:
     return None if _is_id(found["wandb_id"]) else f"{NAME}: wandb_id = {found['wandb_id']!r:.60} is not an id"
 
 
-def _kept_by(state: Path | None) -> Mapping[str, Any]:
+def _notes_of(state: Path | None) -> Mapping[str, Any]:
     about = read_checkpoint(state).get("zoo") if state is not None else None
     notes = about.get("run") if isinstance(about, Mapping) else None
     return notes if isinstance(notes, Mapping) and _problem(dict(notes)) is None else {}
 
 
-def _tracked(folder: Path) -> str | None:
+def _wandb_id(folder: Path) -> str | None:
     """The W&B id in the names of the run's `wandb/` folders, if they agree."""
     ids = {path.name.rpartition("-")[2] for path in (folder / "wandb").glob("*run-*-*")}
     return ids.pop() if len(ids) == 1 and _is_id(next(iter(ids))) else None
