@@ -119,6 +119,7 @@ class S4D(nn.Module):
 
 
 def parameters(model: nn.Module) -> int:
+    """Number of parameters."""
     return sum(p.numel() for p in model.parameters())
 
 

@@ -45,6 +45,7 @@ def operators(form: str) -> AbstractContextManager[None]:
 
 
 def images(batch: int) -> tuple[Tensor, Tensor]:
+    """Random images (B, 3, 32, 32) and targets (B,)."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(batch, 3, 32, 32, generator=generator), torch.arange(batch) % 10
 

@@ -17,6 +17,7 @@ MODEL = "name with its tag (grbf.wine), local-dir:FOLDER, or the folder of a run
 
 
 def json_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--json`."""
     parser.add_argument("--json", action="store_true", help="print JSON, for machines")
 
 
@@ -36,12 +37,14 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def positive(text: str) -> int:
+    """Parse a positive integer argument."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
 def device(text: str) -> str:
+    """Parse a device argument, cpu or an available cuda."""
     if text == "cuda":
         import torch
 

@@ -18,14 +18,7 @@ from torch import Tensor
 
 from zoo.data import sources
 from zoo.data.checks import DataError, extends
-from zoo.data.sampling import (
-    EpochBatches,
-    KeyedDataset,
-    ResumableLoader,
-    SampleKey,
-    sample_seed,
-    stratified_split,
-)
+from zoo.data.sampling import EpochBatches, KeyedDataset, ResumableLoader, SampleKey, sample_seed, stratified_split
 from zoo.data.transforms import Augmentation, ImagePipeline
 
 __all__ = ["Cifar10", "Cifar100", "Digits", "FashionMnist", "ImageDataModule", "Mnist", "Mnist5k"]
@@ -295,14 +288,7 @@ class SmallImages(ImageDataModule):
         self.download = download
         self.image_size = image_size or self.native_size
         self.val_fraction = val_fraction
-        given = {
-            "shift": shift,
-            "rotate": rotate,
-            "scale": scale,
-            "elastic": elastic,
-            "flip": flip,
-            "erase": erase,
-        }
+        given = {"shift": shift, "rotate": rotate, "scale": scale, "elastic": elastic, "flip": flip, "erase": erase}
         chosen = {k: getattr(self.augmentation, k) if v is None else v for k, v in given.items()}
         self.train_augmentation = Augmentation(**chosen) if augment else Augmentation()
 

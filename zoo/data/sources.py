@@ -66,6 +66,7 @@ class Wheel:
 
     @property
     def filename(self) -> str:
+        """Name of the wheel file."""
         return f"{self.package}-{self.version}-{self.tag}.whl"
 
     def fetch(self, path: Path, download: bool = True) -> Path:

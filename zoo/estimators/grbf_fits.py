@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import (
-    clone,
-)
+from sklearn.base import clone
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state

@@ -49,6 +49,7 @@ def build_task(
     optimizer: dict[str, Any] | None,
     scheduler: dict[str, Any] | None,
 ) -> Task:
+    """Build model and task from their sections; null arguments that the data module knows are taken from it."""
     spec = {**model}
     for key in ("num_classes", "in_chans", *(k for k, value in model.items() if value is None)):
         if spec.get(key) is None and getattr(datamodule, key, None) is not None:

@@ -17,10 +17,7 @@ from zoo.support.environment import commit, hardware, versions
 from zoo.support.files import write_atomic, writer_of
 from zoo.support.quoting import command as shell_line
 from zoo.tasks import Task
-from zoo.training.checkpointing import (
-    FOLDER,
-    step_files,
-)
+from zoo.training.checkpointing import FOLDER, step_files
 from zoo.training.folder import write_texts
 from zoo.training.loggers import WandbRun
 from zoo.training.summary import print_summary, tell
@@ -69,6 +66,7 @@ def _best_file(callback: ModelCheckpoint) -> Path | None:
 def finish(
     engine: L.Trainer, task: Task, result: RunResult, notes: dict[str, Any], command: str, untested: str | None = None
 ) -> None:
+    """Save the model with its data's files, write the summary, and log the best checkpoint to W&B."""
     result.model_dir = result.output_dir / "model"
     save_pretrained(
         task.model,
@@ -125,6 +123,7 @@ def _data_facts(engine: L.Trainer) -> dict[str, Any]:
 
 
 def last_good(folder: Path, command: str, **changes: Any) -> str:
+    """Message with the command that continues from the last checkpoint, with changed configuration values."""
     states = step_files(folder / FOLDER)
     if not states:
         again = "".join(f" with {key}={value}" for key, value in changes.items())

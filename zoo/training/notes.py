@@ -114,6 +114,7 @@ def run_notes(folder: Path, seed: int | None, name: str, state: Path | None) -> 
 
 
 def note_seconds(folder: Path, notes: dict[str, Any], seconds: float) -> None:
+    """Add training time to `run.json`."""
     notes = {**notes, "seconds_before": notes["seconds_before"] + seconds}
     try:
         write_texts(folder, {NAME: json.dumps(notes, indent=2) + "\n"})
