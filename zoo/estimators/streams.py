@@ -60,7 +60,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
 
     _labels: list[Any]  # by code, the integer of a class in the statistics
     _histograms: dict[int, dict[int, int]]  # counts of leave-one-out distances, by code and bin
-    _heads: list[Any]  # the fitted head, or nothing
+    _made: list[Any]  # the fitted head, or nothing
 
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012 (scikit-learn's protocol)
         "n_features": [Interval(Integral, 1, None, closed="left")],
@@ -307,14 +307,14 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
 
     def _head(self) -> Any:
         check_is_fitted(self, "statistics_")
-        if not self._heads:
+        if not self._made:
             strength = {"mixture": self.shrinkage, "lda": self.shrinkage, "ridge": self.ridge}
             make: Any = {"mixture": mixture_lda, "lda": lda, "ridge": ridge}.get(self.head)
-            self._heads.append(make(self.statistics_, strength[self.head]) if make else nearest_mean(self.statistics_))
-        return self._heads[0]
+            self._made.append(make(self.statistics_, strength[self.head]) if make else nearest_mean(self.statistics_))
+        return self._made[0]
 
     def _changed(self) -> None:
-        self._heads = []
+        self._made = []
         labels = [self._labels[code] for code in self.statistics_.classes.tolist()]
         self.classes_ = np.unique(np.array(labels)) if labels else np.array([])
 
