@@ -209,7 +209,7 @@ def test_answers_that_are_no_numbers(
     (tmp_path / "val" / "b").mkdir()
     for name in "ab":
         (tmp_path / "val" / name / "1.png").write_bytes(picture.read_bytes())
-    with warnings.catch_warnings(action="ignore"), pytest.raises(ValueError, match=r"a/1\.png: the model answers"):
+    with warnings.catch_warnings(action="ignore"), pytest.raises(ValueError, match=r"a/1\.png: the model gives"):
         validate(f"local-dir:{broken_model}", tmp_path)
 
 
