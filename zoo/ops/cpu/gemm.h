@@ -1,16 +1,16 @@
 #pragma once
 
-/* Products of small matrices, after BLIS: a panel of NR columns of the second factor stays in the first cache. */
+/* Products of small matrices, as in BLIS: a panel of NR columns of the second factor stays in the L1 cache. */
 
 #include "vectors.h"
 
-enum { MR = 6, NR_VECTORS = 2 };  /* rows, and vectors of columns, that are summed at once: registers hold no more */
+enum { MR = 6, NR_VECTORS = 2 };  /* rows, and vectors of columns, summed at a time: as many as fit in registers */
 enum { NR = NR_VECTORS * LANES }; /* columns of a panel */
-enum { KC = 320 };           /* terms that are summed before they are added to the rest: more would lose digits */
+enum { KC = 320 };           /* terms per partial sum, for accuracy */
 
-/* sum <- the first rows of a, `down` from row to row, times a panel b (terms, NR). */
+/* sum <- the first rows of a, with stride `down`, times a panel b (terms, NR). */
 INLINE void sum_rows(const float *a, long down, const lanes *b, long terms, lanes sum[][NR_VECTORS], const int mr) {
-#pragma GCC unroll 16 /* or the sums would lie in memory, as an array, and not in registers */
+#pragma GCC unroll 16 /* keeps the sums in registers */
     for (int r = 0; r < mr; r++)
         for (int s = 0; s < NR_VECTORS; s++) sum[r][s] = (lanes){0};
     for (long l = 0; l < terms; l++)
@@ -19,7 +19,7 @@ INLINE void sum_rows(const float *a, long down, const lanes *b, long terms, lane
             for (int s = 0; s < NR_VECTORS; s++) sum[r][s] += a[r * down + l] * b[l * NR_VECTORS + s];
 }
 
-/* The statement with `mr` a constant: so many rows, but at most MR. */
+/* Run a statement with a constant `mr` = min(rows, MR). */
 #define WITH_MR(rows, ...)                                                                                           \
     switch (rows) {                                                                                                    \
         case 1: { enum { mr = 1 }; __VA_ARGS__; break; }                                                             \
@@ -31,13 +31,13 @@ INLINE void sum_rows(const float *a, long down, const lanes *b, long terms, lane
     }
 
 #ifdef __AVX512F__
-enum { MR_TWICE = 2 * MR }; /* rows at once: there are twice as many registers */
+enum { MR_TWICE = 2 * MR }; /* rows at a time: there are twice as many registers */
 #else
 enum { MR_TWICE = MR };
 #endif
 static inline long rows_at_once(long left) { return left < MR_TWICE ? MR : MR_TWICE; }
 
-/* The same, of as many rows as `rows_at_once` says. */
+/* The same for `rows_at_once` rows. */
 #define WITH_MR_TWICE(rows, ...)                                                                                       \
     if ((rows) >= MR_TWICE) {                                                                                          \
         enum { mr = MR_TWICE };                                                                                        \
@@ -46,9 +46,9 @@ static inline long rows_at_once(long left) { return left < MR_TWICE ? MR : MR_TW
         WITH_MR(rows, __VA_ARGS__)                                                                                     \
     }
 
-enum { NC = 512 }; /* pixels at a time: the second cache holds KC numbers of each */
+enum { NC = 512 }; /* pixels at a time: the L2 cache holds KC floats of each */
 
-/* Some rows of w, `down` apart, times a panel of pixels (terms, NR) are written to y or added to it. */
+/* y <- (y +) some rows of w, with stride `down`, times a panel of pixels (terms, NR). */
 INLINE void mix_rows(const float *w, long down, const lanes *panel, long terms, float *y, long step, long width,
                      int more, const int mr) {
     lanes sum[MR_TWICE][NR_VECTORS];
@@ -67,10 +67,10 @@ INLINE void mix_rows(const float *w, long down, const lanes *panel, long terms, 
     }
 }
 
-/* A part of a sum over channels: w (rows, terms), `down` from row to row, x (terms, points). */
+/* Part of a sum over channels: w (rows, terms) with row stride `down`, x (terms, points). */
 typedef struct { const float *w; long down; const float *x; long terms; } part;
 
-/* y (rows, points) <- (y +) w x, of pixels `from` to `to`. panels: working memory of KC NC numbers. */
+/* y (rows, points) <- (y +) w x, for pixels `from` to `to`. panels: working memory of KC NC floats. */
 static inline void mix_part(const part *p, float *y, long rows, long points, long from, long to, int more, float *panels) {
     for (long l = 0; l < p->terms; l += KC) {
         long deep = least(p->terms - l, KC);
@@ -101,7 +101,7 @@ static inline void fill_rows(const float *bias, float *y, long rows, long points
         for (long j = 0; j < points; j++) y[i * points + j] = bias[i];
 }
 
-/* y (rows, points) <- (y +) the sum over parts of w x. */
+/* y (rows, points) <- (y +) sum over parts of w x. */
 static inline void mix_sample(const part *parts, long count, float *y, long rows, long points, int more, float *panels) {
     for (long from = 0; from < points; from += NC)
         for (long p = 0; p < count; p++)
