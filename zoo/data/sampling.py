@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from zoo.data.checks import DataError
+from zoo.support.padding import IGNORE_INDEX
 
 __all__ = [
     "IGNORE_INDEX",
@@ -37,9 +38,6 @@ __all__ = [
     "seed_rng",
     "stratified_split",
 ]
-
-IGNORE_INDEX = -100
-"""Target of a padded row: the value that `torch.nn.functional.cross_entropy` leaves out by default."""
 
 Batch = tuple[Tensor, Tensor]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zoo.data.checks import DataError
 from zoo.data.pictures import Fit
-from zoo.data.prepare import SUFFIXES, far_out, form_for, other_units, prepare, says_nothing
+from zoo.data.prepare import SUFFIXES, far_out, form_for, other_tasks, other_units, prepare, says_nothing
 from zoo.data.series import in_units, last_window
 from zoo.registry.factory import answers_imagenet
 from zoo.support import inputs
@@ -43,7 +43,8 @@ def predict(model: str, files: Sequence[str | Path], top: int = 5, header: bool 
         most probable first) or `value`. For a series `forecast` (a list of values for each of the steps that follow its
         end, in the units of the file), `columns` (the names of the values) and `times` (of the steps, where the series
         keeps one step). The first entry of a file that is even once it is prepared (a blank picture, silence), or has
-        columns far outside of what the model was trained on, has a `note` that says so.
+        columns far outside of what the model was trained on, has a `note` that says so, and so does the
+        first entry of all where the tasks that the model was trained on permuted or rotated their pictures.
 
     Raises:
         ToolError: A file is missing, damaged, or nothing that this model takes; or the model's answer is no number.
@@ -62,7 +63,7 @@ def predict(model: str, files: Sequence[str | Path], top: int = 5, header: bool 
             continue
         arguments = _told(prepare, path, facts["record"])
         form = inputs.read(facts["record"])
-        note = _note(path, arguments[0], form)
+        note = _note(path, arguments[0], form, first=not found)
         if form.kind == "table" and (told := far_out(path, arguments[0], network, form.columns)):
             note = {"note": told}
         outputs = network(*arguments).float()
@@ -77,8 +78,8 @@ def predict(model: str, files: Sequence[str | Path], top: int = 5, header: bool 
     return found
 
 
-def _note(path: Path, values: Tensor, form: Any) -> dict[str, str]:
-    told = says_nothing(path, values, form) or other_units(path, values, form)
+def _note(path: Path, values: Tensor, form: Any, first: bool = False) -> dict[str, str]:
+    told = says_nothing(path, values, form) or other_units(path, values, form) or (other_tasks(form) if first else None)
     return {} if told is None else {"note": told}
 
 
