@@ -76,6 +76,11 @@ def test_an_optimizer_that_was_built_to_see_its_options_is_the_one_that_trains(t
     again = trainer(tmp_path)
     again.fit(task, loader())
     assert again.optimizers[0] is not first, "the next training begins without a state"
+    task.build_optimizer()
+    task.model.linear.bias.requires_grad_(False)  # as a callback does in its setup
+    frozen = trainer(tmp_path)
+    frozen.fit(task, loader())
+    assert [p for group in frozen.optimizers[0].param_groups for p in group["params"]] == [task.model.linear.weight]
 
 
 def test_closed_form_learner_needs_no_optimizer(tmp_path: Path) -> None:

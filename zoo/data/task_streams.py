@@ -37,6 +37,7 @@ __all__ = [
     "RotatedTasks",
     "SplitTasks",
     "StreamTask",
+    "TaskOfEpoch",
     "TaskStream",
     "rotation_degrees",
 ]
@@ -460,7 +461,7 @@ class ContinualData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[StreamTask]:
         """One batch an epoch, which is its task."""
-        clock = partial(getattr, self.trainer, "current_epoch") if self.trainer else count().__next__
+        clock = partial(getattr, self.trainer, "current_epoch") if self.trainer else partial(next, count())
         own = torch.Generator()  # a loader without one draws from the global generator, which a resumed run would miss
         return DataLoader(self.stream, batch_size=None, sampler=TaskOfEpoch(clock), generator=own)  # type: ignore[arg-type]
 

@@ -145,7 +145,10 @@ class Task(L.LightningModule):
     def configure_optimizers(self) -> Any:
         if self.optimizer is None:
             return None
-        optimizer, self._built = self._built or create_optimizer(self.model, **self.optimizer), None
+        optimizer, self._built = self._built, None
+        trained = {p for p in self.model.parameters() if p.requires_grad}
+        if optimizer is None or trained != {p for group in optimizer.param_groups for p in group["params"]}:
+            optimizer = create_optimizer(self.model, **self.optimizer)  # a callback froze, or a strategy wrapped, some
         chosen = {"lr", *self.optimizer, *(self.optimizer.get("kwargs") or {})}
         self._chosen = [{k: v for k, v in group.items() if k in chosen} for group in optimizer.param_groups]
         if self.scheduler is None:
