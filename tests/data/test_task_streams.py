@@ -183,7 +183,7 @@ def test_the_loader_gives_one_task_an_epoch() -> None:
 
 
 def test_the_record_says_what_tasks_do_to_pictures() -> None:
-    records = [ContinualData("digits", s, tasks=2).input_record() for s in ("permuted", "rotated", "split")]  # type: ignore[arg-type]
+    records = [ContinualData("digits", s, tasks=2).input_record() for s in ("permuted", "rotated", "split")]
     assert [record.get("tasks") for record in map(inputs.check, records)] == ["permuted", "rotated", None]
     with pytest.raises(inputs.InputError, match="tasks: input should be 'permuted' or 'rotated'"):
         inputs.check(records[0] | {"tasks": "mirrored"})
