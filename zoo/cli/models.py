@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
+import inspect
+import pkgutil
 import sys
 
 from zoo.cli.common import columns, command, json_option, positive, told
@@ -13,11 +16,29 @@ def add_list(parser: argparse.ArgumentParser) -> None:
     """List the zoo's models or weights."""
     parser.add_argument("filter", nargs="?", default="", help="with wildcards: 'unireplknet_*'")
     parser.add_argument("--pretrained", action="store_true", help="weights instead of architectures")
+    parser.add_argument("--of", choices=list(_REGISTERS), help="what else is registered by name, instead of models")
     json_option(parser)
     parser.set_defaults(run=_list)
 
 
+#: What is registered beside models, and where.
+_REGISTERS = {
+    "estimators": "zoo.estimators.named:register_estimator",
+    "kernels": "zoo.kernels.kernel:KERNELS",
+    "learners": "zoo.learners.heads:register_learner",
+}
+
+
+def _registered(of: str) -> list[list[str]]:
+    """Names and what they are, in a line."""
+    entries = pkgutil.resolve_name(_REGISTERS[of]).entries().values()
+    return [[entry.name, entry.shows or (inspect.getdoc(entry.made) or "").partition("\n")[0]] for entry in entries]
+
+
 def _list(options: argparse.Namespace) -> int:
+    if options.of:
+        found = [row for row in _registered(options.of) if fnmatch.fnmatch(row[0], options.filter or "*")]
+        return told(options, dict(found), columns(found) if found else [f"nothing matches {options.filter!r}"])
     from zoo.tools.info import listing
 
     rows = listing(options.filter, options.pretrained)

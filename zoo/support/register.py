@@ -1,5 +1,5 @@
 """Things that are found by name because they are written down: in a file of their room, or in another package, whose
-entry points name its modules (`kernel_zoo.probes`, `kernel_zoo.commands`, `kernel_zoo.models`).
+entry points name its modules (`kernel_zoo.kernels`, `learners`, `models`, `estimators`, `probes` and `commands`).
 
 >>> probe = Register("probe", "zoo.analysis.probes")
 >>> @probe("losses", "training losses of a run")
@@ -88,8 +88,9 @@ class Register(Generic[Made]):
         return entries[name]
 
 
+@functools.cache
 def import_all(room: str) -> None:
-    """Import every module of a package."""
+    """Import every module of a package, once."""
     for found in pkgutil.walk_packages(importlib.import_module(room).__path__, f"{room}."):
         importlib.import_module(found.name)
 
