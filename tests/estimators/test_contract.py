@@ -6,6 +6,7 @@ import os
 
 os.environ["SCIPY_ARRAY_API"] = "1"  # before scipy is imported, or scikit-learn leaves a check out
 
+import json
 import warnings
 from typing import Any
 
@@ -15,6 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import zoo
+from zoo.cli import main
 from zoo.estimators import GPRegressor, create_estimator, register_estimator
 from zoo.support.register import UnknownNameError
 
@@ -40,7 +42,7 @@ def test_scikit_learn_conventions(estimator: Any, check: Any) -> None:
         check(estimator)
 
 
-def test_an_estimator_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_estimator_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(register_estimator, "_entries", dict(register_estimator._entries))
 
     @register_estimator("own", "one of our own")
@@ -50,9 +52,14 @@ def test_an_estimator_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> N
 
     assert zoo.create_estimator("own", depth=3).depth == 3
     assert isinstance(zoo.create_estimator("gp_regressor"), GPRegressor)
+    assert main(["list", "g*", "--of", "estimators"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == sorted(SETTINGS)[:4]
+    assert main(["list", "own", "--of", "estimators", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"name": "own", "what": "one of our own"}]
+    assert main(["list", "nobody", "--of", "estimators"]) == 1
     with pytest.raises(UnknownNameError, match="there is no estimator 'gp_regresor'; did you mean gp_regressor"):
         create_estimator("gp_regresor")
     with pytest.raises(TypeError, match="own: dept is unknown; did you mean depth"):
         create_estimator("own", dept=1)
-    with pytest.raises(ValueError, match=r"there is already a estimator 'own', in .*test_contract"):
+    with pytest.raises(ValueError, match=r"there is already an estimator 'own', in .*test_contract"):
         register_estimator("own")(GPRegressor)

@@ -177,7 +177,7 @@ def test_a_wrong_operator_fails(test: str) -> None:
 
 class Perceptron(nn.Module):
     pretrained_cfg = {"input_size": (2, 4, 4)}  # noqa: RUF012 (as timm has it)
-    switched = False
+    switched, factor = False, 1.0
     kept: Tensor | None = None
 
     def __init__(self, num_classes: int = 3, in_chans: int = 2, device: Any = None, dtype: Any = None) -> None:
@@ -194,7 +194,7 @@ class Perceptron(nn.Module):
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
+        return self.factor * self.forward_head(self.forward_features(x))
 
     def reset_classifier(self, num_classes: int) -> None:
         like = {"device": self.body.weight.device, "dtype": self.body.weight.dtype}

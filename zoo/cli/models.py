@@ -15,8 +15,9 @@ from zoo.cli.common import columns, command, json_option, positive, told
 def add_list(parser: argparse.ArgumentParser) -> None:
     """List the zoo's models or weights."""
     parser.add_argument("filter", nargs="?", default="", help="with wildcards: 'unireplknet_*'")
-    parser.add_argument("--pretrained", action="store_true", help="weights instead of architectures")
-    parser.add_argument("--of", choices=list(_REGISTERS), help="what else is registered by name, instead of models")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--pretrained", action="store_true", help="weights instead of architectures")
+    instead.add_argument("--of", choices=list(_REGISTERS), help="what else is registered by name, instead of models")
     json_option(parser)
     parser.set_defaults(run=_list)
 
@@ -29,22 +30,23 @@ _REGISTERS = {
 }
 
 
-def _registered(of: str) -> list[list[str]]:
+def _registered(of: str, wanted: str) -> list[dict[str, str]]:
     """Names and what they are, in a line."""
     entries = pkgutil.resolve_name(_REGISTERS[of]).entries().values()
-    return [[entry.name, entry.shows or (inspect.getdoc(entry.made) or "").partition("\n")[0]] for entry in entries]
+    what = {entry.name: entry.shows or (inspect.getdoc(entry.made) or "").partition("\n")[0] for entry in entries}
+    return [{"name": name, "what": line} for name, line in what.items() if fnmatch.fnmatch(name, wanted or "*")]
 
 
 def _list(options: argparse.Namespace) -> int:
-    if options.of:
-        found = [row for row in _registered(options.of) if fnmatch.fnmatch(row[0], options.filter or "*")]
-        return told(options, dict(found), columns(found) if found else [f"nothing matches {options.filter!r}"])
     from zoo.tools.info import listing
 
-    rows = listing(options.filter, options.pretrained)
+    of, wanted = options.of, options.filter
+    rows = _registered(of, wanted) if of else listing(wanted, options.pretrained)
     if not rows:
         print(f"nothing matches {options.filter!r}", file=sys.stderr)
         return 1
+    if of:
+        return told(options, rows, columns([list(row.values()) for row in rows]))
     if not options.pretrained:
         return told(options, rows, [row["name"] for row in rows])
     shown = [["name", "figure", "data", "weights"]]

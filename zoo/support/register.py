@@ -64,7 +64,8 @@ class Register(Generic[Made]):
         def register(made: Made) -> Made:
             other = self._entries.get(name)
             if other and (other.made.__module__, other.made.__qualname__) != (made.__module__, made.__qualname__):
-                raise ValueError(f"there is already a {self.what} {name!r}, in {other.made.__module__}")
+                an = "an" if self.what[0] in "aeiou" else "a"
+                raise ValueError(f"there is already {an} {self.what} {name!r}, in {other.made.__module__}")
             self._entries[name] = Entry(name, shows, made)
             return made
 
