@@ -167,3 +167,11 @@ def test_what_a_head_cannot_do_without(rows):
     for make in (ridge, lda):
         with pytest.raises(ValueError, match="must not be negative"):
             make(ClassStatistics().update(F, y), -1.0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_handful_of_rows_is_enough(rows, n):
+    F, y, _ = rows
+    F, y = F[:n] * 100, torch.arange(n)
+    for make in (nearest_mean, ridge, lda, mixture_lda):
+        assert make(ClassStatistics().update(F, y)).predict(F).tolist() == y.tolist()
