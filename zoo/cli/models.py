@@ -7,6 +7,7 @@ import fnmatch
 import inspect
 import pkgutil
 import sys
+from typing import Any
 
 from zoo.cli.common import columns, command, json_option, positive, told
 
@@ -30,7 +31,7 @@ _REGISTERS = {
 }
 
 
-def _registered(of: str, wanted: str) -> list[dict[str, str]]:
+def _registered(of: str, wanted: str) -> list[dict[str, Any]]:
     """Names and what they are, in a line."""
     entries = pkgutil.resolve_name(_REGISTERS[of]).entries().values()
     what = {entry.name: entry.shows or (inspect.getdoc(entry.made) or "").partition("\n")[0] for entry in entries}

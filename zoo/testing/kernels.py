@@ -68,7 +68,7 @@ class KernelTests:
 
     def test_gradients(self, kernel: Kernel) -> None:
         X, Z = points(4, self.dim).requires_grad_(), points(3, self.dim, seed=1).requires_grad_()
-        names, parameters = zip(*kernel.named_parameters(), strict=True) if list(kernel.parameters()) else ((), ())
+        names, parameters = [name for name, _ in kernel.named_parameters()], list(kernel.parameters())
 
         def gram(X: Tensor, Z: Tensor, *values: Tensor) -> Tensor:
             return torch.func.functional_call(kernel, dict(zip(names, values, strict=True)), (X, Z))

@@ -96,8 +96,8 @@ class ModelTests(ShapeTests):
         assert timm.create_model(name, num_classes=0)(_images(model)).shape == hidden.shape
 
     def test_input_channels(self, name: str) -> None:
-        in_chans = 2 + timm.create_model(name, device="meta").in_chans
-        model = timm.create_model(name, in_chans=in_chans)
+        in_chans = 2 + on_meta(name).in_chans
+        model: Any = timm.create_model(name, in_chans=in_chans)
         assert model.in_chans == in_chans
         assert model(_images(model)).shape == (2, model.num_classes)
 

@@ -140,7 +140,8 @@ class OperatorTests:
             cases += [(-1, at, v) for at in _places(_outputs(op(*values))[0].numel()) for v in numbers]
         complaints = []
         for i, at, value in cases:
-            given, grad = [t.clone() for t in inputs], None
+            given = [t.clone() for t in inputs]
+            grad: tuple[int, float] | None = None
             if i == -1:
                 grad = at, value
             elif i is not None:
