@@ -90,7 +90,7 @@ class OperatorTests:
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Every test gets the cases that the name of its argument asks for."""
-        firsts = {case.operator: name for name, case in reversed(self.cases.items())}
+        firsts = {case.operator: name for name, case in reversed(list(self.cases.items()))}
         chosen = {"case": self.cases, "first": firsts.values(), "special": self.special_cases()}
         for argument, names in chosen.items():
             if argument in metafunc.fixturenames:
