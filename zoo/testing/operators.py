@@ -121,7 +121,7 @@ class OperatorTests:
             found = _outputs(op(*values))
             assert not differs(found, want[: len(found)], tolerance)
         with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            fake = _outputs(op._laid_out(*_with_tensors(values, [mode.from_tensor(t) for t in turned])))
+            fake = _outputs(op._reference_in_layout(*_with_tensors(values, [mode.from_tensor(t) for t in turned])))
         for real, told in zip(found, fake, strict=True):
             assert real.shape == told.shape
             assert [s for s, n in zip(real.stride(), real.shape, strict=True) if n > 1] == [
