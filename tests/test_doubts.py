@@ -19,6 +19,7 @@ from zoo.cli import main
 from zoo.data.checks import DataError
 from zoo.data.points import PointMnist
 from zoo.data.prepare import prepare, says_nothing
+from zoo.data.task_streams import ContinualData
 from zoo.optim import create_optimizer
 from zoo.registry.factory import answers_imagenet
 from zoo.support import inputs
@@ -152,6 +153,22 @@ def test_a_thousand_outputs_are_not_imagenet(picture: Path, tmp_path: Path) -> N
     picture.rename(tmp_path / "data" / "n01440764" / "x.png")
     with pytest.raises(ValidationError, match="is not a label of the model"):
         validate(f"local-dir:{folder}", tmp_path / "data")
+
+
+@pytest.mark.parametrize("scenario", ["permuted", "rotated", "split"])
+def test_tasks_that_change_pictures_get_a_note(
+    scenario: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = ContinualData("digits", scenario, tasks=3).input_record()
+    folder = zoo.save_pretrained(zoo.create_model("test_kcl"), tmp_path / "model", input_record=record)
+    files = [tmp_path / f"{i}.png" for i in range(2)]
+    for i, path in enumerate(files):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+    assert main(["predict", f"local-dir:{folder}", *map(str, files)]) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert [line.startswith("note: each task of training showed the pictures") for line in told] == [True] * (
+        scenario != "split"
+    )
 
 
 def test_clouds_in_other_units_get_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

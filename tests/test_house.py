@@ -35,7 +35,7 @@ ALLOWED = {
     "tools": {*ON_MODELS, "registry", "data", "tasks", "adapters", "estimators", "analysis", "results"},
 }
 ALLOWED["benchmarks"] = {*ALLOWED["tools"], "tools"}
-ALLOWED["testing"] = ALLOWED["training"] | ALLOWED["tools"]
+ALLOWED["testing"] = {*ON_MODELS, "registry", "estimators"}
 ALLOWED["cli"] = {*ALLOWED["benchmarks"], "benchmarks"}
 ALLOWED["__main__"] = {"cli"}
 
@@ -63,6 +63,23 @@ def test_imports_point_one_way(path: Path) -> None:
         return
     assert room in ALLOWED, f"{room} is a new room: say in this test what it may import"
     assert imported_rooms(path) - {room, "zoo"} <= ALLOWED[room]
+
+
+def test_base_tests_are_a_room_that_alone_needs_pytest() -> None:
+    """Outsiders inherit them, so they stand on nothing of tests/, and whoever does not test needs no pytest."""
+    import zoo.testing
+
+    assert {"KernelTests", "OperatorTests", "LearnerTests", "ModelTests"} <= set(zoo.testing.__all__)
+    for path in ZOO.rglob("*.py"):
+        named = set(re.findall(r"^\s*(?:import|from) (pytest|tests)\b", path.read_text(), re.M))
+        assert named <= ({"pytest"} if room_of(path) == "testing" else set()), path
+
+
+def test_every_room_is_in_the_page() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rooms = {path.name for path in ZOO.iterdir() if (path / "__init__.py").is_file()}
+    assert "testing" in rooms
+    assert not [room for room in rooms if f"| `{room}` |" not in page]
 
 
 def test_tests_mirror_the_rooms() -> None:

@@ -26,6 +26,7 @@ _HOME = {
     "GRBFClassifier": "zoo.estimators.grbf",
     "GRBFRegressor": "zoo.estimators.grbf",
     "GaussianRBFNetwork": "zoo.models.grbf",
+    "create_estimator": "zoo.estimators.named",
     "create_model": "zoo.registry.factory",
     "list_models": "zoo.registry.factory",
     "load_checkpoint": "zoo.registry.checkpoints",
@@ -38,6 +39,7 @@ __all__ = list(_HOME)
 if TYPE_CHECKING:
     from zoo.estimators.gaussian_processes import GPClassifier, GPRegressor
     from zoo.estimators.grbf import GRBFClassifier, GRBFRegressor
+    from zoo.estimators.named import create_estimator
     from zoo.models.deploy import to_deploy
     from zoo.models.grbf import GaussianRBFNetwork
     from zoo.registry.checkpoints import CheckpointError, load_checkpoint, save_pretrained

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zoo.data.checks import DataError
 from zoo.data.task_streams import ContinualData, PermutedTasks, RotatedTasks, SplitTasks, TaskStream
+from zoo.support import inputs
 
 Part = tuple[Tensor, Tensor]
 
@@ -167,6 +168,25 @@ def test_data_module_keeps_its_draws_and_leaves_images_out() -> None:
     assert len(val.stream[0].train[1]) + len(val.stream[0].test[1]) == len(data.stream[0].train[1])
     with pytest.raises(ValueError, match="scenario"):
         ContinualData("digits", "shuffled")
+
+
+def test_the_loader_gives_one_task_an_epoch() -> None:
+    data = ContinualData("digits", "rotated", tasks=3, train_samples=20)
+    data.setup()
+    before, loader = torch.get_rng_state(), data.train_dataloader()
+    found = [task for _ in range(3) for task in loader]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(loader) == 1
+    assert [task.number for task in found] == [0, 1, 2]
+    for given, own in zip(found, data.stream, strict=True):
+        assert all(map(torch.equal, (*given.train, *given.test), (*own.train, *own.test)))
+
+
+def test_the_record_says_what_tasks_do_to_pictures() -> None:
+    records = [ContinualData("digits", s, tasks=2).input_record() for s in ("permuted", "rotated", "split")]
+    assert [record.get("tasks") for record in map(inputs.check, records)] == ["permuted", "rotated", None]
+    with pytest.raises(inputs.InputError, match="tasks: input should be 'permuted' or 'rotated'"):
+        inputs.check(records[0] | {"tasks": "mirrored"})
 
 
 def test_missing_cifar_is_told(tmp_path: Any) -> None:

@@ -38,13 +38,6 @@ QUICK: dict[str, Any] = {"n_centers": 8, "max_iter": 40, "learning_rate": 0.1}
 BOTH = [GRBFClassifier, GRBFRegressor]
 
 
-@parametrize_with_checks(
-    [GRBFClassifier(**QUICK), GRBFRegressor(**QUICK), GRBFClassifier(solver="agop"), GRBFRegressor(solver="agop")]
-)
-def test_scikit_learn_conventions(estimator: Any, check: Any) -> None:
-    check(estimator)
-
-
 @pytest.mark.slow
 @parametrize_with_checks([GRBFClassifier(), GRBFRegressor()])
 def test_scikit_learn_conventions_with_defaults(estimator: Any, check: Any) -> None:

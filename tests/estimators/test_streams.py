@@ -1,10 +1,6 @@
-"""The stream as a scikit-learn classifier: conventions, any batches, new classes, forgetting, merging, rejecting."""
+"""The stream as a scikit-learn classifier: any batches, new classes, forgetting, merging, rejecting."""
 
 from __future__ import annotations
-
-import os
-
-os.environ["SCIPY_ARRAY_API"] = "1"  # before scipy is imported, or scikit-learn leaves a check out
 
 import pickle
 from typing import Any
@@ -13,16 +9,12 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_digits
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from zoo.estimators.streams import KernelStreamClassifier
+from zoo.learners.heads import lda, register_learner
+from zoo.support.register import UnknownNameError
 
 QUICK: dict[str, Any] = {"n_features": 24, "random_state": 0}
-
-
-@parametrize_with_checks([KernelStreamClassifier(**QUICK), KernelStreamClassifier(head="ridge", **QUICK)])
-def test_scikit_learn_conventions(estimator: Any, check: Any) -> None:
-    check(estimator)
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +122,23 @@ def test_tasks_have_means_of_their_own(digits):
     test = np.vstack([X[1200:], moved[1200:]]), np.append(y[1200:], y[1200:])
     assert model.score(*test) > plain.score(*test)
     assert model.sample("digit 3", 7, random_state=0).shape == (7, 300)
+
+
+def test_a_learner_is_found_by_its_name(digits, monkeypatch):
+    X, y = digits
+    monkeypatch.setattr(register_learner, "_entries", dict(register_learner._entries))
+
+    @register_learner("sharper", "discriminants with a tenth of the shrinkage")
+    def sharper(statistics, shrinkage=None):
+        return lda(statistics, (shrinkage or 1.0) / 10)
+
+    mine = KernelStreamClassifier(head="sharper", shrinkage=0.5, **QUICK).fit(X[:600], y[:600])
+    known = KernelStreamClassifier(head="lda", shrinkage=0.05, **QUICK).fit(X[:600], y[:600])
+    assert np.array_equal(mine.predict_proba(X[600:]), known.predict_proba(X[600:]))
+    assert np.array_equal(mine.p_values(X[600:700]), known.p_values(X[600:700]))
+    with pytest.raises(UnknownNameError, match="there is no learner 'sharp'; did you mean sharper"):
+        KernelStreamClassifier(head="sharp").fit(X, y)
+    with pytest.raises(ValueError, match=r"'head' parameter .* must be an instance of 'str'"):
+        KernelStreamClassifier(head=3).fit(X, y)
+    with pytest.raises(ValueError, match=r"there is already a learner 'lda', in zoo\.learners\.heads"):
+        register_learner("lda")(sharper)

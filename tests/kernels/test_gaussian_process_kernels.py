@@ -13,21 +13,7 @@ import torch
 from sklearn.gaussian_process import kernels as sk
 from torch import Tensor
 
-from tests.kernels.test_kernels import (  # noqa: F401 (they run here too, with this file's kernels)
-    DOUBLE,
-    D,
-    points,
-    test_autocast_has_no_effect,
-    test_batched_equals_looped,
-    test_each_entry_is_the_function_of_two_points,
-    test_empty_sets,
-    test_features_reproduce_the_kernel_or_say_that_there_are_none,
-    test_gradients,
-    test_low_precision_in_low_precision_out_computed_in_full,
-    test_moves_copies_and_saves,
-    test_symmetric_positive_semidefinite_with_its_own_diagonal,
-    test_wrong_inputs_are_told,
-)
+from tests.kernels.test_kernels import DOUBLE, D
 from zoo.kernels.active_dims import ActiveDims
 from zoo.kernels.alignment import alignment, label_kernel
 from zoo.kernels.compose import Scaled
@@ -45,6 +31,7 @@ from zoo.kernels.spectral_mixture import GridSpectralMixture, SpectralMixture, f
 from zoo.kernels.stationary import Gaussian
 from zoo.kernels.white_noise import WhiteNoise
 from zoo.learners.nystrom import NystromFeatures, StreamingDictionary
+from zoo.testing import KernelTests, points
 
 MEANS = [[0.1, 0.2, 0.05], [0.3, 0.0, 0.2]]
 SCALES = [[0.1, 0.05, 0.2], [0.02, 0.1, 0.3]]
@@ -67,9 +54,12 @@ KERNELS: dict[str, Callable[[], Kernel]] = {
 }
 
 
-@pytest.fixture(params=KERNELS)
-def kernel(request: pytest.FixtureRequest) -> Kernel:
-    return KERNELS[request.param]()
+class TestKernels(KernelTests):
+    """What every kernel keeps."""
+
+    @pytest.fixture(params=KERNELS)
+    def kernel(self, request: pytest.FixtureRequest) -> Kernel:
+        return KERNELS[request.param]()
 
 
 # ---- values ------------------------------------------------------------------------------------------------

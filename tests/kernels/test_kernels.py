@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from sklearn.metrics import pairwise
@@ -25,13 +23,10 @@ from zoo.kernels import (
     distances,
     squared_distances,
 )
+from zoo.testing import KernelTests, points
 
 D = 3
 DOUBLE = {"dtype": torch.float64}
-
-
-def points(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def spd(seed: int = 0) -> Tensor:
@@ -57,110 +52,13 @@ KERNELS = {
 }
 
 
-@pytest.fixture(params=KERNELS)
-def kernel(request: pytest.FixtureRequest) -> Kernel:
-    torch.manual_seed(0)
-    return KERNELS[request.param]()
+class TestKernels(KernelTests):
+    """What every kernel keeps."""
 
-
-# ---- what every kernel keeps -------------------------------------------------------------------------------
-
-
-def test_symmetric_positive_semidefinite_with_its_own_diagonal(kernel: Kernel) -> None:
-    X = points(40, D)
-    K = kernel(X)
-    torch.testing.assert_close(K, K.mT)
-    torch.testing.assert_close(K, kernel(X, X.clone()))
-    torch.testing.assert_close(K.diagonal(), kernel.diag(X))
-    assert torch.linalg.eigvalsh(K)[0] > -1e-9 * K.diagonal().max()
-
-
-def test_batched_equals_looped(kernel: Kernel) -> None:
-    X, Z = points(2, 4, 5, D), points(2, 4, 7, D, seed=1)
-    K, d = kernel(X, Z), kernel.diag(X)
-    assert K.shape == (2, 4, 5, 7)
-    for i in range(2):
-        for j in range(4):
-            torch.testing.assert_close(K[i, j], kernel(X[i, j], Z[i, j]))
-            torch.testing.assert_close(d[i, j], kernel.diag(X[i, j]))
-    torch.testing.assert_close(kernel(X, Z[0, 0])[1, 2], kernel(X[1, 2], Z[0, 0]))  # leading dimensions broadcast
-
-
-def test_each_entry_is_the_function_of_two_points(kernel: Kernel) -> None:
-    X, Z = points(4, D), points(3, D, seed=1)
-    one_by_one = torch.stack([torch.cat([kernel(x[None], z[None])[0] for z in Z]) for x in X])
-    torch.testing.assert_close(kernel(X, Z), one_by_one)
-
-
-def test_features_reproduce_the_kernel_or_say_that_there_are_none(kernel: Kernel) -> None:
-    X, Z = points(2, 6, D), points(2, 4, D, seed=1)
-    if kernel.has_features:
-        torch.testing.assert_close(kernel.features(X) @ kernel.features(Z).mT, kernel(X, Z))
-    else:
-        with pytest.raises(NotImplementedError, match="no finite feature map"):
-            kernel.features(X)
-
-
-def test_gradients(kernel: Kernel) -> None:
-    X, Z = points(4, D).requires_grad_(), points(3, D, seed=1).requires_grad_()
-    names, parameters = zip(*kernel.named_parameters(), strict=True) if list(kernel.parameters()) else ((), ())
-
-    def gram(X: Tensor, Z: Tensor, *values: Tensor) -> Tensor:
-        return torch.func.functional_call(kernel, dict(zip(names, values, strict=True)), (X, Z))
-
-    inputs = (X, Z, *(p.detach().requires_grad_() for p in parameters))
-    assert torch.autograd.gradcheck(gram, inputs)
-    assert torch.autograd.gradgradcheck(gram, inputs)
-    kernel(X, Z).sum().backward()
-    assert all(p.grad is not None for p in parameters)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_low_precision_in_low_precision_out_computed_in_full(kernel: Kernel, dtype: torch.dtype) -> None:
-    X, Z = points(5, D, dtype=dtype), points(4, D, seed=1, dtype=dtype)
-    K = kernel(X, Z)
-    assert K.dtype == kernel.diag(X).dtype == dtype
-    exact = kernel(X.double(), Z.double())  # the inputs as rounded
-    torch.testing.assert_close(K, exact.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
-
-
-def test_autocast_has_no_effect(kernel: Kernel) -> None:
-    kernel.float()
-    X, Z = points(5, D, dtype=torch.float32), points(4, D, seed=1, dtype=torch.float32)
-    expected = kernel(X, Z)
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = kernel(X, Z)
-    assert inside.dtype == torch.float32
-    torch.testing.assert_close(inside, expected, rtol=0, atol=0)
-
-
-def test_moves_copies_and_saves(kernel: Kernel) -> None:
-    X = points(5, D)
-    other = copy.deepcopy(kernel)
-    with torch.no_grad():
-        for p in other.parameters():
-            p.add_(0.3)
-    other.load_state_dict(kernel.state_dict())
-    torch.testing.assert_close(other(X), kernel(X), rtol=0, atol=0)
-    assert kernel.float()(X.float()).dtype == torch.float32
-    assert kernel.bfloat16()(X).dtype == torch.float64
-    assert kernel.to("meta")(X.to("meta")).shape == (5, 5)
-
-
-def test_empty_sets(kernel: Kernel) -> None:
-    X = points(3, D)
-    assert kernel(X[:0], X).shape == (0, 3)
-    assert kernel(X, X[:0]).shape == (3, 0)
-    assert kernel.diag(X[:0]).shape == (0,)
-
-
-def test_wrong_inputs_are_told(kernel: Kernel) -> None:
-    with pytest.raises(ValueError, match=r"\(\.\.\., n, D\)"):
-        kernel(points(D))
-    with pytest.raises(ValueError, match="floating point"):
-        kernel(torch.ones(2, D, dtype=torch.long))
-    with pytest.raises(ValueError, match="3 dimensions, Z of 4"):
-        kernel(points(2, D), points(2, 4))
+    @pytest.fixture(params=KERNELS)
+    def kernel(self, request: pytest.FixtureRequest) -> Kernel:
+        torch.manual_seed(0)
+        return KERNELS[request.param]()
 
 
 # ---- values ------------------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -16,12 +14,14 @@ from zoo.learners.heads import (
     lda,
     mixture_lda,
     nearest_mean,
+    register_learner,
     ridge,
     ridge_leave_one_out,
     within_scatter,
 )
 from zoo.learners.ridge import LeastSquares, leave_one_out
 from zoo.learners.statistics import ClassStatistics
+from zoo.testing import LearnerTests
 
 
 @pytest.fixture
@@ -147,22 +147,14 @@ def test_unknown_rows_are_far_from_every_class(rows):
     assert outside.min() > 10 * inside.max()
 
 
-@pytest.mark.parametrize("make", [nearest_mean, ridge, lda, mixture_lda])
-def test_heads_are_modules(rows, make):
-    F, y, t = rows
-    head = make(ClassStatistics().update(F, y, t))
-    assert head.predict_proba(F).sum(1).sub(1).abs().max() < 1e-12
-    file = io.BytesIO()
-    torch.save(head.state_dict(), file)
-    file.seek(0)
-    other = make(ClassStatistics().update(F.flip(1), y, t))
-    other.load_state_dict(torch.load(file, weights_only=True))
-    assert torch.equal(other(F), head(F))
-    assert torch.allclose(head.float()(F.float()).double(), other(F), rtol=1e-3, atol=1e-3)
-    with pytest.raises(ValueError, match=r"takes features \(n, 4\)"):
-        head(F[:, :2])
-    with pytest.raises(ValueError, match="no rows were learned"):
-        make(ClassStatistics())
+class TestEveryLearner(LearnerTests):
+    """What every learner keeps that is found by its name."""
+
+    @pytest.fixture(
+        params=[entry.made for entry in register_learner.entries().values()], ids=lambda made: made.__name__
+    )
+    def make(self, request):
+        return request.param
 
 
 def test_what_a_head_cannot_do_without(rows):

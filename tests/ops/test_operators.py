@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.func import jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
-import zoo
-from tests.ops.comparing import SPECIAL, differs, normal, places
+import zoo.testing
 from zoo.ops import OPERATORS, Unsuited, building, depthwise_conv2d, feed_forward, native, operator, reference
 from zoo.ops.core import Operator, Saved
 from zoo.support.register import import_all
+from zoo.testing.operators import SPECIAL, differs, normal
 
 for room in ("zoo.kernels", "zoo.learners"):  # which declare operators too
     import_all(room)
@@ -28,26 +28,22 @@ for room in ("zoo.kernels", "zoo.learners"):  # which declare operators too
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler, or an OpenMP that torch lacks")
 
 
-class Case(NamedTuple):
+@dataclass(frozen=True)
+class Case(zoo.testing.Case):
     """Inputs of an operator.
 
     Attributes:
-        operator: its name.
-        inputs: shapes of tensors, lists of those, and plain values.
-        loops: in C, that a fast implementation calls with them, forwards and backwards.
-        tolerance: of results that are finite, relative to the largest.
+        loops: In C, that a fast implementation calls with them, forwards and backwards.
     """
 
-    operator: str
-    inputs: tuple[Any, ...]
     loops: frozenset[str] = frozenset()
-    tolerance: float = 2e-5
 
 
 _FFN = [(2, 9), (2,), (9, 2), (9,), (20, 9), (20,), (20,), (9, 20), (9,)]
 _DEPTHWISE = frozenset(["depthwise", "depthwise_taps"])
 _PLANES = frozenset(["depthwise_planes", "depthwise_planes_taps"])
 
+_LAYER_NORM = frozenset(["layer_norm"])
 _STANDARDISE = frozenset(["standardise", "standardise_backward"])
 _SHARED = frozenset(["moments", "shared_moments", "standardise", "shared_slopes", "shared_means", "shared_backward"])
 _LINEAR = [(8, 8), (8,)]
@@ -63,102 +59,40 @@ _BLOCK_LOOPS = frozenset(["global_paths", "local_branches", "shared_moments", "a
 
 #: At least one for every operator.
 CASES = {
-    "feed_forward": Case("feed_forward", ((2, 9, 3, 7), _FFN, (2, 9, 3, 7)), frozenset(["feed_forward"])),
-    "feed_forward, alone": Case("feed_forward", ((2, 9, 3, 7), _FFN, None), frozenset(["feed_forward"])),
-    "channel_norm": Case("channel_norm", ((2, 19, 2, 3), (19,), (19,), 1e-6, False), frozenset(["layer_norm"])),
-    "channel_norm, gelu": Case("channel_norm", ((2, 19, 2, 3), (19,), (19,), 1e-6, True), frozenset(["layer_norm"])),
-    "depthwise": Case("depthwise_conv2d", ((2, 19, 9, 8), (19, 1, 5, 7), (19,), 1), _DEPTHWISE),
-    "depthwise, dilated": Case("depthwise_conv2d", ((1, 3, 6, 9), (3, 1, 3, 3), None, 2), _DEPTHWISE),
-    "depthwise, planes": Case("depthwise_conv2d", ((2, 2, 5, 35), (2, 1, 3, 9), None, 1), _PLANES),
-    "depthwise, square": Case("depthwise_conv2d", ((1, 2, 6, 14), (2, 1, 5, 5), None, 1), _PLANES),
+    "feed_forward": Case("feed_forward", ((2, 9, 3, 7), _FFN, (2, 9, 3, 7)), loops=frozenset(["feed_forward"])),
+    "feed_forward, alone": Case("feed_forward", ((2, 9, 3, 7), _FFN, None), loops=frozenset(["feed_forward"])),
+    "channel_norm": Case("channel_norm", ((2, 19, 2, 3), (19,), (19,), 1e-6, False), loops=_LAYER_NORM),
+    "channel_norm, gelu": Case("channel_norm", ((2, 19, 2, 3), (19,), (19,), 1e-6, True), loops=_LAYER_NORM),
+    "depthwise": Case("depthwise_conv2d", ((2, 19, 9, 8), (19, 1, 5, 7), (19,), 1), loops=_DEPTHWISE),
+    "depthwise, dilated": Case("depthwise_conv2d", ((1, 3, 6, 9), (3, 1, 3, 3), None, 2), loops=_DEPTHWISE),
+    "depthwise, planes": Case("depthwise_conv2d", ((2, 2, 5, 35), (2, 1, 3, 9), None, 1), loops=_PLANES),
+    "depthwise, square": Case("depthwise_conv2d", ((1, 2, 6, 14), (2, 1, 5, 5), None, 1), loops=_PLANES),
     "depthwise, small": Case("depthwise_conv2d", ((3, 4, 2, 3), (4, 1, 3, 3), (4,), 1)),
     "depthwise, one pixel": Case("depthwise_conv2d", ((3, 4, 1, 1), (4, 1, 7, 7), (4,), 1)),
     "depthwise_weight": Case(
-        "depthwise_weight", ((2, 3, 7, 5), (2, 3, 7, 5), [5, 7], 1), frozenset(["depthwise_taps"])
+        "depthwise_weight", ((2, 3, 7, 5), (2, 3, 7, 5), [5, 7], 1), loops=frozenset(["depthwise_taps"])
     ),
-    "instance_standardise": Case("instance_standardise", ((2, 3, 5, 7), 1e-5), _STANDARDISE),
-    "standardised_gate": Case("standardised_gate", ((2, 3, 5, 7), (2, 3, 5, 7), (5, 7)), _STANDARDISE),
-    "standard_gelu": Case("standard_gelu", ((3, 24, 3, 6), (1,), 12, None, None, 1e-5), _SHARED, 1e-4),
-    "standard_gelu, one group": Case("standard_gelu", ((3, 4, 3, 6), (1,), 1, None, None, 1e-5), _SHARED, 1e-4),
+    "instance_standardise": Case("instance_standardise", ((2, 3, 5, 7), 1e-5), loops=_STANDARDISE),
+    "standardised_gate": Case("standardised_gate", ((2, 3, 5, 7), (2, 3, 5, 7), (5, 7)), loops=_STANDARDISE),
+    "standard_gelu": Case("standard_gelu", ((3, 24, 3, 6), (1,), 12, None, None, 1e-5), 1e-4, loops=_SHARED),
+    "standard_gelu, one group": Case("standard_gelu", ((3, 4, 3, 6), (1,), 1, None, None, 1e-5), 1e-4, loops=_SHARED),
     "pointwise_conv": Case("pointwise_conv", ([(2, 3, 4, 5), (2, 1, 4, 5)], (4, 6), (4,))),
     "pointwise_conv, no bias": Case("pointwise_conv", ([(2, 3, 4, 5)], (4, 3), None)),
     "pointwise_twice": Case("pointwise_twice", ((2, 3, 4, 5), (4, 3), (4,), (5, 4), (5,))),
     "linear_channels_first": Case("linear_channels_first", ((3, 4, 6), (5, 4), (5,))),
-    "local_kernel": Case("local_kernel", ((3, 25), (3, 8, 25), _LOCAL_NET, (25,)), frozenset(["local_kernel"])),
-    "slow_fast_block": Case(
-        "slow_fast_block", (_MAP, _MAP, _MAP, [_MAP] * 2, *_BLOCK, [], *_BOTTLENECK, []), frozenset(), 1e-4
-    ),
+    "local_kernel": Case("local_kernel", ((3, 25), (3, 8, 25), _LOCAL_NET, (25,)), loops=frozenset(["local_kernel"])),
+    "slow_fast_block": Case("slow_fast_block", (_MAP, _MAP, _MAP, [_MAP] * 2, *_BLOCK, [], *_BOTTLENECK, []), 1e-4),
     "slow_fast_block, known moments, a map repeated": Case(
         "slow_fast_block",
         (_MAP, _MAP, _MAP, [_MAP, (2, 1, 14, 14)], *_BLOCK, [(3,)] * 4, *_BOTTLENECK, [(6,)] * 2),
-        frozenset(),
         1e-4,
     ),
     "metric_gaussian": Case("metric_gaussian", ((4, 3), (5, 3), (3, 2))),
     "metric_gaussian, scales": Case("metric_gaussian", ((2, 4, 3), (5, 3), (2, 1, 3))),
     "metric_gaussian, of itself": Case("metric_gaussian", ((4, 3), None, (3, 3))),
-    "response_norm": Case("response_norm_and_energy", ((2, 3, 2, 4), (1, 1, 1, 4), (1, 1, 1, 4)), frozenset(), 1e-4),
-    "response_norm, no bias": Case("response_norm_and_energy", ((2, 3, 2, 4), (1, 1, 1, 4), None), frozenset(), 1e-4),
+    "response_norm": Case("response_norm_and_energy", ((2, 3, 2, 4), (1, 1, 1, 4), (1, 1, 1, 4)), 1e-4),
+    "response_norm, no bias": Case("response_norm_and_energy", ((2, 3, 2, 4), (1, 1, 1, 4), None), 1e-4),
 }
-FIRST = {case.operator: name for name, case in reversed(CASES.items())}
-
-
-def build(case: Case, dtype: torch.dtype = torch.float32) -> list[Any]:
-    seeds = iter(range(99))
-
-    def one(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return normal(*value, seed=next(seeds)).to(dtype)
-        if isinstance(value, list) and value and isinstance(value[0], tuple):
-            return [one(v) for v in value]
-        return value
-
-    return [one(value) for value in case.inputs]
-
-
-def tensors_of(values: Sequence[Any]) -> list[Tensor]:
-    flat = [t for v in values for t in (v if isinstance(v, list) else [v])]
-    return [t for t in flat if isinstance(t, Tensor)]
-
-
-def with_tensors(values: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
-    """The same inputs with other tensors."""
-    rest = iter(tensors)
-
-    def one(value: Any) -> Any:
-        if isinstance(value, list):
-            return [one(v) for v in value]
-        return next(rest) if isinstance(value, Tensor) else value
-
-    return [one(value) for value in values]
-
-
-def outputs(result: Any) -> list[Tensor]:
-    return [result] if isinstance(result, Tensor) else list(result)
-
-
-def run(function: Callable[..., Any], values: Sequence[Any], grad: tuple[int, float] | None, learns: bool) -> Any:
-    """Results and gradients, or how it was refused; `grad` puts a number into the gradient of the first result."""
-    given = [t.clone(memory_format=torch.preserve_format).requires_grad_(learns) for t in tensors_of(values)]
-    try:
-        with torch.set_grad_enabled(learns):
-            found = outputs(function(*with_tensors(values, given)))
-        if learns:
-            slope = normal(*found[0].shape, seed=99).to(found[0].dtype)
-            if grad is not None:
-                slope.view(-1)[grad[0]] = grad[1]
-            found += torch.autograd.grad(found[0], given, slope, materialize_grads=True)
-    except (ValueError, RuntimeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return [t.detach() for t in found]
-
-
-def plain(op: Operator[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any) -> Any:
-        with reference():
-            return op(*args)
-
-    return call
 
 
 @pytest.fixture
@@ -170,126 +104,29 @@ def loops(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return called
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    yield
-    torch.set_num_threads(before)
+class TestOperators(zoo.testing.OperatorTests):
+    """What every operator keeps, and which loops answer."""
+
+    cases = CASES
+
+    def special_cases(self) -> list[str]:
+        return [name for name, case in CASES.items() if case.loops]
+
+    def special_values(self, case: zoo.testing.Case) -> Sequence[float]:
+        """All but infinity in a GELU that the library does not answer with NaN, as it does on x86 only."""
+        name = next(name for name, other in CASES.items() if other is case)
+        known = not ("gelu" in name or "feed" in name) or F.gelu(torch.full((8,), torch.inf)).isnan().all()
+        return SPECIAL if known else [value for value in SPECIAL if value != torch.inf]
+
+    @needs_compiler
+    def test_special_values(self, special: Case, loops: set[str]) -> None:
+        super().test_special_values(special)
+        assert loops >= special.loops
 
 
 def test_no_operator_is_left_out() -> None:
-    assert {name for name, op in OPERATORS.items() if op.reference.__module__.startswith("zoo.")} == set(FIRST)
-
-
-@pytest.mark.parametrize("name", FIRST.values())
-def test_torch_finds_it_well_formed(name: str) -> None:
-    """The schema is kept, gradients are registered, shapes and strides are told, and compilers may trace it."""
-    case, op = CASES[name], OPERATORS[CASES[name].operator]
-    values = build(case)
-    with torch.inference_mode():
-        torch.library.opcheck(op.op, tuple(values), test_utils=("test_schema", "test_faketensor"))
-    torch.library.opcheck(op.op, tuple(with_tensors(values, [t.requires_grad_() for t in tensors_of(values)])))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("name", CASES)
-def test_it_answers_as_its_reference(name: str, order: torch.memory_format, dtype: torch.dtype) -> None:
-    """Values, gradients and types in any layout; the memory format is what was promised to compilers."""
-    case, op = CASES[name], OPERATORS[CASES[name].operator]
-    values = build(case, dtype)
-    turned = [t.contiguous(memory_format=order) if t.ndim == 4 else t for t in tensors_of(values)]
-    values = with_tensors(values, turned)
-    kept = [t.clone() for t in turned]
-    tolerance = {torch.float32: case.tolerance, torch.float64: 1e-12, torch.bfloat16: 0.05}[dtype]
-    for learns in (False, True):
-        want = run(plain(op), values, None, learns)
-        for count in (1, 2):
-            with threads(count):
-                assert not differs(run(op, values, None, learns), want, tolerance)
-    with torch.inference_mode():
-        assert not differs(outputs(op(*values)), want[: len(outputs(op(*values)))], tolerance)
-        found = outputs(op(*values))
-    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fake = outputs(op._reference_in_layout(*with_tensors(values, [mode.from_tensor(t) for t in turned])))
-    for real, told in zip(found, fake, strict=True):
-        assert real.shape == told.shape
-        assert [s for s, n in zip(real.stride(), real.shape, strict=True) if n > 1] == [
-            s for s, n in zip(told.stride(), told.shape, strict=True) if n > 1
-        ]
-    assert all(torch.equal(t, before) for t, before in zip(turned, kept, strict=True))  # nothing is overwritten
-
-
-@needs_compiler
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.loops])
-def test_special_values(name: str, loops: set[str]) -> None:
-    """Infinities, not-a-numbers and other extremes: every loop in C answers as the reference does, both ways."""
-    case, op = CASES[name], OPERATORS[CASES[name].operator]
-    values = build(case)
-    inputs = tensors_of(values)
-    learns = op.backward is not None
-    cases: list[tuple[int | None, int, float]] = [(None, 0, 0.0)]
-    cases += [(i, at, value) for i, t in enumerate(inputs) for at in places(t.numel()) for value in SPECIAL]
-    if learns:
-        size = outputs(op(*values))[0].numel()
-        cases += [(-1, at, value) for at in places(size) for value in SPECIAL]
-    if not F.gelu(torch.full((8,), torch.inf)).isnan().all():  # which the library has on x86 only
-        cases = [case for case in cases if case[2] != torch.inf or ("gelu" not in name and "feed" not in name)]
-    complaints = []
-    for i, at, value in cases:
-        given, grad = [t.clone() for t in inputs], None
-        if i == -1:
-            grad = at, value
-        elif i is not None:
-            given[i].view(-1)[at] = value
-        changed = with_tensors(values, given)
-        complaint = differs(run(op, changed, grad, learns), run(plain(op), changed, grad, learns), case.tolerance)
-        if complaint:
-            complaints.append(f"{value} at {at} of input {i}: {complaint}")
-    assert not complaints, f"{len(complaints)} of {len(cases)}:\n" + "\n".join(complaints[:40])
-    assert loops >= case.loops
-
-
-@pytest.mark.parametrize("name", FIRST.values())
-def test_it_may_be_transformed(name: str) -> None:
-    """Mapped, and differentiated forwards and twice: as the reference."""
-    case, op = CASES[name], OPERATORS[CASES[name].operator]
-    values = build(case, torch.float64)
-    given = [0.5 * t for t in tensors_of(values)]
-    slopes = [normal(*t.shape, seed=50 + i).double() for i, t in enumerate(given)]
-
-    def call(function: Callable[..., Any], *tensors: Tensor) -> Tensor:
-        return outputs(function(*with_tensors(values, tensors)))[0]
-
-    many = [torch.stack([t, t + 0.1 * s]) for t, s in zip(given, slopes, strict=True)]
-    for kind in (torch.float64, torch.float32):
-        rows = [t.to(kind) for t in many]
-        found = vmap(lambda *t: call(op, *t))(*rows)
-        want = torch.stack([call(op.reference, *one) for one in zip(*rows, strict=True)])
-        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
-    for function in (lambda *t: call(op, *t),):
-        found = jvp(function, tuple(given), tuple(slopes))[1]
-        want = jvp(lambda *t: call(op.reference, *t), tuple(given), tuple(slopes))[1]
-        torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-9 * float(want.abs().max()))
-
-    def second(function: Callable[..., Any]) -> Tensor:
-        s = torch.zeros((), requires_grad=True)
-        at = [t.float() + s * d.float() for t, d in zip(given, slopes, strict=True)]
-        (first,) = torch.autograd.grad(call(function, *at).square().sum(), s, create_graph=True)
-        return torch.autograd.grad(first, s)[0]
-
-    torch.testing.assert_close(second(op), second(op.reference), rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("name", FIRST.values())
-def test_autocast(name: str) -> None:
-    case, op = CASES[name], OPERATORS[CASES[name].operator]
-    values = build(case)
-    with torch.autocast("cpu", torch.bfloat16):
-        for learns in (False, True):
-            got, want = run(op, values, None, learns), run(op.reference, values, None, learns)
-            assert not differs(got, want, 0.05)
+    ours = {name for name, op in OPERATORS.items() if op.reference.__module__.startswith("zoo.")}
+    assert ours == {case.operator for case in CASES.values()}
 
 
 @needs_compiler

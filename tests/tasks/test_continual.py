@@ -12,13 +12,14 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from torch.utils.data import DataLoader
 
 from tests.data.test_image import write_cifar
 from tests.training.test_configs import composed
-from zoo.data.task_streams import ContinualData
+from zoo.data.task_streams import ContinualData, TaskOfEpoch, TaskStream
 from zoo.models.continual import TaskError, baselines, gkcl, incremental_ridge, kcl
 from zoo.registry.factory import create_model
-from zoo.tasks import ContinualTask, NonFiniteLossError, load_task
+from zoo.tasks import ContinualTask, NonFiniteLossError, OptionError, load_task
 from zoo.tasks.continual import batches_of, continual_metrics, forward_transfer, per_sample_mean
 from zoo.training.checkpointing import ResumeCheckpoint
 from zoo.training.continual import ContinualPictures
@@ -34,7 +35,11 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def run(
-    task: ContinualTask, stream: ContinualData, epochs: int, callbacks: Any = (), resume: Path | None = None
+    task: ContinualTask,
+    stream: ContinualData | DataLoader[Any],
+    epochs: int,
+    callbacks: Any = (),
+    resume: Path | None = None,
 ) -> ContinualTask:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -47,7 +52,7 @@ def run(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(task, datamodule=stream, ckpt_path=resume)
+        trainer.fit(task, stream, ckpt_path=resume)
     task.logged = dict(trainer.callback_metrics)  # type: ignore[assignment]
     return task
 
@@ -111,6 +116,53 @@ def test_accuracy_is_per_sample_and_by_own_task() -> None:
         right = task.learner.eval()(images.float() / 255, 1).argmax(-1) == labels
     assert float(task.matrix[2, 1]) == pytest.approx(float(right.double().mean()))
     assert per_sample_mean(torch.tensor([0.5, 1.0]), torch.tensor([3, 1])) == pytest.approx(0.625)
+
+
+class Tinted(TaskStream):
+    """A stream of one's own: colour pictures, of another brightness in each task."""
+
+    def transform(self, images: torch.Tensor, task: int) -> torch.Tensor:
+        return images // (task + 1)
+
+
+def tinted(tasks: int = 2) -> Tinted:
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (40, 3, 8, 8), generator=draw, dtype=torch.uint8)
+    return Tinted((images, torch.arange(40) % 4), (images[:8], torch.arange(8) % 4), tasks)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_what_is_learnt_is_the_batch_of_the_loader(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any loader of any stream will do; pictures come in the order of the weights."""
+    stream, seen = tinted(), []
+    options = {"num_classes": 4, "in_chans": 3, "img_size": 8, "tasks": 2, "hidden": 2, "shots": 2, "task_classes": 4}
+    task = ContinualTask(create_model("kcl_resnet", **options), channels_last=channels_last)
+    losses = task.learner.losses
+    monkeypatch.setattr(task.learner, "losses", lambda x, y, t: (seen.append((t, x)), losses(x, y, t))[1])
+    run(task, DataLoader(stream, batch_size=None, sampler=TaskOfEpoch(lambda: task.current_epoch)), 2)
+    for t in range(2):
+        shown = torch.cat([x for number, x in seen if number == t])
+        assert len(shown) == 40 - 4 * 2
+        rows = {row.numpy().tobytes() for row in (stream[t].train[0] / 255).contiguous()}
+        assert {row.contiguous().numpy().tobytes() for row in shown} <= rows
+    assert all(x.is_contiguous(memory_format=torch.channels_last) == channels_last for _, x in seen)
+    assert torch.isfinite(task.matrix[1]).all()
+
+
+def test_loaders_that_do_not_give_a_task_an_epoch_are_told() -> None:
+    def start(loader: DataLoader[Any]) -> None:
+        run(ContinualTask(create_model("naive_mlp", num_classes=4, in_chans=3, img_size=8, tasks=2)), loader, 2)
+
+    class Parts(Tinted):
+        def __getitem__(self, task: int) -> Any:
+            return super().__getitem__(task).train
+
+    with pytest.raises(OptionError, match="a loader of a stream of tasks"):
+        start(DataLoader(list(tinted()), batch_size=None))  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="one task an epoch; epoch 0 got task 1: use"):
+        start(DataLoader(tinted(), batch_size=None, sampler=[1]))  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="one task an epoch; epoch 0 got a list: use"):
+        start(DataLoader(Parts(tinted().train, tinted().test, 2), batch_size=None))  # type: ignore[arg-type]
 
 
 def test_forward_transfer() -> None:

@@ -66,6 +66,23 @@ def test_auxiliary_losses_join_the_total_and_are_logged_by_name(tmp_path: Path) 
     assert logged["train/loss"] == pytest.approx(float(logged["train/cross_entropy"] + logged["train/weight_norm"]))
 
 
+def test_an_optimizer_that_was_built_to_see_its_options_is_the_one_that_trains(tmp_path: Path) -> None:
+    task = ClassificationTask(Tiny(), {"opt": "sgd", "lr": 0.1})
+    task.build_optimizer()
+    first = task._built
+    engine = trainer(tmp_path)
+    engine.fit(task, loader())
+    assert engine.optimizers[0] is first
+    again = trainer(tmp_path)
+    again.fit(task, loader())
+    assert again.optimizers[0] is not first, "the next training begins without a state"
+    task.build_optimizer()
+    task.model.linear.bias.requires_grad_(False)  # as a callback does in its setup
+    frozen = trainer(tmp_path)
+    frozen.fit(task, loader())
+    assert [p for group in frozen.optimizers[0].param_groups for p in group["params"]] == [task.model.linear.weight]
+
+
 def test_closed_form_learner_needs_no_optimizer(tmp_path: Path) -> None:
     class Ridge(Task):
         """Accumulates normal equations over the epoch and solves them on its last batch."""

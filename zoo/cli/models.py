@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
+import inspect
+import pkgutil
 import sys
+from typing import Any
 
 from zoo.cli.common import columns, command, json_option, positive, told
 
@@ -12,18 +16,38 @@ from zoo.cli.common import columns, command, json_option, positive, told
 def add_list(parser: argparse.ArgumentParser) -> None:
     """List the zoo's models or weights."""
     parser.add_argument("filter", nargs="?", default="", help="with wildcards: 'unireplknet_*'")
-    parser.add_argument("--pretrained", action="store_true", help="weights instead of architectures")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--pretrained", action="store_true", help="weights instead of architectures")
+    instead.add_argument("--of", choices=list(_REGISTERS), help="what else is registered by name, instead of models")
     json_option(parser)
     parser.set_defaults(run=_list)
+
+
+#: What is registered beside models, and where.
+_REGISTERS = {
+    "estimators": "zoo.estimators.named:register_estimator",
+    "kernels": "zoo.kernels.kernel:KERNELS",
+    "learners": "zoo.learners.heads:register_learner",
+}
+
+
+def _registered(of: str, wanted: str) -> list[dict[str, Any]]:
+    """Names and what they are, in a line."""
+    entries = pkgutil.resolve_name(_REGISTERS[of]).entries().values()
+    what = {entry.name: entry.shows or (inspect.getdoc(entry.made) or "").partition("\n")[0] for entry in entries}
+    return [{"name": name, "what": line} for name, line in what.items() if fnmatch.fnmatch(name, wanted or "*")]
 
 
 def _list(options: argparse.Namespace) -> int:
     from zoo.tools.info import listing
 
-    rows = listing(options.filter, options.pretrained)
+    of, wanted = options.of, options.filter
+    rows = _registered(of, wanted) if of else listing(wanted, options.pretrained)
     if not rows:
         print(f"nothing matches {options.filter!r}", file=sys.stderr)
         return 1
+    if of:
+        return told(options, rows, columns([list(row.values()) for row in rows]))
     if not options.pretrained:
         return told(options, rows, [row["name"] for row in rows])
     shown = [["name", "figure", "data", "weights"]]

@@ -19,7 +19,7 @@ from zoo.data.checks import DataError
 from zoo.data.delimited import listed
 from zoo.support import inputs
 
-__all__ = ["SUFFIXES", "far_out", "form_for", "kind_of_file", "other_units", "prepare", "says_nothing"]
+__all__ = ["SUFFIXES", "far_out", "form_for", "kind_of_file", "other_tasks", "other_units", "prepare", "says_nothing"]
 
 #: Function of each kind: takes the file and the typed record, and returns the model's arguments.
 PREPARERS = {
@@ -163,6 +163,14 @@ def other_units(path: Path, values: Tensor, form: Any) -> str | None:
         f"{path}: its coordinates reach {found:.4g}, those of training {form.extent:.4g}, and the model takes them as "
         "they are: are the units the same?"
     )
+
+
+def other_tasks(form: Any) -> str | None:
+    """One sentence where each task of training showed its pictures in a way of its own; None for any other model."""
+    if getattr(form, "tasks", None) is None:
+        return None
+    how = {"permuted": "with their pixels in another order", "rotated": "at another angle"}[form.tasks]
+    return f"each task of training showed the pictures {how}; a file is taken as it is, as one of the first task"
 
 
 def form_for(path: Path, record: Mapping[str, Any]) -> Any:

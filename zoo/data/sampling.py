@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from zoo.data.checks import DataError
+from zoo.support.padding import IGNORE_INDEX
 
 __all__ = [
     "IGNORE_INDEX",
@@ -35,9 +36,6 @@ __all__ = [
     "seed_rng",
     "stratified_split",
 ]
-
-IGNORE_INDEX = -100
-"""Target of padding rows: the value that `torch.nn.functional.cross_entropy` ignores by default."""
 
 Batch = tuple[Tensor, Tensor]
 

@@ -9,7 +9,9 @@ Tasks are numbered from 0. All random choices are in `state_dict()`, which :clas
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +19,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
@@ -33,6 +35,7 @@ __all__ = [
     "RotatedTasks",
     "SplitTasks",
     "StreamTask",
+    "TaskOfEpoch",
     "TaskStream",
     "rotation_degrees",
 ]
@@ -321,6 +324,23 @@ def _class_list(classes: Tensor) -> str:
     return f"class{'es' if len(found) > 1 else ''} {shown}"
 
 
+class TaskOfEpoch(Sampler[int]):
+    """The one index of an epoch: its task.
+
+    Args:
+        clock: Tells the epoch, from 0, when its task is asked for.
+    """
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self.clock = clock
+
+    def __iter__(self) -> Iterator[int]:
+        yield self.clock()  # not sooner: Lightning makes an iterator before it knows the epoch of a resumed run
+
+    def __len__(self) -> int:
+        return 1
+
+
 SCENARIOS = {"permuted": PermutedTasks, "rotated": RotatedTasks}
 _SETS = {
     "mnist5k": image.Mnist5k,
@@ -335,7 +355,8 @@ _SETS = {
 class ContinualData(LightningDataModule):
     """Task stream for `zoo.tasks.ContinualTask`, in which an epoch is a task.
 
-    Images are uint8; the task divides them by 255.
+    Images are uint8; the task divides them by 255. The training loader gives one task per epoch, as a
+    :class:`StreamTask`.
 
     Args:
         name: `mnist5k`, `mnist`, `fashion_mnist`, `digits`, `cifar10` or `cifar100`.
@@ -405,8 +426,9 @@ class ContinualData(LightningDataModule):
         return self.source.preprocessing | {"mean": [0.0] * chans, "std": [1.0] * chans}
 
     def input_record(self) -> dict[str, Any]:
-        """That of the data set, without its normalisation."""
-        return self.source.input_record() | {k: self.preprocessing[k] for k in ("mean", "std")}
+        """That of the set, without its normalisation, and what the tasks do to the pictures."""
+        changed = {} if self.scenario == "split" else {"tasks": self.scenario}
+        return self.source.input_record() | {k: self.preprocessing[k] for k in ("mean", "std")} | changed
 
     @property
     def stream(self) -> TaskStream:
@@ -435,10 +457,11 @@ class ContinualData(LightningDataModule):
         if self._restored is not None:
             self._stream.load_state_dict(self._restored)
 
-    def train_dataloader(self) -> DataLoader[int]:
-        """One placeholder batch per epoch: the task takes its images from `stream`."""
-        own = torch.Generator()  # otherwise the loader draws from the global generator, which breaks exact resuming
-        return DataLoader(range(1), batch_size=None, generator=own)  # type: ignore[arg-type]
+    def train_dataloader(self) -> DataLoader[StreamTask]:
+        """One batch an epoch, which is its task."""
+        clock = partial(getattr, self.trainer, "current_epoch") if self.trainer else partial(next, count())
+        own = torch.Generator()  # a loader without one draws from the global generator, which a resumed run would miss
+        return DataLoader(self.stream, batch_size=None, sampler=TaskOfEpoch(clock), generator=own)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
         """The stream's random choices, for the checkpoint."""

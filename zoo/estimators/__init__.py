@@ -3,6 +3,7 @@
 from zoo.estimators.gaussian_processes import GPClassifier, GPRegressor
 from zoo.estimators.grbf import Bootstrap, GRBFClassifier, GRBFRegressor
 from zoo.estimators.grbf_fits import fit_many
+from zoo.estimators.named import create_estimator, register_estimator
 from zoo.estimators.streams import KernelStreamClassifier
 
 __all__ = [
@@ -12,5 +13,7 @@ __all__ = [
     "GRBFClassifier",
     "GRBFRegressor",
     "KernelStreamClassifier",
+    "create_estimator",
     "fit_many",
+    "register_estimator",
 ]

@@ -25,6 +25,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from zoo.estimators.named import register_estimator
 from zoo.kernels.compose import Scaled
 from zoo.kernels.kernel import Kernel
 from zoo.kernels.matern import Matern
@@ -74,6 +75,7 @@ class _Process(BaseEstimator):
             )
 
 
+@register_estimator("gp_regressor", "Gaussian-process regression, exact or through inducing points")
 class GPRegressor(RegressorMixin, _Process):
     """Gaussian-process regression, exact or with inducing points; hyper-parameters maximise the evidence.
 
@@ -219,6 +221,7 @@ class GPRegressor(RegressorMixin, _Process):
         return self._scaled(validate_data(self, X, dtype=np.float64, reset=False))
 
 
+@register_estimator("gp_classifier", "Gaussian-process classification by Laplace's approximation")
 class GPClassifier(ClassifierMixin, _Process):
     """Gaussian-process classification with Laplace's approximation; one-vs-rest for more than two classes.
 

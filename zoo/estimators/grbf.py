@@ -35,6 +35,7 @@ from torch import Tensor
 
 from zoo.estimators.grbf_fits import BLOCK, fit_all, fit_many, to_tensor
 from zoo.estimators.grbf_solvers import Networks
+from zoo.estimators.named import register_estimator
 from zoo.estimators.threads import few_threads
 from zoo.learners.agop import MetricMachine
 from zoo.models.grbf import GaussianRBFNetwork, Spectrum, eigen, eigen_of_root, importance_from_precision, shares
@@ -513,6 +514,7 @@ class Bootstrap:
         return (ranks < k).mean(0)
 
 
+@register_estimator("grbf_regressor", "Gaussian RBF networks for regression")
 class GRBFRegressor(RegressorMixin, _GRBF):
     """Regression by Gaussian units with one learnable precision matrix (arXiv 2307.05639).
 
@@ -583,6 +585,7 @@ class GRBFRegressor(RegressorMixin, _GRBF):
         return self._outputs(X)[:, 0]
 
 
+@register_estimator("grbf_classifier", "Gaussian RBF networks for classification")
 class GRBFClassifier(ClassifierMixin, _GRBF):
     """Classification by Gaussian units with one learnable precision matrix (arXiv 2307.05639).
 

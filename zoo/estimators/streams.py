@@ -9,8 +9,9 @@ r"""Streaming kernel classifier for scikit-learn: class-incremental, with exact 
 from __future__ import annotations
 
 import copy
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -23,8 +24,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from zoo.estimators.named import register_estimator
 from zoo.kernels.random_features import FourierFeatures
-from zoo.learners.heads import Discriminant, Mixture, lda, mixture_lda, nearest_mean, ridge
+from zoo.learners.heads import Discriminant, Mixture, register_learner
 from zoo.learners.statistics import ClassStatistics
 
 __all__ = ["KernelStreamClassifier"]
@@ -33,6 +35,7 @@ _STEPS = 200  # histogram bins per factor e of the squared distance
 _NEAR = 0.7  # default lengthscale, relative to the median distance between rows
 
 
+@register_estimator("kernel_stream_classifier", "streams of rows, tasks and classes in closed form")
 class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
     """Closed-form classification of streams with random Fourier features of the Gaussian kernel.
 
@@ -43,7 +46,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
     Args:
         n_features: Number of random frequencies, with a cosine and a sine each.
         lengthscale: Lengthscale of the kernel on standardised rows; `"median"`: 0.7 times the median distance.
-        head: `"mixture"`, `"lda"`, `"ridge"` or `"mean"`, see `zoo.learners.heads`.
+        head: A registered learner: `"mixture"`, `"lda"`, `"ridge"`, `"mean"` of `zoo.learners.heads`, or your own.
         shrinkage: Covariance shrinkage of the discriminants; None: estimated.
         ridge: Ridge parameter of the ridge head; None: estimated.
         standardize: Standardise the columns to mean 0 and standard deviation 1, by the rows of the first call.
@@ -61,11 +64,12 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
     _labels: list[Any]  # by code, the integer of a class in the statistics
     _histograms: dict[int, dict[int, int]]  # counts of leave-one-out distances, by code and bin
     _made: list[Any]  # the fitted head, or nothing
+    _discriminant: dict[str, bool]  # whether a head has distances, by its name
 
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012 (scikit-learn's protocol)
         "n_features": [Interval(Integral, 1, None, closed="left")],
         "lengthscale": [StrOptions({"median"}), Interval(Real, 0, None, closed="neither")],
-        "head": [StrOptions({"mixture", "lda", "ridge", "mean"})],
+        "head": [str],
         "shrinkage": [None, Interval(Real, 0, None, closed="left")],
         "ridge": [None, Interval(Real, 0, None, closed="left")],
         "standardize": ["boolean"],
@@ -119,7 +123,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         return self._learn(X, y, task)
 
     def _learn(self, X, y, task):
-        first = not hasattr(self, "statistics_")
+        first, _ = not hasattr(self, "statistics_"), self._learner()
         X, y = validate_data(self, X, y, dtype=np.float64, reset=first)
         check_classification_targets(y)
         if first:
@@ -158,7 +162,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
             X.shape[1], self.n_features, lengthscale=self.lengthscale_, seed=seed, dtype=torch.float64
         )
         self.statistics_ = ClassStatistics(phi)
-        self._labels, self._histograms = [], {}
+        self._labels, self._histograms, self._discriminant = [], {}, {}
 
     def forget(self, X, y, task=None):
         """Forget rows exactly: the statistics become those of never having seen them, with the same feature map.
@@ -305,12 +309,15 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         columns = {int(code): column for column, code in enumerate(head.classes)}
         return head(F)[:, [columns[code] for code in self._order()]]
 
+    def _learner(self) -> Callable[..., Any]:
+        return register_learner.get(self.head).made
+
     def _head(self) -> Any:
         check_is_fitted(self, "statistics_")
         if not self._made:
-            strength = {"mixture": self.shrinkage, "lda": self.shrinkage, "ridge": self.ridge}
-            make: Any = {"mixture": mixture_lda, "lda": lda, "ridge": ridge}.get(self.head)
-            self._made.append(make(self.statistics_, strength[self.head]) if make else nearest_mean(self.statistics_))
+            make = self._learner()
+            taken = inspect.signature(make).parameters.keys() & {"shrinkage", "ridge"}
+            self._made.append(make(self.statistics_, **{name: getattr(self, name) for name in taken}))
         return self._made[0]
 
     def _changed(self) -> None:
@@ -345,7 +352,9 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         Leaving out a row with offset r from its mean moves the mean by -r / (n_c - 1) and reduces the scatter by
         n_c / (n_c - 1) r r^T, so the distance q becomes (n_c / (n_c - 1))^2 q / (1 - n_c q / ((n_c - 1) N)).
         """
-        if self.head not in ("mixture", "lda"):
+        if self.head not in self._discriminant:  # asked once: to make a head can cost more than to learn a batch
+            self._discriminant[self.head] = isinstance(self._head(), Discriminant)
+        if not self._discriminant[self.head]:
             return {}
         found, rows = {}, self.statistics_.rows
         distances, order = self._distances(F), self._order()

@@ -10,10 +10,16 @@ module on features: `head(phi)` returns one score per class, `head.predict(phi)`
 
 Regularisation is chosen from the statistics too: the ridge by generalised cross-validation (Golub, Heath and Wahba,
 Technometrics 1979), the shrinkage by the leave-one-out likelihood with equal leverages.
+
+Estimators take a head by its registered name:
+
+>>> @register_learner("mean", "nearest class means")
+... def nearest_mean(statistics: ClassStatistics) -> NearestMean: ...
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -23,6 +29,7 @@ from zoo.kernels.linalg import Factor
 from zoo.learners.ridge import left_out, ridge_factor
 from zoo.learners.statistics import ClassStatistics
 from zoo.ops.numerics import autocast_disabled
+from zoo.support.register import Register
 
 __all__ = [
     "Discriminant",
@@ -34,10 +41,15 @@ __all__ = [
     "lda",
     "mixture_lda",
     "nearest_mean",
+    "register_learner",
     "ridge",
     "ridge_leave_one_out",
     "within_scatter",
 ]
+
+
+#: Registers `head(statistics)`, which may take `shrinkage` and `ridge`: a learner by name.
+register_learner: Register[Callable[..., nn.Module]] = Register("learner", "zoo.learners")
 
 
 class _Head(nn.Module):
@@ -198,17 +210,19 @@ class Mixture(Discriminant):
 # ---- heads from statistics ---------------------------------------------------------------------------------
 
 
+@register_learner("mean", "nearest class means")
 def nearest_mean(statistics: ClassStatistics) -> NearestMean:
     """Nearest-class-mean head.
 
     Raises:
         ValueError: No data were seen.
     """
-    _check(statistics, gram=False)
+    statistics.need(gram=False)
     counts, sums = statistics.by_class()
     return NearestMean(statistics.classes, sums / counts[:, None])
 
 
+@register_learner("ridge", "ridge regression of one-hot targets")
 def ridge(statistics: ClassStatistics, ridge: float | None = None) -> Ridge:
     """Ridge regression head for one-hot targets.
 
@@ -219,7 +233,7 @@ def ridge(statistics: ClassStatistics, ridge: float | None = None) -> Ridge:
     Raises:
         ValueError: No data were seen, G was not kept, or the ridge is negative.
     """
-    _check(statistics)
+    statistics.need()
     ridge = choose_ridge(statistics) if ridge is None else ridge
     if not ridge >= 0:
         raise ValueError(f"ridge={ridge} must not be negative")
@@ -227,6 +241,7 @@ def ridge(statistics: ClassStatistics, ridge: float | None = None) -> Ridge:
     return Ridge(statistics.classes, ridge_factor(statistics.gram, ridge).solve(sums.mT), ridge)
 
 
+@register_learner("lda", "a Gaussian for each class, one covariance")
 def lda(statistics: ClassStatistics, shrinkage: float | None = None) -> Discriminant:
     """Linear discriminants: one Gaussian per class, over all tasks, with a shared covariance.
 
@@ -238,12 +253,13 @@ def lda(statistics: ClassStatistics, shrinkage: float | None = None) -> Discrimi
     Raises:
         ValueError: No data were seen, G was not kept, or the shrinkage is negative.
     """
-    _check(statistics)
+    statistics.need()
     counts, sums = statistics.by_class()
     factor, shrinkage, added = _shrunk(statistics, counts, sums, shrinkage)
     return Discriminant(statistics.classes, sums / counts[:, None], counts, factor, shrinkage, added)
 
 
+@register_learner("mixture", "a Gaussian for each class in each task, one covariance")
 def mixture_lda(statistics: ClassStatistics, shrinkage: float | None = None) -> Mixture:
     """Linear discriminants with one Gaussian per pair of task and class, and a shared within-pair covariance.
 
@@ -254,7 +270,7 @@ def mixture_lda(statistics: ClassStatistics, shrinkage: float | None = None) -> 
     Raises:
         ValueError: No data were seen, G was not kept, or the shrinkage is negative.
     """
-    _check(statistics)
+    statistics.need()
     counts, sums = statistics.counts, statistics.sums
     factor, shrinkage, added = _shrunk(statistics, counts, sums, shrinkage)
     return Mixture(statistics.components, sums / counts[:, None], counts, factor, shrinkage, added)
@@ -262,7 +278,7 @@ def mixture_lda(statistics: ClassStatistics, shrinkage: float | None = None) -> 
 
 def within_scatter(statistics: ClassStatistics, *, by_task: bool = False) -> Tensor:
     """G - sum n mu mu^T (D, D), the scatter around the class means, or the means of pairs of task and class."""
-    _check(statistics)
+    statistics.need()
     counts, sums = (statistics.counts, statistics.sums) if by_task else statistics.by_class()
     return _scatter(statistics, counts, sums)
 
@@ -314,7 +330,7 @@ def choose_ridge(statistics: ClassStatistics, candidates: Tensor | None = None) 
     Raises:
         ValueError: No data were seen, or G was not kept.
     """
-    _check(statistics)
+    statistics.need()
     _, sums = statistics.by_class()
     values, vectors = _spectrum(statistics.gram)
     if candidates is None:
@@ -341,7 +357,7 @@ def choose_shrinkage(statistics: ClassStatistics, *, by_task: bool = False) -> f
     Raises:
         ValueError: No data were seen, or G was not kept.
     """
-    _check(statistics)
+    statistics.need()
     counts, sums = (statistics.counts, statistics.sums) if by_task else statistics.by_class()
     return _best_shrinkage(_scatter(statistics, counts, sums) / statistics.rows, statistics.rows, len(counts))
 
@@ -378,7 +394,7 @@ def ridge_leave_one_out(F: Tensor, labels: Tensor, statistics: ClassStatistics, 
     Raises:
         ValueError: A class is unknown, or the shapes do not fit.
     """
-    _check(statistics)
+    statistics.need()
     classes = statistics.classes
     labels = torch.as_tensor(labels, device=classes.device)
     unknown = sorted(set(labels.tolist()) - set(classes.tolist()))
@@ -400,10 +416,3 @@ def _fitting(F: Tensor, dim: int, like: Tensor) -> Tensor:
     if F.ndim != 2 or F.shape[1] != dim:
         raise ValueError(f"the head takes features (n, {dim}), got {tuple(F.shape)}")
     return F.to(like.dtype)
-
-
-def _check(statistics: ClassStatistics, gram: bool = True) -> None:
-    if not statistics.rows:
-        raise ValueError("no rows were learned yet: call update first")
-    if gram and not statistics.has_gram:
-        raise ValueError("this head needs the second moments G: make ClassStatistics with gram=True")

@@ -140,6 +140,13 @@ class ClassStatistics(nn.Module):
         """D; 0 before the first row."""
         return self.sums.shape[1]
 
+    def need(self, gram: bool = True) -> None:
+        """Raise ValueError unless there are rows and, with `gram`, their second moments: what heads begin with."""
+        if not self.rows:
+            raise ValueError("no rows were learned yet: call update first")
+        if gram and not self.has_gram:
+            raise ValueError("this head needs the second moments G: make ClassStatistics with gram=True")
+
     def by_class(self) -> tuple[Tensor, Tensor]:
         """Counts (C,) and sums of features (C, D) over all tasks, in the order of `classes`."""
         classes, place = self.components[:, 1].unique(return_inverse=True)

@@ -116,9 +116,14 @@ class Picture(Record):
 
 
 class Image(Picture):
-    """A picture, (1, C, H, W)."""
+    """A picture, (1, C, H, W).
+
+    Attributes:
+        tasks: What each task of training did to its pictures in a way of its own; None for nothing. Files are not.
+    """
 
     kind: Literal["image"]
+    tasks: Literal["permuted", "rotated"] | None = None
 
 
 class Clip(Picture):

@@ -1,5 +1,5 @@
 """Registers: things found by name, defined in a module of their room or in another package whose entry points name its
-modules (`kernel_zoo.probes`, `kernel_zoo.commands`, `kernel_zoo.models`).
+modules (`kernel_zoo.kernels`, `learners`, `models`, `estimators`, `probes` and `commands`).
 
 >>> probe = Register("probe", "zoo.analysis.probes")
 >>> @probe("losses", "training losses of a run")
@@ -16,7 +16,7 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from zoo.support.suggest import suggestion
 
@@ -30,6 +30,7 @@ class UnknownNameError(ValueError):
 
 
 Made = TypeVar("Made", bound=Callable[..., Any])
+Kept = TypeVar("Kept", bound=Callable[..., Any])  # what is decorated stays of its own type
 
 
 @dataclass(frozen=True)
@@ -54,18 +55,19 @@ class Register(Generic[Made]):
         self.what, self.room = what, room
         self._entries: dict[str, Entry[Made]] = {}
 
-    def __call__(self, name: str, shows: str = "") -> Callable[[Made], Made]:
+    def __call__(self, name: str, shows: str = "") -> Callable[[Kept], Kept]:
         """Register the decorated function or class.
 
         Raises:
             ValueError: The name is already taken.
         """
 
-        def register(made: Made) -> Made:
+        def register(made: Kept) -> Kept:
             other = self._entries.get(name)
             if other and (other.made.__module__, other.made.__qualname__) != (made.__module__, made.__qualname__):
-                raise ValueError(f"there is already a {self.what} {name!r}, in {other.made.__module__}")
-            self._entries[name] = Entry(name, shows, made)
+                an = "an" if self.what[0] in "aeiou" else "a"
+                raise ValueError(f"there is already {an} {self.what} {name!r}, in {other.made.__module__}")
+            self._entries[name] = Entry(name, shows, cast(Made, made))
             return made
 
         return register
@@ -88,8 +90,9 @@ class Register(Generic[Made]):
         return entries[name]
 
 
+@functools.cache
 def import_all(room: str) -> None:
-    """Import every module of a package, recursively."""
+    """Import every module of a package, recursively, once."""
     for found in pkgutil.walk_packages(importlib.import_module(room).__path__, f"{room}."):
         importlib.import_module(found.name)
 

@@ -82,6 +82,7 @@ class Task(L.LightningModule):
         self.optimizer, self.scheduler, self.channels_last = optimizer, scheduler, channels_last
         self._chosen: list[dict[str, Any]] = []  # configured options of each parameter group
         self._schedule: dict[str, Any] = {}
+        self._built: torch.optim.Optimizer | None = None
         spec = getattr(self.model, "zoo_config", None)
         if not isinstance(model, nn.Module):
             folder = ":" in str(model.get("model_name"))  # a folder or hub name, which the checkpoint must not need
@@ -119,9 +120,11 @@ class Task(L.LightningModule):
         raise NotImplementedError(f"{type(self).__name__} must define losses(batch)")
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.channels_last and x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        return self.model(x)
+        return self.model(self.ordered(x))
+
+    def ordered(self, x: Tensor) -> Tensor:
+        """Inputs in the memory order of the weights."""
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.ndim == 4 else x
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         losses = self.losses(batch)
@@ -138,10 +141,18 @@ class Task(L.LightningModule):
             self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
         return total
 
+    def build_optimizer(self) -> None:
+        """Build the optimizer of the next training now, so that what is wrong with its options is told before."""
+        if self.optimizer is not None:
+            self._built = create_optimizer(self.model, **self.optimizer)
+
     def configure_optimizers(self) -> Any:
         if self.optimizer is None:
             return None
-        optimizer = create_optimizer(self.model, **self.optimizer)
+        optimizer, self._built = self._built, None
+        trained = {p for p in self.model.parameters() if p.requires_grad}
+        if optimizer is None or trained != {p for group in optimizer.param_groups for p in group["params"]}:
+            optimizer = create_optimizer(self.model, **self.optimizer)  # a callback froze, or a strategy wrapped, some
         chosen = {"lr", *self.optimizer, *(self.optimizer.get("kwargs") or {})}
         self._chosen = [{k: v for k, v in group.items() if k in chosen} for group in optimizer.param_groups]
         if self.scheduler is None:

@@ -13,9 +13,8 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
+from zoo.support.padding import IGNORE_INDEX
 from zoo.tasks.base import OptionError, Task
-
-IGNORE_INDEX = -100  # target of padding rows
 
 
 class ClassificationTask(Task):

@@ -133,7 +133,10 @@ class Recipe:
 
 
 class ContinualTask(Task):
-    """Trains a :class:`zoo.models.continual.ContinualLearner` on the stream of a `ContinualData`, one task an epoch.
+    """Trains a :class:`zoo.models.continual.ContinualLearner` on a loader's stream of tasks, one task an epoch.
+
+    The batch of an epoch is a task, with its `number` and `train` (images and classes); the loader's dataset is the
+    stream, which also has the test images of every task. `zoo.data.ContinualData` has such a loader.
 
     Logs, with the prefix of the part evaluated on (`test/` or `val/`): `acc` (average accuracy of the tasks so far),
     `forgetting`, `backward_transfer`, `forward_transfer`, `learning_accuracy`, `acc_agnostic` (the task id unknown),
@@ -216,11 +219,11 @@ class ContinualTask(Task):
 
     @property
     def stream(self) -> Any:
-        """The stream of the data module."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if not hasattr(data, "stream"):
-            raise OptionError("a continual learner needs a stream of tasks: use zoo.data.ContinualData")
-        return data.stream
+        """The tasks that the training loader reads from."""
+        stream = getattr(self.trainer.train_dataloader, "dataset", None)
+        if not hasattr(stream, "test_part"):
+            raise OptionError("a continual learner needs a loader of a stream of tasks: use zoo.data.ContinualData")
+        return stream
 
     @property
     def part(self) -> str:
@@ -260,9 +263,19 @@ class ContinualTask(Task):
                 self.untrained[t] = self.accuracy(t, None)
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Learn the task of this epoch, and evaluate."""
-        t = self.current_epoch
-        x, y = self.stream[t].train
+        """Learn the task that the loader gives, and evaluate.
+
+        Raises:
+            OptionError: It gives something else, or the task of another epoch.
+        """
+        t = getattr(batch, "number", None)
+        if t != self.current_epoch:
+            given = f"a {type(batch).__name__}" if t is None else f"task {t}"
+            raise OptionError(
+                f"the loader of a continual learner gives one task an epoch; epoch {self.current_epoch} got {given}: "
+                "use zoo.data.ContinualData"
+            )
+        x, y = batch.train
         began = time.perf_counter()
         self.learn(t, self.pixels(x), y.to(self.device))
         self.seconds[t] = time.perf_counter() - began
@@ -276,7 +289,7 @@ class ContinualTask(Task):
         """Bytes, or numbers, as inputs in [0, 1] on this device."""
         images = images.to(self.device)
         dtype = next((t.dtype for t in self.learner.parameters()), self.dtype)
-        return images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
+        return self.ordered(images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype))
 
     def learn(self, t: int, x: Tensor, y: Tensor) -> None:
         """Take the learner through one task by the recipe.

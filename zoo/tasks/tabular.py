@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MeanSquaredError, Metric, R2Score
 from torchmetrics.classification import MulticlassAccuracy
 
+from zoo.support.padding import IGNORE_INDEX
 from zoo.support.scaling import standardisation
 from zoo.tasks.base import Task
-
-IGNORE_INDEX = -100
 
 
 class TabularTask(Task):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zoo.data.checks import DataError
 from zoo.data.pictures import Fit
-from zoo.data.prepare import SUFFIXES, far_out, form_for, other_units, prepare, says_nothing
+from zoo.data.prepare import SUFFIXES, far_out, form_for, other_tasks, other_units, prepare, says_nothing
 from zoo.data.series import in_units, last_window
 from zoo.registry.factory import answers_imagenet, as_named
 from zoo.support import inputs
@@ -44,7 +44,7 @@ def predict(model: str, files: Sequence[str | Path], top: int = 5, header: bool 
         `probability`, most probable first) or `value`. For a series: `forecast` (a list of values per step, in the
         units of the file), `columns` (names of the values) and `times` (of the steps, if the step is constant). The
         first entry of a file has a `note` if the file is blank or silent, or its values are far outside the training
-        data.
+        data; the first entry of all has one if the tasks of training permuted or rotated their images.
 
     Raises:
         ToolError: A file is missing, damaged or of the wrong kind, or the model's output is not finite.
@@ -65,7 +65,7 @@ def predict(model: str, files: Sequence[str | Path], top: int = 5, header: bool 
             continue
         arguments = _checked(prepare_file, path, facts["record"])
         form = inputs.read(facts["record"])
-        note = _note(path, arguments[0], form)
+        note = _note(path, arguments[0], form, first=not found)
         if form.kind == "table" and (told := far_out(path, arguments[0], network, form.columns)):
             note = {"note": told}
         outputs = network(*arguments).float()
@@ -80,8 +80,8 @@ def predict(model: str, files: Sequence[str | Path], top: int = 5, header: bool 
     return found
 
 
-def _note(path: Path, values: Tensor, form: Any) -> dict[str, str]:
-    told = says_nothing(path, values, form) or other_units(path, values, form)
+def _note(path: Path, values: Tensor, form: Any, first: bool = False) -> dict[str, str]:
+    told = says_nothing(path, values, form) or other_units(path, values, form) or (other_tasks(form) if first else None)
     return {} if told is None else {"note": told}
 
 

@@ -21,7 +21,7 @@ from zoo.support.files import offline
 from zoo.support.quoting import command as shell_line
 from zoo.support.signatures import ConfigError
 from zoo.support.values import first_line
-from zoo.tasks import NonFiniteLossError, ScheduleError, Task, create_optimizer
+from zoo.tasks import NonFiniteLossError, ScheduleError, Task
 from zoo.training.build import build, build_task, instantiate
 from zoo.training.callbacks import ProgressBar
 from zoo.training.checkpointing import (
@@ -156,8 +156,7 @@ def run(
     if not isinstance(task_module, Task):
         raise ConfigError(f"task._target_ = {task['_target_']} is not a zoo.tasks.Task")
     task_module.run_notes = {"seed": notes["seed"], "wandb_id": notes["wandb_id"]}
-    if optimizer is not None:
-        build("optimizer", lambda: create_optimizer(task_module.model, **optimizer))
+    build("optimizer", task_module.build_optimizer)
     loggers = [
         build(
             f"logger.{key}",

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
 from zoo.learners.kernel_ridge import SupportError, masked
@@ -300,6 +301,11 @@ class ContinualLearner(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if prefix + "seen" in state_dict and not state_dict[prefix + "seen"].is_meta:
             self.tasks_seen = int(state_dict[prefix + "seen"])
+
+
+def create_learner(cls: type[nn.Module], variant: str, pretrained: bool, kwargs: dict[str, Any], **own: Any) -> Any:
+    """A registered learner: the variant's own arguments, and those given in their place."""
+    return build_model_with_cfg(cls, variant, pretrained, **{**own, **kwargs})
 
 
 def learner_cfg(**kwargs: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from zoo.learners.kernel_ridge import masked
@@ -16,6 +16,7 @@ from zoo.models.continual.base import (
     ContinualLearner,
     TaskError,
     choose_per_class,
+    create_learner,
     learner_cfg,
     need_per_class,
 )
@@ -285,35 +286,31 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(cls: type[nn.Module], variant: str, pretrained: bool, kwargs: dict[str, Any], **own: Any) -> Any:
-    return build_model_with_cfg(cls, variant, pretrained, **{**own, **kwargs})
-
-
 @register_model
 def naive_mlp(pretrained: bool = False, **kwargs: Any) -> Naive:
     """One task after the other, nothing against forgetting."""
-    return _create(Naive, "naive_mlp", pretrained, kwargs)
+    return create_learner(Naive, "naive_mlp", pretrained, kwargs)
 
 
 @register_model
 def joint_mlp(pretrained: bool = False, **kwargs: Any) -> Joint:
     """All tasks at once."""
-    return _create(Joint, "joint_mlp", pretrained, kwargs)
+    return create_learner(Joint, "joint_mlp", pretrained, kwargs)
 
 
 @register_model
 def ewc_mlp(pretrained: bool = False, **kwargs: Any) -> EWC:
     """Elastic weight consolidation."""
-    return _create(EWC, "ewc_mlp", pretrained, kwargs)
+    return create_learner(EWC, "ewc_mlp", pretrained, kwargs)
 
 
 @register_model
 def replay_mlp(pretrained: bool = False, **kwargs: Any) -> Replay:
     """Experience replay of 20 images per class and task."""
-    return _create(Replay, "replay_mlp", pretrained, kwargs)
+    return create_learner(Replay, "replay_mlp", pretrained, kwargs)
 
 
 @register_model
 def lwf_mlp(pretrained: bool = False, **kwargs: Any) -> LwF:
     """Learning without forgetting."""
-    return _create(LwF, "lwf_mlp", pretrained, kwargs)
+    return create_learner(LwF, "lwf_mlp", pretrained, kwargs)

@@ -14,12 +14,12 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from zoo.kernels.random_features import diagonal_gaussian_kl
 from zoo.learners.kernel_ridge import KernelRidgeHead, SolutionCache, SupportError
-from zoo.models.continual.base import MLP, check_choice, learner_cfg
+from zoo.models.continual.base import MLP, check_choice, create_learner, learner_cfg
 from zoo.models.continual.kcl import KernelLearner, ReducedResNet
 from zoo.models.continual.losses import replay_weight, supervised_contrastive
 from zoo.models.continual.vae import (
@@ -367,30 +367,26 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(cls: type[nn.Module], variant: str, pretrained: bool, kwargs: dict[str, Any], **own: Any) -> Any:
-    return build_model_with_cfg(cls, variant, pretrained, **{**own, **kwargs})
-
-
 @register_model
 def gkcl_mlp(pretrained: bool = False, **kwargs: Any) -> GKCL:
     """GKCL on digits: latents of a conditional VAE are the support (a reconstruction)."""
-    return _create(GKCL, "gkcl_mlp", pretrained, kwargs)
+    return create_learner(GKCL, "gkcl_mlp", pretrained, kwargs)
 
 
 @register_model
 def gkcl_mixture(pretrained: bool = False, **kwargs: Any) -> GKCL:
     """GKCL on digits whose encoder guesses the class: a mixture of Gaussians (a reconstruction)."""
-    return _create(GKCL, "gkcl_mixture", pretrained, kwargs, mixture=True)
+    return create_learner(GKCL, "gkcl_mixture", pretrained, kwargs, mixture=True)
 
 
 @register_model
 def gkcl_resnet(pretrained: bool = False, **kwargs: Any) -> GKCL:
     """GKCL on split CIFAR-100: residual encoder, transposed convolutions as decoder (a reconstruction)."""
     own = {"in_chans": 3, "img_size": 32, "num_classes": 100, "generator": "conv"}
-    return _create(GKCL, "gkcl_resnet", pretrained, kwargs, **own)
+    return create_learner(GKCL, "gkcl_resnet", pretrained, kwargs, **own)
 
 
 @register_model
 def test_gkcl(pretrained: bool = False, **kwargs: Any) -> GKCL:  # noqa: PT028
     """GKCL of 8 x 8 images, for tests."""
-    return _create(GKCL, "test_gkcl", pretrained, kwargs, img_size=8, tasks=3, shots=2, latent=4, hidden=16)
+    return create_learner(GKCL, "test_gkcl", pretrained, kwargs, img_size=8, tasks=3, shots=2, latent=4, hidden=16)

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from zoo.learners.kernel_ridge import SupportError
 from zoo.learners.ridge import best_ridge, solve_feature_ridge, solve_ridge
-from zoo.models.continual.base import ContinualLearner, learner_cfg
+from zoo.models.continual.base import ContinualLearner, create_learner, learner_cfg
 from zoo.ops.numerics import autocast_disabled
 
 __all__ = ["GaussianGKCL", "GaussianGenerator", "IncrementalRidge"]
@@ -293,17 +293,13 @@ _OURS = (
 default_cfgs = generate_default_cfgs({"gkcl_gaussian": learner_cfg(notes=(_OURS,)), "analytic_ridge": learner_cfg()})
 
 
-def _create(cls: type[nn.Module], variant: str, pretrained: bool, kwargs: dict[str, Any], **own: Any) -> Any:
-    return build_model_with_cfg(cls, variant, pretrained, **{**own, **kwargs})
-
-
 @register_model
 def gkcl_gaussian(pretrained: bool = False, **kwargs: Any) -> GaussianGKCL:
     """GKCL in closed form, ours: Gaussian generators and ridge classifiers on random features."""
-    return _create(GaussianGKCL, "gkcl_gaussian", pretrained, kwargs)
+    return create_learner(GaussianGKCL, "gkcl_gaussian", pretrained, kwargs)
 
 
 @register_model
 def analytic_ridge(pretrained: bool = False, **kwargs: Any) -> IncrementalRidge:
     """Ridge regression on 1000 frozen random features, per task and shared."""
-    return _create(IncrementalRidge, "analytic_ridge", pretrained, kwargs)
+    return create_learner(IncrementalRidge, "analytic_ridge", pretrained, kwargs)

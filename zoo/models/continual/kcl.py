@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from zoo.kernels import Linear
@@ -25,6 +25,7 @@ from zoo.models.continual.base import (
     ContinualLearner,
     check_choice,
     choose_per_class,
+    create_learner,
     learner_cfg,
     need_per_class,
     one_hot,
@@ -195,27 +196,22 @@ class KernelLearner(ContinualLearner):
         training = self.training
         self.eval()
         solved = [self.solution(t) for t in range(max(self.tasks_seen, 1))]
-        pad = self.tasks - len(solved)
-        like = solved[0][1].support
-        self.register_buffer(
-            "bias", torch.stack([s.beta for _, s in solved] + [torch.zeros_like(solved[0][1].beta)] * pad)
-        )
+
+        def padded(parts: list[Tensor]) -> Tensor:  # with zeros for the tasks to come
+            return torch.stack(parts + [torch.zeros_like(parts[0])] * (self.tasks - len(parts)))
+
+        self.register_buffer("bias", padded([s.beta for _, s in solved]))
         if isinstance(self.head.kernel, Linear):
             weights = [(s.gamma * (s.support.mT @ s.alpha)).mT for _, s in solved]
-            self.register_buffer(
-                "weight", torch.stack(weights + [torch.zeros_like(weights[0])] * pad).to(self._dtype())
-            )
+            self.register_buffer("weight", padded(weights).to(self._dtype()))
         else:
-            alphas = [s.gamma * s.alpha for _, s in solved]
-            self.register_buffer("weight", like.new_zeros(0))
-            self.register_buffer(
-                "supports", torch.stack([s.support for _, s in solved] + [torch.zeros_like(like)] * pad)
-            )
-            self.register_buffer("alphas", torch.stack(alphas + [torch.zeros_like(alphas[0])] * pad))
+            self.register_buffer("weight", solved[0][1].support.new_zeros(0))
+            self.register_buffer("supports", padded([s.support for _, s in solved]))
+            self.register_buffer("alphas", padded([s.gamma * s.alpha for _, s in solved]))
             self.kernel = self.head.kernel
         bases = [basis for basis, _ in solved if basis is not None]
         if bases:
-            self.register_buffer("bases", torch.stack(bases + [torch.zeros_like(bases[0])] * pad))
+            self.register_buffer("bases", padded(bases))
         self._drop()
         del self.head
         self.deployed, self._solutions = True, SolutionCache()
@@ -467,14 +463,10 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(cls: type[nn.Module], variant: str, pretrained: bool, kwargs: dict[str, Any], **own: Any) -> Any:
-    return build_model_with_cfg(cls, variant, pretrained, **{**own, **kwargs})
-
-
 @register_model
 def kcl_mlp(pretrained: bool = False, **kwargs: Any) -> KCL:
     """KCL on digits: a perceptron of two layers, 20 stored images per class and task, linear kernel."""
-    return _create(KCL, "kcl_mlp", pretrained, kwargs)
+    return create_learner(KCL, "kcl_mlp", pretrained, kwargs)
 
 
 @register_model
@@ -487,10 +479,10 @@ def kcl_resnet(pretrained: bool = False, **kwargs: Any) -> KCL:
         "task_classes": 5,
         "backbone": "resnet",
     }
-    return _create(KCL, "kcl_resnet", pretrained, kwargs, **own)
+    return create_learner(KCL, "kcl_resnet", pretrained, kwargs, **own)
 
 
 @register_model
 def test_kcl(pretrained: bool = False, **kwargs: Any) -> KCL:  # noqa: PT028
     """KCL of 8 x 8 images, for tests."""
-    return _create(KCL, "test_kcl", pretrained, kwargs, img_size=8, tasks=3, shots=2, hidden=16, drop_rate=0.0)
+    return create_learner(KCL, "test_kcl", pretrained, kwargs, img_size=8, tasks=3, shots=2, hidden=16, drop_rate=0.0)
