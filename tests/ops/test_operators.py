@@ -287,6 +287,24 @@ def test_it_may_be_transformed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FIRST.values())
+def test_the_defaults_of_a_process_change_nothing(name: str) -> None:
+    """Types and devices come from the inputs, also where new tensors are float64, or on a device without numbers."""
+    case, op = CASES[name], OPERATORS[CASES[name].operator]
+    values, usual = build(case), torch.get_default_dtype()
+    for learns in (False, True):
+        for function in (op, plain(op)):
+            want = run(function, values, None, learns)
+            assert not isinstance(want, str)
+            with torch.device("meta"):
+                on_meta = run(function, values, None, learns)
+            torch.set_default_dtype(torch.float64)
+            in_double = run(function, values, None, learns)
+            torch.set_default_dtype(usual)
+            assert not differs(on_meta, want, 0.0)
+            assert not differs(in_double, want, 0.0)
+
+
+@pytest.mark.parametrize("name", FIRST.values())
 def test_autocast(name: str) -> None:
     case, op = CASES[name], OPERATORS[CASES[name].operator]
     values = build(case)

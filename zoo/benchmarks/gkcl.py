@@ -275,12 +275,12 @@ def tuning(folder: Path) -> Iterator[str]:
         pair: statistics.fmean(records.numbers("validation", lr=pair[0], epochs=pair[1]))
         for pair in itertools.product(*TUNED.values())
     }
-    rows = [[f"{lr:g}", *(f"{mean[lr, epochs]:.4f}" for epochs in TUNED["epochs"])] for lr in TUNED["lr"]]
+    rows = [[lr, *(f"{mean[lr, n]:.4f}" for n in TUNED["epochs"])] for lr in TUNED["lr"]]
+    source = Provenance(records.rows, MEASURES)
     text = (
         "## KCL and GKCL: the joint learner's passes and rate\n\n`python -m zoo benchmark gkcl tuning`\n\nMean over "
         "permuted and rotated digits of the accuracy on training images left out, a stream with a seed of its own. "
-        f"{Provenance(records.rows, MEASURES)}\n\n"
-        + markdown(["rate", *(f"{epochs} passes" for epochs in TUNED["epochs"])], rows)
+        f"{source}\n\n" + markdown(["rate", *(f"{n} passes" for n in TUNED["epochs"])], source.marked(rows, "lr"))
     )
     put_section(folder.parent / "RESULTS.md", "gkcl tuning", text)
     yield f"best: rate {max(mean, key=mean.__getitem__)[0]:g}, {max(mean, key=mean.__getitem__)[1]} passes"
