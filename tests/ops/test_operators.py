@@ -90,12 +90,12 @@ CASES = {
         frozenset(["channel_interaction", "standardised_mixer"]),
     ),
     "slow_fast_block": Case(
-        "slow_fast_block", (_MAP, _MAP, _MAP, [_MAP] * 2, *_BLOCK, [], *_BOTTLENECK, []), frozenset(), 1e-4
+        "slow_fast_block", (_MAP, _MAP, _MAP, [_MAP] * 2, *_BLOCK, [], *_BOTTLENECK, []), _BLOCK_LOOPS, 1e-4
     ),
     "slow_fast_block, known moments, a map repeated": Case(
         "slow_fast_block",
         (_MAP, _MAP, _MAP, [_MAP, (2, 1, 14, 14)], *_BLOCK, [(3,)] * 4, *_BOTTLENECK, [(6,)] * 2),
-        frozenset(),
+        _BLOCK_LOOPS,
         1e-4,
     ),
     "metric_gaussian": Case("metric_gaussian", ((4, 3), (5, 3), (3, 2))),
@@ -184,6 +184,11 @@ def threads(count: int) -> Iterator[None]:
 
 def test_no_operator_is_left_out() -> None:
     assert {name for name, op in OPERATORS.items() if op.reference.__module__.startswith("zoo.")} == set(FIRST)
+
+
+@needs_compiler
+def test_no_loop_is_left_out() -> None:
+    assert set(native.signatures()) == set().union(*(case.loops for case in CASES.values()))
 
 
 @pytest.mark.parametrize("name", FIRST.values())
