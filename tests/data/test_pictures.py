@@ -273,7 +273,7 @@ def test_what_the_crop_leaves_out_costs_nothing(tmp_path: Path) -> None:
 
 
 def test_thin_pictures_and_odd_rates_need_the_memory_of_their_results(tmp_path: Path) -> None:
-    """400 MiB for a picture of 6,000 pixels, and 2.3 GiB for a second of sound, where the result is not what decides."""
+    """Not 400 MiB for a picture of 6,000 pixels, and not 2.3 GiB for a second of sound."""
     from scipy.signal import resample_poly
 
     from zoo.data.audio import resampled
