@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -90,7 +91,7 @@ CASES = {
         frozenset(["channel_interaction", "standardised_mixer"]),
     ),
     "slow_fast_block": Case(
-        "slow_fast_block", (_MAP, _MAP, _MAP, [_MAP] * 2, *_BLOCK, [], *_BOTTLENECK, []), _BLOCK_LOOPS, 1e-4
+        "slow_fast_block", (_MAP, _MAP, _MAP, [_MAP] * 2, *_BLOCK, [], *_BOTTLENECK, []), frozenset(), 1e-4
     ),
     "slow_fast_block, known moments, a map repeated": Case(
         "slow_fast_block",
@@ -117,7 +118,11 @@ def build(case: Case, dtype: torch.dtype = torch.float32) -> list[Any]:
             return [one(v) for v in value]
         return value
 
-    return [one(value) for value in case.inputs]
+    values = [one(value) for value in case.inputs]
+    if case.operator == "slow_fast_block":
+        for known in (values[12], values[16]):  # means and variances
+            known[1::2] = [t.abs() + 0.5 for t in known[1::2]]
+    return values
 
 
 def tensors_of(values: Sequence[Any]) -> list[Tensor]:
@@ -239,7 +244,10 @@ def test_special_values(name: str, loops: set[str]) -> None:
     inputs = tensors_of(values)
     learns = op.backward is not None
     cases: list[tuple[int | None, int, float]] = [(None, 0, 0.0)]
-    cases += [(i, at, value) for i, t in enumerate(inputs) for at in places(t.numel()) for value in SPECIAL]
+    many = len(inputs) > 40  # those of a block: one place each, and not-a-numbers, infinities and a large number
+    for i, t in enumerate(inputs):
+        tried = [(t.numel() // 2, v) for v in SPECIAL[:4]] if many else itertools.product(places(t.numel()), SPECIAL)
+        cases += [(i, at, value) for at, value in tried]
     if learns:
         size = outputs(op(*values))[0].numel()
         cases += [(-1, at, value) for at in places(size) for value in SPECIAL]
