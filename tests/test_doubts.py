@@ -188,7 +188,7 @@ def test_what_is_printed_steers_nothing(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_a_key_stands_once(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"a": {"b": 1, "b": 2}}')
-    with pytest.raises(DamagedFileError, match="the key 'b' stands in it twice"):
+    with pytest.raises(DamagedFileError, match="the key 'b' occurs twice"):
         read_json(tmp_path / "x.json")
 
 

@@ -162,7 +162,7 @@ def test_a_file_of_another_kind_is_never_replaced(
         (table, f"ok.csv: its name must end in {ending}"),
         (tmp_path / "ok", f"its name must end in {ending}"),
         (tmp_path / "a" / "b" / f"x{right}", "there is no folder"),
-        (table / f"x{right}", "is no folder"),
+        (table / f"x{right}", "is not a folder"),
         (tmp_path / f"folder{right}", "it is a folder"),
     ]:
         assert main([*arguments, str(place)]) == 1
@@ -179,7 +179,7 @@ def test_folders_to_write_into_are_checked_first(tmp_path: Path, capsys: pytest.
         ["benchmark", "grbf", "speed", "--out"],
         ["ship", "no-such", "--folder"],
     ):
-        for place, told in [("a/b", "there is no folder"), ("file", "is no folder")]:
+        for place, told in [("a/b", "there is no folder"), ("file", "is not a folder")]:
             assert main([*command, str(tmp_path / place)]) == 1
             assert told in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -66,7 +66,7 @@ def test_parts_add_up_and_frozen_parameters_do_not_count() -> None:
     net[0].requires_grad_(False)
     torch.testing.assert_close(empirical_ntk(net, X), parts["1"] + parts["5"], rtol=1e-12, atol=0)
     net.requires_grad_(False)
-    with pytest.raises(ValueError, match="no parameter counts"):
+    with pytest.raises(ValueError, match="no parameters are selected"):
         empirical_ntk(net, X)
 
 

@@ -230,7 +230,7 @@ def test_modules_without_a_kernel(module: nn.Module, match: str) -> None:
         ([Conv()], {}, "Conv needs images"),
         ([Conv(5), Flatten()], {"shape": (1, 4, 4)}, "a window of 5 does not fit into 4 pixels"),
         ([Conv(3)], {"shape": (1, 4, 4)}, "end with an image"),
-        ([Dense()], {"shape": (1, 4, 4)}, "Dense meets an image"),
+        ([Dense()], {"shape": (1, 4, 4)}, "Dense gets an image"),
         ([Residual([Conv(3)]), Flatten()], {"shape": (1, 4, 4)}, "its shortcut with"),
         ([Conv(0), Flatten()], {"shape": (1, 4, 4)}, "sizes and strides of 1 at least"),
         ([Dense()], {"kind": "nkt"}, "kind='nkt'"),

@@ -130,7 +130,7 @@ def test_what_cannot_be_used_is_refused(diabetes):
         (lambda: StreamingDictionary(gaussian(1.0), 1.0, 5, mode="other"), "must be one of budget, unnormalised"),
         (lambda: StreamingDictionary(gaussian(1.0), 1.0, 5).features(), "dictionary is empty"),
         (lambda: ridge_leverage_scores(torch.eye(2), -1.0), "ridge=-1.0"),
-        (lambda: leverage_scores(torch.ones(4, 2)), "depend on each other"),
+        (lambda: leverage_scores(torch.ones(4, 2)), "linearly dependent"),
         (lambda: volume_sample(X, 5), "size=5 must be between the 10 features and the 442 rows"),
     ]
     for call, message in cases:

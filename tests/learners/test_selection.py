@@ -151,7 +151,7 @@ def test_wrong_selections_are_told() -> None:
         (lambda: select(F, 2), "n=2 must be at least 3"),
         (lambda: select(F, 4, "dpp"), "n=4 must be 3, the number of features"),
         (lambda: select(F, 4, delta=1.5), "delta=1.5 must be between 0 and 1"),
-        (lambda: select(F[:, [0, 0, 1]]), "depend on each other"),
+        (lambda: select(F[:, [0, 0, 1]]), "linearly dependent"),
         (lambda: draw_dpp(-torch.eye(3)), "positive semidefinite"),
         (lambda: draw_dpp(torch.eye(3), 4), "n=4 must be between 1 and 3"),
         (lambda: marginal_kernel(F), r"L must be finite and \(N, N\)"),

@@ -248,7 +248,7 @@ def test_wrong_inputs_are_told(name: str, shape: tuple[int, ...], message: str) 
         ("point", {"num_views": 5}, "num_views must be 1 to 4, got 5"),
         ("point", {"in_chans": 2}, "a point needs three coordinates"),
         ("point", {"dim": 6}, "dim a multiple of 4"),
-        ("forecast", {"embed_dim": 50}, "12 \\* 50 is no square .* use embed_dim = .*48"),
+        ("forecast", {"embed_dim": 50}, "12 \\* 50 is not a square.* use embed_dim = .*48"),
         ("forecast", {"backbone": "no_such_model"}, "no_such_model"),
     ],
 )

@@ -107,7 +107,7 @@ def test_those_that_start_together_compile_once(source: Path, compiled: Callable
 
 @needs_compiler
 def test_nobody_waits_for_ever(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "_PATIENCE", 2)
+    monkeypatch.setattr(building, "_TIMEOUT", 2)
     folder = building._private_folder(building.cache_folder())
     flags = [*building.FLAGS, "-march=native", "-fopenmp"]
     with building.FileLock(folder / f"{building._key(source, building._compiler(), flags)}.lock"):

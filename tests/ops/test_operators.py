@@ -226,7 +226,7 @@ def test_it_answers_as_its_reference(name: str, order: torch.memory_format, dtyp
         assert not differs(outputs(op(*values)), want[: len(outputs(op(*values)))], tolerance)
         found = outputs(op(*values))
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fake = outputs(op._laid_out(*with_tensors(values, [mode.from_tensor(t) for t in turned])))
+        fake = outputs(op._reference_in_layout(*with_tensors(values, [mode.from_tensor(t) for t in turned])))
     for real, told in zip(found, fake, strict=True):
         assert real.shape == told.shape
         assert [s for s, n in zip(real.stride(), real.shape, strict=True) if n > 1] == [

@@ -52,7 +52,7 @@ def test_surgery() -> None:
     x = torch.randn(2, 1, 4, 4)
     assert torch.equal(model(x), kept.eval()(x))
     assert isinstance(copy.deepcopy(model)[1], TunedDropout)
-    with pytest.raises(ValueError, match="'0' is no dropout of the model; there are 1"):
+    with pytest.raises(ValueError, match="'0' is not a dropout of the model; there are 1"):
         replace_layers(nn.Sequential(nn.Linear(2, 2), nn.Dropout()), response, 1, dropout={"0": "rate"})
     with pytest.raises(ValueError, match="no linear or convolutional"):
         replace_layers(nn.Sequential(nn.ReLU()), response, 1)

@@ -586,11 +586,11 @@ def test_saving_says_what_cannot_be_saved(source: nn.Module, tmp_path: Path) -> 
 
 
 def test_what_is_no_path_or_name_is_told(source: nn.Module) -> None:
-    with pytest.raises(CheckpointError, match="is no path: it holds a NUL character"):
+    with pytest.raises(CheckpointError, match="is not a path: it holds a NUL character"):
         save_pretrained(source, "a\0b")
     with pytest.raises(OutputError, match="it holds a NUL character"):
         check_output("a\0b")
-    with pytest.raises(TypeError, match="model_name = 5 is no text"):
+    with pytest.raises(TypeError, match="model_name = 5 is not a text"):
         zoo.create_model(5)  # type: ignore[arg-type]
 
 

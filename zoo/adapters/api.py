@@ -1,4 +1,4 @@
-"""Adapters in and out of a model: inject, choose, merge, disable, remove, count."""
+"""Public functions on the adapters of a model: inject, select, merge, disable, remove, count."""
 
 from __future__ import annotations
 
@@ -47,24 +47,24 @@ __all__ = [
 def inject_adapters(
     model: nn.Module, config: AdapterConfig | Mapping[str, Any], name: str = "default", *, example: Inputs | None = None
 ) -> nn.Module:
-    """Put adapters into a pretrained transformer, freeze the rest, and make them the active ones; in place.
+    """Add adapters to a pretrained transformer, freeze the rest, and activate them; in place.
 
-    A forward pass in eval mode, which leaves no trace, shows first that every module is called; each adapter has the
-    widths seen there, and type and device of its own layer. Global generators are left where they were.
+    A forward pass in eval mode, without side effects, first verifies that every target module is called; each adapter
+    gets the widths seen there, and dtype and device of its own layer. The global random state is preserved.
 
     Args:
         model: A timm vision transformer, or a BERT-style encoder or classifier of Hugging Face.
-        config: What and where; a mapping is taken as the arguments of :class:`AdapterConfig`.
-        name: Of this set of adapters. Further ones may be added under other names.
-        example: Inputs of the model: a tensor, positional arguments, or keyword arguments. None takes the example that
-            timm (`pretrained_cfg`) or transformers (`dummy_inputs`) give of the model or of a part of it.
+        config: The configuration; a mapping is passed to :class:`AdapterConfig`.
+        name: Name of this set of adapters. Further sets may be added under other names.
+        example: Inputs of the model: a tensor, positional arguments, or keyword arguments. None uses the example from
+            timm (`pretrained_cfg`) or transformers (`dummy_inputs`), for the model or a part of it.
 
     Returns:
         `model` itself.
 
     Raises:
-        ValueError: Nothing in the model matches, a module is never called or cannot take adapters, the name is taken,
-            or the configuration is not valid. The model is as it was.
+        ValueError: Nothing in the model matches, a module is never called or not supported, the name is taken, or the
+            configuration is invalid. The model is unchanged.
     """
     config = config if isinstance(config, AdapterConfig) else config_from(config, "config")
     if not re.fullmatch(r"\w+", name):
@@ -106,7 +106,7 @@ add_adapter = inject_adapters
 
 
 def _branches(config: AdapterConfig, target: Target, call: Call, seed: int) -> nn.Module:
-    """One adapter, or one for each part of a layer that has several."""
+    """An adapter, or one for each part of a fused layer."""
     dd: dict[str, Any] = {"device": call.device, "dtype": call.dtype}
     kind = HoulsbyAdapter if config.form == "houlsby" else SNNKAdapter
     if target.places[0] in SEQUENTIAL:
@@ -117,10 +117,10 @@ def _branches(config: AdapterConfig, target: Target, call: Call, seed: int) -> n
 
 
 def _checked_call(model: nn.Module, target: Target, call: Call) -> Call:
-    """The call with the type of the target's layer.
+    """The call, with the dtype of the target's layer.
 
     Raises:
-        ValueError: The module cannot take adapters.
+        ValueError: The module does not support adapters.
     """
     module, layer = model.get_submodule(target.name), inner_module(model, target.like)
     if call.given is None or call.made is None:
@@ -130,7 +130,7 @@ def _checked_call(model: nn.Module, target: Target, call: Call) -> Call:
     if hasattr(module, "adapters") and not isinstance(module.adapters, Site):
         raise ValueError(f"{target.name} cannot take an adapter: it has something named adapters already")
     parts = len(target.places) * target.heads
-    split = hasattr(inner_module(model, target.name.rpartition(".")[0]), "key_dim")  # value and key differ in width
+    split = hasattr(inner_module(model, target.name.rpartition(".")[0]), "key_dim")  # value and key widths differ
     if call.made % parts or (parts > 1 and split):
         raise ValueError(f"{target.name} cannot take an adapter: its output is not cut into {parts} equal parts")
     weight = getattr(layer, "weight", None)
@@ -149,7 +149,7 @@ def inner_module(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def _choose(model: nn.Module, config: AdapterConfig) -> tuple[list[Target], list[str]]:
-    """The modules that a configuration selects."""
+    """The modules selected by a configuration."""
     every = find_targets(model)
     count = len({t.layer for t in every})
     if not every:
@@ -186,7 +186,7 @@ def _choose(model: nn.Module, config: AdapterConfig) -> tuple[list[Target], list
 
 
 def _choose_saved(model: nn.Module, config: AdapterConfig, chosen: Sequence[str]) -> list[str]:
-    """Names of the modules that `modules_to_save` means, outermost ones."""
+    """Names of the modules selected by `modules_to_save`, outermost ones only."""
     names = [n for n, _ in model.named_modules() if n and "adapters" not in n.split(".")]
     names = [n for n in names if not isinstance(inner_module(model, n.rpartition(".")[0]), SavedModule)]
     saved: list[str] = []
@@ -205,9 +205,7 @@ def _choose_saved(model: nn.Module, config: AdapterConfig, chosen: Sequence[str]
 
 
 def _adopt(model: nn.Module) -> None:
-    """Take a module that was put in the place of one of `modules_to_save`, as by timm's `reset_classifier`, for the
-    active adapter's own.
-    """
+    """Give a module that replaced one of `modules_to_save` (timm's `reset_classifier`) to the active adapter."""
     active = active_adapter(model)
     for path in saved_paths(model, active):
         module = inner_module(model, path)
@@ -222,7 +220,7 @@ def active_adapter(model: nn.Module) -> str | None:
 
 
 def saved_paths(model: nn.Module, name: str | None) -> tuple[str, ...]:
-    """Where the modules are that are trained and saved whole."""
+    """Names of the modules that are trained and saved as a whole."""
     return cast("dict[str | None, tuple[str, ...]]", getattr(model, "adapter_saved", {})).get(name, ())
 
 
@@ -239,10 +237,10 @@ def known_config(model: nn.Module, name: str) -> AdapterConfig:
 
 
 def set_adapter(model: nn.Module, name: str) -> None:
-    """Make one set of adapters the active one, and the only thing that is trained.
+    """Activate a set of adapters and make it the only trainable part.
 
     Raises:
-        ValueError: There is none of this name.
+        ValueError: The name is unknown.
     """
     known_config(model, name)
     _adopt(model)
@@ -258,10 +256,10 @@ def activate(model: nn.Module, name: str) -> None:
 
 
 def delete_adapter(model: nn.Module, name: str) -> None:
-    """Remove a set of adapters; another one, if there is any, becomes active.
+    """Remove a set of adapters; another set, if any, becomes active.
 
     Raises:
-        ValueError: There is none of this name.
+        ValueError: The name is unknown.
     """
     known_config(model, name)
     _adopt(model)
@@ -278,7 +276,7 @@ def delete_adapter(model: nn.Module, name: str) -> None:
 
 
 def unload_adapters(model: nn.Module) -> nn.Module:
-    """The base model again, every parameter trained, without any adapter; in place."""
+    """Restore the base model, without adapters and fully trainable; in place."""
     for name, site in sites(model).items():
         module = model.get_submodule(name)
         if isinstance(site, HookedSite):
@@ -293,10 +291,10 @@ def unload_adapters(model: nn.Module) -> nn.Module:
 
 
 def merge_adapters(model: nn.Module) -> nn.Module:
-    """Refused: these adapters are not linear, so that no weight of the base model can take them in.
+    """Not supported: these adapters are not linear, so they cannot be merged into the base weights.
 
     Raises:
-        TypeError: Always; the message says what there is instead.
+        TypeError: Always; the message names the alternatives.
     """
     raise TypeError(
         "these adapters are not linear and cannot be merged into the base weights; zoo.to_deploy(model) makes each one "
@@ -306,7 +304,7 @@ def merge_adapters(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def disable_adapters(model: nn.Module) -> Iterator[None]:
-    """A context in which the model computes exactly what the base model does."""
+    """Context in which the model computes exactly as the base model."""
     found = list(sites(model).values())
     before = [site.enabled for site in found]
     for site in found:
@@ -319,9 +317,7 @@ def disable_adapters(model: nn.Module) -> Iterator[None]:
 
 
 class Counts(NamedTuple):
-    """Numbers of a model: adapters that are trained, modules_to_save that are trained, fixed random ones, and all
-    parameters.
-    """
+    """Parameter counts: trained adapters, trained modules_to_save, fixed random numbers, and all parameters."""
 
     adapters: int
     saved_modules: int
@@ -330,7 +326,7 @@ class Counts(NamedTuple):
 
 
 def count_parameters(model: nn.Module) -> Counts:
-    """Count the active adapters of a model. Random projections are buffers; they are not part of `total`."""
+    """Parameter counts for the active adapters. Random projections are buffers and not part of `total`."""
     adapters = saved = random = 0
     for path in saved_paths(model, active_adapter(model)):
         module = inner_module(model, path)

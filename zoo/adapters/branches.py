@@ -1,4 +1,4 @@
-"""Branches: what an adapter computes behind or beside a layer."""
+"""Branches: the computation of an adapter, after or parallel to a layer."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ __all__ = ["Adapter", "HoulsbyAdapter", "SNNKAdapter"]
 
 
 class Adapter(nn.Module):
-    """A branch from width d to width e, which is d behind a module; :meth:`branch` is what it adds."""
+    """A branch from width d to width e (e = d for sequential adapters); :meth:`branch` is what it adds."""
 
     def branch(self, x: Tensor) -> Tensor:
-        """What is added to the module's output, (..., d) -> (..., e), in float32 for half precision."""
+        """Added to the module's output, (..., d) -> (..., e); in float32 for half precision."""
         with autocast_disabled(x.device):
-            return self._branch(self._widened(x))
+            return self._branch(self._promote(x))
 
     def _branch(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _widened(self, x: Tensor) -> Tensor:
-        """In the wider type of input and parameters, but not in float16, in which 0 * overflow would be NaN."""
+    def _promote(self, x: Tensor) -> Tensor:
+        """Convert to the promoted dtype of input and parameters, except float16, where 0 * overflow would be NaN."""
         own = next((p.dtype for p in self.parameters()), x.dtype)
         wide = torch.promote_types(x.dtype, own)
         return x.to(torch.float32 if wide == torch.float16 else wide)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., d) -> (..., d): x + branch(x), in the type of x."""
+        """(..., d) -> (..., d): x + branch(x), in the dtype of x."""
         return x + self.branch(x).to(x.dtype)
 
 
 def _linear(x: Tensor, layer: nn.Linear | SNNKLinear) -> Tensor:
-    """The matrix and the bias of a layer, in the type of x."""
+    """Apply a linear layer in the dtype of x."""
     return F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
 
 
 def _normed(x: Tensor, norm: nn.Module) -> Tensor:
-    """A LayerNorm in the type of x; x itself where there is none."""
+    """LayerNorm in the dtype of x; x itself if there is none."""
     if not isinstance(norm, nn.LayerNorm):
         return x
     return F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
@@ -56,11 +56,11 @@ class SNNKAdapter(Adapter):
 
     Args:
         dim: Width d.
-        config: `form`, `num_features`, `bottleneck` and how Phi and Psi are made.
-        seed: Of the projection.
-        out_dim: Width e of what is added; None: d.
-        device: Where it lives.
-        dtype: Its type.
+        config: `form`, `num_features`, `bottleneck`, and settings of Phi and Psi.
+        seed: Seed of the projection.
+        out_dim: Output width e; None for d.
+        device: Device of the parameters and buffers.
+        dtype: Their dtype.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class SNNKAdapter(Adapter):
 
     @torch.no_grad()
     def reparameterize(self) -> None:
-        """One matrix (d, m) in place of two, for `zoo.to_deploy`."""
+        """Merge the two matrices into one (d, m), for `zoo.to_deploy`."""
         if self.up is not None:
             self.layer, self.up = self.layer.fold(self.up), None
         elif self.scale is not None:
@@ -117,10 +117,10 @@ class HoulsbyAdapter(Adapter):
     Args:
         dim: Width.
         config: `bottleneck`, `layer_norm` and `init_weights`.
-        seed: Of no meaning here: nothing is random but the start.
-        out_dim: Width of what is added; None: `dim`.
-        device: Where it lives.
-        dtype: Its type.
+        seed: Unused; only the initialisation is random.
+        out_dim: Output width; None for `dim`.
+        device: Device of the parameters.
+        dtype: Their dtype.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What the modules of a model are given and give, watched in one forward pass: widths, types, devices."""
+"""Inputs and outputs of a model's modules, observed in one forward pass: widths, dtypes, devices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zoo.adapters.sites import Target, first_argument
 
 
 class Call(NamedTuple):
-    """A call of a module: widths of what it was given and gave, None where that is no tensor, and type and device."""
+    """A call of a module: widths of its input and output (None if not a tensor), dtype and device."""
 
     given: int | None
     made: int | None
@@ -24,10 +24,10 @@ class Call(NamedTuple):
 
 
 def watch_calls(model: nn.Module, targets: Sequence[Target], saved: Sequence[str], example: Any) -> dict[str, Call]:
-    """The first call of every module in a forward pass of the example, by name.
+    """First call of every module in a forward pass on the example, by name.
 
     Raises:
-        ValueError: A module is not called, no example can be run, or a module cannot take adapters.
+        ValueError: A module is not called, no example can be run, or a module does not support adapters.
     """
     names = [t.name for t in targets] + list(saved)
     found: dict[str, Call] = {}
@@ -37,8 +37,8 @@ def watch_calls(model: nn.Module, targets: Sequence[Target], saved: Sequence[str
         if not inside:
             continue
         try:
-            seen = _watched(model, root, inputs, inside)
-        except Exception as error:  # whatever a stranger's model says of an input
+            seen = _observe(model, root, inputs, inside)
+        except Exception as error:  # an arbitrary model may raise anything
             problems.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
             continue
         silent = sorted(inside - seen.keys(), key=names.index)
@@ -68,13 +68,13 @@ def watch_calls(model: nn.Module, targets: Sequence[Target], saved: Sequence[str
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names and their verb."""
+    """Names and their verb, for messages."""
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return f"{shown} {'is' if len(names) == 1 else 'are'}"
 
 
 def _examples(model: nn.Module, targets: Sequence[Target], example: Any) -> Iterator[tuple[str, Inputs]]:
-    """Parts of a model, outermost first, and inputs of each; the layers themselves at last."""
+    """Parts of a model, outermost first and the layers last, with inputs for each."""
     if example is not None:
         yield "", example
         return
@@ -89,7 +89,7 @@ def _examples(model: nn.Module, targets: Sequence[Target], example: Any) -> Iter
 
 
 def _own_examples(module: Any) -> list[Inputs]:
-    """What a model of transformers or timm says of its inputs; nothing for any other module."""
+    """Example inputs of a model of transformers or timm; none for other modules."""
     config = getattr(module, "config", None)
     if hasattr(module, "dummy_inputs") and config is not None:
         if getattr(module, "main_input_name", "input_ids") == "pixel_values" and hasattr(config, "image_size"):
@@ -114,15 +114,15 @@ def _own_examples(module: Any) -> list[Inputs]:
 
 
 def _like(module: nn.Module, x: Tensor) -> Tensor:
-    """On the device of a module; floating-point numbers in its type."""
+    """Move to the device of a module, and floating-point tensors to its dtype."""
     p = next((p for p in module.parameters() if p.is_floating_point()), None)
     if p is None:
         return x
     return x.to(p.device, p.dtype if x.is_floating_point() and p.dtype.itemsize > 1 else x.dtype)
 
 
-def _watched(model: nn.Module, root: str, inputs: Inputs, names: set[str]) -> dict[str, Call]:
-    """Run a part of the model and see which modules are called, and with what."""
+def _observe(model: nn.Module, root: str, inputs: Inputs, names: set[str]) -> dict[str, Call]:
+    """Run part of the model and observe the calls of its modules."""
     seen: dict[str, Call] = {}
 
     def watch(name: str) -> Callable[..., None]:
@@ -144,8 +144,8 @@ def _watched(model: nn.Module, root: str, inputs: Inputs, names: set[str]) -> di
     device = next((p.device.type for p in part.parameters()), "cpu")
     modes: list[Any] = [contextlib.nullcontext()]
     if half is not None and len(kinds) > 1 and torch.amp.is_autocast_available(device):
-        modes.append(torch.autocast(device, half))  # types that only mixed precision brings together
-    with _undisturbed(model):
+        modes.append(torch.autocast(device, half))  # dtypes that only fit together under autocast
+    with _without_side_effects(model):
         handles = [model.get_submodule(n).register_forward_hook(watch(n), with_kwargs=True) for n in names]
         try:
             _first_that_runs(modes, lambda: call_model(part, inputs))
@@ -167,8 +167,8 @@ def _first_that_runs(modes: Sequence[Any], run: Callable[[], Any]) -> None:
 
 
 @contextlib.contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation without gradients that leaves no trace in attributes, buffers and generators."""
+def _without_side_effects(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients that leaves attributes, buffers and generators unchanged."""
     modules = list(model.modules())
     attributes = [dict(m.__dict__) for m in modules]
     tables = [dict(m._buffers) for m in modules]
@@ -190,11 +190,11 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def _version(t: Tensor) -> int | None:
-    """How often a tensor was written to; None where that is not counted."""
+    """Version counter of a tensor; None if it has none."""
     return None if t.is_inference() else t._version
 
 
 def model_generators_kept(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
-    """A context after which torch's global generators are where they were."""
+    """Context that preserves the state of torch's global generators."""
     devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
     return torch.random.fork_rng(sorted(devices))

@@ -1,4 +1,4 @@
-"""What is injected, and where: the configuration of an adapter, checked when it is made."""
+"""Configuration of adapters, validated on construction."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ INITS = ("mam", "bert")
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What to inject, and where. Names follow PEFT where it has them.
+    """What to inject, and where. Names follow PEFT where it has an equivalent.
 
     Attributes:
         form: `"vector"`, `"bottleneck"` or `"houlsby"`.
-        places: Any of `"attention"`, `"output"` (behind attention and feed-forward network), `"query"`, `"key"`,
-            `"value"` (beside them; form `"vector"` only).
-        num_features: Random features m of an SNNK adapter.
+        places: Any of `"attention"`, `"output"` (after attention and feed-forward network), `"query"`, `"key"`,
+            `"value"` (parallel to them; form `"vector"` only).
+        num_features: Number of random features m of an SNNK adapter.
         bottleneck: Hidden units r of the other two forms.
-        layers_to_transform: Numbers of the layers, negative from the last one; None: all.
-        exclude_modules: Regular expression for names of modules that are left out.
-        modules_to_save: Last parts of names of modules that are trained and saved whole, a copy for each adapter:
-            `("classifier",)`, `("pooler", "classifier")`, `("head",)`.
-        init_weights: Start of Psi or D: `"mam"`, Kaiming-uniform, or `"bert"`, normal with deviation 0.02.
+        layers_to_transform: Indices of the layers, negative from the end; None for all.
+        exclude_modules: Regular expression of module names to exclude.
+        modules_to_save: Last components of the names of modules that are trained and saved whole, with a copy per
+            adapter: `("classifier",)`, `("pooler", "classifier")`, `("head",)`.
+        init_weights: Initialisation of Psi or D: `"mam"`, Kaiming-uniform, or `"bert"`, normal with deviation 0.02.
         constant: Lower clip of the features.
         centered: Centred features, see `ReLUFeatures`.
-        normalize: Inputs are rescaled to this norm before the features; None leaves them as they are.
-        layer_norm: A LayerNorm of its own in front of the branch.
+        normalize: Rescale inputs to this norm before the features; None disables it.
+        layer_norm: Apply a separate LayerNorm before the branch.
         projection: `"orthogonal"`, `"iid"` or `"hadamard"`.
-        seed: Of the projections; each adapter of a model has one of its own.
-        save_projection: Save the random projections too. Otherwise they are drawn again, and checked on loading.
+        seed: Seed of the projections; each adapter of a model gets its own.
+        save_projection: Save the random projections too. Otherwise they are regenerated, and checked on loading.
     """
 
     form: Literal["vector", "bottleneck", "houlsby"] = "vector"
@@ -90,12 +90,12 @@ class AdapterConfig:
         try:
             re.compile(self.exclude_modules or "")
         except re.error as error:
-            raise ValueError(f"exclude_modules={self.exclude_modules!r} is no regular expression: {error}") from None
+            raise ValueError(f"exclude_modules={self.exclude_modules!r} is not a regular expression: {error}") from None
 
 
 @functools.cache
 def _kinds() -> dict[str, TypeAdapter[Any]]:
-    """Validators of the fields of a configuration by name."""
+    """Validators of the configuration's fields, by name."""
     hints = typing.get_type_hints(AdapterConfig)
     return {name: TypeAdapter(hint) for name, hint in hints.items() if name not in ("form", "places", "init_weights")}
 

@@ -1,8 +1,8 @@
-"""SNNK in place of layers of a pretrained transformer: feed-forward networks and poolers, fitted to what they replace.
+"""SNNK replacing layers of a pretrained transformer: feed-forward networks and poolers, fitted to the originals.
 
-Every layer gets random features of its own and is fitted by least squares, in one pass over calibration inputs, on the
-states that the layers converted before it produce. The hidden width disappears: features meet one matrix
-(`folded=True`), 2 d l multiplications a token become 2 d m.
+Every layer gets its own random features and is fitted by least squares, in one pass over calibration inputs, on the
+states produced by the layers converted before it. The hidden width disappears: the features are multiplied with a
+single matrix (`folded=True`), and 2 d l multiplications per token become 2 d m.
 
 >>> report = convert_feed_forward(model, batches, num_features=256, layers=(-2, -1))
 >>> [(c.name, c.error) for c in report]
@@ -27,9 +27,7 @@ Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
 class Conversion(NamedTuple):
-    """A converted module: its name, the relative error of its output on the calibration inputs, and its parameters
-    before and after.
-    """
+    """A converted module: its name, relative error on the calibration inputs, and parameters before and after."""
 
     name: str
     error: float
@@ -38,7 +36,7 @@ class Conversion(NamedTuple):
 
 
 class FeedForward(NamedTuple):
-    """A feed-forward network of a transformer: linear, activation, linear, and how to put something in its place."""
+    """A feed-forward network of a transformer: linear, activation, linear, and a function that replaces it."""
 
     name: str
     first: nn.Linear
@@ -48,7 +46,7 @@ class FeedForward(NamedTuple):
 
 
 def feed_forwards(model: nn.Module) -> list[FeedForward]:
-    """Feed-forward networks of a BERT-style encoder of Hugging Face or of a timm vision transformer, in order."""
+    """Feed-forward networks of a BERT-style encoder of Hugging Face or a timm vision transformer, in order."""
     found = []
     for name, module in model.named_modules():
         inner: Any = module
@@ -63,7 +61,7 @@ def feed_forwards(model: nn.Module) -> list[FeedForward]:
             getattr(module, "fc2", None), nn.Linear
         ):
             if not isinstance(getattr(module, "norm", None), nn.Identity | type(None)):
-                continue  # a normalisation between the two sees the hidden units
+                continue  # a normalisation of the hidden units cannot be folded
 
             def timm(new: nn.Module, out: nn.Linear, mlp: Any = inner) -> None:
                 mlp.fc1, mlp.act, mlp.fc2 = new, nn.Identity(), out
@@ -87,19 +85,20 @@ def convert_feed_forward(
 
     Args:
         model: A BERT-style encoder of Hugging Face, a timm vision transformer, or a part of one.
-        calibration: Batches of inputs of the model; a list, or a function that gives them anew for every layer.
-        num_features: m.
-        layers: Which ones, negative from the last; None: all.
-        folded: One matrix behind the features; otherwise only the first linear layer and its activation are replaced.
+        calibration: Batches of inputs of the model; a list, or a function that returns them again for every layer.
+        num_features: Number of features m.
+        layers: Indices, negative from the end; None for all.
+        folded: A single matrix after the features; otherwise only the first linear layer and its activation are
+            replaced.
         ridge: Relative to the mean of the diagonal of Phi^T Phi.
-        seed: Of the features; layer i has seed + i.
+        seed: Random seed; layer i uses seed + i.
         features: Builds a map from (width, num_features, seed); None: antithetic ReLU features with a bias.
 
     Returns:
-        What was done to each layer.
+        A report for each layer.
 
     Raises:
-        ValueError: There is no such network in the model, no such layer, or there were no calibration inputs.
+        ValueError: There is no such network or layer in the model, or no calibration inputs.
     """
     if num_features < 1:
         raise ValueError(f"num_features={num_features} must be at least 1")
@@ -154,13 +153,13 @@ def _fit(
     batches: Callable[[], Iterable[Inputs]],
     ridge: float,
 ) -> tuple[Head, float]:
-    """Least squares on what `place` is given while the model runs over the batches."""
+    """Least squares on the inputs of `place` while the model runs over the batches."""
     system, squares = LeastSquares(), [0.0, 0.0]
 
     def collect(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         if place in busy:
             return
-        busy.append(place)  # the target runs the module itself
+        busy.append(place)  # the target calls the module itself
         y = target(arguments[0]).double()
         system.add(phi(arguments[0]), y)
         squares[0] += float(y.square().sum())
@@ -181,7 +180,7 @@ def _fit(
 
 
 def call_model(model: nn.Module, inputs: Inputs) -> Any:
-    """The model's output on a tensor, on positional arguments, or on keyword arguments."""
+    """The model's output for a tensor, positional arguments, or keyword arguments."""
     if isinstance(inputs, Tensor):
         return model(inputs)
     return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
@@ -197,10 +196,10 @@ def _fill(linear: nn.Linear, head: Head) -> None:
 
 
 class SNNKPooler(nn.Module):
-    """Psi Phi(h) on the first token's state h: in place of tanh(W h + b).
+    """Psi Phi(h) of the first token's state h, replacing tanh(W h + b).
 
     Args:
-        layer: An SNNK layer, or a feature map whose features go straight to the classifier.
+        layer: An SNNK layer, or a feature map whose features go directly to the classifier.
     """
 
     def __init__(self, layer: SNNKLinear | FeatureMap) -> None:
@@ -225,13 +224,13 @@ def convert_pooler(
 
     Args:
         model: A model with one module named `pooler` (dense, activation) and, for `"bundled"`, one named `classifier`.
-        calibration: Batches of inputs, to which Psi is fitted; None: Psi is the map of the pooler's weights, a start
+        calibration: Batches of inputs for fitting Psi; None uses the map of the pooler's weights, as an initialisation
             for training.
-        num_features: m.
+        num_features: Number of features m.
         form: `"linear"` keeps the pooled width; `"bundled"` multiplies Psi into the classifier, which then takes m
             features.
         ridge: Relative to the mean of the diagonal of Phi^T Phi.
-        seed: Of the features.
+        seed: Random seed of the features.
 
     Returns:
         `model` itself.

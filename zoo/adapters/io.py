@@ -1,4 +1,4 @@
-"""Adapters as files: adapter_model.safetensors and adapter_config.json, read without trusting them."""
+"""Saving and loading of adapters: adapter_model.safetensors and adapter_config.json, read without trusting them."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ FORMAT = "kernel-zoo adapter 1"
 
 
 def _parts(model: nn.Module, name: str) -> dict[str, nn.Module]:
-    """The modules of one set of adapters, by the name of their site.
+    """The modules of a set of adapters, by site name.
 
     Raises:
-        ValueError: One of `modules_to_save` is gone.
+        ValueError: One of `modules_to_save` was removed.
     """
     found = {place: site[name] for place, site in sites(model).items() if name in site}
     for path in saved_paths(model, name):
@@ -55,24 +55,24 @@ def _parts(model: nn.Module, name: str) -> dict[str, nn.Module]:
 
 
 def _state(model: nn.Module, name: str) -> dict[str, Tensor]:
-    """Tensors of one set of adapters, by the name of their site."""
+    """Tensors of a set of adapters, by site name."""
     parts = _parts(model, name)
     return {f"{place}.{key}": value for place, part in parts.items() for key, value in part.state_dict().items()}
 
 
 def save_adapter(model: nn.Module, folder: str | Path, name: str = "default") -> Path:
-    """Write `adapter_model.safetensors` and `adapter_config.json`, both or neither.
+    """Write `adapter_model.safetensors` and `adapter_config.json`, atomically.
 
     Raises:
-        ValueError: There is no adapter of this name.
-        CheckpointError: The folder cannot be written, or holds the configuration of something else.
+        ValueError: The name is unknown.
+        CheckpointError: The folder cannot be written, or holds another kind of configuration.
     """
     config = known_config(model, name)
     state = {k: v.detach().cpu().contiguous().clone() for k, v in _state(model, name).items()}
     content = {"format": FORMAT, "base_model": type(model).__name__, **asdict(config)}
     folder = Path(folder)
     if os.path.lexists(folder / CONFIG) or os.path.lexists(folder / WEIGHTS):
-        _content_of(folder)  # files of something else stay
+        _content_of(folder)  # keep files of other programs
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=2).encode()
     write_all({folder / WEIGHTS: writer_of(to_safetensors(state)), folder / CONFIG: writer_of(text)})
@@ -82,18 +82,18 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
 def load_adapter(
     model: nn.Module, folder: str | Path, name: str = "default", *, example: Inputs | None = None
 ) -> nn.Module:
-    """Inject a saved set of adapters into the model it was trained on, and make it active; in place.
+    """Inject a saved set of adapters into the model that it was trained on, and activate it; in place.
 
-    Nothing is changed if anything is wrong.
+    On an error the model is unchanged.
 
     Args:
-        model: As it was before `inject_adapters`.
-        folder: Where `save_adapter` wrote.
-        name: What the adapter is to be called.
+        model: The base model, as before `inject_adapters`.
+        folder: The folder written by `save_adapter`.
+        name: New name of the set.
         example: See :func:`inject_adapters`.
 
     Raises:
-        CheckpointError: A file is missing, damaged or no adapter, or it was saved for another model.
+        CheckpointError: A file is missing, damaged or not an adapter, or it was saved for another model.
         ValueError: The name is taken.
     """
     folder = Path(folder)
@@ -116,16 +116,16 @@ def load_adapter(
 
 
 def _content_of(folder: Path) -> dict[str, Any]:
-    """What a saved set's configuration says.
+    """The configuration of a saved set.
 
     Raises:
-        CheckpointError: There is none, or it is that of something else.
+        CheckpointError: It is missing, or of another kind.
     """
     try:
         content = read_json(folder / CONFIG)
     except (OSError, DamagedFileError) as error:
         raise CheckpointError(
-            f"{folder / CONFIG} cannot be read ({error}): it is no saved adapter, or damaged"
+            f"{folder / CONFIG} cannot be read ({error}): it is not a saved adapter, or damaged"
         ) from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise CheckpointError(f"{folder / CONFIG} is not the configuration of an adapter ({FORMAT!r} is missing)")

@@ -1,4 +1,4 @@
-"""Sites: the places of a transformer that take adapters, and the modules that hold them there."""
+"""Sites: the modules that hold adapters, and the places of a transformer where they attach."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["SavedModule"]
 
 
 class Site(nn.ModuleDict):
-    """The named adapters of one module, its child `adapters`; one or none of them is active."""
+    """Named adapters of one module, its child `adapters`; at most one of them is active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,25 +30,25 @@ class Site(nn.ModuleDict):
 
 
 class HookedSite(Site):
-    """Adapters on what a module gives: the module and its forward pass stay as they are."""
+    """Adapters on a module's output, attached by a forward hook."""
 
     def attach(self, module: nn.Module) -> None:
-        """Become the child `adapters` of a module, and a hook on its output."""
+        """Register as the child `adapters` of a module, and a hook on its output."""
         module.add_module("adapters", self)
         self.handle = module.register_forward_hook(self.added, with_kwargs=True)
 
     def detach(self, module: nn.Module) -> None:
-        """Leave the module as it was."""
+        """Undo :meth:`attach`."""
         self.handle.remove()
         del module._modules["adapters"]
 
     def added(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor:
-        """The module's output through the active adapter."""
+        """The module's output after the active adapter."""
         raise NotImplementedError
 
 
 class SequentialSite(HookedSite):
-    """Adapters behind a module."""
+    """Adapters after a module."""
 
     def added(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor:
         """(..., d) -> (..., d)."""
@@ -60,8 +60,8 @@ class ParallelSite(HookedSite):
     """Adapters from the input of a linear layer to slices of its output.
 
     Args:
-        parts: What the slices are: `("query",)`, or `("query", "key", "value")`.
-        heads: The slices come once for each of so many heads.
+        parts: Names of the slices: `("query",)`, or `("query", "key", "value")`.
+        heads: The slices are repeated for each of this many heads.
     """
 
     def __init__(self, parts: tuple[str, ...], heads: int = 1) -> None:
@@ -82,7 +82,7 @@ class ParallelSite(HookedSite):
 
 
 class SavedModule(nn.Module):
-    """A module that every adapter has a trained copy of. In the state dict the module keeps its names."""
+    """A module with a trained copy per adapter. In the state dict the module keeps its names."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
@@ -90,12 +90,12 @@ class SavedModule(nn.Module):
         self.adapters = Site()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The active copy's output, or the original module's."""
+        """Output of the active copy, or of the original module."""
         own = self.adapters.current()
         return (self.base if own is None else own)(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        """What the module has; its methods are called on all copies too, as timm's heads are reset by one."""
+        """Attributes of the module; methods are called on all copies too, such as timm's reset of a head."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -132,21 +132,21 @@ def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 def train_only(module: nn.Module, wanted: bool) -> None:
-    """As `requires_grad_`; whole numbers, as of quantised layers, have no gradient."""
+    """`requires_grad_` for floating-point parameters; integers, as in quantised layers, have no gradient."""
     for p in module.parameters():
         p.requires_grad_(wanted and (p.is_floating_point() or p.is_complex()))
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """A deep copy, also of a module that keeps results, as that of a norm and a direction."""
+    """A deep copy, also of a module that holds non-leaf tensors, such as the result of weight normalisation."""
     attributes = [value for m in module.modules() for value in m.__dict__.values()]
     results = [t for t in attributes if isinstance(t, Tensor) and not t.is_leaf]
     return copy.deepcopy(module, {id(t): t.detach().clone() for t in results})
 
 
 class Target(NamedTuple):
-    """A module that takes adapters: its name, the places it stands for, its layer's number and name, the linear layer
-    whose type they take, and the heads that its output is cut into first.
+    """A module that supports adapters: its name, its places, its layer's index and name, the linear layer that
+    determines the dtype, and the number of heads of its output.
     """
 
     name: str
@@ -158,7 +158,7 @@ class Target(NamedTuple):
 
 
 def find_targets(model: nn.Module) -> list[Target]:
-    """Every place of every layer that is recognised."""
+    """All places of all recognised layers."""
     found: list[Target] = []
     layer = 0
     for name, module in model.named_modules():
@@ -213,6 +213,6 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
 
 
 def sites(model: nn.Module) -> dict[str, Site]:
-    """Every place with adapters, by name."""
+    """All sites with adapters, by module name."""
     found = {name: m for name, m in model.named_modules() if isinstance(m, Site)}
     return {name.removesuffix(".adapters"): site for name, site in found.items()}

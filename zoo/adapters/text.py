@@ -1,7 +1,7 @@
-"""Texts: a small pretrained encoder that is fine-tuned through adapters, and a linear classifier on top.
+"""Text classification: a small pretrained encoder, fine-tuned through adapters, and a linear classifier.
 
-The encoder is BERT as Hugging Face transformers has it; its weights come with the data (`zoo.data.FoodReviews` has
-those of MiniLM-L6). Whatever the way of tuning, the model starts as the encoder was published.
+The encoder is BERT from Hugging Face transformers; its weights come with the data (`zoo.data.FoodReviews` provides
+MiniLM-L6). Whatever the tuning method, the model initially equals the published encoder.
 
 >>> model = create_model("minilm_l6", num_classes=2, tuning="snnk")
 >>> model.load_encoder(fetch_minilm() / "model.safetensors")
@@ -26,7 +26,7 @@ __all__ = ["TUNINGS", "TextClassifier"]
 
 Tuning = Literal["snnk", "houlsby", "lora", "head", "full"]
 
-#: What is trained besides the classifier: the arguments of `zoo.adapters.AdapterConfig`, or PEFT's `LoraConfig`.
+#: Tuning methods: arguments of `zoo.adapters.AdapterConfig`, or of PEFT's `LoraConfig`.
 TUNINGS: dict[str, dict[str, Any]] = {
     "snnk": {"form": "vector", "num_features": 16},
     "houlsby": {"form": "houlsby", "bottleneck": 32},
@@ -35,7 +35,7 @@ TUNINGS: dict[str, dict[str, Any]] = {
     "full": {},
 }
 
-#: What `tuning_args` may say of PEFT's adapters; others of `LoraConfig` name modules to import or files to open.
+#: Entries of `tuning_args` allowed for PEFT; others of `LoraConfig` import modules or open files.
 _LORA: tuple[str, ...] = ("r", "lora_alpha", "lora_dropout", "lora_bias", "target_modules", "exclude_modules", "bias")
 _LORA += ("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
 _LORA += ("modules_to_save",)
@@ -45,14 +45,14 @@ class TextClassifier(nn.Module):
     """A BERT-style encoder, the mean over its tokens, and a linear classifier.
 
     Args:
-        num_classes: Outputs; 0 for the pooled states.
-        in_chans: Of no meaning here: a text has one stream of tokens.
-        max_length: Tokens of a text at most.
+        num_classes: Number of outputs; 0 returns the pooled states.
+        in_chans: Unused, for compatibility with other models.
+        max_length: Maximum number of tokens.
         vocab_size, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: Size of the encoder; the
             names are Hugging Face's.
         tuning: What is trained besides the classifier: adapters (`"snnk"`, `"houlsby"`, `"lora"`), nothing (`"head"`)
             or the whole encoder (`"full"`).
-        tuning_args: Further arguments of the adapters, see :data:`TUNINGS`; `layers_to_transform` names the layers.
+        tuning_args: Further arguments of the adapters, see :data:`TUNINGS`; `layers_to_transform` selects the layers.
         drop_rate: Dropout before the classifier.
 
     Raises:
@@ -98,7 +98,7 @@ class TextClassifier(nn.Module):
         self.to(device=device, dtype=dtype)
 
     def _tune(self, tuning: str, arguments: dict[str, Any]) -> None:
-        """Freeze what is not trained, and put adapters in."""
+        """Freeze the encoder and inject adapters, according to the method."""
         if tuning not in TUNINGS:
             raise ValueError(f"tuning={tuning!r}{suggestion(tuning, list(TUNINGS))}")
         if not TUNINGS[tuning] and arguments:
@@ -119,18 +119,18 @@ class TextClassifier(nn.Module):
 
     @property
     def input_shape(self) -> tuple[int]:
-        """Tokens of a text."""
+        """Number of tokens."""
         return (self.max_length,)
 
     def load_encoder(self, path: str | Path) -> None:
-        """Start from a pretrained encoder; adapters and classifier stay as they are.
+        """Load a pretrained encoder; adapters and classifier are unchanged.
 
         Raises:
-            CheckpointError: The file cannot be read, or holds no encoder of this size; the message has a name.
+            CheckpointError: The file cannot be read, or has no encoder of this size; the message gives an example.
         """
         state = read_checkpoint(path)
         own = {k: v for k, v in self.bert.state_dict().items() if ".adapters." not in k and ".lora_" not in k}
-        theirs = {k: k.replace(".base_layer.", ".") for k in own}  # PEFT moves what it stands beside
+        theirs = {k: k.replace(".base_layer.", ".") for k in own}  # PEFT moves the layers that it wraps
         for name, value in own.items():
             found = state.get(theirs[name])
             if found is None or found.shape != value.shape:
@@ -140,10 +140,10 @@ class TextClassifier(nn.Module):
         self.bert.load_state_dict({name: state[other] for name, other in theirs.items()}, strict=False)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Tokens (B, L), 0 pads, to mean states (B, d)."""
-        x = without_padding(x)  # what pads every text costs nothing
+        """Tokens (B, L), 0 is padding, to mean states (B, d)."""
+        x = without_padding(x)  # skip columns that are padding in every text
         mask = x != 0
-        seen = mask[:, None, None].expand(-1, 1, x.shape[1], -1)  # (B, 1, L, L): into others the library looks
+        seen = mask[:, None, None].expand(-1, 1, x.shape[1], -1)  # (B, 1, L, L): transformers inspects others
         states = self.bert(input_ids=x, attention_mask=seen).last_hidden_state
         weight = mask.unsqueeze(-1).to(states.dtype)
         return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
@@ -154,15 +154,15 @@ class TextClassifier(nn.Module):
         return x if pre_logits else self.classifier(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, L), int64, 0 pads, to logits (B, num_classes)."""
+        """Tokens (B, L), int64, 0 is padding, to logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
-        """The last layer."""
+        """The classifier."""
         return self.classifier
 
     def reset_classifier(self, num_classes: int) -> None:
-        """A fresh last layer; none for 0 classes."""
+        """Replace the classifier by a new one; none for 0 classes."""
         self.num_classes, like = num_classes, next(self.bert.parameters())
         self.classifier = nn.Identity()
         if num_classes:
@@ -173,7 +173,7 @@ class TextClassifier(nn.Module):
 
 
 def _cfg(length: int, num_classes: int = 2) -> dict[str, Any]:
-    """Record of a model whose weights come with the data; `input_size` is (1, 1, tokens)."""
+    """`pretrained_cfg` of a model whose weights come with the data; `input_size` is (1, 1, tokens)."""
     return {
         "num_classes": num_classes,
         "input_size": (1, 1, length),

@@ -1,1 +1,1 @@
-"""What a model looks at: probes give a number, a table or a picture about any model; plots draw."""
+"""Model analysis: probes compute a number, a table or a picture for any model; plots draw."""

@@ -1,9 +1,9 @@
-"""Pictures of what a model has learned, as functions that draw on matplotlib axes and return them.
+"""Plots of what a model has learned, as functions that draw on matplotlib axes and return them.
 
 >>> ax = plot_importances(model.feature_importances_, names)
->>> ax = plot_output(model, X, y)                  # the model over the plane of its first two latent variables
+>>> ax = plot_output(model, X, y)                  # over the plane of the first two latent variables
 
-Every function takes `ax=None` and draws on the current figure's new axes then. Nothing is shown or saved.
+With `ax=None`, functions draw on the axes of a new figure. Nothing is shown or saved.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COLOR, ACCENT, GREY = "#3b6ea5", "#c8553d", "#8a8a8a"
 
 
 def new_figure(size: tuple[float, float]) -> Figure:
-    """An empty figure (width, height) in inches, outside pyplot, which would keep it alive."""
+    """An empty figure (width, height) in inches, created without pyplot, which would keep it alive."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -47,7 +47,7 @@ def new_figure(size: tuple[float, float]) -> Figure:
 
 
 def given_or_new(ax: Axes | None, size: tuple[float, float] = (5.0, 3.6)) -> Axes:
-    """The axes that were given, or those of a new figure."""
+    """The given axes, or those of a new figure."""
     return new_figure(size).add_subplot() if ax is None else ax
 
 
@@ -71,15 +71,15 @@ def plot_importances(
     interval: Any = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Bars of the `top` most important features, most important first.
+    """Bar chart of the `top` most important features, in descending order.
 
     Args:
-        importances: Shares (D,).
+        importances: Relative importances (D,).
         names: Names of the features.
         top: Number of bars.
-        interval: Lower and upper end (2, D) of each share, or (3, D) with the median between them, as from
+        interval: Lower and upper ends (2, D) of each importance, or (3, D) with the median in between, as from
             `Bootstrap.interval`; drawn as whiskers.
-        ax: Where to draw.
+        ax: Axes; None for a new figure, as in all plots.
     """
     shares = np.asarray(importances, dtype=float)
     labels = _names(names, len(shares))
@@ -93,7 +93,7 @@ def plot_importances(
     ax.set_yticks(range(len(order)), [labels[i] for i in order])
     ax.invert_yaxis()
     ax.set_xlim(left=0)
-    ax.set_xlabel("share of importance")
+    ax.set_xlabel("relative importance")
     _plain(ax)
     return ax
 
@@ -106,14 +106,14 @@ def plot_spectrum(
     of: str = "the precision matrix",
     ax: Axes | None = None,
 ) -> Axes:
-    """Share of each eigenvalue, decreasing, with the cumulative share as a line.
+    """Relative size of each eigenvalue, in descending order, with the cumulative share as a line.
 
     Args:
-        eigenvalues: Decreasing, (D,).
+        eigenvalues: Descending, (D,).
         top: Number of eigenvalues.
-        interval: Lower and upper end (2, D) or (3, D) of each eigenvalue, in their own units.
-        of: Whose eigenvalues, for the label.
-        ax: Where to draw.
+        interval: Lower and upper ends (2, D) or (3, D) of each eigenvalue, in their own units.
+        of: Name of the matrix, for the label.
+        ax: Axes.
     """
     values = np.asarray(eigenvalues, dtype=float)
     total = values.sum() or 1.0
@@ -136,13 +136,13 @@ def plot_spectrum(
 
 
 def plot_loadings(components: Any, names: Sequence[str] | None = None, *, top: int = 5, ax: Axes | None = None) -> Axes:
-    """Heat map of the first eigenvectors: what each latent variable is made of.
+    """Heat map of the first eigenvectors: the composition of the latent variables.
 
     Args:
-        components: Eigenvectors in rows (k, D).
+        components: Eigenvectors as rows (k, D).
         names: Names of the features.
         top: Number of eigenvectors.
-        ax: Where to draw.
+        ax: Axes.
     """
     rows = np.asarray(components, dtype=float)[:top]
     labels = _names(names, rows.shape[1])
@@ -159,12 +159,12 @@ def plot_loadings(components: Any, names: Sequence[str] | None = None, *, top: i
 
 
 def plot_importance_image(importances: Any, shape: tuple[int, int], *, ax: Axes | None = None) -> Axes:
-    """Importances of pixels in their places.
+    """Importances of pixels as an image.
 
     Args:
-        importances: Shares (height * width,).
+        importances: Relative importances (height * width,).
         shape: Height and width.
-        ax: Where to draw.
+        ax: Axes.
     """
     shares = np.asarray(importances, dtype=float)
     if shares.size != shape[0] * shape[1]:
@@ -173,19 +173,19 @@ def plot_importance_image(importances: Any, shape: tuple[int, int], *, ax: Axes 
     image = ax.imshow(shares.reshape(shape), cmap="viridis", vmin=0)
     ax.set_xticks([])
     ax.set_yticks([])
-    ax.figure.colorbar(image, ax=ax, label="share of importance")
+    ax.figure.colorbar(image, ax=ax, label="relative importance")
     return ax
 
 
 def plot_summary(model: Any, X: Any, y: Any, *, component: int = 0, ax: Axes | None = None) -> Axes:
-    """One latent variable against the target: a sufficient-summary plot.
+    """Sufficient-summary plot: one latent variable against the target.
 
     Args:
         model: A fitted estimator with `transform`.
         X: Rows (n, D).
-        y: Targets (n,); classes are spread a little so that points do not cover each other.
-        component: Which latent variable.
-        ax: Where to draw.
+        y: Targets (n,); classes are jittered to avoid overlap.
+        component: Index of the latent variable.
+        ax: Axes.
     """
     z, y = model.transform(X)[:, component], np.asarray(y)
     ax = given_or_new(ax)
@@ -207,17 +207,17 @@ def plot_summary(model: Any, X: Any, y: Any, *, component: int = 0, ax: Axes | N
 
 
 def plot_output(model: Any, X: Any, y: Any = None, *, resolution: int = 80, ax: Axes | None = None) -> Axes:
-    """The model's output over the plane of its first two latent variables, with the rows and the centres.
+    """The model's output over the plane of its first two latent variables, with data and centres.
 
-    The plane is mapped back to features with all other latent variables at zero. A binary classifier shows the
-    probability of its second class, several classes show the decision, a regression its value.
+    The plane is mapped back to features with all other latent variables at zero. Shown are the probability of the
+    second class (binary), the decision (several classes), or the value (regression).
 
     Args:
-        model: A fitted GRBF estimator of at least two features.
+        model: A fitted GRBF estimator with at least two features.
         X: Rows (n, D), drawn as points.
-        y: Targets, which colour the points.
-        resolution: Grid points of each side.
-        ax: Where to draw.
+        y: Targets, for the colours of the points.
+        resolution: Grid points per side.
+        ax: Axes.
     """
     Z = model.transform(X)
     if Z.shape[1] < 2:
@@ -271,16 +271,16 @@ def _points(ax: Axes, model: Any, z: np.ndarray, y: Any) -> None:
 
 
 def square_of_share(field: np.ndarray, share: float) -> tuple[int, int, int]:
-    """The smallest square around a field's centre of mass that holds a share of it.
+    """The smallest square around a field's centre of mass that contains a given share of it.
 
     Returns:
-        Row and column of the centre, and the side in pixels, odd; the square may reach over the border.
+        Row and column of the centre, and the odd side length in pixels; the square may extend over the border.
     """
     height, width = field.shape
     row = round(float(np.average(np.arange(height), weights=field.sum(1))))
     column = round(float(np.average(np.arange(width), weights=field.sum(0))))
     y, x = np.abs(np.arange(height) - row)[:, None], np.abs(np.arange(width) - column)[None, :]
-    distance = np.maximum(y, x)  # of each pixel: half the side of the square on whose border it lies
+    distance = np.maximum(y, x)  # half the side of the square with each pixel on its border
     held = np.cumsum(np.bincount(distance.ravel(), weights=field.ravel())) / field.sum()
     return row, column, 2 * int(np.searchsorted(held, share - 1e-12)) + 1
 
@@ -288,13 +288,13 @@ def square_of_share(field: np.ndarray, share: float) -> tuple[int, int, int]:
 def plot_receptive_field(
     field: np.ndarray, *, shares: Sequence[float] = (0.5, 0.95), title: str | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Map of an effective receptive field on a logarithmic scale, with the squares that hold some shares of it.
+    """Map of an effective receptive field on a logarithmic scale, with squares that contain given shares of it.
 
     Args:
-        field: Shares (H, W), as from :func:`receptive_field`.
+        field: Field (H, W) that sums to one, as from :func:`receptive_field`.
         shares: Squares to draw; the legend gives their sides in pixels.
-        title: Heading.
-        ax: Where to draw.
+        title: Title.
+        ax: Axes.
     """
     from matplotlib.colors import LogNorm
     from matplotlib.patches import Rectangle
@@ -320,23 +320,23 @@ def plot_receptive_field(
 
 
 def plot_kernels(kernels: np.ndarray, *, count: int = 32, title: str | None = None, ax: Axes | None = None) -> Axes:
-    """Depthwise kernels side by side, each on its own scale: red adds, blue subtracts, white is zero.
+    """Depthwise kernels side by side, each on its own scale: red is positive, blue negative, white zero.
 
     Args:
         kernels: (C, k, k).
-        count: How many to show, spread evenly over the channels.
-        title: Heading.
-        ax: Where to draw.
+        count: Number of kernels, spread evenly over the channels.
+        title: Title.
+        ax: Axes.
     """
     chosen = kernels[np.unique(np.linspace(0, len(kernels) - 1, min(count, len(kernels))).round().astype(int))]
     columns = int(np.ceil(np.sqrt(2 * len(chosen))))
     rows = -(-len(chosen) // columns)
     k_h, k_w = chosen.shape[-2:]
-    mosaic = np.full((rows * (k_h + 1) - 1, columns * (k_w + 1) - 1), np.nan)  # a pixel of nothing in between
+    mosaic = np.full((rows * (k_h + 1) - 1, columns * (k_w + 1) - 1), np.nan)  # separated by an empty pixel
     for i, kernel in enumerate(chosen):
         top, left = i // columns * (k_h + 1), i % columns * (k_w + 1)
         mosaic[top : top + k_h, left : left + k_w] = kernel / (np.abs(kernel).max() or 1.0)
-    ax = given_or_new(ax, (max(0.85 * columns, 4.5), 0.85 * rows + 0.4))  # the heading needs its room
+    ax = given_or_new(ax, (max(0.85 * columns, 4.5), 0.85 * rows + 0.4))  # with room for the title
     ax.set_facecolor("black")
     ax.imshow(mosaic, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     ax.set_xticks([])
@@ -347,15 +347,15 @@ def plot_kernels(kernels: np.ndarray, *, count: int = 32, title: str | None = No
 
 
 def plot_hyper_kernels(kernels: Sequence[np.ndarray], *, count: int = 12, title: str | None = None) -> Axes:
-    """Some kernels of every block, one panel a block, as :func:`plot_kernels` draws them.
+    """Some kernels of every block, one panel per block, drawn as by :func:`plot_kernels`.
 
     Args:
         kernels: (C, h, w) for each block.
-        count: How many of each to show.
-        title: Heading of the figure.
+        count: Number of kernels per block.
+        title: Title of the figure.
 
     Returns:
-        The last panel's axes.
+        Axes of the last panel.
     """
     figure = new_figure((2.6 * len(kernels), 2.9))
     for i, block in enumerate(kernels):
@@ -368,11 +368,11 @@ def plot_hyper_kernels(kernels: Sequence[np.ndarray], *, count: int = 12, title:
 
 
 def plot_curves(curves: dict[str, tuple[Any, Any]], *, ax: Axes | None = None) -> Axes:
-    """Losses over training steps, on a logarithmic scale.
+    """Loss curves on a logarithmic scale.
 
     Args:
         curves: Steps and values by name.
-        ax: Where to draw.
+        ax: Axes.
     """
     ax = given_or_new(ax)
     for i, (name, (steps, values)) in enumerate(curves.items()):
@@ -386,19 +386,19 @@ def plot_curves(curves: dict[str, tuple[Any, Any]], *, ax: Axes | None = None) -
 
 
 def as_array(ax: Axes) -> np.ndarray:
-    """The figure around some axes as bytes (H, W, 3), for a logger."""
+    """The rendered figure of some axes as bytes (H, W, 3), for a logger."""
     canvas: Any = ax.figure.canvas
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def plot_accuracy_matrix(matrix: Any, *, title: str = "", ax: Axes | None = None) -> Axes:
-    """Heat map of a continual learner: the accuracy on each task (columns) after learning each task (rows).
+    """Heat map for a continual learner: accuracy on each task (columns) after learning each task (rows).
 
     Args:
-        matrix: (T, T) in [0, 1]; entries above the diagonal are left out.
-        title: Above the map.
-        ax: Where to draw.
+        matrix: (T, T) in [0, 1]; entries above the diagonal are ignored.
+        title: Title.
+        ax: Axes.
     """
     a = np.asarray(matrix, dtype=float)
     T = len(a)
@@ -420,13 +420,13 @@ def plot_accuracy_matrix(matrix: Any, *, title: str = "", ax: Axes | None = None
 
 
 def plot_image_grid(images: Any, *, columns: int = 10, title: str = "", ax: Axes | None = None) -> Axes:
-    """Images side by side, row by row.
+    """Grid of images, row by row.
 
     Args:
-        images: (N, C, H, W) in [0, 1], grey or of three colours.
-        columns: Images of a row.
-        title: Above the grid.
-        ax: Where to draw.
+        images: (N, C, H, W) in [0, 1], grey or RGB.
+        columns: Images per row.
+        title: Title.
+        ax: Axes.
     """
     a = np.clip(np.asarray(images, dtype=float), 0, 1)
     n, c, h, w = a.shape

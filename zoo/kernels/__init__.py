@@ -1,4 +1,4 @@
-"""Kernel functions k(x, z) and what they are made of: one small file per kind."""
+"""Kernel functions k(x, z) and their building blocks: one small file per kind."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A kernel of some of the columns."""
+"""A kernel on a subset of the columns."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["ActiveDims"]
 
 
 class ActiveDims(Kernel):
-    """k(x, z) = k_1(x[dims], z[dims]): another kernel that sees only some columns of the points.
+    """k(x, z) = k_1(x[dims], z[dims]): a kernel applied to some columns of the points.
 
     >>> ActiveDims(Periodic(), [0]) * ActiveDims(Gaussian([1.0, 2.0]), [1, 2])
 
     Args:
-        kernel: The kernel.
-        dims: Its columns, whole numbers of at least 0, none twice.
+        kernel: The kernel k_1.
+        dims: Its columns, distinct integers of at least 0.
 
     Raises:
-        ValueError: There are no columns, or they are not as said.
+        ValueError: `dims` is empty or invalid.
     """
 
     dims: Tensor
@@ -38,7 +38,7 @@ class ActiveDims(Kernel):
 
     @property
     def has_features(self) -> bool:  # type: ignore[override]
-        """Whether the kernel has."""
+        """Whether k_1 has features."""
         return self.kernel.has_features
 
     def _of(self, X: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-r"""How well a kernel fits a target, without a learner.
+r"""Kernel-target alignment: how well a kernel fits a target, without training a learner.
 
     A(K, Y) = <H K H, H Y H> / (|H K H| |H Y H|),     H = I - 1 1^T / n
 
@@ -21,8 +21,8 @@ def label_kernel(y: Tensor) -> Tensor:
     """The kernel of a target (n, n) in float64.
 
     Args:
-        y: Numbers (n,), such as labels of +1 and -1, whose products y y^T it is; or classes (n,) of an integer type,
-            for which it is 1 where two rows have the same, else 0.
+        y: Numbers (n,), such as labels of +1 and -1, for the kernel y y^T; or classes (n,) of an integer type, for the
+            kernel that is 1 where two rows have the same class, else 0.
     """
     if y.ndim != 1:
         raise ValueError(f"a target is (n,), got {tuple(y.shape)}")
@@ -33,14 +33,14 @@ def label_kernel(y: Tensor) -> Tensor:
 
 
 def alignment(K: Tensor, target: Tensor, *, centred: bool = True) -> Tensor:
-    """Alignment of a kernel matrix with a target: between -1 and 1, 1 where they are proportional.
+    """Alignment of a kernel matrix with a target: between -1 and 1; 1 if they are proportional.
 
     Args:
         K: Kernel matrix (..., n, n).
         target: The target's kernel (..., n, n), see :func:`label_kernel`, or the target itself (n,).
-        centred: Subtract the means of the features first, which makes it blind to a constant.
+        centred: Centre the features first, which makes the alignment invariant to a constant.
 
-    Returns:
+    (...), in float64; differentiable. NaN if one of the matrices is constant.
         (...), in float64; differentiable. Not a number where one of the matrices is constant.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Sums, products and multiples of kernels, which are kernels again."""
+"""Sums, products and multiples of kernels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Product", "Scaled", "Sum"]
 
 
 class _Composite(Kernel):
-    """A kernel made of others."""
+    """A kernel composed of others."""
 
     def __init__(self, *kernels: Kernel) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class _Composite(Kernel):
 
 
 class Sum(_Composite):
-    """k(x, z) = k_1(x, z) + k_2(x, z) + ...; features are laid side by side."""
+    """k(x, z) = k_1(x, z) + k_2(x, z) + ...; features are concatenated."""
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
         return _fold(torch.add, [k(X, Z) for k in self.parts])
@@ -67,8 +67,8 @@ class Scaled(Kernel):
         kernel: The kernel to scale.
         scale: Initial positive factor; one number, or (...) for a batch of matrices.
         learnable: Train the factor.
-        device: Where it lives.
-        dtype: Its type; torch's default if None.
+        device: Device of the parameters.
+        dtype: Its dtype; torch's default if None.
     """
 
     scale = PositiveParameter("exp", floor=0.0)
@@ -103,7 +103,5 @@ def _fold(combine: Callable[[Tensor, Tensor], Tensor], terms: list[Tensor]) -> T
 
 
 def outer_columns(a: Tensor, b: Tensor) -> Tensor:
-    """All products of a column of one with a column of the other: (..., n, A), (..., n, B) -> (..., n, A
-    B).
-    """
+    """All products of a column of each: (..., n, A), (..., n, B) -> (..., n, A B)."""
     return (a.unsqueeze(-1) * b.unsqueeze(-2)).flatten(-2)

@@ -11,13 +11,13 @@ __all__ = ["Constant"]
 
 
 class Constant(Kernel):
-    """k(x, z) = variance: a random function that is one random number.
+    """k(x, z) = variance: the covariance of a random constant function.
 
     Args:
         variance: Positive; one number, or (...) for a batch.
         learnable: Train it.
-        device: Where it lives.
-        dtype: Its type; torch's default if None.
+        device: Device of the parameters.
+        dtype: Its dtype; torch's default if None.
     """
 
     variance = PositiveParameter("exp", floor=0.0)

@@ -18,15 +18,14 @@ __all__ = ["Cosine"]
 class Cosine(Kernel):
     """k(x, z) = cos(2 pi |x - z| / period).
 
-    Positive semidefinite for points of one dimension; for more, let it see one of them
-    (`zoo.kernels.active_dims.ActiveDims`), since its matrices are in general indefinite there. gpytorch's
-    `period_length` is half of this period.
+    Positive semidefinite for one-dimensional points; for more dimensions, where it is in general indefinite, select one
+    of them with `zoo.kernels.active_dims.ActiveDims`. gpytorch's `period_length` is half of this period.
 
     Args:
         period: Positive; one number, or (...) for a batch.
         learnable: Train it.
-        device: Where it lives.
-        dtype: Its type; torch's default if None.
+        device: Device of the parameters.
+        dtype: Its dtype; torch's default if None.
     """
 
     period = PositiveParameter()
@@ -36,11 +35,11 @@ class Cosine(Kernel):
         PositiveParameter.register(self, "period", period, learnable=learnable, device=device, dtype=dtype)
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
-        origin = inner_point(double(X if Z is None else Z))  # turns are small differences of large numbers
+        origin = inner_point(double(X if Z is None else Z))  # phases are small differences of large numbers
         q = squared_distances(double(X) - origin, None if Z is None else double(Z) - origin)
         frequency = 2 * math.pi / type(self).period.of(self, q.dtype)[..., None, None]
         apart = q > 0
-        turns = frequency * torch.where(apart, q, 1.0).sqrt()  # the root has no derivative at 0, the cosine has
+        turns = frequency * torch.where(apart, q, 1.0).sqrt()  # the root is not differentiable at 0, the cosine is
         return torch.where(apart, turns.cos(), 1 - frequency.square() * q / 2).to(X.dtype)
 
     def _diag(self, X: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Distances between two sets of points, right for data far from zero, tight clusters, and derivatives of any order."""
+"""Distances between two sets of points, accurate far from zero and in tight clusters, with all derivatives."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ __all__ = [
 
 Method = Literal["auto", "expand", "direct"]
 
-#: Below this many differences the direct formula is as fast as the expansion, and exact.
+#: Up to this many differences the direct formula is as fast as the expansion, and exact.
 _DIRECT = 2**16
 
 
 def squared_distances(X: Tensor, Z: Tensor | None = None, *, method: Method = "auto") -> Tensor:
     """Squared Euclidean distances |x_i - z_j|^2 between two sets of points.
 
-    `"expand"` uses |x|^2 + |z|^2 - 2 x.z after moving the origin into the data, so that data far from zero
-    lose no digits; small negative results of rounding become zero, yet keep the derivative of the formula, so
-    that first and second derivatives at coinciding points are right. No square root is taken. Its absolute
-    error is about eps * (largest |x - mean|)^2, so it is evaluated in float64 where that square is above 64, and in
-    float64 pairs near each other are summed directly where the error would show: tight clusters may lie far from each
-    other. `"direct"` sums the squares of the differences and needs memory for
-    n * m * D numbers. A compiled or exported graph decides nothing by the data and stays in the type of the points.
+    `"expand"` uses |x|^2 + |z|^2 - 2 x.z after centring the data, so that data far from zero lose no digits; small
+    negative results of rounding become zero but keep the derivative of the formula, so that first and second
+    derivatives at coinciding points are correct. No square root is taken. Its absolute error is about
+    eps * (largest |x - mean|)^2, so it is evaluated in float64 where that square is above 64, and in float64 close
+    pairs are summed directly where the error would matter: tight clusters may be far apart. `"direct"` sums squared
+    differences and needs memory for n * m * D numbers. Compiled and exported graphs never depend on the data and keep
+    the dtype of the points.
 
     Args:
         X: Points (..., n, D).
@@ -50,7 +50,7 @@ def squared_distances(X: Tensor, Z: Tensor | None = None, *, method: Method = "a
         X = X.to(dtype)
         Y = X if Z is None else Z.to(dtype)
         if method == "auto":
-            # sizes that a graph leaves open decide nothing
+            # no decisions on the dynamic sizes of a graph
             few = not torch.compiler.is_compiling() and X.shape[-2] * Y.shape[-2] * X.shape[-1] <= _DIRECT
             method = "direct" if few else "expand"
         if method == "direct":
@@ -65,37 +65,37 @@ def squared_distances(X: Tensor, Z: Tensor | None = None, *, method: Method = "a
         X, Y = X - origin, Y - origin
         squares = X.square().sum(-1, keepdim=True) + Y.square().sum(-1).unsqueeze(-2)
         q = squares - 2 * exact_product(X, Y.mT)
-        q = torch.where(q < 0, q - q.detach(), q)  # zero, with the derivative of q
+        q = torch.where(q < 0, q - q.detach(), q)  # zero, but with the derivative of q
         if Z is None:
             eye = torch.eye(q.shape[-1], dtype=torch.bool, device=q.device)
             q = torch.where(eye, q - q.detach(), q)
-        return _sharpened(q, float(squares.detach().max()), *given) if _may_look(q) else q
+        return _refine_close_pairs(q, float(squares.detach().max()), *given) if _values_accessible(q) else q
 
 
-#: Errors of squared distances in units of a lengthscale that no kernel shows.
+#: Errors of squared distances, in units of a lengthscale, that do not affect any kernel.
 _VISIBLE = 1e-9
 
 
-def _may_look(q: Tensor) -> bool:
-    """Whether decisions may be taken by the values of squared distances, and there are any to take."""
+def _values_accessible(q: Tensor) -> bool:
+    """Whether control flow may depend on the values of squared distances, and there are any."""
     return q.dtype == torch.float64 and q.numel() > 0 and not q.is_meta and not is_tracing(q)
 
 
-def _sharpened(q: Tensor, largest: float, X: Tensor, Y: Tensor) -> Tensor:
-    """Squared distances whose near pairs are summed from their differences, where the error of the expansion shows.
+def _refine_close_pairs(q: Tensor, largest: float, X: Tensor, Y: Tensor) -> Tensor:
+    """Recompute close pairs from their differences where the error of the expansion matters.
 
     That is so where points spread over more than about a thousand lengthscales.
 
     Args:
-        q: What the expansion gave, (..., n, m).
-        largest: The largest sum of two squared norms that it began with.
+        q: Squared distances from the expansion, (..., n, m).
+        largest: The largest sum of two squared norms in it.
         X: Points (..., n, D).
         Y: Points (..., m, D).
     """
     error = 16 * torch.finfo(q.dtype).eps * largest
     if error <= _VISIBLE:
         return q
-    near = ~(q.detach() > 1500 + 1e6 * error)  # beyond, a Gaussian is zero, and others have six digits
+    near = ~(q.detach() > 1500 + 1e6 * error)  # beyond, a Gaussian is zero, and other kernels have six digits
     if 8 * int(near.sum()) > near.numel():
         step = max(1, _DIRECT // max(1, Y.shape[-2] * Y.shape[-1]))
         parts = [(x.unsqueeze(-2) - Y.unsqueeze(-3)).square().sum(-1) for x in X.split(step, dim=-2)]
@@ -107,7 +107,7 @@ def _sharpened(q: Tensor, largest: float, X: Tensor, Y: Tensor) -> Tensor:
 
 
 def distances(X: Tensor, Z: Tensor | None = None, *, method: Method = "auto") -> Tensor:
-    """Euclidean distances (..., n, m); the derivative at coinciding points is zero instead of infinite.
+    """Euclidean distances (..., n, m); the derivative at coinciding points is defined as zero.
 
     Args:
         X: Points (..., n, D).
@@ -120,18 +120,18 @@ def distances(X: Tensor, Z: Tensor | None = None, *, method: Method = "auto") ->
 
 
 def inner_point(Y: Tensor) -> Tensor:
-    """A point inside the data. Distances do not depend on it, so neither do derivatives."""
+    """A point inside the data, to be used as origin; constant for derivatives."""
     return Y.detach().mean(-2, keepdim=True) if Y.shape[-2] else Y.detach().sum(-2, keepdim=True)
 
 
-#: Squared norms above which the expansion in float32 has errors that a kernel shows.
+#: Squared norms above which the expansion in float32 has errors that affect a kernel.
 _SPREAD = 64.0
 
 
 def spreads(*points: Tensor | None) -> bool:
-    """Whether centred points (..., n, D) lie so far out that differences between them lose digits in float32.
+    """Whether centred points (..., n, D) spread so far that differences between them lose digits in float32.
 
-    Where the data cannot be asked, the answer is yes under transforms, which are rare, and no in compiled graphs.
+    Where the values are not accessible: True under transforms, which are rare, and False in compiled graphs.
     """
     first = points[0]
     assert first is not None
@@ -146,7 +146,7 @@ def spreads(*points: Tensor | None) -> bool:
 
 
 class _CityBlock(torch.autograd.Function):
-    """The library's city-block distances, with second derivatives, which it lacks."""
+    """Torch's city-block distances, with the second derivatives that it lacks."""
 
     @staticmethod
     def forward(ctx: Any, X: Tensor, Y: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ def _direct_city_block(X: Tensor, Y: Tensor) -> Tensor:
 
 
 def city_block_distances(X: Tensor, Z: Tensor | None = None) -> Tensor:
-    """Sums of absolute differences (..., n, m) of points (..., n, D) and (..., m, D), X itself if None."""
+    """City-block distances (..., n, m) of points (..., n, D) and (..., m, D), X itself if None."""
     Y = X if Z is None else Z
     if is_transformed(X, Y):
         return _direct_city_block(X, Y)
@@ -178,10 +178,10 @@ def city_block_distances(X: Tensor, Z: Tensor | None = None) -> Tensor:
 
 
 def exact_product(A: Tensor, B: Tensor) -> Tensor:
-    """A matrix product that is about to be subtracted from numbers of its own size.
+    """A matrix product whose result will be subtracted from numbers of similar size.
 
-    Where the process allows TF32 or bfloat16 inside float32 products, three digits would remain: such
-    products are computed in float64.
+    Where TF32 or bfloat16 is allowed inside float32 products, only three digits would remain: such products are
+    computed in float64.
     """
     if A.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
         return (A.double() @ B.double()).float()
@@ -189,7 +189,7 @@ def exact_product(A: Tensor, B: Tensor) -> Tensor:
 
 
 def common_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """The type that holds all of these, at least float32."""
+    """Promoted dtype of all tensors, at least float32."""
     dtype = torch.float32
     for t in tensors:
         if t is not None:

@@ -29,12 +29,12 @@ class Polynomial(Kernel):
     """k(x, z) = (gamma x . z + offset)^degree.
 
     Args:
-        degree: Whole number of at least 1.
+        degree: Integer of at least 1.
         gamma: Positive factor of the product.
-        offset: Positive constant, or 0 for the homogeneous kernel, which has no offset to learn.
+        offset: Positive constant, or 0 for the homogeneous kernel, whose offset is not learned.
         learnable: Train gamma and offset.
-        device: Where the hyper-parameters live.
-        dtype: Their type; torch's default if None.
+        device: Device of the hyper-parameters.
+        dtype: Their dtype; torch's default if None.
     """
 
     gamma = PositiveParameter()
@@ -61,7 +61,7 @@ class Polynomial(Kernel):
 
     @classmethod
     def by_width(cls, width: float | None = None, **options: Any) -> Polynomial:
-        """(x . z + 1)^3, which has no width."""
+        """(x . z + 1)^3; `width` is ignored."""
         return cls(3, learnable=False, **options)
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
@@ -72,9 +72,7 @@ class Polynomial(Kernel):
         return (self.gamma.to(X.dtype) * X.square().sum(-1) + self.offset.to(X.dtype)) ** self.degree
 
     def _features(self, X: Tensor) -> Tensor:
-        """Tensor power of (sqrt(gamma) x, sqrt(offset)): (D + 1)^degree columns, or D^degree without
-        offset.
-        """
+        """Tensor power of (sqrt(gamma) x, sqrt(offset)): (D + 1)^degree columns, or D^degree without offset."""
         base = self.gamma.to(X.dtype).sqrt() * X
         if self.raw_offset is not None:
             constant = self.offset.to(X.dtype).sqrt().expand(*X.shape[:-1], 1)
@@ -103,4 +101,4 @@ class FeatureKernel(Kernel):
 
     def _features(self, X: Tensor) -> Tensor:
         own = next((p.dtype for p in self.feature_map.parameters() if p.is_floating_point()), X.dtype)
-        return self.feature_map(X.to(own)).to(X.dtype)  # a half-precision network computes as it is
+        return self.feature_map(X.to(own)).to(X.dtype)  # a half-precision network runs in its own precision

@@ -1,6 +1,6 @@
-"""The neural tangent kernel of a network as it is: products of its gradients, for any module.
+"""The empirical neural tangent kernel (NTK) of any module: inner products of its gradients.
 
-    Theta(x, z)_cd = sum_p df_c(x)/dp df_d(z)/dp        over all trained numbers p
+        Theta(x, z)_cd = sum_p df_c(x)/dp df_d(z)/dp        over all trained parameters p
 
 >>> K = empirical_ntk(model, X)                                           # (n, n): mean over outputs of Theta_cc
 >>> T = empirical_ntk(model, X, Z, outputs="full")                        # (n, m, C, C)
@@ -8,10 +8,10 @@
 >>> y = ntk_vector_product(model, X, V)                                   # Theta V without Theta
 >>> kernel = EmpiricalNTK(model)                                          # a Kernel, for ridge, SVM, GP ...
 
-The module is evaluated in eval mode with its buffers as they are, and gets its mode back. Gradients of a block of rows
-are kept, those of the other points computed block by block, so that memory stays below a bound. Source: Jacot,
-Gabriel and Hongler (NeurIPS 2018); Novak, Sohl-Dickstein and Schoenholz, "Fast finite width neural tangent kernel"
-(ICML 2022) for what such products cost.
+The module is evaluated in eval mode with its current buffers, and its mode is restored. Gradients of a block of rows
+are kept and those of the other points computed block by block, so that memory is bounded. Sources: Jacot, Gabriel and
+Hongler (NeurIPS 2018); Novak, Sohl-Dickstein and Schoenholz, "Fast finite width neural tangent kernel" (ICML 2022) for
+the cost of such products.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ Outputs = Literal["trace", "full"]
 Group = Callable[[str], str | None]
 Weights = dict[str, Tensor]
 
-#: Bytes for gradients, unless said otherwise.
+#: Default memory for gradients, bytes.
 MEMORY = 2**30
 
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Every submodule in eval mode, and back in its own afterwards."""
+    """Put every submodule in eval mode, and restore its own mode afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -52,12 +52,12 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class _Network:
-    """A module as a function of those of its parameters that count.
+    """A module as a function of its selected parameters.
 
     Args:
         model: Inputs (n, ...) to outputs (n, ...).
-        group: Names a parameter's group, None: it does not count.
-        select: Takes the outputs from what the module returns.
+        group: From a parameter's name to its group; None excludes it.
+        select: Takes the outputs from the module's return value.
     """
 
     def __init__(self, model: nn.Module, group: Group, select: Callable[[Any], Tensor] | None) -> None:
@@ -66,8 +66,8 @@ class _Network:
         self.groups = {name: label for name, _ in named if (label := group(name)) is not None}
         self.weights: Weights = {name: p.detach() for name, p in named if name in self.groups}
         if not self.weights:
-            raise ValueError("no parameter counts: the model has none that requires a gradient, or `group` names none")
-        # `detach` also where a parameter does not count: nothing is recorded for it
+            raise ValueError("no parameters are selected: none requires a gradient, or `group` excludes all")
+        # detached, excluded parameters record no graph
         others = itertools.chain(model.named_parameters(), model.named_buffers())
         self.others = {name: t.detach() for name, t in others if name not in self.weights}
 
@@ -81,7 +81,7 @@ class _Network:
         return y.flatten(1) if y.ndim > 1 else y[:, None]
 
     def jacobian(self, x: Tensor) -> Weights:
-        """Gradients of every output of every sample, (n, C, ...) by name; one output after the other."""
+        """Gradients of every output of every sample, (n, C, ...) by name, one output at a time."""
 
         def alone(weights: Weights, one: Tensor) -> Tensor:
             return self(weights, one[None])[0]
@@ -102,21 +102,21 @@ def empirical_ntk(
     select: Callable[[Any], Tensor] | None = None,
     memory: int = MEMORY,
 ) -> Tensor:
-    """The NTK of a network with its present weights.
+    """The NTK of a network at its current weights.
 
     Args:
-        model: Inputs (n, ...) to outputs (n, C); parameters that require no gradient do not count.
-        X: Inputs (n, ...), of the model's type and on its device.
+        model: Inputs (n, ...) to outputs (n, C); frozen parameters are excluded.
+        X: Inputs (n, ...), of the model's dtype and on its device.
         Z: Inputs (m, ...); X itself if None.
-        outputs: `"full"`: every pair of outputs; `"trace"`: the mean over the outputs of their own kernels.
-        select: Takes the outputs (n, ...) from what the module returns, where that is not a tensor of them.
-        memory: Bytes that gradients may take.
+        outputs: `"full"`: every pair of outputs; `"trace"`: the mean of Theta_cc over the outputs c.
+        select: Takes the outputs (n, ...) from the module's return value, if that is not the tensor itself.
+        memory: Bytes for gradients.
 
     Returns:
-        (n, m), or (n, m, C, C), summed in float64, in the type of the parameters.
+        (n, m), or (n, m, C, C), accumulated in float64, in the dtype of the parameters.
 
     Raises:
-        ValueError: No parameter counts, the outputs are no tensor, or the memory is too small for two samples.
+        ValueError: There are no parameters, the outputs are not a tensor, or the memory is too small for two samples.
     """
     return empirical_ntk_by(model, X, Z, group=lambda _: "", outputs=outputs, select=select, memory=memory)[""]
 
@@ -131,22 +131,22 @@ def empirical_ntk_by(
     select: Callable[[Any], Tensor] | None = None,
     memory: int = MEMORY,
 ) -> dict[str, Tensor]:
-    """The NTK in parts that add up: by layer, by role, or of some parameters only.
+    """The NTK as a sum of parts: by layer, by role, or of some parameters only.
 
     Args:
         model: As in :func:`empirical_ntk`.
         X: Inputs (n, ...).
         Z: Inputs (m, ...); X itself if None.
-        group: From a parameter's name to its part's; None leaves it out.
+        group: From a parameter's name to its part's; None excludes it.
         outputs: As in :func:`empirical_ntk`.
-        select: As there.
-        memory: As there.
+        select: As in :func:`empirical_ntk`.
+        memory: As in :func:`empirical_ntk`.
 
     Returns:
         A matrix for each part, in order of first appearance.
 
     Raises:
-        ValueError: As there.
+        ValueError: As for :func:`empirical_ntk`.
     """
     if outputs not in get_args(Outputs):
         raise ValueError(f"outputs={outputs!r} is not one of 'trace', 'full'")
@@ -164,12 +164,12 @@ def empirical_ntk_by(
         for i in range(0, n, held):
             left = network.jacobian(X[i : i + held])
             if Z is None:
-                _put(found, network.groups, left, left, i, i)
+                _accumulate(found, network.groups, left, left, i, i)
             for j in range(i + held if Z is None else 0, m, passed):
                 right = network.jacobian((X if Z is None else Z)[j : j + passed])
-                _put(found, network.groups, left, right, i, j)
+                _accumulate(found, network.groups, left, right, i, j)
                 if Z is None:
-                    _put(found, network.groups, right, left, j, i)
+                    _accumulate(found, network.groups, right, left, j, i)
                 del right
             del left
     dtype = torch.promote_types(next(iter(network.weights.values())).dtype, torch.float32)
@@ -177,8 +177,8 @@ def empirical_ntk_by(
 
 
 def _blocks(network: _Network, C: int, memory: int, n: int, m: int) -> tuple[int, int]:
-    """Samples whose gradients are held, and those computed at a time beside them: half as many at most."""
-    each = 2 * C * sum(w.numel() * w.element_size() for w in network.weights.values())  # and once more while in work
+    """Number of samples whose gradients are kept, and of those computed at a time beside them, at most half as many."""
+    each = 2 * C * sum(w.numel() * w.element_size() for w in network.weights.values())  # twice while computed
     possible = memory // each
     if possible < 2:
         raise ValueError(
@@ -189,10 +189,10 @@ def _blocks(network: _Network, C: int, memory: int, n: int, m: int) -> tuple[int
     return held, min(m, possible - held)
 
 
-def _put(
+def _accumulate(
     found: dict[str, Tensor], groups: dict[str, str], left: Weights, right: Weights, row: int, column: int
 ) -> None:
-    """Products of gradients, added to their place in every part."""
+    """Add products of gradients to a tile of every part."""
     for name, label in groups.items():
         a, b = (t[name].reshape(*t[name].shape[:2], -1) for t in (left, right))  # (rows, C, numbers)
         dtype = torch.promote_types(a.dtype, torch.float32)
@@ -213,15 +213,15 @@ def ntk_vector_product(
     select: Callable[[Any], Tensor] | None = None,
     batch_size: int = 256,
 ) -> Tensor:
-    """Theta(X, Z) V, one backward pass over Z and one forward-mode pass over X: no gradient of a sample is kept.
+    """Theta(X, Z) V, by a backward pass over Z and a forward-mode pass over X; no per-sample gradients are stored.
 
     Args:
         model: As in :func:`empirical_ntk`.
         X: Inputs (n, ...).
-        V: (m, C): a number for each output of each sample of Z.
+        V: (m, C): one value for each output of each sample of Z.
         Z: Inputs (m, ...); X itself if None.
         select: As in :func:`empirical_ntk`.
-        batch_size: Samples in a pass.
+        batch_size: Samples per pass.
 
     Returns:
         (n, C): sum over samples j and outputs d of Theta(x_i, z_j)_cd V_jd.
@@ -246,13 +246,13 @@ def ntk_vector_product(
 
 
 class EmpiricalNTK(Kernel):
-    """The NTK of a network with its present weights as a kernel, the mean over outputs; points are flattened inputs.
+    """The NTK of a network at its current weights as a kernel, the mean over outputs; points are flattened inputs.
 
     Args:
         model: Inputs (n, *shape) to outputs (n, C).
-        shape: Of one input; None: vectors.
+        shape: Shape of one input; None for vectors.
         select: As in :func:`empirical_ntk`.
-        memory: Bytes that gradients may take.
+        memory: Bytes for gradients.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-r"""The exponential-power kernel under a metric, k(x, z) = exp(-(|x - z|_M / L)^q), and its predictor's gradients.
+r"""The exponential power kernel under a metric, k(x, z) = exp(-(|x - z|_M / L)^q), and gradients of its predictors.
 
-q = 2 is Gaussian, q = 1 Laplacian; a metric M that is learned from gradients makes it a recursive feature machine
+q = 2 is Gaussian, q = 1 Laplacian; learning the metric M from gradients gives a recursive feature machine
 (Radhakrishnan et al., arXiv 2212.13881).
 
 >>> kernel = ExponentialPower(lengthscale=2.0, exponent=1.0, metric=torch.tensor([1.0, 0.1, 0.0]))
@@ -22,13 +22,13 @@ from zoo.ops.numerics import autocast_disabled
 
 __all__ = ["ExponentialPower"]
 
-_OWN = 1e-10  # distances below this are those of a point to itself, where the kernel has no gradient
-_BLOCK = 2**24  # numbers of one block of differences
+_ZERO = 1e-10  # smaller distances count as zero, where the kernel has no gradient
+_BLOCK = 2**24  # elements of one block of differences
 
 
 @register_kernel("exponential_power")
 class ExponentialPower(Kernel):
-    r"""k(x, z) = exp(-(d(x, z) / L)^q), d the p-norm of M^(1/2) (x - z).
+    r"""k(x, z) = exp(-(d(x, z) / L)^q), where d is the p-norm of M^(1/2) (x - z).
 
     Positive definite for 0 < q <= 2 with p = 2, and for 0 < q <= p <= 2 in general.
 
@@ -38,11 +38,11 @@ class ExponentialPower(Kernel):
         metric: M: None for the identity, (D,) its diagonal, or (D, D), symmetric and positive semidefinite.
         norm: p, in (0, 2]; with q = p the kernel is a product over features (for a diagonal metric).
         learnable: Whether L is a parameter.
-        device: Where L lives.
-        dtype: Its type.
+        device: Device of L.
+        dtype: Its dtype.
 
     Raises:
-        ValueError: A value is out of range, or the metric is no vector or square matrix.
+        ValueError: A value is out of range, or the metric is neither a vector nor a square matrix.
     """
 
     lengthscale = PositiveParameter()
@@ -74,7 +74,7 @@ class ExponentialPower(Kernel):
 
     @classmethod
     def by_width(cls, width: float | None = None, **options: Any) -> ExponentialPower:
-        """exp(-width |x - z|), of width 1 if None."""
+        """exp(-width |x - z|); default width 1."""
         return cls(1 / (width or 1.0), **options)
 
     def set_metric(self, metric: Tensor | None) -> None:
@@ -84,7 +84,7 @@ class ExponentialPower(Kernel):
             metric: None, (D,) or (D, D).
 
         Raises:
-            ValueError: It is of another shape, not finite, or a diagonal has negative entries.
+            ValueError: It has another shape, is not finite, or has negative diagonal entries.
         """
         if metric is None:
             self.metric = self.root = None
@@ -101,7 +101,7 @@ class ExponentialPower(Kernel):
         values, vectors = torch.linalg.eigh(metric)
         self.metric, self.root = metric, (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
 
-    def _rooted(self, X: Tensor) -> Tensor:
+    def _transform(self, X: Tensor) -> Tensor:
         """M^(1/2) x, (..., n, D)."""
         if self.root is None:
             return X
@@ -110,14 +110,14 @@ class ExponentialPower(Kernel):
 
     def distances(self, X: Tensor, Z: Tensor | None = None) -> Tensor:
         """d(x_i, z_j), (..., n, m); exactly zero on the diagonal where Z is None."""
-        U = self._rooted(X)
-        V = None if Z is None else self._rooted(Z)
+        U = self._transform(X)
+        V = None if Z is None else self._transform(Z)
         if self.norm == 2:
             return distances(U, V)
         return torch.cdist(U, U if V is None else V, p=self.norm)
 
     def of_distances(self, d: Tensor) -> Tensor:
-        """The kernel's values at distances."""
+        """Kernel values for given distances."""
         return torch.exp(-((d / self.lengthscale.to(d)) ** self.exponent))
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
@@ -129,16 +129,16 @@ class ExponentialPower(Kernel):
     # ---- gradients of a predictor ---------------------------------------------------------------------------
 
     def slopes(self, d: Tensor, K: Tensor) -> Tensor:
-        """-k'(d) d^(1 - p) / p at distances, zero at a point itself: the weights of :meth:`gradients`."""
+        """-k'(d) d^(1 - p) / p, zero at distance 0: the weights of :meth:`gradients`."""
         q, p, L = self.exponent, self.norm, self.lengthscale.to(d)
-        own = d < _OWN
+        own = d < _ZERO
         return torch.where(own, 0.0, q / L**q * torch.where(own, 1.0, d) ** (q - p) * K)
 
     @torch.no_grad()
     def gradients(self, X: Tensor, coefficients: Tensor, at: Tensor | None = None) -> Tensor:
-        """Gradients of f(x) = sum_j A_j k(x, x_j) by the formula.
+        """Gradients of f(x) = sum_j A_j k(x, x_j), in closed form.
 
-        A point's own term is left out: at distance zero the kernel has a kink for q <= 1.
+        The term of a point itself is omitted: at distance zero the kernel has a kink for q <= 1.
 
         Args:
             X: Centres (n, D).
@@ -152,10 +152,10 @@ class ExponentialPower(Kernel):
         return self.gradients_of(d, self.of_distances(d), X, coefficients, at)
 
     def gradients_of(self, d: Tensor, K: Tensor, X: Tensor, coefficients: Tensor, at: Tensor | None = None) -> Tensor:
-        """:meth:`gradients` where distances (m, n) and the matrix (m, n) are there already."""
+        """:meth:`gradients` for known distances (m, n) and kernel matrix (m, n)."""
         W = -self.slopes(d, K)
-        U, A = self._rooted(X), coefficients
-        V = U if at is None else self._rooted(at)
+        U, A = self._transform(X), coefficients
+        V = U if at is None else self._transform(at)
         if self.norm == 2:
             C = A.shape[1]
             weighted = W @ torch.cat([A, (A[:, :, None] * U[:, None]).flatten(1)], 1)
@@ -166,7 +166,7 @@ class ExponentialPower(Kernel):
             step = max(1, _BLOCK // max(1, U.numel()))
             for i in range(0, len(V), step):
                 u = V[i : i + step, None] - U
-                u = torch.where(u == 0, 0.0, u.sign() * u.abs() ** (self.norm - 1))  # a kink has no slope
+                u = torch.where(u == 0, 0.0, u.sign() * u.abs() ** (self.norm - 1))  # no slope at the kink
                 inner[:, i : i + step] = torch.einsum("mn,nc,mnd->cmd", W[i : i + step], A, u)
         root = self.root
         if root is None:
@@ -183,13 +183,13 @@ class ExponentialPower(Kernel):
         diagonal: bool = False,
         centred: bool = False,
     ) -> Tensor:
-        """Sum over points and outputs of the outer products of gradients; divided by their number, the AGOP.
+        """Sum over points and outputs of the outer products of gradients; the AGOP is this divided by their number.
 
         Args:
             X: Centres (n, D).
             coefficients: A (n, C).
-            at: Points (m, D) at which gradients are taken; the centres if None.
-            diagonal: Only the diagonal.
+            at: Points (m, D) of the gradients; the centres if None.
+            diagonal: Compute the diagonal only.
             centred: Subtract the mean gradient over points and outputs first.
 
         Returns:

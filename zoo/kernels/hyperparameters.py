@@ -1,4 +1,4 @@
-"""The numbers that a kernel, or a learner around it, is tuned by: as they are read, not as they are stored."""
+"""Hyper-parameters of a kernel, or of a learner with a kernel, as values instead of raw parameters."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["Hyperparameter", "hyperparameters"]
 
 
 class Hyperparameter(NamedTuple):
-    """One of a module's hyper-parameters.
+    """A hyper-parameter of a module.
 
     Attributes:
         module: Its owner.
-        name: Its name there.
-        raw: The tensor behind it; itself where it may be any number.
+        name: Attribute name in the owner.
+        raw: The raw tensor; the value itself if it is unconstrained.
     """
 
     module: nn.Module
@@ -26,21 +26,21 @@ class Hyperparameter(NamedTuple):
     raw: Tensor
 
     def positive(self) -> PositiveParameter | None:
-        """How it is stored, where it must be positive."""
+        """Its positivity constraint, or None."""
         found = getattr(type(self.module), self.name, None)
         return found if isinstance(found, PositiveParameter) else None
 
     @property
     def value(self) -> Tensor:
-        """As it is read; differentiable."""
+        """The value; differentiable."""
         return getattr(self.module, self.name)
 
     @torch.no_grad()
     def set(self, value: Tensor | float) -> None:
-        """Give it another value.
+        """Assign a new value.
 
         Raises:
-            ValueError: The value is out of range, or of a shape that does not fit.
+            ValueError: The value is out of range or of the wrong shape.
         """
         if self.positive() is not None:
             setattr(self.module, self.name, value)
@@ -52,7 +52,7 @@ class Hyperparameter(NamedTuple):
 
 
 def hyperparameters(module: nn.Module) -> dict[str, Hyperparameter]:
-    """Hyper-parameters that can be learned, by path: `kernels.0.lengthscale`, in the order of `parameters()`."""
+    """Trainable hyper-parameters by path, such as `kernels.0.lengthscale`, in the order of `parameters()`."""
     found = {}
     for path, raw in module.named_parameters():
         owner, _, leaf = path.rpartition(".")

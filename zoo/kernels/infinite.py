@@ -1,4 +1,4 @@
-r"""Kernels of infinitely wide networks: the covariance of a random network (NNGP) and its neural tangent kernel (NTK).
+r"""Kernels of infinitely wide networks: covariance of a random network (NNGP) and neural tangent kernel (NTK).
 
 A network is a list of layers; every linear layer computes sqrt(gain / fan_in) W x + bias b with W, b ~ N(0, 1):
 
@@ -8,7 +8,7 @@ A network is a list of layers; every linear layer computes sqrt(gain / fan_in) W
 >>> kernel = InfiniteNetwork(conv, kind="nngp", shape=(3, 32, 32))                # points are flattened images
 >>> InfiniteNetwork(read_layers(nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 1))))
 
-With the covariance S and the NTK T of what enters (S = x.x'/d, T = 0 at the start):
+With the covariance S and the NTK T of a layer's input (initially S = x.x'/d, T = 0):
 
     linear        S' = gain S + bias^2,      T' = S' + gain T
     activation f  S' = E[f(u) f(v)],         T' = T E[f'(u) f'(v)],      (u, v) ~ N(0, [[S_xx, S], [S, S_x'x']])
@@ -19,7 +19,7 @@ Gaussian processes" (ICLR 2018); Arora et al., "On exact computation with an inf
 for convolutions; Cagnetta, Favero and Wyart, "What can be learnt with wide convolutional neural networks?" (ICML 2023)
 for :class:`Hierarchical`. The conventions are those of neural-tangents (`W_std^2` = gain, `b_std` = bias).
 
-Everything is computed in float64: near coinciding points an arc cosine turns a rounding error e into sqrt(e).
+Everything is computed in float64: for nearly equal points an arc cosine turns a rounding error e into sqrt(e).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ Padding = int | tuple[tuple[int, int], tuple[int, int]]
 
 
 class Kernels(NamedTuple):
-    """Both kernels of one network: covariance of its outputs, and neural tangent kernel."""
+    """Both kernels of a network: covariance of its outputs, and neural tangent kernel."""
 
     nngp: Tensor
     ntk: Tensor
@@ -70,10 +70,10 @@ class Kernels(NamedTuple):
 
 
 def arc_cosines(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Arc-cosine kernels of order one and zero at a cosine u, both 1 at u = 1.
+    """Arc-cosine kernels of order one and zero for a cosine u, both 1 at u = 1.
 
-    (sqrt(1 - u^2) + (pi - arccos u) u) / pi and (pi - arccos u) / pi. Within rounding of 1, u counts as 1; the first
-    has the slope 1 there, the second, whose slope is infinite, none.
+    (sqrt(1 - u^2) + (pi - arccos u) u) / pi and (pi - arccos u) / pi. Within rounding of 1, u is treated as 1; there
+    the derivative of the first is 1, and that of the second, which is infinite, is set to zero.
     """
     one = u.detach() >= 1 - 8 * torch.finfo(u.dtype).eps
     inner = torch.where(one, 0.0, u.clamp(-1, 1))
@@ -94,7 +94,7 @@ def _cosine(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _leaky(slope: float) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """max(x, 0) + slope min(x, 0) = (1 - slope) relu(x) + slope x; the slope -1 is |x|."""
+    """max(x, 0) + slope min(x, 0) = (1 - slope) relu(x) + slope x; slope -1 is |x|."""
 
     def dual(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         scale, u = _cosine(a, b, c)
@@ -148,13 +148,13 @@ def dual_activation(name: str, a: Tensor, b: Tensor, c: Tensor, *, slope: float 
 
     Args:
         name: relu, leaky_relu, abs, erf, sin, cos, gelu (exact, with the normal cdf) or identity.
-        a: Variances of u, of any shape that broadcasts.
+        a: Variances of u; all three broadcast.
         b: Variances of v.
         c: Covariances.
-        slope: Of leaky_relu below zero.
+        slope: Negative slope of leaky_relu.
 
     Raises:
-        ValueError: There is no dual of that name.
+        ValueError: The activation is unknown.
     """
     if name == "leaky_relu":
         return _leaky(slope)(a, b, c)
@@ -184,9 +184,9 @@ class Conv:
     """A convolution, zero-padded: fan_in is the number of entries of a filter.
 
     Args:
-        kernel_size: One number, or (height, width).
-        stride: One number, or (vertical, horizontal).
-        padding: One number, or ((top, bottom), (left, right)). For even sizes and stride 2, TensorFlow's SAME is
+        kernel_size: An integer, or (height, width).
+        stride: An integer, or (vertical, horizontal).
+        padding: An integer, or ((top, bottom), (left, right)). TensorFlow's SAME for even sizes and stride 2 is
             ((0, 1), (0, 1)).
         gain: Variance factor of the weights.
         bias: Standard deviation of the biases.
@@ -201,7 +201,7 @@ class Conv:
 
 @dataclass(frozen=True)
 class Activation:
-    """An elementwise function by name, see :func:`dual_activation`; in a list, the name alone will do."""
+    """An elementwise function by name, see :func:`dual_activation`; in a list of layers, the name suffices."""
 
     name: str = "relu"
     slope: float = 0.01
@@ -217,12 +217,12 @@ class AvgPool:
 
 @dataclass(frozen=True)
 class Flatten:
-    """Pixels become features: for the kernel the mean over pixels of equal places."""
+    """Pixels become features; for the kernel, the mean over pairs of equal pixels."""
 
 
 @dataclass(frozen=True)
 class GlobalAvgPool:
-    """Mean over all pixels: for the kernel the mean over all pairs of pixels."""
+    """Mean over all pixels; for the kernel, the mean over all pairs of pixels."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ Layer = Dense | Conv | Activation | AvgPool | Flatten | GlobalAvgPool | Residual
 
 
 def _checked(layers: Iterable[Layer | str]) -> tuple[Layer, ...]:
-    """Layers with names replaced, each of its kind and with numbers in range."""
+    """Validated layers, with names replaced by activations."""
     found: list[Layer] = []
     for i, layer in enumerate(layers):
         layer = Activation(layer) if isinstance(layer, str) else layer
@@ -251,7 +251,7 @@ def _checked(layers: Iterable[Layer | str]) -> tuple[Layer, ...]:
             dual_activation(layer.name, *torch.ones(3, dtype=torch.float64, device="cpu"))
         if isinstance(layer, Dense | Conv) and not (0 < layer.gain < math.inf and 0 <= layer.bias < math.inf):
             raise ValueError(f"layer {i}: gain={layer.gain} must be positive and bias={layer.bias} not negative")
-        if isinstance(layer, Conv) and min(*_two(layer.kernel_size), *_two(layer.stride), 1 + _least(layer)) < 1:
+        if isinstance(layer, Conv) and min(*_pair(layer.kernel_size), *_pair(layer.stride), 1 + _least(layer)) < 1:
             raise ValueError(f"layer {i}: {layer} needs sizes and strides of 1 at least and paddings of 0 at least")
         if isinstance(layer, AvgPool) and min(layer.window, layer.window if layer.stride is None else layer.stride) < 1:
             raise ValueError(f"layer {i}: {layer} needs a window and a stride of 1 at least")
@@ -263,7 +263,7 @@ def _names() -> str:
     return ", ".join(kind.__name__ for kind in get_args(Layer)) + " or the name of an activation"
 
 
-def _two(value: int | tuple[int, int]) -> tuple[int, int]:
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
@@ -286,20 +286,20 @@ Space = tuple[int, int] | None
 
 
 def _space_after(layers: Sequence[Layer], space: Space) -> Space:
-    """Height and width behind some layers, None for vectors.
+    """Height and width after some layers, None for vectors.
 
     Raises:
-        ValueError: A layer does not fit what enters it.
+        ValueError: A layer does not fit its input.
     """
     for layer in layers:
         what = type(layer).__name__
         if isinstance(layer, Conv | AvgPool | GlobalAvgPool) and space is None:
-            raise ValueError(f"{what} needs images: pass shape=(channels, height, width), and flatten only behind it")
+            raise ValueError(f"{what} needs images: pass shape=(channels, height, width), and flatten only after it")
         if isinstance(layer, Dense) and space is not None:
-            raise ValueError("Dense meets an image: put Flatten() or GlobalAvgPool() in front of it")
+            raise ValueError("Dense gets an image: put Flatten() or GlobalAvgPool() before it")
         if isinstance(layer, Conv):
             assert space is not None
-            sizes = zip(space, _two(layer.kernel_size), _two(layer.stride), _pads(layer), strict=True)
+            sizes = zip(space, _pair(layer.kernel_size), _pair(layer.stride), _pads(layer), strict=True)
             height, width = (_outputs(*numbers, what) for numbers in sizes)
             space = height, width
         elif isinstance(layer, AvgPool):
@@ -318,7 +318,7 @@ def _space_after(layers: Sequence[Layer], space: Space) -> Space:
 
 
 def _pools(layers: Sequence[Layer]) -> bool:
-    """Whether pairs of different pixels matter."""
+    """Whether covariances between different pixels are needed."""
     return any(
         isinstance(layer, AvgPool | GlobalAvgPool)
         or (isinstance(layer, Residual) and (_pools(layer.branch) or _pools(layer.shortcut)))
@@ -326,13 +326,13 @@ def _pools(layers: Sequence[Layer]) -> bool:
     )
 
 
-# ---- pairs of points on their way through the layers -------------------------------------------------------
+# ---- propagation through the layers -------------------------------------------------------------------------
 
 
 class _Pairs(NamedTuple):
-    """Covariances and NTK (None: not wanted) of pairs of points: (...), (..., H, W) or (..., H, W, H', W').
+    """Covariances and NTK (None: not needed) of pairs of points: (...), (..., H, W) or (..., H, W, H', W').
 
-    `sides` says how many pairs of axes of pixels there are: 0, 1 (only equal pixels) or 2.
+    `sides` is the number of pairs of pixel axes: 0, 1 (equal pixels only) or 2.
     """
 
     cov: Tensor
@@ -345,9 +345,9 @@ class _Pairs(NamedTuple):
 
 
 class _Variances:
-    """Variances of single points in front of every activation, in order of computation.
+    """Variances of single points before each activation, in order of computation.
 
-    A pass over pairs (x, x) records them; a pass over pairs (x, z) reads those of x and of z.
+    A pass over pairs (x, x) stores them; a pass over pairs (x, z) reads those of x and of z.
     """
 
     def __init__(self, left: Iterator[Tensor] | None = None, right: Iterator[Tensor] | None = None) -> None:
@@ -369,7 +369,7 @@ class _Variances:
 
 
 def _slide(t: Tensor, axes: Sequence[int], window: int, stride: int, pad: tuple[int, int]) -> Tensor:
-    """Sum over a window that moves along several axes at once (negative numbers), zero outside."""
+    """Sum over a window that slides along several (negative) axes at once, with zero padding."""
     if any(pad):
         sides = [0] * (2 * max(-axis for axis in axes))
         for axis in axes:
@@ -389,8 +389,8 @@ def _slide(t: Tensor, axes: Sequence[int], window: int, stride: int, pad: tuple[
 
 
 def _convolve(t: Tensor, layer: Conv, sides: int) -> Tensor:
-    """Mean over the filter's window, which moves over both pixels of a pair together."""
-    kernel, stride, pads = _two(layer.kernel_size), _two(layer.stride), _pads(layer)
+    """Mean over the filter window, which moves over both pixels of a pair together."""
+    kernel, stride, pads = _pair(layer.kernel_size), _pair(layer.stride), _pads(layer)
     for i in range(2):  # rows, columns
         axes = [i - 2 * (side + 1) for side in range(sides)]
         t = _slide(t, axes, kernel[i], stride[i], pads[i])
@@ -413,7 +413,7 @@ def _linear(pairs: _Pairs, layer: Dense | Conv) -> _Pairs:
     return _Pairs(cov, None if pairs.ntk is None else cov + layer.gain * pairs.ntk, pairs.sides)
 
 
-def _walk(layers: Sequence[Layer], pairs: _Pairs, variances: _Variances) -> _Pairs:
+def _propagate(layers: Sequence[Layer], pairs: _Pairs, variances: _Variances) -> _Pairs:
     for layer in layers:
         if isinstance(layer, Dense):
             pairs = _linear(pairs, layer)
@@ -433,7 +433,7 @@ def _walk(layers: Sequence[Layer], pairs: _Pairs, variances: _Variances) -> _Pai
                     lambda t: t.mean(-1), 0
                 )
         else:
-            branch, shortcut = _walk(layer.branch, pairs, variances), _walk(layer.shortcut, pairs, variances)
+            branch, shortcut = _propagate(layer.branch, pairs, variances), _propagate(layer.shortcut, pairs, variances)
             assert branch.sides == shortcut.sides
             ntk = None if branch.ntk is None or shortcut.ntk is None else branch.ntk + shortcut.ntk
             pairs = _Pairs(branch.cov + shortcut.cov, ntk, branch.sides)
@@ -444,19 +444,19 @@ def _walk(layers: Sequence[Layer], pairs: _Pairs, variances: _Variances) -> _Pai
 
 
 class InfiniteNetwork(Kernel):
-    """The NTK or NNGP kernel of an infinitely wide network.
+    """NTK or NNGP kernel of an infinitely wide network.
 
-    Images are points as well: (n, C * H * W), in the order of `images.flatten(1)`. Without pooling the cost is
-    n m H W; average pooling, local or global, needs all pairs of pixels, n m (H W)^2.
+    Images are points too: (n, C * H * W), in the order of `images.flatten(1)`. Without pooling the cost is n m H W;
+    average pooling, local or global, needs all pairs of pixels, n m (H W)^2.
 
     Args:
-        layers: From the input to the output; the names of activations stand for themselves.
-        kind: What a call returns: `"ntk"` or `"nngp"` (see :meth:`both`).
+        layers: From input to output; names stand for activations.
+        kind: The kernel returned by a call: `"ntk"` or `"nngp"` (see :meth:`both`).
         shape: (channels, height, width) of images; None for vectors.
-        block: Numbers in the largest intermediate result: larger products of points are computed in blocks.
+        block: Elements of the largest intermediate result: larger matrices are computed in blocks.
 
     Raises:
-        ValueError: A layer is not known or does not fit what enters it, or the layers end with an image.
+        ValueError: A layer is unknown or does not fit its input, or the last layer returns an image.
     """
 
     def __init__(
@@ -476,10 +476,10 @@ class InfiniteNetwork(Kernel):
         self.shape = None if shape is None else tuple(shape)
         self.full = _pools(self.layers)
         if _space_after(self.layers, None if shape is None else (shape[1], shape[2])) is not None:
-            raise ValueError("the layers end with an image: put Flatten() or GlobalAvgPool() behind them")
+            raise ValueError("the layers end with an image: put Flatten() or GlobalAvgPool() after them")
 
     def both(self, X: Tensor, Z: Tensor | None = None) -> Kernels:
-        """NNGP and NTK matrices in one go.
+        """NNGP and NTK matrices in one pass.
 
         Args:
             X: Points (..., n, D).
@@ -496,10 +496,10 @@ class InfiniteNetwork(Kernel):
 
     def _diag(self, X: Tensor) -> Tensor:
         points = self._points(X).flatten(0, -2)
-        return self._alone(points, self.kind == "ntk")[1][-1].reshape(X.shape[:-1]).to(X.dtype)
+        return self._single_points(points, self.kind == "ntk")[1][-1].reshape(X.shape[:-1]).to(X.dtype)
 
     def _points(self, X: Tensor) -> Tensor:
-        """Points in the solvers' type, once it is clear that they are images of the right size."""
+        """Points in the solvers' dtype, after a check of their size."""
         if self.shape is not None and X.shape[-1] != math.prod(self.shape):
             raise ValueError(
                 f"the points have {X.shape[-1]} dimensions; images of shape {self.shape} have {math.prod(self.shape)}"
@@ -507,7 +507,7 @@ class InfiniteNetwork(Kernel):
         return X.to(solver_dtype(X.device))
 
     def _grams(self, X: Tensor, Z: Tensor | None, ntk: bool) -> list[Tensor]:
-        """Covariance and, where wanted, NTK (..., n, m)."""
+        """Covariance and, if requested, NTK (..., n, m)."""
         if X.ndim == 2 and (Z is None or Z.ndim == 2):
             return [t.to(X.dtype) for t in self._matrices(self._points(X), None if Z is None else self._points(Z), ntk)]
         lead = X.shape[:-2] if Z is None else torch.broadcast_shapes(X.shape[:-2], Z.shape[:-2])
@@ -519,12 +519,12 @@ class InfiniteNetwork(Kernel):
         return [torch.stack(parts).reshape(*lead, *parts[0].shape) for parts in zip(*single, strict=True)]
 
     def _matrices(self, X: Tensor, Z: Tensor | None, ntk: bool) -> list[Tensor]:
-        """The same for two sets of points (n, D) and (m, D), tile by tile."""
+        """The same for point sets (n, D) and (m, D), tile by tile."""
         n, m = len(X), len(X if Z is None else Z)
         if not n or not m:
             return [X.new_zeros(n, m) for _ in range(1 + ntk)]
-        variances, own = self._alone(X, ntk)
-        others = variances if Z is None else self._alone(Z, ntk)[0]
+        variances, own = self._single_points(X, ntk)
+        others = variances if Z is None else self._single_points(Z, ntk)[0]
         side = max(1, math.isqrt(self.block // self._pixels(2)))
         tiles: dict[tuple[int, int], list[Tensor]] = {}
         for i in range(0, n, side):
@@ -534,29 +534,29 @@ class InfiniteNetwork(Kernel):
                     continue
                 here, there = slice(i, i + side), slice(j, j + side)
                 book = _Variances(iter([v[here] for v in variances]), iter([v[there] for v in others]))
-                pairs = self._enter(X[here], (X if Z is None else Z)[there], ntk)
-                tiles[i, j] = _wanted(_walk(self.layers, pairs, book))
-                if Z is None and i == j:  # sums over pixels round by their order
+                pairs = self._input_pairs(X[here], (X if Z is None else Z)[there], ntk)
+                tiles[i, j] = _wanted(_propagate(self.layers, pairs, book))
+                if Z is None and i == j:  # make it symmetric: sums over pixels depend on their order
                     tiles[i, j] = [(t + t.mT) / 2 for t in tiles[i, j]]
         rows = [[tiles[i, j] for j in range(0, m, side)] for i in range(0, n, side)]
         found = [torch.cat([torch.cat([t[k] for t in row], 1) for row in rows]) for k in range(1 + ntk)]
-        if Z is None:  # a point and itself: without the rounding of a matrix product
+        if Z is None:  # exact diagonal, without the rounding of a matrix product
             eye = torch.eye(n, dtype=torch.bool, device=X.device)
             found = [torch.where(eye, d[:, None], t) for d, t in zip(own, found, strict=True)]
         return found
 
-    def _alone(self, X: Tensor, ntk: bool) -> tuple[list[Tensor], list[Tensor]]:
-        """Variances of points in front of every activation (n, ...), and their own covariance and NTK (n,)."""
+    def _single_points(self, X: Tensor, ntk: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """Variances of points before each activation (n, ...), and their own covariance and NTK (n,)."""
         books, ends = [], []
         for x in X.split(max(1, self.block // self._pixels(2))):
             book = _Variances()
             books.append(book)
-            ends.append(_wanted(_walk(self.layers, self._enter(x, None, ntk), book)))
+            ends.append(_wanted(_propagate(self.layers, self._input_pairs(x, None, ntk), book)))
         variances = [torch.cat(parts) for parts in zip(*(book.found for book in books), strict=True)]
         return variances, [torch.cat(parts) for parts in zip(*ends, strict=True)]
 
-    def _enter(self, X: Tensor, Z: Tensor | None, ntk: bool) -> _Pairs:
-        """Products of inputs, a mean over features: of each point with itself if Z is None, else of all pairs."""
+    def _input_pairs(self, X: Tensor, Z: Tensor | None, ntk: bool) -> _Pairs:
+        """Input covariance, a mean over features: of each point with itself if Z is None, else of all pairs."""
         if self.shape is None:
             cov = X.square().mean(-1) if Z is None else X @ Z.mT / X.shape[-1]
             return _Pairs(cov, torch.zeros_like(cov) if ntk else None, 0)
@@ -569,7 +569,7 @@ class InfiniteNetwork(Kernel):
         return _Pairs(cov, torch.zeros_like(cov) if ntk else None, 1 + self.full)
 
     def _pixels(self, sides: int) -> int:
-        """Numbers that a pair of points needs."""
+        """Elements needed per pair of points."""
         if self.shape is None:
             return 1
         return (self.shape[1] * self.shape[2]) ** (sides if self.full else 1)
@@ -583,22 +583,22 @@ def _wanted(pairs: _Pairs) -> list[Tensor]:
     return [pairs.cov] if pairs.ntk is None else [pairs.cov, pairs.ntk]
 
 
-# ---- layers of a module ------------------------------------------------------------------------------------
+# ---- reading a module --------------------------------------------------------------------------------------
 
 
 def read_layers(module: nn.Module, *, gain: float = 2.0, bias: float = 0.0) -> tuple[Layer, ...]:
-    """The layers of an `nn.Sequential`, for :class:`InfiniteNetwork`: its architecture, not its weights.
+    """Layers of an `nn.Sequential`, for :class:`InfiniteNetwork`: its architecture, not its weights.
 
-    Linear, Conv2d, ReLU, LeakyReLU, GELU, Flatten, AvgPool2d, AdaptiveAvgPool2d(1), Identity, Dropout (as in
-    evaluation) and nested Sequentials are read. Padding of convolutions counts as zeros.
+    Supported: Linear, Conv2d, ReLU, LeakyReLU, GELU, Flatten, AvgPool2d, AdaptiveAvgPool2d(1), Identity, Dropout (as in
+    eval mode) and nested Sequentials. Convolutions must be zero-padded.
 
     Args:
         module: The network.
         gain: Variance factor of the weights of every linear layer.
-        bias: Standard deviation of the biases of those layers that have them.
+        bias: Standard deviation of the biases of the layers that have one.
 
     Raises:
-        ValueError: A layer has no kernel here, or one with these settings; it is named.
+        ValueError: A layer, or its settings, are not supported; the message names it.
     """
     if isinstance(module, nn.Sequential):
         found: list[Layer] = []
@@ -622,7 +622,7 @@ def read_layers(module: nn.Module, *, gain: float = 2.0, bias: float = 0.0) -> t
     if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
         return (GlobalAvgPool(),)
     if isinstance(module, nn.AvgPool2d):
-        window, stride = _two(module.kernel_size), _two(module.stride)
+        window, stride = _pair(module.kernel_size), _pair(module.stride)
         plain = module.padding in (0, (0, 0)) and not module.ceil_mode and module.divisor_override is None
         if window[0] == window[1] and stride[0] == stride[1] and plain:
             return (AvgPool(window[0], stride[0]),)
@@ -638,26 +638,26 @@ def read_layers(module: nn.Module, *, gain: float = 2.0, bias: float = 0.0) -> t
 def _read_conv(module: nn.Conv2d, gain: float, bias: float) -> Conv:
     if module.groups != 1 or module.dilation != (1, 1) or module.padding_mode != "zeros":
         raise ValueError("Conv2d has a kernel without groups, without dilation and with zero padding only")
-    height, width = _two(module.kernel_size)  # type: ignore[arg-type]
+    height, width = _pair(module.kernel_size)  # type: ignore[arg-type]
     if module.padding == "same":
         sides = tuple(((k - 1) // 2, k - 1 - (k - 1) // 2) for k in (height, width))
     else:
         sides = tuple((p, p) for p in ((0, 0) if module.padding == "valid" else module.padding))  # type: ignore[misc]
-    return Conv((height, width), _two(module.stride), sides, gain, bias)  # type: ignore[arg-type]
+    return Conv((height, width), _pair(module.stride), sides, gain, bias)  # type: ignore[arg-type]
 
 
 # ---- hierarchical kernels ----------------------------------------------------------------------------------
 
 
 class Hierarchical(Kernel):
-    """The kernel of a deep convolutional network whose filters do not overlap, on patches of unit norm.
+    """Kernel of a deep convolutional network with non-overlapping filters, on patches of unit norm.
 
     Level one compares patches of `patches[0]` numbers by their cosine; each further level takes the mean over
-    `patches[l]` neighbours, then S <- k1(mean S) and T <- k1(mean S) + mean(T) k0(mean S), with arc-cosine kernels that
-    are 1 at 1. Source: Cagnetta, Favero and Wyart (ICML 2023).
+    `patches[l]` neighbours, then S <- k1(mean S) and T <- k1(mean S) + mean(T) k0(mean S), with arc-cosine kernels
+    normalised to k(1) = 1. Source: Cagnetta, Favero and Wyart (ICML 2023).
 
     Args:
-        patches: Sizes, from the input to the output; points have their product as dimension. (2, 2) has two leaves on
+        patches: Sizes, from input to output; their product is the dimension of the points. (2, 2) has two leaves on
             circles.
         kind: `"ntk"` or `"nngp"`.
 
@@ -672,7 +672,7 @@ class Hierarchical(Kernel):
             raise ValueError(f"patches={self.patches} must be positive sizes, and kind={kind!r} 'ntk' or 'nngp'")
 
     def _leaves(self, X: Tensor) -> Tensor:
-        """(..., n, D) -> (..., n, leaves, patch), of unit norm."""
+        """Split into patches of unit norm, (..., n, D) -> (..., n, leaves, patch)."""
         if X.shape[-1] != math.prod(self.patches):
             raise ValueError(
                 f"the points have {X.shape[-1]} dimensions; patches of {self.patches} make {math.prod(self.patches)}"
@@ -694,7 +694,7 @@ class Hierarchical(Kernel):
         return self._levels(self._leaves(X).square().sum(-1)).to(X.dtype)
 
     def _levels(self, cov: Tensor) -> Tensor:
-        """Cosines of leaves (..., leaves) to the kernel at the root (...)."""
+        """From cosines of the leaves (..., leaves) to the kernel at the root (...)."""
         ntk = cov
         for level, size in enumerate(self.patches):
             if level:

@@ -1,22 +1,21 @@
-r"""Kernel functions k(x, z) as modules: one protocol for every learner that needs a Gram matrix.
+r"""Kernel functions k(x, z) as modules: the interface of every learner that needs a Gram matrix.
 
-A :class:`Kernel` maps X (..., n, D) and Z (..., m, D) to the matrix k(x_i, z_j) of shape (..., n, m); kernels
-add, multiply and scale, and a kernel whose feature space is finite says so with `features`. Hyper-parameters
-that must be positive are stored as free numbers `raw_<name>` and read as `<name>`
-(:class:`~zoo.kernels.positive.PositiveParameter`).
+A :class:`Kernel` maps X (..., n, D) and Z (..., m, D) to the matrix k(x_i, z_j) of shape (..., n, m); kernels can be
+added, multiplied and scaled, and those with a finite feature space provide `features`. Positive hyper-parameters are
+stored as unconstrained `raw_<name>` and read as `<name>` (:class:`~zoo.kernels.positive.PositiveParameter`).
 
 >>> kernel = 2.0 * Gaussian(lengthscale=[1.0, 3.0]) + Linear()
 >>> K = kernel(X, Z)                                            # (..., n, m)
 
-A kernel that is registered has a name, by which every learner takes it:
+A registered kernel has a name, by which every learner accepts it:
 
 >>> @register_kernel("cauchy")
 ... class Cauchy(Kernel): ...
 >>> create_kernel("cauchy")
 
-Numerics, once for all kernels: they compute in float32 or better, also under autocast and for half-precision
-inputs, and answer in the inputs' dtype; squared distances are centred before they are expanded, and those of points
-that spread far are computed in float64 (:func:`~zoo.kernels.distances.squared_distances`).
+Numerics of all kernels: computed in at least float32, also under autocast and for half-precision inputs, and returned
+in the inputs' dtype; squared distances are centred before they are expanded, and computed in float64 if the points
+spread far (:func:`~zoo.kernels.distances.squared_distances`).
 """
 
 from __future__ import annotations
@@ -42,18 +41,17 @@ __all__ = ["KERNELS", "Kernel", "create_kernel", "kernel_names", "register_kerne
 class Kernel(nn.Module):
     """A positive semidefinite function of two points.
 
-    A kernel implements `_gram`, `_diag` and, where its feature space is finite, `_features` (with
-    `has_features`); all three receive at least float32 tensors with autocast off. Users call the kernel,
-    `diag` and `features`.
+    Subclasses implement `_gram`, `_diag` and, if the feature space is finite, `_features` (with `has_features`); these
+    receive at least float32 tensors with autocast off. Users call the kernel, `diag` and `features`.
     """
 
-    #: Whether `features` exists.
+    #: Whether `features` is available.
     has_features: bool = False
-    #: Class of a feature map that depends on the support, which a learner builds and applies before this kernel.
+    #: Class of a feature map that depends on the support set; a learner builds it and applies it before this kernel.
     support_features: type[nn.Module] | None = None
 
     def __init__(self, *, device=None, dtype=None) -> None:
-        super().__init__()  # device and dtype are for hyper-parameters, which not every kernel has
+        super().__init__()  # device and dtype are unused without hyper-parameters
 
     def forward(self, X: Tensor, Z: Tensor | None = None) -> Tensor:
         """The Gram matrix k(x_i, z_j).
@@ -72,7 +70,7 @@ class Kernel(nn.Module):
         return self._computed(lambda x, z: self._gram(x, z), X, Z)
 
     def diag(self, X: Tensor) -> Tensor:
-        """The values k(x_i, x_i), (..., n), without the rest of the matrix."""
+        """The diagonal k(x_i, x_i), (..., n), without the rest of the matrix."""
         _check(X)
         return self._computed(lambda x, _: self._diag(x), X)
 
@@ -80,7 +78,7 @@ class Kernel(nn.Module):
         """A feature map phi (..., n, F) with k(x, z) = phi(x) . phi(z).
 
         Raises:
-            NotImplementedError: The kernel's feature space is not finite (`has_features` is False).
+            NotImplementedError: The feature space is not finite (`has_features` is False).
         """
         _check(X)
         if not self.has_features:
@@ -103,10 +101,10 @@ class Kernel(nn.Module):
 
     @classmethod
     def by_width(cls, width: float | None = None, **options: Any) -> Kernel:
-        """The kernel that learners get by name, with fixed hyper-parameters.
+        """The kernel that learners build by name, with fixed hyper-parameters.
 
         Args:
-            width: One positive number, where the kernel has one; None for its usual one.
+            width: Positive, for kernels that have a width; None for the default.
             **options: `device` and `dtype` of the hyper-parameters.
         """
         return cls(**options)
@@ -114,7 +112,7 @@ class Kernel(nn.Module):
     def _computed(
         self, function: Callable[[Tensor, Tensor | None], Tensor], X: Tensor, Z: Tensor | None = None
     ) -> Tensor:
-        """Call in at least float32 and without autocast, then go back to the inputs' dtype."""
+        """Call in at least float32 and without autocast, then convert to the inputs' dtype."""
         answer = X.dtype if Z is None else torch.promote_types(X.dtype, Z.dtype)
         numbers = itertools.chain(self.parameters(), self.buffers())
         own = next((p.dtype for p in numbers if p.is_floating_point()), None)
@@ -165,18 +163,18 @@ def check_dim(X: Tensor, dim: int, what: str) -> None:
         raise ValueError(f"the points have {X.shape[-1]} dimensions, {what} has {dim}; they must agree")
 
 
-# ---- by name -----------------------------------------------------------------------------------------------
+# ---- registration ------------------------------------------------------------------------------------------
 
-#: Registered kernels; those of this room are found because they are written down.
+#: Registered kernels; those of this package are found automatically.
 KERNELS: Register[type[Kernel]] = Register("kernel", "zoo.kernels")
 _Class = TypeVar("_Class", bound=type[Kernel])
 
 
 def register_kernel(*names: str) -> Callable[[_Class], _Class]:
-    """Class decorator: learners take the kernel by any of these names, as :meth:`Kernel.by_width` builds it.
+    """Class decorator: learners accept the kernel by any of these names, built by :meth:`Kernel.by_width`.
 
     Raises:
-        ValueError: Another kernel has the name.
+        ValueError: A name is already taken.
     """
 
     def register(kind: _Class) -> _Class:
@@ -197,11 +195,11 @@ def create_kernel(name: str, width: float | None = None, *, device=None, dtype=N
 
     Args:
         name: `linear`, `poly` ((a.b + 1)^3), `laplacian` (exp(-width |a - b|_1)), `gaussian`
-            (exp(-width |a - b|^2)), `matern12`, `matern32`, `matern52` and `rational_quadratic` (of the lengthscale
-            1 / width), `product_state`, or any other that is registered.
-        width: Of the kernels that have one; None for their own.
-        device: Where the hyper-parameters live.
-        dtype: Their type.
+            (exp(-width |a - b|^2)), `matern12`, `matern32`, `matern52` and `rational_quadratic` (with lengthscale
+            1 / width), `product_state`, or another registered name.
+        width: For kernels that have one; None for their default.
+        device: Device of the hyper-parameters.
+        dtype: Their dtype.
 
     Raises:
         ValueError: The kernel is unknown, or the width is not positive.

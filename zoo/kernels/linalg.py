@@ -1,10 +1,9 @@
 """Linear algebra of symmetric positive definite matrices, for every closed-form learner.
 
-Everything is solved with a Cholesky factor and triangular systems, in float64 and with autocast off, whatever
-precision the surrounding network trains in; nothing is inverted. Where rounding has cost a Gram matrix its
-positive eigenvalues, a growing multiple of the identity is added until the factor exists, and :class:`Factor`
-reports how much. Matrices too large to be built in one piece are built, or only multiplied, in blocks of
-rows.
+Systems are solved with a Cholesky factor, in float64 and with autocast off, whatever the precision of the surrounding
+network; nothing is inverted. If rounding makes a Gram matrix indefinite, a growing multiple of the identity is added
+until the factor exists, reported by :class:`Factor`. Matrices too large to be built at once are built, or only
+multiplied, in blocks of rows.
 """
 
 from __future__ import annotations
@@ -36,16 +35,16 @@ GramFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 class NotPositiveDefiniteError(torch.linalg.LinAlgError):
-    """A matrix that has no Cholesky factor even with the largest jitter allowed."""
+    """A matrix that has no Cholesky factor even with the largest allowed jitter."""
 
 
 @dataclass(frozen=True)
 class Factor:
-    """A Cholesky factor, A + jitter * I = L L^T, and what can be computed from it.
+    """A Cholesky factor, A + jitter * I = L L^T, and computations with it.
 
     Attributes:
         lower: L (..., n, n), lower triangular.
-        jitter: What was added to the diagonal of each matrix (...); zero where nothing was needed.
+        jitter: Amount added to the diagonal of each matrix (...); zero if none was needed.
     """
 
     lower: Tensor
@@ -82,33 +81,32 @@ def _columns(lower: Tensor, B: Tensor) -> tuple[Tensor, bool]:
 
 
 def solver_dtype(device: torch.device) -> torch.dtype:
-    """float64 wherever the device has it."""
+    """float64 if the device supports it, else float32."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def double(X: Tensor) -> Tensor:
-    """Numbers in float64, wherever the device has it."""
+    """Convert to float64 if the device supports it."""
     return X.to(solver_dtype(X.device))
 
 
 def cholesky(A: Tensor, *, jitter: float = 1e-12, max_jitter: float = 1e-4) -> Factor:
     """Factor symmetric positive definite matrices, with as little jitter as each of them needs.
 
-    First nothing is added; where that fails, `jitter` times the mean diagonal, then ten times as much at each
-    attempt. The jitter is a constant for derivatives. Only the lower triangle of A is read. Under `torch.func` the same
-    jitter is found without looking at the numbers, and a factor that does not exist is not a number.
+    Without jitter first; if that fails, with `jitter` times the mean diagonal, then ten times as much per attempt. The
+    jitter is constant for derivatives. Only the lower triangle of A is read. Under `torch.func` the same jitter is
+    found without control flow on values, and a factor that does not exist is NaN.
 
     Args:
         A: (..., n, n).
         jitter: First amount to add, relative to the mean of the diagonal.
-        max_jitter: Last amount to try; 0 adds nothing at all.
+        max_jitter: Last amount to try; 0 disables jitter.
 
     Returns:
         The float64 factor and the absolute jitter of each matrix.
 
     Raises:
-        NotPositiveDefiniteError: The matrix has entries that are not finite, or is not positive definite with
-            the largest jitter.
+        NotPositiveDefiniteError: The matrix is not finite, or not positive definite with the largest jitter.
         ValueError: A is not square.
     """
     if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
@@ -117,7 +115,7 @@ def cholesky(A: Tensor, *, jitter: float = 1e-12, max_jitter: float = 1e-4) -> F
         A = A.to(solver_dtype(A.device))
         if is_transformed(A):
             return _cholesky_without_branches(A, jitter, max_jitter)
-        if not values_known(A):  # no graph can hold the search for a jitter
+        if not values_known(A):  # a graph cannot contain the search for a jitter
             return Factor(torch.linalg.cholesky(A), torch.zeros_like(A.diagonal(dim1=-2, dim2=-1)[..., :0].sum(-1)))
         if not bool(torch.isfinite(A.detach()).all()):
             raise NotPositiveDefiniteError("the matrix has entries that are not finite: check the kernel's inputs")
@@ -126,8 +124,8 @@ def cholesky(A: Tensor, *, jitter: float = 1e-12, max_jitter: float = 1e-4) -> F
         added = torch.zeros_like(scale)
         relative = jitter
         while bool((info > 0).any()):
-            if relative > max_jitter * (1 + 1e-9):  # 1e-12 times ten, eight times, is not quite 1e-4
-                raise NotPositiveDefiniteError(_why(A.detach(), info, max_jitter))
+            if relative > max_jitter * (1 + 1e-9):  # 1e-12 * 10^8 is not exactly 1e-4 in floating point
+                raise NotPositiveDefiniteError(_failure_message(A.detach(), info, max_jitter))
             added = torch.where(info > 0, relative * scale, added)
             eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
             lower, info = torch.linalg.cholesky_ex(A + added[..., None, None] * eye)
@@ -136,7 +134,7 @@ def cholesky(A: Tensor, *, jitter: float = 1e-12, max_jitter: float = 1e-4) -> F
 
 
 def _cholesky_without_branches(A: Tensor, jitter: float, max_jitter: float) -> Factor:
-    """:func:`cholesky` where a number may stand for many: the first amount that is enough counts."""
+    """:func:`cholesky` without branches, for graphs and `vmap`: the first sufficient jitter is selected."""
     fixed, eye = A.detach(), torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
     scale = fixed.diagonal(dim1=-2, dim2=-1).abs().mean(-1)
     _, info = torch.linalg.cholesky_ex(fixed)
@@ -149,7 +147,7 @@ def _cholesky_without_branches(A: Tensor, jitter: float, max_jitter: float) -> F
     return Factor(torch.where((info > 0)[..., None, None], torch.nan, lower), added)
 
 
-def _why(A: Tensor, info: Tensor, max_jitter: float) -> str:
+def _failure_message(A: Tensor, info: Tensor, max_jitter: float) -> str:
     n = A.shape[-1]
     bad = A[info > 0] if A.ndim > 2 else A.unsqueeze(0)
     symmetric = torch.tril(bad[0]) + torch.tril(bad[0], -1).mT
@@ -166,7 +164,7 @@ def solve_spd(A: Tensor, B: Tensor, *, dtype: torch.dtype | None = None) -> Tens
     Args:
         A: (..., n, n).
         B: (..., n) or (..., n, k).
-        dtype: Type of the answer; float64 if None. Pass the caller's own to get back to it.
+        dtype: Dtype of the result; float64 if None.
 
     Raises:
         NotPositiveDefiniteError: See :func:`cholesky`.
@@ -185,10 +183,9 @@ def log_det(A: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def chunked_gram(kernel: GramFunction, X: Tensor, Z: Tensor | None = None, *, chunk_size: int = 1024) -> Tensor:
-    """A Gram matrix built in blocks of rows, for kernels whose intermediate results are larger than the
-    matrix.
+    """Build a Gram matrix in blocks of rows, for kernels with intermediate results larger than the matrix.
 
-    With gradients, each block is computed again in the backward pass instead of being remembered.
+    With gradients, each block is recomputed in the backward pass instead of being stored.
 
     Args:
         kernel: A kernel, or any function of two point sets.
@@ -197,20 +194,19 @@ def chunked_gram(kernel: GramFunction, X: Tensor, Z: Tensor | None = None, *, ch
         chunk_size: Rows per block.
 
     Returns:
-        (..., n, m), as `kernel(X, Z)` but for rounding.
+        (..., n, m), equal to `kernel(X, Z)` up to rounding.
     """
     blocks = list(_blocks(kernel, X, X if Z is None else Z, chunk_size))
     gram = torch.cat(blocks, -2) if blocks else kernel(X, X if Z is None else Z)
     diag = getattr(kernel, "diag", None)
-    if Z is None and callable(diag):  # a block does not know that it meets its own points; the diagonal must be exact
+    if Z is None and callable(diag):  # blocks do not see that Z is X; the diagonal must be exact
         eye = torch.eye(gram.shape[-1], dtype=torch.bool, device=gram.device)
         gram = torch.where(eye, diag(X).unsqueeze(-1), gram)
     return gram
 
 
 def gram_product(kernel: GramFunction, X: Tensor, Z: Tensor, V: Tensor, *, chunk_size: int = 1024) -> Tensor:
-    """k(X, Z) @ V without ever holding the n x m matrix: predictions of kernel ridge regression for many
-    queries.
+    """k(X, Z) @ V without storing the n x m matrix, such as kernel ridge predictions for many queries.
 
     Args:
         kernel: A kernel, or any function of two point sets.
@@ -220,7 +216,7 @@ def gram_product(kernel: GramFunction, X: Tensor, Z: Tensor, V: Tensor, *, chunk
         chunk_size: Rows per block.
 
     Returns:
-        (..., n, k) or (..., n), in the type of V.
+        (..., n, k) or (..., n), in the dtype of V.
     """
 
     def rows(x: Tensor, z: Tensor) -> Tensor:

@@ -27,17 +27,17 @@ __all__ = ["Matern", "Matern12", "Matern32", "Matern52"]
 
 
 class Matern(Radial):
-    """Matern kernel, see the module.
+    """Matern kernel, see the module docstring.
 
     Args:
         nu: 0.5, 1.5, 2.5 or infinity.
         lengthscale: One positive number, one per dimension (D,), or (..., D) or (..., 1) for a batch.
         learnable: Train the lengthscale.
-        device: Where it lives.
-        dtype: Its type; torch's default if None.
+        device: Device of the parameters.
+        dtype: Its dtype; torch's default if None.
 
     Raises:
-        ValueError: Another nu, or a lengthscale that is not positive.
+        ValueError: An unsupported nu, or a lengthscale that is not positive.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Matern(Radial):
         self.nu = float(nu)
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
-        if self.nu == 0.5:  # a square root of rounded squares would show at coinciding points
+        if self.nu == 0.5:  # roots of rounded squares are inaccurate at coinciding points
             return torch.exp(-_euclidean(*self._scaled(X, Z))).to(X.dtype)
         return super()._gram(X, Z)
 
@@ -66,7 +66,7 @@ class Matern(Radial):
 
 
 class _Fixed(Matern):
-    """A Matern kernel whose smoothness has a name."""
+    """A Matern kernel whose smoothness is part of its name."""
 
     smoothness: float
 
@@ -101,7 +101,7 @@ class Matern52(_Fixed):
 def _profile(q: Tensor, nu: float, c: float) -> Tensor:
     """exp(-u), times 1 + u for nu = 3/2 or 1 + u + u^2 / 3 for nu = 5/2."""
     apart = q > 0
-    u = (c * torch.where(apart, q, 1.0)).sqrt()  # the root has no derivative at 0, the kernel has
+    u = (c * torch.where(apart, q, 1.0)).sqrt()  # the root is not differentiable at 0, the kernel is
     if nu == 0.5:
         return torch.where(apart, torch.exp(-u), 1.0)
     if nu == 1.5:
@@ -110,7 +110,7 @@ def _profile(q: Tensor, nu: float, c: float) -> Tensor:
 
 
 class _Profile(torch.autograd.Function):
-    """:func:`_profile` of c = 2 nu with less work: its derivative in q is the next rougher one, times a number."""
+    """:func:`_profile` with c = 2 nu, but cheaper: its derivative in q is a multiple of the next rougher profile."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, nu: float) -> Tensor:
@@ -135,7 +135,7 @@ class _Profile(torch.autograd.Function):
 
 
 class _Euclidean(torch.autograd.Function):
-    """The library's distances by differences, with second derivatives, which it lacks; slope 0 at distance 0."""
+    """Torch's distances by differences, with the second derivatives that it lacks; slope 0 at distance 0."""
 
     @staticmethod
     def forward(ctx: Any, X: Tensor, Y: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 r"""The Gaussian kernel under a metric, exp(-(x - z)^T P (x - z) / 2) with P = L L^T.
 
 Since (x - z)^T P (x - z) = |L^T (x - z)|^2, it is the ordinary Gaussian kernel of the points L^T x. A metric is given
-by its factor L (..., D, R); diagonal and isotropic ones by their scales (..., 1, D) or (..., 1, 1). Leading dimensions
-are metrics of their own.
+by its factor L (..., D, R); diagonal and isotropic metrics by scales (..., 1, D) or (..., 1, 1). Leading dimensions are
+a batch of metrics.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ __all__ = [
 
 
 def project(x: Tensor, factor: Tensor) -> Tensor:
-    """Points (..., n, D) in the metric's own coordinates: L^T x for a factor, x * s for scales."""
+    """Points (..., n, D) in the coordinates of the metric: L^T x for a factor, x * s for scales."""
     return x * factor if factor.shape[-2] == 1 else exact_product(x, factor)
 
 
 @operator()
 def metric_gaussian(X: Tensor, Z: Tensor | None, factor: Tensor) -> Tensor:
-    """Values exp(-|L^T (x_i - z_j)|^2 / 2), with matrix products only.
+    """Values exp(-|L^T (x_i - z_j)|^2 / 2), by matrix products only.
 
-    The origin is moved into the points first, so that those far from zero lose no digits; where they lie far from each
-    other, all is computed in float64.
+    Points are centred first, so that those far from zero lose no digits; if they spread far, everything is computed in
+    float64.
 
     Args:
         X: Points (..., n, D).
@@ -49,7 +49,7 @@ def metric_gaussian(X: Tensor, Z: Tensor | None, factor: Tensor) -> Tensor:
         factor: L (..., D, R), or scales (..., 1, D) or (..., 1, 1).
 
     Returns:
-        (..., n, m) in the type of X, between 0 and 1, computed in float32 at least.
+        (..., n, m) in the dtype of X, between 0 and 1, computed in at least float32.
     """
     own = X.dtype
     X, Z, L = at_least_float32(X), None if Z is None else at_least_float32(Z), at_least_float32(factor)
@@ -62,16 +62,16 @@ def metric_gaussian(X: Tensor, Z: Tensor | None, factor: Tensor) -> Tensor:
         return torch.exp(-0.5 * squared_distances(project(X - origin, L), projected)).to(own)
 
 
-# ---- derivatives by hand, for solvers that autograd would slow down -------------------------------------------
+# ---- hand-written derivatives, for solvers where autograd is too slow -------------------------------------------
 
 
 class UnitValues(NamedTuple):
-    """Kernel values with what their derivatives are made of.
+    """Kernel values and the intermediate results for their derivatives.
 
     Attributes:
         phi: (..., n, m).
-        x: Points in the metric's own coordinates, (..., n, R).
-        z: The other points in them, (..., m, R).
+        x: Points in the coordinates of the metric, (..., n, R).
+        z: The other points, (..., m, R).
     """
 
     phi: Tensor
@@ -80,7 +80,7 @@ class UnitValues(NamedTuple):
 
 
 def unit_values(X: Tensor, Z: Tensor, factor: Tensor) -> UnitValues:
-    """:func:`metric_gaussian` of standardised points, which lie near zero; no graph is recorded."""
+    """:func:`metric_gaussian` of standardised points, which are near zero; without autograd."""
     x, z = project(X, factor), project(Z, factor)
     phi = x @ z.mT
     x_norm, z_norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True), torch.linalg.vector_norm(z, dim=-1)
@@ -90,19 +90,19 @@ def unit_values(X: Tensor, Z: Tensor, factor: Tensor) -> UnitValues:
 
 
 def coordinate_gradients(r: Tensor, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Derivatives in x (..., n, R) and z (..., m, R), from r (..., n, m): phi times the derivative in phi."""
+    """Gradients in x (..., n, R) and z (..., m, R), from r (..., n, m): phi times the gradient in phi."""
     d_x = torch.addcmul(r @ z, r.sum(-1, keepdim=True), x, value=-1.0)
     d_z = torch.addcmul(r.mT @ x, r.sum(-2).unsqueeze(-1), z, value=-1.0)
     return d_x, d_z
 
 
 def point_gradient(d_x: Tensor, factor: Tensor) -> Tensor:
-    """Derivative in a point, from that in its coordinates :func:`project`."""
+    """Gradient in a point, from that in its coordinates (:func:`project`)."""
     return project(d_x, factor if factor.shape[-2] == 1 else factor.mT)
 
 
 def factor_gradient(X: Tensor, d_x: Tensor, factor: Tensor) -> Tensor:
-    """Derivative in the factor, from that in the coordinates of the points X."""
+    """Gradient in the factor, from that in the coordinates of the points X."""
     if factor.shape[-2] > 1 or X.shape[-1] == 1:
         return X.mT @ d_x
     summed = (X * d_x).sum(-2, keepdim=True)
@@ -113,7 +113,7 @@ def factor_gradient(X: Tensor, d_x: Tensor, factor: Tensor) -> Tensor:
 
 
 def triangle(dim: int, rank: int | None = None, device: torch.device | None = None) -> Tensor:
-    """Places of a lower triangle (dim, rank), row by row, in the flattened matrix; rank = dim if None."""
+    """Flat indices of the lower triangle of a (dim, rank) matrix, row by row; rank = dim if None."""
     rank = dim if rank is None else rank
     places = torch.tril_indices(dim, rank, device=device or "cpu")
     return places[0] * rank + places[1]
@@ -130,21 +130,20 @@ def unpack_triangle(elements: Tensor, dim: int, rank: int | None = None) -> Tens
 class PrecisionGaussian(Kernel):
     """k(x, z) = exp(-(x - z)^T P (x - z) / 2) with a full, learnable precision matrix P = L L^T.
 
-    L is lower triangular and stored row by row in `precision_elements` (the order of `torch.tril_indices`),
-    with an unconstrained diagonal: P is symmetric positive semidefinite by construction and may be singular,
-    which is how a regulariser switches directions off. P is also a metric: |L^T (x - z)|^2 is a plain squared
-    distance.
+    L is lower triangular and stored row by row in `precision_elements` (in the order of `torch.tril_indices`), with an
+    unconstrained diagonal: P is symmetric positive semidefinite by construction and may become singular, so a
+    regulariser can switch directions off. P is also a metric: |L^T (x - z)|^2 is a squared distance.
     Source: HyperBF networks (Poggio and Girosi, 1990); the parameterisation follows Gaussian RBF networks with a
     learnable precision matrix.
 
     Args:
         dim: Number of dimensions D.
-        precision: Initial P (D, D), symmetric positive semidefinite; the identity if None. Do not start at
-            zero: the gradient in L vanishes there.
+        precision: Initial P (D, D), symmetric positive semidefinite; the identity if None. Do not start at zero, where
+            the gradient in L vanishes.
         rank: Number of columns of L; D if None. The cost of a Gram matrix grows with it.
         learnable: Train the elements of L.
-        device: Where they live.
-        dtype: Their type; torch's default if None.
+        device: Device of the parameters.
+        dtype: Their dtype; torch's default if None.
     """
 
     def __init__(
@@ -191,7 +190,7 @@ class PrecisionGaussian(Kernel):
         eigenvalues, vectors = torch.linalg.eigh(value)
         if eigenvalues[0] < -1e-6 * scale or not symmetric:
             raise ValueError("precision must be symmetric positive semidefinite and finite")
-        # the leading eigenpairs give P (or its best approximation of this rank); QR makes their root triangular
+        # P (or its best approximation of this rank) from the leading eigenpairs; QR makes its root triangular
         root = vectors[:, -self.rank :] * eigenvalues[-self.rank :].clamp_min(0).sqrt()
         upper = torch.linalg.qr(root.mT).R
         lower = (upper * torch.where(upper.diagonal() < 0, -1.0, 1.0).unsqueeze(-1)).mT

@@ -12,13 +12,13 @@ __all__ = ["OffsetLinear"]
 
 
 class OffsetLinear(Kernel):
-    """k(x, z) = (x + offset) . (z + offset): straight lines that meet zero where x = -offset.
+    """k(x, z) = (x + offset) . (z + offset): linear functions that are zero at x = -offset.
 
     Args:
-        offset: Added to every coordinate, of any sign; one number, or (...) for a batch.
+        offset: Added to every coordinate; one number, or (...) for a batch.
         learnable: Train it.
-        device: Where it lives.
-        dtype: Its type; torch's default if None.
+        device: Device of the parameters.
+        dtype: Its dtype; torch's default if None.
     """
 
     has_features = True

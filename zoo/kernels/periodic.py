@@ -19,16 +19,16 @@ __all__ = ["Periodic"]
 class Periodic(Kernel):
     """k(x, z) = exp(-2 sum_d sin(pi (x_d - z_d) / period_d)^2 / lengthscale_d^2).
 
-    MacKay, "Introduction to Gaussian Processes", 1998. Each dimension has a period of its own, and with u(x) =
-    (cos(2 pi x / period), sin(2 pi x / period)) this is exp(-|(u(x) - u(z)) / lengthscale|^2 / 2), which is how it is
-    computed. gpytorch's lengthscale is the square of this one.
+    MacKay, "Introduction to Gaussian Processes", 1998. Each dimension has its own period. With u(x) =
+    (cos(2 pi x / period), sin(2 pi x / period)) this equals exp(-|(u(x) - u(z)) / lengthscale|^2 / 2), which is how it
+    is computed. gpytorch's lengthscale is the square of this one.
 
     Args:
         lengthscale: One positive number, one per dimension (D,), or (..., D) or (..., 1) for a batch.
-        period: The same.
+        period: As `lengthscale`.
         learnable: Train both.
-        device: Where they live.
-        dtype: Their type; torch's default if None.
+        device: Device of the parameters.
+        dtype: Their dtype; torch's default if None.
     """
 
     lengthscale = PositiveParameter()
@@ -49,7 +49,7 @@ class Periodic(Kernel):
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
         dtype = X.dtype
-        origin = inner_point(double(X if Z is None else Z))  # turns are small differences of large numbers
+        origin = inner_point(double(X if Z is None else Z))  # phases are small differences of large numbers
         U = self._circles(double(X) - origin)
         V = None if Z is None else self._circles(double(Z) - origin)
         return torch.exp(-0.5 * squared_distances(U, V)).to(dtype)

@@ -1,4 +1,4 @@
-"""Positive hyper-parameters, kept as free numbers that an optimizer may move anywhere."""
+"""Positive hyper-parameters, stored as unconstrained raw parameters."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ ScalarOrTensor = float | Sequence[float] | Tensor
 
 
 class PositiveParameter:
-    """A positive hyper-parameter, declared in a module's class body and kept as a free parameter
-    `raw_<name>`.
+    """A positive hyper-parameter, declared in a module's class body and stored as a raw parameter `raw_<name>`.
 
-    Reading gives the positive view (differentiable), assigning sets the raw number behind it:
+    Reading returns the (differentiable) positive value; assigning sets the raw parameter:
 
         class Gaussian(nn.Module):
             lengthscale = PositiveParameter()
@@ -34,9 +33,9 @@ class PositiveParameter:
     Args:
         transform: `"softplus"` (linear for large values) or `"exp"` (steps are relative; for quantities that
             span orders of magnitude).
-        floor: Added to the positive function, so that training stays away from 0; values below twice the floor
-            are twice the function instead. Any positive number whose square float64 can hold is possible.
-        optional: Allow 0 at registration, which then stays 0 and has no raw number.
+        floor: Added to the positive function, so that training stays away from 0; values below twice the floor are
+            twice the function instead. Any positive number whose square is representable in float64 is possible.
+        optional: Allow 0 at registration; it then stays 0, without a raw parameter.
     """
 
     def __init__(self, transform: Transform = "softplus", floor: float = 1e-6, *, optional: bool = False) -> None:
@@ -60,7 +59,7 @@ class PositiveParameter:
         return self._view(raw, torch.promote_types(raw.dtype, torch.float32))
 
     def of(self, module: nn.Module, dtype: torch.dtype) -> Tensor:
-        """The positive view in a type, which may hold smaller numbers than the raw number's own, or not as small."""
+        """The positive value in another dtype, which may have a smaller or larger least positive number."""
         view = self.__get__(module)
         if view.dtype == dtype:
             return view
@@ -71,7 +70,7 @@ class PositiveParameter:
 
     def _view(self, raw: Tensor, dtype: torch.dtype) -> Tensor:
         raw = raw.to(dtype)
-        # the default threshold of 20 would cost float64 nine digits there
+        # the default threshold of 20 would lose nine digits in float64
         soft = torch.exp(raw) if self.transform == "exp" else F.softplus(raw, threshold=40)
         return (soft + soft.clamp_max(self.floor)).clamp_min(_SMALLEST[dtype]) if self.floor else soft
 
@@ -90,16 +89,16 @@ class PositiveParameter:
             raw.copy_(self._fitting(new, raw.dtype))
 
     def _fitting(self, raw: Tensor, dtype: torch.dtype) -> Tensor:
-        """The raw number in a type that can hold it."""
+        """The raw parameter in a dtype that can represent it."""
         if not bool(raw.to(dtype).isfinite().all()):
             raise ValueError(f"{self.name} is too large for {dtype}; build it with dtype=torch.float64")
         return raw.to(dtype)
 
     def inverse(self, value: Tensor) -> Tensor:
-        """The raw number behind a positive value.
+        """The raw value for a positive value.
 
         Raises:
-            ValueError: A value is not positive and finite, or, of one that has a floor, its square in float64.
+            ValueError: A value is not positive and finite, or, with a floor, its square in float64 is not.
         """
         size = value.square() if self.floor else value
         if not bool(torch.all((value > 0) & (size > 0) & torch.isfinite(size))):
@@ -112,22 +111,22 @@ class PositiveParameter:
     def register(
         module: nn.Module, name: str, value: ScalarOrTensor, *, learnable: bool = True, device=None, dtype=None
     ) -> None:
-        """Give a module the raw number behind its declared hyper-parameter `name`.
+        """Register the raw parameter of the declared hyper-parameter `name`.
 
         Args:
             module: The owner, inside its `__init__`.
             name: The declared name.
             value: Initial (positive) value or values.
             learnable: A parameter if True; otherwise a buffer, saved with the state but not trained.
-            device: Where the raw number lives.
-            dtype: Its type; torch's default if None.
+            device: Device of the raw number.
+            dtype: Its dtype; torch's default if None.
         """
         descriptor = getattr(type(module), name)
         if descriptor.optional and isinstance(value, int | float) and value == 0:
             module.register_parameter(f"raw_{name}", None)
             return
         raw = descriptor.inverse(torch.as_tensor(value, dtype=torch.float64, device="cpu").detach())
-        if dtype is None:  # float64 where the default cannot hold it
+        if dtype is None:  # float64 if the default cannot represent it
             dtype = torch.get_default_dtype()
             dtype = dtype if bool(raw.to(dtype).isfinite().all()) else torch.float64
         raw = descriptor._fitting(raw, dtype).to(device)
@@ -137,7 +136,7 @@ class PositiveParameter:
             module.register_buffer(f"raw_{name}", raw)
 
 
-#: Least positive view by type: a division by it stays finite, and float64 can hold its square.
+#: Least positive value by dtype: dividing by it stays finite, and float64 can represent its square.
 _SMALLEST = {torch.float32: 1e-30, torch.float64: 1.6e-162}
 
 

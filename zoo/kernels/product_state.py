@@ -1,4 +1,4 @@
-"""The kernel of product states: overlaps of qubits that are turned one by one."""
+"""The kernel of product states: overlaps of individually rotated qubits."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from zoo.kernels.positive import PositiveParameter, ScalarOrTensor
 
 __all__ = ["ProductState"]
 
-_MOST = 12  # dimensions of points whose features are built: 3^12 columns
+_MAX = 12  # most dimensions for explicit features: 3^12 columns
 
 
 @register_kernel("product_state")
 class ProductState(Kernel):
     """k(x, z) = prod_d cos(scale (x_d - z_d) / 2)^2.
 
-    The squared overlap |<phi(x)|phi(z)>|^2 of states in which qubit d is turned by the angle scale x_d, without
-    entanglement; no quantum computer is needed for it. Its features are 3^D columns, for at most 12 dimensions.
+    The squared overlap |<phi(x)|phi(z)>|^2 of states in which qubit d is rotated by the angle scale x_d, without
+    entanglement; it needs no quantum computer. Explicit features have 3^D columns, for at most 12 dimensions.
 
     Args:
         scale: Positive; one number, or (...) for a batch.
         learnable: Train it.
-        device: Where it lives.
-        dtype: Its type; torch's default if None.
+        device: Device of the parameters.
+        dtype: Its dtype; torch's default if None.
     """
 
     scale = PositiveParameter()
@@ -41,7 +41,7 @@ class ProductState(Kernel):
 
     @classmethod
     def by_width(cls, width: float | None = None, **options: Any) -> ProductState:
-        """Of the angle `width` per unit, 1 if None."""
+        """With the angle `width` per unit; default 1."""
         return cls(width or 1.0, learnable=False, **options)
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
@@ -66,8 +66,8 @@ class ProductState(Kernel):
         return X.new_ones(X.shape[:-1])
 
     def _features(self, X: Tensor) -> Tensor:
-        if X.shape[-1] > _MOST:
-            raise ValueError(f"points of {X.shape[-1]} dimensions have 3^{X.shape[-1]} features; at most {_MOST} work")
+        if X.shape[-1] > _MAX:
+            raise ValueError(f"points of {X.shape[-1]} dimensions have 3^{X.shape[-1]} features; at most {_MAX} work")
         angles = self._angles(X)
         c, s = angles.cos(), angles.sin()
         phi = X.new_ones(*X.shape[:-1], 1)

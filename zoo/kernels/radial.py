@@ -1,7 +1,7 @@
-"""Radial kernels k(x, z) = f(|(x - z) / lengthscale|^2): what they share.
+"""Base class of radial kernels k(x, z) = f(|(x - z) / lengthscale|^2).
 
-A lengthscale may have leading dimensions of a batch, which broadcast with those of the points: (B, D), or (B, 1) for
-one number each, with points (B, n, D) is B kernels at once.
+A lengthscale may have leading batch dimensions, which broadcast with those of the points: (B, D), or (B, 1) for one
+number each, with points (B, n, D) gives B kernels at once.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ __all__ = ["Radial", "check_columns"]
 
 
 class Radial(Kernel):
-    """A function of the squared distance in units of the lengthscale, 1 at distance 0; subclasses define `_of`.
+    """A function of the squared scaled distance, 1 at distance 0; subclasses define `_of`.
 
     Args:
         lengthscale: One positive number, one per dimension (D,), or (..., D) or (..., 1) for a batch.
         learnable: Train the hyper-parameters.
-        device: Where they live.
-        dtype: Their type; torch's default if None.
+        device: Device of the parameters.
+        dtype: Their dtype; torch's default if None.
     """
 
     lengthscale = PositiveParameter()
@@ -35,7 +35,7 @@ class Radial(Kernel):
 
     @classmethod
     def by_width(cls, width: float | None = None, **options: Any) -> Radial:
-        """With the lengthscale 1 / width, of width 1 if None."""
+        """With lengthscale 1 / width; default width 1."""
         return cls(lengthscale=1 / (width or 1.0), learnable=False, **options)
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
@@ -45,11 +45,11 @@ class Radial(Kernel):
         return X.new_ones(X.shape[:-1])
 
     def _of(self, q: Tensor) -> Tensor:
-        """The kernel's values at squared distances (..., n, m), in units of the lengthscale."""
+        """Kernel values for squared distances (..., n, m) in units of the lengthscale."""
         raise NotImplementedError
 
     def _scaled(self, X: Tensor, Z: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Centred points in units of the lengthscale, in float64 where they spread far."""
+        """Centred points in units of the lengthscale, in float64 if they spread far."""
         lengthscale = type(self).lengthscale.of(self, X.dtype)
         check_columns("lengthscale", lengthscale, X)
         lengthscale = lengthscale.unsqueeze(-2) if lengthscale.ndim else lengthscale
@@ -59,7 +59,7 @@ class Radial(Kernel):
 
 
 def check_columns(name: str, value: Tensor, X: Tensor) -> None:
-    """Refuse a hyper-parameter (..., D) of points with another number of dimensions.
+    """Check that a hyper-parameter (..., D) fits the dimension of the points.
 
     Raises:
         ValueError: The last sizes differ, and the value's is not 1.

@@ -14,7 +14,7 @@ __all__ = ["RationalQuadratic"]
 
 @register_kernel("rational_quadratic")
 class RationalQuadratic(Radial):
-    """k(x, z) = (1 + |(x - z) / lengthscale|^2 / (2 alpha))^-alpha; the Gaussian kernel for infinite alpha.
+    """k(x, z) = (1 + |(x - z) / lengthscale|^2 / (2 alpha))^-alpha; the Gaussian kernel as alpha goes to infinity.
 
     Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, equation 4.19.
 
@@ -22,8 +22,8 @@ class RationalQuadratic(Radial):
         lengthscale: One positive number, one per dimension (D,), or (..., D) or (..., 1) for a batch.
         alpha: Positive; one number, or (...) for a batch.
         learnable: Train both.
-        device: Where they live.
-        dtype: Their type; torch's default if None.
+        device: Device of the parameters.
+        dtype: Their dtype; torch's default if None.
     """
 
     alpha = PositiveParameter()

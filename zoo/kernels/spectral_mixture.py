@@ -1,10 +1,10 @@
-r"""Spectral mixtures: stationary kernels from Gaussians in the spectral density.
+r"""Spectral mixtures: stationary kernels with a mixture of Gaussians as spectral density.
 
     k(x, z) = sum_q w_q prod_d exp(-2 pi^2 t_d^2 s_qd^2) cos(2 pi t_d m_qd),     t = x - z
 
-Wilson and Adams, "Gaussian Process Kernels for Pattern Discovery and Extrapolation", ICML 2013, equation 12. On a fixed
-grid of frequencies m and widths s only the weights are learned, and most become zero: Suwandi, Lin, Yin, Wang and
-Theodoridis, "Sparsity-Aware Distributed Learning for Gaussian Processes with Linear Multiple Kernel" (SLIM-KL).
+Wilson and Adams, "Gaussian Process Kernels for Pattern Discovery and Extrapolation", ICML 2013, equation 12. With a
+fixed grid of frequencies m and widths s only the weights are learned, and most become zero: Suwandi, Lin, Yin, Wang
+and Theodoridis, "Sparsity-Aware Distributed Learning for Gaussian Processes with Linear Multiple Kernel" (SLIM-KL).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["GridSpectralMixture", "SpectralMixture", "components", "frequency_gr
 
 Grid = Literal["diagonal", "random", "sobol"]
 
-_BLOCK = 2**22  # numbers of a block of components
+_BLOCK = 2**22  # elements of a block of components
 
 
 def components(X: Tensor, Z: Tensor | None, means: Tensor, scales: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def components(X: Tensor, Z: Tensor | None, means: Tensor, scales: Tensor) -> Te
 
 
 def mixture(X: Tensor, Z: Tensor | None, weights: Tensor, means: Tensor, scales: Tensor) -> Tensor:
-    """Sum of weighted components (..., n, m), a block of them at a time."""
+    """Weighted sum of the components (..., n, m), computed in blocks of components."""
     n, m = X.shape[-2], (X if Z is None else Z).shape[-2]
     step = max(1, _BLOCK // max(1, n * m))
     total: Tensor | None = None
@@ -69,7 +69,7 @@ def _matrix(name: str, value: ScalarOrTensor) -> Tensor:
 
 
 class _Spectral(Kernel):
-    """What both kernels share: shapes, and values in the points' type."""
+    """Shared by both kernels: shapes, and values in the points' dtype."""
 
     weights: Tensor
     means: Tensor
@@ -83,7 +83,7 @@ class _Spectral(Kernel):
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
         self._check(X)
-        # products of frequencies and distances are phases: float32 would lose the digits of distant points
+        # float64: frequency times distance is a phase, which float32 would lose for distant points
         own = [double(t) for t in (self.weights, self.means, self.scales)]
         return mixture(double(X), None if Z is None else double(Z), *own).to(X.dtype)
 
@@ -93,20 +93,20 @@ class _Spectral(Kernel):
 
 
 class SpectralMixture(_Spectral):
-    """Spectral mixture with learned weights, frequencies and widths, see the module.
+    """Spectral mixture with learned weights, frequencies and widths, see the module docstring.
 
-    The sum over components is outside the product over dimensions, as in the paper; gpytorch multiplies the sums.
+    The sum over components is outside of the product over dimensions, as in the paper; gpytorch multiplies the sums.
 
     Args:
         weights: Positive (Q,).
-        means: Frequencies (Q, D), in turns per unit; their signs do not matter.
+        means: Frequencies (Q, D), in cycles per unit; their signs do not matter.
         scales: Positive widths (Q, D).
         learnable: Train all three.
-        device: Where they live.
-        dtype: Their type; torch's default if None.
+        device: Device of the parameters.
+        dtype: Their dtype; torch's default if None.
 
     Raises:
-        ValueError: The shapes do not fit, or a value is not as said.
+        ValueError: A shape or a value is invalid.
     """
 
     weights = PositiveParameter()
@@ -143,19 +143,19 @@ class SpectralMixture(_Spectral):
 def frequency_grid(
     count: int, dim: int = 1, kind: Grid = "diagonal", *, low: float = 0.0, high: float = 0.5, seed: int = 0
 ) -> Tensor:
-    """Frequencies (count, dim) in float64, for a kernel of inputs one unit apart.
+    """Frequencies (count, dim) in float64, for inputs spaced one unit apart.
 
     Args:
-        count: How many.
+        count: Number of frequencies.
         dim: Dimensions of the points.
-        kind: `diagonal`: equally spaced, with both ends, the same in every dimension. `random`, `sobol`: over the whole
-            cube, which a fit in more than one dimension needs.
+        kind: `diagonal`: equally spaced with both ends, the same in every dimension. `random`, `sobol`: over the whole
+            cube, which is needed for more than one dimension.
         low: Least frequency.
-        high: Largest, at most half a turn per unit of the inputs' spacing.
-        seed: Of random ones and of the scrambling of Sobol's.
+        high: Largest frequency, at most half a cycle per unit of the inputs' spacing.
+        seed: For `random` and for the scrambling of `sobol`.
 
     Raises:
-        ValueError: An option is out of its range.
+        ValueError: An option is out of range.
     """
     if count < 1 or dim < 1 or not 0 <= low < high < math.inf:
         raise ValueError(f"count={count} and dim={dim} must be at least 1, 0 <= low={low} < high={high} finite")
@@ -171,16 +171,17 @@ def frequency_grid(
 
 
 class GridSpectralMixture(_Spectral):
-    """Spectral mixture on a fixed grid, whose weights of at least 0 are learned by `zoo.learners.spectral`.
+    """Spectral mixture on a fixed grid, whose non-negative weights are learned by `zoo.learners.spectral`.
 
-    Weights, frequencies and widths are buffers: no optimizer of gradients moves them, and a weight may be exactly 0.
+    Weights, frequencies and widths are buffers: gradient-based optimizers do not see them, and weights may be exactly
+        0.
 
     Args:
         means: Frequencies (Q, D), see :func:`frequency_grid`.
         scales: Widths (Q, D), or one number for all.
-        weights: At least 0 (Q,), or one number for all.
-        device: Where they live.
-        dtype: Their type; torch's default if None.
+        weights: Non-negative (Q,), or one number for all.
+        device: Device of the parameters.
+        dtype: Their dtype; torch's default if None.
 
     Raises:
         ValueError: The shapes do not fit, or a weight or width is negative.
@@ -208,6 +209,6 @@ class GridSpectralMixture(_Spectral):
         self.register_buffer("means", frequencies.to(device=device, dtype=dtype))
 
     def components(self, X: Tensor, Z: Tensor | None = None) -> Tensor:
-        """Matrices of the components without their weights (Q, ..., n, m), in float64."""
+        """Component matrices without their weights (Q, ..., n, m), in float64."""
         self._check(X)
         return components(double(X), None if Z is None else double(Z), double(self.means), double(self.scales))

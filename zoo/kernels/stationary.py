@@ -1,4 +1,4 @@
-"""Kernels of the difference of two points, with one width or one for each dimension."""
+"""Gaussian and Laplacian kernels, with one lengthscale or one per dimension."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ class Gaussian(Kernel):
     """k(x, z) = exp(-|(x - z) / lengthscale|^2 / 2).
 
     Args:
-        lengthscale: One positive number, or one per dimension. scikit-learn's `gamma` is 1 / (2
-            lengthscale^2).
+        lengthscale: One positive number, or one per dimension. scikit-learn's `gamma` is 1 / (2 lengthscale^2).
         learnable: Train the lengthscale.
-        device: Where the hyper-parameter lives.
-        dtype: Its type; torch's default if None.
+        device: Device of the hyper-parameter.
+        dtype: Its dtype; torch's default if None.
     """
 
     lengthscale = PositiveParameter()
@@ -34,7 +33,7 @@ class Gaussian(Kernel):
 
     @classmethod
     def by_width(cls, width: float | None = None, **options: Any) -> Gaussian:
-        """exp(-width |x - z|^2), of width 1 if None."""
+        """exp(-width |x - z|^2); default width 1."""
         return cls((2 * (width or 1.0)) ** -0.5, learnable=False, **options)
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
@@ -44,15 +43,15 @@ class Gaussian(Kernel):
         return X.new_ones(X.shape[:-1])
 
 
-@register_kernel("laplacian", "laplace", "rbf")  # `rbf` is what the KCL code calls it
+@register_kernel("laplacian", "laplace", "rbf")  # the authors' KCL code calls it `rbf`
 class Laplacian(Kernel):
     """k(x, z) = exp(-sum_d |x_d - z_d| / lengthscale_d), with the city-block distance.
 
     Args:
         lengthscale: One positive number, or one per dimension. scikit-learn's `gamma` is 1 / lengthscale.
         learnable: Train the lengthscale.
-        device: Where the hyper-parameter lives.
-        dtype: Its type; torch's default if None.
+        device: Device of the hyper-parameter.
+        dtype: Its dtype; torch's default if None.
     """
 
     lengthscale = PositiveParameter()
@@ -63,7 +62,7 @@ class Laplacian(Kernel):
 
     @classmethod
     def by_width(cls, width: float | None = None, **options: Any) -> Laplacian:
-        """exp(-width |x - z|_1), of width 0.25 if None."""
+        """exp(-width |x - z|_1); default width 0.25."""
         return cls(1 / (width or 0.25), learnable=False, **options)
 
     def _gram(self, X: Tensor, Z: Tensor | None) -> Tensor:
@@ -81,7 +80,7 @@ def _register_lengthscale(module: nn.Module, value: ScalarOrTensor, learnable: b
 
 
 def _rescale(kernel: Gaussian | Laplacian, X: Tensor, Z: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Centred points in units of the lengthscale, in float64 where they spread far."""
+    """Centred points in units of the lengthscale, in float64 if they spread far."""
     lengthscale = type(kernel).lengthscale.of(kernel, X.dtype)
     if lengthscale.ndim:
         check_dim(X, lengthscale.shape[0], "the lengthscale")

@@ -12,16 +12,16 @@ __all__ = ["WhiteNoise"]
 
 
 class WhiteNoise(Kernel):
-    """Variance on the diagonal of k(X): independent noise of every row.
+    """Variance on the diagonal of k(X): independent noise for every row.
 
-    Between two sets of points, k(X, Z), it is 0, even where points coincide: a second measurement at the same place has
-    noise of its own. So a Gaussian process with this kernel predicts the function without it.
+    Between two sets of points, k(X, Z), it is 0, even where points coincide: a second measurement at the same point has
+    independent noise. So a Gaussian process with this kernel predicts the noise-free function.
 
     Args:
         variance: Positive; one number, or (...) for a batch.
         learnable: Train it.
-        device: Where it lives.
-        dtype: Its type; torch's default if None.
+        device: Device of the parameters.
+        dtype: Its dtype; torch's default if None.
     """
 
     variance = PositiveParameter("exp", floor=0.0)

@@ -1,8 +1,8 @@
-r"""Kernel ridge regression whose metric is learned in closed form: the recursive feature machine.
+r"""Recursive feature machine: kernel ridge regression with a metric learned in closed form.
 
-The metric of the next iterate is the average gradient outer product (AGOP) of the last one's predictor (Radhakrishnan,
+The metric of the next iterate is the average gradient outer product (AGOP) of the last predictor (Radhakrishnan,
 Beaglehole, Pandit and Belkin, arXiv 2212.13881; Beaglehole and others, xRFM, arXiv 2508.10053). Iterates, ridges,
-bandwidths and exponents can be compared by the exact leave-one-out error, which a ridge solve gives for nothing.
+bandwidths and exponents can be compared by the exact leave-one-out error, a by-product of each ridge solve.
 
 >>> for kernel, coefficients in iterate(X, Y, ExponentialPower(2.0), ridge=0.1, iterations=3):
 ...     errors = solve_left_out(kernel(X), Y, 0.1).residuals.square().mean()
@@ -38,14 +38,14 @@ Bandwidth = Literal["constant", "adaptive"]
 
 
 class Iterate(NamedTuple):
-    """One solve of :func:`iterate`."""
+    """A kernel and its coefficients from :func:`iterate`."""
 
     kernel: ExponentialPower
     coefficients: Tensor  # (n, C)
 
 
 def median_distance(d: Tensor) -> Tensor:
-    """The lower median of the distances between different points, of a symmetric matrix (n, n)."""
+    """Lower median of the off-diagonal distances of a symmetric matrix (n, n)."""
     n = len(d)
     if n < 2:
         return d.new_ones(())
@@ -65,18 +65,18 @@ def iterate(
     scale: float = 1e-30,
     jitter: float = 0.0,
 ) -> Iterator[Iterate]:
-    """The recursion as published: solve, average the gradients' outer products, divide by the largest entry, repeat.
+    """The published recursion: solve, average the gradient outer products, divide by the largest entry, repeat.
 
     Args:
         X: Rows (n, D).
-        Y: Targets (n, C), centred by the caller if wanted.
-        kernel: The first kernel; it is not changed.
+        Y: Targets (n, C); centre them first if there is to be an intercept.
+        kernel: The initial kernel, which is not modified.
         ridge: Added to the diagonal of the kernel matrix.
-        iterations: Updates of the metric; one more solve is yielded than this.
+        iterations: Updates of the metric; one more solve than this is yielded.
         diagonal: Keep only the metric's diagonal.
-        bandwidth: `constant`: the kernel's lengthscale stays. `adaptive`: it is multiplied by the median distance under
-            the metric at hand, before every solve.
-        scale: Added to the largest entry that the metric is divided by.
+        bandwidth: `constant`: the lengthscale is fixed. `adaptive`: before every solve it is multiplied by the median
+            distance under the current metric.
+        scale: Added to the largest entry before dividing the metric by it.
         jitter: Added to the diagonal of a full metric.
 
     Yields:
@@ -98,43 +98,43 @@ def iterate(
             kernel.set_metric(M if diagonal else M + jitter * torch.eye(len(M), dtype=M.dtype, device=M.device))
 
 
-# ---- everything chosen by the exact leave-one-out error ------------------------------------------------------
+# ---- model selection by the exact leave-one-out error ------------------------------------------------------
 
 Form = Literal["isotropic", "full", "diag"]
 
-#: Exponents q, bandwidths L in median distances, and ridges that are compared.
+#: Candidates: exponents q, bandwidths L in median distances, and ridges.
 EXPONENTS = (0.7, 1.0, 1.5, 2.0)
 BANDWIDTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
 RIDGES = tuple(10 ** (k / 2) for k in range(-6, 4))  # 1e-3 ... 30
-#: A full metric has D x D numbers: above so many features it is diagonal.
+#: A full metric has D x D entries: above this number of features it is diagonal.
 WIDEST = 256
-_PRODUCTS = 2**24  # numbers of the gradients of one block of outputs
-_ROWS = 8192  # of one block of the approximation
-_CACHED = 2**18  # numbers of a kernel matrix that are worked on at a time
+_PRODUCTS = 2**24  # gradient elements of one block of outputs
+_ROWS = 8192  # rows of one block of the approximation
+_CACHED = 2**18  # elements of a kernel matrix processed at a time
 
 
 class Setting(NamedTuple):
-    """What :class:`MetricMachine` chose."""
+    """Settings selected by :class:`MetricMachine`."""
 
     form: Form
-    shrinkage: float  # share of the identity in the metric
+    shrinkage: float  # weight of the identity in the metric
     iterations: int  # updates of the metric
     exponent: float
     bandwidth: float  # L in median distances under the metric
-    ridge: float  # for rows whose mean weight is 1
+    ridge: float  # for a mean row weight of 1
     error: float  # weighted mean of the squared leave-one-out residuals, summed over outputs
 
 
 class _Path(NamedTuple):
-    """How a metric was reached."""
+    """The sequence of solves that led to a metric."""
 
     form: Form
     shrinkage: float
-    places: list[list[int]]  # of the settings of each solve, on the grids
+    places: list[list[int]]  # grid indices of the settings of each solve
 
 
 class _Space:
-    """Rows under one metric, and the leave-one-out errors of settings on them."""
+    """Rows under one metric, and leave-one-out errors of settings on them."""
 
     def __init__(self, X: Tensor, Y: Tensor, weight: Tensor, metric: Tensor | None) -> None:
         self.X, self.Y, self.weight = X, Y, weight
@@ -145,12 +145,12 @@ class _Space:
         self._errors: dict[tuple[float, float, float], float] = {}
 
     def of(self, exponent: float, bandwidth: float) -> ExponentialPower:
-        """The kernel of a setting, until the next one is asked for."""
+        """The kernel of a setting; shared, so valid until the next call."""
         self.kernel.exponent, self.kernel.lengthscale = exponent, bandwidth * self.unit
         return self.kernel
 
     def gram(self, exponent: float, bandwidth: float) -> Tensor:
-        """Its matrix (n, n); the last one is kept."""
+        """Its matrix (n, n); the last one is cached."""
         if self._gram is None or self._gram[0] != (exponent, bandwidth):
             self._gram = (exponent, bandwidth), self.of(exponent, bandwidth).of_distances(self.d)
         return self._gram[1]
@@ -160,7 +160,7 @@ class _Space:
         return ridge_factor(self.gram(exponent, bandwidth), ridge / self.weight).solve(self.Y)
 
     def residuals(self, exponent: float, bandwidth: float, ridge: float) -> tuple[Tensor, Tensor]:
-        """Coefficients, and the residual of each row that the others predict, both (n, C)."""
+        """Coefficients and leave-one-out residuals, both (n, C)."""
         return solve_left_out(self.gram(exponent, bandwidth), self.Y, ridge / self.weight)
 
     def error(self, exponent: float, bandwidth: float, ridge: float) -> float:
@@ -171,7 +171,7 @@ class _Space:
         return self._errors[at]
 
     def descend(self, start: Sequence[int], grids: Sequence[Sequence[float]], axes: Sequence[int]) -> list[int]:
-        """Places on the grids of a setting that no step along one axis makes better."""
+        """Coordinate descent: grid indices of a setting that no step along a single axis improves."""
         at = list(start)
 
         def error(places: Sequence[int]) -> float:
@@ -198,40 +198,40 @@ class _Space:
 class MetricMachine(nn.Module):
     """Kernel ridge regression whose kernel, ridge and metric are chosen by the exact leave-one-out error.
 
-    The metric after k updates is that of :func:`iterate`, scaled to mean diagonal 1 and shrunk towards the identity: it
-    has seen every row's own target, which the leave-one-out error does not know: the error under a metric of p free
-    numbers, shrunk by s and learned from n rows, counts 1 + `correction` (1 - s) p / n times. No row is held out,
-    nothing is drawn, and the order of the rows changes nothing.
+    The metric after k updates is that of :func:`iterate`, scaled to mean diagonal 1 and shrunk towards the identity.
+    The metric depends on every row's own target, which the leave-one-out error does not account for; so the error under
+    a metric of p free parameters, shrunk by s and learned from n rows, is multiplied by 1 + `correction` (1 - s) p / n.
+    There is no held-out set and no randomness, and the order of the rows does not matter.
 
-    The settings without a metric are compared on `start_rows` rows, metrics and the settings near those on
-    `search_rows`, and the chosen ones are solved again on up to `solve_rows`: where there are more, on evenly spread
-    ones in the order of their targets. More rows than `solve_rows` are fitted by Nystroem's approximation with
-    `centers` of them, the ridge chosen by leave-one-out on all.
+    Settings without a metric are compared on `start_rows` rows, metrics and the settings near those on `search_rows`,
+    and the selected ones are solved again on up to `solve_rows`. Subsets are evenly spaced in the order of the targets.
+    More rows than `solve_rows` are fitted by the Nystroem approximation with `centers` of them, with the ridge chosen
+    by leave-one-out on all rows.
 
     Args:
-        forms: What is compared: `"isotropic"` (no metric), and metrics that are `"full"` or `"diag"`. Above 256
-            features a full metric is a diagonal one.
+        forms: Candidates: `"isotropic"` (no metric), `"full"` and `"diag"` metrics. Above 256 features, full metrics
+            are diagonal.
         exponents: Exponents q of the kernel.
         bandwidths: Lengthscales in median distances.
-        ridges: For rows whose mean weight is 1.
+        ridges: Candidates, for a mean row weight of 1.
         iterations: Updates of the metric, at least 1.
-        full_shrinkage: Shares of the identity in a full metric that are compared, from 0 to 1.
-        diag_shrinkage: Those in a diagonal one.
-        correction: See above.
+        full_shrinkage: Candidate weights of the identity in a full metric, from 0 to 1.
+        diag_shrinkage: The same for a diagonal metric.
+        correction: Strength of the correction above.
         standardize: Standardise the features.
         intercept: Subtract the weighted mean of the targets first.
-        start_rows: See above.
-        search_rows: See above.
-        solve_rows: See above.
-        centers: See above.
+        start_rows: Rows for comparing settings without a metric.
+        search_rows: Rows for comparing metrics.
+        solve_rows: Rows for the final exact solve.
+        centers: Centres of the Nystroem approximation.
 
     Attributes:
-        setting: What was chosen.
-        kernel: The kernel, of standardised rows.
+        setting: The selected settings.
+        kernel: The kernel, for standardised rows.
         centers: Rows (m, D), standardised.
         coefficients: (m, C).
         intercept: (C,), the weighted mean of the targets.
-        left_out: Prediction (n, C) for each row of the last fit by all the others; zero where a row had no weight.
+        left_out: Leave-one-out predictions (n, C) of the last fit; zero for rows of weight 0.
 
     Raises:
         ValueError: An option is out of range.
@@ -293,18 +293,18 @@ class MetricMachine(nn.Module):
 
     @torch.no_grad()
     def fit(self, X: Tensor, Y: Tensor, sample_weight: Tensor | None = None) -> MetricMachine:
-        """Choose and solve.
+        """Select the settings and solve.
 
         Args:
             X: Rows (n, D), finite.
             Y: Targets (n, C), or (n,) for one.
-            sample_weight: (n,), not negative; only their ratios count, and a row of weight 0 is none. None for ones.
+            sample_weight: (n,), non-negative, up to scale; rows of weight 0 are ignored. None weighs all rows equally.
 
         Returns:
-            The machine.
+            The fitted machine.
 
         Raises:
-            ValueError: Shapes do not fit, a number is not finite, or no row has a weight.
+            ValueError: Shapes do not fit, a number is not finite, or all weights are zero.
         """
         X, Y, weight = _checked(X, Y, sample_weight)
         rows, order = len(X), _canonical(X, Y, weight)
@@ -367,7 +367,7 @@ class MetricMachine(nn.Module):
             here, places = space, [at]
             free = (1 - shrinkage) * (D * (D + 1) / 2 if form == "full" else D)
             seen = 1 + self.correction * free / len(X)
-            for _ in range(self.iterations):  # only the last is compared: choosing among many is itself optimistic
+            for _ in range(self.iterations):  # compare the last only: choosing among many is optimistic
                 here = _Space(X, Y, weight, self._metric(here, at, form, shrinkage))
                 places = [*places, at]
             places[-1] = here.descend(at, self.grids, (2, 1))
@@ -377,14 +377,14 @@ class MetricMachine(nn.Module):
         return path, space
 
     def _replay(self, path: _Path, X: Tensor, Y: Tensor, weight: Tensor) -> _Space:
-        """Rows under the metric that a path leads to."""
+        """Rows under the metric at the end of a path."""
         space = _Space(X, Y, weight, None)
         for at in path.places[:-1]:
             space = _Space(X, Y, weight, self._metric(space, at, path.form, path.shrinkage))
         return space
 
     def _metric(self, space: _Space, at: Sequence[int], form: Form, shrinkage: float) -> Tensor:
-        """The average gradient outer product (D, D), or its diagonal (D,), at mean diagonal 1 and shrunk."""
+        """The AGOP (D, D), or its diagonal (D,), scaled to mean diagonal 1 and shrunk."""
         q, L, ridge = self._values(at)
         A, kernel, K = space.solve(q, L, ridge), space.of(q, L), space.gram(q, L)
         D, total = space.X.shape[1], None
@@ -400,7 +400,7 @@ class MetricMachine(nn.Module):
             return eye
         return (1 - shrinkage) * D / trace * total + shrinkage * eye
 
-    # ---- using it -------------------------------------------------------------------------------------------
+    # ---- prediction -----------------------------------------------------------------------------------------
 
     def _rows(self, X: Tensor) -> Tensor:
         if self.setting is None:
@@ -414,7 +414,7 @@ class MetricMachine(nn.Module):
         return torch.cat([self.kernel(z, self.centers) @ self.coefficients + self.intercept for z in Z.split(step)])
 
     def rescale(self, scale: Tensor | float, shift: Tensor | float) -> None:
-        """Make the predictions f scale * f + shift, both numbers or (C,): other units, or logits."""
+        """Replace predictions f by scale * f + shift, both numbers or (C,), for a change of units or logits."""
         self.coefficients, self.intercept = self.coefficients * scale, self.intercept * scale + shift
 
     def precision(self) -> Tensor:
@@ -423,20 +423,20 @@ class MetricMachine(nn.Module):
         return L @ L.mT if L.shape[0] > 1 else L.square().expand(1, self.centers.shape[1]).squeeze(0).diag()
 
     def factor(self) -> Tensor:
-        """L with P = L L^T: (D, D); of a diagonal P its roots (1, D), of an isotropic one (1, 1)."""
+        """L with P = L L^T: (D, D); (1, D) if P is diagonal, (1, 1) if isotropic."""
         unit = self.kernel.lengthscale.to(self.centers)
         root = self.kernel.root
         return (self.centers.new_ones(1, 1) if root is None else torch.atleast_2d(root)) / unit
 
     @torch.no_grad()
     def gradient_root(self, X: Tensor | None = None) -> Tensor:
-        """A matrix (r, D) whose product root^T root is the average over rows of the outer products of the gradients.
+        """A matrix (r, D) such that root^T root is the AGOP over the rows.
 
         Args:
-            X: Rows (n, D); None for the centres. Evenly spread ones of them where there are very many.
+            X: Rows (n, D); None for the centres. Very many rows are thinned evenly.
 
         Returns:
-            In units of standardised features; r is at most the rank.
+            In units of standardised features; r is at most the rank of the AGOP.
         """
         Z = self.centers if X is None else self._rows(X)
         C, D = self.coefficients.shape[1], Z.shape[1]
@@ -451,7 +451,7 @@ class MetricMachine(nn.Module):
         return sizes[kept, None] * rows[kept]
 
     def extra_repr(self) -> str:
-        """What was chosen."""
+        """Selected settings."""
         return (
             "not fitted" if self.setting is None else ", ".join(f"{k}={v}" for k, v in self.setting._asdict().items())
         )
@@ -475,7 +475,7 @@ def _checked(X: Tensor, Y: Tensor, weight: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def _canonical(X: Tensor, Y: Tensor, weight: Tensor) -> Tensor:
-    """Places of the rows that have a weight, in an order of their own: by target, then by features."""
+    """Indices of the rows of positive weight in a canonical order: by target, then by features."""
     order = torch.nonzero(weight > 0).flatten()
     for key in (weight, *X.unbind(1)[::-1], *Y.unbind(1)[::-1]):
         order = order[key[order].argsort(stable=True)]
@@ -483,7 +483,7 @@ def _canonical(X: Tensor, Y: Tensor, weight: Tensor) -> Tensor:
 
 
 def _part(n: int, count: int) -> Tensor:
-    """Evenly spread places of at most `count` of n rows."""
+    """Indices of at most `count` of n rows, evenly spaced."""
     return torch.arange(n) if n <= count else torch.arange(count) * n // count
 
 
@@ -495,14 +495,14 @@ def _nystroem(
     weight: Tensor,
     ridges: Sequence[float],
 ) -> tuple[Tensor, Tensor, float]:
-    """Ridge regression on the span of the kernels at the centres.
+    """Ridge regression in the span of the kernel functions at the centres.
 
     Returns:
-        Coefficients (m, C), leave-one-out residuals (n, C), and the ridge that makes their squares smallest.
+        Coefficients (m, C), leave-one-out residuals (n, C), and the ridge of least squared residuals.
     """
     lower = cholesky(kernel(centers)).lower
     blocks = list(zip(X.split(_ROWS), Y.split(_ROWS), weight.split(_ROWS), strict=True))
-    products: Tensor | None = None  # of features phi = L^-1 k(centres, x), weighted
+    products: Tensor | None = None  # weighted sum over features phi = L^-1 k(centres, x)
     targets: Tensor | None = None
     for x, y, w in blocks:
         phi = torch.linalg.solve_triangular(lower, kernel(centers, x), upper=False)
@@ -513,7 +513,7 @@ def _nystroem(
     assert targets is not None
     values, vectors = torch.linalg.eigh(products)
     turned = vectors.mT @ targets  # (m, C)
-    basis = torch.linalg.solve_triangular(lower.mT, vectors, upper=True)  # k(x, centres) @ basis: turned features
+    basis = torch.linalg.solve_triangular(lower.mT, vectors, upper=True)  # k(x, centres) @ basis: rotated features
     inverse = 1 / (values.clamp_min(0)[:, None] + torch.tensor(ridges, dtype=X.dtype, device=X.device))  # (m, R)
     solutions = inverse[:, :, None] * turned[:, None]  # (m, R, C)
     residuals = []
@@ -528,14 +528,14 @@ def _nystroem(
 
 
 def best_temperature(scores: Tensor, labels: Tensor, weight: Tensor | None = None) -> float:
-    """The number t for which softmax(t scores) has the smallest log-loss, each label being wrong once in n + 1 rows.
+    """Temperature t that minimises the log loss of softmax(t scores), with label noise of one in n + 1 rows.
 
-    Scores that are right on every row do not make probabilities of 0 and 1 that way.
+    The noise prevents probabilities of 0 and 1 where the scores are right on every row.
 
     Args:
-        scores: (n, C), as of rows left out.
+        scores: (n, C), for example leave-one-out predictions.
         labels: Class of each row (n,).
-        weight: Of each row (n,).
+        weight: Row weights (n,).
 
     Returns:
         t, from 0.1 to 1000.
@@ -546,7 +546,7 @@ def best_temperature(scores: Tensor, labels: Tensor, weight: Tensor | None = Non
     gaps = scores - own
     wrong = 1 / ((len(scores) + 1) * scores.shape[1])
     low, high = -1.0, 3.0  # powers of ten
-    for _ in range(40):  # the loss is convex in t: halve where its slope changes its sign
+    for _ in range(40):  # the loss is convex in t: bisect for zero slope
         middle = (low + high) / 2
         slope = weight @ ((torch.softmax(10**middle * gaps, 1) - wrong) * gaps).sum(1)
         low, high = (middle, high) if float(slope) < 0 else (low, middle)

@@ -1,9 +1,9 @@
-r"""Linear regression with a Gaussian prior, in weight space: the evidence in d dimensions instead of n.
+r"""Bayesian linear regression in weight space, whose evidence costs d dimensions instead of n.
 
     y = X w + e,     w ~ N(m, diag(s^2)),     e ~ N(0, noise I)
 
-Bishop, "Pattern Recognition and Machine Learning", 2006, section 3.5. The same as a Gaussian process with a linear
-kernel of the columns times s and the mean m . x, at a cost of n d^2.
+Bishop, "Pattern Recognition and Machine Learning", 2006, section 3.5. Equivalent to a Gaussian process with mean m . x
+and a linear kernel of the columns times s, at a cost of n d^2.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ __all__ = ["LinearPosterior", "bayesian_linear"]
 
 @dataclass(frozen=True)
 class LinearPosterior:
-    """Weights given rows.
+    """Posterior of the weights.
 
     Attributes:
-        log_evidence: Log density of the targets ().
-        mean: Expected weights (d,).
-        covariance: Of the weights (d, d).
+        log_evidence: Log density of the targets, a scalar tensor.
+        mean: Posterior mean (d,).
+        covariance: Posterior covariance (d, d).
         noise: Variance of the noise.
     """
 
@@ -37,7 +37,7 @@ class LinearPosterior:
     noise: float
 
     def predict(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Expected values (m,) and variances (m,), without noise, at points (m, d)."""
+        """Means (m,) and noise-free variances (m,) at points (m, d)."""
         X = X.double()
         return X @ self.mean, ((X @ self.covariance) * X).sum(-1)
 
@@ -55,7 +55,7 @@ def bayesian_linear(
         prior_std: Positive (d,), or one number for all.
 
     Raises:
-        ValueError: A number is not as said, or rows do not fit together.
+        ValueError: A number is out of range, or shapes do not fit.
     """
     X, y, _ = checked_rows(X, y)
     n, d = X.shape

@@ -1,10 +1,11 @@
-r"""Has a kernel average collapsed to the nearest neighbour?
+r"""Diagnosis of kernel averages: have they collapsed to the nearest neighbour?
 
 An average with weights w_i = softmax(-|x - y_i|^2 / (2 h^2)) over n rows of d dimensions is dominated by a handful of
-rows below a critical bandwidth, as spins freeze in a random energy model. The participation ratio Y2 = sum w_i^2 is
-1 / n where all rows count alike, and 1 where one has everything; n_eff = 1 / Y2 is how many rows count.
+rows below a critical bandwidth, as in the freezing transition of the random energy model. The participation ratio
+Y2 = sum w_i^2 is 1 / n for equal weights and 1 if one row has all the weight; n_eff = 1 / Y2 is the effective number
+of rows.
 
-For x, y ~ N(0, I_d) and alpha = log(n) / d, large deviations give, with b = 1 / h^2,
+For x, y ~ N(0, I_d) and alpha = log(n) / d, large deviation theory gives, with b = 1 / h^2,
 
     I(b) = log(1 + b) / 2 - b / (2 (1 + b)^2),     I(1 / h_G^2) = alpha,     h_CLT = sqrt(2) h_G
 
@@ -45,16 +46,16 @@ __all__ = [
 
 
 class CondensationWarning(UserWarning):
-    """A kernel average in which a handful of rows have all the weight."""
+    """A kernel average dominated by a handful of rows."""
 
 
 class Report(NamedTuple):
-    """What :func:`probe` found at one bandwidth."""
+    """Result of :func:`probe` for one bandwidth."""
 
     h: float
     per_query: Tensor  # Y2 of every query (q,)
     y2: float  # their mean
-    n_eff: float  # 1 / Y2: rows that count
+    n_eff: float  # 1 / Y2: effective number of rows
     top_share: float  # mean weight of the nearest row
     log_density: float  # mean log density of the queries under the kernel density estimate
     rows: int
@@ -71,16 +72,16 @@ def rate(b: float) -> float:
     """
     if not 0 <= b < math.inf:
         raise ValueError(f"b={b} must be finite and at least 0")
-    if b < 0.1:  # the two terms cancel
+    if b < 0.1:  # the two terms nearly cancel
         return 0.5 * math.fsum((-1) ** k * (k - 1 / k) * b**k for k in range(2, 26))
     return 0.5 * math.log1p(b) - 0.5 * b / (1 + b) ** 2
 
 
 def critical_bandwidth(alpha: float) -> float:
-    """h_G, below which weights condense, for normal data of unit variance.
+    """h_G, below which the weights condense, for normal data of unit variance.
 
     Args:
-        alpha: log(n) / d, above 0.
+        alpha: log(n) / d, positive.
 
     Raises:
         ValueError: alpha is not between 1e-12 and 300.
@@ -88,14 +89,14 @@ def critical_bandwidth(alpha: float) -> float:
     if not 1e-12 <= alpha <= 300:
         raise ValueError(f"alpha={alpha}, log(n) / d, must be between 1e-12 and 300")
     t = brentq(lambda t: rate(math.exp(t)) - alpha, math.log(alpha) / 2 - 5, 2 * alpha + 5, xtol=1e-14, rtol=1e-14)
-    for _ in range(3):  # to the last digits
+    for _ in range(3):  # Newton steps to full precision
         b = math.exp(t)
         t -= (rate(b) - alpha) / (b * b * (b + 3) / (2 * (1 + b) ** 3))
     return math.exp(-t / 2)
 
 
 def clt_bandwidth(alpha: float) -> float:
-    """h_CLT = sqrt(2) h_G, below which sums of weights have no central limit theorem."""
+    """h_CLT = sqrt(2) h_G, below which the central limit theorem fails for sums of weights."""
     return math.sqrt(2) * critical_bandwidth(alpha)
 
 
@@ -110,7 +111,7 @@ def energies(X: Tensor, Y: Tensor) -> Tensor:
         Y: Rows (n, d).
 
     Raises:
-        ValueError: There are none, they do not fit together, or they are not finite.
+        ValueError: A set is empty, the shapes do not fit, or values are not finite.
     """
     if X.ndim != 2 or Y.ndim != 2 or X.shape[1] != Y.shape[1] or not len(X) or not len(Y):
         raise ValueError(f"queries (q, d) and rows (n, d) are needed, got {tuple(X.shape)} and {tuple(Y.shape)}")
@@ -120,7 +121,7 @@ def energies(X: Tensor, Y: Tensor) -> Tensor:
 
 
 def participation(weights: Tensor) -> Tensor:
-    """Y2 of weights (..., n) of at least 0, which need not sum to 1: of an attention, a retrieval, a kernel average."""
+    """Y2 of non-negative weights (..., n), not necessarily normalised: of attention, retrieval or kernel averages."""
     return weights.square().sum(-1) / weights.sum(-1).square()
 
 
@@ -128,12 +129,12 @@ def probe(X: Tensor, Y: Tensor, h: float) -> Report:
     """Participation ratio, share of the nearest row and held-out density of a Gaussian kernel average.
 
     Args:
-        X: Queries (q, d), other than the rows.
+        X: Queries (q, d), distinct from the rows.
         Y: Rows (n, d).
-        h: Bandwidth, above 0.
+        h: Bandwidth, positive.
 
     Raises:
-        ValueError: See :func:`energies`, or the bandwidth is not positive.
+        ValueError: As for :func:`energies`, or the bandwidth is not positive.
     """
     _check_bandwidth(h)
     E = energies(X, Y)
@@ -144,7 +145,7 @@ def probe(X: Tensor, Y: Tensor, h: float) -> Report:
 
 
 def warn_if_condensed(report: Report, share: float = 0.5) -> bool:
-    """Whether Y2 is above `share`; if so, a :class:`CondensationWarning` says so, and what to do."""
+    """Whether Y2 is above `share`; if so, issue a :class:`CondensationWarning` with advice."""
     if report.y2 <= share:
         return False
     warnings.warn(
@@ -162,7 +163,7 @@ def _log_density(E: Tensor, h: float, d: int) -> float:
 
 
 def best_bandwidth(X: Tensor, Y: Tensor) -> float:
-    """The bandwidth at which rows Y give held-out queries X the largest mean log density, to six digits."""
+    """The bandwidth that maximises the mean log density of held-out queries X given rows Y, to six digits."""
     E, d = energies(X, Y), X.shape[1]
     nearest = E.amin(1)
     if not float(E.max()) > 0:
@@ -179,22 +180,22 @@ def best_bandwidth(X: Tensor, Y: Tensor) -> float:
 
 
 def empirical_rate(E: Tensor, h: float) -> Tensor:
-    """I at b = 1 / h^2 of energies (..., n): log n less the entropy of their weights, between 0 and log n."""
+    """I at b = 1 / h^2 from energies (..., n): log n minus the entropy of their weights, between 0 and log n."""
     _check_bandwidth(h)
     logs = (-E / h**2).log_softmax(-1)
     return (logs.exp() * logs).sum(-1) + math.log(E.shape[-1])
 
 
 def pooled_bandwidth(E: Tensor) -> float:
-    """The critical bandwidth of data that are not normal: where the rate of all pairs, pooled, is log n.
+    """Critical bandwidth of non-normal data: where the pooled rate of all pairs equals log n.
 
-    Of one query alone the rate never comes to log n, so at least two are needed.
+    For a single query the rate never reaches log n, so at least two are needed.
 
     Args:
         E: Energies (q, n) of q queries.
 
     Raises:
-        ValueError: There is no such bandwidth: one query, or pairs that all have one distance.
+        ValueError: There is no such bandwidth: a single query, or all distances are equal.
     """
     q, n = E.shape
     pooled, log_n = E.flatten(), math.log(n)

@@ -1,7 +1,7 @@
-r"""Transductive few-shot heads: expectation maximisation on support and query, unrolled, its constants learned.
+r"""Transductive few-shot heads: unrolled expectation maximisation on support and query, with learned constants.
 
-A task has a few labelled rows a class (the support) and a query of which only some classes, unknown how many, are
-present. Each layer alternates assignments U, class proportions and class parameters; the strength of the class balance
+A task has a few labelled rows per class (the support set) and a query set in which only some classes, unknown how many,
+are present. Each layer alternates assignments U, class proportions and class parameters; the class balance strength
 lam and the temperature T of each layer are learned on other tasks (Zhou and others, UNEM, CVPR 2025, arXiv 2412.16739).
 With one strength for all layers and T = 1 this is PADDLE (Martin and others, NeurIPS 2022) for Gaussian classes, and
 EM-Dirichlet (Martin and others, CVPR 2024) for probabilities.
@@ -43,12 +43,12 @@ __all__ = [
     "prototypes",
 ]
 
-_TINY = 1e-15  # under the logarithm of a probability
-_SERIES = 1e-3  # below, the curvature is a series: the formula loses its digits
+_TINY = 1e-15  # lower bound inside the logarithm of a probability
+_SERIES = 1e-3  # below, the curvature uses a series: the formula loses digits
 
 
 class GaussianLayer(NamedTuple):
-    """One layer of :func:`gaussian_layers`."""
+    """Output of one layer of :func:`gaussian_layers`."""
 
     assignments: Tensor  # U (..., q, K)
     balance: Tensor  # V (..., K)
@@ -56,7 +56,7 @@ class GaussianLayer(NamedTuple):
 
 
 class DirichletLayer(NamedTuple):
-    """One layer of :func:`dirichlet_layers`."""
+    """Output of one layer of :func:`dirichlet_layers`."""
 
     assignments: Tensor  # U (..., q, K)
     balance: Tensor  # V (..., K)
@@ -88,20 +88,20 @@ def gaussian_layers(
     eps: float = 1e-6,
     offset: float = 1.0,
 ) -> Iterator[GaussianLayer]:
-    """Soft k-means on support and query with a reward for large classes.
+    """Soft k-means on support and query that favours large classes.
 
-    Every layer: U = softmax((-|z - W|^2 / 2 + lam V) / T), V = log(mean U + eps) + offset, W = means of all rows,
-    the query's weighted by U. W starts as the support's means, V as `offset`.
+    Every layer: U = softmax((-|z - W|^2 / 2 + lam V) / T), V = log(mean U + eps) + offset, W = means of all rows, where
+    the query is weighted by U. Initially W are the support's means, and V = `offset`.
 
     Args:
         support: (..., s, d).
-        labels: 0 to K - 1 (..., s); every class has a row.
+        labels: 0 to K - 1 (..., s); every class needs a row.
         query: (..., q, d).
-        lam: Strength of the class balance in each layer (L,).
+        lam: Class balance strength of each layer (L,).
         temperature: T of each layer (L,).
-        classes: K; None: one more than the largest label.
-        eps: Under the logarithm.
-        offset: Added to V; no assignment depends on it.
+        classes: K; None for the largest label plus one.
+        eps: Added inside the logarithm.
+        offset: Added to V; does not affect the assignments.
 
     Yields:
         U, V and W of every layer.
@@ -125,7 +125,7 @@ def gaussian_layers(
 
 
 class _Unrolled(nn.Module):
-    """What both heads learn for each of L layers: a strength of the class balance and a temperature."""
+    """Learned parameters of both heads: a class balance strength and a temperature for each of L layers."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class _Unrolled(nn.Module):
 
     @property
     def lam(self) -> Tensor:
-        """Strengths of the class balance (L,)."""
+        """Class balance strengths (L,)."""
         return F.softplus(self.a)
 
     @property
@@ -153,19 +153,19 @@ class _Unrolled(nn.Module):
 
 
 class UNEMGaussian(_Unrolled):
-    """The Gaussian head: :func:`gaussian_layers` on scaled features, its 2 L + 1 numbers learned.
+    """The Gaussian head: :func:`gaussian_layers` on scaled features, with 2 L + 1 learned parameters.
 
     Args:
         layers: L.
-        lam: First strength of the class balance; learned as softplus(a).
-        temperature: First T, above 1; learned as 1 + softplus(b).
-        scale: First factor t of the features; learned as softplus(c).
-        eps: Under the logarithm of V.
-        device: Where the numbers live.
-        dtype: Their type.
+        lam: Initial class balance strength; parameterised as softplus(a).
+        temperature: Initial T, above 1; parameterised as 1 + softplus(b).
+        scale: Initial factor t of the features; parameterised as softplus(c).
+        eps: Added inside the logarithm of V.
+        device: Device of the parameters.
+        dtype: Their dtype.
 
     Raises:
-        ValueError: A number is out of its range.
+        ValueError: An argument is out of range.
     """
 
     def __init__(
@@ -192,12 +192,12 @@ class UNEMGaussian(_Unrolled):
     def layers(
         self, support: Tensor, labels: Tensor, query: Tensor, classes: int | None = None
     ) -> Iterator[GaussianLayer]:
-        """What every layer finds; see :func:`gaussian_layers`."""
+        """Output of every layer; see :func:`gaussian_layers`."""
         support, query = (_full(x, self.a) * self.scale for x in (support, query))
         return gaussian_layers(support, labels, query, self.lam, self.temperature, classes, eps=self.eps)
 
     def forward(self, support: Tensor, labels: Tensor, query: Tensor, classes: int | None = None) -> Tensor:
-        """Probabilities of the classes for every query row, (..., q, K), of the last layer."""
+        """Class probabilities for every query row, (..., q, K), from the last layer."""
         with autocast_disabled(query.device):
             *_, last = self.layers(support, labels, query, classes)
         return last.assignments
@@ -214,17 +214,17 @@ def paddle(
     eps: float = 1e-6,
     scale_features: bool = True,
 ) -> Tensor:
-    """PADDLE: probabilities (..., q, K) after a fixed number of steps; soft k-means with `lam` 0.
+    """PADDLE: probabilities (..., q, K) after a fixed number of steps; `lam` = 0 is soft k-means.
 
     Args:
         support: (..., s, d).
         labels: (..., s).
         query: (..., q, d).
-        classes: K; None: one more than the largest label.
-        lam: Strength of the class balance.
-        iterations: Steps.
-        eps: Under the logarithm of V.
-        scale_features: Bring each task's features to the range of its query first, :func:`min_max_scaled`.
+        classes: K; None for the largest label plus one.
+        lam: Class balance strength.
+        iterations: Number of steps.
+        eps: Added inside the logarithm of V.
+        scale_features: Scale each task's features with :func:`min_max_scaled` first.
     """
     _check_positive(iterations=iterations)
     if scale_features:
@@ -235,14 +235,14 @@ def paddle(
 
 
 def min_max_scaled(support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-    """Both less the query's minimum, over its range, per task and feature; a constant feature is only moved."""
+    """Min-max scaling of both by the query, per task and feature; a constant feature is only shifted."""
     low, high = query.amin(-2, keepdim=True), query.amax(-2, keepdim=True)
     width = torch.where(high > low, high - low, torch.ones_like(low))
     return (support - low) / width, (query - low) / width
 
 
 def prototypes(support: Tensor, labels: Tensor, query: Tensor, classes: int | None = None) -> Tensor:
-    """Probabilities (..., q, K) by the distances to the support's means: nothing is learned from the query."""
+    """Probabilities (..., q, K) from distances to the support's class means; the query is not used for fitting."""
     one = torch.ones(1, dtype=query.dtype, device=query.device)
     return next(gaussian_layers(support, labels, query, 0 * one, one, classes)).assignments
 
@@ -262,22 +262,22 @@ def dirichlet_layers(
     tolerance: float = 1e-11,
     check_every: int = 50,
 ) -> Iterator[DirichletLayer]:
-    """Expectation maximisation with a Dirichlet distribution for each class, on rows that are probabilities.
+    """Expectation maximisation with a Dirichlet distribution per class, on rows that are probabilities.
 
-    Every layer: alpha fitted to the rows weighted by the last U (:func:`fit_dirichlet`, from the last layer's alpha),
-    V = log(mean U + eps) + 1 of that U, U = softmax((log density + lam V) / T). U starts as the query itself, whose
-    columns are therefore the classes: d = K. There may be no support at all.
+    Every layer: alpha fitted to the rows weighted by the last U (:func:`fit_dirichlet`, starting from the last alpha),
+    V = log(mean U + eps) + 1 of that U, U = softmax((log density + lam V) / T). Initially U is the query itself, so its
+    columns are the classes: d = K. The support may be empty.
 
     Args:
         support: Probabilities (..., s, K).
         labels: (..., s).
         query: Probabilities (..., q, K).
-        lam: Strength of the class balance in each layer (L,).
+        lam: Class balance strength of each layer (L,).
         temperature: T of each layer (L,).
-        eps: Under the logarithm of V.
-        max_steps: Most updates of alpha a layer.
-        tolerance: Of the squared relative change of alpha, over all tasks together.
-        check_every: Updates between two looks at that change.
+        eps: Added inside the logarithm of V.
+        max_steps: Maximum number of updates of alpha per layer.
+        tolerance: For the squared relative change of alpha, over all tasks together.
+        check_every: Updates between two convergence checks.
 
     Yields:
         U, V, alpha, m and the number of updates of every layer.
@@ -307,16 +307,16 @@ def fit_dirichlet(
     tolerance: float = 1e-11,
     check_every: int = 50,
 ) -> tuple[Tensor, int]:
-    """Maximum likelihood of Dirichlet parameters by majorisation and minimisation, differentiable step by step.
+    """Maximum likelihood of Dirichlet parameters by majorisation-minimisation, differentiable through all steps.
 
-    The change is looked at after updates 1 + check_every, 1 + 2 check_every and so on.
+    Convergence is checked after updates 1 + check_every, 1 + 2 check_every and so on.
 
     Args:
         mean_log: Means of log p (..., d).
-        alpha: Where to start (..., d); ones if None.
-        max_steps: Most updates.
+        alpha: Initial value (..., d); ones if None.
+        max_steps: Maximum number of updates.
         tolerance: Stop when |change|^2 / |alpha|^2, over all leading dimensions together, is smaller.
-        check_every: Updates between two looks.
+        check_every: Updates between two checks.
 
     Returns:
         Parameters (..., d) and the number of updates.
@@ -327,7 +327,7 @@ def fit_dirichlet(
     alpha, done = _minorise(alpha, mean_log), 1
     while done < max_steps:
         some = min(check_every, max_steps - done)
-        alpha, before = _Stretch.apply(alpha, mean_log, some) if recorded else _updates(alpha, mean_log, some)
+        alpha, before = _Recomputed.apply(alpha, mean_log, some) if recorded else _updates(alpha, mean_log, some)
         done += some
         change = (alpha.detach() - before.detach()).square().sum() / before.detach().square().sum()
         if some == check_every and bool(change < tolerance):
@@ -336,15 +336,15 @@ def fit_dirichlet(
 
 
 def _updates(alpha: Tensor, mean_log: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Alpha after some updates, and before the last of them."""
+    """Alpha after a number of updates, and before the last of them."""
     before = alpha
     for _ in range(steps):
         before, alpha = alpha, _minorise(alpha, mean_log)
     return alpha, before
 
 
-class _Stretch(torch.autograd.Function):
-    """:func:`_updates` of which only the start is kept: the backward pass computes them again."""
+class _Recomputed(torch.autograd.Function):
+    """:func:`_updates` with recomputation: only the initial alpha is stored for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, alpha: Tensor, mean_log: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -365,7 +365,7 @@ class _Stretch(torch.autograd.Function):
 
 
 def _minorise(a: Tensor, m: Tensor) -> Tensor:
-    """The positive root of the quadratic that stands for the derivative of the likelihood."""
+    """Positive root of the quadratic that minorises the derivative of the likelihood."""
     psi = torch.digamma(a + 1)
     curvature = 2 * (psi * a - torch.lgamma(a + 1)).abs() / a.square()
     # zeta(2) - 4/3 zeta(3) a + 3/2 zeta(4) a^2
@@ -377,19 +377,19 @@ def _minorise(a: Tensor, m: Tensor) -> Tensor:
 
 
 class UNEMDirichlet(_Unrolled):
-    """The Dirichlet head: :func:`dirichlet_layers` on softmax(t z), its 2 L + 1 numbers learned.
+    """The Dirichlet head: :func:`dirichlet_layers` on softmax(t z), with 2 L + 1 learned parameters.
 
     Args:
         layers: L.
-        lam: First strength of the class balance; learned as softplus(a).
-        temperature: First T, above 1; learned as 1 + softplus(b).
-        scale: First factor t of the features (a picture's similarities to the classes' names); learned as it is.
-        max_steps: Most updates of alpha a layer.
-        device: Where the numbers live.
-        dtype: Their type.
+        lam: Initial class balance strength; parameterised as softplus(a).
+        temperature: Initial T, above 1; parameterised as 1 + softplus(b).
+        scale: Initial factor t of the features (similarities of an image to the class names); unconstrained.
+        max_steps: Maximum number of updates of alpha per layer.
+        device: Device of the parameters.
+        dtype: Their dtype.
 
     Raises:
-        ValueError: A number is out of its range.
+        ValueError: An argument is out of range.
     """
 
     def __init__(
@@ -409,12 +409,12 @@ class UNEMDirichlet(_Unrolled):
         self.max_steps = max_steps
 
     def layers(self, support: Tensor, labels: Tensor, query: Tensor) -> Iterator[DirichletLayer]:
-        """What every layer finds; see :func:`dirichlet_layers`."""
+        """Output of every layer; see :func:`dirichlet_layers`."""
         p, q = ((_full(x, self.a) * self.t).softmax(-1) for x in (support, query))
         return dirichlet_layers(p, labels, q, self.lam, self.temperature, max_steps=self.max_steps)
 
     def forward(self, support: Tensor, labels: Tensor, query: Tensor) -> Tensor:
-        """Probabilities of the classes for every query row, (..., q, K), of the last layer."""
+        """Class probabilities for every query row, (..., q, K), from the last layer."""
         with autocast_disabled(query.device):
             *_, last = self.layers(support, labels, query)
         return last.assignments
@@ -430,16 +430,16 @@ def em_dirichlet(
     iterations: int = 20,
     max_steps: int = 1000,
 ) -> Tensor:
-    """EM-Dirichlet: probabilities (..., q, K) of features, of which softmax(scale z) are taken.
+    """EM-Dirichlet: probabilities (..., q, K), computed from softmax(scale z) of features z.
 
     Args:
         support: (..., s, K).
         labels: (..., s).
         query: (..., q, K).
-        present: How many classes a query has; the class balance has the strength floor(K / present).
+        present: Number of classes in a query; the class balance strength is floor(K / present).
         scale: Factor of the features.
-        iterations: Layers.
-        max_steps: Most updates of alpha a layer.
+        iterations: Number of layers.
+        max_steps: Maximum number of updates of alpha per layer.
     """
     _check_positive(present=present, iterations=iterations, scale=scale)
     lam = torch.full((iterations,), float(query.shape[-1] // present), dtype=query.dtype, device=query.device)
@@ -452,7 +452,7 @@ def em_dirichlet(
 
 
 def nll(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Mean negative log of the probability (..., q, K) of the true class (..., q): what the heads are trained by."""
+    """Mean negative log probability (..., q, K) of the true class (..., q): the training loss of the heads."""
     tiny = torch.finfo(probabilities.dtype).tiny
     return -probabilities.gather(-1, labels[..., None]).clamp_min(tiny).log().mean()
 
@@ -468,20 +468,20 @@ def episodes(
     tasks: int = 100,
     generator: torch.Generator | None = None,
 ) -> Episode:
-    """Draw tasks from labelled features: some classes, a support of each, a query in which only a few are present.
+    """Sample tasks from labelled features: some classes, a support of each, and a query with only a few of them.
 
     Args:
         X: Features (n, d).
         y: Classes (n,).
-        ways: Classes of a task, renamed 0 to ways - 1 at random.
-        present: Classes of its query.
-        shots: Support rows a class.
-        queries: Query rows, over the classes present at random, none of them in the support.
-        tasks: How many.
+        ways: Classes per task, relabelled 0 to ways - 1 at random.
+        present: Classes in its query.
+        shots: Support rows per class.
+        queries: Query rows, drawn from the present classes at random, disjoint from the support.
+        tasks: Number of tasks.
         generator: Source of randomness.
 
     Returns:
-        All tasks, with a leading dimension.
+        All tasks, stacked along a leading dimension.
 
     Raises:
         ValueError: There are not enough classes or rows.
@@ -519,20 +519,20 @@ def fit(
     lr: float = 0.1,
     halve_every: int = 50,
 ) -> list[float]:
-    """Learn a head's numbers on tasks of other classes or rows, by Adam on :func:`nll`.
+    """Train a head's parameters on tasks from other classes or rows, with Adam on :func:`nll`.
 
     Args:
-        head: Changed in place.
-        tasks: One batch of tasks, or several; each is one step an epoch.
+        head: Modified in place.
+        tasks: One batch of tasks, or several; each is one step per epoch.
         epochs: Passes.
-        lr: First rate.
-        halve_every: Epochs after which the rate is halved.
+        lr: Initial learning rate.
+        halve_every: Epochs after which the learning rate is halved.
 
     Returns:
         Mean loss of every epoch.
 
     Raises:
-        RuntimeError: The loss is not finite.
+        RuntimeError: The loss becomes infinite or NaN.
     """
     _check_positive(epochs=epochs, lr=lr, halve_every=halve_every)
     batches = [tasks] if isinstance(tasks, Episode) else list(tasks)
@@ -558,14 +558,14 @@ def fit(
 
 
 def _squared_distances(z: Tensor, W: Tensor) -> Tensor:
-    """|z_q - W_k|^2 (..., q, K), around the mean of the W so that little cancels."""
+    """|z_q - W_k|^2 (..., q, K), centred at the mean of W to limit cancellation."""
     centre = W.detach().mean(-2, keepdim=True)
     z, W = z - centre, W - centre
     return z.square().sum(-1, keepdim=True) + W.square().sum(-1)[..., None, :] - 2 * z @ W.mT
 
 
 def _one_hot(support: Tensor, labels: Tensor, query: Tensor, classes: int | None) -> Tensor:
-    """Checked one-hot labels (..., s, K) in the features' type."""
+    """Validated one-hot labels (..., s, K) in the features' dtype."""
     lead, d = query.shape[:-2], query.shape[-1] if query.ndim >= 2 else 0
     if query.ndim < 2 or support.ndim != query.ndim or support.shape[:-2] != lead or support.shape[-1] != d:
         raise ValueError(

@@ -1,4 +1,4 @@
-r"""Gaussian processes: a distribution over functions, exact for Gaussian noise.
+r"""Gaussian process regression, exact for Gaussian noise.
 
     log p(y) = -1/2 r^T C^-1 r - 1/2 log |C| - n/2 log 2 pi,     r = y - m(X),  C = K + diag(sigma^2) + noise I
 
@@ -10,7 +10,7 @@ leave-one-out 5.10 to 5.12.
 >>> posterior = process.condition(X, y)
 >>> posterior.mean(X_new), posterior.variance(X_new).sqrt()
 
-Everything is computed in float64; a process makes its kernel's and its mean's numbers float64 too.
+Everything is computed in float64; the parameters of kernel and mean are converted to float64 too.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ __all__ = [
 ]
 
 _LOG_2PI = math.log(2 * math.pi)
-_REFUSED = 1e25  # what an optimizer is told where the matrix has no factor
+_PENALTY = 1e25  # objective reported to the optimizer where the matrix has no factor
 
 
-# ---- of a covariance matrix --------------------------------------------------------------------------------
+# ---- functions of a covariance matrix ----------------------------------------------------------------------
 
 
 class Evidence(NamedTuple):
-    """Log density of the rows under the process, and what it is made of."""
+    """Log density of the targets under the process, and its terms."""
 
     value: Tensor  # (...): data_fit - log_det / 2 - n / 2 log 2 pi
     data_fit: Tensor  # (...): -1/2 r^T C^-1 r
@@ -61,15 +61,15 @@ class Evidence(NamedTuple):
 
 
 class LeaveOneOut(NamedTuple):
-    """What the other rows say of each row as it is observed."""
+    """Leave-one-out predictions of the observed targets."""
 
     mean: Tensor  # (..., n)
-    variance: Tensor  # (..., n), with the row's noise
-    log_density: Tensor  # (..., n), of the row's own target
+    variance: Tensor  # (..., n), including noise
+    log_density: Tensor  # (..., n), of the left-out target
 
 
 class _Terms(torch.autograd.Function):
-    """Data fit and log determinant; their gradients need the inverse once, and no derivative of a factor."""
+    """Data fit and log determinant; gradients need one inverse, and no derivative of the factor."""
 
     @staticmethod
     def forward(ctx: Any, C: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,7 +104,7 @@ def gaussian_evidence(C: Tensor, r: Tensor) -> Evidence:
 
     Args:
         C: Covariance matrix (..., n, n).
-        r: Residuals (..., n), or (n,) for all.
+        r: Residuals (..., n), or (n,) shared by all.
 
     Raises:
         NotPositiveDefiniteError: The matrix has no factor, even with jitter.
@@ -115,14 +115,14 @@ def gaussian_evidence(C: Tensor, r: Tensor) -> Evidence:
 
 
 def leave_one_out(C: Tensor, r: Tensor) -> LeaveOneOut:
-    """Residual of every row as the others predict it, by one factor: -[C^-1 r]_i / [C^-1]_ii from r_i, differentiable.
+    """Leave-one-out predictions of the residuals from one factor: r_i - [C^-1 r]_i / [C^-1]_ii, differentiable.
 
     Args:
-        C: Covariance matrix (..., n, n), with noise.
+        C: Covariance matrix (..., n, n), including noise.
         r: Residuals (..., n).
 
     Returns:
-        Means and variances of the residuals.
+        Means, variances and log densities.
     """
     factor = cholesky(C)
     eye = torch.eye(C.shape[-1], dtype=factor.lower.dtype, device=C.device)
@@ -139,14 +139,14 @@ class GaussianProcess(nn.Module):
     """Regression with a kernel, a mean, known errors and noise.
 
     Args:
-        kernel: k(x, z), of any kind.
+        kernel: k(x, z), any kernel.
         mean: m(x), a module from (..., n, D) to (..., n); zero if None. See `zoo.learners.means`.
-        noise: Variance of the noise of every row, beside known errors; 0 or None: there is none, and none is learned.
-        priors: Densities of hyper-parameters, by the paths of `zoo.kernels.hyperparameters`, such as
-            `{"kernel.lengthscale": torch.distributions.LogNormal(0.0, 1.0)}`; :meth:`fit` adds their logarithms.
+        noise: Noise variance, in addition to known errors; 0 or None for no noise, which is then not learned.
+        priors: Prior distributions of hyper-parameters, by path as in `zoo.kernels.hyperparameters`, such as
+            `{"kernel.lengthscale": torch.distributions.LogNormal(0.0, 1.0)}`; :meth:`fit` adds their log densities.
 
     Raises:
-        ValueError: The noise is negative, or a prior is of a hyper-parameter that is not there.
+        ValueError: The noise is negative, or a prior refers to an unknown hyper-parameter.
     """
 
     noise = PositiveParameter("exp", floor=0.0, optional=True)
@@ -191,20 +191,20 @@ class GaussianProcess(nn.Module):
 
         Raises:
             NotPositiveDefiniteError: The covariance has no factor, even with jitter.
-            ValueError: Rows do not fit together, or are not finite.
+            ValueError: Shapes do not fit, or values are not finite.
         """
         X, y, sigma = checked_rows(X, y, sigma)
         return gaussian_evidence(self.covariance(X, sigma), y - self.mean(X))
 
     def leave_one_out(self, X: Tensor, y: Tensor, sigma: Tensor | float | None = None) -> LeaveOneOut:
-        """Every row as the others predict it, in closed form; arguments as of :meth:`evidence`."""
+        """Leave-one-out predictions in closed form; arguments as for :meth:`evidence`."""
         X, y, sigma = checked_rows(X, y, sigma)
         mean = self.mean(X)
         found = leave_one_out(self.covariance(X, sigma), y - mean)
         return found._replace(mean=found.mean + mean)
 
     def log_prior(self) -> Tensor:
-        """Sum of the log densities of the hyper-parameters that have a prior ()."""
+        """Sum of the log prior densities of the hyper-parameters, a scalar tensor."""
         total = next(iter(self.parameters()), torch.zeros(())).new_zeros(())
         places = hyperparameters(self)
         for path, prior in self.priors.items():
@@ -223,22 +223,22 @@ class GaussianProcess(nn.Module):
         bounds: tuple[float, float] = (1e-5, 1e5),
         seed: int = 0,
     ) -> FitReport:
-        """Choose the hyper-parameters that can be learned; see :func:`maximise`.
+        """Optimise the trainable hyper-parameters; see :func:`maximise`.
 
         Args:
             X: Points (n, D).
             y: Targets (n,).
             sigma: Known standard deviations (n,), or one for all.
-            objective: `evidence`, or `leave_one_out`: the sum of log densities of left-out rows, which a wrong kernel
-                misleads less; both with the priors.
-            restarts: Starts beside the numbers as they are.
-            max_iter: Steps of each.
-            bounds: Of positive numbers.
-            seed: Of the starts.
+            objective: `evidence`, or `leave_one_out`: the sum of leave-one-out log densities, more robust to a wrong
+                kernel; the log prior is added to both.
+            restarts: Further starts besides the current values.
+            max_iter: Maximum number of steps per start.
+            bounds: Range of positive hyper-parameters.
+            seed: For the starts.
 
         Raises:
-            NotPositiveDefiniteError: No start had a covariance with a factor.
-            ValueError: Rows do not fit together, or an option is out of range.
+            NotPositiveDefiniteError: The covariance had no factor at any start.
+            ValueError: Shapes do not fit, or an option is out of range.
         """
         X, y, sigma = checked_rows(X, y, sigma)
         if objective not in ("evidence", "leave_one_out"):
@@ -254,7 +254,7 @@ class GaussianProcess(nn.Module):
 
     @torch.no_grad()
     def condition(self, X: Tensor, y: Tensor, sigma: Tensor | float | None = None) -> Posterior:
-        """The process given rows; arguments as of :meth:`evidence`."""
+        """The process given data; arguments as for :meth:`evidence`."""
         X, y, sigma = checked_rows(X, y, sigma)
         factor = cholesky(self.covariance(X, sigma))
         return Posterior(self, X, factor, factor.solve(y - self.mean(X)))
@@ -262,12 +262,12 @@ class GaussianProcess(nn.Module):
 
 @dataclass(frozen=True)
 class Posterior:
-    """A process that has seen rows.
+    """A Gaussian process conditioned on data.
 
     Attributes:
-        process: It, with the hyper-parameters of that moment; it must not be changed.
+        process: The process; its hyper-parameters must not be changed afterwards.
         points: X (n, D).
-        factor: Of the covariance of the targets; `factor.jitter` says what was added to its diagonal.
+        factor: Of the covariance of the targets; `factor.jitter` was added to its diagonal.
         alpha: C^-1 (y - m(X)) (n,).
     """
 
@@ -278,13 +278,13 @@ class Posterior:
 
     @torch.no_grad()
     def mean(self, X: Tensor) -> Tensor:
-        """Expected values (m,) at points (m, D)."""
+        """Means (m,) at points (m, D)."""
         X = X.double()
         return self.process.mean(X) + self.process.kernel(X, self.points) @ self.alpha
 
     @torch.no_grad()
     def variance(self, X: Tensor, *, observed: bool = False) -> Tensor:
-        """Variances (m,) of the function at points (m, D); with `observed` also the noise of a new observation."""
+        """Variances (m,) of the function at points (m, D); with `observed`, of a new noisy observation."""
         X = X.double()
         half = self.factor.whiten(self.process.kernel(self.points, X))
         latent = (noiseless_diag(self.process.kernel, X) - half.square().sum(0)).clamp_min(0)
@@ -299,19 +299,19 @@ class Posterior:
 
     @torch.no_grad()
     def sample(self, X: Tensor, n: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """Functions (n, m) drawn from the posterior, at points (m, D)."""
+        """Functions (n, m) drawn from the posterior at points (m, D)."""
         lower = cholesky(self.covariance(X)).lower
         draws = torch.randn(n, len(X), generator=generator, dtype=lower.dtype, device="cpu").to(lower.device)
         return self.mean(X) + draws @ lower.mT
 
 
 def noiseless(kernel: Kernel, X: Tensor) -> Tensor:
-    """Covariance (m, m) of the function without the noise of rows that `WhiteNoise` adds."""
+    """Covariance (m, m) of the function, without the noise added by `WhiteNoise`."""
     return kernel(X, X) if _has_noise(kernel) else kernel(X)
 
 
 def noiseless_diag(kernel: Kernel, X: Tensor) -> Tensor:
-    """Variances (m,) of the function without the noise of rows."""
+    """Variances (m,) of the function, without the noise added by `WhiteNoise`."""
     return kernel(X.unsqueeze(-2), X.unsqueeze(-2))[..., 0, 0] if _has_noise(kernel) else kernel.diag(X)
 
 
@@ -320,10 +320,10 @@ def _has_noise(kernel: Kernel) -> bool:
 
 
 def checked_rows(X: Tensor, y: Tensor, sigma: Tensor | float | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Rows in float64.
+    """Validated data in float64.
 
     Raises:
-        ValueError: They do not fit together, are not finite, or an error is negative.
+        ValueError: Shapes do not fit, values are not finite, or an error is negative.
     """
     if X.ndim != 2 or not len(X) or y.shape != X.shape[:1]:
         raise ValueError(f"X must be (n, D) with n of at least 1, and y (n,); got {tuple(X.shape)}, {tuple(y.shape)}")
@@ -345,13 +345,13 @@ def checked_rows(X: Tensor, y: Tensor, sigma: Tensor | float | None = None) -> t
 
 
 class FitReport(NamedTuple):
-    """How hyper-parameters were found."""
+    """Result of an optimisation of hyper-parameters."""
 
-    value: float  # the largest objective
-    values: tuple[float, ...]  # of every start; minus infinity where there was no factor
+    value: float  # largest objective found
+    values: tuple[float, ...]  # of every start; minus infinity if there was no factor
     steps: tuple[int, ...]  # of every start
-    converged: bool  # whether the best start ended by itself
-    message: str  # why it ended
+    converged: bool  # whether the optimiser converged from the best start
+    message: str  # why it stopped
 
 
 def maximise(
@@ -363,21 +363,21 @@ def maximise(
     bounds: tuple[float, float] = (1e-5, 1e5),
     seed: int = 0,
 ) -> FitReport:
-    """Move a module's hyper-parameters to the largest value of an objective, by L-BFGS within bounds.
+    """Maximise an objective over a module's hyper-parameters, by L-BFGS within bounds.
 
-    The first start is where they are; the others are drawn: positive numbers between a tenth and ten times of theirs,
-    equally on the scale of logarithms, others with a standard deviation of 1 or half their size.
+    The first start is the current values. The others are random: positive values are log-uniform between a tenth and
+    ten times the current one; others have a standard deviation of 1 or half their size.
 
     Args:
-        module: Whose parameters that require gradients move.
-        objective: A number () made of them, differentiable.
-        restarts: Starts beside the first.
-        max_iter: Steps of each.
-        bounds: Of positive numbers; one that starts outside widens them.
-        seed: Of the starts.
+        module: Its trainable parameters are optimised.
+        objective: Returns a differentiable scalar.
+        restarts: Further starts besides the first.
+        max_iter: Maximum number of steps per start.
+        bounds: Range of positive values, widened to contain the current ones.
+        seed: For the starts.
 
     Raises:
-        NotPositiveDefiniteError: The objective had no value at any start.
+        NotPositiveDefiniteError: The objective could not be evaluated at any start.
         ValueError: An option is out of range.
     """
     if restarts < 0 or max_iter < 1 or not 0 < bounds[0] < bounds[1] < math.inf:
@@ -395,23 +395,23 @@ def maximise(
             slopes = torch.autograd.grad(found, [place.raw for place in places], allow_unused=True)
         except NotPositiveDefiniteError as error:
             failures.append(error)
-            return _REFUSED, np.zeros_like(vector)
+            return _PENALTY, np.zeros_like(vector)
         flat = torch.cat([_flat(p.raw if s is None else s, s is None) for p, s in zip(places, slopes, strict=True)])
         if not bool(found.isfinite()) or not bool(flat.isfinite().all()):
             failures.append(NotPositiveDefiniteError("the objective is not finite"))
-            return _REFUSED, np.zeros_like(vector)
+            return _PENALTY, np.zeros_like(vector)
         return float(found.detach()), flat.numpy()
 
     first, limits = _flat_raw(places), _limits(places, bounds)
-    starts = [first, *_drawn(places, restarts, bounds, seed)]
+    starts = [first, *_starts(places, restarts, bounds, seed)]
     options = {"maxiter": max_iter, "maxcor": 20}
     found = [minimize(loss, s, jac=True, method="L-BFGS-B", bounds=limits, options=options) for s in starts]
     best = min(found, key=lambda result: result.fun)
-    if best.fun >= _REFUSED:
+    if best.fun >= _PENALTY:
         _write(places, first)
         raise failures[0]
     _write(places, best.x)
-    values = tuple(-float(result.fun) if result.fun < _REFUSED else -math.inf for result in found)
+    values = tuple(-float(result.fun) if result.fun < _PENALTY else -math.inf for result in found)
     steps = tuple(int(result.nit) for result in found)
     return FitReport(-float(best.fun), values, steps, bool(best.success), str(best.message))
 
@@ -446,8 +446,8 @@ def _limits(places: list[Hyperparameter], bounds: tuple[float, float]) -> list[t
     return limits
 
 
-def _drawn(places: list[Hyperparameter], count: int, bounds: tuple[float, float], seed: int) -> list[np.ndarray]:
-    """Raw vectors to start from."""
+def _starts(places: list[Hyperparameter], count: int, bounds: tuple[float, float], seed: int) -> list[np.ndarray]:
+    """Raw vectors of random starts."""
     generator = torch.Generator().manual_seed(seed)
     starts = []
     for _ in range(count):

@@ -1,7 +1,7 @@
-"""Training to convergence or to a time, in closed form: gradient flow on a kernel, and the ensemble of wide networks.
+r"""Training in closed form: gradient flow on a kernel to any time or to convergence, and ensembles of wide networks.
 
-A network that is wide enough follows, under squared error, the linear flow of its neural tangent kernel K (Jacot et
-al., 2018; Lee et al., "Wide neural networks of any depth evolve as linear models", NeurIPS 2019):
+Under squared error a sufficiently wide network follows the linear flow of its neural tangent kernel K (Jacot et al.,
+2018; Lee et al., "Wide neural networks of any depth evolve as linear models", NeurIPS 2019):
 
     f_t(X) = y + e^(-eta K t) (f_0(X) - y)
     f_t(x) = f_0(x) + K(x, X) K^-1 (I - e^(-eta K t)) (y - f_0(X))
@@ -10,7 +10,7 @@ al., 2018; Lee et al., "Wide neural networks of any depth evolve as linear model
 >>> flow.predict(kernel(X_test, X), time=20.0)                          # stopped early
 >>> flow.predict(kernel(X_test, X), time=math.inf)                      # ridgeless regression
 
-Gradients of a mean over n rows and C outputs of (f - y)^2 / 2 have eta = learning rate / (n C).
+For the mean over n rows and C outputs of (f - y)^2 / 2, eta = learning rate / (n C).
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ __all__ = ["GradientFlow", "posterior"]
 
 
 class GradientFlow:
-    """Predictions of gradient flow, or of gradient descent, at any time, from one eigendecomposition.
+    """Predictions of gradient flow, or gradient descent, at any time, from one eigendecomposition.
 
     Args:
         K: Kernel of the training points (n, n), positive semidefinite.
         Y: Targets (n,) or (n, C).
-        rate: eta; for descent it must stay below 2 / (largest eigenvalue).
-        discrete: Times are numbers of steps of gradient descent.
+        rate: eta; for gradient descent it must be below 2 / (largest eigenvalue).
+        discrete: Use gradient descent; times are then numbers of steps.
 
     Attributes:
-        eigenvalues: Of K, rising, (n,) in float64; what rounding made of zeros counts as zero.
+        eigenvalues: Of K, ascending, (n,) in float64; values within rounding of zero are set to zero.
 
     Raises:
         ValueError: Shapes do not fit, K is not symmetric or has a clearly negative eigenvalue, or descent diverges.
@@ -65,7 +65,7 @@ class GradientFlow:
         self.eigenvalues = torch.where(values > floor, values, 0.0)
 
     def _decay(self, time: float) -> tuple[Tensor, Tensor]:
-        """What is left of each eigenvector's part of the error, (n,), and (1 - that) / eigenvalue."""
+        """Remaining fraction of the error along each eigenvector, (n,), and (1 - that) / eigenvalue."""
         if not time >= 0 or (self.discrete and time != math.inf and time != int(time)):
             raise ValueError(f"time={time} must be {'a whole number' if self.discrete else 'a number'}, 0 or more")
         w = self.eigenvalues
@@ -90,11 +90,11 @@ class GradientFlow:
         """Outputs on the training points.
 
         Args:
-            time: When; infinity: at convergence, where the targets are met as far as K allows.
-            start: Outputs f_0 at time 0, of the shape of Y, or one number.
+            time: Training time; infinity for convergence, where the targets are fitted as far as K allows.
+            start: Initial outputs f_0, of the shape of Y, or one number.
 
         Returns:
-            Of the shape of Y, float64.
+            Outputs of the shape of Y, float64.
         """
         left, _ = self._decay(time)
         with autocast_disabled(self.Y.device):
@@ -103,13 +103,13 @@ class GradientFlow:
     def predict(
         self, K: Tensor, time: float = math.inf, start: Tensor | float = 0.0, test_start: Tensor | float = 0.0
     ) -> Tensor:
-        """Outputs elsewhere.
+        """Outputs at other points.
 
         Args:
-            K: Kernel of queries and training points (m, n).
-            time: When.
-            start: Outputs f_0 on the training points.
-            test_start: Outputs f_0 of the queries, (m,), (m, C) or one number.
+            K: Kernel between queries and training points (m, n).
+            time: Training time.
+            start: Initial outputs f_0 on the training points.
+            test_start: Initial outputs f_0 at the queries, (m,), (m, C) or one number.
 
         Returns:
             (m,) or (m, C), float64.
@@ -122,19 +122,19 @@ class GradientFlow:
     def ensemble(
         self, K: Tensor, prior: Tensor, prior_cross: Tensor, prior_test: Tensor, time: float = math.inf
     ) -> tuple[Tensor, Tensor]:
-        """Mean and covariance over random starts: outputs of wide networks, each trained from its own weights.
+        """Mean and covariance over random initialisations of wide networks, each trained from its own.
 
         With M = K(x, X) K^-1 (I - e^(-eta K t)): mean M y, covariance N_** - M N_*^T - N_* M^T + M N M^T.
 
         Args:
-            K: NTK of queries and training points (m, n).
+            K: NTK between queries and training points (m, n).
             prior: NNGP kernel N of the training points (n, n).
-            prior_cross: Of queries and training points (m, n).
-            prior_test: Of the queries (m, m).
-            time: When.
+            prior_cross: NNGP kernel between queries and training points (m, n).
+            prior_test: NNGP kernel of the queries (m, m).
+            time: Training time.
 
         Returns:
-            (m,) or (m, C), and (m, m), the same for every output.
+            Mean (m,) or (m, C), and covariance (m, m), the same for every output.
         """
         _, filtered = self._decay(time)
         with autocast_disabled(self.Y.device):
@@ -148,12 +148,12 @@ def _rows(factors: Tensor, values: Tensor) -> Tensor:
 
 
 def posterior(K: Tensor, cross: Tensor, test: Tensor, Y: Tensor, *, ridge: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Posterior of a Gaussian process whose noise has the variance `ridge`; with an NNGP kernel, a Bayesian network's.
+    """Posterior of a Gaussian process with noise variance `ridge`; for an NNGP kernel, of a wide Bayesian network.
 
     Args:
-        K: Of the training points (n, n).
-        cross: Of queries and training points (m, n).
-        test: Of the queries (m, m).
+        K: Kernel of the training points (n, n).
+        cross: Kernel between queries and training points (m, n).
+        test: Kernel of the queries (m, m).
         Y: Targets (n,) or (n, C).
         ridge: Added to the diagonal of K.
 

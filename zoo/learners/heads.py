@@ -1,15 +1,15 @@
-r"""Classifiers in closed form from the sums of a stream: nearest mean, ridge, discriminants with a shared covariance.
+r"""Closed-form classifiers from streaming statistics: nearest mean, ridge, and discriminants with shared covariance.
 
-Every head is a function of :class:`~zoo.learners.statistics.ClassStatistics` alone, without a row, and a small module
-on features afterwards: `head(phi)` is one score for each class, `head.predict(phi)` the classes.
+Every head is computed from :class:`~zoo.learners.statistics.ClassStatistics` alone, without the rows, and is a small
+module on features: `head(phi)` returns one score per class, `head.predict(phi)` the classes.
 
     nearest mean   -|phi - s/n|^2
     ridge          W = (G + lambda I)^-1 sum phi y^T, one-hot y, no intercept
     LDA            mu^T S^-1 phi - mu^T S^-1 mu / 2 + log n, one covariance S for all classes
-    mixture LDA    the same with a mean for every pair of task and class; a class scores the log of its tasks' sum
+        mixture LDA    the same with a mean for every pair of task and class; logsumexp over the tasks of a class
 
-Strengths of regularisation are chosen from the sums too: the ridge by generalised cross-validation (Golub, Heath and
-Wahba, Technometrics 1979), the shrinkage by the leave-one-out likelihood with equal leverages.
+Regularisation is chosen from the statistics too: the ridge by generalised cross-validation (Golub, Heath and Wahba,
+Technometrics 1979), the shrinkage by the leave-one-out likelihood with equal leverages.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ __all__ = [
 
 
 class _Head(nn.Module):
-    """Scores (n, C) of features (n, D), in at least the features' type, and the classes that the columns stand for."""
+    """Scores (n, C) of features (n, D), in at least the features' precision, and the classes of their columns."""
 
     classes: Tensor
 
     def predict(self, F: Tensor) -> Tensor:
-        """The class of the largest score (n,)."""
+        """Class of the largest score (n,)."""
         return self.classes[self(F).argmax(-1)]
 
     def predict_proba(self, F: Tensor) -> Tensor:
-        """Softmax of the scores (n, C): the model's own probabilities for discriminants, no more than a scale else."""
+        """Softmax of the scores (n, C): model probabilities for discriminants, otherwise merely normalised scores."""
         return self(F).softmax(-1)
 
 
 class NearestMean(_Head):
-    """Minus the squared distances to class means.
+    """Negative squared distance to the class means.
 
     Attributes:
         classes: (C,).
@@ -70,7 +70,7 @@ class NearestMean(_Head):
         self.register_buffer("means", means)
 
     def forward(self, F: Tensor) -> Tensor:
-        """(n, D) to (n, C)."""
+        """(n, D) -> (n, C)."""
         F = _fitting(F, self.means.shape[1], self.means)
         with autocast_disabled(F.device):
             return -torch.stack([(F - mean).square().sum(-1) for mean in self.means], -1)
@@ -94,14 +94,14 @@ class Ridge(_Head):
         self.ridge = ridge
 
     def forward(self, F: Tensor) -> Tensor:
-        """(n, D) to (n, C)."""
+        """(n, D) -> (n, C)."""
         F = _fitting(F, len(self.weight), self.weight)
         with autocast_disabled(F.device):
             return F @ self.weight
 
 
 class Discriminant(_Head):
-    """Gaussian classes with one covariance: linear scores.
+    """Gaussian classes with a shared covariance: linear scores.
 
     Attributes:
         classes: (C,).
@@ -109,8 +109,8 @@ class Discriminant(_Head):
         weight: S^-1 mu (D, C).
         bias: log n - mu^T S^-1 mu / 2 (C,).
         lower: Cholesky factor of the shrunk covariance (D, D).
-        shrinkage: What was chosen, in units of the mean variance.
-        added: What stands on the diagonal for it.
+        shrinkage: The shrinkage, in units of the mean variance.
+        added: The resulting amount on the diagonal.
     """
 
     means: Tensor
@@ -131,17 +131,17 @@ class Discriminant(_Head):
         self.shrinkage, self.added = shrinkage, added
 
     def component_scores(self, F: Tensor) -> Tensor:
-        """(n, D) to the log of n_k N(phi; mu_k, S), up to what all have in common (n, K)."""
+        """(n, D) -> log of n_k N(phi; mu_k, S) up to a common constant (n, K)."""
         F = _fitting(F, len(self.weight), self.weight)
         with autocast_disabled(F.device):
             return F @ self.weight + self.bias
 
     def forward(self, F: Tensor) -> Tensor:
-        """(n, D) to (n, C)."""
+        """(n, D) -> (n, C)."""
         return self.component_scores(F)
 
     def mahalanobis(self, F: Tensor) -> Tensor:
-        """Squared Mahalanobis distances to the means (n, K): large to all of them for what belongs to no class."""
+        """Squared Mahalanobis distances to the means (n, K): large to all of them for outliers."""
         F = _fitting(F, len(self.weight), self.weight)
         with autocast_disabled(F.device):
             z = torch.linalg.solve_triangular(self.lower, F.mT, upper=False)
@@ -149,10 +149,10 @@ class Discriminant(_Head):
             return torch.stack([(z - mean[:, None]).square().sum(0) for mean in m.mT], -1)
 
     def sample(self, label: int, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Features (n, D) of a class, drawn from its Gaussian (or its mixture of Gaussians).
+        """Sample features (n, D) of a class from its Gaussian (or mixture of Gaussians).
 
         Raises:
-            ValueError: The class was never seen.
+            ValueError: The class is unknown.
         """
         mine = (self._component_classes() == label).nonzero().flatten()
         if not len(mine):
@@ -167,7 +167,7 @@ class Discriminant(_Head):
 
 
 class Mixture(Discriminant):
-    """A mean for each pair of task and class: classes score logsumexp over their tasks.
+    """A mean for each pair of task and class; a class score is the logsumexp over its tasks.
 
     Attributes:
         components: (K, 2), task and class of each mean.
@@ -183,26 +183,26 @@ class Mixture(Discriminant):
         self.register_buffer("components", components)
 
     def forward(self, F: Tensor) -> Tensor:
-        """(n, D) to (n, C)."""
+        """(n, D) -> (n, C)."""
         scores = self.component_scores(F)
         return torch.stack([scores[:, self.components[:, 1] == c].logsumexp(-1) for c in self.classes], -1)
 
     def predict_task(self, F: Tensor) -> Tensor:
-        """The task of the best pair of task and class (n,)."""
+        """Task of the best pair of task and class (n,)."""
         return self.components[self.component_scores(F).argmax(-1), 0]
 
     def _component_classes(self) -> Tensor:
         return self.components[:, 1]
 
 
-# ---- from the sums -----------------------------------------------------------------------------------------
+# ---- heads from statistics ---------------------------------------------------------------------------------
 
 
 def nearest_mean(statistics: ClassStatistics) -> NearestMean:
-    """The head of nearest class means.
+    """Nearest-class-mean head.
 
     Raises:
-        ValueError: No row was learned.
+        ValueError: No data were seen.
     """
     _check(statistics, gram=False)
     counts, sums = statistics.by_class()
@@ -210,14 +210,14 @@ def nearest_mean(statistics: ClassStatistics) -> NearestMean:
 
 
 def ridge(statistics: ClassStatistics, ridge: float | None = None) -> Ridge:
-    """The head of ridge regression on one-hot targets.
+    """Ridge regression head for one-hot targets.
 
     Args:
-        statistics: Sums with G.
-        ridge: Added to the diagonal of G; None: :func:`choose_ridge`.
+        statistics: Statistics with G.
+        ridge: Added to the diagonal of G; None for :func:`choose_ridge`.
 
     Raises:
-        ValueError: No row was learned, G was not kept, or the ridge is negative.
+        ValueError: No data were seen, G was not kept, or the ridge is negative.
     """
     _check(statistics)
     ridge = choose_ridge(statistics) if ridge is None else ridge
@@ -228,15 +228,15 @@ def ridge(statistics: ClassStatistics, ridge: float | None = None) -> Ridge:
 
 
 def lda(statistics: ClassStatistics, shrinkage: float | None = None) -> Discriminant:
-    """Linear discriminants: a Gaussian for each class, over all tasks, with one covariance.
+    """Linear discriminants: one Gaussian per class, over all tasks, with a shared covariance.
 
     Args:
-        statistics: Sums with G.
-        shrinkage: The covariance within classes gets this many times its mean variance on the diagonal; None:
+        statistics: Statistics with G.
+        shrinkage: Added to the diagonal of the within-class covariance, in units of its mean variance; None for
             :func:`choose_shrinkage`.
 
     Raises:
-        ValueError: No row was learned, G was not kept, or the shrinkage is negative.
+        ValueError: No data were seen, G was not kept, or the shrinkage is negative.
     """
     _check(statistics)
     counts, sums = statistics.by_class()
@@ -245,14 +245,14 @@ def lda(statistics: ClassStatistics, shrinkage: float | None = None) -> Discrimi
 
 
 def mixture_lda(statistics: ClassStatistics, shrinkage: float | None = None) -> Mixture:
-    """Linear discriminants with a Gaussian for each pair of task and class, one covariance within all of them.
+    """Linear discriminants with one Gaussian per pair of task and class, and a shared within-pair covariance.
 
     Args:
-        statistics: Sums with G.
+        statistics: Statistics with G.
         shrinkage: As in :func:`lda`.
 
     Raises:
-        ValueError: No row was learned, G was not kept, or the shrinkage is negative.
+        ValueError: No data were seen, G was not kept, or the shrinkage is negative.
     """
     _check(statistics)
     counts, sums = statistics.counts, statistics.sums
@@ -261,7 +261,7 @@ def mixture_lda(statistics: ClassStatistics, shrinkage: float | None = None) -> 
 
 
 def within_scatter(statistics: ClassStatistics, *, by_task: bool = False) -> Tensor:
-    """G - sum n mu mu^T (D, D), the scatter around the means of classes, or of pairs of task and class."""
+    """G - sum n mu mu^T (D, D), the scatter around the class means, or the means of pairs of task and class."""
     _check(statistics)
     counts, sums = (statistics.counts, statistics.sums) if by_task else statistics.by_class()
     return _scatter(statistics, counts, sums)
@@ -281,14 +281,14 @@ def _shrunk(
     if not shrinkage >= 0:
         raise ValueError(f"shrinkage={shrinkage} must not be negative")
     variance = float(S.diagonal().mean())
-    if variance <= 1e-14 * float(statistics.gram.diagonal().mean()) / statistics.rows:  # one row a class: no scatter
+    if variance <= 1e-14 * float(statistics.gram.diagonal().mean()) / statistics.rows:  # one row per class: no scatter
         variance = max(float(statistics.gram.diagonal().mean()) / statistics.rows, 1e-300)
         S, shrinkage = torch.zeros_like(S), max(shrinkage, 1e-6)
     added = shrinkage * variance
     return ridge_factor(S, added), shrinkage, added
 
 
-# ---- strengths, chosen -------------------------------------------------------------------------------------
+# ---- choice of the regularisation --------------------------------------------------------------------------
 
 
 class _Spectrum(NamedTuple):
@@ -302,17 +302,17 @@ def _spectrum(A: Tensor) -> _Spectrum:
 
 
 def choose_ridge(statistics: ClassStatistics, candidates: Tensor | None = None) -> float:
-    """The ridge of least generalised cross-validation error, n |Y - F W|^2 / (n - trace H)^2, from the sums.
+    """Ridge that minimises the generalised cross-validation error, n |Y - F W|^2 / (n - trace H)^2.
 
-    It is the leave-one-out error with every row's leverage put at the mean, which needs no rows:
+    This is the leave-one-out error with all leverages replaced by their mean, so it needs no rows:
     |Y - F W|^2 = n - 2 tr(W^T B) + tr(W^T G W) with B = sum phi y^T.
 
     Args:
-        statistics: Sums with G.
-        candidates: Ridges (r,), above zero; None: 37, from 1e-8 to 10 times the mean of G's diagonal.
+        statistics: Statistics with G.
+        candidates: Positive ridges (r,); None for 37 from 1e-8 to 10 times the mean of G's diagonal.
 
     Raises:
-        ValueError: No row was learned, or G was not kept.
+        ValueError: No data were seen, or G was not kept.
     """
     _check(statistics)
     _, sums = statistics.by_class()
@@ -329,17 +329,17 @@ def choose_ridge(statistics: ClassStatistics, candidates: Tensor | None = None) 
 
 
 def choose_shrinkage(statistics: ClassStatistics, *, by_task: bool = False) -> float:
-    """The shrinkage of largest leave-one-out likelihood of the Gaussian model, from the sums.
+    """Shrinkage that maximises the leave-one-out likelihood of the Gaussian model, from the statistics.
 
-    Without a row of leverage h, A = n (S + added I) becomes A - phi phi^T: its log determinant changes by log(1 - h)
-    and the row's squared distance to h / (1 - h). Sums know the mean of h, tr(A^-1 n S) / n, and every row is given it.
+    Removing a row of leverage h turns A = n (S + added I) into A - phi phi^T: its log determinant changes by log(1 - h)
+    and the row's squared distance becomes h / (1 - h). Every h is replaced by the mean, tr(A^-1 n S) / n.
 
     Args:
-        statistics: Sums with G.
+        statistics: Statistics with G.
         by_task: For :func:`mixture_lda`: scatter within pairs of task and class.
 
     Raises:
-        ValueError: No row was learned, or G was not kept.
+        ValueError: No data were seen, or G was not kept.
     """
     _check(statistics)
     counts, sums = (statistics.counts, statistics.sums) if by_task else statistics.by_class()
@@ -353,10 +353,10 @@ def _best_shrinkage(S: Tensor, rows: int, means: int) -> float:
     values = torch.linalg.eigvalsh(S).clamp_min(0)
     variance = float(values.mean())
     if variance <= 0 or rows <= means:
-        return 1.0  # nothing is known of the spread
+        return 1.0  # the spread is unknown
     chosen = values.new_tensor(_SHRINKAGES)
     shrunk = values + chosen[:, None] * variance  # (s, D)
-    # a mean takes its own share of a row: the leverage in the residuals' space, with rows - means of them
+    # means take up degrees of freedom: leverage in the space of residuals, of dimension rows - means
     leverage = (values / shrunk).sum(1) / (rows - means)
     spread = rows * leverage / (1 - leverage)
     likelihood = -(shrunk.log().sum(1) + torch.log1p(-leverage) + spread)
@@ -364,19 +364,19 @@ def _best_shrinkage(S: Tensor, rows: int, means: int) -> float:
 
 
 def ridge_leave_one_out(F: Tensor, labels: Tensor, statistics: ClassStatistics, ridge: float) -> Tensor:
-    """Residuals y_i - prediction for row i of the ridge head of all other rows, exactly, for rows at hand.
+    """Exact leave-one-out residuals of the ridge head for given rows.
 
     Args:
-        F: Features (n, D) that were learned.
+        F: Features (n, D), part of the statistics.
         labels: Their classes (n,).
-        statistics: Sums with G of these and perhaps further rows.
+        statistics: Statistics with G of these rows and possibly others.
         ridge: Added to the diagonal of G.
 
     Returns:
         (n, C): (Y - F W)_i / (1 - phi_i^T (G + ridge I)^-1 phi_i), columns in the order of `statistics.classes`.
 
     Raises:
-        ValueError: A class was never learned, or the shapes do not fit.
+        ValueError: A class is unknown, or the shapes do not fit.
     """
     _check(statistics)
     classes = statistics.classes
@@ -396,7 +396,7 @@ def ridge_leave_one_out(F: Tensor, labels: Tensor, statistics: ClassStatistics, 
 
 
 def _fitting(F: Tensor, dim: int, like: Tensor) -> Tensor:
-    """Features as a matrix in the type of the head."""
+    """Features as a matrix in the head's dtype."""
     if F.ndim != 2 or F.shape[1] != dim:
         raise ValueError(f"the head takes features (n, {dim}), got {tuple(F.shape)}")
     return F.to(like.dtype)

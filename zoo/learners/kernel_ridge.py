@@ -1,10 +1,10 @@
-r"""Kernel ridge regression as a classifier whose support is a handful of points, real or generated.
+r"""Kernel ridge regression as a classifier with a small support set, of real or generated points.
 
     alpha  = (K(Z_s, Z_s) + lambda I)^-1 Y                            support (N, d), one-hot labels Y (N, C)
     logits = gamma K(Z_q, Z_s) alpha + beta                           queries (Q, d)
 
 Derakhshani, Zhen, Shao, Snoek, "Kernel Continual Learning", ICML 2021. One Cholesky factor serves all classes, in
-float64 and with autocast off; the backward pass uses the same factor again instead of differentiating through it.
+float64 and with autocast off; the backward pass reuses it instead of differentiating through the factorisation.
 
 >>> head = KernelRidgeHead("laplacian")
 >>> logits = head(support, labels, queries)                           # (Q, C), differentiable in everything
@@ -31,11 +31,11 @@ _MASKED = -1e11  # logit of a class that does not belong to the task
 
 
 class SupportError(ValueError):
-    """Support points or features that no classifier can be made of; the message says what is wrong with them."""
+    """Invalid support points or features; the message names the problem."""
 
 
 class Solution(NamedTuple):
-    """A classifier without its training data: what evaluation keeps of a task."""
+    """A fitted classifier without its training data, kept for each task in evaluation."""
 
     support: Tensor  # (N, d)
     alpha: Tensor  # (N, C), at least float32
@@ -45,7 +45,7 @@ class Solution(NamedTuple):
 
 
 def masked(logits: Tensor, active: Tensor | None) -> Tensor:
-    """Logits (B, C) with the columns outside `active` (C,) or (B, C) at -1e11, or as low as their type goes."""
+    """Logits (B, C) with columns outside of `active` (C,) or (B, C) at -1e11, or the lowest number of the dtype."""
     return logits if active is None else logits.masked_fill(~active, max(_MASKED, torch.finfo(logits.dtype).min))
 
 
@@ -53,14 +53,14 @@ def check_finite(features: Tensor, what: str) -> None:
     """Refuse features (B, d) that hold NaN or infinity.
 
     Args:
-        features: What is checked.
-        what: Its name in the message.
+        features: Features to check.
+        what: Their name in the message.
 
     Raises:
         SupportError: A feature is not finite.
     """
     if not values_known(features) or bool(features.detach().sum().isfinite()):
-        return  # a sum of finite numbers may overflow; only then is every number looked at
+        return  # the sum of finite numbers may overflow, so check each only if it is not finite
     bad = ~torch.isfinite(features.detach())
     if bool(bad.any()):
         rows = int(bad.any(-1).sum())
@@ -91,7 +91,7 @@ def _check_active(active: Tensor, columns: int) -> None:
 
 
 def _check_classes(name: str, classes: Tensor, count: int, columns: int | None) -> None:
-    """Refuse classes that are not (count,) numbers from 0 to columns - 1 of type int64."""
+    """Refuse classes that are not (count,) integers from 0 to columns - 1 of dtype int64."""
     if classes.dtype != torch.int64 or classes.shape != (count,):
         raise SupportError(f"{name} is {classes.dtype} of shape {tuple(classes.shape)}; it must be int64 ({count},)")
     if not values_known(classes) or not count:
@@ -105,18 +105,18 @@ def _check_classes(name: str, classes: Tensor, count: int, columns: int | None) 
 class KernelRidgeHead(nn.Module):
     """Kernel ridge regression with one ridge, scale and shift per task.
 
-    The ridge is |lambda_t| + 0.01, as in the KCL code. Columns of classes that the support does not have are exactly
+    The ridge is |lambda_t| + 0.01, as in the authors' KCL code. Columns of classes without support points are exactly
     beta_t.
 
     Args:
         kernel: Name of a registered kernel (:func:`zoo.kernels.create_kernel`), or a kernel.
         n_tasks: Length of the vectors `lam`, `gamma`, `beta`.
-        lambda_init: Where `lam` starts.
-        width: Of the kernels that have one.
+        lambda_init: Initial value of `lam`.
+        width: For kernels that have one.
         learn: Train the three vectors; otherwise they are buffers.
-        floor: What is added to |lambda_t|.
-        device: Where the numbers live.
-        dtype: Their type.
+        floor: Added to |lambda_t|.
+        device: Device of the numbers.
+        dtype: Their dtype.
 
     Raises:
         ValueError: The kernel is unknown.
@@ -161,22 +161,23 @@ class KernelRidgeHead(nn.Module):
         *,
         gamma_of: int | None = None,
     ) -> Solution:
-        """Fit the support.
+        """Fit the support points.
 
         Args:
             support: Features (N, d).
             targets: One-hot or any other targets (N, C), or class indices (N,).
-            task: Whose ridge, scale and shift.
-            num_classes: Columns, where targets are indices; the largest index + 1 if None.
-            gamma_of: Task whose parameters are used instead; the KCL code takes the current one at evaluation.
+            task: Selects ridge, scale and shift.
+            num_classes: Number of columns if targets are indices; default: the largest index + 1.
+            gamma_of: Task whose scale and shift are used instead; the authors' KCL code uses the current task in
+                evaluation.
 
         Raises:
-            SupportError: There is no support point, or a feature is not finite.
+            SupportError: The support is empty, or a feature is not finite.
         """
         Y = self._targets(support, targets, task, num_classes)
         task = task if gamma_of is None else gamma_of
         support = at_least_float32(support)
-        # without gradients a Gram matrix in float64 is cheap, and its rounding errors are not divided by the ridge
+        # without gradients float64 is cheap for the Gram matrix, whose errors are amplified by 1 / ridge
         points = support if torch.is_grad_enabled() else support.to(solver_dtype(support.device))
         alpha = solve_ridge(self.kernel(points), Y, self.ridge(task))
         weight = None
@@ -214,7 +215,7 @@ class KernelRidgeHead(nn.Module):
         return self.predict(queries, self.solve(support, targets, task, columns), active)
 
     def _targets(self, support: Tensor, targets: Tensor, task: int, num_classes: int | None) -> Tensor:
-        """Targets (N, C) of a support that a classifier can be made of."""
+        """Validated targets (N, C) of a support."""
         self._check_task(task)
         _check_features("support", support)
         if not len(support):
@@ -237,19 +238,19 @@ class KernelRidgeHead(nn.Module):
 
 
 class SolutionCache:
-    """What was solved from a module's weights in evaluation, task by task, until one of them changes."""
+    """Cache of solutions by task, for evaluation; valid until a weight of the module changes."""
 
     def __init__(self) -> None:
         self._kept: dict[int, Any] = {}
-        self._stamp: tuple[Any, ...] = ()  # of the weights that it belongs to
+        self._stamp: tuple[Any, ...] = ()  # state of the weights that the solutions belong to
 
     def get(self, module: nn.Module, tasks: Iterable[int], solve: Callable[[int], Any]) -> list[Any]:
-        """The solutions of tasks; solved anew in training, with gradients, and where graphs are made.
+        """Solutions of tasks; solved anew in training, with gradients, and while tracing.
 
         Args:
-            module: Whose weights they depend on.
-            tasks: Their keys.
-            solve: Task to solution.
+            module: Its weights determine the solutions.
+            tasks: Tasks, used as keys.
+            solve: From a task to its solution.
         """
         groups = (group for m in module.modules() for group in (m._parameters, m._buffers))
         tensors = [t for group in groups for t in group.values() if t is not None]

@@ -1,7 +1,7 @@
-r"""Classification by a Gaussian process: Laplace's approximation of two classes.
+r"""Gaussian process classification of two classes, by Laplace's approximation.
 
-The posterior of f given labels t of +1 and -1, p(t | f) = sigmoid(t f), is replaced by a Gaussian at its mode.
-Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006: the mode by algorithm 3.1, prediction by 3.2,
+The posterior of f given labels t of +1 and -1, p(t | f) = sigmoid(t f), is approximated by a Gaussian at its mode.
+Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006: mode by algorithm 3.1, prediction by 3.2,
 
     log q(t) = -1/2 f^T K^-1 f + sum log sigmoid(t f) - 1/2 log |I + W^1/2 K W^1/2|
 
@@ -30,10 +30,10 @@ _STEPS, _HALVINGS = 100, 30
 
 
 class LaplaceProcess(nn.Module):
-    """Two classes with a kernel, see the module.
+    """Binary classification with a kernel, see the module docstring.
 
     Args:
-        kernel: k(x, z), of any kind; its variance matters here (`4.0 * Gaussian()`).
+        kernel: k(x, z), any kernel; here its variance matters (`4.0 * Gaussian()`).
     """
 
     def __init__(self, kernel: Kernel) -> None:
@@ -42,14 +42,14 @@ class LaplaceProcess(nn.Module):
         self.double()
 
     def evidence(self, X: Tensor, labels: Tensor) -> Tensor:
-        """Approximate log marginal likelihood (), differentiable in every hyper-parameter; the mode moves with them.
+        """Approximate log marginal likelihood, differentiable in every hyper-parameter, also through the mode.
 
         Args:
             X: Points (n, D).
             labels: 0 and 1, or False and True (n,).
 
         Raises:
-            ValueError: Rows do not fit together, or labels are something else.
+            ValueError: Shapes do not fit, or the labels are invalid.
         """
         X, t = checked_labels(X, labels)
         return self._evidence(X, t)
@@ -59,7 +59,7 @@ class LaplaceProcess(nn.Module):
         with torch.no_grad():
             mode = _mode(K, t)
             W, b = _curvature(mode.f, t)
-        # one more step of Newton's method leaves the mode where it is and gives it its derivative
+        # a further Newton step at the mode provides its derivative
         root = W.sqrt()
         a = b - root * _inner(K, root).solve(root * (K @ b))
         f = K @ a
@@ -77,7 +77,7 @@ class LaplaceProcess(nn.Module):
         bounds: tuple[float, float] = (1e-5, 1e5),
         seed: int = 0,
     ) -> FitReport:
-        """Choose the kernel's hyper-parameters by the evidence; see `maximise`."""
+        """Optimise the kernel's hyper-parameters by the evidence; see `maximise`."""
         X, t = checked_labels(X, labels)
         return maximise(
             self, lambda: self._evidence(X, t), restarts=restarts, max_iter=max_iter, bounds=bounds, seed=seed
@@ -85,7 +85,7 @@ class LaplaceProcess(nn.Module):
 
     @torch.no_grad()
     def condition(self, X: Tensor, labels: Tensor) -> LaplacePosterior:
-        """The process given rows; arguments as of :meth:`evidence`."""
+        """The process given data; arguments as for :meth:`evidence`."""
         X, t = checked_labels(X, labels)
         K = self.kernel(X)
         mode = _mode(K, t)
@@ -96,15 +96,15 @@ class LaplaceProcess(nn.Module):
 
 @dataclass(frozen=True)
 class LaplacePosterior:
-    """A process that has seen labels.
+    """A process conditioned on labels.
 
     Attributes:
-        process: It, with the hyper-parameters of that moment; it must not be changed.
+        process: The process; its hyper-parameters must not be changed afterwards.
         points: X (n, D).
-        mode: f (n,), where the posterior is largest.
-        slopes: Of the log likelihood there (n,).
-        root: Square roots of its curvature W (n,).
-        factor: Of I + W^1/2 K W^1/2.
+        mode: Posterior mode of f (n,).
+        slopes: Gradient of the log likelihood at the mode (n,).
+        root: Square roots of its negative second derivative W (n,).
+        factor: Cholesky factor of I + W^1/2 K W^1/2.
     """
 
     process: LaplaceProcess
@@ -116,7 +116,7 @@ class LaplacePosterior:
 
     @torch.no_grad()
     def mean(self, X: Tensor) -> Tensor:
-        """Expected values (m,) of f at points (m, D)."""
+        """Posterior means (m,) of f at points (m, D)."""
         return self.process.kernel(X.double(), self.points) @ self.slopes
 
     @torch.no_grad()
@@ -135,8 +135,8 @@ class LaplacePosterior:
 def expected_sigmoid(mean: Tensor, variance: Tensor) -> Tensor:
     """Mean of sigmoid(f) for f ~ N(mean, variance), to rounding, by the trapezoidal rule.
 
-    The rule converges as fast as the integrand is smooth: over standard normal f where the deviation is small, and
-    otherwise over a logistic u, as the probability that u < f.
+    The rule converges exponentially for smooth integrands: over standard normal f if the deviation is small, otherwise
+    over a logistic u, as the probability that u < f.
     """
     mean, deviation = mean.double(), variance.double().sqrt()
     t = torch.arange(-90, 91, dtype=mean.dtype, device=mean.device) * 0.1
@@ -158,7 +158,7 @@ class _Mode:
 
 
 def _curvature(f: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """W = pi (1 - pi) and the right-hand side W f + gradient of Newton's method."""
+    """W = pi (1 - pi), and the right-hand side W f + gradient of the Newton system."""
     pi = torch.sigmoid(f)
     W = pi * (1 - pi)
     return W, W * f + (t + 1) / 2 - pi
@@ -169,7 +169,7 @@ def _inner(K: Tensor, root: Tensor) -> Factor:
 
 
 def _mode(K: Tensor, t: Tensor) -> _Mode:
-    """Newton's method from 0, with steps that are halved where they would not help."""
+    """Newton's method from 0, with step halving."""
 
     def height(a: Tensor, f: Tensor) -> Tensor:
         return -0.5 * a @ f + F.logsigmoid(t * f).sum()
@@ -193,10 +193,10 @@ def _mode(K: Tensor, t: Tensor) -> _Mode:
 
 
 def checked_labels(X: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows, and labels of +1 and -1, in float64.
+    """Validated rows, and labels of +1 and -1, in float64.
 
     Raises:
-        ValueError: They do not fit together, or labels are not 0 and 1.
+        ValueError: Shapes do not fit, or labels are not 0 and 1.
     """
     X, y, _ = checked_rows(X, labels)
     if not bool(((y == 0) | (y == 1)).all()):

@@ -1,4 +1,4 @@
-"""Softmax regression on features, each Newton step a weighted ridge system."""
+"""Softmax regression on features by Newton's method."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def fit_logistic(
     max_iter: int = 50,
     tol: float = 1e-9,
 ) -> Head:
-    """Softmax regression by Newton's method, each step one weighted ridge over all classes.
+    """Softmax regression by Newton's method; each step is a weighted ridge system over all classes.
 
     Minimises sum_i -log softmax(A p_i + c)[y_i] + ridge |A|^2 / 2. With two classes this is iteratively reweighted
     least squares. Every step is one pass over the batches.
 
     Args:
-        batches: Called once a step; batches of features (n, F) and class indices (n,).
+        batches: Called once per step; batches of features (n, F) and class indices (n,).
         num_classes: At least 2.
-        ridge: Positive: without it separable data have no optimum.
+        ridge: Positive: separable data have no optimum without it.
         bias: Fit an unpenalised intercept.
-        max_iter: Most steps.
-        tol: Stop when no entry of the mean gradient is larger.
+        max_iter: Maximum number of steps.
+        tol: Stop when all entries of the mean gradient are smaller.
 
     Raises:
         ValueError: The ridge is not positive, or there are more than 12,000 unknowns.
-        RuntimeError: It has not converged.
+        RuntimeError: No convergence within `max_iter` steps.
     """
     if not ridge > 0 or num_classes < 2:
         raise ValueError(f"ridge={ridge} must be positive and num_classes={num_classes} at least 2")
@@ -77,7 +77,7 @@ def fit_logistic(
         raise ValueError(f"{A.numel()} unknowns are too many for Newton's method; use fewer features or gradients")
     penalty = torch.full_like(A, ridge)
     if bias:
-        penalty[:, -1] = 1e-10 * max(ridge, 1.0)  # a shift that all classes share changes nothing: pin it
+        penalty[:, -1] = 1e-10 * max(ridge, 1.0)  # the common shift of all classes is undetermined: pin it
     for _ in range(max_iter):
         value, G, H, rows = objective(A, True)
         if float(G.abs().max()) / rows <= tol:

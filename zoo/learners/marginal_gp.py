@@ -1,12 +1,13 @@
-r"""Gaussian processes averaged over kernels, means, noise models and their hyper-parameters, with evidences.
+r"""Bayesian model averaging of Gaussian processes over kernels, means, noise models and hyper-parameters.
 
-A :class:`Candidate` is a choice c of all three with a prior of its hyper-parameters theta. Its evidence is
+A :class:`Candidate` is a choice c of kernel, mean and noise model, with a prior of its hyper-parameters theta.
+Evidence:
 
     Z_c = integral of N(y; m_theta, K_theta + Sigma_theta) p(theta) d theta,     p(c | y) in proportion to Z_c
 
-and the prediction is the mixture of all candidates' processes, over theta too; mean and variance follow from the law of
-total variance. Up to three hyper-parameters are integrated on a grid, by as many likelihoods at once as fit; nested
-sampling (`dynesty`, if it is installed) serves beyond.
+The prediction is the mixture of all candidates' processes, also over theta; its mean and variance follow from the law
+of total variance. Up to three hyper-parameters are integrated on a grid, in large batches of likelihoods; beyond,
+nested sampling is used (`dynesty`, if installed).
 
 >>> kernels = {"matern3": 1.5, "matern5": 2.5}
 >>> candidates = [
@@ -54,28 +55,28 @@ __all__ = [
 
 Rule = Literal["ends", "legendre"]
 
-_NUMBERS = 2**22  # entries of the covariance matrices that are there at once
-_MOST = 2**22  # points of a grid
+_NUMBERS = 2**22  # elements of all covariance matrices in memory at a time
+_MOST = 2**22  # largest number of grid points
 
 
 # ---- priors ------------------------------------------------------------------------------------------------
 
 
 class Prior(Protocol):
-    """Of one hyper-parameter, given by its quantiles."""
+    """Prior of one hyper-parameter, given by its quantile function."""
 
     def nodes(self, n: int, rule: Rule) -> tuple[Tensor, Tensor]:
-        """Values (k,) and their shares of the prior (k,), which sum to 1."""
+        """Values (k,) and their prior weights (k,), which sum to 1."""
         ...
 
     def quantile(self, u: float) -> float:
-        """The value below which a share u of the prior lies."""
+        """Quantile at probability u."""
         ...
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """Equal density between two numbers."""
+    """Uniform density between two numbers."""
 
     low: float
     high: float
@@ -85,18 +86,18 @@ class Uniform:
             raise ValueError(f"low={self.low} must be below high={self.high}, both finite")
 
     def quantile(self, u: float) -> float:
-        """The value below which a share u of the prior lies."""
+        """Quantile at probability u."""
         return self.low + (self.high - self.low) * u
 
     def nodes(self, n: int, rule: Rule) -> tuple[Tensor, Tensor]:
-        """Values between the ends: n equally spaced ones with both ends and equal shares, or Gauss-Legendre's."""
+        """Nodes: n equally spaced values with both ends and equal weights, or Gauss-Legendre nodes."""
         u, weights = _unit(n, rule)
         return self.low + (self.high - self.low) * u, weights
 
 
 @dataclass(frozen=True)
 class LogUniform:
-    """Equal density of the logarithm between two positive numbers."""
+    """Uniform density of the logarithm between two positive numbers."""
 
     low: float
     high: float
@@ -106,18 +107,18 @@ class LogUniform:
             raise ValueError(f"low={self.low} must be positive and below high={self.high}, both finite")
 
     def quantile(self, u: float) -> float:
-        """The value below which a share u of the prior lies."""
+        """Quantile at probability u."""
         return self.low * (self.high / self.low) ** u
 
     def nodes(self, n: int, rule: Rule) -> tuple[Tensor, Tensor]:
-        """Values between the ends, n as of :class:`Uniform`, on the scale of logarithms."""
+        """Nodes as in :class:`Uniform`, on a logarithmic scale."""
         u, weights = _unit(n, rule)
         return self.low * torch.exp(math.log(self.high / self.low) * u), weights
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Equal shares of the values that are given; none is between them."""
+    """Equal weights on given values."""
 
     values: Sequence[float]
 
@@ -126,11 +127,11 @@ class Grid:
             raise ValueError("a grid is one or more finite values")
 
     def quantile(self, u: float) -> float:
-        """The value of the share u."""
+        """The value at probability u."""
         return float(self.values[min(int(u * len(self.values)), len(self.values) - 1)])
 
     def nodes(self, n: int, rule: Rule) -> tuple[Tensor, Tensor]:
-        """The values, whatever n and rule are."""
+        """The given values; n and rule are ignored."""
         values = torch.tensor([float(v) for v in self.values], dtype=torch.float64)
         return values, torch.full_like(values, 1 / len(values))
 
@@ -149,13 +150,13 @@ def _unit(n: int, rule: Rule) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One choice of kernel, mean and noise model.
+    """A choice of kernel, mean and noise model.
 
     Attributes:
-        name: What it is called.
-        build: Makes the process from values of its hyper-parameters by name, tensors (B,) that stand for B processes:
-            a lengthscale is `length[:, None]`, a factor `amplitude**2`, `ConstantMean(constant)` a mean.
-        priors: Of each, by name.
+        name: Its name.
+        build: Makes the process from hyper-parameters by name, tensors (B,) for B processes at once: a lengthscale is
+            `length[:, None]`, a factor `amplitude**2`, a mean `ConstantMean(constant)`.
+        priors: Priors of the hyper-parameters, by name.
     """
 
     name: str
@@ -164,31 +165,31 @@ class Candidate:
 
 
 class Result(NamedTuple):
-    """A candidate, integrated."""
+    """A candidate after integration."""
 
     name: str
     log_z: float  # log evidence
-    log_z_error: float  # its standard deviation where it was sampled; 0 on a grid
+    log_z_error: float  # its standard deviation if sampled; 0 on a grid
     values: dict[str, Tensor]  # hyper-parameters (B,)
-    weights: Tensor  # their posterior shares (B,)
+    weights: Tensor  # their posterior weights (B,)
     mean: Tensor  # of the function at the test points (k,)
     std: Tensor  # (k,)
 
 
 class Marginal(NamedTuple):
-    """All candidates, averaged."""
+    """The average over all candidates."""
 
     results: tuple[Result, ...]
-    posterior: Tensor  # p(c | y) (C,), for equal prior shares
+    posterior: Tensor  # p(c | y) (C,), for equal prior weights
     log_z: float  # log of the mean evidence
     mean: Tensor  # of the function at the test points (k,)
     std: Tensor  # (k,)
 
     def log_bayes_factor(self, one: str, other: str) -> float:
-        """How much the rows favour one candidate over another, in nats.
+        """Log Bayes factor of one candidate over another, in nats.
 
         Raises:
-            ValueError: There is no candidate of that name.
+            ValueError: A name is unknown.
         """
         found = {result.name: result.log_z for result in self.results}
         missing = [name for name in (one, other) if name not in found]
@@ -200,7 +201,7 @@ class Marginal(NamedTuple):
 def log_likelihoods(
     candidate: Candidate, values: Mapping[str, Tensor], X: Tensor, y: Tensor, sigma: Tensor | float | None = None
 ) -> Tensor:
-    """Log likelihoods (B,) of rows under B processes, whose hyper-parameters are tensors (B,)."""
+    """Log likelihoods (B,) of the data under B processes, whose hyper-parameters are tensors (B,)."""
     X, y, sigma = checked_rows(X, y, sigma)
     return torch.cat([found for found, _ in _blocks(candidate, values, X, y, sigma, None)])
 
@@ -248,20 +249,20 @@ def quadrature(
     points: int | Mapping[str, int] = 60,
     rule: Rule = "ends",
 ) -> Result:
-    """Integrate a candidate of a few hyper-parameters over the tensor grid of its priors.
+    """Integrate a candidate with few hyper-parameters over the tensor grid of its priors.
 
     Args:
-        candidate: What to integrate.
+        candidate: The candidate.
         X: Points (n, D).
         y: Targets (n,).
         sigma: Known standard deviations (n,), or one for all.
-        X_test: Where to predict (k, D); nowhere if None.
-        points: Values of each hyper-parameter: one number, or one by name.
-        rule: `ends`: equally spaced, with both ends and equal shares, off by hundredths of a nat. `legendre`:
-            Gauss-Legendre's, which converges fast.
+        X_test: Points of the prediction (k, D); None for no prediction.
+        points: Number of values per hyper-parameter: one number, or one by name.
+        rule: `ends`: equally spaced with both ends and equal weights, accurate to hundredths of a nat. `legendre`:
+            Gauss-Legendre, which converges fast.
 
     Raises:
-        ValueError: The grid is too large, rows do not fit together, or the likelihood is zero everywhere.
+        ValueError: The grid is too large, shapes do not fit, or the likelihood is zero everywhere.
     """
     names = list(candidate.priors)
     sizes = dict.fromkeys(names, points) if isinstance(points, int) else points
@@ -294,7 +295,7 @@ def _result(
     X_test: Tensor | None,
     log_z: float | None = None,
 ) -> Result:
-    """Weigh processes by their shares of the prior and their likelihoods; or, with log_z given, by the shares alone."""
+    """Weigh processes by prior weight and likelihood; if log_z is given, by `log_shares` alone."""
     X, y, errors = checked_rows(X, y, sigma)
     where = None if X_test is None else X_test.double()
     found = list(_blocks(candidate, values, X, y, errors, where))
@@ -326,21 +327,21 @@ def marginalise(
     engine: Literal["auto", "quadrature", "nested"] = "auto",
     seed: int = 0,
 ) -> Marginal:
-    """Average over candidates that are equally likely beforehand; arguments as of :func:`quadrature`.
+    """Average over candidates with equal prior probabilities; arguments as for :func:`quadrature`.
 
     Args:
-        candidates: One or more, of different names.
+        candidates: One or more, with different names.
         X: Points (n, D).
         y: Targets (n,).
         sigma: Known standard deviations (n,), or one for all.
-        X_test: Where to predict (k, D); nowhere if None.
-        points: Values of each hyper-parameter on a grid: one number, or one by name.
-        rule: Of the grid.
-        engine: `auto`: a grid up to three hyper-parameters (beside those of a `Grid`), nested sampling beyond.
-        seed: Of the sampling.
+        X_test: Points of the prediction (k, D); None for no prediction.
+        points: Number of grid values per hyper-parameter: one number, or one by name.
+        rule: Rule of the grid.
+        engine: `auto`: a grid up to three hyper-parameters (not counting those of a `Grid`), otherwise nested sampling.
+        seed: For nested sampling.
 
     Raises:
-        ValueError: There is no candidate, or a name comes twice; see :func:`quadrature`.
+        ValueError: There is no candidate, or a name is repeated; see :func:`quadrature`.
     """
     names = [candidate.name for candidate in candidates]
     if engine not in ("auto", "quadrature", "nested"):
@@ -370,10 +371,10 @@ def tension(
     points: int | Mapping[str, int] = 60,
     rule: Rule = "ends",
 ) -> float:
-    """Log R = log Z_AB - log Z_A - log Z_B: above 0 where two sets of rows agree under a candidate, below where not.
+    """Log R = log Z_AB - log Z_A - log Z_B: positive if two data sets agree under a candidate, negative if not.
 
     Args:
-        candidate: Under which.
+        candidate: The candidate.
         one: X, y and known standard deviations, or None, of set A.
         other: Of set B.
         points: See :func:`quadrature`.
@@ -401,21 +402,21 @@ def nested_sampling(
     share: float = 1e-3,
     seed: int = 0,
 ) -> Result:
-    """Integrate a candidate of any number of hyper-parameters by nested sampling, with `dynesty`.
+    """Integrate a candidate with any number of hyper-parameters by nested sampling, with `dynesty`.
 
     Args:
-        candidate: What to integrate.
+        candidate: The candidate.
         X: Points (n, D).
         y: Targets (n,).
         sigma: Known standard deviations (n,), or one for all.
-        X_test: Where to predict (k, D); nowhere if None.
-        live: Live points; the error of log Z falls with its root.
-        share: Of the evidence that may be left in them.
-        seed: Of the draws.
+        X_test: Points of the prediction (k, D); None for no prediction.
+        live: Live points; the error of log Z is proportional to the inverse of its square root.
+        share: Stop when the live points hold at most this share of the evidence.
+        seed: Random seed.
 
     Raises:
         ImportError: `dynesty` is not installed.
-        ValueError: It has no hyper-parameter, or rows do not fit together.
+        ValueError: The candidate has no hyper-parameters, or shapes do not fit.
     """
     try:
         from dynesty import NestedSampler
@@ -439,7 +440,7 @@ def nested_sampling(
     found = sampler.results
     values = {name: torch.from_numpy(np.ascontiguousarray(found.samples[:, i])) for i, name in enumerate(names)}
     logs = torch.from_numpy(np.asarray(found.logwt) - found.logz[-1])
-    kept = logs > -35  # others have no share
+    kept = logs > -35  # the others have negligible weight
     values = {name: v[kept] for name, v in values.items()}
     log_z, error = float(found.logz[-1]), float(found.logzerr[-1])
     return _result(candidate, values, logs[kept], error, X, y, errors, X_test, log_z)

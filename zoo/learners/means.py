@@ -1,6 +1,6 @@
-r"""Mean functions of Gaussian processes: what is known of the shape before any row is seen.
+r"""Mean functions of Gaussian processes: prior knowledge of the shape of the function.
 
-Numbers are parameters, so they are learned with the kernel's; each may have leading dimensions of a batch.
+Their values are parameters, learned together with the kernel's; each may have leading batch dimensions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class ZeroMean(nn.Module):
     """m(x) = 0."""
 
     def forward(self, X: Tensor) -> Tensor:
-        """Points (..., n, D) to zeros (..., n)."""
+        """Points (..., n, D) -> zeros (..., n)."""
         return X.new_zeros(X.shape[:-1])
 
 
@@ -25,7 +25,7 @@ class ConstantMean(nn.Module):
     """m(x) = constant.
 
     Args:
-        constant: Where it starts.
+        constant: Initial value.
         learnable: Train it.
     """
 
@@ -36,7 +36,7 @@ class ConstantMean(nn.Module):
         _register(self, "constant", constant, learnable)
 
     def forward(self, X: Tensor) -> Tensor:
-        """Points (..., n, D) to the constant (..., n)."""
+        """Points (..., n, D) -> the constant (..., n)."""
         return self.constant.to(X.dtype)[..., None] + X.new_zeros(X.shape[:-1])
 
 
@@ -44,8 +44,8 @@ class LinearMean(nn.Module):
     """m(x) = weight . x + constant.
 
     Args:
-        weight: (D,), where it starts.
-        constant: Where it starts.
+        weight: Initial value (D,).
+        constant: Initial value.
         learnable: Train both.
     """
 
@@ -60,10 +60,10 @@ class LinearMean(nn.Module):
             raise ValueError("weight must be one number per dimension (D,)")
 
     def forward(self, X: Tensor) -> Tensor:
-        """Points (..., n, D) to (..., n).
+        """Points (..., n, D) -> (..., n).
 
         Raises:
-            ValueError: D is another than the weight's.
+            ValueError: D is not the size of the weight.
         """
         if X.shape[-1] != self.weight.shape[-1]:
             raise ValueError(f"the points have {X.shape[-1]} dimensions, the weight {self.weight.shape[-1]}")
@@ -73,11 +73,11 @@ class LinearMean(nn.Module):
 class BoxMean(nn.Module):
     """A transit: m(t) = constant - depth where |t - centre| <= duration / 2, else constant; points (..., n, 1).
 
-    Centre and duration have no gradient and are buffers; search them on a grid, or begin with :class:`TrapezoidMean`.
+    Centre and duration have no gradient and are buffers; use a grid search, or start with :class:`TrapezoidMean`.
 
     Args:
-        constant: Outside.
-        depth: How far it falls.
+        constant: Level outside of the transit.
+        depth: Depth of the transit.
         centre: Middle of the transit.
         duration: Its length, positive.
         learnable: Train constant and depth.
@@ -106,21 +106,21 @@ class BoxMean(nn.Module):
             raise ValueError(f"duration={duration} must be positive")
 
     def forward(self, X: Tensor) -> Tensor:
-        """Times (..., n, 1) to (..., n)."""
+        """Times (..., n, 1) -> (..., n)."""
         constant, depth, centre, duration = _columns(X, self.constant, self.depth, self.centre, self.duration)
         inside = (_times(X) - centre).abs() <= duration / 2
         return constant - torch.where(inside, depth, 0.0)
 
 
 class TrapezoidMean(nn.Module):
-    """A transit with slopes: m(t) = constant - depth clip((duration / 2 - |t - centre|) / ingress, 0, 1).
+    """A transit with sloped sides: m(t) = constant - depth clip((duration / 2 - |t - centre|) / ingress, 0, 1).
 
     Args:
-        constant: Outside.
-        depth: How far it falls.
+        constant: Level outside of the transit.
+        depth: Depth of the transit.
         centre: Middle of the transit.
         duration: From first to last contact, positive.
-        ingress: Length of each slope, positive.
+        ingress: Duration of each slope, positive.
         learnable: Train all of them.
     """
 
@@ -148,7 +148,7 @@ class TrapezoidMean(nn.Module):
         PositiveParameter.register(self, "ingress", ingress, learnable=learnable, dtype=torch.float64)
 
     def forward(self, X: Tensor) -> Tensor:
-        """Times (..., n, 1) to (..., n)."""
+        """Times (..., n, 1) -> (..., n)."""
         numbers = self.constant, self.depth, self.centre, self.duration, self.ingress
         constant, depth, centre, duration, ingress = _columns(X, *numbers)
         return constant - depth * ((duration / 2 - (_times(X) - centre).abs()) / ingress).clamp(0, 1)

@@ -1,10 +1,10 @@
-r"""Landmarks of a stream, chosen in one pass and fixed memory by estimated ridge leverage scores.
+r"""Streaming Nystroem landmarks, chosen in one pass and bounded memory by estimated ridge leverage scores.
 
-The ridge leverage score of a row, tau_i = [K (K + ridge I)^-1]_ii, says how little the other rows know about it; their
-sum is the effective dimension. :class:`StreamingDictionary` keeps a sample of the rows seen so far, each row with a
-probability in proportion to its score, and estimates the scores from the sample itself (Calandriello, Lazaric and
-Valko, INK-ESTIMATE, AISTATS 2016). Its :meth:`~StreamingDictionary.features` are a feature map for the sums of
-`zoo.learners.statistics`, or for a ridge regression.
+The ridge leverage score of a row, tau_i = [K (K + ridge I)^-1]_ii, is large if the other rows do not explain it; the
+sum is the effective dimension. :class:`StreamingDictionary` keeps a sample of the rows seen so far, with probabilities
+proportional to their scores, and estimates the scores from the sample itself (Calandriello, Lazaric and Valko,
+INK-ESTIMATE, AISTATS 2016). Its :meth:`~StreamingDictionary.features` are a feature map for
+`zoo.learners.statistics` or for ridge regression.
 
 >>> dictionary = StreamingDictionary(Gaussian(5.0), ridge=1.0, budget=60)
 >>> for x in stream:
@@ -42,7 +42,7 @@ Draw = Callable[[Tensor, Tensor], Tensor]
 _STATE = ("points", "copies", "probabilities", "positions", "effective_dimension", "seen", "random")
 
 
-# ---- of a whole matrix -------------------------------------------------------------------------------------
+# ---- functions of the whole kernel matrix ------------------------------------------------------------------
 
 
 def ridge_leverage_scores(K: Tensor, ridge: float) -> Tensor:
@@ -50,7 +50,7 @@ def ridge_leverage_scores(K: Tensor, ridge: float) -> Tensor:
 
     Args:
         K: Kernel matrix (n, n).
-        ridge: Above 0.
+        ridge: Positive.
 
     Raises:
         ValueError: The ridge is not positive.
@@ -66,15 +66,15 @@ def effective_dimension(K: Tensor, ridge: float) -> Tensor:
 
 
 class Growth(NamedTuple):
-    """What one more row adds to the effective dimension, exactly where all earlier rows are at hand."""
+    """Contribution of one more row to the effective dimension, exact if all earlier rows are given."""
 
-    s: Tensor  # what is left of k(x, x) after the others
+    s: Tensor  # part of k(x, x) that the other rows do not explain
     norm2: Tensor  # |A0 c|^2 with A0 = (K + ridge I)^-1
     delta: Tensor  # (s - ridge |A0 c|^2) / (s + ridge)
 
 
 def growth(K: Tensor, c: Tensor, own: Tensor | float, ridge: float) -> Growth:
-    """Growth of the effective dimension of K (n, n) by a row with products c (n,) and k(x, x) = `own`."""
+    """Growth of the effective dimension of K (n, n) by a row with kernel values c (n,) and k(x, x) = `own`."""
     _check_ridge(ridge)
     A0c = ridge_factor(K, ridge).solve(c) if len(c) else c.to(solver_dtype(c.device))
     s, norm2 = own - c.to(A0c) @ A0c, A0c.square().sum()
@@ -86,9 +86,9 @@ def nystrom(K: Tensor, columns: Tensor, weights: Tensor, ridge: float) -> Tensor
 
     Args:
         K: Kernel matrix (n, n).
-        columns: Which rows were chosen (m,).
+        columns: Indices of the landmarks (m,).
         weights: Their weights, the entries of S (m,).
-        ridge: Above 0.
+        ridge: Positive.
     """
     _check_ridge(ridge)
     KS = K[:, columns] * weights
@@ -97,48 +97,49 @@ def nystrom(K: Tensor, columns: Tensor, weights: Tensor, ridge: float) -> Tensor
     return half.mT @ half
 
 
-# ---- of a stream -------------------------------------------------------------------------------------------
+# ---- streaming ---------------------------------------------------------------------------------------------
 
 
 class Estimate(NamedTuple):
-    """What :meth:`StreamingDictionary.estimate` says of a dictionary of m rows and a newcomer, which comes last."""
+    """Result of :meth:`StreamingDictionary.estimate` for a dictionary of m rows and a new row, which comes last."""
 
     positions: Tensor  # (m + 1,), places in the stream
-    weights: Tensor  # (m + 1,), 1 for the newcomer
+    weights: Tensor  # (m + 1,), 1 for the new row
     delta: Tensor  # estimated growth of the effective dimension
-    effective_dimension: Tensor  # with this row
+    effective_dimension: Tensor  # including this row
     scores: Tensor  # (m + 1,), estimated ridge leverage scores
-    probabilities: Tensor  # (m + 1,), never more than before
+    probabilities: Tensor  # (m + 1,), never larger than before
 
 
 class StreamingDictionary(nn.Module):
-    """A weighted sample of a stream's rows, by estimated ridge leverage scores, at any moment ready for use.
+    """A weighted sample of a stream's rows, by estimated ridge leverage scores, usable at any time.
 
     A row has up to `budget` copies, each of which is in the dictionary with the row's probability p; its weight is
-    sqrt(copies / (budget p)). With every newcomer the scores of all rows that are still there are estimated anew,
-    probabilities fall, copies are dropped to match, and the newcomer draws its own.
+    sqrt(copies / (budget p)). For every new row, the scores of all rows in the dictionary are re-estimated, their
+    probabilities decrease, copies are dropped accordingly, and the copies of the new row are drawn.
 
     Args:
-        kernel: k(x, z); frozen while the stream runs.
-        ridge: Of the scores, in units of the kernel.
-        budget: Copies a row. In mode `budget` about as many columns are kept in all, whatever the stream; in mode
+        kernel: k(x, z); must not change during the stream.
+        ridge: Ridge of the scores, in units of the kernel.
+        budget: Copies per row. In mode `budget` about this many columns are kept in total, whatever the stream; in mode
             `unnormalised` about `budget` times the effective dimension.
-        eps: Scores are taken 1 + eps times as large, for safety.
-        mode: `budget`: probabilities are scores divided by the effective dimension. `unnormalised`: scores themselves.
-        seed: Of the draws; the state of the generator is part of the module's state.
-        keep_all: Drop nothing: every row stays, with weight 1, and scores are exact up to the factor.
-        draw: Draws binomial numbers from counts and probabilities (m,); None: by the seed.
+        eps: Scores are inflated by 1 + eps, for safety.
+        mode: `budget`: probabilities are scores divided by the effective dimension. `unnormalised`: the scores
+            themselves.
+        seed: Random seed; the generator's state is part of the module's state.
+        keep_all: Keep every row with weight 1; the scores are then exact up to the factor 1 + eps.
+        draw: Binomial sampler for counts and probabilities (m,); None uses the seed.
 
     Attributes:
         points: Rows in the dictionary (m, ...).
         copies: Their copies (m,).
         probabilities: Their probabilities (m,).
-        positions: Their places in the stream (m,).
-        effective_dimension: The estimate for all rows seen.
-        seen: How many those are.
+        positions: Their indices in the stream (m,).
+        effective_dimension: Estimate for all rows seen.
+        seen: Number of rows seen.
 
     Raises:
-        ValueError: A setting is out of its range.
+        ValueError: A setting is out of range.
     """
 
     points: Tensor
@@ -184,15 +185,15 @@ class StreamingDictionary(nn.Module):
         return (self.copies / (self.budget * self.probabilities)).sqrt()
 
     def __len__(self) -> int:
-        """Rows in the dictionary."""
+        """Number of rows in the dictionary."""
         return len(self.copies)
 
     @torch.no_grad()
     def estimate(self, x: Tensor) -> Estimate:
-        """Scores and probabilities with one more row (D,), without taking it in.
+        """Scores and probabilities with one more row (D,), without adding it.
 
         Raises:
-            ValueError: The row is not finite, or of another shape than the rows before.
+            ValueError: The row is not finite, or has another shape than earlier rows.
         """
         x = self._checked(x)
         D = torch.cat([self.points, x[None]]) if len(self) else x[None]
@@ -200,7 +201,7 @@ class StreamingDictionary(nn.Module):
         K = self.kernel(D, D).to(w)
         WK = w[:, None] * K
         factor = ridge_factor(WK * w, self.ridge)
-        # the newcomer comes last: the leading block of the factor is that of the old dictionary
+        # the new row is last: the leading block of the factor is that of the old dictionary
         lower, own = factor.lower[:-1, :-1], K[-1, -1]
         half = torch.linalg.solve_triangular(lower, WK[:-1, -1:], upper=False)
         A0c = torch.linalg.solve_triangular(lower.mT, half, upper=True)
@@ -216,10 +217,10 @@ class StreamingDictionary(nn.Module):
 
     @torch.no_grad()
     def step(self, x: Tensor) -> Estimate:
-        """Take in one row (D,): scores, probabilities, copies.
+        """Process one row (D,): update scores, probabilities and copies.
 
         Raises:
-            ValueError: As :meth:`estimate`; the dictionary is unchanged then.
+            ValueError: As for :meth:`estimate`; the dictionary is then unchanged.
         """
         found = self.estimate(x)
         points = torch.cat([self.points, self._checked(x)[None]]) if len(self) else self._checked(x)[None]
@@ -229,7 +230,7 @@ class StreamingDictionary(nn.Module):
         else:
             before = torch.cat([self.probabilities, self.probabilities.new_ones(1)])
             p = found.probabilities
-            copies = self._drawn(had, p / before)
+            copies = self._binomial(had, p / before)
         alive = copies > 0
         self.points, self.copies, self.probabilities = points[alive], copies[alive], p[alive]
         self.positions, self.effective_dimension = found.positions[alive], found.effective_dimension
@@ -237,7 +238,7 @@ class StreamingDictionary(nn.Module):
         return found
 
     def update(self, X: Tensor | Iterable[Tensor]) -> StreamingDictionary:
-        """Take in rows, each once and one after the other: a tensor (n, D), or anything that yields rows (D,)."""
+        """Process rows one after the other: a tensor (n, D), or an iterable of rows (D,)."""
         if isinstance(X, Tensor) and (X.ndim < 2 or not bool(X.isfinite().all())):
             raise ValueError(f"rows must be finite, (n, D); got {tuple(X.shape)}")
         for x in X:
@@ -245,7 +246,7 @@ class StreamingDictionary(nn.Module):
         return self
 
     def features(self) -> NystromFeatures:
-        """The feature map of the dictionary as it is now: phi(x) . phi(z) is the approximation of k(x, z).
+        """Feature map of the current dictionary: phi(x) . phi(z) approximates k(x, z).
 
         Raises:
             ValueError: The dictionary is empty.
@@ -255,7 +256,7 @@ class StreamingDictionary(nn.Module):
         return NystromFeatures(self.kernel, self.points.clone(), self.weights, self.ridge)
 
     def approximation(self, X: Tensor) -> Tensor:
-        """K~ on rows X (n, D), an n x n matrix below the kernel's."""
+        """Approximate kernel matrix of rows X (n, D), (n, n), below the exact one."""
         phi = self.features()(X)
         return phi @ phi.mT
 
@@ -266,7 +267,7 @@ class StreamingDictionary(nn.Module):
             raise ValueError(f"the row has shape {tuple(x.shape)}, those before have {tuple(self.points.shape[1:])}")
         return x.to(self.points if len(self) else self.points.to(x.dtype))
 
-    def _drawn(self, counts: Tensor, chance: Tensor) -> Tensor:
+    def _binomial(self, counts: Tensor, chance: Tensor) -> Tensor:
         if self.draw is not None:
             return self.draw(counts, chance).to(counts)
         generator = torch.Generator()
@@ -278,7 +279,7 @@ class StreamingDictionary(nn.Module):
     # ---- state ---------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Write the dictionary, its estimates and the state of its draws as a safetensors file.
+        """Write the dictionary, its estimates and the state of its generator to a safetensors file.
 
         Raises:
             CheckpointError: The file cannot be written.
@@ -289,10 +290,10 @@ class StreamingDictionary(nn.Module):
         write_atomic(path, writer_of(save(tensors)))
 
     def restore(self, path: str | Path) -> StreamingDictionary:
-        """Go on where :meth:`save` was called, with the same draws.
+        """Load a saved state and continue, with the same random numbers.
 
         Raises:
-            CheckpointError: The file is damaged, or is not a dictionary's.
+            CheckpointError: The file is damaged, or does not hold a dictionary.
         """
         tensors = read_checkpoint(path)
         if set(tensors) != set(_STATE):
@@ -303,7 +304,7 @@ class StreamingDictionary(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take a dictionary of another size than this one."""
+        """Accept a dictionary of another size."""
         found = {name: state_dict[prefix + name] for name in _STATE if prefix + name in state_dict}
         if len(found) == len(_STATE):
             _check_state(found, self.budget, "the state dict does not hold this StreamingDictionary")
@@ -312,7 +313,7 @@ class StreamingDictionary(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StreamingDictionary:
-        """Probabilities stay float64, and the draws' state on the CPU."""
+        """Keep probabilities in float64, and the generator state on the CPU."""
         kept = {name: getattr(self, name) for name in ("probabilities", "effective_dimension", "random")}
         super()._apply(fn, recurse)
         for name, value in kept.items():
@@ -325,13 +326,13 @@ class StreamingDictionary(nn.Module):
 
 
 class NystromFeatures(nn.Module):
-    """phi(x) = L^-1 diag(w) k(D, x) with L L^T = diag(w) K_D diag(w) + ridge I: as many features as landmarks.
+    """phi(x) = L^-1 diag(w) k(D, x) with L L^T = diag(w) K_D diag(w) + ridge I; one feature per landmark.
 
     Args:
         kernel: k(x, z).
         points: Landmarks D (m, ...).
         weights: Their weights (m,).
-        ridge: Above 0.
+        ridge: Positive.
 
     Attributes:
         points: (m, ...).
@@ -355,7 +356,7 @@ class NystromFeatures(nn.Module):
         self.register_buffer("weight", weight)
 
     def forward(self, X: Tensor) -> Tensor:
-        """Rows (n, ...) to features (n, m), in the type of `weight`."""
+        """Rows (n, ...) -> features (n, m), in the dtype of `weight`."""
         return self.kernel(X, self.points.to(X.dtype)).to(self.weight.dtype) @ self.weight.mT
 
 

@@ -1,13 +1,13 @@
-r"""Similarities to the rows of a class under differential privacy: noisy sums, released once.
+r"""Differentially private similarities to the rows of a class: noisy sums, released once.
 
-Two sets are neighbours if one has one row more than the other. With features of norm 1 at most a row changes one
-class's sum by 1 at most, so Gaussian noise on the sums, of a size that :func:`gaussian_sigma` computes exactly (Balle
-and Wang, ICML 2018), makes the release (eps, delta)-private. Releases compose by zero-concentrated privacy (Bun and
-Steinke 2016; conversion of Canonne, Kamath and Steinke 2020).
+Data sets are neighbours if one has one row more than the other. With features of norm at most 1, a row changes the sum
+of one class by at most 1, so Gaussian noise on the sums, of a size computed exactly by :func:`gaussian_sigma` (Balle
+and Wang, ICML 2018), makes the release (eps, delta)-private. Releases compose by zero-concentrated differential
+privacy (Bun and Steinke 2016; conversion of Canonne, Kamath and Steinke 2020).
 
-The promise covers these sums only. Features of a network that was trained on the private rows are not private, nor is a
-kernel or a frequency chosen by looking at them; and samples from PyTorch's generators are floating-point numbers, not
-proof against an attacker who sees all their bits.
+The guarantee covers these sums only. Features of a network that was trained on the private rows are not private, nor
+is a kernel or frequency chosen by looking at them. Samples from PyTorch's generators are floating-point numbers, not
+secure against an attacker who sees all of their bits.
 
 >>> budget = Budget(eps=1.0, delta=1e-5)
 >>> classifier = release(unit_norm, X, y, classes=10, budget=budget, eps=1.0, delta=1e-5, generator=g)
@@ -51,15 +51,15 @@ __all__ = [
 
 
 def gaussian_delta(sigma: float, eps: float, sensitivity: float = 1.0) -> float:
-    """The smallest delta with which noise of this size is (eps, delta)-private.
+    """The smallest delta for which noise of this size is (eps, delta)-private.
 
-    Phi(D / (2 sigma) - eps sigma / D) - e^eps Phi(-D / (2 sigma) - eps sigma / D) for sensitivity D, by logarithms of
-    Phi: accurate in the tail.
+    Phi(D / (2 sigma) - eps sigma / D) - e^eps Phi(-D / (2 sigma) - eps sigma / D) for sensitivity D, computed from log
+    Phi to be accurate in the tail.
 
     Args:
-        sigma: Standard deviation, above 0.
-        eps: 0 or more.
-        sensitivity: Largest Euclidean change of what is released, above 0.
+        sigma: Standard deviation, positive.
+        eps: Non-negative.
+        sensitivity: Largest Euclidean change of the released value, positive.
     """
     _check(sigma=sigma, sensitivity=sensitivity)
     _check_not_negative(eps=eps)
@@ -81,7 +81,7 @@ def gaussian_sigma(eps: float, delta: float, sensitivity: float = 1.0) -> float:
 
 
 def gaussian_eps(sigma: float, delta: float, sensitivity: float = 1.0) -> float:
-    """The smallest eps for which noise of this size is (eps, delta)-private; 0 where it is for every eps."""
+    """The smallest eps for which noise of this size is (eps, delta)-private; 0 if any eps is."""
     _check(sigma=sigma, sensitivity=sensitivity)
     _check_delta(delta)
     scaled = sigma / sensitivity
@@ -94,7 +94,7 @@ def gaussian_eps(sigma: float, delta: float, sensitivity: float = 1.0) -> float:
 
 
 def classical_sigma(eps: float, delta: float, sensitivity: float = 1.0) -> float:
-    """The textbook's sqrt(2 log(1.25 / delta)) sensitivity / eps, proved for eps < 1 only: for comparison."""
+    """The textbook value sqrt(2 log(1.25 / delta)) sensitivity / eps, proved for eps < 1 only; for comparison."""
     _check(eps=eps, sensitivity=sensitivity)
     _check_delta(delta)
     return sensitivity * math.sqrt(2 * math.log(1.25 / delta)) / eps
@@ -108,7 +108,7 @@ def _log_delta(sigma: float, eps: float) -> float:
 
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:
-    """The upper end of the last bracket: never less noise, nor less eps, than is needed."""
+    """Root of a monotone function between two numbers, to rounding."""
     if low == high:
         return low
     return float(brentq(function, low, high, xtol=1e-300, rtol=4 * 2.220446049250313e-16, maxiter=500))
@@ -118,16 +118,16 @@ def _root(function: Callable[[float], float], low: float, high: float) -> float:
 
 
 def basic_composition(releases: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Sums of (eps, delta), valid for any mechanisms."""
+    """Sums of eps and delta, valid for any mechanism."""
     return math.fsum(eps for eps, _ in releases), math.fsum(delta for _, delta in releases)
 
 
 def rho_of(gaussians: Sequence[tuple[float, float]] = (), pure: Sequence[float] = ()) -> float:
-    """Zero-concentrated privacy of several releases: sum D^2 / (2 sigma^2) + sum eps^2 / 2.
+    """Zero-concentrated privacy rho of several releases: sum D^2 / (2 sigma^2) + sum eps^2 / 2.
 
     Args:
         gaussians: (sigma, sensitivity D) of each Gaussian release.
-        pure: eps of each release that is purely private, such as one with Laplace noise.
+        pure: eps of each purely private release, such as one with Laplace noise.
     """
     for sigma, sensitivity in gaussians:
         _check(sigma=sigma, sensitivity=sensitivity)
@@ -137,7 +137,7 @@ def rho_of(gaussians: Sequence[tuple[float, float]] = (), pure: Sequence[float] 
 
 
 def sigma_for_rho(rho: float, sensitivity: float = 1.0, releases: int = 1) -> float:
-    """Noise of each of several Gaussian releases that are rho-zCDP together: D sqrt(releases / (2 rho))."""
+    """Noise for each of several Gaussian releases that are jointly rho-zCDP: D sqrt(releases / (2 rho))."""
     _check(rho=rho, sensitivity=sensitivity, releases=releases)
     return sensitivity * math.sqrt(releases / (2 * rho))
 
@@ -146,10 +146,10 @@ def zcdp_eps(rho: float, delta: float, method: Literal["optimal", "simple"] = "o
     """The eps of (eps, delta)-privacy that rho-zCDP implies.
 
     Args:
-        rho: 0 or more.
-        delta: Above 0, below 1.
+        rho: Non-negative.
+        delta: In (0, 1).
         method: `simple`: rho + 2 sqrt(rho log(1 / delta)). `optimal`: the minimum over orders a > 1 of
-            a rho + (log(1 / delta) - log a) / (a - 1) + log(1 - 1 / a), never more.
+                a rho + (log(1 / delta) - log a) / (a - 1) + log(1 - 1 / a), never larger.
     """
     _check_not_negative(rho=rho)
     _check_delta(delta)
@@ -171,19 +171,19 @@ def zcdp_eps(rho: float, delta: float, method: Literal["optimal", "simple"] = "o
 
 
 class BudgetSpentError(ValueError):
-    """A release that would cost more privacy than is left."""
+    """A release that would exceed the privacy budget."""
 
 
 @dataclass
 class Budget:
-    """What may be spent on one set of rows, and what has been; add/remove adjacency.
+    """Privacy budget of one data set, and what has been spent; add/remove adjacency.
 
     Attributes:
-        eps: Of everything together.
-        delta: Of everything together.
-        composition: `zcdp`: releases compose by rho. `basic`: their eps and delta add. `none`: one release only.
+        eps: Total eps.
+        delta: Total delta.
+        composition: `zcdp`: releases compose by rho. `basic`: eps and delta add up. `none`: a single release only.
         spent: (eps, delta) of each release.
-        gaussians: (sigma, sensitivity) of each.
+        gaussians: (sigma, sensitivity) of each release.
     """
 
     eps: float
@@ -200,10 +200,10 @@ class Budget:
             raise ValueError(f"composition={self.composition!r} must be zcdp, basic or none")
 
     def spend(self, sigma: float, eps: float, delta: float, sensitivity: float = 1.0, *, pure: float = 0.0) -> None:
-        """Record one release of Gaussian noise `sigma`, and of `pure` eps beside it.
+        """Account for one release of Gaussian noise `sigma`, and a further `pure` eps.
 
         Raises:
-            BudgetSpentError: It would cost more than is left; nothing is recorded then.
+            BudgetSpentError: It would exceed the budget; nothing is spent then.
         """
         later = Budget(self.eps, self.delta, self.composition)
         later.spent = [*self.spent, (eps + pure, delta)]
@@ -222,7 +222,7 @@ class Budget:
         self.spent, self.gaussians, self.pure = later.spent, later.gaussians, later.pure
 
     def used(self) -> tuple[float, float]:
-        """The (eps, delta) of all releases so far; (0, 0) before the first."""
+        """(eps, delta) of all releases so far; (0, 0) before the first."""
         if not self.spent:
             return 0.0, 0.0
         basic = basic_composition(self.spent)
@@ -231,26 +231,26 @@ class Budget:
         if self.pure:
             return zcdp_eps(rho_of(self.gaussians, self.pure), self.delta), self.delta
         mu = math.sqrt(math.fsum((D / sigma) ** 2 for sigma, D in self.gaussians))
-        return gaussian_eps(1 / mu, self.delta), self.delta  # Gaussians alone compose exactly
+        return gaussian_eps(1 / mu, self.delta), self.delta  # Gaussian releases compose exactly
 
 
 # ---- similarities ------------------------------------------------------------------------------------------
 
 
 def unit_norm(X: Tensor) -> Tensor:
-    """Rows divided by their Euclidean norm; rows of zeros stay."""
+    """Rows divided by their Euclidean norm; zero rows are unchanged."""
     return X / X.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(X.dtype).tiny)
 
 
 @dataclass(frozen=True)
 class Release:
-    """How sums were released.
+    """Parameters of a release of sums.
 
     Attributes:
-        eps: Of the sums; infinite without noise.
-        delta: Of the sums.
+        eps: For the sums; infinite without noise.
+        delta: For the sums.
         sigma: Standard deviation of the noise on every sum.
-        count_eps: Of the counts, beside eps; 0 where they are public.
+        count_eps: For the counts, in addition to eps; 0 if they are public.
     """
 
     eps: float
@@ -263,10 +263,10 @@ class SimilarityClassifier(nn.Module):
     """Scores phi(x) . S_c / n_c: mean similarities to the rows of a class.
 
     Args:
-        features: Maps rows to features (n, D) of norm 1 at most.
+        features: Maps rows to features (n, D) of norm at most 1.
         sums: S (C, D), released.
         counts: n (C,), released or public.
-        release: How.
+        release: Parameters of the release.
     """
 
     sums: Tensor
@@ -279,11 +279,11 @@ class SimilarityClassifier(nn.Module):
         self.register_buffer("counts", counts)
 
     def forward(self, X: Tensor) -> Tensor:
-        """Rows (n, ...) to scores (n, C)."""
+        """Rows (n, ...) -> scores (n, C)."""
         return self.features(X).to(self.sums) @ (self.sums / self.counts.to(self.sums).clamp_min(1)[:, None]).mT
 
     def predict(self, X: Tensor) -> Tensor:
-        """Classes 0 to C - 1 of the largest scores (n,)."""
+        """Classes 0 to C - 1 with the largest scores (n,)."""
         return self(X).argmax(-1)
 
 
@@ -323,29 +323,29 @@ def release(
     generator: torch.Generator | None = None,
     trained_elsewhere: bool = False,
 ) -> SimilarityClassifier:
-    """Release the classes' sums with Gaussian noise, in one pass over the rows.
+    """Release the class sums with Gaussian noise, in one pass over the rows.
 
     Args:
-        features: Maps rows (n, ...) to features (n, D). Those of norm above 1 are brought to norm 1.
+        features: Maps rows (n, ...) to features (n, D); norms above 1 are clipped to 1.
         X: Private rows.
         labels: Their classes, 0 to C - 1; the number of classes is public.
         classes: C.
-        budget: What may be spent; None only without noise.
-        eps: Of the sums; infinite: no noise, no privacy.
-        delta: Of the sums.
-        count_eps: Of the counts, by Laplace noise; 0: the counts are public.
+        budget: Privacy budget; None is allowed only without noise.
+        eps: For the sums; infinite for no noise and no privacy.
+        delta: For the sums.
+        count_eps: For the counts, by Laplace noise; 0 if the counts are public.
         generator: Source of the noise, on the CPU.
-        trained_elsewhere: Say that features with parameters were not trained on these rows, which nobody can check.
+        trained_elsewhere: Assert that features with parameters were not trained on these rows, which cannot be checked.
 
     Returns:
-        The classifier, which holds nothing but the release.
+        The classifier, which holds only the released values.
 
     Warns:
         UserWarning: The features have parameters, and may have been trained on these rows.
 
     Raises:
-        BudgetSpentError: The budget does not allow it. No noise was drawn then.
-        ValueError: Features or labels cannot be used.
+        BudgetSpentError: The budget is too small; no noise was drawn.
+        ValueError: Features or labels are invalid.
     """
     _check_not_negative(count_eps=count_eps)
     private = math.isfinite(eps)

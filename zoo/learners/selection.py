@@ -1,20 +1,21 @@
-r"""Which points to label: rows from which least squares is nearly as good as from all of them.
+r"""Which points to label: subsets of rows on which least squares is nearly as good as on all rows.
 
-A pool of N rows has features F (N, m), such as polynomials, eigenvectors of a kernel or Nystroem's features. With the
+A pool of N rows has features F (N, m), such as polynomials, eigenvectors of a kernel or Nystroem features. With the
 rows q_i of an orthonormal basis of their span, h_i = |q_i|^2 is the leverage and w_i = m / h_i the Christoffel weight;
-the labels f of chosen rows S are fitted by minimising sum over S of w_i (f_i - a . q_i)^2.
+the labels f of a selection S are fitted by minimising the sum over S of w_i (f_i - a . q_i)^2.
 
 >>> chosen = select(F, 30, "repeated", generator=torch.Generator().manual_seed(0))
 >>> a = weighted_least_squares(F, chosen, f[chosen.indices])
 
-- `uniform`: each row alike, with replacement.
+- `uniform`: uniformly, with replacement.
 - `leverage`: rows independently, with probability h_i / m (Cohen and Migliorati 2017).
-- `dpp`: m rows by the projection determinantal point process: never two that say the same.
-- `volume`: m rows by the process and the others by leverage; the estimate is unbiased (volume-rescaled sampling,
-  Derezinski, Warmuth and Hsu 2018).
-- `repeated`: independent draws of the process, pooled (Nouy and Michel 2023); the fewest labels where n is a few m.
+- `dpp`: m rows by the projection determinantal point process (DPP): no redundant rows.
+- `volume`: m rows by the DPP and the others by leverage; the estimate is unbiased (volume-rescaled sampling,
+Derezinski,
+  Warmuth and Hsu 2018).
+- `repeated`: independent samples of the DPP, pooled (Nouy and Michel 2023); needs the fewest labels if n is a few m.
 
-They are for experiments, in which a label costs. For centres among rows that are labelled anyhow they gain nothing.
+Use them where labels are expensive. For choosing centres among rows that are labelled anyway, they gain nothing.
 """
 
 from __future__ import annotations
@@ -45,29 +46,29 @@ __all__ = [
 
 Method = Literal["uniform", "leverage", "dpp", "volume", "repeated"]
 
-_TRIES = 1000  # draws of a conditioned selection
+_TRIES = 1000  # attempts of a conditioned selection
 
 
 class Selection(NamedTuple):
-    """Rows to label, in no particular order; a row may come twice, and is then labelled or counted twice."""
+    """Rows to label, in no particular order; a row may occur twice, and is then labelled or counted twice."""
 
     indices: Tensor  # (n,), int64
-    weights: Tensor  # (n,), of least squares
-    tries: int  # draws it took
+    weights: Tensor  # (n,), for least squares
+    tries: int  # number of attempts
 
 
 def orthonormal(features: Tensor) -> Tensor:
     """Orthonormal basis (N, m) of the span of features (N, m), in float64.
 
     Raises:
-        ValueError: The features depend on each other, are not finite, or there are fewer rows than features.
+        ValueError: The features are linearly dependent or not finite, or there are fewer rows than features.
     """
-    leverage_scores(features)  # which looks at them
+    leverage_scores(features)  # validates the features
     return torch.linalg.qr(features.to(solver_dtype(features.device))).Q
 
 
 def christoffel_weights(features: Tensor) -> Tensor:
-    """Weights m / h_i (N,); infinite for a row whose features are zero, which is never chosen.
+    """Weights m / h_i (N,); infinite for rows with zero features, which are never selected.
 
     Args:
         features: F (N, m), of full column rank.
@@ -83,18 +84,18 @@ def select(
     delta: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Selection:
-    """Choose rows to label.
+    """Select rows to label.
 
     Args:
         features: F (N, m), of full column rank.
-        n: How many, at least m, and m for `dpp`; m if None.
-        method: See the module. Where n is no multiple of m, `repeated` ends with a part of one more draw.
-        delta: Draw again until the smallest eigenvalue of sum of w_i q_i q_i^T / n is at least 1 - delta, which bounds
-            the error of this very selection and not only on average; between 0 and 1.
+        n: Number of rows, at least m, and exactly m for `dpp`; m if None.
+        method: See the module docstring. If n is not a multiple of m, `repeated` ends with part of a further sample.
+        delta: Repeat until the smallest eigenvalue of the sum of w_i q_i q_i^T / n is at least 1 - delta, which bounds
+            the error of this very selection and not only the expected one; between 0 and 1.
         generator: Source of randomness.
 
     Raises:
-        ValueError: An option is out of its range, the features depend on each other, or no draw fulfilled the
+        ValueError: An option is out of range, the features are linearly dependent, or no attempt satisfied the
             condition.
     """
     if method not in get_args(Method):
@@ -108,11 +109,11 @@ def select(
         raise ValueError(f"delta={delta} must be between 0 and 1")
     weights = Q.new_full((N,), float(N)) if method == "uniform" else m / Q.square().sum(1)
     if delta is None:
-        S = _draw(Q, n, method, generator)
+        S = _sample(Q, n, method, generator)
         return Selection(S, weights[S], 1)
     best = -math.inf
     for tries in range(1, _TRIES + 1):
-        S = _draw(Q, n, method, generator)
+        S = _sample(Q, n, method, generator)
         gram = (weights[S][:, None] * Q[S]).mT @ Q[S] / n
         smallest = float(torch.linalg.eigvalsh(gram)[0])
         if smallest >= 1 - delta:
@@ -124,7 +125,7 @@ def select(
     )
 
 
-def _draw(Q: Tensor, n: int, method: Method, generator: torch.Generator | None) -> Tensor:
+def _sample(Q: Tensor, n: int, method: Method, generator: torch.Generator | None) -> Tensor:
     N, m = Q.shape
     if method == "uniform":
         return torch.randint(N, (n,), generator=generator, device="cpu").to(Q.device)
@@ -149,14 +150,14 @@ def _by_leverage(Q: Tensor, n: int, generator: torch.Generator | None) -> Tensor
 
 
 def projection_dpp(Q: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draw m rows with probability det(Q_S)^2, one after the other: each by what the earlier ones leave of it.
+    """Sample m rows with probability det(Q_S)^2, sequentially: each by the part orthogonal to the earlier ones.
 
     Args:
         Q: Orthonormal columns (N, m).
         generator: Source of randomness.
 
     Returns:
-        (m,), in the order of the draws.
+        Indices (m,), in the order of sampling.
     """
     left, chosen = Q.square().sum(1), []
     along = Q.new_zeros(len(Q), 0)
@@ -183,7 +184,7 @@ def weighted_least_squares(features: Tensor, chosen: Selection, values: Tensor) 
 def volume_rescaled_probabilities(features: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Every multiset of n rows and its probability under `volume`, by enumeration, for small pools.
 
-    Ordered draws have a density in proportion to prod(h_i / m) det(sum of q_i q_i^T / h_i).
+    Ordered samples have a density proportional to prod(h_i / m) det(sum of q_i q_i^T / h_i).
 
     Args:
         features: F (N, m).
@@ -199,7 +200,7 @@ def volume_rescaled_probabilities(features: Tensor, n: int) -> tuple[Tensor, Ten
     sets = torch.tensor(list(combinations_with_replacement(range(N), n)), device=Q.device)
     h = Q.square().sum(1)
     U = Q / h.sqrt()[:, None]
-    volumes = torch.linalg.svdvals(U[sets]).square().prod(-1)  # more digits than a determinant of squares
+    volumes = torch.linalg.svdvals(U[sets]).square().prod(-1)  # more accurate than a determinant of squares
     counts = torch.nn.functional.one_hot(sets, N).sum(1)
     orders = (math.lgamma(n + 1) - torch.lgamma(counts.double() + 1).sum(1)).exp()
     total = math.exp(math.lgamma(n + 1) - math.lgamma(n - m + 1) - m * math.log(m))
@@ -210,19 +211,19 @@ def volume_rescaled_probabilities(features: Tensor, n: int) -> tuple[Tensor, Ten
 
 
 def marginal_kernel(L: Tensor) -> Tensor:
-    """K = L (L + I)^-1 (N, N): its determinants are the probabilities that rows are in a set drawn by det(L_S)."""
+    """K = L (L + I)^-1 (N, N): its minors are the inclusion probabilities of a DPP with kernel L."""
     values, vectors = _spectrum(L)
     return (vectors * (values / (1 + values))) @ vectors.mT
 
 
 def size_distribution(L: Tensor) -> Tensor:
-    """Probabilities (N + 1,) of the sizes of a set drawn by det(L_S)."""
+    """Probabilities (N + 1,) of the sizes of a sample of the DPP with kernel L."""
     values, _ = _spectrum(L)
     return _symmetric(values, len(values)) / (1 + values).prod()
 
 
 def fixed_size_inclusion(L: Tensor, n: int) -> Tensor:
-    """Probabilities (N,) that a row is in a set of n rows drawn by det(L_S)."""
+    """Inclusion probabilities (N,) of the DPP with kernel L, conditioned on n rows."""
     values, vectors = _spectrum(L)
     _check_size(n, len(values))
     total = _symmetric(values, n)[n]
@@ -231,18 +232,18 @@ def fixed_size_inclusion(L: Tensor, n: int) -> Tensor:
 
 
 def draw_dpp(L: Tensor, n: int | None = None, generator: torch.Generator | None = None) -> Tensor:
-    """Draw a set of rows with probability in proportion to det(L_S), such as landmarks of a kernel matrix.
+    """Sample a DPP with kernel L: sets S with probability proportional to det(L_S), such as Nystroem landmarks.
 
     Args:
         L: Positive semidefinite (N, N).
-        n: Rows; None: as many as the draw has.
+        n: Number of rows; None leaves it random.
         generator: Source of randomness.
 
     Returns:
-        Their numbers, in order.
+        Sorted indices.
 
     Raises:
-        ValueError: L is not as said, or has fewer than n positive eigenvalues.
+        ValueError: L is invalid, or has fewer than n positive eigenvalues.
     """
     values, vectors = _spectrum(L)
     draws = torch.rand(len(values), generator=generator, dtype=values.dtype, device="cpu").to(values.device)
@@ -255,7 +256,7 @@ def draw_dpp(L: Tensor, n: int | None = None, generator: torch.Generator | None 
 
 
 def _fixed_number(values: Tensor, n: int, draws: Tensor) -> Tensor:
-    """Which n eigenvectors take part, from the last to the first."""
+    """Select n eigenvectors, from the last to the first."""
     values = values / values.max()
     sums = [values.new_zeros(n + 1).index_fill(0, torch.zeros(1, dtype=torch.long, device=values.device), 1.0)]
     for value in values:

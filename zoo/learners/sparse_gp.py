@@ -1,13 +1,13 @@
-r"""Gaussian processes of many rows through a few inducing points, at a cost of n m^2.
+r"""Sparse Gaussian processes with inducing points, at a cost of n m^2.
 
-With Q = K_xu K_uu^-1 K_ux, the covariance that the inducing points explain,
+With Q = K_xu K_uu^-1 K_ux, the covariance explained by the inducing points,
 
     sgpr    log N(y; m, Q + noise I) - trace(K - Q) / (2 noise)      a lower bound of the evidence
-    fitc    log N(y; m, Q + diag(K - Q) + noise I)                   another model, whose evidence may be larger
+        fitc    log N(y; m, Q + diag(K - Q) + noise I)                   a different model, whose evidence may be larger
 
 Titsias, "Variational Learning of Inducing Variables in Sparse Gaussian Processes", AISTATS 2009; Snelson and
-Ghahramani, "Sparse Gaussian Processes using Pseudo-inputs", NIPS 2006. Both are exact where the rows themselves are the
-inducing points. `zoo.learners.nystrom.StreamingDictionary` finds some in one pass.
+Ghahramani, "Sparse Gaussian Processes using Pseudo-inputs", NIPS 2006. Both are exact if the inducing points are the
+data points. `zoo.learners.nystrom.StreamingDictionary` selects inducing points in one pass.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ Method = Literal["sgpr", "fitc"]
 
 
 class SparseEvidence(NamedTuple):
-    """What is maximised, and what it is made of."""
+    """The objective and its terms."""
 
-    value: Tensor  # (): of the method
-    log_marginal: Tensor  # (): of the covariance that the method works with, without the trace term
-    trace: Tensor  # (): trace(K - Q), what the inducing points do not explain
+    value: Tensor  # (): objective of the method
+    log_marginal: Tensor  # (): log marginal likelihood under the approximate covariance, without the trace term
+    trace: Tensor  # (): trace(K - Q), the part not explained by the inducing points
 
 
 class _Parts(NamedTuple):
-    """Factors of K_uu = L L^T and of I + V D^-1 V^T, with V = L^-1 K_ux and the rows' own variances D."""
+    """Factors of K_uu = L L^T and of I + V D^-1 V^T, with V = L^-1 K_ux and diagonal noise D."""
 
     uu: Factor
     V: Tensor
@@ -51,18 +51,18 @@ class _Parts(NamedTuple):
 
 
 class SparseGaussianProcess(nn.Module):
-    """Regression through inducing points, which are learned with the kernel.
+    """Regression with inducing points, which are trained together with the kernel.
 
     Args:
-        kernel: k(x, z), without `WhiteNoise`, which belongs into `noise`.
+        kernel: k(x, z), without `WhiteNoise`; use `noise` instead.
         inducing: Points (m, D).
         mean: m(x); zero if None. See `zoo.learners.means`.
-        noise: Variance of the noise, positive.
-        method: `sgpr` or `fitc`, see the module.
-        learn_inducing: Move the inducing points in :meth:`fit`.
+        noise: Noise variance, positive.
+        method: `sgpr` or `fitc`, see the module docstring.
+        learn_inducing: Train the inducing points in :meth:`fit`.
 
     Raises:
-        ValueError: An option is not as said.
+        ValueError: An option is invalid.
     """
 
     noise = PositiveParameter("exp", floor=0.0)
@@ -112,8 +112,8 @@ class SparseGaussianProcess(nn.Module):
             y: Targets (n,).
 
         Raises:
-            NotPositiveDefiniteError: Inducing points coincide, or nearly, beyond what jitter mends.
-            ValueError: Rows do not fit together, or are not finite.
+            NotPositiveDefiniteError: Inducing points (nearly) coincide, beyond what jitter can repair.
+            ValueError: Shapes do not fit, or values are not finite.
         """
         X, y, _ = checked_rows(X, y)
         parts, r = self._parts(X), y - self.mean(X)
@@ -134,7 +134,7 @@ class SparseGaussianProcess(nn.Module):
         bounds: tuple[float, float] = (1e-5, 1e5),
         seed: int = 0,
     ) -> FitReport:
-        """Choose hyper-parameters, and inducing points if they are learned; see `maximise`."""
+        """Optimise hyper-parameters, and inducing points if they are trainable; see `maximise`."""
         X, y, _ = checked_rows(X, y)
         return maximise(
             self, lambda: self.evidence(X, y).value, restarts=restarts, max_iter=max_iter, bounds=bounds, seed=seed
@@ -142,7 +142,7 @@ class SparseGaussianProcess(nn.Module):
 
     @torch.no_grad()
     def condition(self, X: Tensor, y: Tensor) -> SparsePosterior:
-        """The process given rows."""
+        """The process given data."""
         X, y, _ = checked_rows(X, y)
         parts = self._parts(X)
         beta = parts.inner.solve(parts.V @ ((y - self.mean(X)) / parts.D))
@@ -151,13 +151,13 @@ class SparseGaussianProcess(nn.Module):
 
 @dataclass(frozen=True)
 class SparsePosterior:
-    """A sparse process that has seen rows; it keeps m points, no row.
+    """A sparse process conditioned on data; it keeps the m inducing points, not the data.
 
     Attributes:
-        process: It, with the hyper-parameters of that moment; it must not be changed.
+        process: The process; its hyper-parameters must not be changed afterwards.
         points: Inducing points (m, D).
-        factor: Of K_uu.
-        inner: Of I + V D^-1 V^T.
+        factor: Cholesky factor of K_uu.
+        inner: Cholesky factor of I + V D^-1 V^T.
         beta: Coefficients (m,).
     """
 
@@ -172,13 +172,13 @@ class SparsePosterior:
 
     @torch.no_grad()
     def mean(self, X: Tensor) -> Tensor:
-        """Expected values (k,) at points (k, D)."""
+        """Means (k,) at points (k, D)."""
         X = X.double()
         return self.process.mean(X) + self._whitened(X).mT @ self.beta
 
     @torch.no_grad()
     def variance(self, X: Tensor, *, observed: bool = False) -> Tensor:
-        """Variances (k,) of the function at points (k, D); with `observed` also the noise of a new observation."""
+        """Variances (k,) of the function at points (k, D); with `observed`, of a new noisy observation."""
         X = X.double()
         V = self._whitened(X)
         latent = self.process.kernel.diag(X) - V.square().sum(0) + self.inner.whiten(V).square().sum(0)
@@ -194,7 +194,7 @@ class SparsePosterior:
 
     @torch.no_grad()
     def sample(self, X: Tensor, n: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """Functions (n, k) drawn from the posterior, at points (k, D)."""
+        """Functions (n, k) drawn from the posterior at points (k, D)."""
         lower = cholesky(self.covariance(X)).lower
         draws = torch.randn(n, len(X), generator=generator, dtype=lower.dtype, device="cpu").to(lower.device)
         return self.mean(X) + draws @ lower.mT

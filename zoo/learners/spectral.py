@@ -1,17 +1,17 @@
-r"""Weights of a grid of spectral components, sparse by themselves, and learned by agents that show no rows.
+r"""Sparse weights of a grid of spectral components, learned centrally or by agents that do not share their rows.
 
 The kernel sum_q theta_q K_q with fixed components (`zoo.kernels.spectral_mixture`) has the objective
 
     l(theta) = y^T C^-1 y + log |C|,     C = sum_q theta_q K_q + noise I,     theta_q >= 0
 
-With log |C| bounded by its tangent, the bound's minimum is a multiplication, and l never rises:
+With log |C| bounded by its tangent, minimising the bound is a multiplicative update, under which l never increases:
 
     theta_q <- theta_q sqrt(y^T C^-1 K_q C^-1 y / tr(C^-1 K_q))
 
-Weights that do not help go to zero, and stay there. Agents j with rows of their own agree on the weights by ADMM
-(Suwandi, Lin, Yin, Wang, Theodoridis, "Sparsity-Aware Distributed Learning for Gaussian Processes with Linear Multiple
-Kernel"; ours minimises the same bound without a cone solver): each minimises l_j + lam_j . (theta_j - theta) + rho / 2
-|theta_j - theta|^2, under the bound one cubic equation for each weight. What they exchange may be rounded to a grid.
+Weights that do not help go to zero. Agents j with their own rows agree on the weights by ADMM (Suwandi, Lin, Yin, Wang,
+Theodoridis, "Sparsity-Aware Distributed Learning for Gaussian Processes with Linear Multiple Kernel"; ours minimises
+the same bound without a cone solver): each minimises l_j + lam_j . (theta_j - theta) + rho / 2 |theta_j - theta|^2,
+which under the bound is a cubic equation per weight. The messages may be rounded to a grid.
 
 >>> kernel = GridSpectralMixture(frequency_grid(100), 0.001, 0.02, dtype=torch.float64)
 >>> learn_weights(kernel, X, y, noise=0.04)
@@ -45,12 +45,12 @@ __all__ = [
     "stochastic_round",
 ]
 
-_KEPT = 2**26  # numbers of components that are kept between steps: half a GiB
+_KEPT = 2**26  # component elements cached between steps: half a GiB
 _BLOCK = 2**24
 
 
 class Terms(NamedTuple):
-    """What one factor says of the objective at weights theta."""
+    """Objective and its terms at weights theta, from one factorisation."""
 
     objective: Tensor  # y^T C^-1 y + log |C|, ()
     fit: Tensor  # y^T C^-1 K_q C^-1 y (Q,)
@@ -58,21 +58,21 @@ class Terms(NamedTuple):
 
     @property
     def gradient(self) -> Tensor:
-        """Of the objective in theta (Q,)."""
+        """Gradient of the objective in theta (Q,)."""
         return self.trace - self.fit
 
 
 class WeightProblem:
-    """Rows of one agent and the components of a grid.
+    """Data of one agent and the components of a grid.
 
     Args:
-        kernel: Whose components they are; its weights are not used.
+        kernel: Provides the components; its weights are not used.
         X: Points (n, D).
-        y: Targets (n,), centred by the caller.
-        noise: Variance of the noise, positive.
+        y: Targets (n,), already centred.
+        noise: Noise variance, positive.
 
     Raises:
-        ValueError: The noise is not positive, or rows do not fit together.
+        ValueError: The noise is not positive, or shapes do not fit.
     """
 
     def __init__(self, kernel: GridSpectralMixture, X: Tensor, y: Tensor, noise: float) -> None:
@@ -82,9 +82,9 @@ class WeightProblem:
         self.noise, self.kernel = float(noise), kernel
         n, self.count = len(self.y), len(kernel.weights)
         self._step = max(1, _BLOCK // (n * n))
-        self._kept = [block for _, block in self._made()] if self.count * n * n <= _KEPT else None
+        self._kept = [block for _, block in self._compute_blocks()] if self.count * n * n <= _KEPT else None
 
-    def _made(self) -> Iterator[tuple[slice, Tensor]]:
+    def _compute_blocks(self) -> Iterator[tuple[slice, Tensor]]:
         means, scales = self.kernel.means, self.kernel.scales
         for i in range(0, self.count, self._step):
             part = slice(i, i + self._step)
@@ -93,14 +93,14 @@ class WeightProblem:
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         if self._kept is None:
-            yield from self._made()
+            yield from self._compute_blocks()
             return
         for k, block in enumerate(self._kept):
             yield slice(k * self._step, (k + 1) * self._step), block
 
     @torch.no_grad()
     def terms(self, theta: Tensor) -> Terms:
-        """Objective, and for every component fit and trace, at weights (Q,) of at least 0: one factor.
+        """Objective, and fit and trace of every component, at non-negative weights (Q,).
 
         Raises:
             NotPositiveDefiniteError: The covariance has no factor.
@@ -117,7 +117,7 @@ class WeightProblem:
 
 
 class Trace(NamedTuple):
-    """How weights were learned."""
+    """History of the training of weights."""
 
     objective: Tensor  # (steps + 1,), before each step and after the last
     theta: Tensor  # (steps + 1, Q)
@@ -128,18 +128,18 @@ class Trace(NamedTuple):
 def learn_weights(
     kernel: GridSpectralMixture, X: Tensor, y: Tensor, *, noise: float, steps: int = 300, tol: float = 1e-9
 ) -> Trace:
-    """Learn a kernel's weights from where they are, by multiplications that never raise the objective.
+    """Train a kernel's weights from their current values, by multiplicative updates that never increase the objective.
 
     Args:
-        kernel: Its weights are replaced.
-        X: Points (n, D), about a unit apart, so that frequencies up to 0.5 are all there are.
-        y: Targets (n,), centred by the caller.
-        noise: Variance of the noise.
-        steps: At most.
-        tol: Ends where the objective falls by less than this share of its size; 0: never.
+        kernel: Modified in place.
+        X: Points (n, D), spaced about one unit apart, so that frequencies up to 0.5 suffice.
+        y: Targets (n,), already centred.
+        noise: Noise variance.
+        steps: Maximum number of steps.
+        tol: Stop when the relative decrease of the objective is below this; 0: never.
 
     Raises:
-        ValueError: An option is out of its range, or rows do not fit together.
+        ValueError: An option is out of range, or shapes do not fit.
     """
     if steps < 1 or tol < 0:
         raise ValueError(f"steps={steps} must be at least 1, tol={tol} not negative")
@@ -162,17 +162,17 @@ def learn_weights(
 
 
 def cubic_minimiser(a: Tensor, b: Tensor, lam: Tensor, rho: float | Tensor, theta: Tensor) -> Tensor:
-    """The t >= 0 with the least a / t + b t + lam t + rho / 2 (t - theta)^2, elementwise.
+    """Minimiser t >= 0 of a / t + b t + lam t + rho / 2 (t - theta)^2, elementwise.
 
-    It is the one positive root of rho t^3 + (b + lam - rho theta) t^2 - a, or max(0, theta - (b + lam) / rho) where
-    a is 0. Newton's method comes down to it from above, where the cubic is convex.
+    It is the positive root of rho t^3 + (b + lam - rho theta) t^2 - a, or max(0, theta - (b + lam) / rho) if a is 0.
+    Newton's method approaches it from above, where the cubic is convex.
 
     Args:
-        a: At least 0.
+        a: Non-negative.
         b: Any number.
-        lam: The multiplier.
-        rho: PositiveParameter.
-        theta: The consensus.
+        lam: Multiplier.
+        rho: Positive.
+        theta: Consensus.
     """
     a, b, lam, theta = torch.broadcast_tensors(a, b, lam, theta)
     rho = torch.as_tensor(rho, dtype=a.dtype, device=a.device)
@@ -191,32 +191,32 @@ def cubic_minimiser(a: Tensor, b: Tensor, lam: Tensor, rho: float | Tensor, thet
 
 
 class Round(NamedTuple):
-    """One round of :class:`Consensus`."""
+    """Result of one round of :class:`Consensus`."""
 
-    theta: Tensor  # agreed weights (Q,)
+    theta: Tensor  # consensus weights (Q,)
     theta_agents: Tensor  # (J, Q)
     lam: Tensor  # multipliers (J, Q)
-    primal: float  # how far agents are from the agreement, in the norm over all of them
-    dual: float  # how far the agreement moved, times rho and the root of J
+    primal: float  # primal residual: distance of the agents from the consensus, norm over all of them
+    dual: float  # dual residual: change of the consensus, times rho sqrt(J)
     rho: float  # of this round
-    bits: int  # that agents sent, in all
+    bits: int  # total sent by the agents
 
 
 @dataclass
 class Consensus:
-    """Agents that learn weights together, by ADMM; rows stay where they are.
+    """Agents that train weights together by ADMM; their rows stay local.
 
     Args:
-        agents: Their problems, of one grid.
-        theta: Start of the weights (Q,).
-        rho: Strength of the agreement, positive.
-        inner_steps: Sweeps of every agent in a round; each takes one factor.
-        balance: Double rho where the primal residual is above ten times the dual one, halve it where below.
-        step: Grid to which what agents send is rounded at random, without bias; None: float64 numbers.
-        generator: Of the rounding.
+        agents: Their problems, on the same grid.
+        theta: Initial weights (Q,).
+        rho: Penalty parameter, positive.
+        inner_steps: Sweeps per agent and round; each needs one factorisation.
+        balance: Double rho if the primal residual is above ten times the dual one; halve it in the opposite case.
+        step: Grid for unbiased stochastic rounding of the messages; None sends float64 numbers.
+        generator: For the rounding.
 
     Raises:
-        ValueError: There is no agent, their grids differ, or an option is out of its range.
+        ValueError: There are no agents, their grids differ, or an option is out of range.
     """
 
     agents: Sequence[WeightProblem]
@@ -243,7 +243,7 @@ class Consensus:
 
     @torch.no_grad()
     def round(self) -> Round:
-        """Every agent's sweeps, then the agreement, then the multipliers."""
+        """One round: the agents' sweeps, then the consensus, then the multipliers."""
         rho = self.rho
         for j, agent in enumerate(self.agents):
             own = self.theta_agents[j]
@@ -265,7 +265,7 @@ class Consensus:
         return Round(self.theta, self.theta_agents.clone(), self.lam.clone(), primal, dual, rho, bits)
 
     def run(self, rounds: int = 100, tol: float = 1e-3) -> list[Round]:
-        """Rounds until both residuals are below tol, absolutely and relative to the weights' and multipliers' sizes."""
+        """Rounds until both residuals are below tol, absolutely and relative to the norms of weights or multipliers."""
         found = []
         for _ in range(rounds):
             found.append(self.round())
@@ -277,11 +277,11 @@ class Consensus:
 
     @torch.no_grad()
     def predict(self, X: Tensor, *, own: bool = False) -> tuple[Tensor, Tensor]:
-        """Every agent's means and variances, with noise, (J, m) each, at points (m, D), from its rows.
+        """Means and variances, including noise, of every agent, (J, m) each, at points (m, D), from its own rows.
 
         Args:
             X: Points.
-            own: By its own weights instead of the agreed ones.
+            own: Use the agent's own weights instead of the consensus.
         """
         means, variances = [], []
         for j, agent in enumerate(self.agents):
@@ -294,16 +294,16 @@ class Consensus:
 
 
 def fuse(means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
-    """One prediction (m,) and its variance (m,) from those of agents (J, m), weighted by inverse variances."""
+    """Fuse predictions of agents (J, m) to means (m,) and variances (m,), weighted by inverse variances."""
     precision = (1 / variances).sum(0)
     return (means / variances).sum(0) / precision, 1 / precision
 
 
-# ---- what is sent ------------------------------------------------------------------------------------------
+# ---- communication -----------------------------------------------------------------------------------------
 
 
 class Rounding(NamedTuple):
-    """The two grid points beside a number, and the chance of the higher one that makes the mean right."""
+    """The grid level below a number, and the probability of rounding up that makes the mean correct."""
 
     low: Tensor
     high: Tensor
@@ -311,12 +311,12 @@ class Rounding(NamedTuple):
 
     @property
     def variance(self) -> Tensor:
-        """Of the rounded number."""
+        """Variance of the rounded number."""
         return self.chance * (1 - self.chance) * (self.high - self.low).square()
 
 
 def rounding(x: Tensor, step: float) -> Rounding:
-    """Grid points m step <= x < (m + 1) step, and r = x / step - m, elementwise; exact for negatives too.
+    """Grid level m with m step <= x < (m + 1) step, and r = x / step - m, elementwise; exact also for negatives.
 
     Raises:
         ValueError: The step is not positive.
@@ -324,7 +324,7 @@ def rounding(x: Tensor, step: float) -> Rounding:
     if not 0 < step < math.inf:
         raise ValueError(f"step={step} must be positive and finite")
     x = x.double()
-    rest = torch.fmod(x, step)  # exact, as a quotient is not
+    rest = torch.fmod(x, step)  # exact, unlike a quotient
     m = torch.round((x - rest) / step) - (rest < 0).double()
     chance = torch.where(rest < 0, rest + step, rest) / step
     return Rounding(m * step, (m + 1) * step, chance)
@@ -333,13 +333,13 @@ def rounding(x: Tensor, step: float) -> Rounding:
 def stochastic_round(
     x: Tensor, step: float, *, uniforms: Tensor | None = None, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Round to a grid at random, without bias: up where a uniform number is below r.
+    """Unbiased stochastic rounding to a grid: up if a uniform number is below r.
 
     Args:
         x: Numbers of any shape.
-        step: Of the grid.
+        step: Grid spacing.
         uniforms: Numbers in [0, 1) of the shape of x; drawn if None.
-        generator: To draw with.
+        generator: Source of randomness.
     """
     found = rounding(x, step)
     if uniforms is None:
@@ -348,6 +348,6 @@ def stochastic_round(
 
 
 def _bits(levels: Tensor) -> int:
-    """Bits of whole numbers (J, Q), each agent's with a sign in as many bits as its largest needs, and 8 to say it."""
+    """Bits of integers (J, Q): per agent, a sign and as many bits as its largest needs, and 8 bits for that width."""
     widths = [1 + max(1, int(row.abs().max()).bit_length()) for row in levels.round()]
     return sum(8 + width * levels.shape[1] for width in widths)

@@ -1,14 +1,15 @@
-r"""What a stream of labelled rows leaves behind: counts, sums and one matrix, from which closed-form heads follow.
+r"""Sufficient statistics of a stream of labelled rows: counts, sums and one matrix, from which closed-form heads
+follow.
 
-With a feature map phi (random features of a kernel, a dictionary, a frozen network, or the rows themselves), a task t
-and a class c, :class:`ClassStatistics` keeps
+With a feature map phi (random features of a kernel, a dictionary, a frozen network, or the identity), a task t and a
+class c, :class:`ClassStatistics` keeps
 
     n[t, c]                                  rows of class c in task t
     s[t, c] = sum of phi(x)                  (D,)
     G       = sum of phi(x) phi(x)^T         (D, D), over all rows
 
-and no row. These sums add, so that learners trained apart are merged by addition, and they subtract, so that a row is
-forgotten by subtraction. Nearest means, ridge regression and discriminants are functions of them: `zoo.learners.heads`.
+and no rows. These sums can be added, to merge learners that were trained separately, and subtracted, to forget rows.
+Nearest means, ridge regression and discriminants are functions of them: `zoo.learners.heads`.
 
 >>> learner = ClassStatistics(FourierFeatures(64, 500))
 >>> learner.update(X, labels)
@@ -40,11 +41,11 @@ FeatureMap = Callable[[Tensor], Tensor]
 
 _STATE = ("components", "counts", "sums", "gram", "grid")
 _MAP = "features."  # tensors of the feature map in a saved file
-_LARGEST = 2.0**53  # up to here every integer is a float64
+_LARGEST = 2.0**53  # float64 represents all integers up to this
 
 
 class _Sums(NamedTuple):
-    """Sums over some rows: components (K, 2) in order, counts (K,), sums (K, D), gram (D, D) or (0, 0)."""
+    """Sums over some rows: components (K, 2) sorted, counts (K,), sums (K, D), gram (D, D) or (0, 0)."""
 
     components: Tensor
     counts: Tensor
@@ -52,7 +53,7 @@ class _Sums(NamedTuple):
     gram: Tensor
 
     def plus(self, other: _Sums, sign: int = 1) -> _Sums:
-        """The sums of both, or of the first without the second; components whose count is zero are left out."""
+        """Sum of both, or difference (sign -1); components with count zero are dropped."""
         if not len(other.counts):
             return self
         if not len(self.counts):
@@ -69,25 +70,25 @@ class _Sums(NamedTuple):
 
 
 class ClassStatistics(nn.Module):
-    """Counts, sums and second moments of features, by class and task: a learner without rows.
+    """Counts, sums and second moments of features, by class and task: a learner that keeps no rows.
 
-    All sums are float64, whatever the features are, and are the same for any order and any batches up to rounding.
-    Tasks and classes are any integers; new ones are welcome at any time, and one whose last row is forgotten is gone.
-    Nothing changes when a call is refused.
+    All sums are float64, whatever the features' dtype, and do not depend on order or batches, up to rounding. Tasks and
+    classes are arbitrary integers; new ones may appear at any time, and one without rows disappears. A call that raises
+    an error changes nothing.
 
     Args:
-        features: Maps rows to features (n, D), in evaluation mode and without gradients; a kernel with a finite feature
-            space stands for its features. None: the rows are features.
-        gram: Keep G. Without it the state has D numbers a class and serves nearest means only.
-        resolution: Round features to multiples of this power of two. Then every sum is exact: any order and any
-            batches give the same bits, and after forgetting they are those of a learner that never saw the rows
-            (:meth:`fingerprint`). 2**-20 leaves room for sums of squares up to 8,192. None: no rounding.
+        features: Maps rows to features (n, D), called in eval mode without gradients; a kernel with a finite feature
+            space stands for its features. None uses the rows as features.
+        gram: Keep G. Without it the state has D numbers per class and suffices for nearest means only.
+        resolution: Round features to multiples of this power of two. Then every sum is exact: independent of order and
+            batches to the bit, and after forgetting identical to a learner that never saw the rows
+            (:meth:`fingerprint`). 2**-20 allows sums of squares up to 8,192. None disables rounding.
 
     Attributes:
-        components: (K, 2), task and class of every pair that has rows, in order.
+        components: (K, 2), task and class of every pair that has rows, sorted.
         counts: (K,), their numbers of rows.
         sums: (K, D), their sums of features.
-        gram: G (D, D); empty without `gram`.
+        gram: G (D, D); empty if `gram` is False.
 
     Raises:
         ValueError: The resolution is not a power of two.
@@ -117,21 +118,21 @@ class ClassStatistics(nn.Module):
             self.register_buffer(name, getattr(state, name))
         self.register_buffer("grid", torch.tensor(resolution or 0.0, dtype=torch.float64))
 
-    # ---- what it knows -------------------------------------------------------------------------------------
+    # ---- queries -----------------------------------------------------------------------------------------------
 
     @property
     def classes(self) -> Tensor:
-        """Classes that have rows, in order (C,)."""
+        """Classes that have rows, sorted (C,)."""
         return self.components[:, 1].unique()
 
     @property
     def tasks(self) -> Tensor:
-        """Tasks that have rows, in order (T,)."""
+        """Tasks that have rows, sorted (T,)."""
         return self.components[:, 0].unique()
 
     @property
     def rows(self) -> int:
-        """How many rows it has learned and not forgotten."""
+        """Number of rows learned and not forgotten."""
         return int(self.counts.sum())
 
     @property
@@ -146,10 +147,10 @@ class ClassStatistics(nn.Module):
         return counts, self.sums.new_zeros(len(classes), self.dim).index_add_(0, place, self.sums)
 
     def count(self, label: int, task: int | None = None) -> int:
-        """Rows of a class, in one task or in all of them.
+        """Number of rows of a class, in one task or in all of them.
 
         Raises:
-            ValueError: The class was never seen, or has been forgotten.
+            ValueError: The class is unknown, or has been forgotten.
         """
         mine = self.components[:, 1] == label
         if not bool(mine.any()):
@@ -157,17 +158,17 @@ class ClassStatistics(nn.Module):
         return int(self.counts[mine if task is None else mine & (self.components[:, 0] == task)].sum())
 
     def memory(self, itemsize: int = 8) -> int:
-        """Bytes that the sums need; of G one triangle counts, which is what :meth:`save` writes."""
+        """Bytes needed for the sums; of G only one triangle counts, which is what :meth:`save` writes."""
         d = self.gram.shape[0]
         return itemsize * (self.sums.numel() + d * (d + 1) // 2) + 8 * (self.components.numel() + self.counts.numel())
 
     # ---- learning and forgetting ---------------------------------------------------------------------------
 
     def phi(self, X: Tensor) -> Tensor:
-        """Features of rows, (n, D), checked.
+        """Validated features of rows, (n, D).
 
         Raises:
-            ValueError: They are not a matrix, not finite, or of another dimension than those learned before.
+            ValueError: They are not a matrix, not finite, or have another dimension than before.
         """
         with torch.no_grad(), _evaluating(self):
             F = X if self.features is None else self.features(X)
@@ -185,19 +186,19 @@ class ClassStatistics(nn.Module):
         return F if not self.grid else (F / self.grid).round() * self.grid
 
     def update(self, X: Tensor, labels: Labels, task: Labels = 0, *, batch_size: int = 1024) -> ClassStatistics:
-        """Learn rows.
+        """Add rows.
 
         Args:
-            X: Rows (n, ...), as the feature map takes them.
-            labels: Class of every row (n,), or one for all.
-            task: Task of every row (n,), or one for all.
-            batch_size: Rows whose features are computed at once.
+            X: Rows (n, ...), inputs of the feature map.
+            labels: Class of each row (n,), or one for all.
+            task: Task of each row (n,), or one for all.
+            batch_size: Rows per call of the feature map.
 
         Returns:
             The learner.
 
         Raises:
-            ValueError: Features or labels cannot be used; nothing was learned then.
+            ValueError: Features or labels are invalid; nothing was learned.
         """
         self._take(self._state().plus(self._summed(X, labels, task, batch_size)))
         return self
@@ -205,39 +206,39 @@ class ClassStatistics(nn.Module):
     def downdate(
         self, X: Tensor, labels: Labels, task: Labels = 0, *, batch_size: int = 1024, check: bool = True
     ) -> ClassStatistics:
-        """Forget rows: afterwards the sums are those of the other rows, up to rounding.
+        """Forget rows: afterwards the sums are those of the remaining rows, up to rounding.
 
-        Rows that were learned can always be forgotten. Rows that were not are refused where the sums show it: a pair of
-        task and class would have fewer than no rows, a sum without rows, or what is left of G is not a matrix of second
-        moments. A foreign row in the midst of those learned is not noticed, since no row is kept to compare it with.
+        Rows that were learned can always be forgotten. Others are refused if the sums show it: a pair of task and class
+        would have a negative count or a sum without rows, or the remaining G would not be positive semidefinite. An
+        unlearned row among similar ones cannot be detected, since no rows are kept.
 
         Args:
             X: Rows (n, ...).
             labels: Their classes.
             task: Their tasks.
-            batch_size: Rows whose features are computed at once.
-            check: Look at what would be left of G, which costs one factorisation.
+            batch_size: Rows per call of the feature map.
+            check: Check the remaining G, which costs one factorisation.
 
         Returns:
             The learner.
 
         Raises:
-            ValueError: These rows cannot have been learned; nothing was forgotten then.
+            ValueError: These rows cannot have been learned; nothing was forgotten.
         """
         gone = self._summed(X, labels, task, batch_size)
         if len(gone.counts):
             before = self._state()
-            left = _less(before, gone)
+            left = _subtract(before, gone)
             if check:
                 _check_left(before, gone, left)
             self._take(left)
         return self
 
     def merge(self, other: ClassStatistics) -> ClassStatistics:
-        """Learn everything that another learner has learned, by addition.
+        """Add the statistics of another learner.
 
         Raises:
-            ValueError: The two do not belong together: other dimensions, feature maps or settings.
+            ValueError: The learners differ in dimension, feature map or settings.
         """
         self._check_alike(other)
         theirs = _Sums(*(getattr(other, name).to(getattr(self, name)) for name in _Sums._fields))
@@ -245,16 +246,16 @@ class ClassStatistics(nn.Module):
         return self
 
     def split(self, other: ClassStatistics) -> ClassStatistics:
-        """Forget everything that another learner has learned: :meth:`merge` undone.
+        """Subtract the statistics of another learner; the inverse of :meth:`merge`.
 
         Raises:
-            ValueError: The other one's rows cannot be among those learned here.
+            ValueError: The other learner's rows cannot be part of this one.
         """
         self._check_alike(other)
         before = self._state()
         gone = _Sums(*(getattr(other, name).to(getattr(self, name)) for name in _Sums._fields))
         if len(gone.counts):
-            left = _less(before, gone)
+            left = _subtract(before, gone)
             _check_left(before, gone, left)
             self._take(left)
         return self
@@ -310,16 +311,16 @@ class ClassStatistics(nn.Module):
     # ---- state ---------------------------------------------------------------------------------------------
 
     def fingerprint(self) -> str:
-        """SHA-256 of the sums: equal where every bit of them is, which `resolution` makes a proof of forgetting."""
+        """SHA-256 of the sums: equal only if all bits are, so that with `resolution` it proves forgetting."""
         digest = hashlib.sha256()
         for name in _Sums._fields:
             value = getattr(self, name).detach().cpu().contiguous()
             digest.update(f"{name} {tuple(value.shape)} ".encode())
-            digest.update((value + 0.0 if value.is_floating_point() else value).numpy().tobytes())  # -0 is 0
+            digest.update((value + 0.0 if value.is_floating_point() else value).numpy().tobytes())  # -0 equals 0
         return digest.hexdigest()
 
     def difference(self, other: ClassStatistics) -> float:
-        """Largest difference between two learners' sums, relative to their largest entry; infinite for other counts."""
+        """Largest difference between the sums of two learners, relative to the largest entry; inf if counts differ."""
         if not torch.equal(self.components.cpu(), other.components.cpu()) or not torch.equal(
             self.counts.cpu(), other.counts.cpu()
         ):
@@ -334,10 +335,10 @@ class ClassStatistics(nn.Module):
         return worst
 
     def save(self, path: str | Path, *, features: bool = True) -> None:
-        """Write the sums as a safetensors file, G as one triangle, and the tensors of the feature map if it has some.
+        """Write the sums, G as one triangle, and the tensors of the feature map to a safetensors file.
 
         Args:
-            path: The file, replaced whole.
+            path: The file, replaced atomically.
             features: Write the feature map's tensors too.
 
         Raises:
@@ -355,14 +356,14 @@ class ClassStatistics(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, features: FeatureMap | None = None) -> ClassStatistics:
-        """Read what :meth:`save` wrote; the stream can then go on.
+        """Load a saved learner, to use or continue it.
 
         Args:
             path: The file.
-            features: The feature map. Tensors of it that the file holds are loaded into it.
+            features: The feature map; its saved tensors are loaded into it.
 
         Raises:
-            CheckpointError: The file is damaged, is not a learner's, or belongs to another feature map.
+            CheckpointError: The file is damaged, does not hold a learner, or belongs to another feature map.
         """
         tensors = read_checkpoint(path)
         mapped = {name.removeprefix(_MAP): tensors.pop(name) for name in [*tensors] if name.startswith(_MAP)}
@@ -387,12 +388,12 @@ class ClassStatistics(nn.Module):
         return learner
 
     def _map_state(self) -> dict[str, Tensor]:
-        """Tensors of the feature map, wherever it keeps them, that are not this learner's own sums."""
+        """Tensors of the feature map, except this learner's own sums."""
         own = self.state_dict()
         return {name: own[name] for name in own if name not in _STATE and isinstance(own[name], Tensor)}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take sums of another number of classes and dimensions than are there."""
+        """Accept sums for another number of classes and dimensions."""
         found = {name: state_dict.get(prefix + name) for name in _Sums._fields}
         if all(isinstance(value, Tensor) for value in found.values()):
             state = _Sums(*(value for value in found.values() if isinstance(value, Tensor)))
@@ -403,7 +404,7 @@ class ClassStatistics(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassStatistics:
-        """Moves with its feature map, but stays float64 when that becomes float32 or half."""
+        """Move with the feature map, but stay float64."""
         kept = {name: getattr(self, name) for name in _STATE}
         super()._apply(fn, recurse)
         for name, value in kept.items():
@@ -427,7 +428,7 @@ def _empty(device: torch.device) -> _Sums:
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards each part is as it was."""
+    """Eval mode, restored afterwards for each submodule."""
     training = [part for part in module.modules() if part.training]
     try:
         for part in training:
@@ -453,8 +454,8 @@ def _integers(values: Labels, n: int, what: str, device: torch.device) -> Tensor
     return found.to(torch.int64)
 
 
-def _less(before: _Sums, gone: _Sums) -> _Sums:
-    """The sums without some rows, if there are as many."""
+def _subtract(before: _Sums, gone: _Sums) -> _Sums:
+    """The sums without some rows, after a check of the counts."""
     if before.sums.shape[1] != gone.sums.shape[1] and len(before.counts):
         raise ValueError(
             f"the features have {gone.sums.shape[1]} dimensions, those learned have {before.sums.shape[1]}"
@@ -468,7 +469,7 @@ def _less(before: _Sums, gone: _Sums) -> _Sums:
 
 
 def _check_left(before: _Sums, gone: _Sums, left: _Sums) -> None:
-    """Refuse to forget rows that were not learned, where what would be left of the sums shows it."""
+    """Raise an error if the remaining sums show that the rows were never learned."""
     sentence = "these rows were not learned here: without them the sums would be those of no rows at all"
     scale = max(
         float(before.gram.diagonal().sum()) if before.gram.numel() else float(before.sums.square().sum()), 1e-300
@@ -494,7 +495,7 @@ def _check_left(before: _Sums, gone: _Sums, left: _Sums) -> None:
 
 
 def _check_state(state: _Sums, problem: str) -> None:
-    """Refuse tensors that are no sums: other shapes or kinds, counts below one, numbers that are not finite."""
+    """Check saved sums: shapes, dtypes, positive counts, finite values."""
     k, d = len(state.counts), state.sums.shape[-1] if state.sums.ndim == 2 else -1
     shapes = state.components.shape == (k, 2) and state.counts.shape == (k,) and state.sums.shape == (k, d)
     kinds = state.components.dtype == state.counts.dtype == torch.int64 and state.sums.is_floating_point()

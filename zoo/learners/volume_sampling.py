@@ -1,8 +1,8 @@
-r"""Subsets of rows by volume: least squares on a few rows, unbiased.
+r"""Volume sampling: unbiased least squares on a few rows.
 
-Volume sampling takes a set S of k rows with a probability in proportion to det(F_S^T F_S). The least-squares solution
-on the rows of S then has the expectation of the one on all rows (Derezinski and Warmuth, JMLR 2018); with as many rows
-as features it is the projection DPP, whose inclusion probabilities are the leverage scores.
+Volume sampling selects a set S of k rows with probability proportional to det(F_S^T F_S). The expectation of the
+least-squares solution on S is the solution on all rows (Derezinski and Warmuth, JMLR 2018); with k equal to the number
+of features it is the projection DPP, whose inclusion probabilities are the leverage scores.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ __all__ = ["leverage_scores", "subset_probabilities", "volume_sample"]
 
 
 def leverage_scores(features: Tensor) -> Tensor:
-    """Diagonal of F (F^T F)^-1 F^T (n,); they sum to d, and divided by d are the inverse Christoffel function.
+    """Diagonal of F (F^T F)^-1 F^T (n,); the scores sum to d; divided by d, they are the inverse Christoffel function.
 
     Args:
         features: F (n, d), of full column rank.
 
     Raises:
-        ValueError: The features depend on each other, or there are fewer rows than features.
+        ValueError: The features are linearly dependent, or there are fewer rows than features.
     """
     return _basis(features).square().sum(1)
 
@@ -38,7 +38,7 @@ def subset_probabilities(features: Tensor, size: int) -> tuple[Tensor, Tensor]:
         Sets (m, size) in lexicographic order and probabilities (m,).
 
     Raises:
-        ValueError: The size is out of its range, or the features depend on each other.
+        ValueError: The size is out of range, or the features are linearly dependent.
     """
     Q = _basis(features)
     _check_size(size, *Q.shape)
@@ -48,7 +48,7 @@ def subset_probabilities(features: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def volume_sample(features: Tensor, size: int, generator: torch.Generator | None = None) -> Tensor:
-    """Draw `size` rows, by removing one after the other: row i of a set S goes with probability (1 - h_i) / (|S| - d).
+    """Sample `size` rows, by removing one after the other: row i of S with probability (1 - h_i) / (|S| - d).
 
     Args:
         features: F (n, d).
@@ -56,10 +56,10 @@ def volume_sample(features: Tensor, size: int, generator: torch.Generator | None
         generator: Source of randomness.
 
     Returns:
-        Their numbers in order (size,).
+        Sorted indices (size,).
 
     Raises:
-        ValueError: The size is out of its range, or the features depend on each other.
+        ValueError: The size is out of range, or the features are linearly dependent.
     """
     Q = _basis(features)
     _check_size(size, *Q.shape)
@@ -78,7 +78,7 @@ def _basis(features: Tensor) -> Tensor:
     Q, R = torch.linalg.qr(F)
     diagonal = R.diagonal().abs()
     if bool(diagonal.min() <= 1e-13 * diagonal.max()):
-        raise ValueError("the features depend on each other: leave out those that are sums of others")
+        raise ValueError("the features are linearly dependent: leave out those that are combinations of others")
     return Q
 
 

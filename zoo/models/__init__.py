@@ -1,4 +1,4 @@
-"""Architectures, one family per file: whatever lies here registers itself by name when timm is imported."""
+"""Architectures, one family per file; each registers its models when timm is imported."""
 
 import timm  # which imports every file of this folder
 

@@ -1,4 +1,4 @@
-"""One call from training form to deploy form, for every family."""
+"""Conversion of any model from training form to deploy form."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def to_deploy(model: Model, inplace: bool = False) -> Model:
-    """Bring a model to its cheaper, equal form for inference.
+    """Convert a model to its faster, equivalent form for inference.
 
-    Every module of the tree that has a `reparameterize()` method merges itself, or answers the module that takes its
-    place (UniRepLKNet blocks fold their branches and normalisations); models without any are returned as they are.
-    The result gives the same outputs in eval mode. A second call changes nothing.
+    Every submodule with a `reparameterize()` method merges itself, or returns the module that replaces it (UniRepLKNet
+    blocks fold their branches and normalisations); models without any are returned unchanged. Outputs in eval mode are
+    the same. A second call changes nothing.
 
     Args:
         model: any module.
-        inplace: convert `model` itself, if it is not a module that is replaced; by default a deep copy is converted
-            and `model` stays trainable as it was.
+        inplace: convert `model` itself, unless it is itself replaced; by default a deep copy is converted and `model`
+            remains trainable.
 
     Returns:
         The converted model: same device, dtype, training flags and `requires_grad` flags.
@@ -31,7 +31,7 @@ def to_deploy(model: Model, inplace: bool = False) -> Model:
 
 
 def _merged(module: Any, done: dict[nn.Module, nn.Module]) -> Any:
-    """A module in deploy form; `done` holds those that were met before."""
+    """A module in deploy form; `done` maps modules that were already converted."""
     if module not in done:
         reparameterize = getattr(module, "reparameterize", None)
         replacement = reparameterize() if callable(reparameterize) else None

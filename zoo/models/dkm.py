@@ -1,24 +1,24 @@
-r"""Deep kernel machines: networks whose layers hold learned Gram matrices in place of features.
+r"""Deep kernel machines: networks whose layers learn Gram matrices instead of features.
 
 Yang, Robeyns, Milsom, Anson, Schoots and Aitchison, "A theory of representation learning gives a deep generalisation of
 kernel methods", arXiv 2108.13097 (ICML 2023); Milsom, Anson and Aitchison, "Convolutional deep kernel machines", arXiv
 2309.09814 (ICLR 2024), and "Stochastic kernel regularisation improves generalisation in deep kernel machines", arXiv
-2410.06171 (NeurIPS 2024). The authors' code is public; this is an implementation of its own, checked against it.
+2410.06171 (NeurIPS 2024). The authors' code is public; this is an independent implementation, checked against it.
 
-A layer sees three things (:class:`Gram`): the Gram matrix of P inducing points, the products of data with them, and the
-squared norm of data. Between layers a kernel acts on Gram matrices as on products of features; a layer then
-chooses its own Gram matrix G, and pays for what it moves away from the kernel K:
+A layer works on three quantities (:class:`Gram`): the Gram matrix of P inducing points, the inner products of the data
+with them, and the squared norms of the data. A kernel maps Gram matrices to Gram matrices; a layer then learns its own
+Gram matrix G, and is penalised for the distance from the kernel K:
 
     K = kernel(G_before),   G = L W W^T L^T with K_ii = L L^T,     penalty  nu KL(N(0, G) | N(0, K_ii))
     G_ti = K_ti K_ii^-1 G,  G_t = K_t - diag(K_ti K_ii^-1 K_it) + diag(K_ti K_ii^-1 G K_ii^-1 K_it)
 
-W is lower triangular and starts as the identity: an untrained network is the kernel (NNGP) of an infinitely wide
-network, and stays it for nu = infinity. The whitened parameters are ours; the authors train a root of G itself.
+W is lower triangular and initially the identity: an untrained network is the kernel (NNGP) of an infinitely wide
+network, as is any network with nu = infinity. The whitened parameters are ours; the authors train a root of G itself.
 
     objective = E[log p(y | f)] - (sum of penalties + KL of the output) / number of training points
 
-Cholesky factors are taken in float64; everything is computed in float32 at least. Choose nu on validation data: the
-objective keeps rising where a small nu fits noise.
+Cholesky factors are computed in float64, everything else in at least float32. Choose nu on validation data: the
+objective keeps rising when a small nu fits noise.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ DataNorm = Literal["none", "global", "local", "image", "location"]
 
 
 class Gram(NamedTuple):
-    """What a layer sees of P inducing points and N data points; images have a state at every pixel.
+    """State of a layer for P inducing points and N data points; images have a state at every pixel.
 
     Attributes:
         ii: Gram matrix of the inducing points (P, P).
-        ti: Products of data with inducing points (N, *space, P).
-        t: Squared norms of data (N, *space).
+        ti: Inner products of the data with the inducing points (N, *space, P).
+        t: Squared norms of the data (N, *space).
     """
 
     ii: Tensor
@@ -80,7 +80,7 @@ class Gram(NamedTuple):
 
 
 def _factor(K: Tensor) -> tuple[Tensor, Tensor]:
-    """L and L^-1 (P, P) of K = L L^T, in float64; not a number where K is not positive definite."""
+    """L and L^-1 (P, P) with K = L L^T, in float64; NaN if K is not positive definite."""
     K = K.to(solver_dtype(K.device))
     lower, info = torch.linalg.cholesky_ex(K)
     lower = torch.where(info > 0, torch.nan, lower)
@@ -108,7 +108,7 @@ def _odd(size: int) -> int:
 
 
 class InducingPoints(nn.Module):
-    """Products of rows with learned inducing rows Z (P, D): Z Z^T / D, X Z^T / D and |x|^2 / D.
+    """Inner products of rows with learned inducing rows Z (P, D): Z Z^T / D, X Z^T / D and |x|^2 / D.
 
     Args:
         features: D.
@@ -128,7 +128,7 @@ class InducingPoints(nn.Module):
 
 
 class InducingPatches(nn.Module):
-    """Products of the patches of images with learned inducing patches Z (P, C, k, k), zero outside of the image.
+    """Inner products of image patches with learned inducing patches Z (P, C, k, k), zero-padded.
 
     The squared norm of a patch is a mean over its pixels inside the image.
 
@@ -156,7 +156,7 @@ class InducingPatches(nn.Module):
 
     @torch.no_grad()
     def draw(self, images: Tensor, generator: torch.Generator | None = None) -> None:
-        """Take random patches of images (n, C, H, W) as inducing patches; at the border with zeros outside."""
+        """Initialise with random patches of images (n, C, H, W), zero-padded at the border."""
         P, _, k, _ = self.points.shape
         n, _, H, W = images.shape
         padded = F.pad(images, (k // 2,) * 4)
@@ -167,7 +167,7 @@ class InducingPatches(nn.Module):
 
 
 class ZCAWhitening(nn.Module):
-    """Images with equal variance in every direction, as the deep kernel machines of images were trained on.
+    """ZCA whitening of images, as used for training deep kernel machines on images.
 
     Channels are standardised, multiplied by (X^T X + eps (mean eigenvalue) I)^(-1/2) over all pixels and channels,
     and standardised again. X^T X is a sum over images, so the second standardisation also sets the scale.
@@ -193,7 +193,7 @@ class ZCAWhitening(nn.Module):
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> ZCAWhitening:
-        """Learn means, deviations and the matrix from images (n, C, H, W)."""
+        """Fit means, deviations and the matrix to images (n, C, H, W)."""
         x = images.to(solver_dtype(images.device))
         axes = (0, 2, 3)
         mean, std = x.mean(axes), x.std(axes)
@@ -226,13 +226,13 @@ class ZCAWhitening(nn.Module):
 class GramKernel(nn.Module):
     """exp(log_w) k + exp(log_b) of a Gram matrix, with g = G_ii and u = G_ij / sqrt(g_i g_j).
 
-    arccos1 is sqrt(g_i g_j) times the arc-cosine kernel of ReLU, scaled to leave the diagonal; arccos0 that of steps;
-    normalised_gaussian is sqrt(g_i g_j) exp(u - 1); sqexp is exp(-(g_i + g_j - 2 G_ij) / 2), without weight and bias.
-    Then the diagonals get a factor 1 + mult_eps and a summand abs_eps, in `ii` and in all of `t`. (The authors' code
-    stabilises the arc-cosine kernels' arguments as well.)
+    arccos1 is sqrt(g_i g_j) times the arc-cosine kernel of ReLU, normalised to preserve the diagonal; arccos0 that of
+    the step function; normalised_gaussian is sqrt(g_i g_j) exp(u - 1); sqexp is exp(-(g_i + g_j - 2 G_ij) / 2), without
+    weight and bias. The diagonals are then multiplied by 1 + mult_eps and increased by abs_eps, in `ii` and in all of
+    `t`. (The authors' code also stabilises the arguments of the arc-cosine kernels.)
 
     Args:
-        kind: Which kernel.
+        kind: Name of the kernel.
         mult_eps: Relative stabiliser.
         abs_eps: Absolute stabiliser.
     """
@@ -256,7 +256,7 @@ class GramKernel(nn.Module):
             self.register_parameter(name, value)
 
     def _of(self, G: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """The kernel of products G and squared norms a and b that broadcast."""
+        """Kernel of inner products G and squared norms a and b, which broadcast."""
         if self.kind == "sqexp":
             return torch.exp(G - (a + b) / 2)
         scale = (a * b).sqrt()
@@ -283,16 +283,17 @@ class GramKernel(nn.Module):
 
 
 class GramNorm(nn.Module):
-    """Gram matrices divided by their mean diagonal (global) or by their own one (local), then learned scales.
+    """Normalise Gram matrices by their mean diagonal (global) or by their own diagonal (local), then apply learned
+    scales.
 
-    Statistics are those of the batch, in evaluation too. For data, `image` and `local` (the default) look at one
-    sample only; `global` and `location` make predictions depend on their batch.
+    Batch statistics are used in evaluation too. For the data, `image` and `local` (the default) use one sample only;
+    `global` and `location` make predictions depend on the batch.
 
     Args:
-        i_norm: Of the inducing points.
-        t_norm: Of data: by the mean of everything, by each number, by image or by location over the batch.
-        i_scale: One learned scale (global), one for each inducing point (local), or none.
-        t_scale: One learned scale (global), one for each pixel (location), or none.
+        i_norm: For the inducing points.
+        t_norm: For the data: by the overall mean, by each value, by image, or by location over the batch.
+        i_scale: One learned scale (global), one per inducing point (local), or none.
+        t_scale: One learned scale (global), one per pixel (location), or none.
         inducing: P, for local scales.
         size: (H, W), for scales by location.
     """
@@ -354,7 +355,7 @@ class GramNorm(nn.Module):
 
 
 class _Penalised(nn.Module):
-    """A layer that remembers the penalty of its last pass in train mode; it belongs to a graph, and is not copied."""
+    """A layer that keeps the penalty of its last forward pass in train mode; it is not copied with the module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -362,7 +363,7 @@ class _Penalised(nn.Module):
 
     @property
     def penalty(self) -> Tensor:
-        """Of the last pass in train mode."""
+        """Penalty of the last forward pass in train mode."""
         if not self._penalty:
             raise RuntimeError("a penalty is that of the last pass in train mode; there was none")
         return self._penalty[0]
@@ -376,7 +377,7 @@ class _Penalised(nn.Module):
 
 
 class _Whitened(nn.Module):
-    """W (P, P), lower triangular with a positive diagonal, the identity at the start."""
+    """W (P, P), lower triangular with a positive diagonal, initially the identity."""
 
     def __init__(self, inducing: int, device=None, dtype=None) -> None:
         super().__init__()
@@ -384,19 +385,19 @@ class _Whitened(nn.Module):
         self.log_diagonal = nn.Parameter(torch.zeros(inducing, device=device, dtype=dtype))
 
     def forward(self, lower: Tensor) -> Tensor:
-        """W for a kernel matrix of factor L (P, P), in its type; the parameters do not depend on it."""
+        """W for a kernel matrix with factor L (P, P), in its dtype; the parameters do not depend on it."""
         W, d = self.lower.to(lower.dtype), self.log_diagonal.to(lower.dtype)
         return W.tril(-1) + torch.diag(d.exp())
 
     @torch.no_grad()
     def set(self, W: Tensor) -> None:
-        """Take a lower triangular matrix with a positive diagonal."""
+        """Set W to a lower triangular matrix with a positive diagonal."""
         self.lower.copy_(W.tril(-1))
         self.log_diagonal.copy_(W.diagonal().log())
 
 
 def _divergence(W: Tensor, lower: Tensor, inverse: Tensor, objective: Objective) -> Tensor:
-    """KL(N(0, L W W^T L^T) | N(0, L L^T)), or its surrogate |G^-1 K - I|_F^2 / 4 that keeps G away from singular."""
+    """KL(N(0, L W W^T L^T) | N(0, L L^T)), or its surrogate |G^-1 K - I|_F^2 / 4, which keeps G non-singular."""
     eye = torch.eye(len(W), dtype=W.dtype, device=W.device)
     if objective == "exact":
         return (W.square().sum() - len(W)) / 2 - W.diagonal().log().sum()
@@ -405,29 +406,29 @@ def _divergence(W: Tensor, lower: Tensor, inverse: Tensor, objective: Objective)
 
 
 def _residual(K: Gram, B: Tensor) -> Tensor:
-    """What inducing points cannot explain of K_t, K_t - diag(K_ti K_ii^-1 K_it), never below zero.
+    """Part of K_t that the inducing points do not explain, K_t - diag(K_ti K_ii^-1 K_it), clamped at zero.
 
     Args:
         K: State with kernels.
-        B: L^-1 K_it in rows (N, *space, P).
+        B: Rows of L^-1 K_it (N, *space, P).
     """
     return (K.t - B.square().sum(-1)).clamp_min(0)
 
 
 class GramLayer(_Penalised):
-    """A learned Gram matrix G of the inducing points, and what follows from it for data.
+    """A learned Gram matrix G of the inducing points, and the resulting state of the data.
 
     Args:
         inducing: P.
-        nu: Degrees of freedom, the weight of the penalty; infinity: the kernel is left as it is.
+        nu: Degrees of freedom, the weight of the penalty; infinity keeps the kernel.
         objective: `"exact"` divergence, or its second-order surrogate `"taylor"` (for float32).
-        stochastic: Stochastic kernel regularisation: in training G is replaced by an estimate from random features,
-            V V^T with V = chol(G) E / sqrt(columns), and `jitter` is added to it, in evaluation too.
+        stochastic: Stochastic kernel regularisation: in training G is replaced by an estimate V V^T from random
+            features, with V = chol(G) E / sqrt(columns); `jitter` is added to it, in evaluation too.
         divisor: columns = ceil(P / divisor).
         jitter: See `stochastic`.
 
     Attributes:
-        penalty: nu times the divergence, of the last pass in train mode; without sample and jitter.
+        penalty: nu times the divergence, from the last forward pass in train mode; without sampling and jitter.
     """
 
     def __init__(
@@ -481,16 +482,16 @@ class GramLayer(_Penalised):
 
 
 class GramConv(nn.Module):
-    """A convolution of the features that a Gram matrix stands for, with new inducing points made of old ones.
+    """A convolution of the features behind a Gram matrix, with new inducing points composed of the old ones.
 
     With C = weight / sqrt(P), offsets r and k k of them: ii' = mean_r C_r K C_r^T, ti' = conv(ti, C) / k^2, and t' is
-    the mean of t over the window's pixels inside the image.
+    the mean of t over the window's pixels within the image.
 
     Args:
         in_inducing: P.
         out_inducing: P'.
         kernel_size: k, odd.
-        stride: Of the window.
+        stride: Stride of the window.
     """
 
     def __init__(
@@ -517,9 +518,9 @@ class GramMean(nn.Module):
     """Global average pooling: the mean over pixels.
 
     Args:
-        nystrom: Estimate the squared norm of a mean of features from the inducing points, instead of taking the mean
-            of the squared norms, which is too large.
-        in_inducing: P, with `out_inducing`: also make new inducing points, C = weight / sqrt(P).
+        nystrom: Estimate the squared norm of the mean feature from the inducing points, instead of the mean squared
+            norm, which is too large.
+        in_inducing: P; with `out_inducing`, also create new inducing points, C = weight / sqrt(P).
         out_inducing: P'.
     """
 
@@ -543,7 +544,7 @@ class GramMean(nn.Module):
             nn.init.normal_(self.weight)
 
     def forward(self, K: Gram) -> Gram:
-        """Gram with pixels -> Gram without."""
+        """Gram with pixels -> Gram without pixels."""
         ii, ti, t = K.ii, K.ti.mean((1, 2)), K.t.mean((1, 2))
         if self.nystrom:
             _, inverse = _factor(ii)
@@ -572,7 +573,7 @@ class FlattenMix(nn.Module):
         nn.init.normal_(self.weight)
 
     def forward(self, K: Gram) -> Gram:
-        """Gram with pixels -> Gram without."""
+        """Gram with pixels -> Gram without pixels."""
         if K.t[0].numel() != self.pixels:
             raise ValueError(f"the state has {tuple(K.t.shape[1:])} pixels; this layer was built for {self.pixels}")
         C = at_least_float32(self.weight).to(K.ii.dtype) / math.sqrt(self.in_inducing)
@@ -583,11 +584,11 @@ class FlattenMix(nn.Module):
 
 
 class GramResidual(nn.Module):
-    """Half of a shortcut and half of a branch.
+    """Mean of a shortcut and a branch.
 
     Args:
         branch: Layers from Gram to Gram.
-        shortcut: Layers; none: the identity.
+        shortcut: Layers; empty for the identity.
     """
 
     def __init__(self, branch: Iterable[nn.Module], shortcut: Iterable[nn.Module] = ()) -> None:
@@ -601,7 +602,7 @@ class GramResidual(nn.Module):
 
 
 class GramOutput(_Penalised):
-    """Gaussian processes on the last kernel: q(f) = N(mu_c, A) for each output c, with one covariance for all.
+    """Gaussian processes on the last kernel: q(f) = N(mu_c, A) for each output c, with a shared covariance.
 
     mu = L m and A = L W W^T L^T, with K_ii = L L^T.
 
@@ -612,7 +613,7 @@ class GramOutput(_Penalised):
         tempered: Divide the divergence by the number of outputs.
 
     Attributes:
-        penalty: The divergence from the prior, of the last pass in train mode.
+        penalty: Divergence from the prior, from the last forward pass in train mode.
     """
 
     def __init__(
@@ -633,7 +634,7 @@ class GramOutput(_Penalised):
         self.factor: _Whitened | None = _Whitened(inducing, device, dtype)
 
     def whitened_means(self, lower: Tensor) -> Tensor:
-        """The means m (P, C) for a kernel matrix of factor L (P, P), in its type."""
+        """The means m (P, C) for a kernel matrix with factor L (P, P), in its dtype."""
         return self.means.to(lower.dtype)
 
     def forward(self, K: Gram) -> tuple[Tensor, Tensor]:
@@ -644,7 +645,7 @@ class GramOutput(_Penalised):
         return B @ m.to(B.dtype), self.variances(K, B, lower, inverse)
 
     def variances(self, K: Gram, B: Tensor, lower: Tensor, inverse: Tensor) -> Tensor:
-        """Variances (N,), given B = L^-1 K_it in rows (N, P), L and L^-1; also keeps the penalty."""
+        """Variances (N,), given the rows B = L^-1 K_it (N, P), L and L^-1; also stores the penalty."""
         if self.factor is None:
             raise RuntimeError("the deploy form has means, and no variances: ask the model that it was made of")
         W, m = self.factor(lower), self.whitened_means(lower)
@@ -659,20 +660,20 @@ class GramOutput(_Penalised):
 
     @torch.no_grad()
     def solve(self, K: Gram, y: Tensor, noise: float) -> None:
-        """Take the best mu and A for Gaussian noise, given the kernels of all training points.
+        """Set the optimal mu and A for Gaussian noise, given the kernels of all training points.
 
         With B = L^-1 K_it: W W^T = (I + B B^T / noise)^-1, m = W W^T B y / noise.
 
         Args:
-            K: With ti (N, P).
+            K: State with ti (N, P).
             y: Targets (N, C).
-            noise: Variance.
+            noise: Noise variance.
         """
         _, inverse = _factor(K.ii)
         B = inverse @ K.ti.mT.to(inverse.dtype)
         eye = torch.eye(len(B), dtype=B.dtype, device=B.device)
         precision = eye + B @ B.mT / noise
-        # flipped, the factor of the precision is upper triangular, and its inverse transposed a lower one
+        # flipping makes the factor of the precision upper triangular, and its inverse transpose lower
         root = torch.linalg.cholesky(precision.flip(0, 1)).flip(0, 1)
         W = torch.linalg.solve_triangular(root, eye, upper=True).mT
         assert self.factor is not None
@@ -684,13 +685,13 @@ class GramOutput(_Penalised):
 
 
 def gaussian_log_likelihood(mean: Tensor, var: Tensor, y: Tensor, noise: Tensor | float) -> Tensor:
-    """E[log N(y; f, noise)] under f ~ N(mean, var), summed over outputs, a mean over samples.
+    """E[log N(y; f, noise)] under f ~ N(mean, var), summed over outputs, averaged over samples.
 
     Args:
         mean: (N, C).
-        var: (N,), the same for every output.
+        var: (N,), shared by all outputs.
         y: (N, C).
-        noise: Variance.
+        noise: Noise variance.
     """
     noise = torch.as_tensor(noise, dtype=mean.dtype, device=mean.device)
     errors = (y - mean).square() + var[:, None]
@@ -698,13 +699,13 @@ def gaussian_log_likelihood(mean: Tensor, var: Tensor, y: Tensor, noise: Tensor 
 
 
 def categorical_log_likelihood(mean: Tensor, var: Tensor, y: Tensor, eps: Tensor | int = 32) -> Tensor:
-    """E[log softmax(f)_y] under f ~ N(mean, var) by sampling, a mean over samples of both kinds.
+    """Monte Carlo estimate of E[log softmax(f)_y] under f ~ N(mean, var), averaged over data and draws.
 
     Args:
         mean: (N, C).
         var: (N,).
         y: Classes (N,).
-        eps: Standard normal numbers (S, N, C), or how many to draw.
+        eps: Standard normal numbers (S, N, C), or their number S.
     """
     noise = torch.randn(eps, *mean.shape, dtype=mean.dtype, device=mean.device) if isinstance(eps, int) else eps
     logs = torch.log_softmax(mean + var.sqrt()[:, None] * noise, -1).mean(0)
@@ -712,7 +713,7 @@ def categorical_log_likelihood(mean: Tensor, var: Tensor, y: Tensor, eps: Tensor
 
 
 def categorical_probabilities(mean: Tensor, var: Tensor, eps: Tensor | int = 32) -> Tensor:
-    """E[softmax(f)] under f ~ N(mean, var) by sampling, (N, C); arguments as in :func:`categorical_log_likelihood`."""
+    """Monte Carlo estimate of E[softmax(f)] under f ~ N(mean, var), (N, C); see :func:`categorical_log_likelihood`."""
     noise = torch.randn(eps, *mean.shape, dtype=mean.dtype, device=mean.device) if isinstance(eps, int) else eps
     return torch.softmax(mean + var.sqrt()[:, None] * noise, -1).mean(0)
 
@@ -723,16 +724,16 @@ Likelihood = Literal["categorical", "gaussian"]
 
 
 class _Machine(nn.Module):
-    """What both deep kernel machines share: features, outputs, losses. Subclasses give a state to the output layer.
+    """Base class of the deep kernel machines: features, outputs, losses. Subclasses define `state`.
 
-    A pass in train mode keeps what :meth:`aux_losses` adds to the loss of a task: with cross-entropy or squared error
-    on the outputs, their sum is the negative objective (for squared error times twice the noise), or for
+    A forward pass in train mode stores what :meth:`aux_losses` adds to a task's loss: with cross-entropy or squared
+    error on the outputs, the sum is the negative objective (for squared error times twice the noise), or for
     `samples=0` an upper bound of it: E log sum exp f <= log sum exp(mean) + var / 2.
     """
 
     head: nn.Module
     train_size: Tensor
-    #: What only a loss of the family's own reaches.
+    #: Parameters that are reached only by the family's own loss.
     training_only = ("head.factor",)
 
     def _set_up(
@@ -766,7 +767,7 @@ class _Machine(nn.Module):
         return {**self.__dict__, "_extra": []}
 
     def state(self, x: Tensor) -> Gram:
-        """Inputs to the kernel that the output layer sees, in float32 at least."""
+        """Inputs to the kernel of the output layer, in at least float32."""
         raise NotImplementedError
 
     def _type(self) -> torch.dtype:
@@ -778,19 +779,19 @@ class _Machine(nn.Module):
         return K, K.ti @ inverse.mT.to(K.ti.dtype), lower, inverse
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Features L^-1 K_it (B, P), whose products are the last kernel as far as inducing points explain it."""
+        """Features L^-1 K_it (B, P), whose inner products are the last kernel as explained by the inducing points."""
         with autocast_disabled(x.device):
             return self._features(x)[1].to(self._type())
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features (B, P) to the means of the outputs (B, num_classes)."""
+        """Features (B, P) to output means (B, num_classes)."""
         if pre_logits or not isinstance(self.head, GramOutput):
             return x
         with autocast_disabled(x.device):
             return (at_least_float32(x) @ at_least_float32(self.head.means)).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Inputs to outputs (B, num_classes): their means; in train mode with `samples`, mean log-probabilities."""
+        """Inputs to output means (B, num_classes); in train mode with `samples`, mean log-probabilities."""
         head = self.head
         if not self.training or not isinstance(head, GramOutput) or head.factor is None:
             return self.forward_head(self.forward_features(x))
@@ -805,7 +806,7 @@ class _Machine(nn.Module):
             else:
                 noise = torch.randn(self.samples, *mean.shape, dtype=mean.dtype, device=mean.device)
                 mean = torch.log_softmax(mean + var.sqrt()[:, None] * noise, -1).mean(0)
-                extra = -torch.logsumexp(mean, -1).mean()  # cross-entropy would normalise them
+                extra = -torch.logsumexp(mean, -1).mean()  # cross-entropy normalises them
             self._extra = [extra]
             return mean.to(self._type())
 
@@ -818,11 +819,11 @@ class _Machine(nn.Module):
             return mean.to(self._type()), var.to(self._type())
 
     def penalties(self) -> Tensor:
-        """All penalties of the last pass in train mode, (layers,)."""
+        """All penalties of the last forward pass in train mode, (layers,)."""
         return torch.stack([m.penalty for m in self.modules() if isinstance(m, _Penalised) and m._penalty])
 
     def aux_losses(self) -> dict[str, Tensor]:
-        """What a task adds to its loss: penalties per training point, and the part of the variance."""
+        """Additional losses: penalties per training point, and the variance term."""
         if not self._extra:
             raise RuntimeError("the losses of a deep kernel machine are those of a pass in train mode; there was none")
         weight = 2 * self.noise / self.num_classes if self.likelihood == "gaussian" else 1.0
@@ -830,11 +831,11 @@ class _Machine(nn.Module):
         return {"divergence": weight * self.penalties().sum() / self.train_size, "variance": extra}
 
     def no_weight_decay(self) -> set[str]:
-        """Everything: the penalties are the only regularisation."""
+        """All parameters: the penalties are the only regularisation."""
         return {name for name, _ in self.named_parameters()}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Nothing is recomputed."""
+        """Not supported: nothing is recomputed."""
         assert not enable, "a deep kernel machine has no blocks to checkpoint"
 
     def get_classifier(self) -> nn.Module:
@@ -842,7 +843,7 @@ class _Machine(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the output layer by a fresh one; 0 outputs: none."""
+        """Replace the output layer by a new one; none for 0 outputs."""
         if global_pool:
             raise ValueError(f"global_pool={global_pool!r}: a deep kernel machine pools its own way; leave it empty")
         like = next(self.parameters())
@@ -853,29 +854,29 @@ class _Machine(nn.Module):
 class DeepKernelMachine(_Machine):
     """A fully connected deep kernel machine on flattened inputs.
 
-    Inducing points, then `depth` times kernel, Gram layer and normalisation, then a kernel and the outputs.
+    Inducing points, `depth` times kernel, Gram layer and normalisation, then a kernel and the outputs.
 
     Args:
         in_chans: Channels of an image, or features of a row.
-        num_classes: Outputs; 0 returns the last features.
-        inducing: Inducing points P.
-        depth: Gram layers.
-        nu: Degrees of freedom of every Gram layer; infinity: the kernel of an infinitely wide network, which learns no
-            representation.
-        kernel: On Gram matrices, see :class:`GramKernel`.
+        num_classes: Number of outputs; 0 returns the last features.
+        inducing: Number of inducing points P.
+        depth: Number of Gram layers.
+        nu: Degrees of freedom of every Gram layer; infinity gives the kernel of an infinitely wide network, without
+            representation learning.
+        kernel: Kernel on Gram matrices, see :class:`GramKernel`.
         objective: `"exact"` or `"taylor"`, see :class:`GramLayer`.
         stochastic: Stochastic kernel regularisation.
         likelihood: `"categorical"`, or `"gaussian"` for squared error.
         noise: Variance of the Gaussian likelihood, in units of the targets.
-        samples: For classes in train mode: how many samples of the outputs; 0: a bound without samples.
-        train_size: Number of training points N; :meth:`initialize` counts them.
+        samples: Draws of the outputs in train mode, for classification; 0 uses a bound without sampling.
+        train_size: Number of training points N; set by :meth:`initialize`.
         img_size: Side or (height, width) of image inputs; 1 for tables.
-        global_pool: There is nothing to pool; only "" is accepted.
-        device: Where everything lives.
-        dtype: Its type; computations are in float32 at least.
+        global_pool: Only "" is accepted, there is nothing to pool.
+        device: Device of the parameters and buffers.
+        dtype: Their dtype; computations are in at least float32.
 
     Attributes:
-        input_mean, input_scale: Subtracted from the flattened inputs, and what they are then divided by.
+        input_mean, input_scale: Subtracted from the flattened inputs, and their divisor.
     """
 
     input_mean: Tensor
@@ -928,13 +929,13 @@ class DeepKernelMachine(_Machine):
     def initialize(
         self, X: Tensor, y: Tensor | None = None, *, generator: torch.Generator | None = None, **_: Any
     ) -> None:
-        """Standardise the inputs by the training rows, and take random ones of them as inducing points.
+        """Standardise the inputs by the training rows, and choose random rows as inducing points.
 
         Args:
             X: All training rows (n, ...).
-            y: Their classes or values; not looked at.
-            generator: Of the choice.
-            **_: What a task passes to every family.
+            y: Their classes or values; ignored.
+            generator: Source of randomness.
+            **_: Further arguments of the task, ignored.
 
         Raises:
             ValueError: There are fewer rows than inducing points.
@@ -952,7 +953,7 @@ class DeepKernelMachine(_Machine):
         self.train_size.fill_(n)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """The inducing points, then one group for each layer."""
+        """The inducing points, then one parameter group per layer."""
         return {"stem": r"^input_|^points|^train_size", "blocks": r"^layers\.(\d+)"}
 
 
@@ -960,26 +961,26 @@ class ConvDKM(_Machine):
     """A residual convolutional deep kernel machine on images of any size.
 
     Inducing patches, kernel, convolution, Gram layer and normalisation; stages of residual blocks of two such layers
-    each, whose first block halves height and width and has a normalised 1 x 1 convolution as shortcut; the mean over
-    pixels, kernel, normalisation, outputs.
+    each, where the first block halves height and width and has a normalised 1 x 1 convolution as shortcut; the mean
+    over pixels, kernel, normalisation, outputs.
 
     Args:
         in_chans: Channels.
-        num_classes: Outputs; 0 returns the last features.
-        inducing: Inducing points P of the stem and of each stage: one number more than `depths`.
+        num_classes: Number of outputs; 0 returns the last features.
+        inducing: Inducing points P of the stem and of each stage: one more entry than `depths`.
         depths: Residual blocks of each stage.
-        strides: Of the first block of each stage; None: 2 everywhere, as in the authors' code.
-        nu: As in :class:`DeepKernelMachine`, like what follows.
-        kernel: On Gram matrices.
-        objective: Of the Gram layers and the outputs.
+        strides: Stride of the first block of each stage; None for 2 everywhere, as in the authors' code.
+        nu: As in :class:`DeepKernelMachine`, as what follows.
+        kernel: Kernel on Gram matrices.
+        objective: For the Gram layers and the outputs.
         stochastic: Stochastic kernel regularisation.
-        likelihood: Of the outputs.
+        likelihood: For the outputs.
         noise: Variance of the Gaussian likelihood.
-        samples: For classes in train mode.
+        samples: Draws of the outputs in train mode, for classification.
         train_size: Number of training images N.
-        global_pool: The mean over pixels is part of the machine; only "" is accepted.
-        device: Where everything lives.
-        dtype: Its type.
+        global_pool: Only "" is accepted, the mean over pixels is part of the network.
+        device: Device of the parameters and buffers.
+        dtype: Their dtype.
     """
 
     def __init__(
@@ -1050,13 +1051,13 @@ class ConvDKM(_Machine):
     def initialize(
         self, X: Tensor, y: Tensor | None = None, *, generator: torch.Generator | None = None, **_: Any
     ) -> None:
-        """Take random patches of the training images (n, C, H, W) as inducing patches, and count the images."""
+        """Choose random patches of the training images (n, C, H, W) as inducing patches, and set `train_size`."""
         images = X.to(self.points.points)
         self.points.draw(images, generator)
         self.train_size.fill_(len(X))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """The stem, then one group for each block."""
+        """The stem, then one parameter group per block."""
         return {
             "stem": r"^points|^stem|^train_size",
             "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)",

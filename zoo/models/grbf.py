@@ -1,21 +1,21 @@
-"""GRBF: Gaussian radial basis function networks with one learnable precision matrix.
+"""GRBF: Gaussian radial basis function networks with a shared, learnable precision matrix.
 
 D'Agostino, Ilievski, Shoemaker, "Learning Active Subspaces and Discovering Important Features with Gaussian Radial
 Basis Functions Neural Networks", arXiv 2307.05639 (Neural Networks 176, 2024); the model is the HyperBF network of
-Poggio and Girosi (1990) with a regularised metric that is read afterwards. The authors' code is MIT-licensed; this is
-an implementation of its own, with their losses and initialisation beside ours.
+Poggio and Girosi (1990) with a regularised, interpretable metric. The authors' code is MIT-licensed; this is an
+independent implementation, with their losses and initialisation as well as ours.
 
     q_nm   = (x_n - c_m)^T P (x_n - c_m),   P = L L^T               one metric, shared by all centres
     phi_nm = exp(-q_nm / 2)
     f_n    = W phi_n + b                                            logits, or the regression value
 
-Since q_nm = |L^T (x_n - c_m)|^2, the network is an isotropic one on z = L^T x: the eigenvectors of P with large
-eigenvalues span the directions along which the output changes, and |L|^2 = tr P, the nuclear norm of P, is the penalty
-that switches the others off.
+Since q_nm = |L^T (x_n - c_m)|^2, this is an isotropic network on z = L^T x: the eigenvectors of P with large
+eigenvalues span the directions along which the output changes, and penalising |L|^2 = tr P, the nuclear norm of P,
+switches the others off.
 
-What is read from a trained network is in units of standardised features, shared between correlated features, and the
-same for all classes where it comes from P alone. The eigenvectors of P are not exactly those of the average gradient
-outer product E[grad f grad f^T]; that one lies in the range of P and is offered beside it (`kind="gradient"`).
+Importances are in units of standardised features, shared between correlated features, and the same for all classes if
+computed from P alone. The eigenvectors of P are not exactly those of the average gradient outer product
+E[grad f grad f^T], which lies in the range of P and is available too (`kind="gradient"`).
 """
 
 import math
@@ -49,7 +49,7 @@ Precision = Literal["full", "diag", "isotropic"] | PositiveInt
 Penalty = Literal["squared", "plain"]
 NonNegative = Annotated[float, Ge(0)]
 
-#: Below this median kernel value at the start, the gradient of the data term is too small to train.
+#: Below this median kernel value, the gradient of the data term is too small for training.
 DEAD = 1e-6
 
 
@@ -59,7 +59,7 @@ DEAD = 1e-6
 def factor_of(precision: Tensor, dim: int, form: str) -> Tensor:
     """L with P = L L^T from the stored parameter: a packed triangle, a matrix, or log-scales.
 
-    Leading dimensions are networks. (..., D, R), or scales (..., 1, D) or (..., 1, 1) of the diagonal forms.
+    Leading dimensions are networks. Returns (..., D, R), or scales (..., 1, D) or (..., 1, 1) of the diagonal forms.
     """
     if form == "full":
         return unpack_triangle(precision, dim)
@@ -84,10 +84,9 @@ def _cross_entropy(f: Tensor, y: Tensor) -> Tensor:
     return torch.logsumexp(f, -1) - chosen
 
 
-#: Loss of every row by name. `f` are outputs (..., n, K); targets are values (..., n, K) for `mse` and for
-#: single-output losses, class indices (..., n) otherwise. The official ones are those of the authors' code, their
-#: quirks included: `official_nll` is -p_y without a logarithm (2024), `official_ce` applies cross-entropy to
-#: probabilities (2023).
+#: Row losses by name. `f` are outputs (..., n, K); targets are values (..., n, K) for `mse` and for single-output
+#: losses, otherwise class indices (..., n). The official losses are those of the authors' code, including their quirks:
+#: `official_nll` is -p_y without a logarithm (2024), `official_ce` applies cross-entropy to probabilities (2023).
 LOSSES = {
     "mse": _mse,
     "cross_entropy": _cross_entropy,
@@ -105,23 +104,23 @@ def network_loss(
     weight: Tensor | None = None,
     reduction: Literal["mean", "sum"] = "mean",
 ) -> Tensor:
-    """The data term: mean squared error, cross-entropy on logits, or one of the authors' forms.
+    """Data term: mean squared error, cross-entropy on logits, or one of the authors' losses.
 
-    The authors' classes of 2023 sum where those of 2024 average: `reduction="sum"` gives theirs (a sum of
-    squares divided by the size of the whole training set is `"sum"` with `weight=1 / n_train`).
+    The authors' classes of 2023 sum where those of 2024 average; use `reduction="sum"` for the former (a sum of squares
+    divided by the size of the whole training set is `"sum"` with `weight=1 / n_train`).
 
     Args:
         outputs: (..., n, K) from the network.
         targets: Class indices (..., n), or values (..., n) or (..., n, K) for one output and for `mse`.
         kind: A name of :data:`LOSSES`.
-        weight: Weight of each row (..., n); None for ones.
+        weight: Row weights (..., n); None for ones.
         reduction: Weighted mean or weighted sum over the rows.
 
     Returns:
         (...), one number per network.
 
     Raises:
-        ValueError: The kind is unknown or the shapes do not belong together.
+        ValueError: The kind is unknown, or the shapes do not fit.
     """
     if kind not in LOSSES:
         raise ValueError(f"loss {kind!r} is not one of {', '.join(LOSSES)}")
@@ -133,7 +132,7 @@ def network_loss(
         raise ValueError(f"targets of shape {tuple(targets.shape)} do not belong to outputs of shape "
                          f"{tuple(outputs.shape)}: give {tuple(wanted)}")  # fmt: skip
     targets = targets.to(outputs.dtype) if values else targets
-    if kind == "cross_entropy" and outputs.shape[1:] == (1,) and weight is None:  # the library's, in one operator
+    if kind == "cross_entropy" and outputs.shape[1:] == (1,) and weight is None:  # torch's, in one operator
         return F.binary_cross_entropy_with_logits(outputs, targets, reduction=reduction)
     rows = LOSSES[kind](outputs, targets)
     if weight is None:
@@ -145,7 +144,7 @@ def network_loss(
 def penalty_term(block: Tensor, kind: Penalty = "squared") -> Tensor:
     """Unweighted penalty (...) of a block of parameters (..., p, q), one number per network, or (p), of one network.
 
-    `"squared"` sums squares (on L that is tr P, smooth everywhere); `"plain"` is the authors': the 2-norm of the whole
+    `"squared"` sums squares (for L this is tr P, smooth everywhere); `"plain"` is the authors': the 2-norm of the whole
     block, whose gradient has constant length, and is 0 at 0.
     """
     dims = (-2, -1) if block.ndim > 2 else None
@@ -157,7 +156,7 @@ def penalty_term(block: Tensor, kind: Penalty = "squared") -> Tensor:
     raise ValueError(f"penalty={kind!r} is not one of 'squared', 'plain'")
 
 
-# ---- what a metric says ------------------------------------------------------------------------------------
+# ---- interpretation of a metric ------------------------------------------------------------------------------------
 
 
 class Spectrum(NamedTuple):
@@ -168,19 +167,19 @@ class Spectrum(NamedTuple):
 
 
 def eigen(matrix: Tensor) -> Spectrum:
-    """Eigen-decomposition of symmetric positive semidefinite matrices (..., D, D), repeatable.
+    """Eigendecomposition of symmetric positive semidefinite matrices (..., D, D), deterministic.
 
-    Eigenvalues come in decreasing order with rounding below zero removed; of each eigenvector the entry of
-    largest magnitude is positive.
+    Eigenvalues are in descending order and clamped at zero; the entry of largest magnitude of each eigenvector is
+    positive.
     """
     values, vectors = torch.linalg.eigh(matrix)
     return Spectrum(values.flip(-1).clamp_min(0), _signed(vectors.flip(-1).mT))
 
 
 def eigen_of_root(root: Tensor, complete: bool = False) -> Spectrum:
-    """:func:`eigen` of root^T root for root (r, D), without that matrix.
+    """:func:`eigen` of root^T root for root (r, D), without building that matrix.
 
-    All eigenvalues (D,) beyond the first r are zero; they have vectors (D, D) only if they shall be `complete`.
+    The eigenvalues (D,) beyond the first r are zero; their eigenvectors are included only if `complete`.
     """
     _, sizes, rows = torch.linalg.svd(root, full_matrices=complete)
     values = root.new_zeros(root.shape[1])
@@ -189,16 +188,16 @@ def eigen_of_root(root: Tensor, complete: bool = False) -> Spectrum:
 
 
 def _signed(rows: Tensor) -> Tensor:
-    """Vectors in rows with the entry of largest magnitude made positive."""
+    """Flip the sign of each row so that its entry of largest magnitude is positive."""
     top = rows.gather(-1, rows.abs().argmax(-1, keepdim=True))
     return rows * torch.where(top < 0, -1.0, 1.0).to(rows.dtype)
 
 
 def importance_from_precision(precision: Tensor, kind: Literal["official", "trace"] = "official") -> Tensor:
-    """Share of each feature in a metric P (..., D, D); the shares of one metric add up to 1.
+    """Relative importance of each feature under a metric P (..., D, D); sums to 1 for each metric.
 
-    `"official"` is the paper's sum_k gamma_k |v_jk| over the eigenpairs of P, which depends on the choice of vectors
-    where eigenvalues coincide; `"trace"` is diag(P) / tr P = sum_k gamma_k v_jk^2 / sum_k gamma_k, which does not.
+    `"official"` is the paper's sum_k gamma_k |v_jk| over the eigenpairs of P, which is not unique if eigenvalues
+    coincide; `"trace"` is diag(P) / tr P = sum_k gamma_k v_jk^2 / sum_k gamma_k, which is unique.
     If P = 0 the importances are uniform, with a warning.
     """
     _check_kind(kind)
@@ -216,7 +215,7 @@ def _check_kind(kind: str) -> None:
 
 
 def shares(raw: Tensor, why: str) -> Tensor:
-    """Non-negative numbers (..., D) divided by their sum; equal shares and a warning where all are zero."""
+    """Non-negative numbers (..., D) divided by their sum; equal shares, with a warning, if all are zero."""
     total = raw.sum(-1, keepdim=True)
     if bool((total <= 0).any()):
         warnings.warn(f"{why}: every feature gets the same importance", RuntimeWarning, stacklevel=3)
@@ -224,7 +223,7 @@ def shares(raw: Tensor, why: str) -> Tensor:
 
 
 class Readout(nn.Linear):
-    """Linear outputs in the units of the targets: (W phi + b) * scale + mean, the latter two not trained."""
+    """Linear outputs in the units of the targets: (W phi + b) * scale + mean; scale and mean are buffers."""
 
     scale: Tensor
     mean: Tensor
@@ -245,30 +244,30 @@ class Readout(nn.Linear):
 class GaussianRBFNetwork(nn.Module):
     """M Gaussian units with one shared, learnable precision matrix, and a linear readout.
 
-    A row of a table is an input (B, in_chans); an image (B, in_chans, H, W) is flattened. Fresh centres are standard
-    normal draws, which suits standardised inputs; :meth:`initialize` puts them into the data.
+    Inputs are table rows (B, in_chans), or images (B, in_chans, H, W), which are flattened. Centres are initially
+    standard normal, suitable for standardised inputs; :meth:`initialize` places them in the data.
 
     Args:
         in_chans: Features of a row, or channels of an image.
-        num_classes: Outputs: classes, or 1 for a regression or a single binary logit; 0 returns the unit activations.
+        num_classes: Outputs: classes, or 1 for regression or a single binary logit; 0 returns the unit activations.
         n_centers: Number of units M.
         img_size: Side or (height, width) of image inputs; 1 for tables.
         precision: `"full"` (a packed lower triangle), `"diag"` (one scale per feature), `"isotropic"` (one scale), or
-            the rank of a D x rank factor, advisable above a few hundred features.
+            the rank of a D x rank factor, recommended above a few hundred features.
         learn_centers: Train the centres; otherwise they are a buffer.
-        bias: Give the readout an intercept. The authors' networks have none.
-        reg_precision: Weight of the penalty on L, the decisive one.
+        bias: Whether the readout has an intercept; the authors' networks have none.
+        reg_precision: Weight of the penalty on L, the most important one.
         reg_weights: Weight of the penalty on the output weights.
         reg_centers: Weight of the penalty on the centres, if they are trained.
-        penalty: `"squared"` norms, or the authors' `"plain"` ones.
-        global_pool: There is nothing to pool; only "" is accepted.
-        device: Where the parameters live.
-        dtype: Their type.
+        penalty: `"squared"` norms, or the authors' `"plain"` norms.
+        global_pool: Only "" is accepted, there is nothing to pool.
+        device: Device of the parameters.
+        dtype: Their dtype.
 
     Attributes:
         dim: Number of features D after flattening.
-        input_mean: Subtracted from the inputs (D); 0 until initialised.
-        input_scale: What the inputs are then divided by (D); 1 until initialised.
+        input_mean: Subtracted from the inputs (D); 0 before :meth:`initialize`.
+        input_scale: Divisor of the inputs (D); 1 before :meth:`initialize`.
     """
 
     centers: Tensor
@@ -324,26 +323,24 @@ class GaussianRBFNetwork(nn.Module):
         return Readout(self.num_features, num_classes, self.bias, **dd) if num_classes else nn.Identity()
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Standard normal centres, a metric under which their median activation is about e^-1/2, a small readout."""
+        """Standard normal centres, a metric with median activation of about e^-1/2, and a small readout."""
         nn.init.normal_(self.centers, generator=generator)
-        self._init_metric(1 / math.sqrt(2 * self.dim), generator)  # two normal points are 2 D apart, squared
+        self._init_metric(1 / math.sqrt(2 * self.dim), generator)  # the mean squared distance of normal points is 2 D
         self._init_head(generator)
 
     def _init_head(self, generator: torch.Generator | None) -> None:
         if isinstance(self.head, Readout):
             if generator is None:
                 nn.init.normal_(self.head.weight, std=0.1)
-            else:  # a generator has a device of its own
+            else:  # the generator may be on another device
                 with torch.no_grad():
-                    self.head.weight.copy_(_draw(self.head.weight, generator, std=0.1))
+                    self.head.weight.copy_(_normal_like(self.head.weight, generator, std=0.1))
             if self.head.bias is not None:
                 nn.init.zeros_(self.head.bias)
 
     @torch.no_grad()
     def _init_metric(self, scale: float, generator: torch.Generator | None) -> None:
-        """L = scale (I + 0.05 T / sqrt(D)), T standard normal; low rank: a random orthogonal frame of the same
-        trace.
-        """
+        """L = scale (I + 0.05 T / sqrt(D)), T standard normal; low rank: a random orthogonal frame, same trace."""
         elements, D = self.precision_elements, self.dim
         if elements.is_meta:
             return
@@ -359,7 +356,7 @@ class GaussianRBFNetwork(nn.Module):
             noise = torch.linalg.qr(noise.double()).Q.to(noise.dtype) * math.sqrt(D / self.rank)
         elements.copy_(scale * noise)
 
-    # ---- data-dependent start -----------------------------------------------------------------------------
+    # ---- initialisation from data --------------------------------------------------------------------------
 
     @torch.no_grad()
     def initialize(
@@ -372,20 +369,20 @@ class GaussianRBFNetwork(nn.Module):
         standardize: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Put the network into a table: standardisation, centres, a metric under which the units are alive, intercept.
+        """Initialise from a table: standardisation, centres, a metric that keeps units active, and the intercept.
 
         Args:
             X: Training rows (n, D) or images (n, C, H, W).
-            y: Targets (n,): integer class indices set the intercepts to the log-odds, floating-point values for one
-                output set the mean and unit of the outputs; None leaves both.
+            y: Targets (n,): integer class indices set the intercepts to the log-odds; floating-point values for one
+                output set mean and scale of the outputs; None changes neither.
             centers: `"kmeans"`, a `"random"` subset of the rows, `"all"` rows, or a tensor (M, D) in standardised
                 units, which is copied.
-            init: `"median"` scales the metric by the median squared distance between rows and centres;
-                `"scale"` is the width of scikit-learn's `gamma="scale"`, narrower, for many centres; a positive
-                number is the width of every unit in standardised units; `"official"` draws L and the weights from
-                N(0, 1) as the authors do, which leaves all units dead above some 13 features.
-            standardize: Store the rows' mean and standard deviation; constant columns are divided by 1.
-            generator: Source of every draw.
+            init: `"median"` scales the metric by the median squared distance between rows and centres; `"scale"` is the
+                width of scikit-learn's `gamma="scale"`, narrower, for many centres; a positive number is the width of
+                every unit in standardised units; `"official"` draws L and the weights from N(0, 1) as the authors do,
+                where above some 13 features all units are inactive.
+            standardize: Store the rows' mean and standard deviation; the scale of constant columns is 1.
+            generator: Source of randomness.
 
         Raises:
             ValueError: There are fewer distinct rows than centres, or an option is unknown.
@@ -399,9 +396,9 @@ class GaussianRBFNetwork(nn.Module):
         rows = standardised(rows, self.input_mean, self.input_scale, self.centers.dtype)
         self.centers.copy_(choose_centers(rows, self.num_features, centers, generator))
         if init == "official":
-            self.precision_elements.copy_(_draw(self.precision_elements, generator))
+            self.precision_elements.copy_(_normal_like(self.precision_elements, generator))
             if isinstance(self.head, Readout):
-                self.head.weight.copy_(_draw(self.head.weight, generator))
+                self.head.weight.copy_(_normal_like(self.head.weight, generator))
         else:
             self._init_metric(starting_scale(rows, self.centers, init), generator)
             self._init_head(generator)
@@ -417,7 +414,7 @@ class GaussianRBFNetwork(nn.Module):
             )
 
     def _init_outputs(self, y: Tensor) -> None:
-        """Units of a regression's targets, or the classes' log-odds as intercepts."""
+        """Scale of regression targets, or intercepts from the classes' log-odds."""
         head = self.head
         assert isinstance(head, Readout)
         if y.is_floating_point() and self.num_classes == 1:
@@ -434,19 +431,19 @@ class GaussianRBFNetwork(nn.Module):
         return units(x, self.centers, self.precision_elements, self.input_mean, self.input_scale, self.form)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Outputs (B, num_classes) of activations (B, M); the activations themselves with `pre_logits`."""
+        """Activations (B, M) to outputs (B, num_classes); with `pre_logits` the activations themselves."""
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Rows (B, D) or images (B, C, H, W) to raw outputs (B, num_classes): logits or values, never probabilities."""
+        """Rows (B, D) or images (B, C, H, W) to outputs (B, num_classes): logits or values, not probabilities."""
         return self.forward_head(self.forward_features(x))
 
     def factor(self) -> Tensor:
-        """L (D, R) with P = L L^T; for diagonal and isotropic metrics its diagonal as (1, D) or (1, 1)."""
+        """L (D, R) with P = L L^T; for diagonal and isotropic metrics its diagonal, (1, D) or (1, 1)."""
         return factor_of(self.precision_elements, self.dim, self.form)
 
     def precision(self) -> Tensor:
-        """P (D, D), in standardised units of the features."""
+        """P (D, D), for standardised features."""
         L = self.factor()
         if L.shape[-2] == 1:
             return torch.diag(L.square().expand(1, self.dim).squeeze(0))
@@ -455,8 +452,8 @@ class GaussianRBFNetwork(nn.Module):
     # ---- training -----------------------------------------------------------------------------------------
 
     def penalties(self, kind: Penalty | None = None) -> dict[str, Tensor]:
-        """The weighted penalty of each block that has a weight; `kind` overrides the model's own."""
-        # a packed triangle has the norm of the matrix
+        """The weighted penalty of each block with positive weight; `kind` overrides the model's own."""
+        # the norm of a packed triangle is that of the matrix
         L = self.precision_elements if self.form == "full" else self.factor()
         blocks = {"precision": (self.reg_precision, L.expand(1, self.dim) if self.form == "isotropic" else L)}
         if isinstance(self.head, Readout):
@@ -471,15 +468,15 @@ class GaussianRBFNetwork(nn.Module):
         return {f"{name}_penalty": value for name, value in self.penalties().items()}
 
     def no_weight_decay(self) -> set[str]:
-        """Everything: the penalties are the only regularisation."""
+        """All parameters: the penalties are the only regularisation."""
         return {"precision_elements", "centers", "head.weight", "head.bias"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Two groups: the units, then the readout."""
+        """Two parameter groups: the units, then the readout."""
         return {"stem": r"^precision_elements|^centers|^input_", "blocks": [(r"^head", (0,))]}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """There is nothing to recompute in a network of one layer."""
+        """Not supported: there is nothing to recompute in a network of one layer."""
         assert not enable, "a network of one layer has no blocks to checkpoint"
 
     def get_classifier(self) -> nn.Module:
@@ -487,7 +484,7 @@ class GaussianRBFNetwork(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the readout by a fresh one; 0 outputs: none."""
+        """Replace the readout by a new one; none for 0 outputs."""
         if global_pool:
             raise ValueError(f"global_pool={global_pool!r}: the units have no positions to pool; leave it empty")
         training, self.num_classes = self.head.training, num_classes
@@ -495,13 +492,13 @@ class GaussianRBFNetwork(nn.Module):
         self._init_head(None)
         self.head.train(training)
 
-    # ---- reading a trained network ------------------------------------------------------------------------
+    # ---- interpretation ----------------------------------------------------------------------------------
 
     @torch.no_grad()
     def spectrum(self) -> Spectrum:
-        """Eigenvalues of P (D), largest first, and its unit eigenvectors in rows: the active subspace.
+        """Active subspace: eigenvalues of P (D), descending, and its unit eigenvectors as rows.
 
-        A metric of rank R has R vectors (R, D), every other one D; no other than a full one is decomposed as a matrix.
+        A metric of rank R has R eigenvectors (R, D), others D. Only a full metric needs an eigendecomposition.
         """
         if self.form == "full":
             return eigen(self.precision())
@@ -513,14 +510,14 @@ class GaussianRBFNetwork(nn.Module):
 
     @torch.no_grad()
     def input_gradients(self, X: Tensor) -> Tensor:
-        """Exact derivatives of every output in every standardised feature, (n, K, D).
+        """Exact derivatives of every output with respect to every standardised feature, (n, K, D).
 
-        df_k/dx = -P sum_m w_km phi_m (x - c_m), with matrix products only.
+        df_k/dx = -P sum_m w_km phi_m (x - c_m), by matrix products only.
         """
         return point_gradient(self._coordinate_gradients(X), self.factor())
 
     def _coordinate_gradients(self, X: Tensor) -> Tensor:
-        """Derivatives of every output in the metric's own coordinates, (n, K, R)."""
+        """Derivatives of every output in the coordinates of the metric, (n, K, R)."""
         assert isinstance(self.head, Readout), "a network without outputs has no gradients"
         rows = standardised(X.reshape(len(X), -1), self.input_mean, self.input_scale, self.centers.dtype)
         L, C = self.factor(), self.centers
@@ -530,20 +527,20 @@ class GaussianRBFNetwork(nn.Module):
 
     @torch.no_grad()
     def gradient_outer_product(self, X: Tensor, per_output: bool = False) -> Tensor:
-        """Average of grad f grad f^T over rows and, unless `per_output`, summed over outputs: (D, D) or (K, D, D)."""
+        """Average of grad f grad f^T over rows, summed over outputs unless `per_output`: (D, D) or (K, D, D)."""
         if not per_output:
             root = self.gradient_root(X)
             return root.mT @ root
-        g = _without_shared(self.input_gradients(X))
+        g = _centre_outputs(self.input_gradients(X))
         return torch.einsum("nkd,nke->kde", g, g) / len(g)
 
     @torch.no_grad()
     def gradient_root(self, X: Tensor) -> Tensor:
-        """A matrix (r, D) with :meth:`gradient_outer_product` = root^T root, r at most the rank of P.
+        """A matrix (r, D) with :meth:`gradient_outer_product` = root^T root; r is at most the rank of P.
 
-        Its size is linear in the number of features for a metric of low rank, and for all others with few rows.
+        Its size is linear in the number of features for low-rank metrics, and for others if there are few rows.
         """
-        h = _without_shared(self._coordinate_gradients(X)).flatten(0, 1) / math.sqrt(len(X))  # (n K, R)
+        h = _centre_outputs(self._coordinate_gradients(X)).flatten(0, 1) / math.sqrt(len(X))  # (n K, R)
         if len(h) > h.shape[1]:
             values, vectors = eigen(h.mT @ h)
             h = values.sqrt().unsqueeze(-1) * vectors
@@ -553,11 +550,12 @@ class GaussianRBFNetwork(nn.Module):
     def feature_importance(
         self, kind: Literal["official", "trace", "gradient"] = "official", X: Tensor | None = None
     ) -> Tensor:
-        """Share of each (standardised) feature (D), adding up to 1.
+        """Relative importance of each (standardised) feature (D), summing to 1.
 
         Args:
             kind: `"official"`, the paper's sum_k gamma_k |v_jk|; `"trace"`, diag(P) / tr P; `"gradient"`, the mean
-                squared derivative of the outputs over the rows X, which alone also uses centres, weights and data.
+                squared derivative of the outputs over the rows X, the only one that also depends on centres, weights
+                and data.
             X: Rows for `"gradient"`.
 
         Raises:
@@ -572,7 +570,7 @@ class GaussianRBFNetwork(nn.Module):
         if kind == "official" and self.form in ("full", "low_rank"):
             values, components = self.spectrum()
             raw = (values[: len(components)].unsqueeze(-1) * components.abs()).sum(0)
-        else:  # the eigenvectors of the other forms are the axes
+        else:  # the other forms are diagonal
             raw = (L.square().expand(1, self.dim) if L.shape[-2] == 1 else L.square().mT).sum(0)
         return shares(raw, "the precision matrix is zero")
 
@@ -580,9 +578,9 @@ class GaussianRBFNetwork(nn.Module):
     def active_subspace(
         self, kind: Literal["precision", "gradient"] = "precision", X: Tensor | None = None
     ) -> Spectrum:
-        """Directions that matter, most important first: eigenpairs of P, or of the average gradient outer product.
+        """Important directions, in descending order: eigenpairs of P or of the average gradient outer product.
 
-        Eigenvalues (D), and unit vectors in rows (D, D), or (R, D) for a metric of rank R.
+        Eigenvalues (D), and unit vectors as rows (D, D), or (R, D) for a metric of rank R.
         """
         if kind == "precision":
             return self.spectrum()
@@ -592,7 +590,7 @@ class GaussianRBFNetwork(nn.Module):
             raise ValueError('kind="gradient" averages over rows: pass X')
         return eigen_of_root(self.gradient_root(X), complete=self.form != "low_rank")
 
-    # ---- the authors' files -------------------------------------------------------------------------------
+    # ---- authors' checkpoints -------------------------------------------------------------------------------
 
     @classmethod
     def from_authors(
@@ -601,12 +599,12 @@ class GaussianRBFNetwork(nn.Module):
         """A network from a `state_dict` of the authors' 2024 modules.
 
         Args:
-            state_dict: `precision_elements`, `weights` and, if they were trained, `centers`.
-            centers: Fixed centres (M, D), which the authors do not save.
+            state_dict: `precision_elements`, `weights` and, if trained, `centers`.
+            centers: Fixed centres (M, D), which the authors' files do not contain.
             **kwargs: Further arguments of the constructor (`reg_precision`, `penalty="plain"`, ...).
 
         Raises:
-            ValueError: The centres are in neither place.
+            ValueError: There are no centres in either place.
         """
         fixed = "centers" not in state_dict
         if fixed and centers is None:
@@ -616,13 +614,13 @@ class GaussianRBFNetwork(nn.Module):
         state: dict[str, Any] = {**state_dict, **({"centers": centers} if fixed else {})}
         M, D = state["centers"].shape
         outputs = 1 if state["weights"].ndim == 1 else state["weights"].shape[1]
-        with torch.random.fork_rng(devices=[]):  # the file has every number
+        with torch.random.fork_rng(devices=[]):  # all parameters are overwritten
             network = cls(D, outputs, M, learn_centers=not fixed, bias=False, dtype=state["weights"].dtype, **kwargs)
         network.load_state_dict(state)
         return network
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Also take the authors' names: `weights` (M,) or (M, K) is the readout; they neither scale nor shift."""
+        """Also accept the authors' names: `weights` (M,) or (M, K) is the readout, without scale and shift."""
         weights = state_dict.pop(f"{prefix}weights", None)
         if weights is not None:
             state_dict[f"{prefix}head.weight"] = weights.reshape(len(weights), -1).mT
@@ -635,13 +633,13 @@ class GaussianRBFNetwork(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _without_shared(gradients: Tensor) -> Tensor:
-    """Derivatives (n, K, ...) without what all logits share, which does not change a decision."""
+def _centre_outputs(gradients: Tensor) -> Tensor:
+    """Derivatives (n, K, ...) minus their mean over logits, which does not affect decisions."""
     return gradients - gradients.mean(1, keepdim=True) if gradients.shape[1] > 1 else gradients
 
 
 def _form_of(precision: Precision, dim: int) -> tuple[str, int]:
-    """Name and rank of a metric."""
+    """Form and rank of a metric."""
     if isinstance(precision, int) and not isinstance(precision, bool):
         if not 1 <= precision <= dim:
             raise ValueError(f"precision={precision} is a rank; with {dim} features it lies between 1 and {dim}")
@@ -655,7 +653,7 @@ def _form_of(precision: Precision, dim: int) -> tuple[str, int]:
 def units(x: Tensor, centers: Tensor, elements: Tensor, mean: Tensor, scale: Tensor, form: str) -> Tensor:
     """Activations (B, M) of raw inputs (B, ...), in the dtype of the centres.
 
-    Half precision cannot hold squared distances, so everything is computed in float32 or better, also under autocast.
+    Half precision cannot represent squared distances, so they are computed in at least float32, also under autocast.
     """
     dim = centers.shape[1]
     rows = x.flatten(1) if x.dim() > 1 else x
@@ -676,12 +674,12 @@ def _check_rows(rows: Tensor, dim: int) -> None:
         raise ValueError("Input X contains NaN or infinity.")
 
 
-def _draw(like: Tensor, generator: torch.Generator | None, std: float = 1.0) -> Tensor:
+def _normal_like(like: Tensor, generator: torch.Generator | None, std: float = 1.0) -> Tensor:
     return torch.empty(like.shape, dtype=like.dtype).normal_(std=std, generator=generator)
 
 
 def choose_centers(rows: Tensor, count: int, how: str | Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """`count` centres (M, D) for standardised rows (n, D): k-means, a random subset of the distinct rows, or given."""
+    """Choose centres (M, D) for standardised rows (n, D): k-means, a random subset of the distinct rows, or given."""
     if isinstance(how, Tensor):
         if how.shape != (count, rows.shape[1]):
             raise ValueError(f"centers have shape {tuple(how.shape)}; expected ({count}, {rows.shape[1]})")
@@ -698,7 +696,7 @@ def choose_centers(rows: Tensor, count: int, how: str | Tensor, generator: torch
     if how == "random" or len(distinct) == count:
         order = torch.randperm(len(distinct), generator=generator)[:count]
         return distinct[order.to(distinct.device)]
-    state = random.getstate()  # this import draws when it is the first
+    state = random.getstate()  # the first import of this module uses random numbers
     from sklearn.cluster import KMeans
 
     random.setstate(state)
@@ -708,7 +706,7 @@ def choose_centers(rows: Tensor, count: int, how: str | Tensor, generator: torch
 
 
 def first_of_each(rows: Tensor) -> Tensor:
-    """Index of the first copy of every distinct row, in order."""
+    """Index of the first copy of every distinct row, in order of appearance."""
     _, inverse = torch.unique(rows, dim=0, return_inverse=True)
     first = torch.full((int(inverse.max()) + 1,), len(rows), device=rows.device)
     first.scatter_reduce_(0, inverse, torch.arange(len(rows), device=rows.device), "amin")
@@ -716,7 +714,7 @@ def first_of_each(rows: Tensor) -> Tensor:
 
 
 def starting_scale(rows: Tensor, centers: Tensor, init: str | float) -> float:
-    """Scale s of the starting metric s^2 I: from a width, or such that the median activation is e^-1/2."""
+    """Scale s of the initial metric s^2 I: from a width, or such that the median activation is e^-1/2."""
     if isinstance(init, int | float):
         if not init > 0:
             raise ValueError(f"init={init} is a width and must be positive")
@@ -725,7 +723,7 @@ def starting_scale(rows: Tensor, centers: Tensor, init: str | float) -> float:
         return math.sqrt(2 / (rows.shape[1] * max(float(rows.var(correction=0)), 1e-12)))
     if init != "median":
         raise ValueError(f"init={init!r} is not 'median', 'scale', 'official' or a width")
-    sample = rows[:: max(1, len(rows) // 2000)]  # the median of two thousand rows is as good
+    sample = rows[:: max(1, len(rows) // 2000)]  # two thousand rows suffice for the median
     q = (sample.unsqueeze(1) - centers).square().sum(-1) if sample.numel() * len(centers) < 2**22 else (
         torch.cdist(sample, centers).square())  # fmt: skip
     median = float(q.median())

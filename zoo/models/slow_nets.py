@@ -1,9 +1,9 @@
 """Slow networks: small networks that map coordinates to the kernels of a fast network.
 
 Zhang: "HyperZ.Z.W Operator Connects Slow-Fast Networks for Full Context Interaction", 2024, arXiv 2401.17948.
-:class:`SlowNet` writes a hyper-kernel that depends on its parameters only, :class:`LocalSlowNet` one that depends on
+:class:`SlowNet` generates a hyper-kernel that depends on its parameters only, :class:`LocalSlowNet` one that depends on
 activations as well (section 3). Their frequencies can be so high that half precision would return noise: they compute
-in float32 or better, also under autocast, and stay there when a model is cast to half precision.
+in at least float32, also under autocast, and stay in float32 when a model is cast to half precision.
 """
 
 import math
@@ -22,21 +22,21 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 class SlowNet(nn.Module):
-    """Coordinates g to a hyper-kernel W, a multiplicative filter network of sines.
+    """Coordinates g -> hyper-kernel W, a multiplicative filter network of sines.
 
         h = sin(F_0 g);   h = sin(F_l g) * (M_l h) + pos_bias  for l = 1..L;   W = out(h)
 
     Args:
-        points: grid points n of every axis.
-        dims: axes d, 1 or 2.
+        points: grid points n per axis.
+        dims: number of axes d, 1 or 2.
         hidden: width h.
         layers: L >= 1.
         out: output channels o.
-        omega_0: frequency scale; the authors' 2000 makes white noise at first, `"grid"` is :func:`matched_omega`.
+        omega_0: frequency scale; the authors' 2000 gives white noise initially, `"grid"` is :func:`matched_omega`.
         alpha: shape of the Gamma distribution of frequencies, divided by l + 1 in layer l.
         beta: its rate.
-        device: where the parameters live.
-        dtype: their type; half precision is raised to float32.
+        device: device of the parameters.
+        dtype: their dtype; half precision is raised to float32.
 
     Raises:
         ValueError: a size is not positive.
@@ -79,7 +79,7 @@ class SlowNet(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw the parameters as the authors do, the factor 1 / sqrt(number of grid points) included."""
+        """Initialise as the authors do, including the factor 1 / sqrt(number of grid points)."""
         for layer, linear in enumerate(cast("list[nn.Linear]", list(self.filters))):
             shape, rate = (torch.tensor(v, device="cpu") for v in (self.alpha / (layer + 1), self.beta))
             gamma = torch.distributions.Gamma(shape, rate).sample(linear.weight.shape)
@@ -102,11 +102,11 @@ class SlowNet(nn.Module):
         return linear_channels_first(h, self.out.weight, self.out.bias).view([1, -1] + self.shape)  # noqa: RUF005
 
     def waves(self) -> Tensor:
-        """sin(F_l g) of every layer l = 0..L, (L + 1, h, n^d)."""
+        """sin(F_l g) for every layer l = 0..L, (L + 1, h, n^d)."""
         return sine_waves(self.grid, [f.weight for f in self.filters], [f.bias for f in self.filters])  # type: ignore[misc]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SlowNet":
-        """Move or convert, but never below float32, and with a grid rounded anew."""
+        """Move or convert, but keep at least float32, and recompute the grid."""
 
         def at_least_single(t: Tensor) -> Tensor:
             moved = fn(t)
@@ -119,7 +119,7 @@ class SlowNet(nn.Module):
 
 
 class LocalSlowNet(SlowNet):
-    """Coordinates g and activations x to the kernel of a depthwise convolution: the context is part of its making.
+    """Coordinates g and activations x -> kernel of a depthwise convolution that depends on the context.
 
         c = GELU(ctx_fc(mean over the batch of ctx_reduce(pool(x))))
         h = sin(F_0 g);   h = renormalise(sin(F_l g) * (M_l h) + pos_bias) * ctx_mix_l(c)  for l = 1..L;   W = out(h)
@@ -129,11 +129,11 @@ class LocalSlowNet(SlowNet):
         dims: axes, 1 or 2.
         hidden: width h.
         layers: L.
-        out: channels C, of the context too.
-        context: `"batch"`: the mean of the batch at hand, as published, so that a prediction depends on its batch;
-            `"running"`: in eval mode a moving average over training (momentum 0.1); `"sample"`: a kernel for every
-            sample.
-        **kwargs: as of :class:`SlowNet`.
+        out: channels C, also of the context.
+        context: `"batch"`: the batch mean, as published, so that a prediction depends on its batch; `"running"`: in
+            eval mode a moving average over training (momentum 0.1); `"sample"`: a separate kernel for every sample.
+
+        **kwargs: see :class:`SlowNet`.
     """
 
     context_mean: Tensor | None
@@ -160,7 +160,7 @@ class LocalSlowNet(SlowNet):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the parameters; `ctx_reduce` and `ctx_fc` as the library does."""
+        """Initialise the parameters; `ctx_reduce` and `ctx_fc` as torch does."""
         super().reset_parameters()
         self.ctx_reduce.reset_parameters()
         self.ctx_fc.reset_parameters()
@@ -168,7 +168,7 @@ class LocalSlowNet(SlowNet):
             self.context_mean.zero_()
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """Activations (B, C, N, ...) to kernels (C, 1, k, ...), or by sample to (B, C, k, ...)."""
+        """Activations (B, C, N, ...) -> kernels (C, 1, k, ...), or by sample (B, C, k, ...)."""
         c = linear_channels_first(self.pooled(x), self.ctx_reduce.weight, self.ctx_reduce.bias)
         c = F.gelu(linear_channels_first(c, self.ctx_fc.weight, self.ctx_fc.bias))
         waves, bias = self.waves(), self.pos_bias.flatten()
@@ -179,7 +179,7 @@ class LocalSlowNet(SlowNet):
         return self.as_kernel(linear_channels_first(h, self.out.weight, self.out.bias))
 
     def pooled(self, x: Tensor) -> Tensor:
-        """The context at the points of the kernel, (C, k^d), or (B, C, k^d) by sample."""
+        """Context at the points of the kernel, (C, k^d), or (B, C, k^d) by sample."""
         x = x.to(self.out.weight.dtype)
         if self.context == "sample":
             return pooled_samples(x, self.shape)
@@ -193,16 +193,16 @@ class LocalSlowNet(SlowNet):
         return mean
 
     def as_kernel(self, h: Tensor) -> Tensor:
-        """(C, k^d) to (C, 1, k, ...), or (B, C, k^d) to (B, C, k, ...)."""
+        """(C, k^d) -> (C, 1, k, ...), or (B, C, k^d) -> (B, C, k, ...)."""
         leading = [-1, h.shape[-2]] if self.context == "sample" else [-1, 1]
         return h.view(leading + self.shape)
 
 
-@torch.inference_mode(False)  # a model may be moved where nobody wants gradients, and be trained later
+@torch.inference_mode(False)  # a model may be moved in inference mode and trained later
 def coordinate_grid(points: int, dims: int, *, device: Any = None, dtype: torch.dtype | None = None) -> Tensor:
-    """Coordinates of a regular grid on [-1, 1]^dims, both ends included: (dims, points^dims), rows first ("ij").
+    """Coordinates of a regular grid on [-1, 1]^dims, including both ends: (dims, points^dims), rows first ("ij").
 
-    They are drawn up in float64 on the CPU and rounded once, so that they are the same everywhere.
+    Computed in float64 on the CPU and rounded once, so that they are the same on every device.
     """
     axis = torch.linspace(-1, 1, points, dtype=torch.float64, device="cpu")
     axes = torch.meshgrid([axis] * dims, indexing="ij")
@@ -210,7 +210,7 @@ def coordinate_grid(points: int, dims: int, *, device: Any = None, dtype: torch.
 
 
 def matched_omega(points: int, dims: int, alpha: float = 6.0, beta: float = 1.0) -> float:
-    """The frequency scale whose first layer has a mean |frequency| of half the Nyquist frequency of the grid.
+    """Frequency scale for which the mean |frequency| of the first layer is half the Nyquist frequency of the grid.
 
     The Nyquist frequency of `points` samples on [-1, 1] is pi (points - 1) / 2; a weight is
     U(-1 / sqrt(dims), 1 / sqrt(dims)) 2 pi omega gamma with mean gamma = alpha / beta.

@@ -1,18 +1,18 @@
-"""SNNK: scalable neural network kernels, layers in which inputs and weights meet in one dot product only.
+"""SNNK: scalable neural network kernels, layers in which inputs and weights interact only through a dot product.
 
 Sehanobish, Choromanski, Zhao, Dubey and Likhosherstov, "Scalable Neural Network Kernels", arXiv 2310.13225 (ICLR 2024).
-The authors' code is Apache-2.0; this is an implementation of its own, with their ReLU map, bundling and adapters (see
-`zoo.adapters`) beside better ways to get the weights.
+The authors' code is Apache-2.0; this is an independent implementation, with their ReLU map, bundling and adapters (see
+`zoo.adapters`), and better ways to set the weights.
 
     f(W x + b)  ~  Psi Phi(x),    Phi: d -> m without parameters,    Psi = Psi_f(W, b): l x m, trained
 
-- the layer has l m parameters in place of l (d + 1), and costs m d + l m;
-- Psi meets the next linear layer in a product of two matrices: fold them, and the hidden width l is gone;
-- a whole network bundles into random features and one matrix, whose optimum for squared error has a closed form.
+- the layer has l m parameters instead of l (d + 1), and costs m d + l m;
+- Psi and the next linear layer are multiplied to a single matrix, which removes the hidden width l;
+- a whole network bundles into random features and one matrix, with a closed-form optimum for squared error.
 
-Random features of width m span what they span: a converted layer is best fitted by least squares to the outputs of the
-one that it replaces (`method="lstsq"`). The map of its weights (`method="map"`) is the paper's idea; it estimates the
-layer only where the kernel is the activation and norms are small.
+The outputs lie in the span of m random features: the best conversion of a layer is a least-squares fit to its outputs
+(`method="lstsq"`). Mapping its weights (`method="map"`) is the paper's idea; it is accurate only where the kernel
+equals the activation and norms are small.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Method = Literal["lstsq", "map"]
 
 
 def generators_kept(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """A context in which layers are built whose weights are then set: what they draw first is nobody's loss."""
+    """Context that restores the random state, for layers whose initial weights will be replaced."""
     return torch.random.fork_rng([device.index or 0] if device.type == "cuda" else [])
 
 
@@ -57,18 +57,17 @@ def generators_kept(device: torch.device) -> contextlib.AbstractContextManager[A
 
 
 class SNNKLinear(nn.Module):
-    """A feed-forward layer on random features: Psi Phi(x) + c, any leading dimensions.
+    """A feed-forward layer on random features, Psi Phi(x) + c, for any leading dimensions.
 
     Args:
         features: The map Phi, from `zoo.kernels.random_features`.
         out_features: Width l of the output.
-        bias: Add a trained c. The bias of a converted layer is inside Psi; c serves `method="lstsq"`.
-        device: Where the parameters live.
-        dtype: Their type.
+        bias: Add a trained c. The bias of a converted layer is part of Psi; `method="lstsq"` sets c.
+        device: Device of the parameters.
+        dtype: Their dtype.
 
     Attributes:
-        weight: Psi (l, m). At the start it is the map of a Kaiming-uniform matrix, as if a linear layer had been
-            converted.
+        weight: Psi (l, m), initialised as if a Kaiming-uniform linear layer had been converted.
     """
 
     def __init__(self, features: FeatureMap, out_features: int, bias: bool = False, device=None, dtype=None) -> None:
@@ -82,7 +81,7 @@ class SNNKLinear(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Psi of a fresh Kaiming-uniform matrix; zeros for c."""
+        """Initialise Psi from a Kaiming-uniform matrix, and c with zeros."""
         if not self.weight.is_meta:
             start = self.weight.new_empty(self.out_features, self.in_features)
             nn.init.kaiming_uniform_(start, a=math.sqrt(5))
@@ -107,21 +106,21 @@ class SNNKLinear(nn.Module):
         ridge: float = 1e-4,
         seed: int = 0,
     ) -> SNNKLinear:
-        """Replace a linear layer and the activation behind it.
+        """Convert a linear layer and the activation that follows it.
 
         Args:
             linear: W and b.
-            activation: What follows it: a name of `zoo.kernels.random_features.ACTIVATIONS`.
+            activation: The activation: a name of `zoo.kernels.random_features.ACTIVATIONS`.
             method: `"lstsq"` fits Psi to the layer's outputs on the calibration inputs, in one pass of float64 normal
                 equations; `"map"` takes Psi = Psi_f(W, b).
             calibration: Inputs (..., d), or batches of them, for `"lstsq"`.
-            features: The map; None: ReLU features for `"lstsq"` and for relu, the activation's own ones otherwise.
-            num_features: Of the default map.
+            features: The map Phi; None: ReLU features for `"lstsq"` and for relu, otherwise those of the activation.
+            num_features: Width of the default map.
             ridge: Relative to the mean of the diagonal of Phi^T Phi.
-            seed: Of the default map.
+            seed: Seed of the default map.
 
         Returns:
-            A layer in the type and on the device of `linear`.
+            A layer with the dtype and device of `linear`.
 
         Raises:
             ValueError: The activation or method is unknown, widths do not match, there are no calibration inputs, or
@@ -167,14 +166,14 @@ class SNNKLinear(nn.Module):
 
     @torch.no_grad()
     def load_head(self, head: Head) -> None:
-        """Take Psi and c from a closed form."""
+        """Set Psi and c from a closed-form solution."""
         self.weight.copy_(head.weight)
         if self.bias is not None:
             self.bias.copy_(head.bias)
 
     @torch.no_grad()
     def fold(self, following: nn.Linear) -> SNNKLinear:
-        """The layer with the next linear one multiplied in: (W2 Psi) Phi(x) + (W2 c + b2), equal up to rounding.
+        """The layer multiplied with the next linear one: (W2 Psi) Phi(x) + (W2 c + b2), equal up to rounding.
 
         Raises:
             ValueError: The widths do not match.
@@ -197,20 +196,20 @@ class SNNKLinear(nn.Module):
 
 
 def relative_ridge(system: LeastSquares, ridge: float) -> Head:
-    """The head for a ridge in units of the mean squared size of a feature's column."""
+    """The head for a ridge relative to the mean squared norm of the feature columns."""
     return system.ridge(ridge * system.scale())
 
 
 class SNNKFeedForward(nn.Module):
     """Psi Phi(x), then a linear layer: the feed-forward network of a transformer on random features.
 
-    In deploy form (`zoo.to_deploy`) the two matrices are one, and what is left is m (d + d2) multiplications a token.
+    In deploy form (`zoo.to_deploy`) the two matrices are merged into one: m (d + d2) multiplications per token.
 
     Args:
         features: The map Phi.
-        hidden: Width between the two.
+        hidden: Width between the two matrices.
         out_features: Width of the output.
-        drop: Dropout between the two, in training.
+        drop: Dropout between the two matrices.
     """
 
     def __init__(
@@ -237,7 +236,7 @@ class SNNKFeedForward(nn.Module):
 
 
 class Tower(nn.Sequential):
-    """Random features of random features: the input side of a bundled network, without a parameter."""
+    """Random features of random features: the parameter-free input side of a bundled network."""
 
     out_features: int
 
@@ -245,7 +244,7 @@ class Tower(nn.Sequential):
         super().__init__(*maps)
         for one, two in itertools.pairwise(maps):
             if one.out_features != two.in_features:
-                raise ValueError(f"a map of {one.out_features} features meets one that takes {two.in_features}")
+                raise ValueError(f"a map of {one.out_features} features feeds one that takes {two.in_features}")
         self.out_features = maps[-1].out_features
 
 
@@ -253,16 +252,16 @@ class Tower(nn.Sequential):
 def bundle(layers: Sequence[nn.Linear], maps: Sequence[FeatureMap]) -> tuple[Tower, nn.Linear]:
     """Bundle a whole network f_L(W_L ... f_1(W_1 x + b_1)) [+ a linear head] into a tower of maps and one matrix.
 
-    With V_1 = W_1 and V_(i+1) = W_(i+1) Psi_i(V_i, b_i), the weights collapse from the input to the output. The maps
-    decide what the activations are. Error grows from level to level: give later maps more features, or solve the
-    matrix anew (:func:`solve_head`). A map with `bias=False` drops the bias of its layer, as the authors' do.
+    With V_1 = W_1 and V_(i+1) = W_(i+1) Psi_i(V_i, b_i), the weights are collapsed from input to output. The maps
+    determine the activations. The error grows with depth: give later maps more features, or refit the matrix
+    (:func:`solve_head`). A map with `bias=False` drops the bias of its layer, as in the authors' code.
 
     Args:
-        layers: Linear layers in order. As many as maps, or one more: the head.
-        maps: One for each activation; the first takes the input, each further one the features of the one before.
+        layers: Linear layers in order: as many as maps, or one more, the head.
+        maps: One per activation; the first takes the input, each other one the features of the one before.
 
     Returns:
-        The tower and the linear layer that follows it.
+        The tower and the linear layer on top.
 
     Raises:
         ValueError: Numbers or widths do not match.
@@ -271,7 +270,7 @@ def bundle(layers: Sequence[nn.Linear], maps: Sequence[FeatureMap]) -> tuple[Tow
         raise ValueError(f"{len(layers)} linear layers need as many maps, or one less with a head; got {len(maps)}")
     for first, second in itertools.pairwise(layers):
         if first.out_features != second.in_features:
-            raise ValueError(f"a layer of {first.out_features} outputs meets one that takes {second.in_features}")
+            raise ValueError(f"a layer of {first.out_features} outputs feeds one that takes {second.in_features}")
     V: Tensor = layers[0].weight
     bias: Tensor | None = layers[0].bias
     for i, features in enumerate(maps):
@@ -299,24 +298,24 @@ def solve_head(
     bias: bool = True,
     ridges: Sequence[float] | None = None,
 ) -> tuple[Head, LeaveOneOut | None]:
-    """The optimal linear head on a network without trained parameters, in one pass over a data loader.
+    """Optimal linear head on fixed features, in one pass over a data loader.
 
     Args:
         tower: Inputs (n, ...) to features (n, F).
-        loader: Batches `(x, y)`; it is read once, and the features are kept for the choice of the ridge if asked for.
-        loss: `"mse"`; `"classification"`: squared error on one-hot targets; `"logistic"`: softmax regression (Newton,
-            several passes over kept features); `"inner_product"` or `"procrustes"`: the maximum of sum_i y_i . A p_i
-            over |A|_F = 1 or over orthonormal rows.
-        ridge: Penalty on |A|^2, or `"loo"`: the one of smallest leave-one-out error.
-        num_classes: Of class indices y.
-        bias: Fit an unpenalised intercept (the losses with a maximum have none).
-        ridges: Candidates of `"loo"`.
+        loader: Batches `(x, y)`, read once; the features are kept only if the choice of the ridge needs them.
+        loss: `"mse"`; `"classification"`: squared error on one-hot targets; `"logistic"`: softmax regression (Newton's
+            method, several passes over stored features); `"inner_product"` or `"procrustes"`: maximise sum_i y_i . A
+            p_i subject to |A|_F = 1 or orthonormal rows.
+        ridge: Penalty on |A|^2, or `"loo"` to minimise the leave-one-out error.
+        num_classes: Number of classes if y are class indices.
+        bias: Fit an unpenalised intercept (not for the two maximisation losses).
+        ridges: Candidates for `"loo"`.
 
     Returns:
-        The head, and the leave-one-out errors if the ridge was chosen by them.
+        The head, and the leave-one-out errors if they selected the ridge.
 
     Raises:
-        ValueError: The loss is unknown, or class indices come without `num_classes`.
+        ValueError: The loss is unknown, or `num_classes` is missing for class indices.
     """
     losses = ("mse", "classification", "inner_product", "procrustes", "logistic")
     if loss not in losses:
@@ -347,27 +346,27 @@ def solve_head(
 
 
 class SNNK(nn.Module):
-    """A multilayer perceptron of SNNK layers on flattened inputs, in layers or fully bundled.
+    """A multilayer perceptron of SNNK layers on flattened inputs, layer by layer or fully bundled.
 
     Args:
         in_chans: Channels of an image, or features of a row.
-        num_classes: Outputs; 0 returns the last features.
+        num_classes: Number of outputs; 0 returns the last features.
         hidden: Widths of the hidden layers.
-        num_features: Random features of each layer; one number for all or one for each.
+        num_features: Random features per layer; one number for all or one for each.
         img_size: Side or (height, width) of image inputs; 1 for tables.
-        bundled: Only the last matrix is trained, on a tower of random features; :meth:`solve` has its optimum.
+        bundled: Train only the last matrix, on a tower of random features; :meth:`solve` computes its optimum.
         projection: `"orthogonal"`, `"iid"` or `"hadamard"`.
         antithetic: Use every projection with both signs.
-        normalize: Bring the input of every layer to this norm first; None leaves it. The root of the width is usual.
+        normalize: Rescale the input of every layer to this norm first, usually the root of the width; None disables it.
         drop_rate: Dropout before the head.
-        seed: Of the projections; layer i has seed + i.
-        persistent: Save the projections with the weights; otherwise they are drawn again and checked on loading.
-        global_pool: There is nothing to pool; only "" is accepted.
-        device: Where everything lives.
-        dtype: Its type.
+        seed: Seed of the projections; layer i uses seed + i.
+        persistent: Save the projections with the weights; otherwise they are regenerated and checked on loading.
+        global_pool: Only "" is accepted, there is nothing to pool.
+        device: Device of the parameters and buffers.
+        dtype: Their dtype.
 
     Attributes:
-        input_mean, input_scale: Subtracted from the flattened inputs, and what they are then divided by.
+        input_mean, input_scale: Subtracted from the flattened inputs, and their divisor.
     """
 
     input_mean: Tensor
@@ -440,12 +439,12 @@ class SNNK(nn.Module):
 
     @torch.no_grad()
     def initialize(self, X: Tensor, y: Tensor | None = None, **_: Any) -> None:
-        """Standardise the inputs by the training rows (n, ...); a bundled network with targets gets its optimal head.
+        """Standardise the inputs by the training rows (n, ...); if bundled, with targets, also solve for the head.
 
         Args:
             X: All training rows.
             y: Their class indices, or values (n,) for one output.
-            **_: What a task passes to every family.
+            **_: Further arguments of the task, ignored.
         """
         mean, scale = standardisation(X.flatten(1))
         self.input_mean.copy_(mean)
@@ -465,7 +464,7 @@ class SNNK(nn.Module):
     def solve(
         self, loader: Iterable[tuple[Tensor, Tensor]], ridge: float | Literal["loo"] = "loo", **options: Any
     ) -> LeaveOneOut | None:
-        """Give a network its optimal head for the layers as they are, see :func:`solve_head`.
+        """Set the optimal head for the current layers, see :func:`solve_head`.
 
         Raises:
             ValueError: The network has no head.
@@ -497,15 +496,15 @@ class SNNK(nn.Module):
             self.num_features = self.head_hidden_size = folded.features.out_features
 
     def no_weight_decay(self) -> set[str]:
-        """Nothing beside the usual exceptions."""
+        """Empty: no exceptions besides the usual ones."""
         return set()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """One group for each layer."""
+        """One parameter group per layer."""
         return {"stem": r"^input_", "blocks": r"^layers\.(\d+)"}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """There is nothing worth recomputing."""
+        """Not supported: there is nothing worth recomputing."""
         assert not enable, "an SNNK perceptron has no blocks to checkpoint"
 
     def get_classifier(self) -> nn.Module:
@@ -513,7 +512,7 @@ class SNNK(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a fresh one; 0 outputs: none."""
+        """Replace the head by a new one; none for 0 outputs."""
         if global_pool:
             raise ValueError(f"global_pool={global_pool!r}: a perceptron has no positions to pool; leave it empty")
         like = self.input_mean

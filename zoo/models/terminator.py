@@ -1,27 +1,27 @@
-"""Terminator: slow networks write the kernels of a fast network that sees the whole image in every layer.
+"""Terminator: slow networks generate the kernels of a fast network with a global receptive field in every layer.
 
 Paper: Zhang, "HyperZ.Z.W Operator Connects Slow-Fast Networks for Full Context Interaction", 2024, arXiv 2401.17948.
-The author published code for images in July 2024 and withdrew it; what follows is an independent implementation of that
+The author published code for images in July 2024 and withdrew it; this is an independent implementation of that
 network, equal to it in outputs, losses and gradients. No weights were ever published. The author's one-dimensional
 networks were not released: :class:`Terminator` with `ndim=1` is ours.
 
-No stem, no residuals, no downsampling: block 0 eats the image itself, and every map keeps its size. A block (SFNE,
+There is no stem, residual or downsampling: block 0 takes the image itself, and every map keeps its size. A block (SFNE,
 slow-fast neural encoding) of C channels is
 
     K    = slow network(coordinates)                             the global hyper-kernel
-    W    = x * K                                                 made context-dependent
+        W    = x * K                                                 the context-dependent kernel
     fast = IS( rgu_slow(W) + rgu_fast(x) );  mix = IS( mixer(x) );  hci = IS( x * sigmoid(channel scores of x) )
     G1, G2, G3 = W @ fast, W @ mix, W @ hci                      matrix products over rows and columns
     L_j  = GELU( BS( local_mix_j( depthwise(z_j, local slow network_j(context_j)) ) ) ) + local_bias_j
     H    = x * sigmoid( spatial score of G1 * channel score of G1 )
     out  = Dropout( GELU( G-IBS( bottleneck( concat of G's, L's, SiLU(G1), fast, H, earlier outputs ) ) ) + out_bias )
 
-with IS, BS and G-IBS standardising by instance, by batch, and by both in turn, without affine parameters.
+where IS, BS and G-IBS standardise by instance, by batch, and by both in turn, without affine parameters.
 
-As published, statistics *and* local kernels come from the batch at hand in eval mode too, so a prediction depends on
-the other images of its batch. `standardise_eval="running"` with `local_context="running"` makes it depend on its own
-image alone. Published compute is high for the size: 1.1 GMACs for a 32 x 32 image, where a ResNet-18 of 11 M parameters
-needs 0.56.
+As published, statistics *and* local kernels are computed from the current batch in eval mode too, so a prediction
+depends on the other images of its batch. With `standardise_eval="running"` and `local_context="running"` it depends on
+its own image only. The published cost is high for the size: 1.1 GMACs for a 32 x 32 image, where a ResNet-18 of 11 M
+parameters needs 0.56.
 """
 
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ for _operator in ("causal_conv", "same_conv", "fold_product", "local_conv"):
 register_notrace_module(SlowNet)
 register_notrace_module(LocalSlowNet)
 
-#: What local branch j is made of: the map that makes its kernel, and the map that is convolved.
+#: Local branches: the map that determines the kernel, and the map that is convolved.
 ROLES: dict[str, tuple[tuple[str, str], ...]] = {
     "code": (("x", "hci"), ("hci", "x"), ("mix", "x"), ("x", "mix")),
     "paper": (("x", "hci"), ("x", "mix"), ("mix", "x")),
@@ -77,7 +77,7 @@ ORDER = {
 }
 #: Output channels of the blocks of the released network.
 DIMS = (12, 36, 72, 144, 288)
-#: Earlier outputs that each block of the released network sees again.
+#: Earlier blocks whose outputs each block of the released network takes as further inputs.
 REUSE = ((), (), (0,), (1,), (2, 1))
 GLOBAL_1D = ("causal_conv", "same_conv", "fold")
 
@@ -86,11 +86,11 @@ GLOBAL_1D = ("causal_conv", "same_conv", "fold")
 
 
 class RecursiveGatedUnit(nn.Module):
-    """RGU: Y( GELU( IS( K x * Q V x ) ) + pos_bias ), a mixer of channels with a gate.
+    """RGU: Y( GELU( IS( K x * Q V x ) ) + pos_bias ), a gated channel mixer.
 
     Args:
         dim: channels C.
-        pos_shape: shape of `pos_bias`, one number for each pixel.
+        pos_shape: shape of `pos_bias`, one value per pixel.
         **dd: device and dtype.
     """
 
@@ -114,7 +114,8 @@ class StandardGELU(nn.BatchNorm2d):
     Args:
         dim: channels C.
         groups: 1, or 12 for G-IBS, of which only the even groups are standardised by batch.
-        running: keep running statistics, (C,) or (C / 2,), for eval mode; otherwise the batch's own serve there too.
+        running: keep running statistics, (C,) or (C / 2,), for eval mode; otherwise batch statistics are used there
+            too.
         **dd: device and dtype.
     """
 
@@ -128,16 +129,16 @@ class StandardGELU(nn.BatchNorm2d):
             return standard_gelu(x, bias, self.groups, self.running_mean, self.running_var, self.eps)[0]
         y, mean, scale = standard_gelu(x, bias, self.groups, None, None, self.eps)
         if self.running_mean is not None:
-            self.record(mean.detach(), scale.detach(), x.numel() // x.shape[1])
+            self.update_statistics(mean.detach(), scale.detach(), x.numel() // x.shape[1])
         return y
 
-    def record(self, mean: Tensor, scale: Tensor, count: int) -> None:
-        """Move the running statistics towards those of a batch.
+    def update_statistics(self, mean: Tensor, scale: Tensor, count: int) -> None:
+        """Update the running statistics with those of a batch.
 
         Args:
             mean: of every plane, (B, C).
             scale: 1 / standard deviation, (B, C).
-            count: numbers of a channel.
+            count: elements per channel.
         """
         if self.groups > 1:
             mean, scale = split_groups(mean, self.groups)[0], split_groups(scale, self.groups)[0]
@@ -149,24 +150,24 @@ class StandardGELU(nn.BatchNorm2d):
 
 
 class SlowFastBlock(nn.Module):
-    """SFNE block (equations in the file's head), on maps (B, C, N, N), or (B, C, 1, L) in 1-D.
+    """SFNE block (equations in the module docstring), on maps (B, C, N, N), or (B, C, 1, L) in 1-D.
 
     Args:
         dim: channels C.
         out_dim: channels of the output, divisible by 12.
         size: height and width of the maps; 1 and L in 1-D.
-        pre_dims: channels of the earlier outputs it sees, at most two, each dividing C.
+        pre_dims: channels of the earlier outputs, at most two, each dividing C.
         drop_rate: probability of dropping a whole output channel while training.
         layout: "code" or "paper", see `ROLES` and `ORDER`.
         local_sizes: kernel sizes of the local branches.
         global_layers: layers of the global slow network.
         hidden: widths of the slow networks by name: `global`, `local`, `hci`, `hi_channel`, `hi_spatial`.
-        layers: their layers, the global one's excepted.
+        layers: numbers of layers of the slow networks, except the global one.
         omega_0: frequency scale of all of them.
         running: keep running statistics for eval mode.
         local_context: see `LocalSlowNet`.
         global_1d: the global operator in 1-D.
-        local_causal: whether local kernels in 1-D look back only.
+        local_causal: whether local kernels in 1-D are causal.
         **dd: device and dtype.
     """
 
@@ -231,7 +232,7 @@ class SlowFastBlock(nn.Module):
         return F.dropout2d(self.out_norm(self.layer(x, pre), self.out_bias), self.drop_rate, self.training)
 
     def layer(self, x: Tensor, pre: list[Tensor]) -> Tensor:
-        """Up to the bottleneck: every path, and one linear layer over their concatenation."""
+        """All paths, and one linear layer over their concatenation (the bottleneck)."""
         w = x * self.global_kernel(x)
         fast = instance_standardise(self.rgu_slow(w) + self.rgu_fast(x))
         mix = instance_standardise(pointwise_conv([x], self.mixer.weight, self.mixer.bias))
@@ -251,7 +252,7 @@ class SlowFastBlock(nn.Module):
         return pointwise_conv([paths[name] for name in self.order], self.bottleneck.weight, self.bottleneck.bias)
 
     def global_kernel(self, like: Tensor) -> Tensor:
-        """The global hyper-kernel (1, C, H, W) in the type of a map."""
+        """The global hyper-kernel (1, C, H, W), in the dtype of the map."""
         return self.global_net().view([1, self.dim] + self.size).to(like.dtype)  # noqa: RUF005 (TorchScript)
 
     def global_operator(self, w: Tensor, z: Tensor) -> Tensor:
@@ -263,12 +264,12 @@ class SlowFastBlock(nn.Module):
         return same_conv(w, z) if self.global_1d == "same_conv" else fold_product(w, z)
 
     def hi(self, y: Tensor, x: Tensor) -> Tensor:
-        """Hyper interaction: x gated by channel and place, the gate made of y; (B, C, H, W) all."""
+        """Hyper interaction: x gated by channel and position, the gate computed from y; all (B, C, H, W)."""
         return hyper_interaction(y, x, self.hi_channel_net().to(y.dtype), self.hi_spatial_net().to(y.dtype))
 
     def reparameterize(self) -> None:
-        """Become the fused form for inference, with the same parameters under the same names."""
-        from zoo.models.terminator_deploy import fuse  # which stands on this file
+        """Convert to the fused form for inference, with the same parameters under the same names."""
+        from zoo.models.terminator_deploy import fuse  # it imports this file
 
         fuse(self)
 
@@ -283,45 +284,45 @@ def normal_(linear: nn.Linear) -> None:
 
 
 class Terminator(nn.Module):
-    """Terminator for square images of one fixed size, or for the pixels of such images as a sequence.
+    """Terminator for square images of a fixed size, or for their pixels as a sequence.
 
     Args:
         in_chans: channels of the input, which are those of block 0.
-        num_classes: classes; 0 leaves the head out.
+        num_classes: number of classes; 0 omits the head.
         global_pool: "avg", or "" for no pooling (the head then works per pixel).
         img_size: height and width of the images, pixels: one number or two equal ones.
-        ndim: 2; or 1 for a sequence of pixels, row by row: images (B, in_chans, img_size, img_size) or sequences
-            (B, in_chans, L) come in.
+        ndim: 2; or 1 for a sequence of pixels, row by row: inputs are images (B, in_chans, img_size, img_size) or
+            sequences (B, in_chans, L).
         seq_len: length L of raw sequences, 1-D only; 0 means img_size^2.
-        permute_seed: 1-D only: the pixels are read in a fixed random order drawn from this seed (pMNIST); -1 means
-            row by row.
+        permute_seed: 1-D only: seed of a fixed random permutation of the pixels (pMNIST); -1 for row by row.
         dims: output channels of every block, each divisible by 12 and a multiple of the one before.
-        reuse: for every block which earlier blocks' outputs it sees again, at most two; None: those of the released
+        reuse: for every block the earlier blocks whose outputs it also takes, at most two; None: as in the released
             network.
         layout: "code" (ten branches, as released) or "paper" (the nine of the paper's figure, no reuse).
         local_sizes: odd kernel sizes of the local branches; None: (3, 9, 5, 7), or (5, 7, 9) of the paper.
-        hidden: widths of the slow networks `global`, `local`, `hci`, `hi_channel`, `hi_spatial`; those left out keep
-            64, 32, 32, 16, 64.
-        layers: their layers, one number each, or for `global` one for each block; 2, and 3 for `global` of block 0.
-        omega_0: frequency scale of all slow networks; 2000 as released (white noise at first), or "grid" for
-            frequencies that the grid of each can resolve.
-        standardise_eval: "batch": statistics of the batch at hand in eval mode too, as published; "running": moving
+        hidden: widths of the slow networks `global`, `local`, `hci`, `hi_channel`, `hi_spatial`; defaults 64, 32, 32,
+            16, 64.
+        layers: their numbers of layers, for `global` also a list, one per block; default 2, and 3 for `global` of block
+            0.
+        omega_0: frequency scale of all slow networks; 2000 as released (white noise initially), or "grid" for
+            frequencies that each grid can resolve.
+        standardise_eval: statistics in eval mode: "batch", those of the current batch, as published; "running", moving
             averages over training.
-        local_context: what the local kernels are made of: "batch" as published, "running", "sample".
+        local_context: context of the local kernels: "batch" as published, "running", "sample".
         global_1d: the global operator in 1-D: "causal_conv", "same_conv", "fold" (L a square number).
-        local_causal: 1-D: local kernels look back only.
+        local_causal: 1-D only: causal local kernels.
         slow_loss: form of the slow networks' loss in `aux_losses`: "tile", "channel_sum", "none".
         norm_penalty: coefficient of the weight regulariser in `aux_losses`; 0 for none.
         block_drop_rate: dropout of whole channels after every block but the first.
         drop_rate: dropout before the head.
-        device: where the parameters live ("meta" works).
-        dtype: their type; slow networks stay in float32 at least.
+        device: device of the parameters ("meta" is supported).
+        dtype: their dtype; slow networks stay in float32 at least.
 
     Raises:
-        ValueError: an option is outside of what is allowed; the message names both.
+        ValueError: an option is invalid; the message says what is allowed.
     """
 
-    reuse: list[list[int]]  # TorchScript cannot tell from an empty list
+    reuse: list[list[int]]  # annotated because TorchScript cannot infer the type of an empty list
     pixel_order: Tensor | None
 
     def __init__(
@@ -410,7 +411,7 @@ class Terminator(nn.Module):
     # ---- training
 
     def aux_losses(self) -> dict[str, Tensor]:
-        """Slow loss and weight regulariser, weighted; both depend on the parameters only."""
+        """Loss of the slow networks and weight regulariser, weighted; both depend on the parameters only."""
         losses = {}
         if self.slow_loss != "none":
             losses["slow_loss"] = slow_loss(self.global_kernels(), self.slow_loss)
@@ -425,8 +426,8 @@ class Terminator(nn.Module):
     def weight_norms(self) -> Tensor:
         """The authors' regulariser before its coefficient: a sum of L2 norms of tensors, not squared.
 
-        Weights and biases of mixer, local branches and bottleneck count fully, weights of the gated units and of the
-        global, local and spatial slow networks 1e-6 times, everything else not at all.
+        Weights and biases of mixer, local branches and bottleneck have weight 1, the weights of the gated units and of
+        the global, local and spatial slow networks 1e-6, everything else 0.
         """
         full = ("local_bias.", "local_mix.", "mixer.", "bottleneck.")
         little = ("rgu_fast.", "rgu_slow.", "global_net.", "local_nets.", "hi_spatial_net.")
@@ -445,11 +446,11 @@ class Terminator(nn.Module):
         return {"*.pos_bias", "*.filters.*.weight"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that sort parameters into consecutive layers."""
+        """Patterns that group parameters into consecutive layers."""
         return {"stem": r"^blocks\.0\.", "blocks": r"^blocks\.(\d+)"}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory: keep only block outputs while training and recompute the rest in backward."""
+        """Activation checkpointing: keep only block outputs in training and recompute the rest in the backward pass."""
         self.grad_checkpointing = enable
         for block in self.blocks:
             recompute_in_backward(block, enable)
@@ -459,7 +460,7 @@ class Terminator(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a fresh one (0 classes: none) and, if given, the pooling."""
+        """Replace the head by a new one (none for 0 classes) and, if given, the pooling."""
         if global_pool is not None:
             _check_choice("global_pool", global_pool, ("avg", ""))
             self.global_pool = global_pool
@@ -484,15 +485,15 @@ class Terminator(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Outputs of the blocks, and the last one once more as the final features.
+        """Outputs of the blocks; also the final features unless `intermediates_only`.
 
         Args:
             x: as for `forward`.
-            indices: which blocks: the last n if an int, all if None, else a list (negative ones count from the end).
+            indices: blocks: the last n if an int, all if None, else a list (negative indices count from the end).
             norm: no effect, there is no final norm.
-            stop_early: stop after the last wanted block.
+            stop_early: stop after the last requested block.
             output_fmt: "NCHW", the only format.
-            intermediates_only: return the list alone.
+            intermediates_only: return the list only.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
@@ -504,10 +505,10 @@ class Terminator(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Cut off the blocks after the last wanted one, and the head that no longer fits.
+        """Remove the blocks after the last requested one, and the head that no longer fits.
 
         Returns:
-            The wanted blocks, counted from 0.
+            The requested blocks, counted from 0.
         """
         wanted, last = stage_indices(len(self.blocks), indices)
         cut = last < len(self.blocks) - 1
@@ -519,7 +520,7 @@ class Terminator(nn.Module):
         return wanted
 
     def block_maps(self, x: Tensor, count: int = -1) -> list[Tensor]:
-        """Images or sequences to the outputs of the first `count` blocks (all: -1), (B, C, H, W) or (B, C, 1, L)."""
+        """Images or sequences to the outputs of the first `count` blocks (-1: all), (B, C, H, W) or (B, C, 1, L)."""
         x = as_maps(x, self.in_chans, self.size, self.pixel_order)
         maps: list[Tensor] = []
         for i, block in enumerate(self.blocks):
@@ -529,7 +530,7 @@ class Terminator(nn.Module):
         return maps
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images or sequences to the last block's map, in the shape of the input and num_features channels."""
+        """Images or sequences to the last block's map, with the input's spatial shape and num_features channels."""
         return as_input(self.block_maps(x)[-1], x, self.size, self.pixel_order)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -550,12 +551,12 @@ class Terminator(nn.Module):
             Logits (B, num_classes).
 
         Raises:
-            ValueError: the input has other channels or another size.
+            ValueError: the input has the wrong number of channels or size.
         """
         return self.forward_head(self.forward_features(x))
 
 
-# ---- what a network may be ---------------------------------------------------------------------------------
+# ---- checks of the arguments ------------------------------------------------------------------------------
 
 
 def _check_choice(name: str, value: str, allowed: Any) -> None:
@@ -589,7 +590,7 @@ def _map_size(img_size: int | Sequence[int], ndim: int, seq_len: int, global_1d:
 def _reuse(
     reuse: Sequence[Sequence[int]] | None, dims: tuple[int, ...], layout: str, in_chans: int
 ) -> tuple[tuple[int, ...], ...]:
-    """Which earlier outputs each block sees, checked together with the widths."""
+    """Earlier blocks that each block takes as inputs, checked together with the widths."""
     if not dims or any(dim < 1 or dim % GROUPS for dim in dims):
         raise ValueError(f"dims must be multiples of {GROUPS} (group standardisation), got {dims}")
     for before, dim in pairwise(dims):
@@ -622,7 +623,7 @@ def _pixel_order(size: tuple[int, int], seed: int, device: Any) -> Tensor:
 
 @torch.fx.wrap
 def as_maps(x: Tensor, in_chans: int, size: tuple[int, int], order: Tensor | None) -> Tensor:
-    """What comes in as maps (B, C, H, W), or (B, C, 1, L) in the order of the sequence; anything else is refused."""
+    """Inputs as maps (B, C, H, W), or (B, C, 1, L) in the order of the sequence; raises an error for other shapes."""
     height, width = size
     if x.dim() == 4 and x.shape[1] == in_chans:
         fits = (
@@ -646,7 +647,7 @@ def as_maps(x: Tensor, in_chans: int, size: tuple[int, int], order: Tensor | Non
 
 @torch.fx.wrap
 def as_input(y: Tensor, x: Tensor, size: tuple[int, int], order: Tensor | None) -> Tensor:
-    """Maps back in the shape of the input: every feature at its pixel."""
+    """Maps in the shape of the input, with every feature at its pixel."""
     if size[0] > 1:
         return y
     if order is not None:
@@ -655,7 +656,7 @@ def as_input(y: Tensor, x: Tensor, size: tuple[int, int], order: Tensor | None) 
 
 
 def stage_indices(stages: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
-    """Blocks named by `indices` (the last n, all, or a list, negative from the end), and the largest."""
+    """Blocks selected by `indices` (the last n, all, or a list, negative from the end), and the largest."""
     if indices is None:
         indices = stages
     wanted = list(range(-indices, 0)) if isinstance(indices, int) else list(indices)
@@ -716,9 +717,9 @@ def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **defaults: 
     )
 
 
-#: Ours, so that an image's prediction depends on nothing else.
+#: Ours: predictions independent of the batch.
 INDEPENDENT: dict[str, Any] = {"standardise_eval": "running", "local_context": "running"}
-#: Ours, for two CPU cores.
+#: Ours, sized for two CPU cores.
 ZEPTO: dict[str, Any] = {
     **INDEPENDENT,
     "omega_0": "grid",
@@ -785,19 +786,19 @@ def terminator_z(pretrained: bool = False, **kwargs: Any) -> Terminator:
 
 @register_model
 def terminator_z_smnist(pretrained: bool = False, **kwargs: Any) -> Terminator:
-    """Zepto for 196 pixels one by one."""
+    """Zepto for sequences of 196 pixels."""
     return _create("terminator_z_smnist", pretrained, kwargs, **ZEPTO, ndim=1)
 
 
 @register_model
 def terminator_z_pmnist(pretrained: bool = False, **kwargs: Any) -> Terminator:
-    """Zepto for 196 pixels one by one in a fixed random order."""
+    """Zepto for sequences of 196 pixels in a fixed random order."""
     return _create("terminator_z_pmnist", pretrained, kwargs, **ZEPTO, ndim=1, permute_seed=0)
 
 
 @register_model
 def test_terminator(pretrained: bool = False, **kwargs: Any) -> Terminator:  # noqa: PT028 (not a test)
-    """Narrow slow networks and three blocks on 12 x 12 images, independent of the batch, for tests."""
+    """Narrow slow networks and three blocks on 12 x 12 images, predictions independent of the batch, for tests."""
     small = {"global": 8, "local": 4, "hci": 4, "hi_channel": 4, "hi_spatial": 8}
     defaults = {**ZEPTO, "dims": (12, 12, 24), "reuse": ((), (0,), (1, 0)), "hidden": small}
     return _create("test_terminator", pretrained, kwargs, **defaults)

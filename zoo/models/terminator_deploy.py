@@ -1,7 +1,7 @@
-"""Terminator for inference: the same numbers in fewer passes over memory. :func:`zoo.to_deploy` puts it in.
+"""Terminator for inference: the same outputs with fewer memory passes. Used by :func:`zoo.to_deploy`.
 
-Kernels that depend on parameters only are kept, and a block is a few operators (:mod:`zoo.ops.slow_fast`). While
-training a fused block is the block it was.
+Kernels that depend on parameters only are cached, and a block is a few operators (:mod:`zoo.ops.slow_fast`). In
+training mode a fused block runs as before.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["FusedBlock", "fuse"]
 
 
 class FixedSlowNet(SlowNet):
-    """A slow network that is computed once."""
+    """A slow network whose output is cached."""
 
     cache: KernelCache
 
@@ -30,12 +30,12 @@ class FixedSlowNet(SlowNet):
 
 
 class FixedLocalSlowNet(LocalSlowNet):
-    """A local slow network of which all that the activations do not change is computed once."""
+    """A local slow network that caches everything that does not depend on the activations."""
 
     cache: KernelCache
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """Activations (B, C, N, ...), or their mean (1, C, N, ...), to kernels as those of :class:`LocalSlowNet`."""
+        """Activations (B, C, N, ...), or their mean (1, C, N, ...), to kernels as in :class:`LocalSlowNet`."""
         if self.training or self.context == "sample":
             return super().forward(x)
         kept = self.prepare()
@@ -44,9 +44,9 @@ class FixedLocalSlowNet(LocalSlowNet):
         return self.as_kernel(local_kernel(self.pooled(x), kept, self.weights(), self.pos_bias.flatten()))
 
     def prepare(self) -> Tensor:
-        """The kernel of a running context, or the waves of every layer."""
+        """The kernel for the running context, or the sine waves of every layer."""
         if self.context == "running":
-            return self.cache(self, lambda: LocalSlowNet.forward(self, self.grid))  # which looks at its type only
+            return self.cache(self, lambda: LocalSlowNet.forward(self, self.grid))  # only the dtype of the grid is used
         return self.cache(self, self.waves)
 
     def weights(self) -> list[Tensor]:
@@ -56,7 +56,7 @@ class FixedLocalSlowNet(LocalSlowNet):
 
 
 class FusedBlock(SlowFastBlock):
-    """SFNE block in inference."""
+    """Inference form of a :class:`SlowFastBlock`."""
 
     def forward(self, x: Tensor, pre: list[Tensor]) -> Tensor:
         """Map (B, C, H, W) and earlier outputs to (B, out_dim, H, W)."""
@@ -101,7 +101,7 @@ def _known_moments(norm: StandardGELU) -> list[Tensor]:
 
 @torch.no_grad()
 def fuse(block: nn.Module) -> None:
-    """Turn a block into its fused form in place; parameters, their names and flags stay. A second call does nothing."""
+    """Convert a block to its fused form in place, keeping parameters, names and flags; a second call does nothing."""
     block.__class__ = FusedBlock
     for net in [m for m in block.modules() if type(m) in (SlowNet, LocalSlowNet)]:
         net.__class__ = FixedSlowNet if type(net) is SlowNet else FixedLocalSlowNet

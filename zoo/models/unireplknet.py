@@ -1,22 +1,22 @@
-"""UniRepLKNet: a convolutional network whose few large kernels see the whole image.
+"""UniRepLKNet: a convolutional network with a few large kernels that give it a global receptive field.
 
 Paper: Ding, Zhang, Ge, Zhao, Song, Yue, Shan: "UniRepLKNet: A Universal Perception Large-Kernel ConvNet for
 Audio, Video, Point Cloud, Time-Series and Image Recognition", CVPR 2024, arXiv 2311.15599; journal version:
 Zhang, Ding, Yue, "Scaling Up Your Kernels: Large Kernel Design in ConvNets towards Universal
 Representations", arXiv 2410.08049. Origin of architecture and published weights:
-https://github.com/AILab-CVC/UniRepLKNet, Apache-2.0. The code below is an independent implementation; it
-keeps the authors' state-dict names so that their checkpoints load as they are.
+https://github.com/AILab-CVC/UniRepLKNet, Apache-2.0. The code below is an independent implementation that keeps the
+authors' state-dict names, so that their checkpoints load unchanged.
 
-The network in one breath: a stem that shrinks the image four times, four stages of blocks with a stride-2
-convolution before each of the last three, mean pooling, LayerNorm, linear head. A block is
+Overview: a stem that downsamples by four, four stages of blocks with a stride-2 convolution before each of the last
+three, mean pooling, LayerNorm, linear head. A block is
 
     y = BN( D(x) )                       depthwise: a Dilated Reparam Block (K >= 7) or a plain 3x3 / 5x5
     y = y * SE(y)                        channel attention
     z = BN( W2 GRN( GELU( W1 y + b1 )))  per-pixel feed-forward network, 4 times as wide inside
     x + DropPath( gamma * z )
 
-In eval mode every normalisation of a block is a constant, so `zoo.to_deploy` merges the branches, both
-normalisations and gamma into the three weights of a :class:`MergedBlock` with the same outputs: the *deploy* form.
+In eval mode every normalisation of a block is constant, so `zoo.to_deploy` merges the branches, both normalisations
+and gamma into the three weights of a :class:`MergedBlock` with the same outputs: the *deploy* form.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ from zoo.ops import channel_norm, feed_forward, response_norm
 
 __all__ = ["MergedBlock", "UniRepLKNet", "UniRepLKNetBlock", "checkpoint_filter_fn"]
 
-#: Kernel size of every block, chosen by the depths of the four stages (section 4.1 of the paper).
+#: Kernel size of every block, by the depths of the four stages (section 4.1 of the paper).
 KERNEL_SIZES: dict[tuple[int, ...], tuple[tuple[int, ...], ...]] = {
     (2, 2, 6, 2): ((3,) * 2, (13,) * 2, (13,) * 6, (13,) * 2),
     (2, 2, 8, 2): ((3,) * 2, (13,) * 2, (13,) * 8, (13,) * 2),
@@ -50,7 +50,7 @@ KERNEL_SIZES: dict[tuple[int, ...], tuple[tuple[int, ...], ...]] = {
     (3, 3, 27, 3): ((3,) * 3, (13,) * 3, (13, 3, 3) * 9, (13,) * 3),
 }
 
-PLAIN_KERNELS = (3, 5)  # plain depthwise convolution; larger ones are Dilated Reparam Blocks, 0 means none at all
+PLAIN_KERNELS = (3, 5)  # plain depthwise convolution; larger ones are Dilated Reparam Blocks, 0 is no layer
 REPARAM_KERNELS = tuple(sorted(k for k in BRANCHES if k > max(PLAIN_KERNELS)))
 
 
@@ -58,7 +58,7 @@ REPARAM_KERNELS = tuple(sorted(k for k in BRANCHES if k > max(PLAIN_KERNELS)))
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Layer normalisation over the channels of each pixel of a (B, C, H, W) map, eps 1e-6; GELU after it if asked."""
+    """Layer normalisation over the channels of each pixel of a (B, C, H, W) map, eps 1e-6; optionally with GELU."""
 
     def __init__(self, dim: int, *, gelu: bool = False, **dd: Any) -> None:
         super().__init__(dim, eps=1e-6, **dd)
@@ -90,7 +90,7 @@ class ToChannelsFirst(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Channel attention (Hu et al., 2018): y * sigmoid(B relu(A mean(y) + a) + b), C // 4 hidden units."""
+    """Channel attention (Hu et al., 2018): y * sigmoid(B relu(A mean(y) + a) + b), with C // 4 hidden units."""
 
     def __init__(self, dim: int, **dd: Any) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class SqueezeExcite(nn.Module):
 
 
 class GlobalResponseNorm(nn.Module):
-    """Channels compete by their energy over the map, see :mod:`zoo.ops.feed_forward`; on (B, H, W, C)."""
+    """Global response normalisation of (B, H, W, C), see :mod:`zoo.ops.feed_forward`."""
 
     def __init__(self, dim: int, **dd: Any) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class GlobalResponseNorm(nn.Module):
 
 
 def depthwise(dim: int, kernel_size: int, deploy: bool = False, **dd: Any) -> nn.Module:
-    """Depthwise layer of a block; see :class:`UniRepLKNetBlock` for which kernel size means what."""
+    """Depthwise layer of a block; see :class:`UniRepLKNetBlock` for the kernel sizes."""
     if kernel_size == 0:
         return nn.Identity()
     if kernel_size in PLAIN_KERNELS:
@@ -132,16 +132,15 @@ def depthwise(dim: int, kernel_size: int, deploy: bool = False, **dd: Any) -> nn
 
 
 class UniRepLKNetBlock(nn.Module):
-    """Depthwise convolution, SE, feed-forward network with GRN, residual (equations in the file's head).
+    """Depthwise convolution, SE, feed-forward network with GRN, residual (equations in the module docstring).
 
     Args:
         dim: channels C.
-        kernel_size: 0 for no depthwise layer, 3 or 5 for a plain one, 7 to 17 (odd) for a Dilated Reparam
-            Block.
+        kernel_size: 0 for no depthwise layer, 3 or 5 for a plain one, 7 to 17 (odd) for a Dilated Reparam Block.
         drop_path: probability of dropping the residual branch of a sample while training.
-        layer_scale_init_value: start of gamma; None or <= 0 leaves gamma out.
-        device: where the parameters live.
-        dtype: their type.
+        layer_scale_init_value: initial gamma; None or <= 0 omits gamma.
+        device: device of the parameters.
+        dtype: their dtype.
     """
 
     def __init__(
@@ -179,11 +178,11 @@ class UniRepLKNetBlock(nn.Module):
 
     @torch.no_grad()
     def reparameterize(self) -> "MergedBlock | None":
-        """The block in deploy form, which takes its place; None, and it stays, if a layer was exchanged for another."""
+        """The block in deploy form; None, which keeps the block, if one of its layers was replaced."""
         if kinds(self) != kinds(UniRepLKNetBlock(self.dim, self.kernel_size, device="meta")):
             return None
         se, first, grn, second = self.se, self.pwconv1[1], self.act[1], self.pwconv2[0]
-        merged = MergedBlock(self.dim, self.kernel_size, device="meta")  # all of its weights are given
+        merged = MergedBlock(self.dim, self.kernel_size, device="meta")  # all of its weights are set below
         if self.kernel_size:
             conv, origin = (b["lk_origin"] if isinstance(b, nn.ModuleDict) else b for b in (merged.dwconv, self.dwconv))
             store_convolution(conv, *self._merged_convolution(), like=origin)
@@ -195,7 +194,7 @@ class UniRepLKNetBlock(nn.Module):
         return merged.train(self.training)
 
     def fuse(self) -> nn.Module:
-        """As timm calls a method whose result takes the place of the module."""
+        """Name under which timm calls a method that returns a replacement."""
         return self.reparameterize() or self
 
     def _merged_convolution(self) -> tuple[Tensor, Tensor]:
@@ -216,12 +215,12 @@ class UniRepLKNetBlock(nn.Module):
 
 
 def kinds(block: nn.Module) -> dict[str, type[nn.Module]]:
-    """Types of the layers of a block; adapters and quantised layers have other ones."""
+    """Types of the layers of a block, which differ with adapters or quantisation."""
     return {name: type(layer) for name, layer in block.named_modules() if name != "drop_path"}
 
 
 class Weights(nn.Module):
-    """Weight and bias of a linear layer within an operator."""
+    """Weight and bias of a linear layer that is part of an operator."""
 
     def __init__(self, *shape: int, **dd: Any) -> None:
         super().__init__()
@@ -230,9 +229,9 @@ class Weights(nn.Module):
 
 
 class MergedBlock(nn.Module):
-    """A block in deploy form: x + W2 GRN(GELU(W1 SE(DW(x)) + b1)) + b2, all but the convolution by one operator.
+    """A block in deploy form: x + W2 GRN(GELU(W1 SE(DW(x)) + b1)) + b2; after the convolution a single operator.
 
-    Arguments as for :class:`UniRepLKNetBlock`. Names of parameters are those of the merged layers.
+    Arguments as for :class:`UniRepLKNetBlock`. Parameters have the names of the merged layers.
     """
 
     def __init__(self, dim: int, kernel_size: int, *, drop_path: float = 0.0, **dd: Any) -> None:
@@ -263,7 +262,7 @@ class MergedBlock(nn.Module):
 
 @torch.fx.wrap
 def check_images(x: Tensor, in_chans: int) -> None:
-    """Refuse anything that is not a batch of images with the right number of channels."""
+    """Check for a batch of images with the right number of channels."""
     if x.dim() != 4:
         raise ValueError(f"expected images of shape (batch, {in_chans}, height, width), got a {x.dim()}-D tensor")
     if x.shape[1] != in_chans:
@@ -271,7 +270,7 @@ def check_images(x: Tensor, in_chans: int) -> None:
 
 
 def check_pooling(global_pool: str) -> None:
-    """Refuse a pooling that :func:`pool` does not know."""
+    """Check that :func:`pool` supports a pooling."""
     if global_pool not in ("avg", "max", "avgmax", ""):
         raise ValueError(f"global_pool must be 'avg', 'max', 'avgmax' or '' (none), got {global_pool!r}")
 
@@ -288,7 +287,7 @@ def pool(x: Tensor, how: str) -> Tensor:
 
 
 def kernel_table(depths: Sequence[int], kernel_sizes: Sequence[Sequence[int]] | None) -> tuple[tuple[int, ...], ...]:
-    """Kernel size of every block, from the published tables or as given, checked against `depths`."""
+    """Kernel size of every block, as published or as given, checked against `depths`."""
     depths = tuple(depths)
     if kernel_sizes is None:
         if depths not in KERNEL_SIZES:
@@ -311,26 +310,23 @@ class UniRepLKNet(nn.Module):
 
     Args:
         in_chans: channels of the input.
-        num_classes: classes; 0 leaves the head out.
+        num_classes: number of classes; 0 omits the head.
         global_pool: "avg", "max", "avgmax", or "" for no pooling (the head then works per pixel).
         depths: blocks per stage, four numbers.
         dims: channels per stage, four numbers; the first is even.
-        kernel_sizes: kernel size of every block, one tuple per stage; None looks the published table up by
-            `depths`.
-        stem_strides: strides of the two stem convolutions; (2, 2) as published, (2, 1) or (1, 1) suit tiny
-            images.
+        kernel_sizes: kernel size of every block, one tuple per stage; None uses the published ones for `depths`.
+        stem_strides: strides of the two stem convolutions; (2, 2) as published; (2, 1) or (1, 1) for tiny images.
         drop_rate: dropout before the head.
-        drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first one.
-        layer_scale_init_value: start of the residual scale gamma; None or <= 0 leaves it out.
+        drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
+        layer_scale_init_value: initial residual scale gamma; None or <= 0 omits it.
         head_init_scale: factor on the initial head weights (0.001 for fine-tuning in the paper).
-        dense_output: for dense tasks: no head; `forward` returns the four stage maps, each with its own
-            LayerNorm.
-        deploy: build the merged form, for deploy-form weights.
-        device: where the parameters live ("meta" works).
-        dtype: their type.
+        dense_output: for dense tasks: no head; `forward` returns the four stage maps, each with its own LayerNorm.
+        deploy: build the deploy form, to load deploy-form weights.
+        device: device of the parameters ("meta" is supported).
+        dtype: their dtype.
 
     Raises:
-        ValueError: an option is outside of what is allowed; the message names both.
+        ValueError: an option is invalid; the message says what is allowed.
     """
 
     __constants__ = ("dense_output", "grad_checkpointing")
@@ -374,7 +370,7 @@ class UniRepLKNet(nn.Module):
             return [nn.Conv2d(chans, dim, 3, stride, 1, **dd), LayerNorm2d(dim, gelu=gelu, **dd)]
 
         half = dims[0] // 2
-        stem = [*down(in_chans, half, stem_strides[0], gelu=True), nn.Identity()]  # number 2 is a GELU of the authors'
+        stem = [*down(in_chans, half, stem_strides[0], gelu=True), nn.Identity()]  # index 2: the authors' GELU
         stem += down(half, dims[0], stem_strides[1])
         self.downsample_layers = nn.ModuleList([nn.Sequential(*stem)])
         for i in range(3):
@@ -401,7 +397,7 @@ class UniRepLKNet(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, head_init_scale: float = 1.0) -> None:
-        """Draw the convolution and linear weights from N(0, 0.02) cut at +-2, zero their biases."""
+        """Initialise weights from N(0, 0.02) truncated at +-2, biases with zeros."""
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear, Weights)):
                 init_layer(module)
@@ -412,17 +408,16 @@ class UniRepLKNet(nn.Module):
     def layer_ids(self) -> tuple[dict[str, int], int]:
         """Depth id of every parameter for layer-wise learning-rate decay, and the largest id, 13.
 
-        The learning rate of a parameter is lr * decay ** (13 - id), with the ids of the authors' fine-tuning
-        recipe.
+        The learning rate of a parameter is lr * decay ** (13 - id), with the ids of the authors' fine-tuning recipe.
         """
         return {name: layer_id(name) for name, _ in self.named_parameters()}, 13
 
     def no_weight_decay(self) -> set[str]:
-        """Nothing beyond the 1-D parameters that optimisers exempt anyway: the authors decay those of GRN."""
+        """Empty: no exceptions besides 1-D parameters; the authors decay the 2-D ones of GRN."""
         return set()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that sort parameters into consecutive layers."""
+        """Patterns that group parameters into consecutive layers."""
         blocks = [
             (r"^downsample_layers\.(\d+)", (0,)),
             (r"^stages\.(\d+)\.(\d+)", None),
@@ -434,7 +429,7 @@ class UniRepLKNet(nn.Module):
         }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory: keep only block inputs while training and recompute the rest in backward."""
+        """Activation checkpointing: keep only block inputs in training and recompute the rest in the backward pass."""
         self.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:
@@ -442,7 +437,7 @@ class UniRepLKNet(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a fresh one (0 classes: none) and, if given, the pooling."""
+        """Replace the head by a new one (none for 0 classes) and, if given, the pooling."""
         if self.dense_output:
             raise ValueError(
                 "a model built with dense_output=True has no head to reset; build it with dense_output=False"
@@ -469,16 +464,15 @@ class UniRepLKNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Stage maps of an image batch, and the last one once more as the final features.
+        """Stage maps of an image batch; also the final features unless `intermediates_only`.
 
         Args:
             x: images, (B, in_chans, H, W).
-            indices: which stages: the last n if an int, all if None, else a list (negative ones count from
-                the end).
-            norm: normalise the maps; only a `dense_output` model has norms for maps, the others ignore it.
-            stop_early: stop after the last wanted stage.
+            indices: stages: the last n if an int, all if None, else a list (negative indices count from the end).
+            norm: normalise the maps; only a `dense_output` model has norms for all maps, others ignore it.
+            stop_early: stop after the last requested stage.
             output_fmt: "NCHW", the only format.
-            intermediates_only: return the list alone.
+            intermediates_only: return the list only.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
@@ -496,10 +490,10 @@ class UniRepLKNet(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Cut off the stages after the last wanted one, and what no longer fits behind it.
+        """Remove the stages after the last requested one, and layers that no longer fit.
 
         Returns:
-            The wanted stages, counted from 0.
+            The requested stages, counted from 0.
         """
         wanted, last = stage_indices(len(self.stages), indices)
         cut = last < len(self.stages) - 1
@@ -541,7 +535,7 @@ class UniRepLKNet(nn.Module):
         return self.stage_maps(x)[-1]
 
     def forward_dense(self, x: Tensor) -> list[Tensor]:
-        """Images to the four normalised stage maps; the raw map is what the next stage sees."""
+        """Images to the four normalised stage maps; the next stage gets the unnormalised map."""
         maps = self.stage_maps(x)
         return [self.norm0(maps[0]), self.norm1(maps[1]), self.norm2(maps[2]), self.norm3(maps[3])]
 
@@ -562,14 +556,14 @@ class UniRepLKNet(nn.Module):
 
 
 def init_layer(layer: nn.Conv2d | nn.Linear | Weights) -> None:
-    """Weight from N(0, 0.02) cut at +-2, bias 0."""
+    """Weight from N(0, 0.02) truncated at +-2, bias 0."""
     nn.init.trunc_normal_(layer.weight, std=0.02)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
 
 def layer_id(name: str) -> int:
-    """Depth id, 0 to 13, of a parameter: three blocks of stage 3 are one layer, the other stages one each."""
+    """Depth id, 0 to 13, of a parameter: three blocks of stage 3 share one, each other stage is one."""
     parts = name.split(".")
     if parts[0] == "downsample_layers":
         return (0, 2, 3, 12)[int(parts[1])]
@@ -580,7 +574,7 @@ def layer_id(name: str) -> int:
 
 
 def stage_indices(stages: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
-    """Stages named by `indices` (the last n, all, or a list, negative from the end), and the largest."""
+    """Stages selected by `indices` (the last n, all, or a list, negative from the end), and the largest."""
     if indices is None:
         indices = stages
     wanted = list(range(-indices, 0)) if isinstance(indices, int) else list(indices)
@@ -594,11 +588,11 @@ def stage_indices(stages: int, indices: int | Sequence[int] | None) -> tuple[lis
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Turn an authors' checkpoint into a state dict of this network.
+    """Convert an authors' checkpoint to a state dict of this network.
 
-    The names inside are ours already; what is taken off is packaging: a `model` or `state_dict` entry around
-    the weights, and the `module.` or `backbone.` prefix of a wrapped or dense-task model. The detector or
-    decoder parts of a dense-task checkpoint are left out.
+    Parameter names are the same; only wrapping is removed: a `model` or `state_dict` entry around the weights, and the
+    `module.` or `backbone.` prefix of a wrapped or dense-task model. The detector or decoder parts of a dense-task
+    checkpoint are dropped.
     """
     for wrapper in ("model", "state_dict"):
         if isinstance(state_dict.get(wrapper), dict):
@@ -621,7 +615,7 @@ def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **defaults: 
 
 
 def _cfg(file: str = "", top1: float | None = None, sha256: str = "", **kwargs: Any) -> dict[str, Any]:
-    """Record of one set of weights; `top1` is the accuracy published with it, `sha256` the file's digest."""
+    """`pretrained_cfg` of a set of weights; `top1` is the published accuracy, `sha256` the file's digest."""
     notes = []
     if top1 is not None:
         notes.append(f"published ImageNet-1K top-1: {top1:.2f} %")
@@ -648,17 +642,17 @@ def _cfg(file: str = "", top1: float | None = None, sha256: str = "", **kwargs: 
     }
 
 
-#: ImageNet-22K pre-training: the classifier knows 21841 classes.
+#: ImageNet-22K pre-training: the classifier has 21841 classes.
 IN22K: dict[str, Any] = {"num_classes": 21841}
 IN22K_192: dict[str, Any] = {**IN22K, "input_size": (3, 192, 192), "pool_size": (6, 6)}
-#: Fine-tuned at 384: evaluated on the whole image, squashed to a square.
+#: Fine-tuned at 384: evaluated on the whole image, resized to a square.
 FT_384: dict[str, Any] = {
     "input_size": (3, 384, 384),
     "pool_size": (12, 12),
     "crop_pct": 1.0,
     "crop_mode": "squash",
 }
-#: Digits of MNIST.
+#: MNIST digits.
 MNIST: dict[str, Any] = {
     "num_classes": 10,
     "input_size": (1, 28, 28),

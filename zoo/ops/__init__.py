@@ -1,6 +1,6 @@
-"""Operators: functions of tensors with one name each, whose fastest implementation answers where nobody would notice.
+"""Operators: tensor functions with one name each, which run their fastest implementation that is safe to use.
 
-Each is a documented function in plain torch, its reference; :mod:`zoo.ops.core` tells how one is declared.
+Each is a documented function in plain torch, its reference; see :mod:`zoo.ops.core` for how to declare one.
 """
 
 from zoo.ops.channel_norm import channel_norm

@@ -1,4 +1,4 @@
-"""Torch's attention where a computation may be transformed."""
+"""Attention that supports the transforms of `torch.func`."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,5 +12,5 @@ __all__ = ["transformable_attention"]
 
 
 def transformable_attention(*tensors: Tensor) -> AbstractContextManager[Any]:
-    """Within it, torch's attention has every derivative that `torch.func` takes; its fused form has none forwards."""
+    """Context in which torch's attention supports every `torch.func` derivative; the fused form has no forward mode."""
     return sdpa_kernel(SDPBackend.MATH) if is_transformed(*tensors) else nullcontext()

@@ -1,18 +1,18 @@
-"""The C loops as a shared library that is compiled once a machine and kept in a folder of the user's.
+"""Compile the C loops to a shared library, once per machine, cached in a folder of the user.
 
-The library is found again by what it was made of: source, flags, compiler and processor. It lies in `native` below the
-folder that ZOO_CACHE names, or else below `kernel-zoo` in that of XDG_CACHE_HOME (`~/.cache`). A shared library is
-code, so the folder must belong to the user and be open to nobody else; where there is no such folder, one for the time
-of the process takes its place. Processes that start together wait for the one that compiles.
+The cache key is made of sources, flags, compiler and processor. The library lies in `native` inside the folder
+ZOO_CACHE, or inside `kernel-zoo` in XDG_CACHE_HOME (`~/.cache`). A shared library is code, so the folder must belong to
+the user and be closed to everybody else; without such a folder, a temporary one is used. Processes that start
+together wait for the one that compiles.
 
 Environment variables:
 
-- ZOO_NATIVE: `1` (the default) uses the loops if they can be had, and warns once if they cannot; `0` does without;
-  `require` raises :class:`NativeError` where they cannot be had.
-- ZOO_NATIVE_ARCH: the processor to compile for, as `-march` of the compiler takes it, such as `x86-64-v3` for AVX2;
-  `native`, this machine's, if unset.
-- ZOO_CACHE: the folder for what may be made again.
-- CC: the C compiler, with arguments if need be; `cc`, `gcc` or `clang` if unset.
+- ZOO_NATIVE: `1` (default) uses the loops if available, and warns once if not; `0` disables them; `require` raises
+  :class:`NativeError` if they are not available.
+- ZOO_NATIVE_ARCH: the processor to compile for, as the compiler's `-march`, such as `x86-64-v3` for AVX2; default
+  `native`, this machine's.
+- ZOO_CACHE: the cache folder.
+- CC: the C compiler, with arguments if needed; default the first of `cc`, `gcc` and `clang`.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ from filelock import FileLock, Timeout
 
 __all__ = ["NativeError", "build", "cache_folder", "load", "setting"]
 
-# Products and sums may be contracted to one instruction; what is not a number, or infinite, is taken seriously.
+# FMA contraction is on; NaN and infinity keep their meaning (no -ffast-math).
 FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-fno-trapping-math", "-fno-math-errno"]
 
-# Linked without an OpenMP of its own, a library finds torch's, whose threads it shares, or is refused when it is
-# loaded; then one thread does all.
+# Linked without its own OpenMP, the library uses torch's and shares its threads; where loading it fails, the next
+# variant is tried, without threads.
 _VARIANTS: tuple[list[str], ...] = (["-fopenmp"], ["-fopenmp-simd"], [])
-_PATIENCE = 300  # seconds that a compiler may take, and that others wait for it: enough on a machine that is busy
+_TIMEOUT = 300  # seconds to compile, or to wait for another process that does; ample for a busy machine
 
 
 class NativeError(RuntimeError):
-    """The loops cannot be had; the message is one line and says why."""
+    """The loops are not available; the message says why in one line."""
 
 
 class _CompilerError(NativeError):
-    """The compiler is missing or refuses the source."""
+    """The compiler is missing or rejects the source."""
 
 
 def setting() -> str:
-    """What the environment variable ZOO_NATIVE says: `0`, `1` or `require`.
+    """Value of the environment variable ZOO_NATIVE: `0`, `1` or `require`.
 
     Raises:
-        NativeError: It says something else.
+        NativeError: It has another value.
     """
     value = os.environ.get("ZOO_NATIVE") or "1"
     if value not in ("0", "1", "require"):
@@ -63,17 +63,17 @@ def setting() -> str:
 
 
 def load(source: Path) -> ctypes.CDLL | None:
-    """The loops, compiled unless they were before.
+    """Load the loops, compiling them if needed.
 
     Args:
         source: the folder of the C files.
 
     Returns:
-        The library; None where ZOO_NATIVE is 0, or where it is not `require` and there is no library to be had, which
-        is logged as a warning.
+        The library; None if ZOO_NATIVE is 0, or if it is 1 and the loops are not available, which is logged as a
+        warning.
 
     Raises:
-        NativeError: ZOO_NATIVE is `require` and the loops cannot be had, or it says what nobody knows.
+        NativeError: ZOO_NATIVE is `require` and the loops are not available, or it has an unknown value.
     """
     wanted = setting()
     if wanted == "0":
@@ -92,7 +92,7 @@ def load(source: Path) -> ctypes.CDLL | None:
 
 
 def build(source: Path) -> tuple[ctypes.CDLL, Path | None]:
-    """The loops, compiled unless they were before, and where they are kept: None where no folder could be used.
+    """Load the loops, compiling them if needed; also returns their path, None if no folder could be used.
 
     Args:
         source: the folder of the C files.
@@ -116,7 +116,7 @@ def build(source: Path) -> tuple[ctypes.CDLL, Path | None]:
 
 
 def cache_folder() -> Path:
-    """Where compiled loops are kept."""
+    """The folder of compiled libraries."""
     own = os.environ.get("ZOO_CACHE")
     if own:
         return Path(own).expanduser().absolute() / "native"
@@ -127,16 +127,16 @@ def cache_folder() -> Path:
 
 
 def _private_folder(folder: Path) -> Path:
-    """The folder, made if it is missing: the user's, and open to nobody else.
+    """The folder, created if missing, which must belong to the user and be closed to everybody else.
 
     Raises:
-        OSError: It cannot be made or used.
+        OSError: It cannot be created or used.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.stat()
     if found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise PermissionError(f"{folder} belongs to somebody else or is open to others (chmod 700 makes it private)")
+        raise PermissionError(f"{folder} belongs to another user or is open to others (chmod 700 makes it private)")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"{folder} cannot be written")
     return folder
@@ -158,20 +158,20 @@ def _first_that_loads(source: Path, compiler: Sequence[str], folder: Path) -> tu
 
 
 def _compiled(source: Path, compiler: Sequence[str], flags: Sequence[str], folder: Path) -> Path:
-    """A library in the folder that was made of these, now or before."""
+    """Path of the library for these inputs in the folder, compiled if needed."""
     key = _key(source, compiler, flags)
-    found = _kept(folder, key)
+    found = _cached(folder, key)
     if found:
         return found
     try:
-        with FileLock(folder / f"{key}.lock", timeout=_PATIENCE):
-            return _kept(folder, key) or _compile(source, compiler, flags, folder, key)
+        with FileLock(folder / f"{key}.lock", timeout=_TIMEOUT):
+            return _cached(folder, key) or _compile(source, compiler, flags, folder, key)
     except Timeout as error:
-        raise OSError(f"another process holds {error.lock_file} for {_PATIENCE} s") from error
+        raise OSError(f"another process holds {error.lock_file} for {_TIMEOUT} s") from error
 
 
-def _kept(folder: Path, key: str) -> Path | None:
-    """The library of that key; files whose content is not what their name says are removed."""
+def _cached(folder: Path, key: str) -> Path | None:
+    """Path of the cached library for a key, or None; files that do not match the hash in their name are removed."""
     for path in folder.glob(f"{key}-*.so"):
         if path.stem == f"{key}-{_digest(path.read_bytes())}":
             return path
@@ -201,10 +201,10 @@ def _compile(source: Path, compiler: Sequence[str], flags: Sequence[str], folder
 
 
 def _compiler() -> list[str]:
-    """The command of the compiler, its program by its whole path.
+    """Command of the compiler, with the full path of the program.
 
     Raises:
-        NativeError: There is none.
+        NativeError: No compiler was found.
     """
     given = os.environ.get("CC")
     if os.name != "posix" or ctypes.sizeof(ctypes.c_long) < 8:
@@ -218,7 +218,7 @@ def _compiler() -> list[str]:
 
 def _run(command: Sequence[str]) -> None:
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=_PATIENCE)
+        subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT)
     except subprocess.CalledProcessError as error:
         raise _CompilerError(_first_line(error.stderr) or f"{command[0]} ended with {error.returncode}") from error
     except (OSError, subprocess.SubprocessError) as error:
@@ -226,16 +226,16 @@ def _run(command: Sequence[str]) -> None:
 
 
 def _first_line(text: str) -> str:
-    """The first line that tells of an error, or the first line."""
+    """The first line that mentions an error, else the first line."""
     lines = text.strip().splitlines()
     return next((line for line in lines if "error" in line.lower()), lines[0] if lines else "").strip()
 
 
-# ---- what decides the machine code -------------------------------------------------------------------------
+# ---- the cache key -----------------------------------------------------------------------------------------
 
 
 def _key(source: Path, compiler: Sequence[str], flags: Sequence[str]) -> str:
-    """A name for the library. The compiler isn't run for it: another version is another file."""
+    """Cache key of the library. The compiler is identified by path, date and size, without running it."""
     program = Path(compiler[0]).resolve()
     file = program.stat()
     parts = [*compiler, *flags, str(program), str(file.st_mtime_ns), str(file.st_size), *platform.libc_ver()]
@@ -249,7 +249,7 @@ def _architecture() -> str:
 
 
 def _processor() -> str:
-    """What tells processors apart: on Linux, the model and the abilities of the first."""
+    """Identifies the processor: on Linux, model and features of the first one."""
     wanted = ("model", "cpu family", "flags", "Features", "CPU part", "CPU implementer", "isa")
     lines: list[str] = []
     try:

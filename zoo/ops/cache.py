@@ -1,4 +1,4 @@
-"""What parameters alone decide, kept for inference."""
+"""Cache for tensors that depend on parameters only, for inference."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["KernelCache"]
 
 
 class KernelCache:
-    """A tensor that a module makes of its parameters and buffers alone, computed again only when one of them changed.
+    """Caches a tensor computed from a module's parameters and buffers; recomputed when one of them changes.
 
-    Where gradients are wanted or the computation is transformed, it is computed anew and not kept; a compiler finds
-    the kept one, as a constant. Copies and files of a module do not take it along.
+    With gradients or under a transform it is recomputed each time and not cached; a compiler sees the cached value as a
+    constant. Copies and pickles of a module start with an empty cache.
     """
 
     def __init__(self) -> None:
@@ -25,11 +25,11 @@ class KernelCache:
         self._state: list[tuple[int, int, int]] = []
 
     def __call__(self, module: nn.Module, compute: Callable[[], Tensor]) -> Tensor:
-        """compute(), or what it answered before.
+        """compute(), or its cached result.
 
         Args:
-            module: owner of all that the result depends on.
-            compute: makes it.
+            module: owner of everything that the result depends on.
+            compute: computes the tensor.
         """
         if torch.compiler.is_compiling():
             return compute() if self.value is None else self.value

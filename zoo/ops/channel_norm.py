@@ -1,4 +1,4 @@
-"""Layer normalisation over the channels of each pixel of a map."""
+"""Layer normalisation over the channels of each pixel."""
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +12,14 @@ __all__ = ["channel_norm"]
 
 @operator(layout=lambda x, *_: torch.channels_last)
 def channel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6, gelu: bool = False) -> Tensor:
-    """Layer normalisation over the channels of each pixel, then GELU if wanted.
+    """Layer normalisation over the channels of each pixel, optionally followed by GELU.
 
     Args:
         x: (B, C, H, W).
         weight: (C,).
         bias: (C,).
         eps: added to the variance.
-        gelu: whether GELU follows.
+        gelu: whether to apply GELU afterwards.
 
     Returns:
         (B, C, H, W) in channels_last order.

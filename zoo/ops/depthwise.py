@@ -1,8 +1,7 @@
-"""Depthwise convolution with large kernels, stride 1, on maps that keep their size.
+"""Depthwise convolution with large kernels, stride 1, output of the same size.
 
-The library's kernels are good for the nearest neighbours only. For more, in float32 on a CPU, there are loops in C,
-over channels_last maps and over planes (`cpu/depthwise.c`); in Triton on a GPU
-(`triton_depthwise.py`, by way of :mod:`zoo.ops.gpu`).
+Torch's own kernels are fast for small kernels only. For larger ones there are C loops (`cpu/depthwise.c`; float32 on a
+CPU, channels_last or contiguous) and Triton kernels on a GPU (`triton_depthwise.py`, chosen by :mod:`zoo.ops.gpu`).
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from zoo.ops.core import Saved, Unsuited, operator
 
 __all__ = ["crop_kernel", "depthwise_conv2d", "depthwise_weight", "dilate_kernel", "place_kernel", "toeplitz"]
 
-#: Types of tensors on a CPU that the library's own convolution can be told better in than as it comes.
+#: CPU dtypes for which a better layout or kernel size than the given one is known for torch's convolution.
 CPU_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-#: Largest map, pixels, whose dense matrix is worth building.
+#: Largest map, in pixels, for which building the dense matrix is worthwhile.
 SMALL_MAP = 64
 
 
-# ---- the algebra of kernels --------------------------------------------------------------------------------
+# ---- kernel algebra ----------------------------------------------------------------------------------------
 
 
 def dilate_kernel(weight: Tensor, dilation: int) -> Tensor:
-    """Write a dilated k x k kernel as the dense kernel of size (k - 1) * dilation + 1 with zeros in between.
+    """Write a dilated k x k kernel as a dense kernel of size (k - 1) * dilation + 1, with zeros in between.
 
     Args:
         weight: (C_out, C_in / groups, k, k).
@@ -41,7 +40,7 @@ def dilate_kernel(weight: Tensor, dilation: int) -> Tensor:
 
 
 def place_kernel(weight: Tensor, size: int | tuple[int, int], dilation: int = 1) -> Tensor:
-    """Centre a (dilated) kernel with odd sizes on a grid of zeros.
+    """Centre a (dilated) kernel of odd size on a grid of zeros.
 
     Args:
         weight: (..., k_h, k_w), both odd.
@@ -70,10 +69,10 @@ def place_kernel(weight: Tensor, size: int | tuple[int, int], dilation: int = 1)
 
 
 def crop_kernel(weight: Tensor, height: int, width: int, dilation: int = 1) -> Tensor:
-    """Drop the weights of a centred odd kernel that only ever meet zero padding on a height x width map.
+    """Crop a centred odd kernel to the weights that can reach beyond zero padding on a height x width map.
 
-    On a map of n pixels two pixels are at most n - 1 apart, so a weight further than that from the centre is
-    never used: a 13 x 13 kernel on a 2 x 2 map has nine live weights, not 169.
+    Two pixels of a map of n pixels are at most n - 1 apart, so weights further from the centre are never used: a 13 x
+    13 kernel on a 2 x 2 map has nine live weights, not 169.
     """
     (k_h, k_w), (n_h, n_w) = weight.shape[-2:], ((height - 1) // dilation, (width - 1) // dilation)
     trim_y, trim_x = max(k_h // 2 - n_h, 0), max(k_w // 2 - n_w, 0)
@@ -81,15 +80,14 @@ def crop_kernel(weight: Tensor, height: int, width: int, dilation: int = 1) -> T
 
 
 def live_weights(weight: Tensor, height: int, width: int, dilation: int = 1) -> Tensor:
-    """Weights of a (dilated) depthwise kernel for all offsets on a map, (C, 2 height - 1, 2 width - 1)."""
+    """Weights of a (dilated) depthwise kernel for all offsets within a map, (C, 2 height - 1, 2 width - 1)."""
     return place_kernel(crop_kernel(weight[:, 0], height, width, dilation), (2 * height - 1, 2 * width - 1), dilation)
 
 
 def toeplitz(weights: Tensor, height: int, width: int) -> Tensor:
-    """Dense matrix of a depthwise convolution on one fixed, small map, zero padding included.
+    """Dense matrix of a depthwise convolution on a small map of fixed size, including zero padding.
 
-    M[p, q] = weights[q - p], that through which output pixel p sees input pixel q (pixels in C order, offsets
-    counted from the centre).
+    M[p, q] = weights[q - p] maps input pixel q to output pixel p (pixels in C order, offsets from the centre).
 
     Args:
         weights: (..., 2 height - 1, 2 width - 1), see :func:`live_weights`.
@@ -107,8 +105,8 @@ def toeplitz(weights: Tensor, height: int, width: int) -> Tensor:
 # ---- the operators -----------------------------------------------------------------------------------------
 
 
-def _takes_planes(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> bool:
-    """Whether a map is taken as it is, channel by channel, and not pixel by pixel (channels_last)."""
+def _uses_planes(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> bool:
+    """Whether a contiguous map is processed plane by plane instead of being converted to channels_last."""
     if x.ndim != 4 or not x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
         return False
     if x.device.type == "cpu":
@@ -117,12 +115,12 @@ def _takes_planes(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int)
 
 
 def _is_large(weight: Tensor, dilation: int) -> bool:
-    """Whether a kernel reaches further than its neighbours, which is all that the library's kernels are good at."""
+    """Whether a kernel reaches beyond direct neighbours, where torch's own kernels become slow."""
     return dilation * (weight.shape[-1] // 2) > 1
 
 
 def _layout(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> torch.memory_format:
-    return torch.contiguous_format if _takes_planes(x, weight, bias, dilation) else torch.channels_last
+    return torch.contiguous_format if _uses_planes(x, weight, bias, dilation) else torch.channels_last
 
 
 @operator(
@@ -131,7 +129,7 @@ def _layout(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int
     autocast="cast",
 )
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dilation: int = 1) -> Tensor:
-    """Depthwise convolution, stride 1, zero padding that keeps the map's size.
+    """Depthwise convolution, stride 1, zero padding, output of the same size.
 
     Args:
         x: (B, C, H, W), any memory format.
@@ -140,7 +138,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dila
         dilation: distance between neighbouring weights, pixels.
 
     Returns:
-        (B, C, H, W), in whichever memory format is cheapest.
+        (B, C, H, W), in the cheapest memory format.
     """
     padding = [dilation * (weight.shape[-2] // 2), dilation * (weight.shape[-1] // 2)]
     return F.conv2d(x, weight, bias, 1, padding, dilation, x.shape[1])
@@ -148,7 +146,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, dila
 
 @depthwise_conv2d.gradient
 def _depthwise_gradient(saved: Saved, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-    """The gradient of the input is the convolution with the kernel turned round."""
+    """The gradient of the input is the convolution with the flipped kernel."""
     x, weight, _, dilation = saved.inputs
     wants_x, wants_weight, wants_bias, _ = saved.wanted
     d_x = depthwise_conv2d(grad, weight.flip(-2, -1), None, dilation) if wants_x else None
@@ -158,11 +156,11 @@ def _depthwise_gradient(saved: Saved, grad: Tensor) -> tuple[Tensor | None, Tens
 
 @operator(whole=lambda x, grad, kernel, dilation: dilation * (kernel[-1] // 2) > 1)
 def depthwise_weight(x: Tensor, grad: Tensor, kernel: list[int], dilation: int = 1) -> Tensor:
-    """Gradient of the weight in :func:`depthwise_conv2d`.
+    """Gradient of the weight of :func:`depthwise_conv2d`.
 
     Args:
-        x: its input, (B, C, H, W).
-        grad: gradient of its output, likewise.
+        x: input of the convolution, (B, C, H, W).
+        grad: gradient of its output, (B, C, H, W).
         kernel: (k_h, k_w), both odd.
         dilation: distance between neighbouring weights, pixels.
 
@@ -186,12 +184,12 @@ def _depthwise_on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: 
             return _by_loops(x, weight, bias, dilation)
         except Unsuited:
             pass
-    if x.dtype == torch.float64 and x.shape[-2:].numel() <= SMALL_MAP:  # there the library has no depthwise kernel
+    if x.dtype == torch.float64 and x.shape[-2:].numel() <= SMALL_MAP:  # torch has no depthwise kernel for it
         return _by_matrix(x, weight, bias, dilation).contiguous(memory_format=layout)
     if x.dtype != torch.float64:
-        # the kernels for (B, C, H, W) in that order collapse from width 11 (AVX2) or 14 (AVX-512) on
+        # torch's contiguous kernels become very slow from width 11 (AVX2) or 14 (AVX-512) on
         x = x.contiguous(memory_format=torch.channels_last)
-        weight, dilation = _suit_library(weight, dilation)
+        weight, dilation = _avoid_slow_kernels(weight, dilation)
     return depthwise_conv2d.reference(x, weight, bias, dilation).contiguous(memory_format=layout)
 
 
@@ -205,7 +203,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Non
 
 
 def _by_loops(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
-    if _takes_planes(x, weight, bias, dilation):
+    if _uses_planes(x, weight, bias, dilation):
         y = torch.empty_like(x)
         failed = native.call("depthwise_planes", x, weight.contiguous(), y, *x.shape, *weight.shape[-2:])
     else:
@@ -220,20 +218,20 @@ def _by_loops(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> 
 
 
 def _by_matrix(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
-    """One dense matrix per channel."""
+    """One dense matrix product per channel."""
     height, width = x.shape[-2:]
     matrix = toeplitz(live_weights(weight, height, width, dilation), height, width)
     y = (x.flatten(2).transpose(0, 1) @ matrix.transpose(1, 2)).transpose(0, 1).unflatten(-1, (height, width))
-    if not bool(y.sum().isfinite()):  # a pixel meets the zeros of the matrix too
+    if not bool(y.sum().isfinite()):  # pixels are also multiplied with the zeros of the matrix
         raise Unsuited("an output is not finite")
     return y if bias is None else y + bias.view(-1, 1, 1)
 
 
-def _suit_library(weight: Tensor, dilation: int) -> tuple[Tensor, int]:
-    """Step around slow corners of the library's channels_last kernels with weights of zero, which change nothing.
+def _avoid_slow_kernels(weight: Tensor, dilation: int) -> tuple[Tensor, int]:
+    """Pad kernels with zeros to avoid slow cases of torch's channels_last kernels; the result is unchanged.
 
-    With AVX-512 kernels 12 or 13 wide run at less than half the speed of wider ones; with AVX2 dilated kernels that
-    reach five pixels or more run at a tenth of the speed of dense ones (oneDNN 3.12).
+    With AVX-512, kernels of width 12 or 13 run at less than half the speed of wider ones; with AVX2, dilated kernels
+    that reach five pixels or more run at a tenth of the speed of dense ones (oneDNN 3.12).
     """
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
         if dilation == 1 and weight.shape[-1] == 13:
@@ -258,7 +256,7 @@ def _weight_on_cpu(x: Tensor, grad: Tensor, kernel: list[int], dilation: int) ->
         d_weight = _weight_by_matrix(x, grad, live, dilation)
     else:
         raise Unsuited("the library is as fast")
-    if not bool(d_weight.sum().isfinite()):  # a pixel meets the padding, or zeros of the matrix, too
+    if not bool(d_weight.sum().isfinite()):  # pixels are also multiplied with padding or zeros
         raise Unsuited("a gradient is not finite")
     (k_h, k_w), (n_h, n_w) = kernel, live
     return F.pad(d_weight, [(k_w - n_w) // 2] * 2 + [(k_h - n_h) // 2] * 2).contiguous()
@@ -266,7 +264,7 @@ def _weight_on_cpu(x: Tensor, grad: Tensor, kernel: list[int], dilation: int) ->
 
 def _weight_by_loops(x: Tensor, grad: Tensor, kernel: list[int], dilation: int) -> Tensor:
     chans, parts = x.shape[1], min(len(x), torch.get_num_threads())
-    if _takes_planes(x, x, None, dilation):
+    if _uses_planes(x, x, None, dilation):
         found = x.new_empty(parts, chans, 1, *kernel)
         native.call("depthwise_planes_taps", x, grad.contiguous(), found, *x.shape, *kernel, parts)
         return found.sum(0)
@@ -277,7 +275,7 @@ def _weight_by_loops(x: Tensor, grad: Tensor, kernel: list[int], dilation: int) 
 
 
 def _weight_by_matrix(x: Tensor, grad: Tensor, kernel: list[int], dilation: int) -> Tensor:
-    """Through the matrix of the convolution, whose entries of one offset are one weight."""
+    """Sums of the matrix's gradient over its diagonals: entries with the same offset share one weight."""
     height, width = x.shape[-2:]
     of_matrix = grad.flatten(2).permute(1, 2, 0) @ x.flatten(2).transpose(0, 1)  # (C, H W, H W)
     offsets = torch.arange((2 * height - 1) * (2 * width - 1), device=x.device).view(2 * height - 1, 2 * width - 1)

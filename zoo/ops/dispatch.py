@@ -1,6 +1,6 @@
 """Dispatch guards: when is it safe to bypass torch's dispatcher?
 
-Not while tracing, with a tensor subclass, in a transform of `torch.func`, with dual numbers or in a dispatch mode.
+Not while tracing, or with tensor subclasses, `torch.func` transforms, dual numbers or dispatch modes.
 """
 
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ __all__ = ["is_plain_eager", "is_tracing", "is_transformed", "known_value", "sha
 
 
 def is_plain_eager(tensors: Sequence[Tensor]) -> bool:
-    """Whether these are tensors with memory of their own, no subclasses, and nobody is recording or transforming."""
+    """Whether these are ordinary tensors with storage, outside of any transform, dual level or dispatch mode."""
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or is_in_torch_dispatch_mode():
         return False
     for t in tensors:
         if not (type(t) is Tensor or type(t) is nn.Parameter) or not torch._C._has_storage(t):
-            return False  # without storage where many gradients are propagated at once
+            return False  # batched gradients have no storage
     return True
 
 
 def is_tracing(x: Tensor) -> bool:
-    """Whether the library's operators are wanted, one by one.
+    """Whether torch's operators must be called one by one.
 
-    A compiler, exporter or tracer is watching (later calls may have other sizes), or a mode that counts, or the
-    computation is transformed (`torch.func`, forward-mode derivatives), for which shortcuts have no rules.
+    True for compilers, exporters and tracers (later calls may have other sizes), dispatch modes, and transforms
+    (`torch.func`, forward-mode derivatives), which have no rules for shortcuts.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy):
         return True
@@ -35,7 +35,7 @@ def is_tracing(x: Tensor) -> bool:
 
 
 def is_transformed(*tensors: Tensor) -> bool:
-    """Whether tensors may stand for many (`vmap`), or carry tangents or gradients of an outer function."""
+    """Whether tensors are batched (`vmap`) or carry tangents or gradients of an outer function."""
     if torch.compiler.is_compiling() or any(isinstance(t, torch.fx.Proxy) for t in tensors):
         return False
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
@@ -44,10 +44,10 @@ def is_transformed(*tensors: Tensor) -> bool:
 
 
 def shared_value(t: Tensor) -> Tensor:
-    """The numbers of a tensor that does not differ between the members of a `vmap`.
+    """Value of a tensor that is equal for all members of a `vmap`.
 
     Raises:
-        ValueError: It does.
+        ValueError: It differs.
     """
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(t):
@@ -62,12 +62,12 @@ def shared_value(t: Tensor) -> Tensor:
 
 
 def values_known(*tensors: Tensor) -> bool:
-    """Whether Python may decide by the numbers of these: they exist, belong to one call, and nobody makes a graph."""
+    """Whether Python control flow may depend on the values: they exist, are not batched, and nothing is traced."""
     return not any(t.is_meta or is_tracing(t) for t in tensors)
 
 
 def known_value(t: Tensor) -> Tensor | None:
-    """A tensor whose numbers Python may look at, one for all members of a `vmap`; None where there are none to see.
+    """Concrete value of a tensor, the same for all members of a `vmap`; None if it is not available (meta, compiler).
 
     Raises:
         ValueError: The members of a `vmap` differ.

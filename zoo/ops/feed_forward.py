@@ -1,11 +1,11 @@
-"""Feed-forward network with global response normalisation (GRN), as UniRepLKNet and ConvNeXt V2 have it.
+"""Feed-forward network with global response normalisation (GRN), as in UniRepLKNet and ConvNeXt V2.
 
-GRN lets the channels of a map compete by their energy (Woo et al., ConvNeXt V2, 2023, section 3): on (B, H, W, C)
+GRN lets channels compete by their energy (Woo et al., ConvNeXt V2, 2023, section 3): on (B, H, W, C)
 
     G_c = sqrt(sum_hw x_c^2),    N_c = G_c / (mean_c G + 1e-6),    out = x (1 + gamma N) + beta.
 
-The hidden layer is four times as wide as the map, so passes over its memory decide the speed on a CPU.
-:func:`response_norm` needs few of them, forward and backward; :func:`feed_forward` is the whole network in inference.
+The hidden layer is four times as wide as the map, so memory passes dominate on a CPU. :func:`response_norm` needs few
+of them, forward and backward; :func:`feed_forward` is the whole network for inference.
 """
 
 import torch
@@ -18,7 +18,7 @@ from zoo.ops.core import Saved, operator
 __all__ = ["feed_forward", "response_norm"]
 
 
-# ---- the normalisation -------------------------------------------------------------------------------------
+# ---- normalisation -----------------------------------------------------------------------------------------
 
 
 def response_norm(x: Tensor, gamma: Tensor, beta: Tensor | None = None) -> Tensor:
@@ -33,12 +33,12 @@ def _scale(energy: Tensor, gamma: Tensor) -> Tensor:
 
 @operator(autocast="ignore", saves=(1,))
 def response_norm_and_energy(x: Tensor, gamma: Tensor, beta: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """GRN, and the energies that its gradient needs again.
+    """GRN, and the energies that its gradient needs.
 
     Args:
         x: (B, H, W, C).
         gamma: (1, 1, 1, C).
-        beta: likewise, or None for zero.
+        beta: (1, 1, 1, C), or None for zero.
 
     Returns:
         (B, H, W, C) in the type of x; the energies G, (B, 1, 1, C), float32 for half precision.
@@ -54,10 +54,10 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @response_norm_and_energy.on("cuda", *FLOATS)
 @response_norm_and_energy.on("cpu", *FLOATS)
-def _response_norm_in_few_passes(x: Tensor, gamma: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+def _response_norm_fast(x: Tensor, gamma: Tensor, beta: Tensor | None) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    energy = wide.square().sum((1, 2), keepdim=True).sqrt()  # the library's own norm takes 1.6 to 8 times as long
+    energy = wide.square().sum((1, 2), keepdim=True).sqrt()  # 1.6 to 8 times as fast as torch's norm
     scale = _scale(energy, gamma).to(x.dtype)
     return x * scale if beta is None else torch.addcmul(beta.to(x.dtype), x, scale), energy
 
@@ -75,23 +75,23 @@ def _response_norm_gradient(
     d_relative = d_scale * gamma
     d_energy = (d_relative - (d_relative * relative).mean(-1, keepdim=True)) / mean
     d_energy = d_energy if of_energy is None else d_energy + of_energy
-    slope = torch.where(energy > 0, d_energy / energy, 0)  # a channel that is zero everywhere stays put
+    slope = torch.where(energy > 0, d_energy / energy, 0)  # no gradient for a channel that is zero everywhere
     d_x = (grad * (1 + gamma * relative).to(x.dtype)).addcmul_(x, slope.to(x.dtype))
     d_beta = grad.sum((0, 1, 2), keepdim=True).to(beta.dtype) if saved.wanted[2] else None
     return d_x, (d_scale * relative).sum(0, keepdim=True).to(gamma.dtype), d_beta
 
 
-# ---- the network in inference ------------------------------------------------------------------------------
+# ---- inference ---------------------------------------------------------------------------------------------
 
 
 @operator(layout=lambda x, *_: torch.channels_last, whole=lambda *_: True)
 def feed_forward(x: Tensor, weights: list[Tensor], shortcut: Tensor | None = None) -> Tensor:
-    """Pixel by pixel (shortcut +) W2 GRN(GELU(W1 (g * x) + b1)) + b2, with a channel attention g.
+    """(shortcut +) W2 GRN(GELU(W1 (g * x) + b1)) + b2 for every pixel, with channel attention g.
 
-    The attention g = sigmoid(U relu(D mean(x) + d) + u) is made of the mean over the map.
+    The attention g = sigmoid(U relu(D mean(x) + d) + u) uses the mean over the map.
 
     Args:
-        x: (B, C, H, W), best in channels_last order.
+        x: (B, C, H, W), ideally channels_last.
         weights: D (E, C), d (E,), U (C, E), u (C,), W1 (F, C), b1 (F,), gamma (F,) of the GRN without bias, W2 (C, F),
             b2 (C,).
         shortcut: (B, C, H, W), or None for zero.
@@ -108,7 +108,7 @@ def feed_forward(x: Tensor, weights: list[Tensor], shortcut: Tensor | None = Non
 
 @feed_forward.on("cpu", torch.float32)
 def _feed_forward_on_cpu(x: Tensor, weights: list[Tensor], shortcut: Tensor | None) -> Tensor:
-    """The hidden layer stays in the cache, sample after sample."""
+    """One sample after the other, so that the hidden layer stays in the cache."""
     native.fit("x", x, -1, -1, -1, -1)
     shortcut = torch.zeros_like(x) if shortcut is None else shortcut
     native.fit("shortcut", shortcut, *x.shape)

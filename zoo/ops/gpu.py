@@ -1,7 +1,7 @@
-"""Depthwise convolution with large kernels on a GPU: ours in Triton or the library's, whichever is faster.
+"""Depthwise convolution with large kernels on a GPU: our Triton kernels or torch's, whichever is faster.
 
-The library's depthwise kernels become slow as the kernel grows, in training most of all. How much depends on the card,
-the type and the map, so the first call with new sizes times both, as cuDNN's benchmark mode does, and remembers.
+Torch's depthwise kernels become slow as the kernel grows, especially in training. How much depends on the card, the
+dtype and the map, so the first call with new sizes times both and remembers the faster, as cuDNN's benchmark mode.
 """
 
 import functools
@@ -19,16 +19,16 @@ __all__ = ["convolve", "suits", "weight_gradient"]
 
 
 def suits(weight: Tensor, dilation: int) -> bool:
-    """Whether a kernel is large and dense, so that :func:`convolve` is worth a try."""
+    """Whether a kernel is large and dense, so that :func:`convolve` may be faster than torch."""
     return dilation == 1 and min(weight.shape[-2:]) >= 7
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Depthwise convolution with zero padding that keeps the size of the map.
+    """Depthwise convolution with zero padding, output of the same size.
 
     Args:
         x: (B, C, H, W), float32, bfloat16 or float16.
-        weight: (C, 1, k_h, k_w), both odd, in the type of `x`.
+        weight: (C, 1, k_h, k_w), both odd, same dtype as `x`.
         bias: (C,) or None.
 
     Returns:
@@ -43,7 +43,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def weight_gradient(x: Tensor, grad: Tensor, kernel: Sequence[int]) -> Tensor:
-    """Gradient of the weight in :func:`convolve`, (C, 1, k_h, k_w), from its input and the gradient of its output."""
+    """Gradient of the weight of :func:`convolve`, (C, 1, k_h, k_w), from its input and the gradient of its output."""
     shape = (x.shape[1], 1, *kernel)
 
     def ours(loops: ModuleType) -> Tensor:
@@ -59,12 +59,12 @@ def _padding(shape: Sequence[int]) -> tuple[int, int]:
     return shape[-2] // 2, shape[-1] // 2
 
 
-# ---- which is faster ---------------------------------------------------------------------------------------
+# ---- choosing the faster one -------------------------------------------------------------------------------
 
 
 @functools.cache
 def _loops() -> ModuleType | None:
-    """The loops in Triton, imported when a first tensor needs them; None without Triton."""
+    """The Triton kernels, imported on first use; None without Triton."""
     try:
         from zoo.ops import triton_depthwise
     except ImportError:
@@ -78,7 +78,7 @@ _ours_is_faster: dict[tuple[Any, ...], bool] = {}
 def _fastest(
     kind: str, x: Tensor, shape: Sequence[int], ours: Callable[[ModuleType], Tensor], library: Callable[[], Tensor]
 ) -> Tensor:
-    """Result of `ours` or of `library`: a first call with these sizes and this type times both."""
+    """Result of `ours` or of `library`; the first call with these sizes and dtype times both."""
     loops = _loops()
     if loops is None:
         return library()
@@ -90,14 +90,14 @@ def _fastest(
             return library()
         try:
             _ours_is_faster[key] = _milliseconds(lambda: ours(loops)) < _milliseconds(library)
-        except Exception as error:  # whatever Triton raises on a card that it does not know
+        except Exception as error:  # Triton may raise anything on unsupported cards
             logging.getLogger(__name__).warning("large kernels run without Triton: %s", error)
             _ours_is_faster[key] = False
     return ours(loops) if _ours_is_faster[key] else library()
 
 
 def _milliseconds(function: Callable[[], Tensor], calls: int = 5) -> float:
-    function()  # compiles, and chooses algorithms
+    function()  # compiles and selects algorithms
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     for _ in range(calls):

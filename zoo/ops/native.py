@@ -1,9 +1,9 @@
-"""Calls of the loops in C (the folder `cpu`), for operators in float32 on a CPU.
+"""Calls of the C loops (folder `cpu`), for float32 operators on a CPU.
 
-They do in one pass over memory what takes torch's operators several. Types and number of arguments are those of the
-definitions in C. Without a C compiler, or with ZOO_NATIVE=0, :func:`call` raises :class:`~zoo.ops.core.Unsuited`, and
-an operator's reference answers. :mod:`zoo.ops.building` tells where the compiled loops are kept, and what the
-environment variables ZOO_NATIVE, ZOO_NATIVE_ARCH, ZOO_CACHE and CC do.
+They need one pass over memory where torch needs several. Argument types and counts are read from the C definitions.
+Without a C compiler, or with ZOO_NATIVE=0, :func:`call` raises :class:`~zoo.ops.core.Unsuited`, and the operator's
+reference runs. See :mod:`zoo.ops.building` for the cache folder and the environment variables ZOO_NATIVE,
+ZOO_NATIVE_ARCH, ZOO_CACHE and CC.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _Argument = Tensor | int | float | None
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled loops, or None where they cannot be had, which is told once, or are not wanted (ZOO_NATIVE=0)."""
+    """The compiled loops; None if they are disabled (ZOO_NATIVE=0) or not available, which is logged once."""
     return load(SOURCES)
 
 
@@ -38,15 +38,15 @@ def call(name: str, *arguments: _Argument | Sequence[_Argument]) -> int:
     """Call a loop.
 
     Args:
-        name: of the function in C.
-        arguments: as it takes them: tensors or None for pointers, numbers, sequences for arrays of either.
+        name: name of the C function.
+        arguments: tensors or None for pointers, numbers, and sequences for arrays of either.
 
     Returns:
-        What it answers; most say how much they left undone.
+        Its return value; for most loops the number of items left undone.
 
     Raises:
-        Unsuited: A tensor has another type, place or layout than the loop reads, or there are no loops.
-        TypeError: There are more or fewer arguments than it takes, or one is no number where it takes one.
+        Unsuited: A tensor has the wrong dtype, device or layout, or there are no loops.
+        TypeError: Wrong number of arguments, or one is not a number where a number is expected.
     """
     if library() is None:
         raise Unsuited("there are no compiled loops")
@@ -58,10 +58,10 @@ def call(name: str, *arguments: _Argument | Sequence[_Argument]) -> int:
 
 
 def fit(name: str, t: Tensor | None, *shape: int) -> None:
-    """Refuse a tensor of another shape; -1 is any number.
+    """Check the shape of a tensor; -1 matches any size.
 
     Raises:
-        Unsuited: The shape is another.
+        Unsuited: The shape differs.
     """
     if t is None or t.ndim != len(shape) or any(n not in (-1, m) for n, m in zip(shape, t.shape, strict=True)):
         found = "missing" if t is None else f"of shape {tuple(t.shape)}"
@@ -69,11 +69,11 @@ def fit(name: str, t: Tensor | None, *shape: int) -> None:
 
 
 class _Kind(NamedTuple):
-    """What a parameter of a loop takes.
+    """Type of a parameter of a loop.
 
     Attributes:
         dtype: of the tensor, or None for a number.
-        many: whether it is an array of those.
+        many: whether it is an array of tensors or numbers.
         number: float or int, None for tensors.
     """
 
@@ -87,19 +87,19 @@ _NUMBERS: dict[str, type[float] | type[int]] = {"float": float, "long": int}
 
 
 def _kind(declared: str) -> _Kind:
-    """Of a parameter as C declares it."""
+    """Type of a parameter from its C declaration."""
     base, stars = declared.replace("const ", "").split()[0], declared.count("*")
     if not stars:
         return _Kind(None, False, _NUMBERS[base])
     if base == "long":
         return _Kind(None, True, int)
-    dtype = _DTYPES.get(base, torch.float32)  # a structure is an array of pointers to numbers
+    dtype = _DTYPES.get(base, torch.float32)  # a struct is an array of pointers to float
     return _Kind(dtype, stars == 2 or base not in ("float", *_DTYPES), None)
 
 
 @functools.cache
 def signatures() -> dict[str, tuple[list[_Kind], bool]]:
-    """What every loop takes, and whether it answers a number, as its definition in C has it."""
+    """Parameters of every loop, and whether it returns a number, from its C definition."""
     text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(SOURCES.glob("*.c")))
     found = re.findall(r"^(void|long) (\w+)\(([^)]*)\) \{", text, re.MULTILINE)
     return {
@@ -110,7 +110,7 @@ def signatures() -> dict[str, tuple[list[_Kind], bool]]:
 
 @functools.cache
 def _function(name: str) -> Any:
-    """A loop with its types declared."""
+    """A loop with its argument types declared."""
     function = getattr(library(), name)
     kinds, answers = signatures()[name]
     plain = {float: ctypes.c_float, int: ctypes.c_long, None: ctypes.c_void_p}
@@ -120,7 +120,7 @@ def _function(name: str) -> Any:
 
 
 def _as_c(name: str, kind: _Kind, value: Any) -> Any:
-    """Addresses, numbers, and arrays of either."""
+    """Convert to addresses, numbers, and arrays of either."""
     if kind.many:
         if isinstance(value, (Tensor, int, float)) or value is None:
             raise TypeError(f"{name} takes several at once, got {type(value).__name__}")

@@ -1,4 +1,4 @@
-"""What operators and kernels share: sums that half precision would ruin, and derivatives of derivatives."""
+"""Shared numerics: sums that would overflow in half precision, and higher derivatives."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["at_least_float32", "autocast_disabled", "differentiable_grad", "with
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision as float32, every other type as it is: squares and sums of squares overflow in half."""
+    """Upcast half precision to float32 (squares and sums overflow in half); other dtypes are unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def without_padding(tokens: Tensor) -> Tensor:
-    """Tokens (B, L) without the last columns that are 0 in every row, where that can be seen."""
+    """Tokens (B, L) without trailing columns that are padding (0) in every row; unchanged while tracing."""
     return tokens[:, : int((tokens != 0).sum(1).max())] if values_known(tokens) and len(tokens) else tokens
 
 
 def autocast_disabled(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """A context in which mixed precision is off on a device, for sums that half precision would ruin."""
+    """Context that disables autocast on a device, for sums that would overflow in half precision."""
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
@@ -34,16 +34,16 @@ def autocast_disabled(device: torch.device) -> contextlib.AbstractContextManager
 def differentiable_grad(
     function: Callable[..., Tensor], inputs: Sequence[Tensor | None], wanted: Sequence[bool], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of function(*inputs) as operators that can be differentiated again and may stand for many.
+    """Gradients of function(*inputs) that are differentiable again and work under `vmap`.
 
     Args:
-        function: Of operators that autograd knows.
-        inputs: Its arguments; one tensor may be given twice.
-        wanted: Which gradients are.
+        function: Composed of differentiable operators.
+        inputs: Its arguments; a tensor may occur twice.
+        wanted: Whether each input's gradient is needed.
         grad: Gradient of the result.
     """
     with torch.enable_grad():
-        own = [None if t is None else t.view_as(t) for t in inputs]  # apart, where one tensor is given twice
+        own = [None if t is None else t.view_as(t) for t in inputs]  # distinct tensors, even if one is given twice
         y = function(*own)
     chosen = [t for t, wants in zip(own, wanted, strict=True) if wants and t is not None]
     found = iter(torch.autograd.grad(y, chosen, grad, create_graph=True))

@@ -1,7 +1,7 @@
-"""Linear maps over the channels of every pixel: 1 x 1 convolutions of one map, of many, and of one after another.
+"""1 x 1 convolutions: of one map, of a concatenation of maps, and of two layers in a row.
 
-On a CPU one matrix product an image beats the library's convolution, a concatenation needs no memory of its own, and
-nothing is computed twice for channels that are repeated.
+On a CPU one matrix product per image is faster than torch's convolution, the concatenation is never built, and nothing
+is computed twice for repeated channels.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from zoo.ops.core import Saved, Unsuited, operator
 
 __all__ = ["pointwise_conv", "pointwise_twice", "repeat_channels"]
 
-CACHE_ELEMENTS = 2_400_000  # numbers in the part of a map that is worked on at a time
+CACHE_ELEMENTS = 2_400_000  # elements of a map processed at a time
 
 
 @operator()
 def pointwise_conv(maps: list[Tensor], weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """1 x 1 convolution of the concatenation of some maps.
+    """1 x 1 convolution of the concatenation of several maps.
 
     Args:
         maps: n maps (B, C_i, H, W), each repeated over its channels to C = C_in / n of them.
@@ -55,7 +55,7 @@ def pointwise_twice(x: Tensor, weight_1: Tensor, bias_1: Tensor, weight_2: Tenso
 
 
 def repeat_channels(x: Tensor, channels: int) -> Tensor:
-    """The whole block of channels again and again until there are `channels` (the last round may be cut)."""
+    """Repeat the whole block of channels until there are `channels` (the last copy may be cut)."""
     rounds = -(-channels // x.shape[1])
     return x if x.shape[1] == channels else torch.cat([x] * rounds, 1)[:, :channels]
 
@@ -120,7 +120,7 @@ def _backward(
 
 
 def _columns(maps: list[Tensor], weight: Tensor) -> list[Tensor]:
-    """The columns of a weight that every map meets; those that meet one channel are added up."""
+    """Columns of the weight for each map; those of repeated channels are summed."""
     native.fit("weight", weight, -1, -1)
     width, left = divmod(weight.shape[1], len(maps))
     for x in maps:
@@ -132,6 +132,6 @@ def _columns(maps: list[Tensor], weight: Tensor) -> list[Tensor]:
 
 
 def iter_cache_chunks(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Slices of maps (B, ...), some samples at a time, as many as the cache holds of the first."""
+    """Slices of maps (B, ...) along the batch, each as many samples of the first map as fit the cache."""
     step = max(CACHE_ELEMENTS // maps[0][0].numel(), 1)
     return zip(*(m.split(step) for m in maps), strict=True)

@@ -1,6 +1,6 @@
-"""A block of a slow-fast network in inference, as three operators; on a CPU most of it stays in the cache.
+"""A block of a slow-fast network for inference, as three operators that keep most data in the CPU cache.
 
-What :class:`zoo.models.terminator.SlowFastBlock` does step by step: see there for the equations.
+Same computation as :class:`zoo.models.terminator.SlowFastBlock`: see there for the equations.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _INFINITE = "a variance is not finite"
 
 @operator()
 def local_kernel(context: Tensor, waves: Tensor, weights: list[Tensor], pos_bias: Tensor) -> Tensor:
-    """What a local slow network makes of its context.
+    """Output of a local slow network for its context.
 
     Args:
         context: pooled activations, (C, P).
-        waves: sin(F_l g) of every layer l = 0..L, (L + 1, h, P).
+        waves: sin(F_l g) for every layer l = 0..L, (L + 1, h, P).
         weights: weight and bias of ctx_reduce, of ctx_fc, of mix and ctx_mix of every layer, and of out.
         pos_bias: (P,).
 
@@ -74,7 +74,7 @@ def _(context: Tensor, waves: Tensor, weights: list[Tensor], pos_bias: Tensor) -
 def slow_fast_context(
     x: Tensor, channel: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The two maps of a block beside its input, and batch means.
+    """The two maps that a block derives from its input, and batch means.
 
     Args:
         x: (B, C, H, W).
@@ -83,8 +83,8 @@ def slow_fast_context(
         bias: (C,).
 
     Returns:
-        The channel interaction of x and its mixture, both standardised by instance, (B, C, H, W); the means over the
-        batch of x and of the former, (1, C, H, W).
+        Channel interaction of x and its mixture, both standardised by instance, (B, C, H, W); the means over the batch
+        of x and of the former, (1, C, H, W).
     """
     hci = instance_standardise(channel_interaction(x, channel))
     mix = instance_standardise(pointwise_conv([x], weight, bias))
@@ -127,27 +127,27 @@ def slow_fast_block(
     out_bias: Tensor,
     out_known: list[Tensor],
 ) -> Tensor:
-    """A block in eval mode: all paths, the bottleneck, its standardisation by G-IBS and GELU.
+    """A block in eval mode: all paths, the bottleneck, its standardisation by G-IBS, and GELU.
 
     Args:
         x: input, (B, C, N, N).
-        hci: of :func:`slow_fast_context`.
-        mix: likewise.
+        hci: from :func:`slow_fast_context`.
+        mix: from :func:`slow_fast_context`.
         earlier: outputs of earlier blocks, at most two, (B, C_i, N, N).
         kernel: global hyper-kernel, (1, C, N, N).
         slow: weight and bias of k, v, q and y, and pos_bias, of the slow gated unit.
         fast: likewise of the fast one.
         interaction: hyper-kernels of the channels, (C,), and of the pixels, (N N,).
-        convolved: for every local branch the map that is convolved, (B, C, N, N).
+        convolved: the map convolved by each local branch, (B, C, N, N).
         kernels: its kernel, (C, 1, k, k).
         local_mix: its weight and bias, (C, C) and (C,).
-        local_bias: its bias behind GELU, (1,).
-        known: mean and variance, (C,), to standardise it with; none for the batch's own.
-        columns: of the bottleneck, (C_out, C), for fast, the hyper interaction, the three products, SiLU, `earlier`
-            and the local branches.
+        local_bias: its bias after GELU, (1,).
+        known: mean and variance, (C,), for its standardisation; empty to use the batch's own.
+        columns: of the bottleneck weight, (C_out, C), for fast, the hyper interaction, the three products, SiLU,
+            `earlier` and the local branches.
         bias: of the bottleneck, (C_out,).
-        out_bias: bias behind GELU, (1,).
-        out_known: mean and variance, (C_out / 2,), to standardise its even groups with; none for the batch's own.
+        out_bias: bias after GELU, (1,).
+        out_known: mean and variance, (C_out / 2,), for its even groups; empty to use the batch's own.
 
     Returns:
         (B, C_out, N, N).
@@ -170,7 +170,7 @@ def _gated_unit(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     return pointwise_conv([gated], y, y_bias)
 
 
-# ---- on a CPU: whole images for every thread ----------------------------------------------------------------
+# ---- on a CPU: each thread processes whole images ----------------------------------------------------------------
 
 
 @slow_fast_block.on("cpu", torch.float32)
@@ -217,10 +217,10 @@ def _(
     outer, local = columns[: 6 + more], columns[6 + more :]
     outer[6:] = [t.unflatten(1, (-1, e.shape[1])).sum(1) for t, e in zip(outer[6:], earlier, strict=True)]
     widths, sizes = [chans] * 6 + [t.shape[1] for t in earlier], (batch, chans, rows, side, more)
-    if native.call("global_paths", given, x, hci, mix, earlier, outer, _down(outer), widths, y, *sizes):
+    if native.call("global_paths", given, x, hci, mix, earlier, outer, _row_strides(outer), widths, y, *sizes):
         raise Unsuited(_INFINITE)
     sizes = len(z), batch, chans, rows, side * side
-    native.call("add_local_outputs", z, *moments, local_bias, local, _down(local), y, *sizes)
+    native.call("add_local_outputs", z, *moments, local_bias, local, _row_strides(local), y, *sizes)
     mean, var = out_known or (None, None)
     return standard_gelu_into(y, y, out_bias, GROUPS, mean, var, 1e-5)[0]
 
@@ -228,7 +228,7 @@ def _(
 def _local_branches(
     maps: list[Tensor], kernels: list[Tensor], layers: list[Tensor], known: list[Tensor]
 ) -> tuple[list[Tensor], tuple[list[Tensor], list[Tensor]]]:
-    """The local branches before their standardisation, and mean and 1 / standard deviation for that, (B, C) each."""
+    """The local branches before standardisation, and their mean and 1 / standard deviation, (B, C) each."""
     batch, chans, height, width = maps[0].shape
     for kernel in kernels:
         native.fit("a kernel", kernel, chans, 1, -1, -1)
@@ -237,7 +237,7 @@ def _local_branches(
     _fit_all(layers, [(chans, chans), (chans,)] * len(kernels))
     _fit_all(known, [(chans,)] * len(known))
     kernels, layers, known = ([t.contiguous() for t in part] for part in (kernels, layers, known))
-    biases: Sequence[Tensor | None] = layers[1::2] if known else [None] * len(kernels)  # the batch's own take it away
+    biases: Sequence[Tensor | None] = layers[1::2] if known else [None] * len(kernels)  # batch statistics cancel it
     z = [torch.empty_like(t) for t in maps]
     mean, scale = ([t.new_empty(batch, chans) for t in maps] for _ in range(2))
     k_h, k_w = ([t.shape[i] for t in kernels] for i in (-2, -1))
@@ -252,20 +252,20 @@ def _local_branches(
 
 
 def _check_small(biases: Sequence[Tensor]) -> None:
-    """Refuse biases that a standardisation would take away, so that they are left out, unless they drown the rest."""
+    """Refuse biases so large that omitting them before a standardisation, which cancels them, would change rounding."""
     if not bool(torch.cat(list(biases)).abs().max() < 1e6):
         raise Unsuited("a bias is too large to be left out")
 
 
-def _down(columns: Sequence[Tensor]) -> list[int]:
-    """How far apart the rows of columns of a larger matrix are."""
+def _row_strides(columns: Sequence[Tensor]) -> list[int]:
+    """Row strides of columns of a larger matrix."""
     if any(t.stride(1) != 1 for t in columns):
         raise Unsuited("the numbers of a row must be neighbours")
     return [t.stride(0) for t in columns]
 
 
 def _check_threads(x: Tensor) -> None:
-    """Refuse where some threads would be idle, or a map is too small or too large to work on it by itself."""
+    """Refuse sizes where some threads would be idle, or a map is too small or too large to be processed by itself."""
     native.fit("x", x, -1, -1, x.shape[-1], x.shape[-1])
     threads = torch.get_num_threads()
     if threads > 2 and len(x) < 4 * threads and len(x) % threads:

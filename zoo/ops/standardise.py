@@ -1,7 +1,7 @@
-"""Standardisation: normalisation without affine parameters, by instance (IS), by batch (BS), by both in turn (G-IBS).
+"""Standardisation: normalisation without affine parameters, by instance (IS), by batch (BS), or both in turn (G-IBS).
 
-On a CPU one pass over memory does what the library's operators do in several, forward and backward: moments of a plane
-are taken while it is in the cache, and the slope of GELU is computed anew instead of kept.
+On a CPU one pass over memory replaces several of torch's, forward and backward: moments of a plane are computed while
+it is in the cache, and the derivative of GELU is recomputed instead of stored.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _INFINITE = "a variance is not finite"
 
 @operator()
 def instance_standardise(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """(x - mean) / sqrt(var + eps) of every plane of every sample, biased variance; (B, C, ...) -> same."""
+    """(x - mean) / sqrt(var + eps) of every plane (sample and channel), biased variance; (B, C, ...) -> same."""
     points = x.flatten(2)
     return F.layer_norm(points, points.shape[-1:], eps=eps).view(x.shape)
 
@@ -56,29 +56,29 @@ def standardised_gate(key: Tensor, query: Tensor, bias: Tensor) -> Tensor:
 
     Args:
         key: (B, C, H, W).
-        query: likewise.
-        bias: one number for each pixel, (H, W) or (W,).
+        query: (B, C, H, W).
+        bias: one value per pixel, (H, W) or (W,).
     """
     return F.gelu(instance_standardise(key * query)) + bias
 
 
 @standardised_gate.on("cpu", torch.float32)
 def _(key: Tensor, query: Tensor, bias: Tensor) -> Tensor:
-    return _standardise(key, query, _everywhere(bias, key), 1e-5)
+    return _standardise(key, query, _expand_bias(bias, key), 1e-5)
 
 
 @standardised_gate.gradient
 def _(saved: Saved, grad: Tensor) -> tuple[Tensor | None, ...]:
     key, query, bias = saved.inputs
     d_key, d_query = _instance_backward(key, query, grad, 1e-5)
-    return d_key, d_query, _of_bias(grad, bias) if saved.wanted[2] else None
+    return d_key, d_query, _bias_grad(grad, bias) if saved.wanted[2] else None
 
 
-# ---- by batch, and by both in turn -------------------------------------------------------------------------
+# ---- by batch, and both in turn ----------------------------------------------------------------------------
 
 
 def batch_standardise(x: Tensor, mean: Tensor | None = None, var: Tensor | None = None, eps: float = 1e-5) -> Tensor:
-    """(x - mean) / sqrt(var + 1e-5) of every channel over batch and space, biased variance.
+    """(x - mean) / sqrt(var + eps) of every channel over batch and space, biased variance.
 
     Args:
         x: (B, C, ...).
@@ -90,11 +90,11 @@ def batch_standardise(x: Tensor, mean: Tensor | None = None, var: Tensor | None 
 
 
 def group_standardise(x: Tensor, mean: Tensor | None = None, var: Tensor | None = None) -> Tensor:
-    """G-IBS: twelve contiguous groups of channels, standardised by batch (even groups) and by instance (odd ones).
+    """G-IBS: twelve contiguous groups of channels, standardised by batch (even groups) and by instance (odd groups).
 
     Args:
         x: (B, C, ...), C divisible by 12.
-        mean: (C / 2,), statistics of the even groups' channels used instead of the batch's own.
+        mean: (C / 2,), for the channels of the even groups instead of the batch's own.
         var: (C / 2,), likewise.
     """
     even, odd = split_groups(x)
@@ -126,19 +126,19 @@ def standard_gelu(
 
     Args:
         x: (B, C, H, W).
-        bias: one number, (1,).
+        bias: one value, (1,).
         groups: 1 for BS; 12 for G-IBS, of which only the even groups are standardised by batch.
-        mean: of the channels that are standardised by batch, (C,) or (C / 2,), used instead of the batch's own.
+        mean: of the channels standardised by batch, (C,) or (C / 2,), used instead of the batch's own.
         var: their biased variance, likewise.
         eps: added to the variance.
 
     Returns:
-        (B, C, H, W); mean and 1 / standard deviation that every plane was standardised with, (B, C), without gradients.
+        (B, C, H, W); mean and 1 / standard deviation used for every plane, (B, C), without gradients.
     """
     even, odd = (x, x) if groups == 1 else split_groups(x, groups)
     if mean is None or var is None:
         y, middle, scale = torch.native_batch_norm(even, None, None, None, None, True, 0.0, eps)
-        if y.dtype in (torch.float16, torch.bfloat16):  # which it answers the moments in too
+        if y.dtype in (torch.float16, torch.bfloat16):  # torch then returns the moments in it too
             spread, middle = torch.var_mean(even.detach().float(), (0, 2, 3), correction=0)
             scale = (spread + eps).rsqrt()
     else:
@@ -174,7 +174,7 @@ def _(saved: Saved, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...
     for means in (flat, tilt):
         native.call("shared_means", means, *middle.shape, groups, int(mean is not None))
     native.call("shared_backward", x, middle, scale, flat, tilt, d_x, *sizes)
-    return d_x, _of_bias(grad, bias) if saved.wanted[1] else None, None, None, None, None
+    return d_x, _bias_grad(grad, bias) if saved.wanted[1] else None, None, None, None, None
 
 
 # ---- on a CPU ----------------------------------------------------------------------------------------------
@@ -190,21 +190,21 @@ def _planes(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
-def _everywhere(bias: Tensor, like: Tensor) -> Tensor:
-    """A bias for every pixel of a map."""
+def _expand_bias(bias: Tensor, like: Tensor) -> Tensor:
+    """Expand a bias to all pixels of a map."""
     try:
         return bias.expand(like.shape[2:]).contiguous()
     except RuntimeError as error:
         raise Unsuited(str(error)) from error
 
 
-def _of_bias(grad: Tensor, bias: Tensor) -> Tensor:
-    """The gradient of a bias that was the same for all planes."""
+def _bias_grad(grad: Tensor, bias: Tensor) -> Tensor:
+    """Gradient of a bias shared by all planes."""
     return grad.sum((0, 1)).sum_to_size(bias.shape)
 
 
 def _standardise(x: Tensor, times: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """Planes of x, or of x * times, standardised by their own moments; with a bias GELU and that follow."""
+    """Standardise planes of x, or of x * times, by their own moments; with a bias, apply GELU and add it."""
     x = _planes(x)
     if times is not None:
         native.fit("times", times, *x.shape)
@@ -218,7 +218,7 @@ def _standardise(x: Tensor, times: Tensor | None, bias: Tensor | None, eps: floa
 def standard_gelu_into(
     y: Tensor, x: Tensor, bias: Tensor, groups: int, mean: Tensor | None, var: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What :func:`standard_gelu` answers, in the memory of y, which may be x; both contiguous."""
+    """Result of :func:`standard_gelu`, written to y, which may be x; both contiguous."""
     chans, planes, points = x.shape[1], x.shape[:2].numel(), _points(x)
     if groups != 1 and (groups < 2 or groups % 2 or chans % groups):
         raise Unsuited(f"{chans} channels do not make {groups} groups")
@@ -231,12 +231,12 @@ def standard_gelu_into(
     native.call("shared_moments", middle, scale, *known_moments, *middle.shape, groups, eps)
     if not bool(scale.min() > 0):
         raise Unsuited(_INFINITE)
-    native.call("standardise", x, None, _everywhere(bias, x), y, middle, scale, planes, points, eps)
+    native.call("standardise", x, None, _expand_bias(bias, x), y, middle, scale, planes, points, eps)
     return y, middle, scale
 
 
 def _instance_backward(x: Tensor, times: Tensor | None, grad: Tensor, eps: float) -> tuple[Tensor, Tensor | None]:
-    """Gradients of x and of `times`; the moments are taken again, while a plane is at hand."""
+    """Gradients of x and of `times`; the moments are recomputed while the plane is in the cache."""
     x, grad = _planes(x), grad.contiguous()
     d_x, d_times = torch.empty_like(x), None if times is None else torch.empty_like(x)
     times = None if times is None else times.contiguous()

@@ -1,10 +1,10 @@
-"""Depthwise convolution with large kernels on a GPU, in Triton, forward and backward.
+"""Triton kernels for depthwise convolution with large kernels, forward and backward.
 
-A program keeps a tile of pixels and channels in registers while it goes over the taps. The gradient of the input is
-the same convolution with the taps reversed.
+A program keeps a tile of pixels and channels in registers while it loops over the taps. The gradient of the input is
+the same convolution with reversed taps.
 
-Importing this file needs Triton; :mod:`zoo.ops.gpu` decides when to. With TRITON_INTERPRET=1 in the environment the
-loops run on a CPU, for tests.
+Importing this file needs Triton; :mod:`zoo.ops.gpu` decides when. With TRITON_INTERPRET=1 in the environment the
+kernels run on a CPU, for tests.
 """
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 __all__ = ["convolve", "weight_gradient"]
 
-#: Sides of a tile: pixels, channels; and how many programs share the sum of a weight gradient.
+#: Tile sizes (pixels, channels), and the number of programs that share the sum of a weight gradient.
 PIXELS, CHANS, SHARES = 64, 32, 16
 
 
@@ -67,7 +67,7 @@ def _weight_gradient(
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Depthwise convolution with zero padding that keeps the size of the map.
+    """Depthwise convolution with zero padding, output of the same size.
 
     Args:
         x: (B, C, H, W), float32, bfloat16 or float16.
@@ -75,7 +75,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         bias: (C,) or None.
 
     Returns:
-        (B, C, H, W) in channels_last order, summed in float32.
+        (B, C, H, W) in channels_last order, accumulated in float32.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     batch, chans, height, width = x.shape

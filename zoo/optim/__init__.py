@@ -1,4 +1,4 @@
-"""Optimizers and schedules by name, and parameter groups that know the zoo's models."""
+"""Optimizers and schedules by name, and parameter groups for the zoo's models."""
 
 from zoo.optim.groups import param_groups
 from zoo.optim.optimizers import create_optimizer

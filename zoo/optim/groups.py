@@ -1,4 +1,4 @@
-"""Parameter groups that know what a model wants decayed, and how deep each of its parameters lies."""
+"""Parameter groups that respect a model's weight decay exceptions and the depth of its parameters."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import nn
 
 
 def param_groups(model: nn.Module, weight_decay: float = 0.0, layer_decay: float | None = None) -> list[dict[str, Any]]:
-    """Parameter groups with and without weight decay and, where asked for, one learning rate scale per depth.
+    """Parameter groups with and without weight decay and, optionally, one learning rate scale per depth.
 
-    Vectors (norm weights, layer scale), biases and whatever `model.no_weight_decay()` names are not decayed. With
-    `layer_decay` a parameter of depth id `i` gets `lr_scale = layer_decay ** (max_id - i)`; ids come from
-    `model.layer_ids()` where the model has them (UniRepLKNet's twelve groups), else from timm's `group_matcher`.
+    Vectors (norm weights, layer scale), biases and the names in `model.no_weight_decay()` are not decayed. With
+    `layer_decay`, a parameter with depth id `i` gets `lr_scale = layer_decay ** (max_id - i)`; ids come from
+    `model.layer_ids()` if the model has it (UniRepLKNet's twelve groups), else from timm's `group_matcher`.
 
     Args:
-        model: Any module; parameters that do not require a gradient are left out.
+        model: Any module; frozen parameters are left out.
         weight_decay: Decay of the decayed groups.
-        layer_decay: Factor per depth id in (0, 1]; None for one rate everywhere.
+        layer_decay: Factor per depth id in (0, 1]; None for the same rate everywhere.
 
     Returns:
         Groups for a `torch.optim.Optimizer`, in a fixed order. `lr_scale` is applied by the schedule.

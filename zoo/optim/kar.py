@@ -1,4 +1,4 @@
-"""Kar2 and Kar3, the sign optimizers that Terminator was trained with, and their schedule; in timm's registry.
+"""Kar2 and Kar3, the sign optimizers that Terminator was trained with, and their schedule; registered in timm.
 
 >>> create_optimizer(model, opt="kar3", lr=0.001215, betas=(0.5, 0.95))
 """
@@ -23,17 +23,17 @@ class Kar(torch.optim.Optimizer):
 
         p -= lr sign(g);   p -= lr sign(m_i) for every i;   then m_i = beta_i m_i + (1 - beta_i) g
 
-    A step moves a number by at most (1 + number of averages) * lr. There is no bias correction and no epsilon.
-    A parameter without effect, whose gradient is rounding noise, walks at full speed all the same.
+    A step changes an entry by at most (1 + number of averages) * lr. There is no bias correction and no epsilon, so
+    parameters without effect, whose gradient is rounding noise, move at full speed too.
 
     Args:
         params: Parameters or groups.
         lr: Learning rate.
         betas: Decay of each moving average, in [0, 1).
-        weight_decay: Decoupled decay (ours; the authors have none).
+        weight_decay: Decoupled weight decay (ours; the authors use none).
 
     Raises:
-        ValueError: A number is outside of its range.
+        ValueError: An argument is out of range.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Kar(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take a step; `closure`, if given, computes the loss and its gradients first."""
+        """Perform a step; `closure`, if given, computes the loss and its gradients first."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -119,17 +119,17 @@ for _kind, _what in ((Kar2, "one average"), (Kar3, "two averages")):
 
 
 def chained_factor(step: int, total: int, warmup: int) -> float:
-    """What the authors' chain of a linear warm-up and a cosine multiplies the rate with before step `step`.
+    """Learning rate factor of the authors' chained linear warm-up and cosine at step `step`.
 
-    Both act from the first step on, so the largest factor is a little above one, at the end of the warm-up.
+    Both act from the first step on, so the largest factor, at the end of the warm-up, is slightly above one.
 
     Args:
         step: Optimizer step t, from 0.
-        total: Steps of the whole training.
-        warmup: Steps W of the warm-up among them.
+        total: Total number of steps.
+        warmup: Number of warm-up steps W among them.
     """
     length, place = max(total - warmup, 1), step - warmup + 1
-    if place > length:  # past the end, where the authors' chain has forgotten the warm-up
+    if place > length:  # past the end, where the authors' chain ignores the warm-up
         return (1 + math.cos(math.pi * place / length)) / 2
     rise = 1e-8 + (1 - 1e-8) * min(step, warmup) / warmup if warmup else 1.0
     fall = 1 + math.cos(math.pi * place / length)
@@ -137,7 +137,7 @@ def chained_factor(step: int, total: int, warmup: int) -> float:
 
 
 class ChainedCosine(Scheduler):
-    """The authors' schedule as one of timm's: the base rate times :func:`chained_factor`."""
+    """The authors' schedule as a timm scheduler: the base rate times :func:`chained_factor`."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, total: int, warmup: int) -> None:
         super().__init__(optimizer, param_group_field="lr")

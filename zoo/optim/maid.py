@@ -1,19 +1,19 @@
-r"""Hyper-parameters by gradient descent when nothing is solved exactly: bilevel problems with adaptive accuracy (MAID).
+r"""MAID: bilevel optimisation of hyper-parameters with inexact solvers of adaptive accuracy.
 
     min_theta g(x*(theta)),    x*(theta) = argmin_x h(x, theta),    h strongly convex and smooth in x
 
 Salehi, Mukherjee, Roberts and Ehrhardt, "An adaptively inexact first-order method for bilevel optimization with
 application to hyperparameter learning" (2023); the authors' code is MohammadSadeghSalehi/MAID. An inexact x is within
 eps = |grad h| / mu of x*; conjugate gradients solve H q = grad g to a residual delta; z = -B^T q with B = d2h/dx dtheta
-is the hypergradient up to a known bound. Accuracies tighten while the bound is too large for a direction of descent,
-and the line search accounts for the errors of both losses.
+is the hypergradient up to a known error bound. Accuracies are increased while the bound is too large to guarantee a
+descent direction, and the line search accounts for the errors of both losses.
 
->>> problem = RidgePenalties(A, b, A_val, b_val)                       # one penalty exp(theta_j) for each feature
+>>> problem = RidgePenalties(A, b, A_val, b_val)                       # one penalty exp(theta_j) per feature
 >>> result = maid(problem, torch.zeros(A.shape[1]))
 >>> result.theta, result.x, result.values[-1]
 
-All Lipschitz terms of the bound are kept: for penalties exp(theta) they do not vanish, though h is quadratic, and
-without them it is no bound.
+All Lipschitz terms of the bound are kept: for penalties exp(theta) they do not vanish, although h is quadratic, and
+are needed for the bound to hold.
 """
 
 from __future__ import annotations
@@ -43,45 +43,45 @@ __all__ = [
 
 
 class NotConvexError(ValueError):
-    """A lower problem that is not strongly convex, or not as much as it says."""
+    """The lower problem is not strongly convex, or less than claimed."""
 
 
 class Bilevel(ABC):
-    """A bilevel problem and the constants that bound its errors; x and theta are vectors in float64."""
+    """A bilevel problem and the constants of its error bounds; x and theta are float64 vectors."""
 
     #: Lipschitz constant of the gradient of g.
     upper_smoothness: float
 
     @abstractmethod
     def lower(self, x: Tensor, theta: Tensor) -> Tensor:
-        """The lower loss h, a number."""
+        """Lower loss h, a scalar."""
 
     @abstractmethod
     def upper(self, x: Tensor) -> Tensor:
-        """The upper loss g, a number."""
+        """Upper loss g, a scalar."""
 
     @abstractmethod
     def convexity(self, theta: Tensor) -> float:
-        """Mu > 0: a lower bound of the eigenvalues of d2h/dx2."""
+        """Mu > 0: lower bound of the eigenvalues of d2h/dx2."""
 
     @abstractmethod
     def smoothness(self, theta: Tensor) -> float:
-        """L: an upper bound of these eigenvalues."""
+        """L: upper bound of these eigenvalues."""
 
     @abstractmethod
     def start(self) -> Tensor:
-        """An x to begin with."""
+        """Initial x."""
 
     @abstractmethod
     def cross_norm(self, x: Tensor, theta: Tensor) -> float:
-        """The spectral norm of B = d2h/dx dtheta, or an upper bound."""
+        """Spectral norm of B = d2h/dx dtheta, or an upper bound."""
 
     @abstractmethod
     def cross_lipschitz(self, theta: Tensor) -> float:
         """Lipschitz constant of B in x."""
 
     def inverse_lipschitz(self, theta: Tensor) -> float:
-        """Lipschitz constant of the inverse of d2h/dx2 in x; zero where h is quadratic in x."""
+        """Lipschitz constant of the inverse of d2h/dx2 in x; zero if h is quadratic in x."""
         return 0.0
 
     def gradient(self, x: Tensor, theta: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class Bilevel(ABC):
             return torch.autograd.grad(self.lower(x, theta.detach()), x)[0]
 
     def upper_gradient(self, x: Tensor) -> tuple[float, Tensor]:
-        """The upper loss g and dg/dx."""
+        """Upper loss g and dg/dx."""
         x = x.detach().requires_grad_()
         with torch.enable_grad():
             g = self.upper(x)
@@ -119,8 +119,8 @@ class Penalties(Bilevel):
     """h = loss(x) + 1/2 sum_j exp(theta_group(j)) x_j^2: penalties by feature, by class or by layer.
 
     Args:
-        groups: The penalty of each number of x (D,), whole numbers from 0; None: each has its own.
-        dim: D.
+        groups: Index of the penalty of each entry of x (D,), integers from 0; None: a separate one for each.
+        dim: Dimension D.
     """
 
     def __init__(self, dim: int, groups: Tensor | None = None) -> None:
@@ -133,18 +133,18 @@ class Penalties(Bilevel):
 
     @abstractmethod
     def loss(self, x: Tensor) -> Tensor:
-        """A convex function of x, without its penalties."""
+        """Convex loss of x, without penalties."""
 
     @abstractmethod
     def loss_smoothness(self) -> float:
-        """Lipschitz constant of the loss's gradient."""
+        """Lipschitz constant of the gradient of the loss."""
 
     def loss_convexity(self) -> float:
-        """Least curvature of the loss; 0 is always right."""
+        """Least curvature of the loss; 0 is always valid."""
         return 0.0
 
     def weights(self, theta: Tensor) -> Tensor:
-        """exp(theta) for each number of x (D,)."""
+        """exp(theta) for each entry of x (D,)."""
         if theta.shape != (self.count,):
             raise ValueError(f"theta has shape {tuple(theta.shape)}; there are {self.count} penalties")
         return theta.exp()[self.groups]
@@ -226,17 +226,17 @@ class RidgePenalties(Penalties):
 
 
 class LogisticPenalties(Penalties):
-    """A linear softmax classifier: mean cross-entropy and penalties; g is the mean cross-entropy of validation rows.
+    """Linear softmax classifier: mean cross-entropy and penalties; g is the mean cross-entropy of the validation rows.
 
-    x holds the weights (C, D) row by row. Put a column of ones among the features for an intercept.
+    x holds the weights (C, D) row by row. Add a column of ones to the features for an intercept.
 
     Args:
         X: Training rows (n, D).
         y: Classes (n,).
         X_val: Validation rows (m, D).
         y_val: Classes (m,).
-        classes: C.
-        by: One penalty for each `"feature"`, for each `"class"`, or one for `"all"`.
+        classes: Number of classes C.
+        by: One penalty per `"feature"`, per `"class"`, or a single one for `"all"`.
     """
 
     def __init__(self, X: Tensor, y: Tensor, X_val: Tensor, y_val: Tensor, classes: int, by: str = "feature") -> None:
@@ -279,17 +279,17 @@ def minimise(
     """Nesterov's method with constant momentum until |grad h| <= mu eps, so that |x - x*| <= eps.
 
     Args:
-        problem: With its convexity mu and smoothness L.
+        problem: Provides convexity mu and smoothness L.
         theta: Hyper-parameters.
-        x: Start.
+        x: Initial value.
         eps: Accuracy of x.
-        max_iterations: Then it gives up.
+        max_iterations: Maximum number of iterations.
 
     Returns:
-        x, and the number of gradients that it took.
+        x, and the number of gradient evaluations.
 
     Raises:
-        NotConvexError: It diverges, or does not get there.
+        NotConvexError: The iteration diverges or does not converge.
     """
     mu, L = problem.convexity(theta), problem.smoothness(theta)
     if not 0 < mu <= L * (1 + 1e-12) < math.inf:
@@ -316,21 +316,21 @@ def minimise(
 def conjugate_gradients(
     problem: Bilevel, x: Tensor, theta: Tensor, b: Tensor, delta: float, q: Tensor | None = None
 ) -> tuple[Tensor, float]:
-    """Solve d2h/dx2 q = b to the residual delta, or as well as rounding allows.
+    """Solve d2h/dx2 q = b to the residual delta, or to rounding.
 
     Args:
-        problem: With its curvature.
-        x: Where.
+        problem: Provides the curvature.
+        x: Point.
         theta: Hyper-parameters.
         b: Right-hand side.
-        delta: Wanted residual.
-        q: Start; zeros if None.
+        delta: Requested residual.
+        q: Initial value; zeros if None.
 
     Returns:
-        q, and the residual |d2h/dx2 q - b| that it has.
+        q, and its residual |d2h/dx2 q - b|.
 
     Raises:
-        NotConvexError: A direction has no positive curvature.
+        NotConvexError: A direction has non-positive curvature.
     """
     q = torch.zeros_like(b) if q is None else q
     r = b - problem.curvature(x, theta, q)
@@ -350,22 +350,22 @@ def conjugate_gradients(
 
 
 def hypergradient(problem: Bilevel, x: Tensor, theta: Tensor, q: Tensor) -> Tensor:
-    """The vector z = -B^T q: the derivative of g(x*(theta)) where x = x* and q solves H q = grad g."""
+    """The vector z = -B^T q: the gradient of g(x*(theta)) if x = x* and q solves H q = grad g."""
     return -problem.cross(x, theta, q)
 
 
 def error_bound(problem: Bilevel, x: Tensor, theta: Tensor, eps: float, delta: float, mu: float | None = None) -> float:
-    """How far z may be from the true hypergradient.
+    """Bound of the error of z as hypergradient.
 
     |B|/mu (L_g eps + delta) + (L_Hinv |grad g| |B| + L_B |grad g| / mu) eps + L_B L_g / mu eps^2, at the inexact x.
 
     Args:
-        problem: With its constants.
-        x: With |x - x*| <= eps.
+        problem: Provides the constants.
+        x: Point with |x - x*| <= eps.
         theta: Hyper-parameters.
         eps: Accuracy of x.
         delta: Residual of q.
-        mu: Convexity; the problem's own if None.
+        mu: Convexity; default: the problem's own.
     """
     mu = problem.convexity(theta) if mu is None else mu
     B, slope = problem.cross_norm(x, theta), float(problem.upper_gradient(x)[1].norm())
@@ -375,35 +375,35 @@ def error_bound(problem: Bilevel, x: Tensor, theta: Tensor, eps: float, delta: f
 
 
 def decrease(old: float, new: float, old_slope: float, new_slope: float, eps: float, smoothness: float) -> float:
-    """What g has changed by at most, from values and gradient norms at inexact points: negative is certain progress.
+    """Upper bound of the change of g, from values and gradient norms at inexact points; certain progress if negative.
 
     Args:
         old: The upper loss g at the old point.
-        new: At the new one.
+        new: g at the new point.
         old_slope: |grad g| at the old point.
-        new_slope: At the new one.
+        new_slope: |grad g| at the new point.
         eps: Accuracy of both points.
         smoothness: L_g.
     """
     return new + new_slope * eps + smoothness * eps**2 / 2 - old + old_slope * eps
 
 
-# ---- the method --------------------------------------------------------------------------------------------
+# ---- algorithm  --------------------------------------------------------------------------------------------
 
 
 @dataclass
 class MaidResult:
-    """What a run found, and how.
+    """Result and history of a run.
 
     Attributes:
         theta: Hyper-parameters.
-        x: The solution of the lower problem for them, to accuracy `eps`.
-        values: g before the first and after every step, at inexact x.
-        thetas: Hyper-parameters likewise.
+        x: Solution of the lower problem for them, to accuracy `eps`.
+        values: g initially and after every step, at inexact x.
+        thetas: Hyper-parameters initially and after every step.
         accuracies: eps after every step.
-        steps: Step sizes that were accepted.
-        lower_iterations: Gradients of h, all together.
-        message: Why it ended.
+        steps: Accepted step sizes.
+        lower_iterations: Total number of gradients of h.
+        message: Why it stopped.
     """
 
     theta: Tensor
@@ -432,29 +432,29 @@ def maid(
     lam: float = 0.45,
     searches: int = 10,
 ) -> MaidResult:
-    """Descend on the hyper-parameters with accuracies and steps that adapt; every step lowers g for certain.
+    """Gradient descent on the hyper-parameters with adaptive accuracies and steps; every step provably decreases g.
 
     Args:
         problem: The bilevel problem.
-        theta: Start (T,).
-        iterations: Accepted steps at most.
-        eps: First accuracy of x.
-        delta: First residual of q.
-        step: First step size.
-        tolerance: Ends where |z| and its error bound fall below it.
-        min_eps: Ends where a better accuracy would be needed.
-        max_lower: Ends where that many gradients of h were taken.
+        theta: Initial value (T,).
+        iterations: Maximum number of accepted steps.
+        eps: Initial accuracy of x.
+        delta: Initial residual of q.
+        step: Initial step size.
+        tolerance: Stop when the sum of |z| and its error bound is below this.
+        min_eps: Stop when a better accuracy would be needed.
+        max_lower: Stop after this many gradients of h.
         rho: Factor of the line search.
-        eta: The bound may be (1 - eta) |z|.
-        lam: Share of the expected decrease that counts as progress, below eta.
-        searches: Step sizes tried at first; one more after each failure.
+        eta: The error bound may be up to (1 - eta) |z|.
+        lam: Fraction of the expected decrease that is required, below eta.
+        searches: Step sizes to try initially; one more after each failure.
 
     Returns:
-        The last state and the history.
+        The final state and the history.
 
     Raises:
-        ValueError: A number is outside of its range.
-        NotConvexError: The lower problem is not what it says.
+        ValueError: An argument is out of range.
+        NotConvexError: The lower problem is less convex or smooth than claimed.
     """
     if not (eps > 0 and delta > 0 and step > 0 and 0 < rho < 1 and 0 < lam < eta < 1 and searches >= 1):
         raise ValueError(
@@ -526,7 +526,7 @@ def _search(
     lam: float,
     searches: int,
 ) -> _Trial:
-    """The first of the step sizes step, step rho, ... that lowers g for certain."""
+    """The first of the step sizes step, step rho, ... that provably decreases g."""
     trial, start = _Trial(0), x
     for _ in range(searches):
         new = theta - step * z

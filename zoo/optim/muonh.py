@@ -1,12 +1,12 @@
-"""MuonH: Muon whose matrices stay on a sphere, and HyperP, the rules by which its learning rate transfers.
+"""MuonH: Muon with matrices on a sphere, and HyperP, the rules for transferring its learning rate.
 
-The authors' code is microsoft/ArchScale (MIT); orthogonalisation by Newton-Schulz steps is Muon's (Jordan et al.,
-2024). This is an implementation of its own, checked against that code in float64.
+The authors' code is microsoft/ArchScale (MIT); orthogonalisation by Newton-Schulz steps is from Muon (Jordan et al.,
+2024). This is an independent implementation, checked against that code in float64.
 
     M <- beta M + G,   U = NS5(G + beta M),   W' = W - lr (|W| / |U|) U,   W <- W' |W| / |W'|
 
-|.| is the Frobenius norm. A rate is thus the angle of a step, whatever the shape of the matrix: there is no weight
-decay, no warm-up and no factor by shape. The radius is what the initialisation made it.
+|.| is the Frobenius norm. The learning rate is thus the angle of a step, whatever the shape of the matrix: there is no
+weight decay, warm-up or factor by shape. The radius is the norm of the initial matrix.
 
 >>> optimizer = MuonH(muonh_groups(model), lr=0.05)
 >>> optimizer = MuonH(muonh_groups(model, head="sphere"), lr=transferred_lr(0.05, depth=16, base_depth=8))
@@ -28,7 +28,7 @@ __all__ = ["COEFFICIENTS", "MuonH", "by_method", "muonh_groups", "newton_schulz"
 Method = Literal["muon", "adam_sphere", "adam"]
 Head = Literal["plain", "sphere"]
 
-#: (a, b, c) of the five steps X <- a X + (b A + c A A) X, A = X X^T.
+#: Coefficients (a, b, c) of the five steps X <- a X + (b A + c A A) X, A = X X^T.
 COEFFICIENTS = (
     (4.0848, -6.8946, 2.9270),
     (3.9505, -6.3029, 2.6377),
@@ -41,16 +41,16 @@ COEFFICIENTS = (
 def newton_schulz(
     G: Tensor, eps: float = 1e-7, *, dtype: torch.dtype | None = None, iterates: list[Tensor] | None = None
 ) -> Tensor:
-    """A matrix with the singular vectors of G and singular values near 1; zero stays zero.
+    """A matrix with the singular vectors of G and singular values near 1; zero is mapped to zero.
 
     Args:
         G: (..., m, n).
-        eps: Added to the Frobenius norm that G is divided by.
-        dtype: Type of the products; None: that of G, but bfloat16 on CUDA for float32 and below.
-        iterates: Takes the start and what each step makes of it, transposed where G is tall.
+        eps: Added to the Frobenius norm before dividing G by it.
+        dtype: Dtype of the products; None: that of G, but bfloat16 on CUDA for float32 and below.
+        iterates: If given, the start and each iterate are appended, transposed if G is tall.
 
     Returns:
-        (..., m, n), in the type of G.
+        (..., m, n), in the dtype of G.
     """
     if dtype is None:
         wide = G.dtype == torch.float64
@@ -69,27 +69,27 @@ def newton_schulz(
 
 
 class MuonH(torch.optim.Optimizer):
-    """Muon on Frobenius spheres for matrices, AdamW for everything else; groups say which by `method`.
+    """Muon on Frobenius spheres for matrices, AdamW for everything else, by each group's `method`.
 
-    Filters (out, in, ...) count as matrices (out, in * ...). A zero gradient leaves a matrix where it is, once its
-    momentum is used up. States are those of the parameter's type, float32 at least.
+    Filters (out, in, ...) are treated as matrices (out, in * ...). With zero gradients a matrix stops moving once its
+    momentum has decayed. Optimizer states have the parameter's dtype, at least float32.
 
     Args:
-        params: Parameters, or groups; those of :func:`muonh_groups` know their method.
-        lr: Of matrices, an angle; rates of groups with another method, where `adam_lr` is given, too.
-        adam_lr: Rate of groups of the methods `adam` and `adam_sphere` that bring none; None: `lr`.
+        params: Parameters, or groups, such as those of :func:`muonh_groups`.
+        lr: Learning rate: for matrices an angle; also for other groups unless `adam_lr` is given.
+        adam_lr: Learning rate of `adam` and `adam_sphere` groups without their own; None: `lr`.
         beta: Decay of the momentum.
-        betas: Decays of both of Adam's moments.
-        eps: Of Adam.
+        betas: Decays of Adam's two moments.
+        eps: Adam's epsilon.
         ns_eps: See :func:`newton_schulz`.
-        norm_eps: The least norm that a step is divided by.
-        weight_decay: Decoupled decay; of matrices before the radius is read, as in the authors' code, so that the
-            radius shrinks by (1 - lr weight_decay) a step.
-        method: `"muon"`, `"adam_sphere"` (Adam's direction, then the same step) or `"adam"`, of groups that say none.
+        norm_eps: Lower bound of the norm that a step is divided by.
+        weight_decay: Decoupled weight decay; for matrices it is applied before the radius is computed, as in the
+            authors' code, so that the radius shrinks by (1 - lr weight_decay) per step.
+        method: Default for groups: `"muon"`, `"adam_sphere"` (Adam's direction with the same step) or `"adam"`.
 
     Raises:
-        ValueError: A number is outside of its range, a method is not known, or a parameter on a sphere is no matrix or
-            is zero: on a sphere of radius 0 it could never move.
+        ValueError: An argument is out of range, a method is unknown, or a parameter on a sphere is not a matrix or is
+            zero: on a sphere of radius 0 it could never move.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class MuonH(torch.optim.Optimizer):
         super().__init__(params, {**defaults, "norm_eps": norm_eps, "weight_decay": weight_decay, "method": method})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, once its method and its parameters fit each other."""
+        """Add a group, after a check of its method and parameters."""
         method = param_group.get("method", self.defaults["method"])
         if method not in get_args(Method):
             raise ValueError(f"method={method!r} is not one of {', '.join(map(repr, get_args(Method)))}")
@@ -129,7 +129,7 @@ class MuonH(torch.optim.Optimizer):
             return
         for p in self.param_groups[-1]["params"]:
             if p.ndim < 2:
-                raise ValueError(f"a parameter of shape {tuple(p.shape)} is no matrix: give its group method='adam'")
+                raise ValueError(f"a parameter of shape {tuple(p.shape)} is not a matrix: give its group method='adam'")
             if not p.is_meta and not bool(p.detach().any()):
                 raise ValueError(
                     f"a parameter of shape {tuple(p.shape)} is zero, and on a sphere of radius 0 it never moves: "
@@ -142,7 +142,7 @@ class MuonH(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take a step; `closure`, if given, computes the loss and its gradients first."""
+        """Perform a step; `closure`, if given, computes the loss and its gradients first."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -162,7 +162,7 @@ class MuonH(torch.optim.Optimizer):
         return loss
 
     def _muon(self, p: Tensor, group: dict[str, Any]) -> Tensor:
-        """U, of the parameter's shape."""
+        """Muon's direction U, with the parameter's shape."""
         state, g = self.state[p], _wide(p.grad)
         if not state:
             state["momentum_buffer"] = torch.zeros_like(g)
@@ -171,7 +171,7 @@ class MuonH(torch.optim.Optimizer):
         return U.view_as(p)
 
     def _adam(self, p: Tensor, group: dict[str, Any]) -> Tensor:
-        """Adam's direction, of the parameter's shape."""
+        """Adam's direction, with the parameter's shape."""
         state, g = self.state[p], _wide(p.grad)
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
@@ -189,20 +189,20 @@ def _wide(g: Tensor | None) -> Tensor:
 
 
 def sphere_step(W: Tensor, U: Tensor, lr: float, eps: float = 1e-8) -> Tensor:
-    """W - lr (|W| / |U|) U, back on the sphere of radius |W|.
+    """W - lr (|W| / |U|) U, projected back to the sphere of radius |W|.
 
     Args:
         W: A parameter.
-        U: A direction of its shape; if it is zero, W stays.
-        lr: The angle, nearly.
-        eps: The least norm of U that is divided by.
+        U: A direction of the same shape; if it is zero, W is unchanged.
+        lr: Angle, approximately.
+        eps: Lower bound of the norm of U in the division.
     """
     radius = W.norm()
     moved = W - (lr * radius / U.norm().clamp_min(eps)) * U
     return moved * (radius / moved.norm().clamp_min(torch.finfo(W.dtype).tiny))
 
 
-# ---- which parameter is trained how ------------------------------------------------------------------------
+# ---- parameter groups -------------------------------------------------------------------------------------
 
 
 def muonh_groups(
@@ -210,22 +210,22 @@ def muonh_groups(
 ) -> list[dict[str, Any]]:
     """Groups for :class:`MuonH`: weights of linear layers and dense convolutions by Muon, the rest by Adam.
 
-    The rest are vectors, norms, embeddings, depthwise filters (orthogonalising across channels mixes filters that share
-    nothing), the output head, and every parameter that is not the weight of a linear or convolutional layer: kernel
-    hyper-parameters and inducing points among them.
+    The rest are vectors, norms, embeddings, depthwise filters (orthogonalising across channels would mix unrelated
+    filters), the output head, and every parameter that is not the weight of a linear or convolutional layer, such as
+    kernel hyper-parameters and inducing points.
 
     Args:
-        model: Parameters that require no gradient are left out, shared ones counted once.
-        head: The last linear layer (or `model.get_classifier()`, where there is one): `"plain"` Adam, or Adam's
-            direction on the `"sphere"`.
-        depthwise: Also train the filters of grouped convolutions by Muon.
-        adam_lr: Rate of everything that is not Muon's; None: the optimizer's.
+        model: Frozen parameters are left out, shared ones are counted once.
+        head: The classifier (`model.get_classifier()`, else the last linear layer): `"plain"` Adam, or Adam's direction
+            on the `"sphere"`.
+        depthwise: Also train filters of grouped convolutions with Muon.
+        adam_lr: Learning rate of the groups not trained by Muon; None: the optimizer's.
 
     Returns:
-        One to three groups, each with its `method` and the names of its parameters.
+        One to three groups, each with its `method` and parameter names.
 
     Raises:
-        ValueError: No parameter is a matrix for Muon, or `head` is not known.
+        ValueError: There is no matrix for Muon, or `head` is unknown.
     """
     if head not in get_args(Head):
         raise ValueError(f"head={head!r} is not one of 'plain', 'sphere'")
@@ -265,14 +265,14 @@ def muonh_groups(
 
 
 def by_method(groups: list[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
-    """Groups of parameters with equal decay and rate, each split by how :class:`MuonH` trains them.
+    """Split groups of parameters with equal decay and rate by the method of :class:`MuonH`.
 
     Args:
-        groups: Of `zoo.optim.param_groups`.
-        model: Whose parameters they are.
+        groups: From `zoo.optim.param_groups`.
+        model: Owner of the parameters.
 
     Raises:
-        ValueError: As :func:`muonh_groups`.
+        ValueError: As for :func:`muonh_groups`.
     """
     methods = {p: group["method"] for group in muonh_groups(model) for p in group["params"]}
     split = []
@@ -283,7 +283,7 @@ def by_method(groups: list[dict[str, Any]], model: nn.Module) -> list[dict[str, 
 
 
 def _head_weights(model: nn.Module) -> set[int]:
-    """The weights of the classifier, where the model names it; else of the last linear layer."""
+    """Weights of the classifier if the model names it, else of the last linear layer."""
     get_classifier: Any = getattr(model, "get_classifier", None)
     chosen = get_classifier() if callable(get_classifier) else None
     linear = [m for m in (chosen if isinstance(chosen, nn.Module) else model).modules() if isinstance(m, nn.Linear)]
@@ -292,7 +292,7 @@ def _head_weights(model: nn.Module) -> set[int]:
     return {id(m.weight) for m in (linear if isinstance(chosen, nn.Module) else linear[-1:])}
 
 
-# ---- transfer ----------------------------------------------------------------------------------------------
+# ---- learning rate transfer-----------------------------------------------------------------------------------------
 
 
 def transferred_lr(
@@ -308,17 +308,17 @@ def transferred_lr(
 ) -> float:
     """HyperP's rate for another size: lr sqrt(batch / base) sqrt(base depth / depth) (data / base)^exponent.
 
-    It does not change with the width. The exponent was measured on language models (their tokens are the data).
+    It does not depend on the width. The exponent was measured on language models (with tokens as data).
 
     Args:
-        lr: Best at the base.
+        lr: Best rate at the base size.
         depth: Number of residual blocks.
-        base_depth: Of the base.
-        batch: Samples (or tokens) in a step.
-        base_batch: Of the base.
+        base_depth: The same for the base.
+        batch: Samples (or tokens) per step.
+        base_batch: The same for the base.
         data: Samples (or tokens) of the whole training.
-        base_data: Of the base.
-        exponent: Of the data.
+        base_data: The same for the base.
+        exponent: Exponent of the data.
 
     Raises:
         ValueError: A number is not positive.
@@ -329,11 +329,11 @@ def transferred_lr(
 
 
 def residual_factor(depth: float, branches: int = 2) -> float:
-    """What HyperP multiplies the branches of a residual network with: 1 / sqrt(branches * depth).
+    """HyperP's factor for the branches of a residual network: 1 / sqrt(branches * depth).
 
     Args:
         depth: Number of blocks.
-        branches: Residual branches in a block.
+        branches: Residual branches per block.
     """
     return 1 / math.sqrt(branches * depth)
 

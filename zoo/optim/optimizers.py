@@ -1,4 +1,4 @@
-"""Optimizers by name, from timm's registry, over the zoo's parameter groups."""
+"""Optimizers by name, from timm's registry, with the zoo's parameter groups."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def create_optimizer(
         model: The module whose parameters are optimised.
         opt: Name in timm's optimizer registry, for example `adamw`, `sgd`, `lamb`, `muon`, or `kar2`, `kar3`, `muonh`.
         lr: Peak learning rate.
-        weight_decay: Decay of matrices and filters; vectors and biases are never decayed.
+        weight_decay: Weight decay of matrices and filters; vectors and biases are never decayed.
         layer_decay: Factor per depth, see `param_groups`.
-        betas: Two moment decays, for optimizers that have them.
-        eps: Denominator offset, for optimizers that have one.
+        betas: Decays of both moments, for optimizers that have them.
+        eps: Epsilon in the denominator, for optimizers that have one.
         momentum: For optimizers that have one.
         kwargs: Further arguments of the optimizer's own constructor.
 
     Raises:
-        ValueError: If no optimizer is called `opt`, or the model has nothing that it trains.
+        ValueError: The optimizer is unknown, or the model has nothing that it can train.
     """
     known = [str(name) for name in list_optimizers()]
     if opt not in known:

@@ -1,4 +1,4 @@
-"""Schedules of the learning rate by name, from timm's factory, with what does not fit told in a sentence."""
+"""Learning rate schedules by name, from timm's factory, with clear errors for unsuitable values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Sched = Literal["cosine", "constant", "step", "multistep", "poly", "tanh", "wsd"
 
 
 class ScheduleError(ValueError):
-    """A schedule that does not fit the training; the message names the value and what it allows."""
+    """A schedule that does not fit the training; the message names the value and what is allowed."""
 
 
 def create_scheduler(
@@ -32,26 +32,26 @@ def create_scheduler(
     decay_milestones: list[PositiveInt] | None = None,
     decay_rate: UnitInterval = 0.1,
 ) -> Scheduler:
-    """A schedule of timm's, stepped once per optimizer step, after a linear warm-up.
+    """A timm schedule, stepped once per optimizer step, after a linear warm-up.
 
-    The rate is a function of the step and of these arguments alone, so a training that is resumed with other values
-    follows those from there on.
+    The rate depends only on the step and on these arguments, so a training resumed with other values uses those from
+    there on.
 
     Args:
-        optimizer: Its groups' `lr` is the peak; a group's `lr_scale` multiplies whatever the schedule says.
-        total_steps: Optimizer steps of the whole training, warm-up included.
-        steps_per_epoch: Optimizer steps in an epoch.
+        optimizer: The `lr` of its groups is the peak; a group's `lr_scale` multiplies the scheduled rate.
+        total_steps: Optimizer steps of the whole training, including the warm-up.
+        steps_per_epoch: Optimizer steps per epoch.
         sched: Form of the decay after the warm-up; `chained` is Terminator's, see `zoo.optim.kar.chained_factor`.
-        warmup_epochs: Length of the warm-up in epochs; fractions are fine.
-        warmup_lr: Rate at step 0.
-        min_lr: Rate at the end (`cosine`, `tanh`, `poly`, `wsd`).
-        decay_epochs: Interval of `step`, counted from the end of the warm-up, 30 where it is None. For `wsd` the length
-            of the decay, or below 1 its share of what follows the warm-up, a fifth where it is None.
-        decay_milestones: Epochs of `multistep`, counted from the end of the warm-up, in rising order.
+        warmup_epochs: Length of the warm-up in epochs, not necessarily an integer.
+        warmup_lr: Learning rate at step 0.
+        min_lr: Final learning rate (`cosine`, `tanh`, `poly`, `wsd`).
+        decay_epochs: Interval of `step`, counted from the end of the warm-up, default 30. For `wsd` the length of the
+            decay, or if below 1 its fraction of the epochs after the warm-up, default a fifth.
+        decay_milestones: Epochs of `multistep`, counted from the end of the warm-up, ascending.
         decay_rate: Factor of `step` and `multistep`; the power of `poly`.
 
     Raises:
-        ScheduleError: If the warm-up is longer than the training, or a value does not fit the schedule's form.
+        ScheduleError: The warm-up is longer than the training, or a value does not fit the schedule.
     """
     problems = schedule_problems(
         max((group["lr"] for group in optimizer.param_groups), default=0.0),
@@ -78,14 +78,14 @@ def create_scheduler(
             warmup_lr=warmup_lr,
             min_lr=min_lr,
             decay_epochs=interval if decay_epochs is None else decay_epochs,
-            # timm compares with the next step: half a step more, and the rate falls after a whole epoch, as in `step`
+            # half a step more, since timm compares with the next step: decay after a whole epoch, as in `step`
             decay_milestones=[epoch + 0.5 / steps_per_epoch for epoch in decay_milestones or []],  # type: ignore[misc]
             decay_rate=decay_rate,
             warmup_prefix=True,
             step_on_epochs=False,
             updates_per_epoch=steps_per_epoch,  # type: ignore[arg-type]
         )
-    except ValueError as error:  # a phase that is shorter than a step
+    except ValueError as error:  # a phase shorter than a step
         raise ScheduleError(f"sched = {sched}: {error}") from None
     return scheduler
 
@@ -102,12 +102,12 @@ def schedule_problems(
     decay_milestones: Sequence[int] | None = None,
     **_: Any,
 ) -> list[str]:
-    """What does not fit together in the arguments of `create_scheduler`, one sentence each.
+    """Inconsistencies in the arguments of `create_scheduler`, one sentence each.
 
     Args:
-        lr: The peak rate; None where it is not known yet.
-        epochs: Length of the training in epochs; None where it is not known yet.
-        sched: Form of the schedule; this and what follows as in `create_scheduler`.
+        lr: Peak learning rate; None if not known yet.
+        epochs: Length of the training in epochs; None if not known yet.
+        sched: Form of the schedule; this and the following as in `create_scheduler`.
         warmup_epochs: Length of the warm-up.
         warmup_lr: Rate at step 0.
         min_lr: Rate at the end.

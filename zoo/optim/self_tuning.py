@@ -1,15 +1,15 @@
-"""Self-tuning networks: regularisers whose strength follows the validation loss while the network trains.
+"""Self-tuning networks: the strength of regularisers is tuned on the validation loss while the network trains.
 
 MacKay, Vicol, Lorraine, Duvenaud and Grosse, "Self-tuning networks: bilevel optimization of hyperparameters using
 structured best-response functions", arXiv 1903.03088 (ICLR 2019); the authors' code is
-asteroidhouse/self-tuning-networks. Weights become functions of the hyper-parameters l (unconstrained numbers):
+asteroidhouse/self-tuning-networks. Weights become functions of the hyper-parameters l (unconstrained):
 
     out = s (W x + b) + a(l) * (H x) + c(l) * h,        [a, c] = A l
 
-Train steps draw l_i = l + sigma n_i for every sample, regularise it by value(l_i), and train the weights; tuning steps
-hold them and move l and sigma against the validation loss. By default a and c see l_i - l instead of l_i, as in the
-follow-up (Bae and Grosse, "Delta-STN", 2020): the response then is one to the perturbation, and l cannot run away with
-weights that it changes itself.
+Train steps sample l_i = l + sigma n_i for every row, regularise it by value(l_i), and train the weights; tuning steps
+hold the weights and train l and sigma on the validation loss. By default a and c depend on l_i - l instead of l_i, as
+in the follow-up (Bae and Grosse, "Delta-STN", 2020): the response then is to the perturbation only, and l cannot
+exploit weights that it changes itself.
 
 >>> model = nn.Sequential(nn.Dropout(), nn.Linear(64, 256), nn.ReLU(), nn.Dropout(), nn.Linear(256, 10))
 >>> tuner = SelfTuning(model, {"dropout": Hyperparameter(0.05, 0.0, 0.9)}, lr=0.01)
@@ -45,13 +45,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Hyperparameter:
-    """A tuned number, with its range.
+    """A tuned hyper-parameter, with its range.
 
     Args:
-        start: Where it begins, inside of the range.
-        lo: Lower end; None: none.
-        hi: Upper end; None: none.
-        integer: Rounded down; it gets its gradient from the responses alone.
+        start: Initial value, inside the range.
+        lo: Lower bound; None for none.
+        hi: Upper bound; None for none.
+        integer: Round down; the gradient then comes from the responses alone.
     """
 
     start: float
@@ -65,12 +65,12 @@ class Hyperparameter:
             raise ValueError(f"start={self.start} must lie inside of the range ({lo}, {hi})")
 
     def value(self, free: Tensor) -> Tensor:
-        """The number behind an unconstrained one: a sigmoid between two ends, a softplus from one."""
+        """Value for an unconstrained number: a sigmoid between two bounds, a softplus from one."""
         value = self.smooth(free)
         return value.floor() if self.integer else value
 
     def smooth(self, free: Tensor) -> Tensor:
-        """The same before it is rounded."""
+        """The value before rounding."""
         if self.lo is not None and self.hi is not None:
             return self.lo + (self.hi - self.lo) * torch.sigmoid(free)
         if self.lo is not None:
@@ -78,7 +78,7 @@ class Hyperparameter:
         return free if self.hi is None else self.hi - F.softplus(free, threshold=40)
 
     def free(self) -> float:
-        """The unconstrained number behind the start."""
+        """Unconstrained number for the initial value."""
         if self.lo is not None and self.hi is not None:
             share = (self.start - self.lo) / (self.hi - self.lo)
             return math.log(share) - math.log1p(-share)
@@ -92,15 +92,15 @@ def _inverse_softplus(value: float) -> float:
 
 
 class Hyperparameters(nn.Module):
-    """Named hyper-parameters, and how far they are perturbed.
+    """Named hyper-parameters, and the scales of their perturbations.
 
     Args:
-        named: By name.
-        scale: sigma at the start, in unconstrained units.
+        named: Hyper-parameters by name.
+        scale: Initial sigma, in unconstrained units.
 
     Attributes:
         free: l (H,).
-        raw_scale: sigma = softplus of it (H,).
+        raw_scale: sigma = softplus(raw_scale) (H,).
     """
 
     def __init__(self, named: Mapping[str, Hyperparameter], scale: float = 0.5, device=None, dtype=None) -> None:
@@ -122,11 +122,11 @@ class Hyperparameters(nn.Module):
         return self.free + self.scale * noise
 
     def entropy(self) -> Tensor:
-        """Of the perturbations: sum log(sigma sqrt(2 pi e))."""
+        """Entropy of the perturbations: sum log(sigma sqrt(2 pi e))."""
         return (self.scale.log() + 0.5 * math.log(2 * math.pi * math.e)).sum()
 
     def values(self, free: Tensor | None = None) -> dict[str, Tensor]:
-        """Values by name, (...) for l (..., H); at the current l if None."""
+        """Values by name, (...) for l (..., H); default: the current l."""
         free = self.free if free is None else free
         return {name: h.value(free[..., i]) for i, (name, h) in enumerate(self.named.items())}
 
@@ -136,11 +136,11 @@ class Hyperparameters(nn.Module):
 
 @dataclass
 class Response:
-    """What the layers of one network answer to in a pass: set by :class:`SelfTuning`, read by them.
+    """State shared by the layers of a network during a forward pass; set by :class:`SelfTuning`.
 
     Attributes:
-        free: What a and c see, (B, H), one row for each sample; None: no response.
-        values: Regularisers' strengths by name, (B,); they act in train mode.
+        free: Inputs of a and c, (B, H), one row per sample; None for no response.
+        values: Strengths of the regularisers by name, (B,); used in train mode.
     """
 
     free: Tensor | None = None
@@ -148,13 +148,13 @@ class Response:
 
 
 class _ResponseLayer(nn.Module):
-    """A layer with a second set of weights, mixed in by hyper-parameters.
+    """A layer with a second set of weights, weighted by hyper-parameters.
 
     Args:
-        layer: Its weight W and bias b are taken over.
-        response: Shared by the layers of a network.
-        hypers: H.
-        std: Of the entries of A at the start.
+        layer: Provides the initial weight W and bias b.
+        response: Shared by all layers of a network.
+        hypers: Number of hyper-parameters H.
+        std: Initial standard deviation of the entries of A.
     """
 
     elastic_bias: nn.Parameter | None
@@ -216,11 +216,11 @@ class ResponseConv2d(_ResponseLayer):
 
 
 class TunedDropout(nn.Module):
-    """Dropout with a rate for each sample; outside of a training pass, the identity.
+    """Dropout with a separate rate per sample; the identity outside of a training pass.
 
     Args:
-        response: Where the rates are.
-        name: Of the rate.
+        response: Provides the rates.
+        name: Name of the rate.
     """
 
     def __init__(self, response: Response, name: str) -> None:
@@ -243,26 +243,26 @@ class TunedDropout(nn.Module):
 def replace_layers(
     model: nn.Module, response: Response, hypers: int, *, dropout: Mapping[str, str] | str | None = None
 ) -> int:
-    """Give the linear and convolutional layers of a model responses, in place, and its dropouts tuned rates.
+    """Add responses to the linear and convolutional layers of a model, and tuned rates to its dropouts, in place.
 
     Args:
-        model: The network; its own class stays, its weights too.
+        model: The network, which keeps its class and weights.
         response: Shared by the new layers.
-        hypers: H.
-        dropout: The name of the hyper-parameter of every `nn.Dropout`, or of each by the module's name.
+        hypers: Number of hyper-parameters H.
+        dropout: Hyper-parameter for every `nn.Dropout`, or for each by its module name.
 
     Returns:
-        How many layers answer to hyper-parameters.
+        Number of layers with a response.
 
     Raises:
-        ValueError: Nothing can answer, or `dropout` names a module that is no dropout.
+        ValueError: No layer can have a response, or `dropout` names a module that is not a dropout.
     """
     names = dict(model.named_modules())
     rates = dropout if isinstance(dropout, Mapping) else {}
     unknown = [name for name in rates if not isinstance(names.get(name), nn.Dropout)]
     if unknown:
         known = [name for name, module in names.items() if isinstance(module, nn.Dropout)]
-        raise ValueError(f"{unknown[0]!r} is no dropout of the model; there are {', '.join(known) or 'none'}")
+        raise ValueError(f"{unknown[0]!r} is not a dropout of the model; there are {', '.join(known) or 'none'}")
     count = 0
     for name, module in names.items():
         new: nn.Module | None = None
@@ -280,7 +280,7 @@ def replace_layers(
         setattr(names[parent], child, new.train(module.training))
         count += isinstance(new, _ResponseLayer)
     if not count:
-        raise ValueError(f"{type(model).__name__} has no linear or convolutional layer that could answer")
+        raise ValueError(f"{type(model).__name__} has no linear or convolutional layer to replace")
     return count
 
 
@@ -301,26 +301,27 @@ def cross_entropy(logits: Tensor, y: Tensor, values: dict[str, Tensor]) -> Tenso
 
 
 class SelfTuning:
-    """Train a network and its regularisers at once.
+    """Train a network and its regularisers together.
 
     Args:
-        model: Changed in place: its layers get responses, its dropouts tuned rates.
-        named: Hyper-parameters. `"dropout"` is the rate of every `nn.Dropout`, unless `dropout` says otherwise;
-            `"label_smoothing"` and `"input_noise"` (standard deviation) are known, others are for `loss` or `augment`.
-        lr: Rate of SGD with momentum 0.9 for the weights.
-        tune_lr: Rate of Adam for l and sigma.
-        centred: a and c see l_i - l; False is the paper's form.
-        scale: sigma at the start.
+        model: Modified in place: its layers get responses, its dropouts tuned rates.
+        named: Hyper-parameters. `"dropout"` is the rate of every `nn.Dropout`, unless `dropout` is given;
+            `"label_smoothing"` and `"input_noise"` (standard deviation) are built in, others are for `loss` or
+            `augment`.
+        lr: Learning rate of SGD with momentum 0.9 for the weights.
+        tune_lr: Learning rate of Adam for l and sigma.
+        centred: a and c depend on l_i - l; False is the paper's form.
+        scale: Initial sigma.
         entropy: Weight of the entropy of the perturbations in the tuning loss.
         dropout: As in :func:`replace_layers`.
-        loss: From outputs, targets and values by name (B,) to a number; it gets no values in tuning steps.
-        augment: From inputs and values by name (B,) to inputs, in train steps.
-        optimizer: From parameters to their optimizer, instead of SGD.
-        generator: Of the perturbations.
+        loss: Scalar loss from outputs, targets and values by name (B,); no values are passed in tuning steps.
+        augment: New inputs from inputs and values by name (B,), in train steps.
+        optimizer: Creates the optimizer of the weights from their parameters, instead of SGD.
+        generator: Source of the perturbations.
 
     Attributes:
         hypers: The hyper-parameters.
-        history: A row for every epoch of :meth:`fit`.
+        history: One row per epoch of :meth:`fit`.
     """
 
     def __init__(
@@ -355,7 +356,7 @@ class SelfTuning:
         self.tuner = torch.optim.Adam(self.hypers.parameters(), tune_lr)
         self.history: list[dict[str, float]] = []
 
-    def _draw(self, n: int) -> Tensor:
+    def _sample(self, n: int) -> Tensor:
         free = self.hypers.free
         noise = torch.randn(n, len(free), generator=self.generator, dtype=free.dtype, device="cpu")
         return self.hypers.perturbed(noise.to(free.device))
@@ -364,10 +365,10 @@ class SelfTuning:
         return free - self.hypers.free.detach() if self.centred else free
 
     def train_step(self, x: Tensor, y: Tensor) -> float:
-        """One step of the weights on a batch, under perturbed hyper-parameters; l and sigma stay."""
+        """One step of the weights on a batch, with perturbed hyper-parameters; l and sigma are fixed."""
         self.model.train()
         with torch.no_grad():
-            free = self._draw(len(x))
+            free = self._sample(len(x))
             values = self.hypers.values(free)
             if "input_noise" in values:
                 x = x + values["input_noise"].view(-1, *(1,) * (x.ndim - 1)) * torch.randn_like(x)
@@ -384,9 +385,9 @@ class SelfTuning:
         return float(loss.detach())
 
     def tune_step(self, x: Tensor, y: Tensor) -> float:
-        """One step of l and sigma on a validation batch, without regularisation; the weights stay."""
+        """One step of l and sigma on a validation batch, without regularisation; the weights are fixed."""
         self.model.eval()
-        self.response.free = self._respond(self._draw(len(x)))
+        self.response.free = self._respond(self._sample(len(x)))
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         try:
             for p in parameters:
@@ -403,7 +404,7 @@ class SelfTuning:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> float:
-        """Mean loss without perturbation and without regularisation, at the current l."""
+        """Mean loss without perturbation or regularisation, at the current l."""
         self.model.eval()
         total, count = 0.0, 0
         for x, y in batches:
@@ -419,7 +420,7 @@ class SelfTuning:
         return total / count
 
     def values(self) -> dict[str, float]:
-        """The hyper-parameters as they are now."""
+        """Current values of the hyper-parameters."""
         return {name: float(value.detach()) for name, value in self.hypers.values().items()}
 
     def fit(
@@ -435,19 +436,19 @@ class SelfTuning:
         """Alternate train and tuning steps.
 
         Args:
-            train: Batches (x, y); iterated over once an epoch.
-            validation: Batches (x, y); begun anew as often as it takes.
+            train: Batches (x, y), iterated once per epoch.
+            validation: Batches (x, y), restarted as needed.
             epochs: Passes over `train`.
-            warmup: Epochs without tuning steps.
-            train_steps: Of the weights, between tuning steps.
-            tune_steps: Of the hyper-parameters, each time.
+            warmup: Initial epochs without tuning steps.
+            train_steps: Train steps between tuning steps.
+            tune_steps: Tuning steps each time.
 
         Returns:
             `history`: for each epoch its number, mean training loss, validation loss, and values and scales by name.
         """
         if min(epochs, train_steps, tune_steps) < 1 or warmup < 0:
             raise ValueError("epochs, train_steps and tune_steps must be at least 1, and warmup not negative")
-        others = _endless(validation)
+        others = _cycle(validation)
         for _ in range(epochs):
             epoch, losses = len(self.history), []
             for i, (x, y) in enumerate(train, 1):
@@ -464,7 +465,7 @@ class SelfTuning:
         return self.history
 
 
-def _endless(batches: Iterable[Batch]) -> Iterator[Batch]:
+def _cycle(batches: Iterable[Batch]) -> Iterator[Batch]:
     while True:
         empty = True
         for batch in batches:

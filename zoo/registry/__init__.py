@@ -1,3 +1,3 @@
-"""Names, records, weights in and out, plug-ins: timm's registry with the zoo's own errors."""
+"""Model registry: names, weight metadata, weights in and out, and plug-ins, on top of timm's registry."""
 
-import timm  # whose import registers every family, see `families`
+import timm  # its import registers every family, see `families`

@@ -1,7 +1,7 @@
-"""Weights that ship with the zoo: small trained models and their records, in the timm registry beside the others.
+"""Weights that ship with the zoo: small trained models and their metadata, registered in timm with the others.
 
-A weight is two files of one folder, `NAME.safetensors` and `NAME.json`, where NAME is `<architecture>.<tag>`; `python
--m zoo ship` writes both from run folders. Reading a record costs no more than its JSON.
+Each consists of two files, `NAME.safetensors` and `NAME.json` (the record), where NAME is `<architecture>.<tag>`;
+`python -m zoo ship` writes both from run folders. Reading a record only reads its JSON.
 
 >>> create_model("unireplknet_z.mnist5k", pretrained=True)     # offline; the file's hash is checked
 """
@@ -35,7 +35,7 @@ MAX_BYTES = 5_000_000  # of one weight file
 MAX_FOLDER = 40_000_000
 _MAX_RECORD = 1_000_000
 
-#: What a record says, and of which type.
+#: Fields of a record and their types.
 FIELDS: dict[str, type | tuple[type, ...]] = {
     "name": str,
     "architecture": str,
@@ -64,13 +64,13 @@ _METRIC = {"name": str, "value": (int, float), "seed": int, "mean": (int, float)
 
 
 def folder() -> Path:
-    """Where the shipped weights lie: inside the installed package, or beside it in a checkout."""
+    """Folder of the shipped weights: in the installed package, or beside it in a checkout."""
     inside = _HERE / "weights"
     return inside if inside.is_dir() else _HERE.parent / "checkpoints"
 
 
 def records(where: Path | None = None) -> dict[str, dict[str, Any]]:
-    """Every readable record by name, sorted; a damaged one is logged and left out."""
+    """Every readable record by name, sorted; damaged ones are logged and skipped."""
     found = {}
     for path in sorted((where or folder()).glob("*.json")):
         try:
@@ -81,10 +81,10 @@ def records(where: Path | None = None) -> dict[str, dict[str, Any]]:
 
 
 def record(name: str, where: Path | None = None) -> dict[str, Any]:
-    """The record of a shipped weight.
+    """Record of a shipped weight.
 
     Raises:
-        CheckpointError: There is no such weight, or its record is damaged.
+        CheckpointError: The name is unknown, or its record is damaged.
     """
     where = where or folder()
     if not NAME.fullmatch(name) or not (where / f"{name}.json").is_file():
@@ -97,7 +97,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """Read and check one record.
 
     Raises:
-        CheckpointError: It is not a record, or lacks a field; the message names it.
+        CheckpointError: It is not a record, or a field is missing; the message names it.
     """
     try:
         content = read_json(path, _MAX_RECORD)
@@ -124,7 +124,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 class _Inner(TypedDict, total=False):
-    """What the parts of a record hold."""
+    """Types of nested entries of a record."""
 
     class_names: list[str]
     feature_names: list[str]
@@ -151,10 +151,10 @@ class _Preprocessing(TypedDict, total=False):
 
 
 def check_record(path: Path, content: Mapping[str, Any]) -> None:
-    """Check the type of everything that a record holds.
+    """Check the types of all entries of a record.
 
     Raises:
-        CheckpointError: Something is missing or of another type; the message names it.
+        CheckpointError: An entry is missing or has the wrong type; the message names it.
     """
     _check_types(path, "", content, FIELDS)
     _check_types(path, "metric.", content["metric"], _METRIC)
@@ -179,7 +179,7 @@ def weights_path(name: str, where: Path | None = None) -> Path:
 
 
 def check(where: Path | None = None) -> list[str]:
-    """Everything that is wrong with a folder of shipped weights, one line each; nothing when it is whole."""
+    """Problems of a folder of shipped weights, one line each; empty if there are none."""
     where = where or folder()
     problems, total = [], 0
     for path in sorted(where.glob("*.json")):
@@ -208,9 +208,9 @@ def check(where: Path | None = None) -> list[str]:
 
 
 def register(found: Iterable[Mapping[str, Any]] | None = None, where: Path | None = None) -> None:
-    """Enter shipped weights into timm's registry, with the arguments that their architecture needs.
+    """Register shipped weights in timm, with the arguments of their architecture.
 
-    The untagged name keeps its own configuration: a tag is a data set, and no data set is the default.
+    The untagged name keeps its own configuration: a tag stands for a data set, and no data set is the default.
     """
     arguments: dict[str, dict[str, Mapping[str, Any]]] = {}
     for entry in found if found is not None else records(where).values():
@@ -231,8 +231,8 @@ def register(found: Iterable[Mapping[str, Any]] | None = None, where: Path | Non
 
 
 def _with_weights(entry: Callable[..., Any], by_tag: Mapping[str, Mapping[str, Any]]) -> Callable[..., Any]:
-    """An entry point that builds `arch.tag` with the arguments of that weight, unless the caller gives others, and
-    compares the file with its record before timm reads it.
+    """An entry point that builds `arch.tag` with the arguments of that weight (which the caller may override), and
+    verifies the file's hash before timm reads it.
     """
 
     @functools.wraps(entry)

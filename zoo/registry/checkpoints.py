@@ -1,12 +1,11 @@
-"""Weights in and out: load any checkpoint into a model, save a model so that its folder alone rebuilds it.
+"""Loading any checkpoint into a model, and saving a model so that its folder alone rebuilds it.
 
 >>> load_checkpoint(model, "weights.pth")  # or a folder, an address, "hf-hub:org/name", a state dict
 >>> save_pretrained(model, "runs/best", class_names=["cat", "dog"])
 >>> create_model("local-dir:runs/best", pretrained=True)  # equal outputs, offline; so does timm.create_model
 
-Reading never runs code from a file, compares the file's hash where one is recorded, and leaves the model
-untouched unless every name and shape fits. Writing is atomic. Every failure is a :class:`CheckpointError` of
-one line.
+Loading never runs code from a file, verifies the file's hash if one is recorded, and leaves the model unchanged unless
+every name and shape fits. Writing is atomic. Every failure is a :class:`CheckpointError` with a one-line message.
 """
 
 from __future__ import annotations
@@ -54,26 +53,26 @@ Model = TypeVar("Model", bound=nn.Module)
 def load_checkpoint(model: Model, source: str | Path | Mapping[str, Any], *, strict: Strict = True) -> Model:
     """Load weights into a model.
 
-    The weights may sit under `state_dict_ema`, `model_ema`, `state_dict` or `model`, and their names may
-    carry the prefixes of wrappers (`module.`, `model.`, `backbone.`, `_orig_mod.`): a training checkpoint of
-    the zoo's tasks, of timm's scripts or of a detector is read as it is. Training-form and deploy-form files
-    are both taken: a deploy-form file brings a training-form model to deploy form first (which `model` then
-    is), a training-form file is merged before it goes into a deploy-form model.
+    The weights may be under `state_dict_ema`, `model_ema`, `state_dict` or `model`, and their names may have prefixes
+    of wrappers (`module.`, `model.`, `backbone.`, `_orig_mod.`): training checkpoints of the zoo's tasks, of timm's
+    scripts or of a detector are accepted. So are training-form and deploy-form files: for a deploy-form file a
+    training-form model is first converted to deploy form (and stays so), a training-form file is merged before loading
+    it into a deploy-form model.
 
     Args:
         model: Any module; one built by :func:`zoo.create_model` gives the most helpful messages.
         source: A file (safetensors, or PyTorch's format with weights only), a folder written by
             :func:`save_pretrained`, an https address, `"hf-hub:<organisation>/<name>[/<file>]"`, or a state dict.
-            Downloads are kept in torch's cache, where a file placed by hand is found too.
-        strict: True: every name and shape must fit. `"backbone"`: the classifier stays as the model has it,
-            everything else must fit. False: load what fits and log the rest; at least something must fit.
+                Downloads go to torch's cache, where a file placed by hand is found too.
+        strict: True: every name and shape must fit. `"backbone"`: the classifier is not loaded, everything else must
+            fit. False: load what fits and log the rest; at least something must fit.
 
     Returns:
         The same model.
 
     Raises:
-        CheckpointError: The source is missing, damaged, not the file on record, asks to run code, or does not
-            fit. The model is untouched.
+        CheckpointError: The source is missing, damaged, not the recorded file, would run code, or does not fit. The
+            model is unchanged.
     """
     register()
     if isinstance(source, Mapping):
@@ -98,7 +97,7 @@ def _read(source: str | Path) -> tuple[dict[str, Any], str]:
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
-    """The module inside the wrappers of distributed training and compilation."""
+    """The module inside wrappers of distributed training and compilation."""
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
@@ -109,9 +108,7 @@ def _unwrap(model: nn.Module) -> nn.Module:
 
 
 def _training_twin(model: nn.Module) -> nn.Module | None:
-    """The training form of a model that is in deploy form, with weights still to be filled; None for any
-    other model.
-    """
+    """Training form of a deploy-form model, with weights still to be loaded; None for any other model."""
     config = getattr(model, "zoo_config", None)
     if not config:
         return None
@@ -145,31 +142,29 @@ def save_pretrained(
     input_record: Mapping[str, Any] | None = None,
     overwrite: bool = True,
 ) -> Path:
-    """Write a model so that its folder alone rebuilds it, in timm's hub layout.
+    """Save a model so that its folder alone rebuilds it, in timm's hub layout.
 
-    The folder holds `model.safetensors` and `config.json` (architecture, arguments, classes, preprocessing,
-    the hash of the weights, training or deploy form). Both are complete on disk before they take their names, which
-    they do at once: whoever reads the folder meanwhile, or after a kill, finds the model before or the new one.
+    The folder holds `model.safetensors` and `config.json` (architecture, arguments, classes, preprocessing, hash of the
+    weights, training or deploy form). Both are replaced together and atomically: a concurrent reader, or one after a
+    crash, finds either the old model or the new one.
 
     Args:
         model: A model built by :func:`zoo.create_model` or `timm.create_model`, in training or deploy form.
         folder: Created if missing.
         class_names: Names of the outputs, in order.
-        preprocessing: What evaluation does to an image: `input_size` (C, H, W), `mean`, `std`,
-            `interpolation`, `crop_pct`, `crop_mode`. What is not given stays as the model's own configuration
-            has it.
-        input_record: How a file becomes an input (see :mod:`zoo.support.inputs`), as a data module's `input_record()`
-            says it; None keeps the model's own.
-        overwrite: Whether a model that the zoo saved there may be replaced; files of anything else never are.
+        preprocessing: Preprocessing of images in evaluation: `input_size` (C, H, W), `mean`, `std`, `interpolation`,
+            `crop_pct`, `crop_mode`. Missing entries are taken from the model's own configuration.
+        input_record: Description of the input (see :mod:`zoo.support.inputs`), from a data module's `input_record()`;
+            None keeps the model's own.
+        overwrite: Whether a model saved by the zoo may be replaced; other files never are.
 
     Returns:
         The folder.
 
     Raises:
-        CheckpointError: The folder cannot be written, holds a model already or the files of something else, or the
-            model could not be
+        CheckpointError: The folder cannot be written, already holds a model or other files, or the model cannot be
             rebuilt from its name and arguments. Nothing is left half-written.
-        ValueError: `class_names`, `preprocessing` or `input_record` does not suit the model.
+        ValueError: `class_names`, `preprocessing` or `input_record` does not fit the model.
     """
     folder, model = Path(folder), _unwrap(model)
     check_replaceable(folder)
@@ -187,11 +182,11 @@ def save_pretrained(
 
 
 def check_replaceable(folder: Path) -> None:
-    """Refuse a folder with files of these names that are not the zoo's own, so that none of something else is replaced.
+    """Refuse a folder with files of these names that the zoo did not write, so that they are not overwritten.
 
     Raises:
-        CheckpointError: `config.json` names no architecture, cannot be read or was not written by the zoo, or weights
-            lie there without it or behind a link.
+        CheckpointError: `config.json` is unreadable, names no architecture or was not written by the zoo, or weights
+            exist without it or behind a link.
     """
     path, weights = folder / CONFIG_NAME, folder / WEIGHTS_NAME
     if os.path.lexists(weights) and (not os.path.lexists(path) or leads_out(weights, folder)):
@@ -220,7 +215,7 @@ def _serialise(model: nn.Module) -> bytes:
             raise CheckpointError(f"{name} is on the meta device and has no values to save")
         tensor = tensor.detach().cpu().contiguous()
         if (place := tensor.untyped_storage().data_ptr()) in seen:
-            tensor = tensor.clone()  # tied weights: the format wants every name to own its bytes
+            tensor = tensor.clone()  # tied weights: in this format every name needs its own storage
         seen.add(place)
         state[name] = tensor
     return safetensors.torch.save(state, metadata={"format": "pt"})
@@ -240,7 +235,7 @@ def _configuration(
     arguments = _arguments(model)
     deploy = _form(model, cfg["architecture"], arguments)
     if deploy and "deploy" in inspect.signature(type(model).__init__).parameters:
-        arguments["deploy"] = True  # so that timm alone builds the merged form too
+        arguments["deploy"] = True  # so that timm alone also builds the deploy form
     classes = int(getattr(model, "num_classes", None) or cfg.get("num_classes") or 0)
     config: dict[str, Any] = {"architecture": cfg["architecture"], "num_classes": classes}
     if isinstance(features := getattr(model, "num_features", None), int):
@@ -255,7 +250,7 @@ def _configuration(
 
 
 def _arguments(model: nn.Module) -> dict[str, Any]:
-    """Constructor arguments as plain values, brought up to date with what the model has become."""
+    """Constructor arguments as plain values, updated for later changes of the model."""
     arguments = {k: v for k, v in getattr(model, "_model_args", {}).items() if k not in ("device", "dtype", "deploy")}
     arguments.pop("pretrained_model_args", None)
     for key in ("num_classes", "in_chans"):
@@ -277,17 +272,16 @@ def _arguments(model: nn.Module) -> dict[str, Any]:
 
 
 def _form(model: nn.Module, architecture: str, arguments: dict[str, Any]) -> bool:
-    """Whether the model is in deploy form, found by building it again without memory.
+    """Whether the model is in deploy form, found by rebuilding it on the meta device.
 
     Raises:
-        CheckpointError: Neither form has the model's names and shapes, so the folder could not be loaded
-            again.
+        CheckpointError: Neither form has the model's names and shapes, so the folder could not be loaded.
     """
-    with torch.random.fork_rng(devices=[]):  # saving must not change what training draws next
+    with torch.random.fork_rng(devices=[]):  # saving must not change the random state of training
         try:
             with torch.device("meta"):
                 again = create_model(architecture, **arguments)
-        except NotImplementedError:  # a constructor that computes with values cannot run without memory
+        except NotImplementedError:  # the constructor needs actual values
             again = skeleton(create_model(architecture, **arguments))
     names = _names(model)
     if _names(again) == names:
@@ -338,7 +332,7 @@ def _pretrained_cfg(
             f"preprocessing has unknown entries {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}"
         )
     kept = {k: v for k, v in cfg.items() if k not in _NOT_SAVED}
-    kept["notes"] = [n for n in kept.get("notes") or () if not n.startswith("sha256:")]  # of other weights than these
+    kept["notes"] = [n for n in kept.get("notes") or () if not n.startswith("sha256:")]  # of the previous weights
     if "input_size" in given and tuple(given["input_size"]) != tuple(kept.get("input_size", ())):
         kept["pool_size"] = None
         for key in ("test_input_size", "test_pool_size", "test_crop_pct"):

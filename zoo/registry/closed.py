@@ -1,9 +1,9 @@
-"""Model folders are closed: what a file describes is built without opening an address or another file.
+"""Model folders are closed: building from a file's description opens no address and no file outside of its folder.
 
-A folder's `config.json` names an architecture and its arguments, and an argument may describe a model inside the model
-(`backbone`, `backbone_args`), at any depth. All of them go through timm's factory, so the factory is where the rule is
-kept: while a folder's model is built, nothing loads weights but the folder itself, and no inner model is built from
-another place. Weights that a folder records are compared with their hash here too, also for `timm.create_model`.
+A folder's `config.json` names an architecture and its arguments, and an argument may describe a nested model
+(`backbone`, `backbone_args`), at any depth. All of them go through timm's factory, so the rule is enforced there: while
+a folder's model is built, only the folder's own weights are loaded, and no nested model comes from another location.
+Weights with a recorded hash are verified here too, also for `timm.create_model`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class _Folder:
-    """What is being built: its name, the place whose weights may be loaded, and whether its description was read."""
+    """The model being built: its name, the location that timm may load weights from, and whether its file was read."""
 
     name: str
     place: str = ""
@@ -38,18 +38,18 @@ class _Folder:
 
 
 _TOGETHER = (CONFIG_NAME, WEIGHTS_NAME)
-_found: dict[str, Any] = {}  # what timm found in a folder when it read the configuration, the weights still to come
+_found: dict[str, Any] = {}  # what timm read from a folder's configuration, before loading the weights
 _current: ContextVar[_Folder | None] = ContextVar("closed", default=None)
 
 
 @contextlib.contextmanager
 def closed(name: str, place: str = "", opened: bool = False) -> Iterator[None]:
-    """Build a model that a file describes.
+    """Context for building a model that a file describes.
 
     Args:
-        name: What to call the file in messages.
-        place: The folder or repository whose own weights timm may load meanwhile; none by default.
-        opened: Whether the description has been read already, so that no `local-dir:` or `hf-hub:` is left to follow.
+        name: Name of the file for messages.
+        place: The folder or repository whose own weights timm may load; default: none.
+        opened: Whether the description was already read, so that no `local-dir:` or `hf-hub:` may follow.
     """
     token = _current.set(_Folder(name, place, opened))
     try:
@@ -58,26 +58,26 @@ def closed(name: str, place: str = "", opened: bool = False) -> Iterator[None]:
         _current.reset(token)
 
 
-_enclosed_of: dict[tuple[str, ...], int] = {}  # how many entry points there were when it was done
+_enforced_for: dict[tuple[str, ...], int] = {}  # number of entry points at that time
 
 
 def install(ours: tuple[str, ...]) -> None:
-    """Have timm's factory keep the rule, for itself and for the entry points of some modules; once for each."""
+    """Enforce the rule in timm's factory and in the entry points of some modules; once for each."""
     if not getattr(_builder.load_pretrained, "_closed", False):
         _builder.load_pretrained = _inside_only(_builder.load_pretrained)
         _factory._resolve_model_source = _one_source(_factory._resolve_model_source)
-        _factory.load_checkpoint = _compared(_factory.load_checkpoint)
+        _factory.load_checkpoint = _verified(_factory.load_checkpoint)
         _builder.load_state_dict_from_path = _whole(_builder.load_state_dict_from_path)
-    if len(registry._model_entrypoints) == _enclosed_of.get(ours):
+    if len(registry._model_entrypoints) == _enforced_for.get(ours):
         return
-    _enclosed_of[ours] = len(registry._model_entrypoints)
+    _enforced_for[ours] = len(registry._model_entrypoints)
     for name, entry in registry._model_entrypoints.items():
         if entry.__module__.startswith(ours) and not getattr(entry, "_closed", False):
-            registry._model_entrypoints[name] = _enclosed(entry)
+            registry._model_entrypoints[name] = _enforced(entry)
 
 
-def _enclosed(entry: Callable[..., Any]) -> Callable[..., Any]:
-    """An entry point that builds in the closed way where timm calls it for a folder or a repository."""
+def _enforced(entry: Callable[..., Any]) -> Callable[..., Any]:
+    """An entry point that enforces the rule when timm calls it for a folder or repository."""
 
     @functools.wraps(entry)
     def build(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> Any:
@@ -93,15 +93,15 @@ def _enclosed(entry: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def active() -> bool:
-    """Whether what is being built now was described by a file."""
+    """Whether the model being built is described by a file."""
     return _current.get() is not None
 
 
 def check_name(model_name: object) -> None:
-    """Refuse a model of another place inside what a file describes.
+    """Refuse a model from another location inside a file's description.
 
     Raises:
-        CheckpointError: The name is that of a folder or a repository, and none is left to follow.
+        CheckpointError: The name refers to a folder or repository.
     """
     folder = _current.get()
     if folder is None:
@@ -113,7 +113,7 @@ def check_name(model_name: object) -> None:
         )
 
 
-# ---- timm's doors --------------------------------------------------------------------------------------------
+# ---- timm's loaders --------------------------------------------------------------------------------------------
 
 
 def _inside_only(load: Callable[..., Any]) -> Callable[..., Any]:
@@ -137,19 +137,19 @@ def _one_source(resolve: Callable[..., Any]) -> Callable[..., Any]:
     def resolve_model_source(model_name: str, *args: Any, **kwargs: Any) -> Any:
         folder = _current.get()
         if folder is not None:
-            if folder.opened or model_name != folder.name:  # the first is the caller's own
+            if folder.opened or model_name != folder.name:  # the first one is from the caller
                 check_name(model_name)
             folder.opened = True
         elif isinstance(model_name, str) and model_name.startswith("local-dir:"):
             place = str(Path(model_name.partition(":")[2]))
             _found[place] = still(Path(place), _TOGETHER)
-            read_config(place)  # timm itself would follow links out of the folder
+            read_config(place)  # timm would follow links out of the folder
         return resolve(model_name, *args, **kwargs)
 
     return resolve_model_source
 
 
-def _compared(load: Callable[..., Any]) -> Callable[..., Any]:
+def _verified(load: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(load)
     def load_checkpoint(model: Any, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
         if _current.get() is not None:

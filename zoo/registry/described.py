@@ -1,4 +1,4 @@
-"""What a model's description in a file may say, by type: inputs and outputs as timm's configurations name them."""
+"""Types of a model's description in a file: inputs and outputs, named as in timm's configurations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Share = Annotated[float, Ge(0.05), Le(20)]
 
 
 class Described(TypedDict, total=False):
-    """What a folder's `pretrained_cfg` may say of inputs and outputs."""
+    """Allowed entries of a folder's `pretrained_cfg` about inputs and outputs."""
 
     input_size: tuple[_Side, _Side, _Side]
     test_input_size: tuple[_Side, _Side, _Side]
@@ -30,7 +30,7 @@ class Described(TypedDict, total=False):
     crop_mode: Literal["center", "squash", "border"]
     mean: tuple[FiniteFloat, ...]
     std: tuple[FiniteFloat, ...]
-    num_classes: Annotated[int, Ge(-1), Le(1_000_000)]  # -1: not of classes
+    num_classes: Annotated[int, Ge(-1), Le(1_000_000)]  # -1: no classes
     label_offset: int
     label_names: list[str]
     label_descriptions: dict[str, str]
@@ -49,20 +49,20 @@ class Described(TypedDict, total=False):
 
 
 class Beside(TypedDict, total=False):
-    """What stands beside it."""
+    """Allowed entries beside `pretrained_cfg`."""
 
-    num_classes: Annotated[int, Ge(-1), Le(1_000_000)]  # -1: not of classes
+    num_classes: Annotated[int, Ge(-1), Le(1_000_000)]  # -1: no classes
     num_features: Annotated[int, Ge(0)]
     label_names: list[str]
     label_descriptions: dict[str, str]
 
 
 def name_problems(names: Sequence[str], outputs: int | None) -> list[str]:
-    """What is wrong with the names of classes, one sentence each.
+    """Problems of class names, one sentence each.
 
     Args:
-        names: In the order of the outputs; empty where classes have no names.
-        outputs: Of the model; None or below 1 where it is not said. A single one can tell two classes apart.
+        names: In the order of the outputs; empty if classes have no names.
+        outputs: Number of outputs; None or below 1 if unknown. A single output can separate two classes.
     """
     if odd := next((name for name in names if not is_printable(name)), None):
         return [f"label_names holds {odd[:60]!r}, with characters that cannot be printed"]

@@ -1,4 +1,4 @@
-"""Models by name: timm's registry with the zoo's own list, its errors, and weights that are verified.
+"""Models by name: timm's registry with a list of the zoo's own models, helpful errors, and verified weights.
 
 >>> create_model("unireplknet_a", num_classes=10)
 >>> create_model("local-dir:runs/best", pretrained=True)      # a folder of zoo.save_pretrained, no network
@@ -47,7 +47,7 @@ from zoo.support.values import check_closed, first_line
 
 __all__ = ["RECORDS", "create_model", "list_models"]
 
-#: Arguments of `create_model` that timm itself takes; every other one goes to the architecture.
+#: Arguments of `create_model` for timm itself; all others go to the architecture.
 _FACTORY = (
     "pretrained_cfg",
     "pretrained_cfg_overlay",
@@ -66,9 +66,9 @@ def list_models(filter: str | Iterable[str] = "", pretrained: bool = False) -> l
     """Names of the zoo's own models, sorted.
 
     Args:
-        filter: Shell wildcards, one or several: `"unireplknet_*"`.
-        pretrained: Only models with weights, with their tags: `"unireplknet_a.in1k"` (published by the authors, to
-            be fetched), `"unireplknet_z.mnist5k"` (trained by an experiment of the zoo, shipped with it).
+        filter: One or several shell wildcards: `"unireplknet_*"`.
+        pretrained: Only models with weights, with their tags: `"unireplknet_a.in1k"` (published by the authors,
+            downloaded), `"unireplknet_z.mnist5k"` (trained by an experiment of the zoo, shipped with it).
     """
     register()
     names = timm.list_models(filter if isinstance(filter, str) else list(filter), pretrained=pretrained)
@@ -83,35 +83,34 @@ def create_model(
     deploy: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a model by its registered name, with released weights, with weights from a file, or fresh.
+    """Build a model by its registered name, with released weights, with weights from a file, or newly initialised.
 
     Args:
         model_name: `"arch"` or `"arch.tag"` of the zoo or of timm, `"local-dir:<folder>"` for a folder
             written by :func:`zoo.save_pretrained`, or `"hf-hub:<organisation>/<name>"`.
-        pretrained: Load the weights that belong to the name. Their hash is checked where it is known. With
-            another `num_classes` than the weights' the classifier stays fresh; with another `in_chans` the
-            first layer is summed or repeated.
+        pretrained: Load the weights of that name. Their hash is verified if known. With a different `num_classes` the
+            classifier is newly initialised; with a different `in_chans` the first layer is summed or repeated.
         checkpoint_path: Load these weights instead; every name and shape must fit.
         deploy: Return the model in deploy form (see :func:`zoo.to_deploy`); training-form weights are merged.
         **kwargs: Arguments of the architecture (`num_classes`, `in_chans`, `drop_path_rate`, ...) and of timm
             (`features_only`, `out_indices`, ...). None means the default.
 
     Returns:
-        The model, in training mode. `model.zoo_config` holds the name and the arguments as plain values, so
-        that `create_model(**model.zoo_config)` builds it again; `model.input_record` how a file becomes an input (see
-        :mod:`zoo.support.inputs`), or None where the weights do not say.
+        The model, in training mode. `model.zoo_config` holds the name and the arguments as plain values, so that
+        `create_model(**model.zoo_config)` builds it again; `model.input_record` describes the input (see
+        :mod:`zoo.support.inputs`), or is None if the weights have no record.
 
     Raises:
-        ValueError: The name or its tag is unknown; the message has the nearest ones.
-        TypeError: An argument is unknown; the message has the nearest ones and all that are accepted.
-        CheckpointError: The weights are missing, damaged, not those on record, or do not fit.
+        ValueError: The name or its tag is unknown; the message suggests the nearest ones.
+        TypeError: An argument is unknown; the message suggests the nearest ones and lists all.
+        CheckpointError: The weights are missing, damaged, not the recorded file, or do not fit.
     """
     if not isinstance(model_name, str):
-        raise TypeError(f"model_name = {model_name!r:.60} is no text; a model is {MAY_BE}")
+        raise TypeError(f"model_name = {model_name!r:.60} is not a text; a model is {MAY_BE}")
     if pretrained and checkpoint_path:
         raise ValueError("pretrained=True and checkpoint_path both name weights; choose one of them")
     register()
-    if closed.active():  # inside what a file describes, whose own weights come after
+    if closed.active():  # nested in a file's description, whose weights are loaded later
         pretrained, checkpoint_path = False, None
         closed.check_name(model_name)
     given = {k: v for k, v in kwargs.items() if v is not None}
@@ -124,7 +123,7 @@ def _create(
     model_name: str, pretrained: bool, checkpoint_path: str | Path | None, deploy: bool, given: dict[str, Any]
 ) -> nn.Module:
     source, name = _parse(model_name)
-    theirs = pretrained and not source and not _is_ours(name)  # timm's own weights go through timm's own loader
+    theirs = pretrained and not source and not _is_ours(name)  # timm's weights use timm's loader
     model = _build(model_name, source, name, pretrained=theirs, kwargs=given)
     if pretrained and not theirs:
         _load_pretrained(model, source, model_name.partition(":")[2] if source else name)
@@ -138,15 +137,15 @@ def _create(
     return model
 
 
-#: What a command takes as a model.
+#: What commands accept as a model.
 MAY_BE = "a name with its tag (grbf.wine), local-dir:FOLDER of a saved model, or the folder of a finished run"
 
 
 def as_named(model: str | Path) -> str:
-    """What a command was given as a model, as :func:`create_model` takes it: a run folder is the model in it.
+    """Convert a command's model argument for :func:`create_model`: a run folder stands for the model in it.
 
     Raises:
-        ValueError: It is a file, a folder of something else, or that of a run with links out of it.
+        ValueError: It is a file, an unrelated folder, or a run folder with links out of it.
     """
     name = str(model)
     if os.path.isfile(os.path.join(name, "model", CONFIG_NAME)):
@@ -164,13 +163,13 @@ def as_named(model: str | Path) -> str:
 
 
 def answers_imagenet(model: str) -> bool:
-    """Whether weights are known to answer the classes of ImageNet-1k: by their own record here, as a tag says it.
+    """Whether weights are known to predict the classes of ImageNet-1k, by their tag or metadata.
 
-    A thousand outputs alone say nothing, and a folder may have kept the tag of the weights that its own were trained
+    A thousand outputs alone are no evidence, and a folder may keep the tag of the weights that its training started
     from.
 
     Args:
-        model: As a command was given it, see :func:`as_named`.
+        model: As given to a command, see :func:`as_named`.
     """
     name = re.sub(r"^hf[-_]hub:timm/", "", as_named(model))
     register()
@@ -185,9 +184,7 @@ def answers_imagenet(model: str) -> bool:
 
 
 def register() -> None:
-    """Import every family, and note the hashes that their configurations record (a note `sha256:
-    <digits>`).
-    """
+    """Import every family, and register the hashes in their configurations (a note `sha256: <digits>`)."""
     families.load()
     closed.install(plugins.modules())
     for name in timm.list_models(include_tags=True):
@@ -232,13 +229,13 @@ def _parse(model_name: str) -> tuple[str, str]:
         tags = [n.partition(".")[2] for n in timm.list_models(arch, include_tags=True) if "." in n]
         if tag not in tags:
             if (bundled_weights.folder() / f"{name}.json").is_file():
-                bundled_weights.record(name)  # damaged, which the error says
+                bundled_weights.record(name)  # raises the error for a damaged record
             raise ValueError(f"{arch} has no weights tagged {tag!r}{suggestion(tag, tags) or '; it has no tags'}")
     return source, name
 
 
 def _check_config(folder: Path) -> str:
-    """The architecture that a saved folder names, once its configuration is one that timm can take."""
+    """The architecture named by a saved folder, after a check of its configuration."""
     from timm.models import PretrainedCfg
 
     config = read_config(folder)
@@ -251,10 +248,10 @@ def _check_config(folder: Path) -> str:
         raise CheckpointError(f"{where} names the architecture {arch!r:.100}, which is not registered")
     problems = check_values(Described, cfg, "pretrained_cfg") + check_values(Beside, config)
     arguments = {k: v for k, v in config.get("model_args", {}).items() if v is not None}
-    problems += [f"model_args.{k} is no argument of an architecture" for k in arguments if k in _OUTSIDE]
+    problems += [f"model_args.{k} is not an argument of an architecture" for k in arguments if k in _OUTSIDE]
     returned = typing.get_type_hints(model_entrypoint(arch)).get("return") if _is_ours(arch) else None
     if inspect.isclass(returned) and returned is not nn.Module:
-        own = inspect.signature(returned).parameters  # an unknown one is told when the model is built
+        own = inspect.signature(returned).parameters  # unknown ones are reported when the model is built
         taken = {k: v for k, v in arguments.items() if k in own}
         problems += check_call(returned, taken, "model_args", given=own, nested=False)
     if not problems:
@@ -266,7 +263,7 @@ def _check_config(folder: Path) -> str:
     return arch
 
 
-#: Arguments that say where weights come from, which only the caller may say.
+#: Arguments that determine where weights come from, allowed from the caller only.
 _OUTSIDE = [
     p for p in inspect.signature(timm.create_model).parameters if p not in ("scriptable", "exportable", "no_jit")
 ]
@@ -288,7 +285,7 @@ def _build(model_name: str, source: str, name: str, *, pretrained: bool, kwargs:
 
 
 def _build_described(model_name: str, source: str, name: str, kwargs: dict[str, Any]) -> nn.Module:
-    """Build what a folder or a repository describes; what its description does to a constructor is told in a line."""
+    """Build what a folder or repository describes; errors of the constructor become one-line messages."""
     try:
         with contextlib.nullcontext() if closed.active() else closed.closed(model_name):
             return timm.create_model(model_name, pretrained=False, **kwargs)
@@ -299,7 +296,7 @@ def _build_described(model_name: str, source: str, name: str, kwargs: dict[str, 
         if argument in kwargs:
             raise TypeError(message) from None
         if kwargs and isinstance(error, ValueError | TypeError) and not message:
-            raise  # the caller's arguments may be what does not fit
+            raise  # the caller's arguments may be the problem
         if isinstance(error, OSError) and source == "hf-hub":
             raise CheckpointError(
                 f"cannot fetch {model_name} ({type(error).__name__}); download the repository's files elsewhere "
@@ -310,13 +307,13 @@ def _build_described(model_name: str, source: str, name: str, kwargs: dict[str, 
 
 
 def _unknown_argument(error: TypeError, name: str) -> tuple[str, str]:
-    """The misspelt argument and one sentence about it; empty if the error is about something else."""
+    """The misspelt argument and a sentence about it; empty for any other error."""
     found = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", str(error))
     if not found or not timm.is_model(arch := name.partition(".")[0]):
         return "", ""
     owner = getattr(sys.modules[model_entrypoint(arch).__module__], found[1], None)
     accepted = [p for p in inspect.signature(owner).parameters if p != "self"] if callable(owner) else []
-    if "kwargs" in accepted:  # the class hands its arguments on: its signature is not the whole truth
+    if "kwargs" in accepted:  # the class passes its arguments on: its signature is incomplete
         accepted = []
     close = suggestion(found[2], [*accepted, *_FACTORY, "deploy"])
     close = close if "did you mean" in close else ""
@@ -325,7 +322,7 @@ def _unknown_argument(error: TypeError, name: str) -> tuple[str, str]:
 
 
 def _config(model: nn.Module, name: str, deploy: bool) -> dict[str, Any]:
-    """Name and arguments as plain values; what cannot be written to JSON (a class, a device) is left out."""
+    """Name and arguments as plain values, without those that JSON cannot represent (a class, a device)."""
     arch = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or name
     kept = {k: v for k, v in getattr(model, "_model_args", {}).items() if k not in _NOT_KEPT}
     plain: dict[str, Any] = {"model_name": name if name.partition(".")[0] == arch else arch}
@@ -338,9 +335,7 @@ def _config(model: nn.Module, name: str, deploy: bool) -> dict[str, Any]:
 
 
 def _input_record(model: nn.Module, source: str, model_name: str) -> dict[str, Any] | None:
-    """How a file becomes an input, as the record of the weights says; None where it does not, or where the model was
-    built for another number of channels.
-    """
+    """Input record of the weights; None if they have none, or if the model has another number of channels."""
     if source == "local-dir":
         record = read_config(model_name.partition(":")[2]).get("input")
     elif source == "hf-hub":
@@ -365,7 +360,7 @@ def _load_pretrained(model: nn.Module, source: str, name: str) -> None:
     assert isinstance(cfg, dict)
     path = _pretrained_path(cfg, source, name)
     state = read_checkpoint(path)
-    if isinstance(model, FeatureGetterNet):  # a whole model inside, less its last layers
+    if isinstance(model, FeatureGetterNet):  # contains the whole model except its last layers
         load_state(model.model, state, adapt_input=True, surplus=True, origin=str(path))
         return
     same = cfg.get("num_classes") == getattr(model, "num_classes", cfg.get("num_classes"))
@@ -374,7 +369,7 @@ def _load_pretrained(model: nn.Module, source: str, name: str) -> None:
 
 
 def _pretrained_path(cfg: dict[str, Any], source: str, name: str) -> Path:
-    if source == "local-dir":  # the place that the caller named, whatever the description says
+    if source == "local-dir":  # the folder given by the caller, whatever the description says
         return locate(f"local-dir:{name}")
     if source == "hf-hub":
         return fetch_hub(name)

@@ -1,4 +1,4 @@
-"""Every family enters timm's registry: the zoo's own, found by where they lie, those of other packages, and weights."""
+"""Registration of model families in timm: the zoo's own, those of other packages, and the shipped weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["load"]
 
 @functools.cache
 def load() -> None:
-    """Import every family and register the weights that ship with the zoo; once a process, when timm is imported."""
+    """Import every family and register the shipped weights; once per process, when timm is imported."""
     for room in plugins.ROOMS:
         import_all(room)
     plugins.load()

@@ -1,8 +1,7 @@
-"""From a checkpoint's content to a model's weights: unwrap, match, explain, and only then change the model.
+"""From a checkpoint's content to a model's weights: unwrap, match, explain errors, and only then change the model.
 
-A load is tried on a copy of the model without memory (on the meta device), where the model's own load hooks
-run as they would in earnest. The model itself is touched once the trial has succeeded, so a refused
-checkpoint leaves no trace.
+A load is first tried on a copy of the model on the meta device, where the model's own load hooks run as usual. The
+model itself is changed only after this succeeded, so a refused checkpoint leaves no trace.
 """
 
 from __future__ import annotations
@@ -31,23 +30,23 @@ _log = logging.getLogger(__name__)
 Strict = bool | Literal["backbone"]
 Shape = tuple[int, ...]
 
-#: Entries under which training scripts keep weights, averaged ones first.
+#: Entries under which training scripts store weights; averaged weights first.
 _ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model")
-#: What wrappers put before every name: distributed training, a training task, a detector around a backbone.
+#: Name prefixes of wrappers: distributed training, a training task, a detector around a backbone.
 _PREFIXES = ("module.", "model.", "backbone.")
 
 
-# ---- what a checkpoint holds -------------------------------------------------------------------------------
+# ---- content of a checkpoint ----------------------------------------------------------------------------
 
 
 def find_state_dict(checkpoint: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
-    """The names and tensors inside a checkpoint, with or without wrappers.
+    """The state dict inside a checkpoint, with or without wrappers.
 
-    Averaged weights (`state_dict_ema`, `model_ema`) win over `state_dict`, which wins over `model`; entries
-    may be nested. Entries beside the weights (epoch, optimizer) are left out.
+    Averaged weights (`state_dict_ema`, `model_ema`) are preferred to `state_dict`, and that to `model`; entries may be
+    nested. Other entries (epoch, optimizer) are dropped.
 
     Raises:
-        CheckpointError: There are no tensors; the message lists what there is.
+        CheckpointError: There are no tensors; the message lists the entries.
     """
     content: Any = checkpoint
     for _ in range(4):
@@ -65,10 +64,10 @@ def find_state_dict(checkpoint: Mapping[str, Any], origin: str) -> dict[str, Ten
 
 
 def strip_prefixes(state: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
-    """Drop what wrappers put before names, choosing the combination that fits most of the `wanted` names.
+    """Drop prefixes of wrappers, with the combination that matches most of the `wanted` names.
 
-    Names outside a dropped prefix (the metrics beside `model.` in a training checkpoint, the decode head
-    beside `backbone.`) are left out with it.
+    Names without a dropped prefix (metrics beside `model.` in a training checkpoint, the decode head beside
+    `backbone.`) are dropped too.
     """
     wanted = set(wanted)
     best = plain = {k.replace("_orig_mod.", ""): v for k, v in state.items()}
@@ -82,12 +81,12 @@ def strip_prefixes(state: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[s
     return best
 
 
-# ---- how it fits -------------------------------------------------------------------------------------------
+# ---- matching --- -------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Fit:
-    """The outcome of a trial load."""
+    """Result of a trial load."""
 
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
@@ -98,7 +97,7 @@ class Fit:
         return not (self.missing or self.unexpected or self.shapes)
 
     def outside(self, names: tuple[str, ...]) -> Fit:
-        """The part of the outcome that does not concern the layers `names`."""
+        """The result without the layers `names`."""
         prefixes = tuple(f"{n}." for n in names)
         if not prefixes:
             return self
@@ -110,7 +109,7 @@ class Fit:
 
 
 def skeleton(model: nn.Module) -> Any:
-    """A copy of a model on the meta device: its structure and hooks, none of its memory."""
+    """A copy of a model on the meta device, with its structure and hooks."""
     memo: dict[int, Any] = {}
     for p in model.parameters():
         memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
@@ -120,7 +119,7 @@ def skeleton(model: nn.Module) -> Any:
 
 
 def _loose_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Tensors that modules keep beside their state (losses of the last forward), which cannot be copied."""
+    """Tensors that modules keep outside of their state (losses of the last forward pass), which cannot be copied."""
     for module in model.modules():
         for value in vars(module).values():
             if isinstance(value, dict):
@@ -133,18 +132,16 @@ _SIZE_MISMATCH = re.compile(r"size mismatch for (\S+): copying a param with shap
 
 
 def _try(model: nn.Module, state: Mapping[str, Tensor]) -> Fit:
-    """Load into a skeleton and report; shapes that differ are taken out so that the rest is still
-    compared.
-    """
+    """Load into a skeleton and report; mismatched shapes are removed first so that the rest is still compared."""
     on_meta = {k: torch.empty_like(v, device="meta") for k, v in state.items()}
     own = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     shapes: dict[str, tuple[Shape, Shape]] = {}
     for _ in range(2):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # nothing is copied here, and some layers remark on it
+                warnings.simplefilter("ignore")  # some layers warn that nothing is copied
                 result = model.load_state_dict(on_meta, strict=False)
-        except RuntimeError as error:  # lists every shape that differs
+        except RuntimeError as error:  # lists all mismatched shapes
             for name, sizes in _SIZE_MISMATCH.findall(str(error)):
                 shapes[name] = (tuple(int(n) for n in sizes.split(",") if n.strip()), own.get(name, ()))
             if not any(name in on_meta for name in shapes):
@@ -171,21 +168,21 @@ def load_state(
     surplus: bool = False,
     origin: str = "the state dict",
 ) -> None:
-    """Load a checkpoint's weights into a model; on any error the model is as it was.
+    """Load a checkpoint's weights into a model; on any error the model is unchanged.
 
-    A file in deploy form brings the model to deploy form first (the merged weights cannot be split again).
+    A file in deploy form converts the model to deploy form first (merged weights cannot be split again).
 
     Args:
         model: The model.
-        checkpoint: A state dict, possibly wrapped as :func:`find_state_dict` describes.
-        strict: True: every name and shape must fit. `"backbone"`: the classifier is left as it is, everything
-            else must fit. False: load what fits and log the rest.
-        adapt_input: Fit the first layer to another number of input channels.
-        surplus: The file may hold more than the model, whose last layers were cut off.
-        origin: What to call the checkpoint in messages.
+        checkpoint: A state dict, possibly wrapped, see :func:`find_state_dict`.
+        strict: True: every name and shape must fit. `"backbone"`: the classifier is not loaded, everything else must
+            fit. False: load what fits and log the rest.
+        adapt_input: Adapt the first layer to another number of input channels.
+        surplus: Whether the file may have further layers, which were removed from the model.
+        origin: Name of the checkpoint in messages.
 
     Raises:
-        CheckpointError: The checkpoint does not fit; the message names the keys and the way out.
+        CheckpointError: The checkpoint does not fit; the message names the keys and suggests a remedy.
     """
     if strict not in (True, False, "backbone"):
         raise ValueError(f"strict={strict!r} is not one of True, False, 'backbone'")
@@ -219,13 +216,13 @@ def load_state(
     if deploy:
         _log.info("%s is in deploy form: the model was brought to deploy form to load it", origin)
         to_deploy(model, inplace=True)
-    model.load_state_dict(chosen, strict=False)  # every difference was judged above
+    model.load_state_dict(chosen, strict=False)  # differences were checked above
     if not fit.complete:
         _log.warning("%s was loaded in part: %s", origin, _differences(fit))
 
 
 def _prepare(content: Mapping[str, Tensor], model: nn.Module, adapt_input: bool) -> dict[str, Tensor]:
-    """Unwrap the names, then let the model's file map authors' names (timm's `checkpoint_filter_fn`)."""
+    """Unwrap the names, then apply the family's conversion of authors' names (timm's `checkpoint_filter_fn`)."""
     state = strip_prefixes(content, model.state_dict())
     remap = getattr(sys.modules.get(type(model).__module__), "checkpoint_filter_fn", None)
     if callable(remap):
@@ -238,7 +235,7 @@ def _mergeable(model: nn.Module) -> bool:
 
 
 def _check_kinds(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Whole numbers copied into real weights would load silently: quantised files need their scales."""
+    """Integers would load silently into floating-point weights: quantised files need their scales."""
     own = model.state_dict()
     for name, tensor in state.items():
         if name in own and own[name].is_floating_point() != tensor.is_floating_point():
@@ -248,9 +245,9 @@ def _check_kinds(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> 
 
 
 def warn_not_finite(model: nn.Module, state: Mapping[str, Any], origin: str) -> None:
-    """Warn, with the first name, where a file holds NaN, or infinite parameters: the model would answer nonsense.
+    """Warn, with the first name, about NaN in a file or infinite parameters: the outputs would be meaningless.
 
-    Buffers may be infinite, as the logarithm of a class that was never seen is.
+    Buffers may be infinite, such as the logarithm of the count of an unseen class.
     """
     learned = {name for name, _ in model.named_parameters()}
     for name, tensor in state.items():
@@ -264,7 +261,7 @@ def warn_not_finite(model: nn.Module, state: Mapping[str, Any], origin: str) -> 
             return
 
 
-# ---- how to say it -----------------------------------------------------------------------------------------
+# ---- error messages ----------------------------------------------------------------------------------------
 
 
 def _explain(fit: Fit, heads: tuple[str, ...], model: nn.Module, state: Mapping[str, Tensor], origin: str) -> str:
@@ -277,7 +274,7 @@ def _explain(fit: Fit, heads: tuple[str, ...], model: nn.Module, state: Mapping[
             f"{origin} is of another architecture than {name}: it has no name in common with the model "
             f"(file: {', '.join(list(state)[:2])}, ...; model: {', '.join(own[:2])}, ...)"
         )
-    return f"{origin} does not fit {name}: {_differences(fit)}; {_way_out(fit, model)}"
+    return f"{origin} does not fit {name}: {_differences(fit)}; {_remedy(fit, model)}"
 
 
 def _explain_classes(fit: Fit, head: str, model: nn.Module, state: Mapping[str, Tensor], origin: str) -> str:
@@ -292,7 +289,7 @@ def _explain_classes(fit: Fit, head: str, model: nn.Module, state: Mapping[str, 
     return f"{origin} has {classes} classes, the model {own}: build it with num_classes={classes}, or {keep}"
 
 
-def _way_out(fit: Fit, model: nn.Module) -> str:
+def _remedy(fit: Fit, model: nn.Module) -> str:
     first = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv")
     names = (first,) if isinstance(first, str) else tuple(first or ())
     inputs = [k for k in fit.shapes if k.removesuffix(".weight") in names]
@@ -325,11 +322,11 @@ def _size(shape: Shape) -> str:
     return "x".join(map(str, shape)) or "a scalar"
 
 
-# ---- other channels ----------------------------------------------------------------------------------------
+# ---- input channels ----------------------------------------------------------------------------------------
 
 
 def _adapt(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Sum or repeat the first layer's weights to the model's number of input channels, as timm does."""
+    """Sum or repeat the first layer's weights for the model's number of input channels, as timm does."""
     first = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv") or ()
     own = model.state_dict()
     for name in (f"{n}.weight" for n in ((first,) if isinstance(first, str) else first)):

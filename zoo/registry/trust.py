@@ -1,9 +1,9 @@
-"""What a file may ask for: the one gate between what was recorded and what is built.
+"""Trust boundary between files and what is built from them.
 
-A run folder, a record or a checkpoint may come from anyone, so it is data. It may name classes of the zoo, of packages
-that the zoo's own configurations name, and of packages that are installed with an entry point of the zoo
-(`zoo.registry.plugins`), each where a class of its kind belongs. What a person types is trusted, what a file holds is
-not.
+Run folders, records and checkpoints may come from anyone, so they are data. They may name classes of the zoo, of
+packages named in the zoo's own configurations, and of installed packages with an entry point of the zoo
+(`zoo.registry.plugins`), each only where a class of its kind belongs. What users type is trusted; the content of files
+is not.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ __all__ = ["KINDS", "TrustError", "Untyped", "kind_at", "override_problem", "rec
 
 
 class TrustError(ValueError):
-    """A file asks for something that a file may not ask for; the message names it and the way to allow it."""
+    """A file requests something that is not allowed; the message names it and the remedy."""
 
 
-# ---- classes that a file names -----------------------------------------------------------------------------
+# ---- classes named by a file -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What may stand at a place of a configuration.
+    """Kind of class allowed at a place of a configuration.
 
     Args:
-        what: Its name.
-        base: The class that it must be, or extend.
-        homes: Modules of the zoo, and of the packages that its configurations name, that hold such classes.
-        exact: Only `base` itself.
+        what: Name of the kind.
+        base: The required base class.
+        homes: Modules of the zoo and of third-party packages that define such classes.
+        exact: Allow only `base` itself.
     """
 
     what: str
@@ -44,14 +44,14 @@ class Kind:
     exact: bool = False
 
 
-#: Places of a configuration that hold a class; `*` stands for any name.
+#: Keys of a configuration that hold a class; `*` stands for any name.
 KINDS: dict[str, Kind] = {
     "data": Kind("LightningDataModule", "lightning.LightningDataModule", ("zoo.data",)),
     "task": Kind("zoo.tasks.Task", "zoo.tasks.Task", ("zoo.tasks",)),
     "trainer": Kind("lightning.Trainer", "lightning.Trainer", ("lightning",), exact=True),
     "trainer.strategy": Kind("Strategy", "lightning.pytorch.strategies.Strategy", ("lightning.pytorch.strategies",)),
     "callbacks.*": Kind("Callback", "lightning.pytorch.Callback", ("zoo.training", "lightning.pytorch.callbacks")),
-    # other loggers of Lightning's report to services
+    # Lightning's other loggers report to services
     "logger.*": Kind(
         "Logger",
         "lightning.pytorch.loggers.Logger",
@@ -63,22 +63,22 @@ _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 def kind_at(key: str) -> Kind | None:
-    """The kind of class that belongs at a dotted key; None where none does."""
+    """The kind of class allowed at a dotted key, or None."""
     parts = key.split(".")
     starred = ".".join([parts[0], *["*"] * (len(parts) - 1)])
     return KINDS.get(key) or KINDS.get(starred)
 
 
 def recorded_class(target: Any, place: str, source: str = "the record") -> type:
-    """The class that a file names, once it is known to be of the right kind; nothing else is imported or called.
+    """The class named by a file, after a check of its kind; nothing else is imported or called.
 
     Args:
         target: The dotted name.
         place: Key of :data:`KINDS`.
-        source: What to call the file in messages.
+        source: Name of the file in messages.
 
     Raises:
-        TrustError: The name is that of no such class.
+        TrustError: There is no such allowed class.
     """
     kind = KINDS[place]
     refused = (
@@ -108,7 +108,7 @@ def _inside(name: str, homes: Any) -> bool:
 
 
 def _resolve(target: str, homes: list[str]) -> Any:
-    """The object behind a dotted name; a module is imported only inside the homes, None if there is none."""
+    """The object for a dotted name, or None; modules are imported only inside `homes`."""
     first, *rest = target.split(".")
     found: Any = importlib.import_module(first)
     name = first
@@ -120,11 +120,11 @@ def _resolve(target: str, homes: list[str]) -> Any:
                 return None
             try:
                 importlib.import_module(name)
-            except Exception:  # whatever keeps it from being imported, it is no class that can be used
+            except Exception:  # a module that cannot be imported provides no class
                 return None
         found = getattr(found, part, None)
         if isinstance(found, type(importlib)) and found.__name__ != name:
-            return None  # a way out, through what the module itself imports
+            return None  # would leave `homes` through the module's own imports
     return found
 
 
@@ -132,7 +132,7 @@ def _resolve(target: str, homes: list[str]) -> Any:
 
 
 class Untyped:
-    """Stands for a recorded value that is no plain value, as a sweep or a function of Hydra's grammar."""
+    """Placeholder for a recorded value that is not a plain one, such as a sweep or a function of Hydra's grammar."""
 
 
 _RESOLVER = re.compile(r"\$\{[^}]*:")
@@ -141,13 +141,13 @@ _READ = ("data", "model")  # sections whose paths are read from, not written to
 
 
 def override_problem(key: str, value: Any, choice: bool, *, run: Path) -> str | None:
-    """Why an override that a run folder recorded is refused, or None where it is plain data.
+    """Reason why a recorded override is refused, or None if it is plain data.
 
     Args:
-        key: The key, or the group, that it sets.
-        value: Its value as plain containers; :class:`Untyped` where it is none.
-        choice: Whether the value is the name of a group's file.
-        run: The run folder, the only place that a recorded path may be written to.
+        key: The key or config group that it sets.
+        value: Its value as plain containers; :class:`Untyped` if it is not plain.
+        choice: Whether the value selects a file of a config group.
+        run: The run folder, the only allowed location for recorded output paths.
     """
     if not key:
         return "it cannot be read as one"
@@ -159,7 +159,7 @@ def override_problem(key: str, value: Any, choice: bool, *, run: Path) -> str | 
     if choice:
         names = value if isinstance(value, list) else [value]
         plain = all(name is None or re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", str(name)) for name in names)
-        return None if plain and ".." not in str(value) else "its value is no name of a file of that group"
+        return None if plain and ".." not in str(value) else "its value is not the name of a file of that group"
     for where, part in _walk(key, value):
         problem = _part_problem(where, part, run, first)
         if problem:
@@ -192,7 +192,7 @@ def _part_problem(key: str, value: Any, run: Path, section: str) -> str | None:
             return f"{value!r:.100} is no {kind.what} of the zoo, of Lightning or of an installed plug-in"
         return None
     if any(part.startswith("_") for part in key.split(".")):
-        return f"{key} steers how objects are built"
+        return f"{key} controls how objects are built"
     if section == "logger" and re.match(r"logger\.\w+\.\w+\.\D", f"{key}."):
         return f"{key} says how a service is reached"
     if section == "logger" and last == "mode" and value == "online":

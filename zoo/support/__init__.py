@@ -1,1 +1,1 @@
-"""What everybody may use: suggestions, checks, environment, files read without trust and written whole."""
+"""Shared helpers: suggestions, argument checks, environment, safe reading and atomic writing of files."""

@@ -1,4 +1,4 @@
-"""What a result depends on besides the code: versions and hardware, as plain values for records and tables."""
+"""The environment of a result: versions and hardware, as plain values for records and tables."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ def versions() -> dict[str, str]:
     for name in _PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # the source tree is on the path without being installed
+        except importlib.metadata.PackageNotFoundError:  # run from the source tree without installation
             continue
     return found
 
 
 def chip() -> str:
-    """The processor as the system names it."""
+    """Processor name as the operating system reports it."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux: the short name will do
+    except OSError:  # not Linux: use the short name below
         return name
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
 
 
 @functools.cache
 def git(*arguments: str) -> str:
-    """What git says of the source tree; nothing where it is no clone of the zoo or git does not know what is asked."""
+    """Output of a git command in the source tree; empty outside a clone of the zoo, or where git fails."""
     source = Path(__file__).resolve().parents[2]
     if not (source / ".git").exists():
         return ""
@@ -50,13 +50,13 @@ def git(*arguments: str) -> str:
 
 @functools.cache
 def commit() -> str:
-    """The commit of the source tree, with a `+` where files of the zoo differ from it; nothing outside a clone."""
+    """Hash of the current commit, with a `+` if files of the zoo are modified; empty outside a clone."""
     found = git("rev-parse", "--short=9", "HEAD")
     return found and found + ("+" if git("status", "--porcelain", "--", "zoo", "configs") else "")
 
 
 def hardware() -> dict[str, str | int]:
-    """Processor, cores, threads in use, and the first GPU if there is one."""
+    """Processor, cores, threads in use, and the first GPU if any."""
     import torch
 
     found: dict[str, str | int] = {"cpu": chip(), "cores": os.cpu_count() or 1, "threads": torch.get_num_threads()}
@@ -66,19 +66,19 @@ def hardware() -> dict[str, str | int]:
 
 
 def wait_policy() -> str:
-    """What threads do while they wait for each other, as the environment of the process says it."""
+    """How OpenMP threads wait for each other, from the environment variables of the process."""
     spin = os.environ.get("GOMP_SPINCOUNT")
     return f"spin {spin}" if spin else os.environ.get("OMP_WAIT_POLICY", "default").lower()
 
 
-SPINS = 30_000  # about 0.1 ms: longer than the gaps between loops, too short to starve anybody
+SPINS = 30_000  # about 0.1 ms: longer than the gaps between loops, too short to starve other processes
 
 
 def bound_waiting() -> None:
-    """Have threads that wait for each other spin for a moment and then sleep, unless the environment says otherwise.
+    """Make waiting OpenMP threads spin briefly and then sleep, unless the environment already sets a policy.
 
-    Threads that never spin are woken for every loop, which costs a training step a third; threads that always do starve
-    whatever else runs on the machine. It has to be said before torch is imported, and GNU's OpenMP listens.
+    Without spinning, threads are woken for every loop, which costs a third of a training step; with endless spinning
+    they starve other processes. Must be called before torch is imported; read by GNU's OpenMP (libgomp) only.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)

@@ -1,9 +1,9 @@
-"""Weight files, read without trusting them and written without half-finishing them.
+"""Weight files: read without trusting them, written atomically.
 
-Everything here works on paths and bytes and knows no model: what a file holds is decided by its content, not
-by its suffix; nothing in a file is ever executed; every way in which a file can be wrong ends in one
-:class:`CheckpointError` of one line. Weights on a hub or behind an https address are fetched into torch's
-usual cache, where a file placed by hand is found as well, so that the same name works without a network.
+This module works on paths and bytes and knows no model. The type of a file is decided by its content, not by its
+suffix; nothing in a file is ever executed; every way in which a file can be wrong raises a one-line
+:class:`CheckpointError`. Weights from a hub or an https address are downloaded to torch's cache; a file placed there
+by hand is used without network access.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ __all__ = [
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 
-#: Known weight files by name: `{"sha256": ...}` and whatever else is worth knowing. A model family adds its
-#: own rows; a file with a known name is compared with its row before it is read.
+#: Known weight files by name: `{"sha256": ...}` and further metadata. Each model family adds its own entries; a file
+#: with a known name is compared with its hash before it is read.
 RECORDS: dict[str, dict[str, Any]] = {}
 
 _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 _HUB_NAMES = (WEIGHTS_NAME, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
-_PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))  # how a pickle of each protocol begins
-_OLDER = 4  # pickles at the beginning of torch's older format: a mark, a version, the machine, the tensors
+_PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))  # first bytes of a pickle, by protocol
+_LEGACY_PICKLES = 4  # pickles at the start of torch's legacy format: magic number, version, system info, tensors
 _MAX_HEADER = 16_000_000  # bytes
 MAX_TENSORS = 20_000  # in one file; the largest models of the zoo have under 4,000, a training state four times that
 _MAX_CONFIG = 16_000_000
@@ -112,7 +112,7 @@ def write_all(files: Mapping[Place, Callable[[BinaryIO], object]]) -> None:
 
 
 def writer_of(content: bytes) -> Callable[[BinaryIO], None]:
-    """What :func:`write_atomic` takes, for bytes that are there already."""
+    """The `write` argument of :func:`write_atomic` for content that is already in memory."""
 
     def write(file: BinaryIO) -> None:
         file.write(content)
@@ -141,17 +141,17 @@ def _reason(error: OSError) -> str:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint file, whatever its suffix: safetensors, or PyTorch's format with weights only.
+    """Read a checkpoint file, whatever its suffix: safetensors, or PyTorch's format (weights only).
 
     Args:
         path: A file. Tensors come back on the CPU.
 
     Returns:
-        The mapping that the file holds: a state dict, or a training checkpoint with its nested entries.
+        The mapping in the file: a state dict, or a training checkpoint with its nested entries.
 
     Raises:
-        CheckpointError: The file is missing, empty, cut off, of another kind, or wants to run code; one line
-            says which.
+        CheckpointError: The file is missing, empty, truncated, of another type, or would run code; the message says
+            which in one line.
     """
     path = _checked(path)
     size, head = _first_bytes(path)
@@ -162,15 +162,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             _check_archive(path, size)
         elif head.startswith(_PICKLES):
             with path.open("rb") as file:
-                _check_pickle(path, file, _OLDER)
+                _check_pickle(path, file, _LEGACY_PICKLES)
         else:
-            raise CheckpointError(f"{path} is not a checkpoint: {_what_is(head)}")
+            raise CheckpointError(f"{path} is not a checkpoint: {_guess_type(head)}")
         content = _unpickle(path)
     except CheckpointError:
         raise
     except MemoryError as error:
         raise CheckpointError(f"{path} claims more memory than this machine has: it is damaged or hostile") from error
-    except Exception as error:  # bytes that nobody vouches for can make a parser raise anything
+    except Exception as error:  # untrusted bytes can make a parser raise anything
         raise CheckpointError(
             f"{path} is damaged or cut off ({_first_line(error)}); copy or download it again"
         ) from error
@@ -183,7 +183,7 @@ def _first_bytes(path: Path) -> tuple[int, bytes]:
     try:
         if path.is_dir():
             raise CheckpointError(f"{path} is a folder, not a checkpoint file; name the file inside it")
-        if path.exists() and not path.is_file():  # reading a pipe or a device might never end
+        if path.exists() and not path.is_file():  # reading a pipe or a device may never end
             raise CheckpointError(f"{path} is not a regular file")
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -221,7 +221,7 @@ def _read_safetensors(path: Path, size: int, head: bytes) -> dict[str, Any]:
     if _MAX_HEADER < length <= size - 8:
         raise CheckpointError(f"{path} has a header of {length:,} bytes, more than the {_MAX_HEADER:,} that are read")
     if size < 8 or length > size - 8:
-        kind = _what_is(head)
+        kind = _guess_type(head)
         why = f"it claims a header of {length} bytes in a file of {size}" if kind == _UNKNOWN else kind
         raise CheckpointError(f"{path} is not a whole safetensors file: {why}; copy or download it again")
     try:
@@ -240,7 +240,7 @@ def _check_count(path: Path, count: int) -> None:
 
 
 def _check_archive(path: Path, size: int) -> None:
-    """Refuse archives that PyTorch would not have written, before its reader unpacks anything."""
+    """Refuse archives that PyTorch would not have written, before they are unpacked."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -261,23 +261,23 @@ def _check_archive(path: Path, size: int) -> None:
         for entry in entries:
             if entry.filename.rsplit("/", 1)[-1] == "data.pkl":
                 data = archive.read(entry)
-                if data.count(pickle.BINPERSID) > MAX_TENSORS:  # the most that there can be
+                if data.count(pickle.BINPERSID) > MAX_TENSORS:  # an upper bound of their number
                     _check_pickle(path, BytesIO(data))
 
 
 def _check_pickle(path: Path, file: BinaryIO, pickles: int = 1) -> None:
-    """Count the tensors of a pickle by its opcodes, each of which refers to a storage, and stop at one too many.
+    """Refuse a pickle with too many tensors, counted by opcodes: each tensor refers to a storage.
 
-    To unpickle them costs ten times as much, most of it in torch's reader, which is written in Python: it builds a
-    storage and a tensor for each, and looks up every call among those that are allowed.
+    Unpickling first would cost ten times as much, most of it in torch's pure Python reader, which builds a storage
+    and a tensor for each and checks every call against an allow list.
 
     Args:
-        path: What to call the file.
+        path: Name of the file for the message.
         file: Open at the first opcode.
-        pickles: How many lie one after the other.
+        pickles: How many are concatenated.
     """
     count = 0
-    with contextlib.suppress(ValueError):  # cut off, or one pickle only: torch's reader stops there too, and says why
+    with contextlib.suppress(ValueError):  # truncated, or a single pickle: torch's reader raises a clear error
         for _ in range(pickles):
             for opcode, _, _ in pickletools.genops(file):
                 count += opcode.name == "BINPERSID"
@@ -287,8 +287,8 @@ def _check_pickle(path: Path, file: BinaryIO, pickles: int = 1) -> None:
 
 def _unpickle(path: Path) -> Any:
     try:
-        # argparse.Namespace is a bag of plain values that many training scripts store beside the weights
-        # (the file is passed open: given a path, torch.load would go by its suffix)
+        # argparse.Namespace holds plain values; many training scripts store one beside the weights
+        # (the file is passed open: given a path, torch.load decides by its suffix)
         with (
             torch.serialization.safe_globals([argparse.Namespace]),
             warnings.catch_warnings(action="ignore"),
@@ -306,11 +306,11 @@ def _unpickle(path: Path) -> Any:
 
 
 def _refused_globals(path: Path) -> list[str]:
-    """Names of the functions and classes that a pickle asks for and weights-only reading refuses."""
+    """Functions and classes that a pickle refers to and weights-only loading refuses."""
     import torch._weights_only_unpickler as unpickler
 
     allowed = {*unpickler._get_allowed_globals(), "argparse.Namespace"}
-    with contextlib.suppress(Exception):  # only serves the message: a pickle too odd to list is refused all the same
+    with contextlib.suppress(Exception):  # used for the message only: the file is refused in any case
         return [name for name in dict.fromkeys(_globals(_pickle_bytes(path))) if name not in allowed]
     return []
 
@@ -326,15 +326,13 @@ def _pickle_bytes(path: Path) -> bytes:
 
 
 def _globals(data: bytes) -> Iterator[str]:
-    """List what a pickle would import, by reading its opcodes; the older form names it inline, the newer on a
-    stack.
-    """
+    """List what a pickle would import, from its opcodes: inline names (old protocols) or names on the stack (new)."""
     stream = BytesIO(data)
     strings: list[str] = []
     memo: dict[Any, str] = {}
     previous = ""
-    with contextlib.suppress(ValueError):  # the end of a cut-off or concatenated pickle
-        while stream.tell() < len(data):  # the older torch format is several pickles one after the other
+    with contextlib.suppress(ValueError):  # end of a truncated or concatenated pickle
+        while stream.tell() < len(data):  # torch's legacy format is several concatenated pickles
             for opcode, argument, _ in pickletools.genops(stream):
                 if opcode.name in ("GLOBAL", "INST"):
                     yield str(argument).replace(" ", ".")
@@ -353,8 +351,8 @@ def _globals(data: bytes) -> Iterator[str]:
 _UNKNOWN = "its content is not one of safetensors or torch.save"
 
 
-def _what_is(head: bytes) -> str:
-    """Recognise the usual accidents by the first bytes."""
+def _guess_type(head: bytes) -> str:
+    """Recognise common mistakes by the first bytes."""
     start = head.lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer; run `git lfs pull` to get the file itself"
@@ -378,7 +376,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """The `config.json` of a folder written by :func:`zoo.save_pretrained` or in timm's hub layout.
 
     Raises:
-        CheckpointError: There is none, or it is not a JSON object that names an architecture.
+        CheckpointError: The file is missing, or not a JSON object that names an architecture.
     """
     folder = _checked(folder)
     path = folder / CONFIG_NAME
@@ -398,7 +396,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             raise CheckpointError(f"{path}: {key} must be an object, not {config[key]!r:.60}")
     for name, digest in config.get("sha256", {}).items():
         if not name or "\0" in name or Path(name).name != name:
-            raise CheckpointError(f"{path}: sha256 names {name!r:.60}, which is no file of the folder")
+            raise CheckpointError(f"{path}: sha256 names {name!r:.60}, which is not a file of the folder")
         if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
             raise CheckpointError(f"{path}: sha256 of {name} must be 64 hexadecimal digits, not {digest!r:.60}")
     if "input" in config:
@@ -410,23 +408,23 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def undisturbed(folder: str | Path, read: Callable[[], Result], names: Sequence[str] = ()) -> Result:
-    """What `read` returns of a folder's files, all of them from before a writer replaced them or all from after.
+    """Result of `read`, with all files of a folder from before a concurrent write or all from after it.
 
     Args:
-        folder: The folder that is read.
-        read: Called again when the files were replaced meanwhile; random draws are then repeated, not continued.
-        names: The files that belong together; by default those of a saved model.
+        folder: The folder to read.
+        read: Called again if the files were replaced meanwhile, with the random state restored.
+        names: The files that belong together; default: those of a saved model.
     """
     drawn = torch.get_rng_state()
     for i in range(_TRIES):
-        if i == _TRIES - 1:  # somebody writes again and again, and has to wait now
+        if i == _TRIES - 1:  # last attempt: block the writers
             with writing(Path(folder)) as alone:
                 if alone:
                     return read()
         before = still(Path(folder), names or (WEIGHTS_NAME, CONFIG_NAME))
         try:
             result = read()
-        except Exception:  # of a mixture, which any reader may say in its own words
+        except Exception:  # possibly caused by a mixture of old and new files
             if still(Path(folder), names or (WEIGHTS_NAME, CONFIG_NAME)) == before:
                 raise
         else:
@@ -437,23 +435,23 @@ def undisturbed(folder: str | Path, read: Callable[[], Result], names: Sequence[
 
 
 def check_inside(path: Path, folder: Path) -> None:
-    """Refuse a link that leads out of a model folder; the caches of hubs, which link to a folder beside it, may.
+    """Refuse a link that leads out of a model folder, except in hub caches, which link to a folder beside it.
 
     Raises:
-        CheckpointError: The file lies elsewhere.
+        CheckpointError: The link leads elsewhere.
     """
     if leads_out(path, folder):
         raise CheckpointError(f"{path} leads to {path.resolve()}, outside its folder: copy the file itself there")
 
 
 def _checked(source: str | Path) -> Path:
-    """A path as one that the system can look up.
+    """The source as a path that the operating system accepts.
 
     Raises:
         CheckpointError: It holds a NUL character.
     """
     if "\0" in str(source):
-        raise CheckpointError(f"{str(source)!r:.200} is no path: it holds a NUL character")
+        raise CheckpointError(f"{str(source)!r:.200} is not a path: it holds a NUL character")
     return Path(source)
 
 
@@ -467,7 +465,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 def verify(path: Path, expected: str | None = None) -> None:
-    """Compare a file with the hash recorded for it, if there is one.
+    """Compare a file with its expected hash, if there is one.
 
     Raises:
         CheckpointError: The hashes differ.
@@ -487,14 +485,14 @@ def verify(path: Path, expected: str | None = None) -> None:
 
 
 def check_recorded(path: Path) -> None:
-    """Compare a weight file with the hash that the configuration beside it records, if it does.
+    """Compare a weight file with the hash in the `config.json` beside it, if it has one.
 
     Raises:
-        CheckpointError: It is another file, or the configuration is damaged.
+        CheckpointError: The hashes differ, or the configuration is damaged.
     """
     path = _checked(path)
     if path.is_file() and (path.parent / CONFIG_NAME).is_file():
-        with contextlib.suppress(DamagedFileError, FileNotFoundError):  # some other program's configuration
+        with contextlib.suppress(DamagedFileError, FileNotFoundError):  # configuration of another program
             config = read_json(path.parent / CONFIG_NAME, _MAX_CONFIG)
             hashes = config.get("sha256") if isinstance(config, dict) else None
             digest = hashes.get(path.name) if isinstance(hashes, dict) else None
@@ -509,7 +507,7 @@ _offline: ContextVar[str] = ContextVar("offline", default="")
 
 @contextlib.contextmanager
 def offline(reason: str) -> Iterator[None]:
-    """Fetch nothing meanwhile, by whatever door: what is not here already is an error that gives the reason.
+    """Context in which nothing is downloaded: a file that is not available locally raises an error with the reason.
 
     Args:
         reason: A clause that says why, and how else to get the files.
@@ -522,20 +520,20 @@ def offline(reason: str) -> Iterator[None]:
 
 
 def offline_reason() -> str:
-    """Why nothing may be fetched now; empty where it may. Every function that opens an address asks."""
+    """Why downloads are disabled now; empty where they are allowed. Every function that opens an address asks."""
     return _offline.get()
 
 
 def locate(source: str | Path) -> Path:
-    """The file behind a source, fetched if need be and compared with its recorded hash.
+    """Path of the file for a source, downloaded if necessary and compared with its recorded hash.
 
     Args:
         source: A file, a folder, `local-dir:<folder>`, an https address, or
             `hf-hub:<organisation>/<name>[@revision][/<file>]`.
 
     Raises:
-        CheckpointError: There is no such file, it cannot be fetched (the message names the file and where to
-            place it by hand), or it differs from its recorded hash.
+        CheckpointError: The file does not exist, cannot be downloaded (the message names it and where to place it by
+            hand), or differs from its recorded hash.
     """
     text = str(source)
     prefix, _, rest = text.partition(":")
@@ -550,14 +548,14 @@ def locate(source: str | Path) -> Path:
     path = _checked(source).expanduser()
     if path.is_dir():
         return _weights_of(path)
-    _first_bytes(path)  # a missing or empty file is told as such, before its hash is
+    _first_bytes(path)  # report a missing or empty file before a wrong hash
     verify(path)
     check_recorded(path)
     return path
 
 
 def _weights_of(folder: Path) -> Path:
-    """The one weight file of a folder, compared with the hash in its configuration."""
+    """The only weight file of a folder, compared with the hash in its configuration."""
     folder = _checked(folder)
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}")
@@ -575,12 +573,12 @@ def _weights_of(folder: Path) -> Path:
 
 
 def fetch_url(url: str) -> Path:
-    """Download a file once into torch's cache and compare it with its record."""
+    """Download a file once into torch's cache and compare it with its recorded hash."""
     parts = urllib.parse.urlsplit(url)
     name = Path(urllib.parse.unquote(parts.path)).name
     if parts.scheme != "https" or not name:
         raise CheckpointError(f"{url} cannot be used: weights come from https addresses that end in a file name")
-    # two addresses may end in the same name; known names are unique and keep theirs
+    # two addresses may end in the same file name; known names are unique
     key = "" if name in RECORDS else hashlib.sha256(url.encode()).hexdigest()[:10] + "-"
     target = cache_folder() / f"{key}{name}"
     if not target.exists():
@@ -599,11 +597,11 @@ def fetch_url(url: str) -> Path:
 
 
 def fetch_hub(repository: str, filename: str | None = None) -> Path:
-    """Download a hub repository's weight file (safetensors first) once, and compare it with its record.
+    """Download a hub repository's weight file (safetensors preferred) once, and compare it with its recorded hash.
 
     Args:
         repository: `<organisation>/<name>`, with an optional `@revision`.
-        filename: The file in the repository; by default the usual names are tried.
+        filename: The file in the repository; default: the usual names are tried.
     """
     identifier, _, revision = repository.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", identifier):
@@ -624,7 +622,7 @@ def fetch_hub(repository: str, filename: str | None = None) -> Path:
 
 
 def hub_config(repository: str) -> dict[str, Any]:
-    """The `config.json` of a hub repository; empty where it has none.
+    """The `config.json` of a hub repository; empty if there is none.
 
     Args:
         repository: `<organisation>/<name>`, with an optional `@revision`.
@@ -635,13 +633,13 @@ def hub_config(repository: str) -> dict[str, Any]:
 
 
 def _hub_file(repository: str, name: str, revision: str | None) -> Path | None:
-    """A file of a hub repository, or None where the repository does not have it."""
+    """A file of a hub repository, or None if the repository does not have it."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
         return Path(hf_hub_download(repository, name, revision=revision, local_files_only=bool(offline_reason())))
-    except Exception as error:  # the client raises errors of several libraries
+    except Exception as error:  # the client passes on errors of several libraries
         absent = isinstance(error, LocalEntryNotFoundError)
         if name == CONFIG_NAME or (isinstance(error, EntryNotFoundError) and not absent):
             return None
@@ -660,5 +658,5 @@ def _verify_fetched(path: Path, expected: str | None) -> None:
 
 
 def cache_folder() -> Path:
-    """Where fetched weights are kept, and looked for: torch's own folder (`TORCH_HOME` moves it)."""
+    """Where downloads are cached: torch's own folder (`TORCH_HOME` moves it)."""
     return Path(torch.hub.get_dir()) / "checkpoints"

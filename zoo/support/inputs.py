@@ -1,8 +1,8 @@
-"""What a model's input is: a plain record that travels with the weights, one typed form for each kind of file.
+"""The input record: plain values that travel with the weights and describe a model's input, typed by kind of file.
 
-A data module writes the record (`input_record()`), the weights' `config.json`, a training checkpoint and an export keep
-it, and evaluation and prediction prepare a file by it. Records are data from elsewhere too, so they are checked: plain
-values, of the types below, no larger than an input can be.
+A data module writes the record (`input_record()`); `config.json`, training checkpoints and exports keep it; evaluation
+and prediction use it to prepare files. Records may come from untrusted files, so they are checked: plain values of the
+types below, of bounded size.
 
 >>> check({"kind": "sound", "rate": 8000, "samples": 8000, "channels": 1})["rate"]
 8000
@@ -38,11 +38,11 @@ __all__ = [
 ]
 
 _MAX_BYTES = 1_000_000  # of a record
-_MAX_NUMBERS = 2**28  # in one input
+_MAX_NUMBERS = 2**28  # of one input
 
 
 class InputError(ValueError):
-    """A record of an input that is damaged or makes no sense; the message names the entry."""
+    """An input record that is damaged or inconsistent; the message names the entry."""
 
 
 Count = Annotated[int, Field(ge=1, le=_MAX_NUMBERS)]
@@ -59,7 +59,7 @@ def _name(name: str) -> str:
 
 def _unique(names: list[str]) -> list[str]:
     if twice := next((name for name, count in Counter(names).items() if count > 1), None):
-        raise ValueError(f"the name {twice[:60]!r} stands there twice")
+        raise ValueError(f"the name {twice[:60]!r} occurs twice")
     return names
 
 
@@ -68,32 +68,32 @@ Names = Annotated[list[Name], AfterValidator(_unique)]
 
 
 class Record(BaseModel):
-    """Base of the kinds: exact types, finite numbers; entries of a later version are kept and not used."""
+    """Base class of the kinds: exact types, finite numbers; entries of later versions are kept but ignored."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
 
     def numbers(self) -> int:
-        """How many numbers one input has at least."""
+        """Least number of values in one input."""
         return 1
 
     def lengths(self) -> dict[str, int]:
-        """How many numbers the entries `mean` and `std` may have, besides one."""
+        """Allowed lengths of the entries `mean` and `std`, besides one."""
         return {}
 
 
 class Picture(Record):
-    """What decides how one decoded picture, or a frame, becomes a tensor.
+    """How a decoded picture, or a frame, becomes a tensor.
 
     Attributes:
-        channels: 1 for grey, 3 for red, green and blue.
+        channels: 1 for grey, 3 for RGB.
         size: Height and width in pixels.
         mean: Subtracted from each channel on the scale [0, 1].
         std: Each channel is divided by this.
-        interpolation: Of resizing.
-        crop_pct: Share of the resized picture that the crop keeps.
-        crop_mode: `center` cuts the middle out, `squash` gives up the proportions, `border` fills up to the size.
-        background: Grey value from 0 to 255 that shines through where a picture is transparent.
-        rounded: Whether resized pixels are rounded to whole bytes before they are normalised.
+        interpolation: Used for resizing.
+        crop_pct: Fraction of the resized picture that the crop keeps.
+        crop_mode: `center` crops the middle, `squash` ignores the aspect ratio, `border` pads to the size.
+        background: Grey value from 0 to 255 behind transparent pixels.
+        rounded: Whether resized pixels are rounded to whole bytes before normalisation.
     """
 
     channels: Literal[1, 3]
@@ -111,7 +111,7 @@ class Picture(Record):
         return self.channels * self.size[0] * self.size[1]
 
     def lengths(self) -> dict[str, int]:
-        """One for each channel."""
+        """One value for each channel."""
         return {"mean": self.channels, "std": self.channels}
 
 
@@ -125,8 +125,8 @@ class Clip(Picture):
     """A video, (1, C, T, H, W).
 
     Attributes:
-        frames: T, spread over the whole file.
-        place: Where in its step each frame is taken, in [0, 1).
+        frames: T, spread evenly over the file.
+        place: Position of each frame within its step, in [0, 1).
     """
 
     kind: Literal["clip"]
@@ -134,7 +134,7 @@ class Clip(Picture):
     place: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
     def numbers(self) -> int:
-        """Of all frames."""
+        """Pixels times channels of all frames."""
         return self.frames * super().numbers()
 
 
@@ -142,11 +142,11 @@ class Sound(Record):
     """A recording, (1, samples).
 
     Attributes:
-        rate: Samples a second; a recording of another rate is resampled.
+        rate: Samples per second; other recordings are resampled.
         samples: Length of the input.
-        channels: Of the input; the channels of a recording are averaged.
+        channels: Channels of the input; the channels of a recording are averaged.
         cut: Which part of a longer recording is kept.
-        fill: What surrounds or follows a shorter one.
+        fill: How a shorter recording is padded.
     """
 
     kind: Literal["sound"]
@@ -165,9 +165,9 @@ class Points(Record):
     """A point cloud, (1, points, channels).
 
     Attributes:
-        points: How many are kept, far apart.
-        channels: Numbers of a point.
-        extent: Of the training clouds, the largest distance of a coordinate from 0; None where it is not known.
+        points: Number of points, chosen by farthest-point sampling.
+        channels: Values per point.
+        extent: Largest absolute coordinate in the training clouds; None if unknown.
     """
 
     kind: Literal["points"]
@@ -176,18 +176,18 @@ class Points(Record):
     extent: Annotated[float, Field(gt=0)] | None = None
 
     def numbers(self) -> int:
-        """Of all points."""
+        """Values of all points."""
         return self.points * self.channels
 
 
 class Spectrum(Record):
-    """A patch of a scene in many bands, (1, bands, patch, patch).
+    """A patch of a hyperspectral scene, (1, bands, patch, patch).
 
     Attributes:
-        bands: C.
-        patch: Side in pixels.
-        mean: Of each band over the training pixels.
-        std: Likewise.
+        bands: Number of bands.
+        patch: Side length in pixels.
+        mean: Per band over the training pixels.
+        std: As `mean`.
     """
 
     kind: Literal["spectrum"]
@@ -197,11 +197,11 @@ class Spectrum(Record):
     std: Positive = [1.0]
 
     def lengths(self) -> dict[str, int]:
-        """One for each band."""
+        """One value for each band."""
         return {"mean": self.bands, "std": self.bands}
 
     def numbers(self) -> int:
-        """Of all bands."""
+        """Pixels times bands."""
         return self.bands * self.patch**2
 
 
@@ -209,8 +209,8 @@ class Text(Record):
     """A text, (1, tokens).
 
     Attributes:
-        tokens: Cut or padded to this many, the first and last being marks.
-        tokenizer: Which one, by name.
+        tokens: Length after truncation or padding, with the special tokens at both ends.
+        tokenizer: Its name.
     """
 
     kind: Literal["text"]
@@ -226,8 +226,8 @@ class Variable(Record):
     """A column of a file that becomes one or more inputs.
 
     Attributes:
-        name: Of the column.
-        values: The words of a one-hot encoded column, in the model's order; None for numbers.
+        name: Name of the column.
+        values: Categories of a one-hot encoded column, in the model's order; None for numbers.
     """
 
     name: Name
@@ -238,11 +238,10 @@ class Table(Record):
     """Rows of a table, (rows, columns).
 
     Attributes:
-        columns: Names of the features, in the model's order; empty where they are not known. A one-hot encoded one is
-            `variable=value`.
-        count: How many there are.
-        variables: What the features come from, where some are one-hot encoded; empty where every feature is a column.
-        header: Whether files begin with the names of their columns; without, these stand in the model's order.
+        columns: Feature names in the model's order; empty if unknown. A one-hot encoded feature is `variable=value`.
+        count: Number of features.
+        variables: The columns that the features come from; empty unless some are one-hot encoded.
+        header: Whether files start with a row of column names; without it, columns are in the model's order.
     """
 
     kind: Literal["table"]
@@ -270,20 +269,20 @@ class Series(Record):
     """A window of a series, (1, steps, variables), and its calendar marks (1, steps, time_features).
 
     Attributes:
-        columns: Names of the variables, in the model's order; empty where they are not known.
-        count: How many there are.
+        columns: Variable names in the model's order; empty if unknown.
+        count: Number of variables.
         steps: Length of a window.
-        horizon: Steps that are forecast; 0 where it is not known.
-        time_features: Calendar features of a step.
-        mean: Of each variable over the training part.
-        std: Likewise; 1 for a variable that is constant there.
-        step: The step from row to row, as text; None where there is none.
-        time_column: Name of the column of the times; None for the first one.
-        time_format: How times are written, as for `strptime`; None for ISO 8601.
-        fill: What becomes of missing times and empty cells; None refuses them.
-        regular: Whether times keep one step.
-        separator: Between cells; None recognises it.
-        encoding: Of the text; None for UTF-8, or UTF-16 with its mark.
+        horizon: Steps to forecast; 0 if unknown.
+        time_features: Calendar features per step.
+        mean: Per variable over the training part.
+        std: As `mean`; 1 for a variable that is constant there.
+        step: Time from row to row, as text; None if there is none.
+        time_column: Name of the time column; None for the first column.
+        time_format: Format of the times, as for `strptime`; None for ISO 8601.
+        fill: How missing times and empty cells are filled; None refuses them.
+        regular: Whether times are equally spaced.
+        separator: Column separator; None detects it.
+        encoding: Text encoding; None for UTF-8, or UTF-16 with a byte order mark.
     """
 
     kind: Literal["series"]
@@ -310,15 +309,15 @@ class Series(Record):
         return self
 
     def lengths(self) -> dict[str, int]:
-        """One for each variable."""
+        """One value for each variable."""
         return {"mean": self.count, "std": self.count}
 
     def numbers(self) -> int:
-        """Of all steps."""
+        """Values of all steps."""
         return self.count * self.steps
 
 
-#: Every kind of input that the zoo knows, by the record's `kind`.
+#: Known kinds of input, by the record's `kind`.
 KINDS: dict[str, type[Record]] = {
     "image": Image,
     "clip": Clip,
@@ -332,9 +331,9 @@ KINDS: dict[str, type[Record]] = {
 
 
 def check(record: Any) -> dict[str, Any]:
-    """A record as plain values of its own, once it is one.
+    """Validate a record and return it as a new mapping of plain values.
 
-    A kind that is not in :data:`KINDS` (of a plug-in) is kept as it is: only prediction needs to know it.
+    Kinds that are not in :data:`KINDS` (from plug-ins) are returned unchanged: only prediction needs to know them.
 
     Raises:
         InputError: It is not an object of plain values, has no kind, or an entry has the wrong type.
@@ -357,7 +356,7 @@ def read(record: Mapping[str, Any]) -> Any:
     """The typed form of a record of :data:`KINDS`.
 
     Raises:
-        InputError: The kind is another one, an entry has the wrong type, or an input would be too large.
+        InputError: The kind is unknown, an entry has the wrong type, or an input would be too large.
     """
     kind = record.get("kind")
     form = KINDS.get(kind) if isinstance(kind, str) else None
@@ -381,7 +380,7 @@ def read(record: Mapping[str, Any]) -> Any:
 
 
 def shape_of(record: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """Shape of one input of a record: None for a kind that is not known."""
+    """Shape of one input; None if the kind is unknown."""
     if record.get("kind") not in KINDS:
         return None
     found = read(record)
@@ -405,19 +404,19 @@ def shape_of(record: Mapping[str, Any]) -> tuple[int, ...] | None:
 
 
 def record_of(model: Any) -> dict[str, Any]:
-    """The record that a model carries, or one derived from its configuration where it carries none."""
+    """The model's own record, or one derived from its configuration."""
     return getattr(model, "input_record", None) or derived(model)
 
 
 def derived(model: Any) -> dict[str, Any]:
-    """What a model's own configuration says about its input, for weights whose record does not."""
+    """Input record from a model's own configuration, for weights that come without one."""
     cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     shape = tuple(cfg.get("input_size") or (3, 224, 224))
     chans = getattr(model, "in_chans", None)
     chans = chans if isinstance(chans, int) else shape[0]
     if getattr(model, "vocab_size", None):
         return {"kind": "text", "tokens": getattr(model, "max_length", shape[-1])}
-    if (hearing := _hearing(model)) is not None:
+    if (hearing := _audio_front_end(model)) is not None:
         samples = shape[2] if shape[1] == 1 and shape[2] > 1 else hearing.samples
         return {"kind": "sound", "rate": hearing.sample_rate, "samples": samples}
     own = tuple(getattr(model, "input_shape", None) or ())
@@ -441,12 +440,12 @@ def derived(model: Any) -> dict[str, Any]:
 
 
 def _each(values: Any, channels: int, other: float) -> list[float]:
-    """One number for all channels or one for each; of a model with fewer channels than its record, their mean."""
+    """One value for all channels or one per channel; if the model has other channels than the record, their mean."""
     found = [float(v) for v in values or (other,)]
     return found if len(found) in (1, channels) else [sum(found) / len(found)]
 
 
-def _hearing(model: Any) -> Any:
-    """The module that hears, which knows the sample rate and how many samples fill its frames."""
+def _audio_front_end(model: Any) -> Any:
+    """The audio front end, which knows the sample rate and the number of samples; None if there is none."""
     modules = model.modules() if hasattr(model, "modules") else ()
     return next((m for m in modules if hasattr(m, "sample_rate") and hasattr(m, "samples")), None)

@@ -1,4 +1,4 @@
-"""Text for pasting: what the zoo prints as a command or a line of Python runs as printed, whatever the names are."""
+"""Quoting: printed commands and lines of Python can be pasted and run, whatever names they contain."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _PLAIN = re.compile(r"[A-Za-z_./][A-Za-z0-9_./-]*")
 _WORDS = {"null", "true", "false", "on", "off", "yes", "no", "y", "n", "inf", "nan", "none"}
 
 
-_TURNS = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # reading direction
+_BIDI = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # bidi controls
 
 
 def _printable(letter: str) -> bool:
-    return unicodedata.category(letter) not in ("Cc", "Cs", "Zl", "Zp") and letter not in _TURNS
+    return unicodedata.category(letter) not in ("Cc", "Cs", "Zl", "Zp") and letter not in _BIDI
 
 
 def is_printable(text: str) -> bool:
-    """Whether a text can be printed as it is: it has no control characters, and none that turn the reading."""
+    """Whether a text has no control characters and none that change the reading direction."""
     return text.isprintable() or all(map(_printable, text))
 
 
 def shown(text: Any, keep: str = "\n\t") -> str:
-    """What is safe to print of a text that may come out of anyone's file: what steers a terminal becomes `\\u001b`.
+    """Escape a text from an untrusted file for printing: control characters become `\\u001b`.
 
     Args:
         text: Any value.
@@ -43,7 +43,7 @@ def shown(text: Any, keep: str = "\n\t") -> str:
 
 @contextmanager
 def one_line_warnings() -> Iterator[None]:
-    """Show a warning as one line on stderr, without the place and the line of the source that it came from."""
+    """Show warnings as one line on stderr, without file name and source line."""
 
     def show(message: Any, category: type, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
         (file or sys.stderr).write(f"warning: {shown(' '.join(str(message).split()))}\n")
@@ -56,7 +56,7 @@ def one_line_warnings() -> Iterator[None]:
 
 
 def override(key: str, value: Any) -> str:
-    """`key=value` in Hydra's grammar; a text comes back as it is, also with blanks, quotes, commas, `=` or `${`."""
+    """`key=value` in Hydra's grammar; text is preserved, including blanks, quotes, commas, `=` and `${`."""
     if isinstance(value, (str, os.PathLike)):
         return f"{key}={_hydra_text(os.fspath(value))}"
     return f"{key}={'null' if value is None else value}"
@@ -65,32 +65,32 @@ def override(key: str, value: Any) -> str:
 def _hydra_text(text: str) -> str:
     if _PLAIN.fullmatch(text) and text.lower() not in _WORDS:
         return text
-    # OmegaConf looks for ${ in every text, and for backslashes only where it found one
+    # OmegaConf interprets ${ in every text, and backslashes only in text with ${
     if "${" in text:
         text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
     mark = "'" if '"' in text and "'" not in text else '"'
-    text = re.sub(rf"(\\*)({mark})", r"\1\1\\\2", text)  # backslashes count before a quotation mark only,
+    text = re.sub(rf"(\\*)({mark})", r"\1\1\\\2", text)  # backslashes escape only before a quotation mark
     return mark + re.sub(r"(\\+)$", r"\1\1", text) + mark  # and before the closing one
 
 
 def command(program: str, *words: str, **overrides: Any) -> str:
-    """A line for the shell.
+    """A command line for the shell.
 
     Args:
-        program: How the program is started, quoted already where needed.
-        *words: Further words, quoted here for the shell.
-        **overrides: Values of a configuration by key (`{"trainer.max_epochs": 3}`), quoted for Hydra and the shell.
+        program: How the program is started, already quoted.
+        *words: Further words, quoted here.
+        **overrides: Configuration values by key (`{"trainer.max_epochs": 3}`), quoted for Hydra and the shell.
     """
     return " ".join([program, *map(shlex.quote, [*words, *(override(k, v) for k, v in overrides.items())])])
 
 
 def path_word(path: Any) -> str:
-    """A path as a word of a shell command, which no option parser takes for an option."""
+    """A path as a word of a shell command that cannot be mistaken for an option."""
     text = str(path)
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def python_text(text: str) -> str:
-    """A string literal of Python, in double quotes where it can be."""
+    """A Python string literal, in double quotes where possible."""
     forced = repr("'" + text)  # an apostrophe makes repr choose double quotes, unless there are some inside
     return f'"{forced[2:]}' if forced[0] == '"' else repr(text)

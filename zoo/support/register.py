@@ -1,5 +1,5 @@
-"""Things that are found by name because they are written down: in a file of their room, or in another package, whose
-entry points name its modules (`kernel_zoo.probes`, `kernel_zoo.commands`, `kernel_zoo.models`).
+"""Registers: things found by name, defined in a module of their room or in another package whose entry points name its
+modules (`kernel_zoo.probes`, `kernel_zoo.commands`, `kernel_zoo.models`).
 
 >>> probe = Register("probe", "zoo.analysis.probes")
 >>> @probe("losses", "training losses of a run")
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class UnknownNameError(ValueError):
-    """A name under which nothing is registered; the message has the nearest ones."""
+    """A name that is not registered; the message suggests the nearest ones."""
 
 
 Made = TypeVar("Made", bound=Callable[..., Any])
@@ -34,7 +34,7 @@ Made = TypeVar("Made", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Entry(Generic[Made]):
-    """What is registered: its name, what it shows or does in a line, and the function or class itself."""
+    """A registered thing: its name, a one-line description, and the function or class itself."""
 
     name: str
     shows: str
@@ -42,11 +42,11 @@ class Entry(Generic[Made]):
 
 
 class Register(Generic[Made]):
-    """A decorator that registers, and the names that it registered.
+    """A decorator that registers functions or classes by name.
 
     Args:
-        what: What the things are called in messages.
-        room: The package whose modules hold them. They are imported when a name is first asked for, and so are the
+        what: Kind of the registered things, for messages.
+        room: The package whose modules define them. They are imported when a name is first looked up, as are the
             modules of the entry point group `kernel_zoo.<what>s`.
     """
 
@@ -55,10 +55,10 @@ class Register(Generic[Made]):
         self._entries: dict[str, Entry[Made]] = {}
 
     def __call__(self, name: str, shows: str = "") -> Callable[[Made], Made]:
-        """Register what is decorated.
+        """Register the decorated function or class.
 
         Raises:
-            ValueError: The name is taken by something else.
+            ValueError: The name is already taken.
         """
 
         def register(made: Made) -> Made:
@@ -71,16 +71,16 @@ class Register(Generic[Made]):
         return register
 
     def entries(self) -> dict[str, Entry[Made]]:
-        """Everything registered, by name, in the order of the names."""
+        """All registered things, sorted by name."""
         import_all(self.room)
         load_entry_points(f"kernel_zoo.{self.what}s")
         return dict(sorted(self._entries.items()))
 
     def get(self, name: str) -> Entry[Made]:
-        """What is registered under a name.
+        """The thing registered under a name.
 
         Raises:
-            UnknownNameError: There is nothing of that name.
+            UnknownNameError: The name is not registered.
         """
         entries = self.entries()
         if name not in entries:
@@ -89,7 +89,7 @@ class Register(Generic[Made]):
 
 
 def import_all(room: str) -> None:
-    """Import every module of a package."""
+    """Import every module of a package, recursively."""
     for found in pkgutil.walk_packages(importlib.import_module(room).__path__, f"{room}."):
         importlib.import_module(found.name)
 

@@ -1,7 +1,7 @@
-"""Names of earlier releases: modules that moved, by their old dotted name, for imports and for recorded configurations.
+"""Names of earlier releases: old dotted names and where they are now, for imports and saved configurations.
 
-An import of an old name works with a DeprecationWarning, for one release; a recorded `_target_` is read as the new name
-(`zoo.registry.trust`), without a word, since what was recorded is nobody's mistake.
+Importing an old name works for one release, with a DeprecationWarning; an old `_target_` in a saved configuration is
+translated silently (`zoo.registry.trust`).
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "zoo.tools.deployment": ("zoo.benchmarks.deployment",),
 }
 
-#: Old dotted name -> the one that it has now, where a name alone has changed, or has left a module that stays.
+#: Old dotted name -> new one, where only the name changed or moved out of a module that stays.
 RENAMED: dict[str, str] = {
     "zoo.kernels.DepthwiseConv2d": "zoo.models.layers.dilated_reparam.DepthwiseConv2d",
     "zoo.kernels.DilatedReparamBlock": "zoo.models.layers.dilated_reparam.DilatedReparamBlock",
@@ -126,13 +126,13 @@ RENAMED: dict[str, str] = {
 
 
 def renamed(old: str) -> Any:
-    """What a name of an earlier release is called now, with a DeprecationWarning; for `__getattr__` of a module.
+    """Resolve a name of an earlier release, with a DeprecationWarning; for a module's `__getattr__`.
 
     Args:
-        old: Its dotted name.
+        old: Its old dotted name.
 
     Raises:
-        AttributeError: There was none.
+        AttributeError: The name is unknown.
     """
     module, _, name = old.rpartition(".")
     if old not in RENAMED:
@@ -143,7 +143,7 @@ def renamed(old: str) -> Any:
 
 
 def current(target: str) -> str:
-    """The dotted name of a class or function as it is now, for one that may be older."""
+    """Current dotted name of a class or function, given a current or an old one."""
     module, _, name = RENAMED.get(target, target).rpartition(".")
     homes = MOVED.get(module, ())
     home = next((home for home in homes if hasattr(importlib.import_module(home), name)), module)
@@ -151,7 +151,7 @@ def current(target: str) -> str:
 
 
 class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds old modules last of all, and fills them from the new ones."""
+    """Last finder on `sys.meta_path`: fills an old module from the new ones."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> Any:
         return importlib.machinery.ModuleSpec(name, self) if name in MOVED else None
@@ -174,6 +174,6 @@ class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def install() -> None:
-    """Have old names imported from now on; once a process."""
+    """Support imports of old names from now on; idempotent."""
     if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
         sys.meta_path.append(_Moved())

@@ -1,7 +1,7 @@
-"""Typed checks of a configuration against the signatures it will call.
+"""Type checks of a configuration against the signatures that it calls.
 
-The constructors are the schema: a section with `_target_` is checked against that class's own annotations, so a
-parameter is described once, where it is used. Every problem is reported at once, by its full key.
+The constructors are the schema: a section with `_target_` is checked against the annotations of that class, so each
+parameter is described once. All problems are reported together, each with its full key.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from zoo.support.suggest import suggestion
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot run; the message names each offending key and what it allows."""
+    """A configuration that cannot run; the message names each invalid key and what is allowed."""
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -38,16 +38,16 @@ def check_call(
     *,
     nested: bool = True,
 ) -> list[str]:
-    """Problems of calling `target(**values)`, one sentence each; an empty list means that the types fit.
+    """Problems of calling `target(**values)`, one sentence each; empty if all types fit.
 
     Args:
-        target: A function or class whose annotations say what is allowed.
-        values: Keyword arguments as they come from a configuration (plain containers). Nested sections with
-            `_target_` are checked against their own signatures; keys that start with `_` belong to Hydra.
+        target: A function or class with type annotations.
+        values: Keyword arguments from a configuration (plain containers). Nested sections with `_target_` are checked
+            against their own signatures; keys that start with `_` belong to Hydra.
         key: Dotted key of this section, for the messages.
-        given: Parameters that the program itself supplies later; they need not be in `values`.
-        nested: Whether a value may be a section with `_target_`. False for values out of a file that may come from
-            anyone: no class that they name is looked up, since that would import its module.
+        given: Parameters that the program supplies later; they may be missing from `values`.
+        nested: Whether values may be sections with `_target_`. False for values from untrusted files: no class that
+            they name is looked up, since that would import its module.
     """
     function = target.__init__ if inspect.isclass(target) else target
     parameters = dict(inspect.signature(target).parameters)
@@ -80,14 +80,14 @@ def check_call(
 
 
 def _names_class(value: Any) -> bool:
-    """Whether a plain value describes an object at any depth."""
+    """Whether a plain value contains a section with `_target_` at any depth."""
     if isinstance(value, Mapping):
         return "_target_" in value or any(_names_class(part) for part in value.values())
     return isinstance(value, list | tuple) and any(_names_class(part) for part in value)
 
 
 def check_section(section: Mapping[str, Any], key: str, given: Iterable[str] = ()) -> list[str]:
-    """Problems of a section with `_target_`: an importable target, and arguments that fit its signature."""
+    """Problems of a section with `_target_`: whether the target can be imported and the arguments fit its signature."""
     from hydra.utils import get_object
 
     try:
@@ -98,8 +98,8 @@ def check_section(section: Mapping[str, Any], key: str, given: Iterable[str] = (
 
 
 def check_values(schema: type, values: Mapping[str, Any], key: str = "") -> list[str]:
-    """Problems of plain values whose types a `TypedDict` names, one sentence each; None stands for no value, and what
-    the schema does not name is not judged.
+    """Problems of plain values against the types of a `TypedDict`, one sentence each; None means no value, and keys
+    outside the schema are ignored.
     """
     prefix = f"{key}." if key else ""
     problems: list[str] = []
@@ -111,21 +111,21 @@ def check_values(schema: type, values: Mapping[str, Any], key: str = "") -> list
 
 def _check_value(hint: Any, value: Any, key: str) -> list[str]:
     if isinstance(value, bool) and not _admits_bool(hint):
-        return [f"{key} = {value} is a boolean; allowed: {_describe(hint)}"]
+        return [f"{key} = {value} is a boolean; allowed: {_allowed(hint)}"]
     try:
         found = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
-    except PydanticUserError:  # a hint that pydantic has no schema for says nothing about YAML values
+    except PydanticUserError:  # pydantic has no schema for this hint, so it says nothing about YAML values
         return []
     except ValidationError as error:
         reasons = dict.fromkeys(
             e["msg"][:1].lower() + e["msg"][1:] for e in error.errors() if e["type"] != "is_instance_of"
         )
-        return [f"{key} = {value!r}: {' or '.join(reasons) or 'allowed is ' + _describe(hint)}"]
+        return [f"{key} = {value!r}: {' or '.join(reasons) or 'allowed is ' + _allowed(hint)}"]
     return [] if _finite(found) else [f"{key} = {value!r}: only finite numbers are allowed"]
 
 
 def _finite(value: Any) -> bool:
-    """Whether no number in a plain value, at any depth, is infinite or NaN."""
+    """Whether a plain value contains no infinity or NaN at any depth."""
     if isinstance(value, Mapping):
         return all(map(_finite, value.values()))
     if isinstance(value, list | tuple):
@@ -134,7 +134,7 @@ def _finite(value: Any) -> bool:
 
 
 def _wants_mapping(hint: Any) -> bool:
-    """Whether a parameter takes the section itself and not the object that it describes."""
+    """Whether a parameter takes the section itself, not the object that it describes."""
     return any(typing.get_origin(h) is dict or h is dict for h in (hint, *typing.get_args(hint)))
 
 
@@ -146,5 +146,5 @@ def _admits_bool(hint: Any) -> bool:
     )
 
 
-def _describe(hint: Any) -> str:
+def _allowed(hint: Any) -> str:
     return hint.__name__ if inspect.isclass(hint) and not typing.get_args(hint) else str(hint).replace("typing.", "")

@@ -1,4 +1,4 @@
-"""Nearest names for a misspelt one, for every error message of the zoo."""
+"""Suggestions for misspelt names in error messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def nearest(word: str, possible: Iterable[str], n: int = 3) -> list[str]:
-    """The `n` words of `possible` most like `word`; a dotted key is also compared by its last part."""
+    """The `n` words of `possible` closest to `word`; dotted keys are also compared by their last part."""
     words = list(possible)
     found = difflib.get_close_matches(word, words, n=n, cutoff=0.55)
     leaf = word.rsplit(".", 1)[-1]
@@ -16,7 +16,7 @@ def nearest(word: str, possible: Iterable[str], n: int = 3) -> list[str]:
 
 
 def suggestion(word: str, possible: Iterable[str]) -> str:
-    """`'; did you mean a, b?'`, or a list of what is allowed where nothing is close."""
+    """`'; did you mean a or b?'`, or the list of allowed words if none is close."""
     words = sorted(possible)
     close = nearest(word, words)
     if close:

@@ -1,4 +1,4 @@
-"""Plain values out of files that may come from anyone: JSON and YAML, bounded, and every failure in one line."""
+"""Plain values from untrusted files: JSON and YAML of bounded size, with one-line errors."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ __all__ = [
     "read_yaml",
 ]
 
-PICTURES, PAGES = (".png", ".svg", ".pdf"), (".html", ".htm")  # how the names of what is drawn and written end
+PICTURES, PAGES = (".png", ".svg", ".pdf"), (".html", ".htm")  # suffixes of plots and reports
 
 MAX_BYTES = 16_000_000  # of a configuration, a record or a summary
 MAX_CURVES = 200_000_000  # of a run's metrics
 
 
 class DamagedFileError(ValueError):
-    """A file of plain values that cannot be read as such; the message is one line."""
+    """A file of plain values that is damaged; the message is one line."""
 
 
 class OutputError(ValueError):
-    """A place where nothing can, or may, be written; the message is one line."""
+    """A path that cannot, or must not, be written; the message is one line."""
 
 
 def check_output(path: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
-    """The path of what is going to be written, found possible before there is work to lose.
+    """Check an output path before any work starts.
 
     Args:
-        path: A file, or without `suffixes` a folder. A missing folder is made later, but not the one that it is in.
-        suffixes: How the file's name may end: no file of another kind is ever replaced.
+        path: A file, or a folder if `suffixes` is empty. The folder itself is created later, its parent must exist.
+        suffixes: Allowed suffixes: files of other types are never overwritten.
 
     Raises:
-        OutputError: The name ends otherwise, or there is no such folder.
+        OutputError: The suffix is not allowed, or the parent folder does not exist.
     """
     path = Path(path)
     if "\0" in str(path):
@@ -58,7 +58,7 @@ def check_output(path: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
         raise OutputError(f"cannot write {path}: it is a folder")
     folder = path.parent if suffixes else path
     if folder.exists() and not folder.is_dir():
-        raise OutputError(f"cannot write {path}: {folder} is no folder")
+        raise OutputError(f"cannot write {path}: {folder} is not a folder")
     if not folder.exists() and not folder.absolute().parent.is_dir():
         raise OutputError(f"cannot write {path}: there is no folder {folder.parent}; make it first")
     return path
@@ -68,34 +68,34 @@ def read_json(path: Path, limit: int = MAX_BYTES) -> Any:
     """The values of a JSON file.
 
     Raises:
-        FileNotFoundError: There is none.
-        DamagedFileError: It is no regular file, larger than `limit` bytes, or no JSON; or an object has a key twice.
+        FileNotFoundError: The file does not exist.
+        DamagedFileError: Not a regular file, larger than `limit` bytes, invalid JSON, or a duplicate key in an object.
     """
     try:
-        return json.loads(read_text(path, limit), object_pairs_hook=_once)
+        return json.loads(read_text(path, limit), object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         if isinstance(error, DamagedFileError):
             raise
         raise DamagedFileError(f"{path} is not valid JSON ({first_line(error)})") from None
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, each key of which stands in it once: of two values nobody knows which was meant."""
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object without duplicate keys: of two values, it is unclear which was meant."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:60]!r} stands in it twice")
+        raise ValueError(f"the key {twice[:60]!r} occurs twice")
     return found
 
 
 def read_yaml(path: Path, limit: int = 1_000_000) -> Any:
-    """The values of a YAML file: no tags that build objects, and no references, which can stand for far more than the
-    file holds.
+    """The values of a YAML file without tags, which build objects, and without references, which can expand to far more
+    than the size of the file.
 
     Raises:
-        FileNotFoundError: There is none.
-        DamagedFileError: It is no regular file, larger than `limit` bytes, or not such YAML.
+        FileNotFoundError: The file does not exist.
+        DamagedFileError: Not a regular file, larger than `limit` bytes, or not such YAML.
     """
     import yaml
 
@@ -114,23 +114,22 @@ def read_yaml(path: Path, limit: int = 1_000_000) -> Any:
 
 
 def leads_out(path: Path, folder: Path) -> bool:
-    """Whether a path is, or lies behind, a link out of a folder; the caches of hubs, which link beside it, are not."""
+    """Whether a path is, or lies behind, a link out of a folder; hub caches, which link to a folder beside, pass."""
     real, home = path.resolve(), folder.resolve()
     homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
     return not any(place in real.parents for place in homes)
 
 
 def check_closed(folder: Path) -> None:
-    """Refuse the folder of a run that is open: it may come from anyone, and what is read and written in it is read and
-    written through the links in it.
+    """Refuse a run folder with links out of it: it may be untrusted, and the run reads and writes through them.
 
     Raises:
-        DamagedFileError: Something in it is a link that leads out of it, or neither a file nor a folder.
+        DamagedFileError: An entry is a link that leads out of the folder, or neither a file nor a folder.
     """
     home = os.path.realpath(folder)
-    for place, folders, files in os.walk(home):  # which follows no links
+    for place, folders, files in os.walk(home):  # does not follow links
         names = [*folders, *files]
-        if os.path.basename(place) == "wandb":  # its client links a log out of each run, in which nobody reads again
+        if os.path.basename(place) == "wandb":  # its client links a log out of each run, which is never read
             folders[:] = [name for name in folders if not name.startswith(("run-", "offline-run-"))]
         for name in names:
             path = os.path.join(place, name)
@@ -146,10 +145,10 @@ def check_closed(folder: Path) -> None:
 
 
 def read_curves(path: Path) -> tuple[dict[str, tuple[list[int], list[float]]], str]:
-    """Steps and values of every metric of a `metrics.csv`, and what of the file was left out, in one line.
+    """Steps and values of every metric of a `metrics.csv`, and a one-line note of what was skipped.
 
-    Rows and cells that are no numbers are passed over, as is a file that cannot be read; nothing is left out of a
-    whole one, and the line is empty. Numbers that cannot be drawn (NaN, infinity) are no damage.
+    Damaged rows and cells are skipped, as is a file that cannot be read; the note is empty if nothing was skipped.
+    NaN and infinity are valid values.
     """
     found: dict[str, tuple[list[int], list[float]]] = {}
     rows = odd = 0
@@ -172,7 +171,7 @@ def read_curves(path: Path) -> tuple[dict[str, tuple[list[int], list[float]]], s
 
 
 def _is_odd(cell: Any) -> bool:
-    """Whether a cell holds something else than a number, or stands outside of the columns."""
+    """Whether a cell is not a number, or lies outside of the columns."""
     try:
         float(cell or 0)
     except (TypeError, ValueError):
@@ -192,14 +191,14 @@ def read_text(path: Path, limit: int = MAX_BYTES, encoding: str = "utf-8") -> st
     """The text of a file.
 
     Raises:
-        FileNotFoundError: There is none.
-        DamagedFileError: It is no regular file, a link out of its folder, larger than `limit` bytes, or no such text.
+        FileNotFoundError: The file does not exist.
+        DamagedFileError: Not a regular file, a link out of its folder, larger than `limit` bytes, or not valid text.
     """
     try:
         if leads_out(path, path.parent):
             raise DamagedFileError(f"{path} leads to {path.resolve()}, outside its folder: copy the file itself there")
         found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # a pipe or a device might never end
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe or a device may never end
             raise DamagedFileError(f"{path} is not a regular file")
         if found.st_size > limit:
             raise DamagedFileError(f"{path} has {found.st_size:,} bytes, more than the {limit:,} that such a file has")
@@ -213,6 +212,6 @@ def read_text(path: Path, limit: int = MAX_BYTES, encoding: str = "utf-8") -> st
 
 
 def first_line(error: BaseException, width: int = 160) -> str:
-    """What an error says, in one line."""
+    """First line of an error message."""
     text = " ".join(str(error).split())
     return text[:width].rstrip(" .:") if text else type(error).__name__

@@ -1,17 +1,17 @@
-"""Files and folders that are replaced whole or not at all, at whatever moment a process is killed.
+"""Atomic replacement of files and folders: after a crash at any moment, a reader finds all old files or all new ones.
 
-One file is written beside its place, reaches the disk and then takes its name, which the system does in one step. Files
-that belong together (weights and their configuration) switch in one step as well: for a moment their names are links
-through one pointer, and turning the pointer turns all of them.
+A single file is written under a temporary name, synced to disk and renamed. Files that belong together (weights and
+their configuration) switch in one step as well: for a moment their names are links through one pointer link, and
+renaming the pointer switches all of them.
 
-    model.safetensors -> .now.tmp/model.safetensors      .now.tmp -> .old.tmp/    (the old files, by their other names)
+    model.safetensors -> .now.tmp/model.safetensors      .now.tmp -> .old.tmp/    (hard links to the old files)
     config.json       -> .now.tmp/config.json            .now.tmp -> .new.tmp/    one rename: both are new
 
-Afterwards the names are plain files again. A process that is killed in between leaves links, through which every reader
-finds all old files or all new ones, and the next writer makes files of them.
+Afterwards the names are plain files again. A writer killed in between leaves links, through which readers find all old
+files or all new ones; the next writer turns them into plain files.
 
-Temporary names are `.<what>.<12 hex digits>.tmp`. Their writer holds a lock on them that dies with it, so that
-:func:`clean` can tell what is left over from what is being written.
+Temporary names are `.<what>.<12 hex digits>.tmp`. A writer holds a lock on its own, which the system releases when the
+process ends, so that :func:`clean` can tell leftovers from files in use.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ __all__ = ["clean", "replace_all", "replace_link", "staging", "still", "writing"
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 _POINTER, _KEPT, _STAGED = "now", "old", "new"
-_PATIENCE = 60.0  # seconds that a writer waits for another one to finish its switch
-_FORGOTTEN = 86_400.0  # seconds after which a temporary name is left over, where the file system has no locks
+_TIMEOUT = 60.0  # seconds to wait for another writer to finish its switch
+_MAX_AGE = 86_400.0  # seconds after which a temporary name counts as a leftover, on file systems without locks
 
 
 def replace_all(files: Mapping[Path, Callable[[BinaryIO], object]]) -> None:
-    """Write files, each completely or not at all, and those of one folder all at once.
+    """Write files, each atomically, and those of one folder all at once.
 
     Args:
-        files: What to call with the open temporary file, by final name. Missing folders are created.
+        files: Final path -> writer, called with the open temporary file. Missing folders are created.
 
     Raises:
-        OSError: As the system says it, with the final name as `filename`; nothing was changed in that folder.
+        OSError: The system's error, with the final path as `filename`; that folder is unchanged.
     """
     folders: dict[Path, dict[str, Callable[[BinaryIO], object]]] = {}
     for path, write in files.items():
@@ -71,7 +71,7 @@ def _replace(target: Path, write: Callable[[BinaryIO], object]) -> None:
         try:
             with file:
                 _fill(file, write)
-                if fcntl is None:  # Windows renames no open file
+                if fcntl is None:  # Windows cannot rename an open file
                     file.close()
                 os.replace(temporary, target)  # the lock is held until the temporary name is gone
         except BaseException:
@@ -88,7 +88,7 @@ def _fill(file: BinaryIO, write: Callable[[BinaryIO], object]) -> None:
 
 @contextlib.contextmanager
 def _named(target: Path) -> Iterator[None]:
-    """Errors are about the final name, not a temporary one."""
+    """Report errors with the final path, not the temporary one."""
     try:
         yield
     except OSError as error:
@@ -98,11 +98,11 @@ def _named(target: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def staging(folder: Path, without: Sequence[str] = ()) -> Iterator[Path]:
-    """A folder to write files into, which all take their names in `folder` at once when the block ends well.
+    """A temporary folder whose files replace those in `folder` all at once when the block ends without an error.
 
     Args:
-        folder: Must exist. Files of it that have no new version stay.
-        without: Names of files that do not; where they have no new version, they go in the same step.
+        folder: Must exist. Its files without a new version stay.
+        without: Names of files that do not stay; without a new version, they are removed in the same step.
     """
     clean(folder)
     place, handle = _temporary_folder(folder)
@@ -125,7 +125,7 @@ def _switch(folder: Path, place: Path, without: Sequence[str] = ()) -> None:
     with writing(folder) as alone:
         if alone is False:
             raise BlockingIOError(errno.EAGAIN, "another process is writing into this folder", str(folder))
-        _settle(folder)
+        _resolve_links(folder)
         old = [name for name in without if name not in new and os.path.lexists(folder / name)]
         names = [*new, *old]
         for name in names:
@@ -133,20 +133,20 @@ def _switch(folder: Path, place: Path, without: Sequence[str] = ()) -> None:
                 raise IsADirectoryError(errno.EISDIR, "Is a directory", str(folder / name))
         kept = _temporary(folder, _KEPT)
         try:
-            if len(names) > 1 and _point(folder, kept, place, names):
+            if len(names) > 1 and _switch_links(folder, kept, place, names):
                 return
-            for name in new:  # no links here: the order of the names is all there is
+            for name in new:  # no links on this file system: rename one by one
                 os.replace(place / name, folder / name)
             for name in old:
                 (folder / name).unlink()
         finally:
-            _settle(folder)
+            _resolve_links(folder)
             shutil.rmtree(kept, ignore_errors=True)
             _sync(folder)
 
 
-def _point(folder: Path, kept: Path, place: Path, names: list[str]) -> bool:
-    """Make the new files those that the names lead to; False, with nothing done, where there are no links."""
+def _switch_links(folder: Path, kept: Path, place: Path, names: list[str]) -> bool:
+    """Switch the names to the new files; False, with nothing changed, where links are not supported."""
     kept.mkdir()
     pointer = _temporary(folder, _POINTER)
     try:
@@ -158,21 +158,21 @@ def _point(folder: Path, kept: Path, place: Path, names: list[str]) -> bool:
             _copy(folder / name, kept / name)
     _sync(kept)
     for name in names:
-        _lead(folder / name, f"{pointer.name}/{name}")
+        _link_to(folder / name, f"{pointer.name}/{name}")
     _sync(folder)
-    _lead(pointer, place.name)
+    _link_to(pointer, place.name)
     _sync(folder)
     return True
 
 
 def replace_link(link: Path, target: str) -> None:
-    """Let a symbolic link lead elsewhere, or take the place of a file, in one step."""
+    """Point a symbolic link elsewhere, or replace a file by a link, in one step."""
     clean(link.parent)
     with writing(link.parent):
-        _lead(link, target)
+        _link_to(link, target)
 
 
-def _lead(link: Path, target: str) -> None:
+def _link_to(link: Path, target: str) -> None:
     temporary = _temporary(link.parent, "link")
     try:
         temporary.symlink_to(target)
@@ -182,13 +182,13 @@ def _lead(link: Path, target: str) -> None:
         raise
 
 
-def _settle(folder: Path) -> None:
-    """Make plain files of names that are links through a pointer, and remove the pointer with what it leads to."""
+def _resolve_links(folder: Path) -> None:
+    """Turn names that are links through a pointer into plain files, and remove the pointer and its target."""
     for pointer in _pointers(folder):
         for path in folder.iterdir():
             if not path.is_symlink() or not os.readlink(path).startswith(f"{pointer.name}/"):
                 continue
-            if not path.exists():  # there was no such file before
+            if not path.exists():  # there was no old file
                 path.unlink()
                 continue
             plain = _temporary(folder, "file")
@@ -201,7 +201,7 @@ def _settle(folder: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """The same file under another name, or its copy where that is not possible."""
+    """Hard link a file under another name, or copy it where that is not possible."""
     source = Path(os.path.realpath(source))
     try:
         os.link(source, target)
@@ -211,8 +211,8 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _pointers(folder: Path, target: str | None = None) -> list[Path]:
-    """Pointers of a switch, or those to `target`. What they lead to is removed, so a link that anybody else made, to
-    any other place, is none.
+    """Pointers of a switch, or those to `target`. Their targets get removed, so links of other programs, to any other
+    place, are not counted.
     """
     found = [p for p in folder.glob(f".{_POINTER}.*.tmp") if _TEMPORARY.fullmatch(p.name) and p.is_symlink()]
     found = [p for p in found if _TEMPORARY.fullmatch(os.readlink(p)) and not (folder / os.readlink(p)).is_symlink()]
@@ -220,12 +220,12 @@ def _pointers(folder: Path, target: str | None = None) -> list[Path]:
 
 
 def still(folder: Path, names: Sequence[str]) -> tuple[tuple[int, ...] | None, ...]:
-    """What the names in a folder lead to now. Equal before and after reading them: no writer came in between."""
+    """State of the files behind some names: if equal before and after reading them, no writer interfered."""
     found: list[tuple[int, ...] | None] = []
     for name in names:
         try:
             state = (folder / name).stat()
-        except (OSError, ValueError):  # not there, or no path at all
+        except (OSError, ValueError):  # missing, or an invalid path
             found.append(None)
         else:
             found.append((state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns))
@@ -245,7 +245,7 @@ def _temporary_file(target: Path) -> tuple[Path, BinaryIO]:
         file = path.open("xb")
         if _lock(file.fileno()) is None or os.fstat(file.fileno()).st_nlink:
             return path, file
-        file.close()  # taken for left over, and removed, before the lock was there
+        file.close()  # removed as a leftover before it was locked
 
 
 def _temporary_folder(folder: Path) -> tuple[Path, int | None]:
@@ -259,7 +259,7 @@ def _temporary_folder(folder: Path) -> tuple[Path, int | None]:
 
 
 def clean(folder: Path) -> list[str]:
-    """Remove what writers left in a folder that were killed; what is being written stays.
+    """Remove leftovers of killed writers from a folder; files in use stay.
 
     Returns:
         Names that were removed.
@@ -272,7 +272,7 @@ def clean(folder: Path) -> list[str]:
             return []
         if alone:
             removed += [p.name for p in _pointers(folder)]
-            _settle(folder)
+            _resolve_links(folder)
         for path in folder.glob(".*.tmp"):
             if _TEMPORARY.fullmatch(path.name) and _is_left_over(path, alone):
                 shutil.rmtree(path, ignore_errors=True) if _is_folder(path) else path.unlink(missing_ok=True)
@@ -285,7 +285,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _is_left_over(path: Path, alone: bool | None) -> bool:
-    """Whether nobody holds it; asked while no writer is in the middle of a switch, where that can be known."""
+    """Whether no process holds it; asked while no writer is in the middle of a switch, where that can be known."""
     with contextlib.suppress(OSError):
         if path.is_symlink() and alone:
             return True
@@ -295,7 +295,7 @@ def _is_left_over(path: Path, alone: bool | None) -> bool:
         finally:
             if handle is not None:
                 os.close(handle)
-        old = time.time() - path.lstat().st_mtime > _FORGOTTEN
+        old = time.time() - path.lstat().st_mtime > _MAX_AGE
         return old if locked is None else locked
     return False
 
@@ -305,8 +305,8 @@ def _is_left_over(path: Path, alone: bool | None) -> bool:
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[bool | None]:
-    """Keep other writers of a folder waiting: True; False: one of them did not end; None: there are no locks here."""
-    handle, end = _opened(folder), time.monotonic() + _PATIENCE
+    """Lock a folder against other writers. Yields True, False after a timeout, None without lock support."""
+    handle, end = _opened(folder), time.monotonic() + _TIMEOUT
     locked: bool | None = None
     try:
         while handle is not None and (locked := _lock(handle)) is False and time.monotonic() < end:
@@ -320,12 +320,12 @@ def writing(folder: Path) -> Iterator[bool | None]:
 def _opened(path: Path) -> int | None:
     try:
         return os.open(path, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
+    except OSError:  # Windows cannot open folders
         return None
 
 
 def _lock(handle: int) -> bool | None:
-    """Whether the lock is ours, which dies with this process; None where the file system has none."""
+    """Whether we got the lock, released when this process ends; None where the file system has no locks."""
     if fcntl is None:
         return None
     try:
@@ -338,7 +338,7 @@ def _lock(handle: int) -> bool | None:
 
 
 def _sync(path: Path) -> None:
-    """Have a file or the names of a folder on disk; some file systems refuse that for folders."""
+    """Sync a file, or the names in a folder, to disk; some file systems refuse that for folders."""
     with contextlib.suppress(OSError):
         handle = os.open(path, os.O_RDONLY)
         try:

@@ -1,10 +1,10 @@
-"""Probes: what a model looks at, as a line, as plain values and as a picture. `python -m zoo probe NAME MODEL`.
+"""Probes: analyses of any model, as a line of text, plain values and a picture. `python -m zoo probe NAME MODEL`.
 
 >>> found = look("receptive-field", Subject("unireplknet_a.in1k", pretrained=True), count=8)
 >>> found.values, found.draw()
 
-A probe is a function of a :class:`Subject` with `@probe(name, what it shows)` above it, in a file here or in a package
-that brings a family; its other arguments are its options.
+A probe is a function of a :class:`Subject` decorated with `@probe(name, description)`, in a module of this package or
+of a package that provides a family; its other arguments are its options.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Finding", "PictureError", "ProbeError", "Subject", "draw", "look", "
 
 
 class ProbeError(ValueError):
-    """A probe that does not apply; the message says why."""
+    """A probe that is not applicable; the message says why."""
 
 
 PictureError = ProbeError  # its name in 0.1.0
@@ -35,10 +35,10 @@ PictureError = ProbeError  # its name in 0.1.0
 
 @dataclass(frozen=True)
 class Finding:
-    """What a probe found.
+    """Result of a probe.
 
     Attributes:
-        told: A line about it.
+        told: One-line summary.
         values: Plain values, for JSON.
         draw: Draws the picture and returns its axes.
     """
@@ -50,13 +50,13 @@ class Finding:
 
 @dataclass
 class Subject:
-    """What a probe looks at.
+    """The model that a probe analyses, and the images to use.
 
     Attributes:
-        name: Of the zoo or of timm, or a run folder or `local-dir:<folder>`, which bring their weights.
+        name: A name of the zoo or of timm, or a run folder or `local-dir:<folder>`, which include their weights.
         checkpoint: A file with the model's weights.
-        pretrained: Fetch the released weights.
-        data: Folder of images, at any depth, to look through; None takes noise.
+        pretrained: Load the released weights.
+        data: Folder of images, searched recursively; None uses noise.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Subject:
 
     @classmethod
     def of(cls, model: nn.Module, name: str) -> Subject:
-        """A model that is there already, with its weights."""
+        """A subject for an existing model, with its weights."""
         subject = cls(name, pretrained=True)
         vars(subject)["model"] = model
         return subject
@@ -82,11 +82,11 @@ class Subject:
 
     @property
     def untrained(self) -> bool:
-        """Whether the model was looked at, and has fresh weights."""
+        """Whether the model has been built, with untrained weights."""
         return "model" in vars(self) and not (self.pretrained or self.checkpoint)
 
     def images(self, count: int) -> Tensor:
-        """The first images of the folder, prepared as the model's record says, or noise, (count, C, H, W)."""
+        """The first images of the folder, prepared by the model's input record, or noise, (count, C, H, W)."""
         from zoo.data.folder import first_images
         from zoo.support import inputs
 
@@ -94,12 +94,12 @@ class Subject:
             return noise(self.model, count)
         record = inputs.record_of(self.model)
         if record["kind"] != "image":
-            raise ProbeError("the model does not take images; leave --data out to draw it with noise")
+            raise ProbeError("the model does not take images; omit --data to use noise")
         return first_images(Path(self.data).expanduser(), inputs.read(record), count)
 
 
 def noise(model: nn.Module, count: int) -> Tensor:
-    """Standard normal images of the size that a model takes, always the same, (count, C, H, W)."""
+    """Standard normal images of the model's input size, from a fixed seed, (count, C, H, W)."""
     import torch
     from timm.data import resolve_model_data_config
 
@@ -112,10 +112,10 @@ probe: Register[Callable[..., Finding]] = Register("probe", "zoo.analysis.probes
 
 
 def look(name: str, subject: Subject, **options: Any) -> Finding:
-    """Look at a model through a probe.
+    """Apply a probe to a model.
 
     Raises:
-        ProbeError: There is no such probe or option, or it does not apply to the model.
+        ProbeError: The probe or an option is unknown, or the probe is not applicable to the model.
         CheckpointError: The weights cannot be loaded.
         DataError: The folder has no readable images.
     """
@@ -142,23 +142,23 @@ def draw(
     data: str | Path | None = None,
     **options: Any,
 ) -> str:
-    """Draw what a probe finds and save it.
+    """Apply a probe and save its picture.
 
     Args:
-        name: Of the probe.
-        model: As :class:`Subject` has it, and what follows too.
-        out: The picture: .png, .svg or .pdf.
+        name: Name of the probe.
+        model: Name of the model, see :class:`Subject`; likewise the following.
+        out: Picture file: .png, .svg or .pdf.
         checkpoint: A file with the model's weights.
-        pretrained: Fetch the released weights.
+        pretrained: Load the released weights.
         data: Folder of images.
-        **options: Of the probe.
+        **options: Options of the probe.
 
     Returns:
-        A line about the picture.
+        A one-line summary.
 
     Raises:
-        ProbeError: As :func:`look`, whose other errors may come too.
-        OutputError: `out` ends in no suffix of a picture, or lies in no folder.
+        ProbeError: As for :func:`look`, which may raise other errors too.
+        OutputError: `out` has another suffix, or its folder does not exist.
         CheckpointError: The picture cannot be written.
     """
     out = check_output(out, PICTURES)
@@ -167,7 +167,7 @@ def draw(
 
 
 def save(found: Finding, subject: Subject, out: Path) -> str:
-    """Write the picture of a finding; returns a line about it."""
+    """Write the picture of a finding; returns a one-line summary."""
     from zoo.support.files import write_atomic
 
     figure: Any = found.draw().figure

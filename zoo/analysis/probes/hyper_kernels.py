@@ -1,4 +1,4 @@
-"""A Terminator's hyper-kernels, and the kernels that an image makes of them."""
+"""A Terminator's hyper-kernels, and its context-dependent kernels for an image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["context_kernels", "hyper_kernels"]
 
 
 def hyper_kernels(model: nn.Module) -> list[np.ndarray]:
-    """Global hyper-kernels of every block of a Terminator, (C, N, N) each; sequences folded row by row, or (C, 1, L).
+    """Global hyper-kernels of every block of a Terminator, (C, N, N) each; sequences are folded, or (C, 1, L).
 
     Raises:
         ValueError: The model has no hyper-kernels.
@@ -31,11 +31,11 @@ def hyper_kernels(model: nn.Module) -> list[np.ndarray]:
 
 
 def context_kernels(model: nn.Module, image: Tensor) -> list[np.ndarray]:
-    """Context-dependent kernels that one image makes of the hyper-kernels: input of every block times its kernel.
+    """Context-dependent kernels for an image: input of every block times its hyper-kernel.
 
     Args:
-        model: A Terminator; it is run in eval mode and left as it was.
-        image: As the model takes it, without the batch axis.
+        model: A Terminator; it is run in eval mode, and its mode restored.
+        image: An input without the batch axis.
 
     Returns:
         As :func:`hyper_kernels`.
@@ -73,7 +73,7 @@ def probe_hyper_kernels(subject: Subject, *, count: PositiveInt = 12) -> Finding
     return _found(hyper_kernels(subject.model), subject, count, "hyper-kernels", "global hyper-kernels", "")
 
 
-@probe("context-kernels", "kernels that one image makes of a Terminator's hyper-kernels")
+@probe("context-kernels", "a Terminator's context-dependent kernels for one image")
 def probe_context_kernels(subject: Subject, *, count: PositiveInt = 12) -> Finding:
     """`count` context-dependent kernels of every block, for the first image of a folder, or for noise."""
     kernels = context_kernels(subject.model, subject.images(1)[0])

@@ -1,4 +1,4 @@
-"""What a metric has learned, for models that say so of themselves: `feature_importance()` and `spectrum()`."""
+"""Learned metrics, for models with `feature_importance()` and `spectrum()`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from zoo.analysis.probes import Finding, ProbeError, Subject, probe
 from zoo.support import inputs
 
 
-@probe("importances", "share of each feature, for models of tables that have importances")
+@probe("importances", "relative importance of each feature, for table models that provide it")
 def probe_importances(subject: Subject, *, top: PositiveInt = 15) -> Finding:
     """The `top` most important features."""
     importance: Any = getattr(subject.model, "feature_importance", None)
     if not callable(importance):
-        raise ProbeError(f"{type(subject.model).__name__} has no importances of features; GRBF networks have")
+        raise ProbeError(f"{type(subject.model).__name__} has no feature importances; GRBF networks have")
     shares = importance().double().numpy()
     names = _names(subject, len(shares))
     found = dict(zip(names, shares.tolist(), strict=True))
     best = max(found, key=lambda name: found[name])
-    told = f"importances of {len(shares)} features of {subject.name}, most of all {best} with {found[best]:.1%}"
+    told = f"importances of {len(shares)} features of {subject.name}, highest {best} with {found[best]:.1%}"
     return Finding(told, {"importances": found}, lambda: plot_importances(shares, names, top=top))
 
 
@@ -33,12 +33,12 @@ def probe_spectrum(subject: Subject, *, top: PositiveInt = 15) -> Finding:
     return Finding(told, {"eigenvalues": values.tolist()}, lambda: plot_spectrum(values, top=top))
 
 
-@probe("loadings", "what the latent variables of a GRBF network are made of")
+@probe("loadings", "composition of the latent variables of a GRBF network")
 def probe_loadings(subject: Subject, *, top: PositiveInt = 5) -> Finding:
     """The `top` eigenvectors of the largest eigenvalues."""
     rows = _spectrum(subject)[1].double().numpy()
     names = _names(subject, rows.shape[1])
-    told = f"what the first {min(top, len(rows))} latent variables of {subject.name} are made of"
+    told = f"composition of the first {min(top, len(rows))} latent variables of {subject.name}"
     return Finding(told, {"components": rows[:top].tolist()}, lambda: plot_loadings(rows, names, top=top))
 
 
@@ -54,6 +54,6 @@ def _share(values: Any) -> float:
 
 
 def _names(subject: Subject, count: int) -> list[str]:
-    """Names of the features, as the model's record has them."""
+    """Feature names, from the model's input record."""
     names = inputs.record_of(subject.model).get("columns") or []
     return list(names) if len(names) == count else [f"x{i}" for i in range(count)]

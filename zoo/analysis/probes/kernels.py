@@ -1,4 +1,4 @@
-"""Depthwise kernels as inference uses them."""
+"""Depthwise kernels in their merged form."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["merged_kernels"]
 
 
 def merged_kernels(model: nn.Module, layer: str | None = None) -> tuple[str, np.ndarray]:
-    """Kernels of a depthwise layer as inference uses them: branches and normalisations merged.
+    """Kernels of a depthwise layer as used in inference: with merged branches and normalisations.
 
     Args:
-        model: Any model; its deploy form is looked at, it stays as it is.
-        layer: Name of a depthwise convolution or of the block that holds it, such as `stages.1.0`; None takes the first
-            one of the largest size.
+        model: Any model; its deploy form is inspected, the model is unchanged.
+        layer: Name of a depthwise convolution or of the block that contains it, such as `stages.1.0`; None for the
+            first one of the largest size.
 
     Returns:
-        The layer's name and its kernels (C, k, k).
+        Name of the layer and its kernels (C, k, k).
 
     Raises:
         ValueError: There is no such layer, or no depthwise layer at all.
@@ -52,7 +52,7 @@ def merged_kernels(model: nn.Module, layer: str | None = None) -> tuple[str, np.
 
 @probe("kernels", "merged depthwise kernels of a layer")
 def probe_kernels(subject: Subject, *, count: PositiveInt = 32, layer: str | None = None) -> Finding:
-    """`count` kernels of a layer, by default the first large one, as inference uses them."""
+    """`count` merged kernels of a layer, by default the first large one."""
     name, merged = merged_kernels(subject.model, layer)
     size = " x ".join(map(str, merged.shape[-2:]))
     return Finding(

@@ -11,7 +11,7 @@ from zoo.support.values import check_closed, read_curves
 _NAMES = ("train/loss", "train/cross_entropy", "train/slow_loss", "train/norm_penalty")
 
 
-@probe("losses", "training losses of a run, whose folder stands for the model")
+@probe("losses", "training losses of a run, given its folder as the model")
 def probe_losses(subject: Subject) -> Finding:
     """Losses over steps, from the metrics.csv of a run."""
     run = Path(subject.data or subject.name).expanduser()

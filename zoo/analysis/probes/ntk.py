@@ -1,4 +1,4 @@
-"""What the neural tangent kernel of a network says about it: spectrum, alignment with targets, drift, shares of layers.
+"""Analysis of the neural tangent kernel of a network: spectrum, alignment with targets, drift, shares of layers.
 
 >>> K = empirical_ntk(model, X)
 >>> effective_rank(K), alignment(K, Y), kernel_distance(K_before, K)
@@ -46,7 +46,7 @@ def alignment(K: Tensor, Y: Tensor) -> float:
         Y: Values (n,) or (n, C); one-hot rows for classes.
 
     Returns:
-        0 where one of both is constant.
+        0 if either is constant.
     """
     Y = (Y[:, None] if Y.ndim == 1 else Y).to(K.device).double()
     K, Y = _centred(_square(K)), Y - Y.mean(0)
@@ -57,7 +57,7 @@ def alignment(K: Tensor, Y: Tensor) -> float:
 
 
 def effective_rank(K: Tensor) -> float:
-    """Exp of the entropy of the normalised eigenvalues (Roy and Vetterli, 2007): from 1 to n.
+    """Exponential of the entropy of the normalised eigenvalues (Roy and Vetterli, 2007): from 1 to n.
 
     Args:
         K: (n, n), positive semidefinite.
@@ -72,7 +72,7 @@ def _rank(values: Tensor) -> float:
 
     values = values.clamp_min(0)
     if not bool(values.sum() > 0):
-        raise ValueError("the kernel matrix is zero: it has no rank to speak of")
+        raise ValueError("the kernel matrix is zero: its effective rank is undefined")
     return math.exp(float(torch.special.entr(values / values.sum()).sum()))
 
 
@@ -92,18 +92,18 @@ def kernel_distance(K: Tensor, L: Tensor) -> float:
 def top_eigenpairs(
     model: nn.Module, X: Tensor, k: int = 10, *, batch_size: int = 256, tolerance: float = 1e-6, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues of the full NTK of n samples and C outputs, and their vectors, without the matrix.
+    """Largest eigenvalues of the full NTK of n samples and C outputs, and eigenvectors, without building the matrix.
 
     Args:
         model: Inputs (n, ...) to outputs (n, C).
         X: Inputs.
-        k: How many, fewer than n C.
-        batch_size: Samples in a pass.
-        tolerance: Relative, of the eigenvalues; products in float32 allow about 1e-6.
-        seed: Of the first vector.
+        k: Number of eigenpairs, less than n C.
+        batch_size: Samples per pass.
+        tolerance: Relative tolerance of the eigenvalues; products in float32 allow about 1e-6.
+        seed: Seed of the first vector.
 
     Returns:
-        (k,), falling, and (k, n, C), of unit norm; float64, on the CPU.
+        (k,), descending, and (k, n, C), normalised; float64, on the CPU.
 
     Raises:
         ValueError: k is out of range.
@@ -130,7 +130,7 @@ def top_eigenpairs(
 
 
 def _outputs(model: nn.Module, X: Tensor) -> int:
-    """How many outputs a sample has; the model stays in its mode."""
+    """Number of outputs per sample; the mode of the model is restored."""
     import torch
 
     kept = {module: module.training for module in model.modules()}
@@ -147,21 +147,21 @@ def projected_ntk_by(
 ) -> dict[str, Tensor]:
     """The NTK in parts, one output at a time, so that memory does not grow with the number of outputs.
 
-    Of more outputs than wanted, sums with random signs are taken, whose kernels have the right mean.
+    If there are more outputs, random-sign sums of them are used, whose kernels are unbiased.
 
     Args:
         model: Inputs (n, ...) to outputs (n, C).
         X: Inputs (n, ...).
-        group: From a parameter's name to its part's; None leaves it out.
-        outputs: How many sums at most.
-        memory: Bytes that gradients may take.
-        seed: Of the signs.
+        group: From a parameter's name to its part's; None excludes it.
+        outputs: Maximum number of outputs, or sums.
+        memory: Bytes for gradients.
+        seed: Seed of the signs.
 
     Returns:
         (n, n), float64, for each part: the mean over outputs, or an estimate of it.
 
     Raises:
-        ValueError: As :func:`zoo.kernels.empirical_ntk.empirical_ntk_by`.
+        ValueError: As for :func:`zoo.kernels.empirical_ntk.empirical_ntk_by`.
     """
     import torch
 
@@ -193,14 +193,14 @@ def describe(
     group: Callable[[str], str | None] | None = None,
     memory: int = 2**30,
 ) -> dict[str, float]:
-    """Numbers about the NTK of a network on some samples.
+    """Summary statistics of the NTK of a network on some samples.
 
     Args:
         model: Inputs (n, ...) to outputs (n, C).
-        X: Inputs, two at least.
-        Y: Targets: values (n,), (n, C), or classes (n,) as whole numbers.
-        group: From a parameter's name to its part's, for shares of the trace; None leaves it out.
-        memory: Bytes that gradients may take.
+        X: At least two inputs.
+        Y: Targets: values (n,) or (n, C), or classes (n,) as integers.
+        group: From a parameter's name to its part's, for shares of the trace; None excludes it.
+        memory: Bytes for gradients.
 
     Returns:
         `trace` (per sample), `largest` eigenvalue, `condition` (infinite if singular), `effective_rank`, with targets
@@ -228,12 +228,12 @@ def _sum(parts: dict[str, Tensor]) -> Tensor:
 
 
 def _shares(parts: dict[str, Tensor], K: Tensor) -> dict[str, float]:
-    """Of the trace."""
+    """Shares of the trace."""
     return {name: float(part.double().trace() / K.trace()) for name, part in parts.items()}
 
 
 def _numbers(K: Tensor, like: Tensor) -> dict[str, float]:
-    """Trace, largest eigenvalue, condition and rank of K, computed in the type of `like`."""
+    """Trace, largest eigenvalue, condition number and rank of K, computed in the dtype of `like`."""
     import torch
 
     values = torch.linalg.eigvalsh(K)
@@ -252,11 +252,11 @@ def _layer(name: str) -> str:
     return re.match(r"[^.]+(\.\d+)?", name).group()  # type: ignore[union-attr]
 
 
-@probe("ntk", "eigenvalues of the neural tangent kernel, and the layers that it comes from; images or noise")
+@probe("ntk", "eigenvalues of the neural tangent kernel, and the layers' shares of it; images or noise")
 def probe_ntk(
     subject: Subject, *, count: PositiveInt = 16, outputs: PositiveInt = 4, memory: PositiveFloat = 1.0
 ) -> Finding:
-    """The kernel of `count` images and of up to `outputs` sums of outputs; gradients take `memory` GiB at most."""
+    """The NTK of `count` images and up to `outputs` sums of outputs; gradients take at most `memory` GiB."""
     import torch
 
     model = subject.model

@@ -1,4 +1,4 @@
-"""The effective receptive field: what a unit in the middle of a feature map looks at."""
+"""The effective receptive field of a unit in the middle of a feature map."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ __all__ = ["receptive_field"]
 
 
 def receptive_field(model: nn.Module, images: Tensor, stage: int = -1) -> np.ndarray:
-    """What a unit in the middle of a feature map looks at: its effective receptive field (Luo et al., 2016).
+    """Effective receptive field of a unit in the middle of a feature map (Luo et al., 2016).
 
-    The channels of the middle pixel are summed with random signs, drawn for each image from a fixed seed, and the size
+    The channels of the middle pixel are summed with random signs, from a fixed seed for each image, and the magnitude
     of the gradient with respect to the input is averaged over images and input channels. (Without the signs, a map that
-    ends in a layer normalisation would have a constant sum and no gradient.) In a fresh model a tiny layer scale or a
-    zero last weight of each block hides the blocks; the picture means most for trained weights.
+    ends in a layer normalisation would have a constant sum and no gradient.) In an untrained model a tiny layer scale
+    or a zero last weight hides the blocks; the result is most meaningful for trained weights.
 
     Args:
-        model: Any model that makes maps: one with timm's `forward_intermediates`, else with a `forward_features` that
-            returns (B, C, H, W). It is run in eval mode and left as it was.
+        model: Any model with feature maps: with timm's `forward_intermediates`, or with a `forward_features` that
+            returns (B, C, H, W). It is run in eval mode, and its mode restored.
         images: Normalised images (B, C, H, W).
-        stage: Which of its feature maps, counted as timm does; -1 is the last one.
+        stage: Index of the feature map, as in timm; -1 is the last one.
 
     Returns:
-        Shares (H, W) that sum to one.
+        Field (H, W) that sums to one.
 
     Raises:
-        ValueError: The model makes no maps, has no such stage, or its middle does not depend on the input.
+        ValueError: The model has no maps or no such stage, or its middle does not depend on the input.
     """
     import torch
 
@@ -73,9 +73,9 @@ def _feature_map(model: nn.Module, images: Tensor, stage: int) -> Tensor:
     return maps
 
 
-@probe("receptive-field", "what a unit in the middle of a feature map looks at; images or noise")
+@probe("receptive-field", "effective receptive field in the middle of a feature map; images or noise")
 def probe_receptive_field(subject: Subject, *, count: PositiveInt = 16, stage: int = -1) -> Finding:
-    """The effective receptive field over `count` images, of feature map `stage` (-1, the last)."""
+    """The effective receptive field over `count` images, of feature map `stage` (-1: the last)."""
     images = subject.images(count)
     field = receptive_field(subject.model, images, stage)
     told = f"effective receptive field of {subject.name}, {len(images)} images of {field.shape[0]} x {field.shape[1]}"

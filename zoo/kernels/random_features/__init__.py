@@ -1,20 +1,20 @@
-"""Random features: maps whose plain dot products estimate kernels without bias, for layers that stay small.
+"""Random features: maps whose dot products are unbiased estimates of kernels, and compact layers built from them.
 
     E[ Phi(x) . Psi(w, b) ] = k(x, (w, b))
 
-The two sides share one random projection and nothing else, so a layer whose weights have gone through Psi never sees
-them again (scalable neural network kernels, arXiv 2310.13225). Every map here says which kernel it estimates
-(`expectation`) and how far one draw lies from it (`variance`).
+The two sides share only one random projection, so a layer encoded by Psi no longer needs its weights (scalable neural
+network kernels, arXiv 2310.13225). Every map states which kernel it estimates (`expectation`) and with what variance
+per sample (`variance`).
 
-- :class:`ReLUFeatures`: positive parts of projections. The kernel is an arc-cosine one (Cho and Saul, 2009), not the
-  activation itself: fit Psi by least squares to get a layer back.
-- :class:`OscillatoryFeatures`: f(w . x + b) through the Fourier transform or a Fourier series of f ("universal random
-  features"), in the balanced real form. The error grows like exp(|x| |w|): it wants normalised inputs.
+- :class:`ReLUFeatures`: positive parts of projections. The kernel is an arc-cosine kernel (Cho and Saul, 2009), not the
+  activation itself: fit Psi by least squares to approximate a layer.
+- :class:`OscillatoryFeatures`: f(w . x + b) by the Fourier transform or a Fourier series of f ("universal random
+  features"), in the balanced real form. The error grows like exp(|x| |w|): normalise the inputs.
 - :class:`ExpFeatures`: positive features of exp(w . x + b) with the variance-reducing parameter M.
 - :class:`PolynomialFeatures`: products of random signs for a power series (Kar and Karnick, 2012).
-- :class:`FourierFeatures`: the usual cosines and sines of the Gaussian kernel (Rahimi and Recht, 2007).
+- :class:`FourierFeatures`: cosines and sines for the Gaussian kernel (Rahimi and Recht, 2007).
 
-Every draw comes from a generator of its own that is seeded by the caller; the global state of torch is not touched.
+Samples are drawn from a separate generator with a given seed; torch's global random state is not touched.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What random features know about an activation: its power series, its Fourier representation, a short series."""
+"""Expansions of activation functions: power series, Fourier integral and short Fourier series."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["ACTIVATIONS", "Activation", "Series", "find_activation", "fourier_se
 
 @dataclass(frozen=True)
 class Activation:
-    """What the maps know about a function of one variable.
+    """Expansions of a function of one variable.
 
     Attributes:
         function: The function on tensors.
-        radius: Distance of 0 to its nearest pole; infinite for entire functions; 0: not analytic.
+        radius: Radius of convergence of its power series; infinite for entire functions; 0 if not analytic.
         series: Coefficients c_0 ... c_13 of its power series.
-        identity: Its Fourier representation, a function of (z, omega) whose integral over omega > 0 is f(z).
-        extent: Frequency beyond which that integral has nothing left.
+        identity: Its Fourier integral: a function of (z, omega) whose integral over omega > 0 is f(z).
+        extent: Frequency beyond which the integrand is negligible.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -36,7 +36,7 @@ class Activation:
     extent: float = 14.0
 
     def by_frequencies(self, z: Tensor, points: int = 400) -> Tensor:
-        """f(z) out of its Fourier representation, by quadrature in float64."""
+        """f(z) from its Fourier integral, by quadrature in float64."""
         if self.identity is None:
             raise ValueError("this activation has no Fourier representation that converges")
         nodes, weights = gauss_legendre(points, z.double())
@@ -89,7 +89,7 @@ def _power_series(name: str, terms: int = 14) -> tuple[float, ...]:
     return (math.log(2), *(sigmoid[i - 1] / i for i in range(1, terms)))  # softplus
 
 
-#: What can be asked for by name. `erf` is erf(z / sqrt(2)), `gaussian` exp(-z^2 / 2), `gelu` the exact one.
+#: Activations by name. `erf` is erf(z / sqrt(2)), `gaussian` exp(-z^2 / 2), `gelu` the exact one.
 ACTIVATIONS: dict[str, Activation] = {
     "relu": Activation(torch.relu, 0.0),
     "identity": Activation(lambda z: z, series=(0.0, 1.0)),
@@ -151,10 +151,10 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def find_activation(name: str) -> Activation:
-    """One of :data:`ACTIVATIONS`.
+    """An activation of :data:`ACTIVATIONS` by name.
 
     Raises:
-        ValueError: There is none of this name; the message has the nearest one.
+        ValueError: The name is unknown; the message suggests the nearest one.
     """
     if name not in ACTIVATIONS:
         raise ValueError(f"activation={name!r}{suggestion(name, ACTIVATIONS)}")
@@ -177,13 +177,13 @@ class Series:
     error: float = 0.0
 
     def __call__(self, z: Tensor) -> Tensor:
-        """The sum at z (...)."""
+        """Value at z (...)."""
         omega, cosine, sine = (torch.tensor(v, dtype=z.dtype, device=z.device) for v in self.terms())
         turn = z.unsqueeze(-1) * omega
         return self.constant + self.slope * z + (cosine * turn.cos() + sine * turn.sin()).sum(-1)
 
     def terms(self) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
-        """Frequencies and their two amplitudes."""
+        """Frequencies, cosine and sine amplitudes."""
         return self.omega, self.cosine, self.sine
 
 
@@ -191,11 +191,11 @@ class Series:
 def fourier_series(name: str, z_max: float = 3.2, harmonics: int = 3) -> Series:
     """Least-squares Fourier series of an activation with half period 1.6 z_max and a linear term.
 
-    Sampling the Fourier transform itself fails for tanh, GELU and their kin: the estimators have infinite variance near
-    frequency zero. A few fixed harmonics have none of that, at the price of a small bias that `error` states.
+    Sampling the Fourier transform itself fails for tanh, GELU and similar functions: the estimators have infinite
+    variance near frequency zero. A few fixed harmonics avoid that, for a small bias given by `error`.
 
     Raises:
-        ValueError: The activation is unknown or unsuited, or the numbers are not positive.
+        ValueError: The activation is unknown or unsuitable, or an argument is not positive.
     """
     if name == "relu":
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Kernels that random features estimate, and the variances of the estimates, in closed form."""
+"""Closed forms of the kernels that random features estimate, and of the variances of the estimates."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ SPLITS = ("balanced", "x_imag", "w_imag", "symmetric")
 
 
 def _angle(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """Angle and product of the norms of vectors (..., d)."""
+    """Angle between vectors (..., d), and product of their norms."""
     norms = x.norm(dim=-1) * w.norm(dim=-1)
     cosine = (x * w).sum(-1) / norms.clamp_min(torch.finfo(x.dtype).tiny)
     return cosine.clamp(-1, 1).acos(), norms
 
 
 def arc_cosine(x: Tensor, w: Tensor, order: int = 1) -> Tensor:
-    """E[(g.x)_+^n (g.w)_+^n] for a standard normal g: half of the arc-cosine kernel of order n (Cho and Saul, 2009).
+    """E[(g.x)_+^n (g.w)_+^n] for standard normal g: half of the arc-cosine kernel of order n (Cho and Saul, 2009).
 
     Args:
         x: Vectors (..., d).
-        w: Vectors (..., d), broadcast against x.
+        w: Vectors (..., d), broadcast with x.
         order: n: 0, 1 (ReLU) or 2.
     """
     if x.dtype in _HALF:
@@ -56,7 +56,7 @@ def arc_cosine(x: Tensor, w: Tensor, order: int = 1) -> Tensor:
 
 
 def arc_cosine_variance(x: Tensor, w: Tensor, order: int = 1) -> Tensor:
-    """Variance of (g.x)_+^n (g.w)_+^n; m independent projections have 1/m of it. Orders 0 and 1."""
+    """Variance of (g.x)_+^n (g.w)_+^n; divide by m for m independent projections. Orders 0 and 1."""
     if order not in (0, 1):
         raise ValueError(f"order={order} is not one of 0, 1")
     if x.dtype in _HALF:
@@ -66,10 +66,10 @@ def arc_cosine_variance(x: Tensor, w: Tensor, order: int = 1) -> Tensor:
 
 
 def clipped_linear(x: Tensor, w: Tensor, constant: float, points: int = 96) -> Tensor:
-    """E[max(g.x, c) max(g.w, c)]: the arc-cosine kernel at c = 0, x . w for c -> -infinity.
+    """E[max(g.x, c) max(g.w, c)]: the arc-cosine kernel for c = 0, tends to x . w for c -> -infinity.
 
-    By Price's theorem, an integral over the correlation of a bivariate normal density; Gauss-Legendre quadrature makes
-    it exact to rounding for angles away from 0 and pi.
+    By Price's theorem an integral over the correlation of a bivariate normal density; with Gauss-Legendre quadrature
+    exact to rounding for angles away from 0 and pi.
     """
     if x.dtype in _HALF:
         return clipped_linear(x.float(), w.float(), constant, points).to(x.dtype)
@@ -109,22 +109,22 @@ def _split(omega: Tensor, split: str, kappa: float) -> tuple[Tensor, Tensor]:
         return 1j * omega, torch.ones_like(omega)
     if split == "w_imag":
         return torch.ones_like(omega), 1j * omega
-    half_turn = complex(math.sqrt(0.5), math.sqrt(0.5))  # the root of i
+    half_turn = complex(math.sqrt(0.5), math.sqrt(0.5))  # square root of i
     return root * half_turn, root * half_turn
 
 
 def urf_moments(
     x: Tensor, w: Tensor, omega: Tensor | float, split: str = "balanced", M: float = 0.0, kappa: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """E|Z|^2 and E[Z^2] of one random feature product Z, whose mean is exp(i omega w . x).
+    """E|Z|^2 and E[Z^2] of a single random feature product Z, whose mean is exp(i omega w . x).
 
     Args:
         x: Vectors (..., d).
         w: Vectors (..., d).
-        omega: Angular frequencies, broadcast against the leading dimensions.
-        split: How i omega is divided between the sides: `"balanced"`, `"x_imag"`, `"w_imag"` or `"symmetric"`.
+        omega: Angular frequencies, broadcast with the leading dimensions.
+        split: How i omega is split between the sides: `"balanced"`, `"x_imag"`, `"w_imag"` or `"symmetric"`.
         M: Parameter of the features, above -1/8.
-        kappa: Scale of the balanced split, best |w| / |x|.
+        kappa: Scale of the balanced split, ideally |w| / |x|.
 
     Returns:
         Real and complex float64 tensors (...).
@@ -149,7 +149,7 @@ def urf_variance(
     M: float = 0.0,
     kappa: float = 1.0,
 ) -> Tensor:
-    """Variance of one draw of the estimator of cos(omega w . x + b) or sin(omega w . x + b)."""
+    """Variance of a single sample of the estimator of cos(omega w . x + b) or sin(omega w . x + b)."""
     absolute, square = urf_moments(x, w, omega, split, M, kappa)
     phase = torch.as_tensor(b, dtype=torch.float64, device=x.device)
     z = torch.as_tensor(omega, dtype=torch.float64, device=x.device) * (x.double() * w.double()).sum(-1) + phase
@@ -160,8 +160,8 @@ def urf_variance(
 
 
 def optimal_variance_parameter(d: int, s: float) -> float:
-    """The M that minimises the second moment of positive features in d dimensions; s is the exponent they handle,
-    |x + w|^2 for exp and |w|^2 for cosines with an imaginary x-side.
+    """The M that minimises the second moment of positive features in d dimensions, where s is the squared norm in the
+    exponent: |x + w|^2 for exp and |w|^2 for cosines with an imaginary x-side.
     """
     if not s >= 0:
         raise ValueError(f"s={s} is a squared norm and must not be negative")
@@ -170,7 +170,7 @@ def optimal_variance_parameter(d: int, s: float) -> float:
 
 
 def softmax_features(z: Tensor, G: Tensor, M: float = 0.0) -> Tensor:
-    """Features with E[L_g(u) L_g(v)] = exp(u . v) for real and complex vectors, no conjugation (..., d) -> (..., m).
+    """Features with E[L_g(u) L_g(v)] = exp(u . v) for real and complex vectors (no conjugation), (..., d) -> (..., m).
 
     L_g(z) = (1 + 4 M)^(d/4) exp(-M |g|^2 + sqrt(1 + 4 M) g . z - z . z / 2).
     """

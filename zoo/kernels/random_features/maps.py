@@ -1,4 +1,4 @@
-"""Feature maps as modules, Phi, with the other side, Psi, as a method; both share one random projection."""
+"""Feature maps: modules that compute Phi, with Psi as a method; both share one random projection."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from zoo.kernels.random_features.closed_forms import (
     gauss_legendre,
     urf_moments,
 )
-from zoo.kernels.random_features.projections import Projection, ProjectionKind, generator_of, normal_draw
+from zoo.kernels.random_features.projections import Projection, ProjectionKind, generator_of, standard_normal
 from zoo.ops.dispatch import values_known
 from zoo.ops.numerics import at_least_float32, autocast_disabled
 from zoo.support.suggest import suggestion
@@ -44,20 +44,20 @@ __all__ = [
 
 
 class FeatureMap(nn.Module):
-    """Phi as a module, Psi as its method :meth:`encode`; both sides share the module's random projection.
+    """Phi as a module, Psi as its method :meth:`encode`; both share the module's random projection.
 
     Args:
         in_features: Width d of the input.
         num_features: Number m of random projections.
         projection: `"orthogonal"`, `"iid"` or `"hadamard"`.
         antithetic: Use every projection with both signs.
-        bias: Give the kernel a bias, w . x + b.
-        normalize: Bring inputs and weights to this norm first; None leaves them as they are.
-        normalize_dim: Dimension that is normalised. The authors' code takes 1, which is the tokens of (B, S, d).
-        seed: Of the projection.
-        persistent: Save what was drawn with the weights, see :class:`Projection`.
-        device: Where the buffers live.
-        dtype: Their type.
+        bias: Whether the kernel has a bias, w . x + b.
+        normalize: Rescale inputs and weights to this norm first; None disables it.
+        normalize_dim: Dimension to normalise over. The authors' code uses 1, the tokens of (B, S, d).
+        seed: Seed of the projection.
+        persistent: Save the random projection with the weights, see :class:`Projection`.
+        device: Device of the buffers.
+        dtype: Their dtype.
 
     Attributes:
         out_features: Width of Phi(x).
@@ -101,15 +101,15 @@ class FeatureMap(nn.Module):
             dtype=dtype,
         )
 
-    _augments = False  # whether the bias is one more coordinate of x and w
-    _rows = 0  # rows of the projection, if not one for each feature
+    _augments = False  # whether the bias is an additional coordinate of x and w
+    _rows = 0  # rows of the projection, if not one per feature
 
     def projection_dtype(self) -> Tensor:
         """An empty tensor of the projection's type and device."""
         return next(b for b in self.projection.buffers() if b.is_floating_point()).new_empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Phi: (..., in_features) -> (..., out_features), in the type of x, computed in float32 at least."""
+        """Phi: (..., in_features) -> (..., out_features), in the dtype of x, computed in at least float32."""
         if x.shape[-1] != self.in_features:
             raise ValueError(f"the input has {x.shape[-1]} features, the map takes {self.in_features}")
         with autocast_disabled(x.device):
@@ -127,7 +127,7 @@ class FeatureMap(nn.Module):
             return self._psi(self._scaled(at_least_float32(weight)), at_least_float32(bias)).to(weight.dtype)
 
     def expectation(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """What the estimate is on average: x (n, d), weights (l, d) -> (n, l), float64."""
+        """Expectation of the estimate for x (n, d) and weights (l, d): (n, l), float64."""
         return self._closed_form(self._expectation, x, weight, bias)
 
     def variance(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -142,7 +142,7 @@ class FeatureMap(nn.Module):
         if self.normalize is None:
             return v
         norm = torch.linalg.vector_norm(v, dim=self.normalize_dim, keepdim=True)
-        # zeros stay zeros, and have no slope
+        # zeros stay zero, with zero gradient
         return v / torch.where(norm > 0, norm.clamp_min(1e-12), torch.inf) * self.normalize
 
     def _phi(self, x: Tensor) -> Tensor:
@@ -165,17 +165,17 @@ class FeatureMap(nn.Module):
 class ReLUFeatures(FeatureMap):
     """max(G x, c) / sqrt(m) on both sides: the map of the authors' layers and adapters.
 
-    Its kernel is half of the arc-cosine kernel, |x| |w| (sin t + (pi - t) cos t) / (2 pi) at the angle t, which is
-    never negative: it is not relu(w . x).
+    Its kernel is half of the arc-cosine kernel, |x| |w| (sin t + (pi - t) cos t) / (2 pi) for the angle t. It is never
+    negative, unlike relu(w . x).
 
     Args:
         in_features: Width d of the input.
         num_features: Number m of projections and of features.
-        order: n of (G x)_+^n: 0 steps, 1 ReLU, 2 squared ReLU.
-        constant: Lower clip c, order 1 only; negative values keep part of the negative side.
-        centered: Subtract the mean |x| / sqrt(2 pi) of each feature (order 1, constant 0), which conditions gradient
-            training far better. The kernel loses |x| |w| / (2 pi) with it.
-        **options: See :class:`FeatureMap`. The bias is one more coordinate: (x, 1) meets (w, b).
+        order: n of (G x)_+^n: 0 step function, 1 ReLU, 2 squared ReLU.
+        constant: Lower clip c, order 1 only; a negative value keeps part of the negative side.
+        centered: Subtract the mean |x| / sqrt(2 pi) of each feature (order 1, constant 0), which makes gradient
+            training far better conditioned; this subtracts |x| |w| / (2 pi) from the kernel.
+        **options: See :class:`FeatureMap`. The bias is an additional coordinate: (x, 1) and (w, b).
     """
 
     _augments = True
@@ -214,7 +214,7 @@ class ReLUFeatures(FeatureMap):
         return self._clipped(z, v.square().sum(-1, keepdim=True) if self.centered else None)
 
     def _clipped(self, z: Tensor, square_norm: Tensor | None) -> Tensor:
-        """Features from projections that are divided by sqrt(m) already."""
+        """Features from projections that are already divided by sqrt(m)."""
         scale = self.num_features**-0.5
         if self.order == 0:
             return (z > 0).to(z.dtype) * scale
@@ -222,7 +222,7 @@ class ReLUFeatures(FeatureMap):
             return z.relu().square() / scale
         z = z.clamp_min(self.constant * scale) if self.constant else z.relu()
         if square_norm is not None:
-            square_norm = square_norm.clamp_min(torch.finfo(square_norm.dtype).tiny)  # a root has a slope above 0 only
+            square_norm = square_norm.clamp_min(torch.finfo(square_norm.dtype).tiny)  # no gradient of the root at 0
             z = z - square_norm.sqrt() * (scale / math.sqrt(2 * math.pi))
         return z
 
@@ -245,25 +245,25 @@ class ReLUFeatures(FeatureMap):
 
 
 class OscillatoryFeatures(FeatureMap):
-    """cos, sin, and everything that a Fourier integral or a short Fourier series makes of them: f(w . x + b).
+    """Oscillatory features of f(w . x + b): cos, sin, and functions with a Fourier integral or a short Fourier series.
 
     For one frequency o and scale kappa, with g shared (the balanced real form):
 
         Phi(x)   = exp(o kappa |x|^2 / 2) [cos(sqrt(o kappa) g.x), sin(sqrt(o kappa) g.x)]
         Psi(w,b) = exp(sqrt(o / kappa) g.w - o |w|^2 / (2 kappa)) [A cos ob + B sin ob, B cos ob - A sin ob]
 
-    estimates A cos(o (w.x + b)) + B sin(o (w.x + b)). A series spends its projections on the harmonics in proportion to
-    their deviation. The Gaussian exp(-z^2 / 2) draws a frequency for each projection instead.
+    estimates A cos(o (w.x + b)) + B sin(o (w.x + b)). A series distributes its projections over the harmonics in
+    proportion to their deviation. The Gaussian exp(-z^2 / 2) samples a frequency for each projection instead.
 
     Args:
         in_features: Width d of the input.
         num_features: Number m of projections; each gives two features.
         activation: A name of :data:`ACTIVATIONS` other than relu, exp and identity.
-        z_max: Pre-activations that the series is fitted on, |z| <= z_max; cos, sin and the Gaussian are exact.
-        harmonics: Of the series.
+        z_max: Range |z| <= z_max of pre-activations for fitting the series; cos, sin and the Gaussian are exact.
+        harmonics: Number of harmonics of the series.
         input_norm: Typical norm of an input; `normalize` if that is given.
         weight_norm: Typical norm of a weight; likewise.
-        M: Variance parameter, above -1/8; it matters only for norms of about sqrt(d) / 2 and more.
+        M: Variance parameter, above -1/8; it matters only for norms of about sqrt(d) / 2 and above.
         **options: See :class:`FeatureMap`.
 
     Raises:
@@ -300,7 +300,7 @@ class OscillatoryFeatures(FeatureMap):
         self.series = None if activation == "gaussian" else fourier_series(activation, z_max, harmonics)
         if self.series is None:
             generator = generator_of(self.projection.seed + 1)
-            omega = normal_draw((num_features,), generator).abs()
+            omega = standard_normal((num_features,), generator).abs()
             terms = [omega, torch.full_like(omega, 1 / num_features), torch.zeros_like(omega)]
             self.counts, self.linear, self.constant, self.slope = [num_features], 0, 0.0, 0.0
         else:
@@ -390,7 +390,7 @@ class OscillatoryFeatures(FeatureMap):
 
 
 def _shares(series: Series, m: int, product: float) -> tuple[list[int], int]:
-    """Projections for each harmonic and for the linear term, in proportion to the deviation of one draw."""
+    """Projections for each harmonic and for the linear term, in proportion to the deviation of a single sample."""
     deviation = [
         math.hypot(A, B) * math.exp(min(omega * product, 50.0)) for omega, A, B in zip(*series.terms(), strict=True)
     ]
@@ -412,7 +412,7 @@ class ExpFeatures(FeatureMap):
     Args:
         in_features: Width d of the input.
         num_features: Number m of projections and of features.
-        M: Variance parameter, above -1/8; :func:`optimal_variance_parameter` has the best one for a norm |x + w|.
+        M: Variance parameter, above -1/8; see :func:`optimal_variance_parameter` for the best one for a norm |x + w|.
         **options: See :class:`FeatureMap`.
     """
 
@@ -446,16 +446,16 @@ class ExpFeatures(FeatureMap):
 class PolynomialFeatures(FeatureMap):
     """Products of random signs for the power series of a function, sum_k c_k (w . x + b)^k.
 
-    A degree k is drawn with probability q_k, then k vectors of signs r_i:
-    Phi = prod r_i . x and Psi = c_k / (q_k m) prod r_i . w. Good for |z| well below 1 only.
+    The degree k is drawn with probability q_k, then k random sign vectors r_i:
+    Phi = prod r_i . x and Psi = c_k / (q_k m) prod r_i . w. Accurate for |z| well below 1 only.
 
     Args:
         in_features: Width d of the input.
         num_features: Number m of features.
         activation: A name of :data:`ACTIVATIONS` with a power series, or the coefficients c_0, c_1, ...
-        degree: Largest degree that is kept.
-        ratio: Probabilities of the degrees fall like ratio^-k.
-        **options: See :class:`FeatureMap`; the projection is always one of signs.
+        degree: Largest degree to keep.
+        ratio: Probabilities of the degrees decay like ratio^-k.
+        **options: See :class:`FeatureMap`; the projection always consists of signs.
 
     Raises:
         ValueError: There is no power series, or it has no term up to `degree`.
@@ -563,15 +563,15 @@ class FourierFeatures(FeatureMap):
 def fourier_features(x: Tensor, omega: Tensor) -> Tensor:
     """[cos(x omega^T), sin(x omega^T)] / sqrt(m): points (..., d) and frequencies (m, d) -> (..., 2 m).
 
-    With omega from :func:`draw_projection`, over the lengthscale, products estimate the Gaussian kernel; trained
-    frequencies are fine too.
+    With omega from :func:`draw_projection`, divided by the lengthscale, dot products estimate the Gaussian kernel; the
+    frequencies may also be trained.
     """
     with autocast_disabled(x.device):
         z = at_least_float32(x) @ at_least_float32(omega).mT
         return (torch.cat([z.cos(), z.sin()], -1) * len(omega) ** -0.5).to(torch.promote_types(x.dtype, omega.dtype))
 
 
-#: Maps by name, for configurations.
+#: Feature maps by name, for configurations.
 MAPS: dict[str, type[FeatureMap]] = {
     "relu": ReLUFeatures,
     "oscillatory": OscillatoryFeatures,

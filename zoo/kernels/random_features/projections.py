@@ -1,4 +1,4 @@
-"""Random projections: matrices whose rows are normal vectors or fair signs, drawn from a seed of their own."""
+"""Random projections: matrices with normal rows or random signs, from a generator with its own seed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.support.suggest import suggestion
 
-__all__ = ["Projection", "ProjectionKind", "draw_projection", "generator_of", "hadamard", "normal_draw"]
+__all__ = ["Projection", "ProjectionKind", "draw_projection", "generator_of", "hadamard", "standard_normal"]
 
 ProjectionKind = Literal["iid", "orthogonal", "hadamard", "signs"]
 PROJECTIONS = ("iid", "orthogonal", "hadamard", "signs")
@@ -20,15 +20,15 @@ PROJECTIONS = ("iid", "orthogonal", "hadamard", "signs")
 def draw_projection(
     m: int, d: int, kind: ProjectionKind = "orthogonal", *, antithetic: bool = False, generator: torch.Generator
 ) -> Tensor:
-    """A matrix (m, d) in float64 whose every row is standard normal (or made of fair signs).
+    """A random matrix (m, d) in float64 whose rows are standard normal (or random signs).
 
     Args:
         m: Rows.
         d: Columns.
-        kind: `"iid"` rows; `"orthogonal"`: rows of a d x d block are orthogonal, their norms those of independent
-            normal vectors; `"hadamard"`: the dense form of :class:`Projection`'s fast product; `"signs"`: 1 or -1.
+        kind: `"iid"` rows; `"orthogonal"`: rows orthogonal within d x d blocks, with the norms of independent normal
+            vectors; `"hadamard"`: the dense form of :class:`Projection`'s fast product; `"signs"`: 1 or -1.
         antithetic: The second half of the rows is minus the first half.
-        generator: Where the draws come from, on the CPU.
+        generator: Source of randomness, on the CPU.
 
     Raises:
         ValueError: m or d is not positive, or the kind is unknown.
@@ -36,12 +36,12 @@ def draw_projection(
     _check_sizes(m, d, kind)
     rows = -(-m // 2) if antithetic else m
     if kind == "iid":
-        G = normal_draw((rows, d), generator)
+        G = standard_normal((rows, d), generator)
     elif kind == "signs":
         G = _signs((rows, d), generator)
     elif kind == "orthogonal":
         G = torch.cat([_orthogonal(d, generator) for _ in range(-(-rows // d))])[:rows]
-        G = G * normal_draw((rows, d), generator).norm(dim=1, keepdim=True)
+        G = G * standard_normal((rows, d), generator).norm(dim=1, keepdim=True)
     else:
         signs, gaussian, order, scale = _fast_blocks(rows, d, generator)
         G = _fast_product(torch.eye(d, dtype=torch.float64, device="cpu"), signs, gaussian, order, scale).mT
@@ -49,7 +49,7 @@ def draw_projection(
 
 
 def generator_of(seed: int) -> torch.Generator:
-    """The generator of a seed, on a stream of its own: data that were drawn from the same seed are not its rows."""
+    """A generator for a seed, on a separate stream: data drawn with the same seed are not correlated with it."""
     return torch.Generator("cpu").manual_seed((seed + 0x9E3779B97F4A7C15) % 2**63)
 
 
@@ -60,7 +60,7 @@ def _check_sizes(m: int, d: int, kind: str) -> None:
         raise ValueError(f"projection={kind!r}{suggestion(kind, PROJECTIONS)}")
 
 
-def normal_draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def standard_normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
@@ -69,8 +69,8 @@ def _signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def _orthogonal(d: int, generator: torch.Generator) -> Tensor:
-    """Uniform over the orthogonal group: QR alone prefers some signs, which the diagonal of R takes back."""
-    Q, R = torch.linalg.qr(normal_draw((d, d), generator))
+    """Uniform over the orthogonal group: QR prefers some signs, which the diagonal of R corrects."""
+    Q, R = torch.linalg.qr(standard_normal((d, d), generator))
     return (Q * R.diagonal().sign()).mT
 
 
@@ -93,21 +93,21 @@ def _hadamard_product(x: Tensor) -> Tensor:
 
 
 def _fast_blocks(rows: int, d: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Signs (k, n), normal entries (k, n), permutations (k, n) and row scales (rows) of k blocks (Le, Sarlos and Smola,
-    2013), n the next power of two.
+    """Signs (k, n), normal entries (k, n), permutations (k, n) and row scales (rows) of k blocks, n the next power of
+    two (Le, Sarlos and Smola, 2013).
     """
     n = 1 << max(d - 1, 0).bit_length()
     k = -(-rows // n)
     signs = _signs((k, n), generator)
-    gaussian = normal_draw((k, n), generator)
+    gaussian = standard_normal((k, n), generator)
     order = torch.stack([torch.randperm(n, generator=generator, device="cpu") for _ in range(k)])
-    norms = normal_draw((rows, n), generator).norm(dim=1)
+    norms = standard_normal((rows, n), generator).norm(dim=1)
     own = gaussian.norm(dim=1, keepdim=True).expand(k, n).flatten()[:rows]
     return signs, gaussian, order, norms / (own * math.sqrt(n))
 
 
 def _fast_product(x: Tensor, signs: Tensor, gaussian: Tensor, order: Tensor, scale: Tensor) -> Tensor:
-    """(..., d) -> (..., rows): S H G P H B x, whose every row is exactly a standard normal vector."""
+    """(..., d) -> (..., rows): S H G P H B x, where each row is exactly a standard normal vector."""
     x = F.pad(x, (0, signs.shape[-1] - x.shape[-1])).unsqueeze(-2) * signs
     x = _hadamard_product(x)
     x = x.gather(-1, order.expand(x.shape)) * gaussian
@@ -115,18 +115,18 @@ def _fast_product(x: Tensor, signs: Tensor, gaussian: Tensor, order: Tensor, sca
 
 
 class Projection(nn.Module):
-    """The product G x with a fixed random matrix, kept in the state dict or drawn again from its seed.
+    """The product G x with a fixed random matrix, saved in the state dict or regenerated from its seed.
 
     Args:
         m: Number of projections.
         d: Width of the input.
-        kind: `"orthogonal"`, `"iid"`, or `"hadamard"`: never a matrix, O(m sqrt(d)) or less.
-        antithetic: Use G and -G; half of the work, and less variance from m = 2 d on.
-        seed: Of the draw. The same seed gives the same projection on every device.
-        persistent: Save the projection. Otherwise four numbers are saved, and loading refuses weights that were
-            trained with another projection than the seed gives.
-        device: Where it lives.
-        dtype: Its type.
+        kind: `"orthogonal"`, `"iid"`, or `"hadamard"`, which needs no matrix: O(m sqrt(d)) or less.
+        antithetic: Use G and -G: half of the work, and less variance from m = 2 d on.
+        seed: Random seed. The same seed gives the same projection on every device.
+        persistent: Save the projection. Otherwise four numbers are saved, and loading refuses weights that were trained
+            with a different projection.
+        device: Device of its tensors.
+        dtype: Its dtype.
     """
 
     check: Tensor
@@ -170,7 +170,7 @@ class Projection(nn.Module):
             self.register_buffer("check", check.to(device, dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., d) -> (..., m), computed in the type of x."""
+        """(..., d) -> (..., m), computed in the dtype of x."""
         if self.kind == "hadamard":
             signs, gaussian, scale = (t.to(x.dtype) for t in (self.signs, self.gaussian, self.scale))
             half = _fast_product(x, signs, gaussian, self.order, scale)
@@ -186,8 +186,8 @@ class Projection(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         theirs = state_dict.get(f"{prefix}check")
         comparable = not self.persistent and theirs is not None and not (theirs.is_meta or self.check.is_meta)
-        if comparable and not _alike(theirs, self.check):  # type: ignore[arg-type]
-            args[-1].append(  # the list of errors of the load
+        if comparable and not _nearly_equal(theirs, self.check):  # type: ignore[arg-type]
+            args[-1].append(  # error messages of load_state_dict
                 f"{prefix[:-1] or 'projection'}: the weights were trained with another random projection than "
                 f"seed={self.seed}, {self.kind}, {self.m} x {self.d} gives"
             )
@@ -198,6 +198,6 @@ class Projection(nn.Module):
         return f"{self.m} x {self.d}, {self.kind}{', antithetic' * self.antithetic}, seed={self.seed}"
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
-    """Equal up to the rounding of half precision."""
+def _nearly_equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal up to rounding in half precision."""
     return a.shape == b.shape and torch.allclose(a.double().cpu(), b.double().cpu(), rtol=0.02, atol=0.02)

@@ -1,4 +1,4 @@
-"""Random Fourier features whose spectral basis is drawn from a learned posterior."""
+"""Random Fourier features with a spectral basis drawn from a learned posterior."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def diagonal_gaussian_kl(mean: Tensor, log_variance: Tensor, prior_mean: Tensor,
 
 
 class _DrawnFeatures(torch.autograd.Function):
-    """sqrt(2 / D) cos(W z + b) with W = mean + eps sigma; neither W nor its gradient is ever made.
+    """sqrt(2 / D) cos(W z + b) with W = mean + eps sigma, without building W or its gradient.
 
-    With g the gradient in W z + b and t = g eps, those in z, mean and log sigma^2 are (g 1) mean^T + t sigma,
+    With g the gradient in W z + b and t = g eps, the gradients in z, mean and log sigma^2 are (g 1) mean^T + t sigma,
     Z^T g 1 and sigma 1^T (Z * t) / 2.
     """
 
@@ -52,7 +52,7 @@ def _plain_drawn(z: Tensor, mean: Tensor, log_variance: Tensor, eps: Tensor, pha
 
 
 class GaussianNet(nn.Module):
-    """Mean and log-variance (d,) from the mean feature of a batch, by two networks of their own."""
+    """Mean and log-variance (d,) from the mean feature of a batch, by two separate networks."""
 
     def __init__(self, dim: int, *, device=None, dtype=None) -> None:
         super().__init__()
@@ -71,18 +71,18 @@ class GaussianNet(nn.Module):
 
 
 class VariationalRandomFeatures(nn.Module):
-    """Random Fourier features whose spectral basis is drawn from a posterior given the support.
+    """Random Fourier features with a spectral basis drawn from a posterior given the support set.
 
-    phi(z) = sqrt(2 / D) cos(W z + b), rows of W from q = N(mean, exp(log_variance)) of the mean support feature; the
-    prior is the same of the mean query feature, and their KL joins the loss. The phases b are drawn once.
-    Source: Zhen et al., "Learning to Learn Kernels with Variational Random Features", 2020, as KCL uses it.
+    phi(z) = sqrt(2 / D) cos(W z + b), rows of W from q = N(mean, exp(log_variance)), predicted from the mean support
+    feature; the prior is predicted from the mean query feature, and their KL is added to the loss. The phases b are
+    drawn once. Source: Zhen et al., "Learning to Learn Kernels with Variational Random Features", 2020, as used by KCL.
 
     Args:
         dim: Features d.
-        num_bases: D.
+        num_bases: Number of features D.
         variational: Learn posterior and prior; False draws W from N(0, I) once.
-        device: Where everything lives.
-        dtype: Its type.
+        device: Device of its tensors.
+        dtype: Its dtype.
     """
 
     phase: Tensor
@@ -94,7 +94,7 @@ class VariationalRandomFeatures(nn.Module):
             raise ValueError(f"dim={dim} and num_bases={num_bases} must be positive")
         self.dim, self.num_bases, self.variational = dim, num_bases, variational
         self.register_buffer("phase", 2 * math.pi * torch.rand(num_bases, device=device, dtype=dtype))
-        # what a fixed basis is, and what evaluation draws: the same normal numbers in every run of the model
+        # normal numbers of the fixed basis and of evaluation, reproducible
         self.register_buffer("eps", torch.randn(num_bases, dim, device=device, dtype=dtype))
         if variational:
             self.posterior = GaussianNet(dim, device=device, dtype=dtype)
@@ -103,13 +103,13 @@ class VariationalRandomFeatures(nn.Module):
     def sample(
         self, mean: Tensor, log_variance: Tensor, eps: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """A basis W (D, d) of N(mean, exp(log_variance)).
+        """A basis W (D, d) from N(mean, exp(log_variance)).
 
         Args:
             mean: (d,).
             log_variance: (d,).
             eps: Standard normal numbers (D, d); drawn if None.
-            generator: Source of the draw.
+            generator: Source of randomness.
         """
         if eps is None:
             shape = (self.num_bases, self.dim)
@@ -117,7 +117,7 @@ class VariationalRandomFeatures(nn.Module):
         return mean + eps * (0.5 * log_variance).exp()
 
     def drawn_features(self, z: Tensor, mean: Tensor, log_variance: Tensor, eps: Tensor | None = None) -> Tensor:
-        """Phi (N, D) for a basis that is drawn, or made of `eps` (D, d), and not kept: what a training step takes."""
+        """Phi (N, D) for a basis that is drawn, or given by `eps` (D, d), and not stored; for training steps."""
         if eps is None:
             eps = torch.randn(self.num_bases, self.dim, device=mean.device, dtype=mean.dtype)
         if is_tracing(z):
@@ -126,7 +126,7 @@ class VariationalRandomFeatures(nn.Module):
             return _DrawnFeatures.apply(z.to(mean.dtype), mean, log_variance, eps, self.phase)
 
     def features(self, z: Tensor, basis: Tensor) -> Tensor:
-        """Phi (N, D) of features (N, d) for a basis (D, d)."""
+        """Phi (N, D) of features (N, d) for a given basis (D, d)."""
         scale, z = math.sqrt(2 / self.num_bases), z.to(basis.dtype)
         with autocast_disabled(z.device):
             if torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -134,12 +134,12 @@ class VariationalRandomFeatures(nn.Module):
             return torch.addmm(self.phase, z, basis.mT).cos_().mul_(scale)
 
     def kl(self, support: Tensor, queries: Tensor) -> Tensor:
-        """KL of the posterior from the prior, over d once."""
+        """KL divergence of the posterior from the prior, summed over d."""
         return diagonal_gaussian_kl(*self.posterior(support), *self.prior(queries))
 
 
 @register_kernel("rff")
 class SupportFeatureKernel(Linear):
-    """Dot product of random features that depend on the support; the points given are those features."""
+    """Dot product of random features that depend on the support set; the points are these features."""
 
     support_features = VariationalRandomFeatures

@@ -1,12 +1,12 @@
-"""The Dilated Reparam Block: a large depthwise convolution that small ones with gaps help to train.
+"""Dilated Reparam Block: a large depthwise convolution, trained with parallel dilated convolutions.
 
-A large depthwise kernel sees far with one layer, but trains poorly on its own. The Dilated Reparam Block of
-UniRepLKNet (Ding et al., 2024, arXiv 2311.15599, section 3.1 and figure 2) adds parallel branches of small
-kernels with gaps between their weights (dilation), each with its own batch normalisation:
+A large depthwise kernel has a large receptive field in one layer, but trains poorly on its own. The Dilated Reparam
+Block of UniRepLKNet (Ding et al., 2024, arXiv 2311.15599, section 3.1 and figure 2) adds parallel branches of small
+dilated kernels, each with its own batch normalisation:
 
     D(x) = BN_0( DW_K(x) ) + sum over branches (k, r) of BN_kr( DW_{k, dilation r}(x) ).
 
-All of it is linear once the normalisations are frozen, and a dilated k x k kernel *is* a dense kernel of size
+All of it is linear once the normalisations are frozen, and a dilated k x k kernel equals a dense kernel of size
 (k - 1) r + 1 with zeros in between, so the whole block equals one K x K depthwise convolution with a bias.
 """
 
@@ -20,7 +20,7 @@ from zoo.ops.depthwise import depthwise_conv2d, place_kernel
 
 __all__ = ["BRANCHES", "DepthwiseConv2d", "DilatedReparamBlock", "fuse_conv_bn", "merge_branches", "store_convolution"]
 
-#: Branches (kernel size k, dilation r) that run beside a large kernel of size K, in the authors' order.
+#: Branches (kernel size k, dilation r) beside a large kernel of size K, in the authors' order.
 BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
     17: ((5, 1), (9, 2), (3, 4), (3, 5), (3, 7)),
     15: ((5, 1), (7, 2), (3, 3), (3, 5), (3, 7)),
@@ -38,8 +38,7 @@ BRANCHES: dict[int, tuple[tuple[int, int], ...]] = {
 def fuse_conv_bn(weight: Tensor, bias: Tensor | None, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Fold an eval-mode batch normalisation into the convolution before it.
 
-    With t = bn.weight / sqrt(running_var + eps), the pair is (t * weight, bn.bias + (bias - running_mean) *
-    t).
+    With t = bn.weight / sqrt(running_var + eps): t * weight and bn.bias + (bias - running_mean) * t.
 
     Args:
         weight: convolution weight, (C_out, C_in / groups, k, k), or a linear weight (C_out, C_in).
@@ -47,11 +46,12 @@ def fuse_conv_bn(weight: Tensor, bias: Tensor | None, bn: nn.BatchNorm2d) -> tup
         bn: normalisation over the C_out output channels, with running statistics.
 
     Returns:
-        Weight and bias of the equal convolution, **in float64**: merging is done once, so it can afford to be
-        exact, and whoever stores the result rounds it once.
+        Weight and bias of the merged convolution, **in float64**: merging is done once, so it can afford to be exact,
+            and
+        the result is rounded only once, when it is stored.
 
     Raises:
-        ValueError: `bn` keeps no running statistics, so it is not a fixed affine map.
+        ValueError: `bn` has no running statistics, so it is not a fixed affine map.
     """
     if bn.running_mean is None or bn.running_var is None:
         raise ValueError("cannot fold batch normalisation without running statistics; use track_running_stats=True")
@@ -90,10 +90,10 @@ def merge_branches(
 
 
 def store_convolution(layer: nn.Module, weight: Tensor, bias: Tensor, like: nn.Module | None = None) -> None:
-    """Give a layer a merged weight and bias, in the dtype of the one it was merged from, frozen if that was.
+    """Set merged weights of a layer, with the dtype and `requires_grad` of the layer that they come from.
 
     Args:
-        layer: what gets them.
+        layer: the layer to set.
         weight: the merged weight.
         bias: the merged bias.
         like: the layer that was merged; None for `layer` itself.
@@ -108,7 +108,7 @@ def store_convolution(layer: nn.Module, weight: Tensor, bias: Tensor, like: nn.M
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """Depthwise k x k convolution (k odd) that keeps the map's size, by :func:`depthwise_conv2d`."""
+    """Depthwise k x k convolution (k odd) with output of the same size, by :func:`depthwise_conv2d`."""
 
     def __init__(
         self,
@@ -133,16 +133,15 @@ class DepthwiseConv2d(nn.Conv2d):
 class DilatedReparamBlock(nn.ModuleDict):
     """Large depthwise kernel with parallel dilated branches, mergeable into one convolution.
 
-    D(x) = BN_0(DW_K(x)) + sum_(k, r) BN_kr(DW_k,r(x)), see the module's docstring. It is a dictionary of
-    layers because the authors' checkpoints name them so: `lk_origin`, `origin_bn`, `dil_conv_k{k}_{r}`,
-    `dil_bn_k{k}_{r}`.
+    D(x) = BN_0(DW_K(x)) + sum_(k, r) BN_kr(DW_k,r(x)), see the module docstring. It is a dictionary with the names of
+    the authors' checkpoints: `lk_origin`, `origin_bn`, `dil_conv_k{k}_{r}`, `dil_bn_k{k}_{r}`.
 
     Args:
         dim: channels C.
         kernel_size: size K of the large kernel: 5, 7, 9, 11, 13, 15 or 17.
-        deploy: build the merged form, one convolution with bias.
-        device: where the parameters live.
-        dtype: their type.
+        deploy: build the merged form, a single convolution with bias.
+        device: device of the parameters.
+        dtype: their dtype.
 
     Raises:
         ValueError: there is no branch set for this kernel size.
@@ -187,7 +186,7 @@ class DilatedReparamBlock(nn.ModuleDict):
         return y if terms == 0 else out
 
     def merged(self) -> tuple[Tensor, Tensor]:
-        """Kernel (C, 1, K, K) and bias (C,) of the equal single convolution in eval mode, float64."""
+        """Kernel (C, 1, K, K) and bias (C,) of the equivalent single convolution in eval mode, float64."""
         origin = self["lk_origin"]
         assert isinstance(origin, DepthwiseConv2d)
         if "origin_bn" not in self:
@@ -200,7 +199,7 @@ class DilatedReparamBlock(nn.ModuleDict):
 
     @torch.no_grad()
     def reparameterize(self) -> None:
-        """Become the merged form, in place. A second call does nothing."""
+        """Convert to the merged form, in place. A second call does nothing."""
         if "origin_bn" not in self:
             return
         kernel, bias = self.merged()

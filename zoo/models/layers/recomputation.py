@@ -1,4 +1,4 @@
-"""Activation checkpointing: a module that keeps its inputs only and computes everything else again in backward."""
+"""Activation checkpointing: keep only a module's inputs and recompute the rest in the backward pass."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["recompute_contexts", "recompute_in_backward"]
 
 
 def recompute_in_backward(module: nn.Module, enable: bool = True) -> None:
-    """Let a module trade time for memory while training, or no longer.
+    """Enable or disable activation checkpointing of a module.
 
-    Its second forward pass leaves running statistics alone, so that no batch counts twice.
+    The second forward pass leaves running statistics alone, so that no batch counts twice.
     """
     module.__dict__.pop("forward", None)
     if enable:
@@ -29,13 +29,13 @@ def _recomputed(module: nn.Module, *args: Any) -> Any:
 
 
 def recompute_contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts of a checkpointed forward pass and of its repetition, which must not count a batch twice."""
+    """Contexts of a checkpointed forward pass and of its recomputation, which must not update running statistics."""
     return nullcontext(), _borrowed_statistics(module)
 
 
 @contextmanager
 def _borrowed_statistics(module: nn.Module) -> Iterator[None]:
-    """Let a module record running statistics into copies of its buffers."""
+    """Let a module update copies of its buffers, and restore the originals afterwards."""
     kept = [(m, name, b) for m in module.modules() for name, b in m.named_buffers(recurse=False)]
     for owner, name, buffer in kept:
         setattr(owner, name, buffer.clone())

@@ -1,4 +1,4 @@
-"""Sound: waveforms as log-mel spectrograms."""
+"""Audio: waveforms as log-mel spectrograms."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ import torch.nn.functional as F
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from zoo.models.modalities.base import TINY, Arguments, ModalityNet, check_shape, create, describe
+from zoo.models.modalities.base import TINY, Arguments, ModalityNet, check_shape, create, modality_cfg
 
 __all__ = ["AudioNet", "LogMel"]
 
 
 class LogMel(nn.Module):
-    """Log-mel spectrogram after Kaldi's conventions, cut or padded to a number of frames, and standardised.
+    """Log-mel spectrogram with Kaldi's conventions, cut or padded to a number of frames, and standardised.
 
-    The filter bank is the one that audio transformers use: Hann window, pre-emphasis 0.97, no dither, power spectrum of
-    the next power of two, natural logarithm. In training mode SpecAugment masks one band of frequencies and one span of
-    time before, and noise and a circular shift follow after, the standardisation.
+    The filter bank is that of audio transformers: Hann window, pre-emphasis 0.97, no dither, power spectrum with the
+        next
+    power of two as length, natural logarithm. In training mode, SpecAugment masks one band of frequencies and one span
+    of time before the standardisation, and noise and a circular shift are applied after it.
 
     Args:
         sample_rate: Hz.
         num_mel_bins: Mel filters F, from 20 Hz to half the sample rate.
-        frame_length: Window, ms.
+        frame_length: Window length, ms.
         frame_shift: Hop, ms.
-        num_frames: Frames T of the result; shorter clips get zeros at the end.
+        num_frames: Number of frames T; shorter clips are padded with zeros at the end.
         mean: Subtracted from the logarithms.
-        std: They are divided by twice this.
-        freq_mask: Largest band that training masks, in bins; 0 for none.
-        time_mask: Largest span that training masks, in frames; 0 for none.
-        noise: Largest amplitude of the uniform noise that training adds; its own amplitude is uniform below it.
-        time_shift: Largest circular shift in training, in frames.
-        device: Where the tables live.
-        dtype: Their type.
+        std: The difference is divided by twice this.
+        freq_mask: Largest frequency mask in training, bins; 0 for none.
+        time_mask: Largest time mask in training, frames; 0 for none.
+        noise: Largest amplitude of uniform noise in training; the amplitude is itself uniform up to this.
+        time_shift: Largest circular shift in training, frames.
+        device: Device of the tables.
+        dtype: Their dtype.
 
     Raises:
-        ValueError: A number is not positive, or so many filters do not fit the spectrum.
+        ValueError: A number is not positive, or there are too many filters for the spectrum.
     """
 
     window: Tensor
@@ -82,15 +83,15 @@ class LogMel(nn.Module):
 
     @property
     def samples(self) -> int:
-        """Samples that just fill the frames."""
+        """Number of samples that exactly fill the frames."""
         return (self.num_frames - 1) * self.hop + self.length
 
     def extra_repr(self) -> str:
-        """Shown in the model's text."""
+        """Main settings."""
         return f"sample_rate={self.sample_rate}, num_mel_bins={self.num_mel_bins}, num_frames={self.num_frames}"
 
     def fbank(self, waveform: Tensor) -> Tensor:
-        """Log-mel energies of all whole frames, (..., samples) -> (..., frames, F)."""
+        """Log-mel energies of all complete frames, (..., samples) -> (..., frames, F)."""
         frames = waveform.unfold(-1, self.length, self.hop)  # ... T length
         frames = frames - frames.mean(-1, keepdim=True)
         frames = frames - 0.97 * torch.cat([frames[..., :1], frames[..., :-1]], -1)
@@ -98,10 +99,10 @@ class LogMel(nn.Module):
         return (power @ self.bank.to(frames.dtype).t()).clamp_min(torch.finfo(torch.float32).eps).log()
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """Waveforms (B, C, samples) in [-1, 1], or (B, samples) of one channel, to (B, C, F, T).
+        """Waveforms (B, C, samples) in [-1, 1], or (B, samples) for one channel, to (B, C, F, T).
 
         Raises:
-            ValueError: The shape is another one, or the clip is shorter than a frame.
+            ValueError: The shape is wrong, or the clip is shorter than a frame.
         """
         waveform = waveform[:, None] if waveform.dim() == 2 else waveform
         check_shape(waveform, "waveforms", "batch", "channels", "samples")
@@ -124,28 +125,28 @@ class LogMel(nn.Module):
 
 
 class AudioNet(ModalityNet):
-    """A spatial model that hears: :class:`LogMel`, then the backbone with its own head.
+    """Audio classifier: :class:`LogMel`, then a spatial backbone with its own head.
 
     Args:
         num_classes: Outputs.
         in_chans: Channels of the recording.
         backbone: A spatial model of the zoo or of timm.
         backbone_args: Further arguments of the backbone.
-        sample_rate: See :class:`LogMel`, as for all that follow.
+        sample_rate: Hz; this and what follows as in :class:`LogMel`.
         num_mel_bins: Mel filters.
-        frame_length: Window, ms.
+        frame_length: Window length, ms.
         frame_shift: Hop, ms.
         num_frames: Frames of the spectrogram.
         mean: Subtracted from the log-mel energies.
-        std: They are divided by twice this.
-        freq_mask: Largest masked band in training, bins; the paper's recipe is 48.
-        time_mask: Largest masked span in training, frames; the paper's recipe is 48.
-        noise: Largest noise in training; the paper's recipe is 0.1.
-        time_shift: Largest circular shift in training, frames; the paper's recipe is 10.
+        std: The difference is divided by twice this.
+        freq_mask: Largest frequency mask in training, bins; 48 in the paper.
+        time_mask: Largest time mask in training, frames; 48 in the paper.
+        noise: Largest noise amplitude in training; 0.1 in the paper.
+        time_shift: Largest circular shift in training, frames; 10 in the paper.
         drop_rate: Dropout before the head.
         drop_path_rate: Stochastic depth of the backbone.
-        device: Where the parameters live.
-        dtype: Their type.
+        device: Device of the parameters.
+        dtype: Their dtype.
     """
 
     def __init__(
@@ -193,8 +194,8 @@ class AudioNet(ModalityNet):
 
 default_cfgs = generate_default_cfgs(
     {
-        "unireplknet_audio": describe((1, 1, 20720), 35),
-        "test_unireplknet_audio": describe((1, 1, 5360), 35),
+        "unireplknet_audio": modality_cfg((1, 1, 20720), 35),
+        "test_unireplknet_audio": modality_cfg((1, 1, 5360), 35),
     }
 )
 

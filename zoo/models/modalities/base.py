@@ -1,4 +1,4 @@
-"""What networks for other modalities share: an adapter in front of a backbone."""
+"""Base class of networks for other modalities: an adapter in front of a backbone."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Arguments = dict[str, Any]
 
 
 def check_shape(x: Tensor, what: str, *shape: int | str) -> None:
-    """Refuse a tensor of another rank or size; a name in `shape` stands for any size."""
+    """Check the rank and sizes of a tensor; a name in `shape` matches any size."""
     fits = x.dim() == len(shape) and all(isinstance(s, str) or s == n for s, n in zip(shape, x.shape, strict=True))
     if not fits:
         raise ValueError(f"expected {what} of shape ({', '.join(map(str, shape))}), got {tuple(x.shape)}")
 
 
 class ModalityNet(nn.Module):
-    """An adapter and a backbone; subclasses say what goes in between and after."""
+    """An adapter and a backbone; subclasses define `to_maps` and `input_shape`."""
 
     backbone: Any
     in_chans: int
@@ -31,11 +31,11 @@ class ModalityNet(nn.Module):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one usual input, for examples and exports, from the model's record."""
+        """Shape of a typical input without batch, for examples and exports, from the model's configuration."""
         raise NotImplementedError(f"{type(self).__name__} must define input_shape")
 
     def to_maps(self, x: Tensor) -> Tensor:
-        """Turn the input into what the backbone sees."""
+        """Convert the input to maps for the backbone."""
         raise NotImplementedError(f"{type(self).__name__} must define to_maps(x)")
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -55,28 +55,28 @@ class ModalityNet(nn.Module):
         return self.backbone.get_classifier()
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a fresh one (0 classes: none) and, if given, the pooling."""
+        """Replace the head by a new one (none for 0 classes) and, if given, the pooling."""
         self.num_classes = num_classes
         self.backbone.reset_classifier(num_classes, global_pool)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the backbone's activations in the backward pass instead of keeping them."""
+        """Activation checkpointing in the backbone."""
         self.backbone.set_grad_checkpointing(enable)
 
     def no_weight_decay(self) -> set[str]:
-        """What the backbone exempts, under its names here."""
+        """Parameters exempted by the backbone, under their names here."""
         return {f"backbone.{name}" for name in getattr(self.backbone, "no_weight_decay", set)()}
 
     def layer_ids(self) -> tuple[dict[str, int], int]:
-        """Depth of every parameter for layer-wise learning rates: the adapter is as deep as the stem."""
+        """Depth of every parameter for layer-wise learning rates: the adapter counts as the stem."""
         ids, last = self.backbone.layer_ids()
         inner = {f"backbone.{name}": depth for name, depth in ids.items()}
         outer = {name: last if name.startswith("head") else 0 for name, _ in self.named_parameters()}
         return {name: inner.get(name, depth) for name, depth in outer.items()}, last
 
 
-def describe(input_size: tuple[int, int, int], num_classes: int = -1) -> dict[str, Any]:
-    """Record of a model without weights. timm wants three numbers in `input_size`, the channels first: here they are
+def modality_cfg(input_size: tuple[int, int, int], num_classes: int = -1) -> dict[str, Any]:
+    """`pretrained_cfg` without weights. timm expects three numbers in `input_size`, the channels first: here they are
     (channels, 1, samples), (channels, frames, side), (channels, 1, points) and (variables, 1, steps).
     """
     return {
@@ -90,12 +90,12 @@ def describe(input_size: tuple[int, int, int], num_classes: int = -1) -> dict[st
     }
 
 
-#: The authors' video and forecasting scripts give the last stage kernels of 11.
+#: Large kernels of 11 in the last stage, as in the authors' video and forecasting scripts.
 LAST_11: Arguments = {"kernel_sizes": ((3,) * 3, (13,) * 3, (13, 3, 3) * 9, (11,) * 3)}
 
 
 def create(kind: type[ModalityNet], variant: str, pretrained: bool, kwargs: Arguments, **defaults: Any) -> Any:
-    if "backbone" in kwargs:  # the defaults are another backbone's
+    if "backbone" in kwargs:  # the defaults are for another backbone
         defaults.pop("backbone_args", None)
     return build_model_with_cfg(kind, variant, pretrained, **{**defaults, **kwargs})
 

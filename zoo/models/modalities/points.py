@@ -1,4 +1,4 @@
-"""Point clouds: rendered from several sides."""
+"""Point clouds: rendered from several views."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from zoo.models.modalities.base import TINY, Arguments, ModalityNet, check_shape, create, describe
+from zoo.models.modalities.base import TINY, Arguments, ModalityNet, check_shape, create, modality_cfg
 from zoo.ops.attention import transformable_attention
 
 __all__ = ["PointNet", "PointViews"]
 
 
 class PointFeatures(nn.Module):
-    """A vector for every point from its k nearest neighbours (an edge convolution), (B, P, in_chans) -> (B, P, dim)."""
+    """Point features from the k nearest neighbours (an edge convolution), (B, P, in_chans) -> (B, P, dim)."""
 
     def __init__(self, in_chans: int, dim: int, neighbours: int, **dd: Any) -> None:
         super().__init__()
@@ -40,13 +40,13 @@ class PointFeatures(nn.Module):
 
     @staticmethod
     def _flat(index: Tensor) -> Tensor:
-        """Rows of the flattened batch that `index` (B, P, k) names within each sample."""
+        """Flat row indices into the batch for the indices (B, P, k) within each sample."""
         batch, points, _ = index.shape
         return index + points * torch.arange(batch, device=index.device)[:, None, None]
 
 
 class CrossViews(nn.Module):
-    """Let the views of an object see each other: patches of all of them go through one transformer layer."""
+    """Attention across the views of an object: patches of all views go through one transformer layer."""
 
     def __init__(self, dim: int, views: int, patch: int = 7, **dd: Any) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class CrossViews(nn.Module):
         self.mix = nn.Conv2d(2 * dim, dim, 1, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (B V, dim, S, S) to the same shape."""
+        """Maps (B V, dim, S, S) -> the same shape."""
         patches = self.patch(x)  # BV 2dim s s
         views, chans, height, width = patches.shape
         tokens = patches.flatten(2).transpose(1, 2).reshape(-1, self.views * height * width, chans)
@@ -70,21 +70,21 @@ class CrossViews(nn.Module):
 
 
 class PointViews(nn.Module):
-    """Point clouds as pictures from several sides: per-point features, projected, fused across views, painted.
+    """Point clouds as images from several views: point features, projected, fused across views, mapped to RGB.
 
-    The views turn the object about x by i * 90 degrees and then about z by 90 degrees; the depth is dropped, and a
-    point adds its features to the 3 x 3 pixels around its own, on a grid that just holds the object.
+    View i rotates the object about x by i * 90 degrees and then about z by 90 degrees; the depth is dropped, and each
+    point adds its features to the 3 x 3 pixels around it, on a grid that just encloses the object.
 
     Args:
-        in_chans: Numbers of a point: three coordinates, then any attributes.
+        in_chans: Values per point: three coordinates, then any attributes.
         num_views: V, from 1 to 4.
-        size: Side of a picture in pixels.
+        size: Side of an image in pixels.
         dim: Channels of the features.
         neighbours: k of the nearest-neighbour graph.
-        mean: Of the three painted channels.
-        std: Likewise.
-        device: Where the parameters live.
-        dtype: Their type.
+        mean: Subtracted from the three output channels.
+        std: The difference is divided by this.
+        device: Device of the parameters.
+        dtype: Their dtype.
     """
 
     turns: Tensor
@@ -119,12 +119,12 @@ class PointViews(nn.Module):
         self.project = nn.Conv2d(dim, dim, 1, **dd)
         self.fuse = CrossViews(dim, num_views, **dd)
         self.paint = nn.Conv2d(dim, 3, 1, **dd)
-        self.register_buffer("turns", _turns(num_views).to(**dd), persistent=False)  # V 3 3
+        self.register_buffer("turns", _view_rotations(num_views).to(**dd), persistent=False)  # V 3 3
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values, device="cpu").view(3, 1, 1).to(**dd), persistent=False)
 
     def splat(self, points: Tensor, features: Tensor) -> Tensor:
-        """Add features (N, P, dim) of points (N, P, 3), seen along z, to maps (N, dim, size, size)."""
+        """Add features (N, P, dim) of points (N, P, 3), projected along z, to maps (N, dim, size, size)."""
         flat = points[..., :2].detach()
         flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
         low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
@@ -141,10 +141,10 @@ class PointViews(nn.Module):
         return maps.view(batch, self.size, self.size, -1).permute(0, 3, 1, 2)
 
     def forward(self, points: Tensor) -> Tensor:
-        """Points (B, P, in_chans) to pictures (B V, 3, size, size), the views of an object one after the other.
+        """Points (B, P, in_chans) to images (B V, 3, size, size), the views of an object one after the other.
 
         Raises:
-            ValueError: The shape is another one, or there are fewer points than neighbours.
+            ValueError: The shape is wrong, or there are fewer points than neighbours.
         """
         check_shape(points, "points", "batch", "points", self.in_chans)
         if points.shape[1] < self.neighbours:
@@ -157,7 +157,7 @@ class PointViews(nn.Module):
         return (x - self.mean.to(x.dtype)) / self.std.to(x.dtype)
 
 
-def _turns(views: int) -> Tensor:
+def _view_rotations(views: int) -> Tensor:
     """Rotation matrices of the views: about x by i * 90 degrees, then about z by 90 degrees, (V, 3, 3)."""
     matrices = []
     for i in range(views):
@@ -167,21 +167,21 @@ def _turns(views: int) -> Tensor:
 
 
 class PointNet(ModalityNet):
-    """A spatial model that walks around a point cloud: :class:`PointViews`, the backbone on each view, one head on all.
+    """Point cloud classifier: :class:`PointViews`, the backbone on each view, and one head on all views.
 
     Args:
         num_classes: Outputs.
-        in_chans: Numbers of a point: three coordinates, then any attributes.
+        in_chans: Values per point: three coordinates, then any attributes.
         backbone: A spatial model of the zoo or of timm.
         backbone_args: Further arguments of the backbone.
-        num_views: Views, from 1 to 4.
+        num_views: Number of views, from 1 to 4.
         size: Side of a view in pixels.
         dim: Channels of the point features.
         neighbours: k of the nearest-neighbour graph.
         drop_rate: Dropout before the head.
         drop_path_rate: Stochastic depth of the backbone.
-        device: Where the parameters live.
-        dtype: Their type.
+        device: Device of the parameters.
+        dtype: Their dtype.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class PointNet(ModalityNet):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(backbone, backbone_args, in_chans=3, num_classes=0, drop_path_rate=drop_path_rate, **dd)
         if hasattr(self.backbone, "norm") and isinstance(self.backbone.norm, nn.LayerNorm):
-            self.backbone.norm = nn.Identity()  # the norm follows the concatenation of the views
+            self.backbone.norm = nn.Identity()  # the norm comes after concatenating the views
         self.in_chans, self.num_views = in_chans, num_views
         self.adapter = PointViews(in_chans, num_views, size, dim, neighbours, **dd)
         self.num_features = self.head_hidden_size = num_views * self.backbone.num_features
@@ -213,15 +213,15 @@ class PointNet(ModalityNet):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Points and their numbers."""
+        """Number of points and values per point."""
         return self.pretrained_cfg["input_size"][2], self.in_chans  # type: ignore[index, return-value]
 
     def to_maps(self, x: Tensor) -> Tensor:
-        """Points (B, P, in_chans) to pictures (B V, 3, size, size)."""
+        """Points (B, P, in_chans) to images (B V, 3, size, size)."""
         return self.adapter(x)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Points to the last maps of all views side by side, (B, V C, h, w)."""
+        """Points to the concatenated last maps of all views, (B, V C, h, w)."""
         x = super().forward_features(x)
         return x.reshape(-1, self.num_features, *x.shape[-2:])
 
@@ -235,7 +235,7 @@ class PointNet(ModalityNet):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a fresh one (0 classes: none); views are always averaged over their pixels."""
+        """Replace the head by a new one (none for 0 classes); views are always average-pooled."""
         like, training = self.head_norm.weight, self.head.training
         self.num_classes = num_classes
         self.head = nn.Identity()
@@ -248,8 +248,8 @@ class PointNet(ModalityNet):
 
 default_cfgs = generate_default_cfgs(
     {
-        "unireplknet_point": describe((3, 1, 4096), 40),
-        "test_unireplknet_point": describe((3, 1, 64), 40),
+        "unireplknet_point": modality_cfg((3, 1, 4096), 40),
+        "test_unireplknet_point": modality_cfg((3, 1, 64), 40),
     }
 )
 

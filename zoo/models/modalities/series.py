@@ -9,7 +9,7 @@ import torch
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from zoo.models.modalities.base import LAST_11, TINY, Arguments, ModalityNet, check_shape, create, describe
+from zoo.models.modalities.base import LAST_11, TINY, Arguments, ModalityNet, check_shape, create, modality_cfg
 
 __all__ = ["ForecastNet", "SeriesImage"]
 
@@ -17,22 +17,22 @@ __all__ = ["ForecastNet", "SeriesImage"]
 class SeriesImage(nn.Module):
     """Embedding of a multivariate window, written row by row into a square image.
 
-    Value embedding (circular convolution over three steps), time embedding (linear, of calendar features) and, where
-    stations have places, a place embedding (linear), summed to (B, L, embed_dim) as in Corrformer. The L embed_dim
-    numbers are then read as an image without any transposition, so an image row lies within one time step.
+    Value embedding (circular convolution over three steps), time embedding (linear, of calendar features) and, if
+    places are given, a place embedding (linear), summed to (B, L, embed_dim) as in Corrformer. The L embed_dim values
+    are then reshaped to an image without transposition, so each image row belongs to a single time step.
 
     Args:
-        in_chans: Variables D.
-        seq_len: Steps L.
-        embed_dim: Features of a step; L embed_dim must be a square.
-        time_features: Calendar features F of a step; 0 for none.
+        in_chans: Number of variables D.
+        seq_len: Number of steps L.
+        embed_dim: Features per step; L embed_dim must be a square.
+        time_features: Calendar features F per step; 0 for none.
         place_features: Features of the window's place, for example three coordinates of each of its stations.
-        dropout: Of the embedding.
-        device: Where the parameters live.
-        dtype: Their type.
+        dropout: Dropout of the embedding.
+        device: Device of the parameters.
+        dtype: Their dtype.
 
     Raises:
-        ValueError: L embed_dim is no square; the message names embed_dims that fit.
+        ValueError: L embed_dim is not a square; the message suggests values that fit.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class SeriesImage(nn.Module):
             fitting = [d for d in range(1, 1025) if math.isqrt(seq_len * d) ** 2 == seq_len * d]
             close = sorted(sorted(fitting, key=lambda d: abs(d - embed_dim))[:4])
             raise ValueError(
-                f"seq_len * embed_dim = {seq_len} * {embed_dim} is no square and makes no image; "
+                f"seq_len * embed_dim = {seq_len} * {embed_dim} is not a square, so it makes no image; "
                 f"for {seq_len} steps use embed_dim = {', '.join(map(str, close))}"
             )
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -65,7 +65,7 @@ class SeriesImage(nn.Module):
     def forward(self, x: Tensor, marks: Tensor | None = None, place: Tensor | None = None) -> Tensor:
         """Windows (B, L, D), marks (B, L, F) and places (B, place_features) to images (B, 1, side, side).
 
-        Marks or a place that are not given count as zeros.
+        Missing marks or places count as zeros.
         """
         check_shape(x, "windows", "batch", self.seq_len, self.in_chans)
         x = self.value(x.transpose(1, 2)).transpose(1, 2)
@@ -78,28 +78,28 @@ class SeriesImage(nn.Module):
 
 
 class ForecastNet(ModalityNet):
-    """A spatial model that forecasts: instance normalisation, :class:`SeriesImage`, the backbone, a linear read-out.
+    """Forecaster: instance normalisation, :class:`SeriesImage`, a spatial backbone, and a linear read-out.
 
-    Each window is standardised per variable with a learned affine map (as in RevIN, Kim et al., 2022), and the
-    forecast is put back on the window's scale. With `linear_skip` the network only corrects a linear forecast of each
-    variable from its own past, one matrix for all variables (Zeng et al., "Are Transformers Effective for Time Series
-    Forecasting?", AAAI 2023); `initialize` solves for that matrix in closed form, and the correction starts at zero.
-    The authors' own read-out, Corrformer's decoder, is not part of their code and not of this.
+    Each window is standardised per variable with a learned affine map (as in RevIN, Kim et al., 2022), which is
+    inverted for the forecast. With `linear_skip` the network only corrects a linear forecast of each variable from its
+    own past, one matrix for all variables (Zeng et al., "Are Transformers Effective for Time Series Forecasting?", AAAI
+    2023); `initialize` computes that matrix in closed form, and the correction is initially zero. The authors' own
+    read-out, Corrformer's decoder, is not part of their code nor of this.
 
     Args:
-        in_chans: Variables D.
-        seq_len: Steps L that are seen.
-        pred_len: Steps H that are forecast.
+        in_chans: Number of variables D.
+        seq_len: Number of input steps L.
+        pred_len: Number of forecast steps H.
         backbone: A spatial model of the zoo or of timm.
         backbone_args: Further arguments of the backbone.
-        embed_dim: Features of a step; `seq_len * embed_dim` must be a square.
-        time_features: Calendar features of a step; 0 for none.
-        dropout: Of the embedding.
-        linear_skip: Correct a linear forecast instead of making one from nothing.
+        embed_dim: Features per step; `seq_len * embed_dim` must be a square.
+        time_features: Calendar features per step; 0 for none.
+        dropout: Dropout of the embedding.
+        linear_skip: Correct a linear forecast instead of forecasting from scratch.
         drop_rate: Dropout before the read-out.
         drop_path_rate: Stochastic depth of the backbone.
-        device: Where the parameters live.
-        dtype: Their type.
+        device: Device of the parameters.
+        dtype: Their dtype.
     """
 
     def __init__(
@@ -132,12 +132,12 @@ class ForecastNet(ModalityNet):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Steps and variables."""
+        """Number of steps and variables."""
         return self.seq_len, self.in_chans
 
     @torch.no_grad()
     def initialize(self, windows: Tensor, targets: Tensor, ridge: float = 1.0) -> None:
-        """Solve for the linear forecast: ridge regression of (N, H, D) on (N, L, D), variables as further samples."""
+        """Compute the linear forecast: ridge regression of (N, H, D) on (N, L, D), variables as further samples."""
         if self.linear is None:
             return
         x, y = windows.double().transpose(1, 2).flatten(0, 1), targets.double().transpose(1, 2).flatten(0, 1)
@@ -162,15 +162,15 @@ class ForecastNet(ModalityNet):
 
 default_cfgs = generate_default_cfgs(
     {
-        "unireplknet_forecast": describe((11, 1, 48)),
-        "test_unireplknet_forecast": describe((3, 1, 12)),
+        "unireplknet_forecast": modality_cfg((11, 1, 48)),
+        "test_unireplknet_forecast": modality_cfg((3, 1, 12)),
     }
 )
 
 
 @register_model
 def unireplknet_forecast(pretrained: bool = False, **kwargs: Any) -> ForecastNet:
-    """UniRepLKNet-S on an embedded window of 48 steps as an image of 192 pixels, as for the global weather."""
+    """UniRepLKNet-S on an embedded window of 48 steps as an image of 192 pixels, as for the global weather data."""
     return create(ForecastNet, "unireplknet_forecast", pretrained, kwargs, backbone_args=LAST_11)
 
 

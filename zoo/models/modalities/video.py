@@ -1,4 +1,4 @@
-"""Video: the frames of a clip side by side, as one image."""
+"""Video: the frames of a clip tiled into one image."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import torch
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor
 
-from zoo.models.modalities.base import LAST_11, TINY, Arguments, ModalityNet, check_shape, create, describe
+from zoo.models.modalities.base import LAST_11, TINY, Arguments, ModalityNet, check_shape, create, modality_cfg
 
 __all__ = ["VideoNet", "tile_frames"]
 
 
 def tile_frames(clip: Tensor, how: Literal["tile", "reshape"] = "tile") -> Tensor:
-    """All frames of a clip as one image, (B, C, T, H, W) -> (B, C, p H, q W) with p q = T and p <= q as near as can be.
+    """Tile the frames of a clip into an image, (B, C, T, H, W) -> (B, C, p H, q W), p q = T, p <= q, as square as
+    possible.
 
-    `tile` lays the frames out in reading order. `reshape` is what the authors' code does: the same memory read as rows
-    of q W pixels, so that each frame becomes a band of H / q rows in which q row-subsampled copies stand side by side
-    (for 4 x 4: pixel (r, s) is pixel (4 (r mod H/4) + s // W, s mod W) of frame r // (H/4)).
+    `tile` arranges the frames in reading order. `reshape` follows the authors' code: the same memory read as rows of q
+    W pixels, so that each frame becomes a band of H / q rows with q row-subsampled copies side by side (for 4 x 4:
+    pixel (r, s) is pixel (4 (r mod H/4) + s // W, s mod W) of frame r // (H/4)).
     """
     if clip.dim() != 5:
         raise ValueError(f"expected clips of shape (batch, channels, frames, height, width), got {tuple(clip.shape)}")
@@ -35,7 +36,7 @@ def tile_frames(clip: Tensor, how: Literal["tile", "reshape"] = "tile") -> Tenso
 
 
 class VideoNet(ModalityNet):
-    """A spatial model that sees all frames of a clip at once: :func:`tile_frames`, then the backbone.
+    """Video classifier: :func:`tile_frames`, then a spatial backbone that sees all frames at once.
 
     Args:
         num_classes: Outputs.
@@ -45,8 +46,8 @@ class VideoNet(ModalityNet):
         tiling: `tile`, or `reshape` as in the authors' code.
         drop_rate: Dropout before the head.
         drop_path_rate: Stochastic depth of the backbone.
-        device: Where the parameters live.
-        dtype: Their type.
+        device: Device of the parameters.
+        dtype: Their dtype.
     """
 
     def __init__(
@@ -82,8 +83,8 @@ class VideoNet(ModalityNet):
 
 default_cfgs = generate_default_cfgs(
     {
-        "unireplknet_video": describe((3, 16, 224), 400),
-        "test_unireplknet_video": describe((3, 4, 24), 400),
+        "unireplknet_video": modality_cfg((3, 16, 224), 400),
+        "test_unireplknet_video": modality_cfg((3, 4, 24), 400),
     }
 )
 

@@ -3,8 +3,8 @@
 #include "activations.h"
 #include "vectors.h"
 
-/* y <- the layer norm of each row, then gelu if asked. x and y (rows, cols), weight and bias (cols). Returns how many rows
-   have a variance that is not finite. */
+/* y <- layer norm of each row, optionally followed by gelu. x and y (rows, cols), weight and bias (cols). Returns the
+   number of rows whose variance is not finite. */
 long layer_norm(const float *x, const float *weight, const float *bias, float *y, long rows, long cols, float eps,
                 long activate) {
     long strange = 0;

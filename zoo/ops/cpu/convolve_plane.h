@@ -4,7 +4,7 @@
 
 #include "vectors.h"
 
-/* Pixels of one row meet the rows of taps that output rows `from` to `to` have for them; `taps` is that of row 0. */
+/* Add the products of one row of pixels with its rows of taps to output rows `from` to `to`; `taps` is for row 0. */
 INLINE void fma_row(const float *pixels, const float *taps, lanes sum[ROW_TILE][COL_TILE], long k_w, const int from,
                  const int to) {
     for (long k_x = 0; k_x < k_w; k_x++) {
@@ -18,7 +18,7 @@ INLINE void fma_row(const float *pixels, const float *taps, lanes sum[ROW_TILE][
 #define FMA_ROW(from, to)                                                                                                 \
     case from * ROW_TILE + to: fma_row(pixels, tap, sum, k_w, from, to); break;
 
-/* A plane with zeros on its left and right. */
+/* Copy a plane, with padding on the left and right. */
 static inline void copy_plane(const float *x, float *map, long height, long width, long padded, long left) {
     for (long i = 0; i < height; i++) {
         const float *from = x + i * width;
@@ -49,7 +49,7 @@ static inline void plane(const float *map, const float *kernel, float *y, long h
     }
 }
 
-/* The same for a square kernel of constant size, without a branch: rows of zeros are summed too. */
+/* The same for a square kernel of constant size, without branches: padding rows are summed too. */
 INLINE void small_plane(const float *map, const float *kernel, float *y, long height, long width, long padded,
                         const int k) {
     for (long i = 0; i < height; i += ROW_TILE) {
@@ -73,7 +73,7 @@ INLINE void small_plane(const float *map, const float *kernel, float *y, long he
     }
 }
 
-/* What a depthwise convolution of planes works in: the plane between zeros. */
+/* Working memory of a convolution of planes: the padded plane. */
 typedef struct { long height, width, k_h, k_w, padded; float *map; } frame;
 
 static inline frame new_frame(long height, long width, long k_h, long k_w) {

@@ -1,10 +1,9 @@
-/* Depthwise convolution and the gradient of its weight, of maps in channels_last order and of planes; see
-   zoo/ops/depthwise.py. */
+/* Depthwise convolution and gradient of its weight, for channels_last maps and for planes; see zoo/ops/depthwise.py. */
 
 #include "convolve_plane.h"
 #include "vectors.h"
 
-enum { PIXEL_TILE = 7 }; /* output pixels of a row that are summed at once: 7 divides 56, 28, 14 and 7 */
+enum { PIXEL_TILE = 7 }; /* output pixels of a row summed at a time: 7 divides 56, 28, 14 and 7 */
 
 /* A block of channels of one sample, copied into a padded map that fits the first-level cache: pixel (i, j) of
    x (height, width, chans) goes to map[i * padded + left + j]. */
@@ -16,7 +15,7 @@ static void copy_block(const float *x, lanes *map, long chans, long first, long 
             memcpy(map + i * padded + left + j, x + (i * width + j) * chans + first, bytes);
 }
 
-/* Rows [*from, *to) of taps through which pixels of row i see the map and not only its padding. */
+/* Rows [*from, *to) of taps that reach the map, and not only its padding, from row i. */
 static void live_rows(long i, long height, long k_h, long dilation, long *from, long *to) {
     long above = i / dilation, below = (height - 1 - i) / dilation, top = k_h / 2;
     *from = above < top ? top - above : 0;
@@ -25,8 +24,8 @@ static void live_rows(long i, long height, long k_h, long dilation, long *from, 
 
 /* Depthwise convolution with zero padding that keeps the map's size; k_h and k_w are odd.
    x and y (batch, height, width, chans), taps (k_h, k_w, chans), bias (chans).
-   The sums of a strip of output pixels stay in registers. Returns 1, and does nothing, if a tap is not finite: it would
-   meet the padding. */
+   The sums of a strip of output pixels stay in registers. Returns 1, and does nothing, if a tap is not finite: its
+   product with the padding would be NaN. */
 long depthwise(const float *x, const float *taps, const float *bias, float *y, long batch, long chans, long height,
                long width, long k_h, long k_w, long dilation) {
     long blocks = (chans + LANES - 1) / LANES, top = k_h / 2, left = k_w / 2 * dilation;
@@ -69,7 +68,7 @@ long depthwise(const float *x, const float *taps, const float *bias, float *y, l
     return 0;
 }
 
-/* sum[s] += the gradient of tap (k_y, k_x + s) over a map, for `strip` neighbouring taps at once. */
+/* total[s] += gradient of tap (k_y, k_x + s) over a map, for `strip` neighbouring taps at a time. */
 static inline __attribute__((always_inline)) void gradient_strip(const lanes *map, const lanes *slope, lanes *total,
                                                                  long height, long width, long padded, long k_y,
                                                                  long k_x, long top, long dilation, const int strip) {
@@ -83,7 +82,7 @@ static inline __attribute__((always_inline)) void gradient_strip(const lanes *ma
     for (int s = 0; s < strip; s++) total[s] += sum[s];
 }
 
-/* Gradient of the taps of `depthwise`, a part of the batch at a time.
+/* Gradient of the taps of `depthwise`, separately for parts of the batch.
    x and grad (batch, height, width, chans), out (parts, k_h, k_w, chans). */
 void depthwise_taps(const float *x, const float *grad, float *out, long batch, long chans, long height, long width,
                     long k_h, long k_w, long dilation, long parts) {
@@ -143,7 +142,7 @@ long depthwise_planes(const float *x, const float *taps, float *y, long batch, l
     return 0;
 }
 
-/* total[s] += the gradient of tap (k_y, k_x + s), lane by lane, for `strip` neighbouring taps at once. */
+/* total[s] += gradient of tap (k_y, k_x + s), lane by lane, for `strip` neighbouring taps at a time. */
 INLINE void plane_gradient_strip(const float *map, const float *slope, lanes *total, long height, long width,
                                  long padded, long down, const int strip) {
     lanes sum[9] = {{0}};
@@ -155,7 +154,7 @@ INLINE void plane_gradient_strip(const float *map, const float *slope, lanes *to
     for (int s = 0; s < strip; s++) total[s] += sum[s];
 }
 
-/* Gradient of the taps of `depthwise_planes`, a part of the batch at a time.
+/* Gradient of the taps of `depthwise_planes`, separately for parts of the batch.
    x and grad (batch, chans, height, width), out (parts, chans, k_h, k_w). */
 void depthwise_planes_taps(const float *x, const float *grad, float *out, long batch, long chans, long height,
                            long width, long k_h, long k_w, long parts) {

@@ -4,7 +4,7 @@
 #include "activations.h"
 #include "gemm.h"
 
-enum { MC = 17 * MR }; /* pixels at a time, at most: the second cache holds KC numbers of each */
+enum { MC = 17 * MR }; /* maximum number of pixels at a time: L2 cache holds KC floats of each */
 
 /* x, shortcut and y (batch, pixels, chans), D (few, chans), d (few), U (chans, few), u (chans), b1 and gamma (wide),
    b2 (chans), and the panels of W1 (wide, chans) and W2 (chans, wide). */
@@ -15,12 +15,12 @@ typedef struct {
     long pixels, chans, few, wide;
 } network;
 
-/* gate (chans) of a sample; squeezed (chans + few) is working memory. */
+/* gate (chans) <- channel attention of a sample; squeezed (chans + few) is working memory. */
 static void se_gate(const network *n, long sample, float *gate, float *squeezed) {
     const float *x = n->x + sample * n->pixels * n->chans;
     float *mean = squeezed, *hidden = squeezed + n->chans;
     memset(mean, 0, n->chans * sizeof(float));
-    for (long first = 0; first < n->pixels; first += MC) { /* long sums in one float would lose digits */
+    for (long first = 0; first < n->pixels; first += MC) { /* sum in parts, for accuracy */
         long last = least(first + MC, n->pixels);
         memset(gate, 0, n->chans * sizeof(float));
         for (long pixel = first; pixel < last; pixel++) {
@@ -59,7 +59,7 @@ typedef int32_t places __attribute__((vector_size(32)));
 #define EIGHT(a, b, ...) __builtin_shuffle(a, b, (places){__VA_ARGS__})
 #endif
 
-/* to (8, 8), rows a step apart <- from (8, 8) transposed. */
+/* to (8, 8) <- transpose of from (8, 8), with row strides. */
 INLINE void transpose(const float *from, long from_step, float *to, long to_step) {
     eight r[8], pairs[8], fours[8];
     for (int i = 0; i < 8; i++) r[i] = *(const eight *)(from + i * from_step);
@@ -78,7 +78,7 @@ INLINE void transpose(const float *from, long from_step, float *to, long to_step
     }
 }
 
-/* panels <- w (outputs, terms): for NR outputs after the other, all terms; zeros where there are fewer outputs. */
+/* panels <- w (outputs, terms), packed in panels of NR outputs with all terms, zero-padded. */
 static void put_panels(const float *w, lanes *panels, long outputs, long terms) {
 #pragma omp for schedule(static)
     for (long j = 0; j < outputs; j += NR) {
@@ -93,7 +93,7 @@ static void put_panels(const float *w, lanes *panels, long outputs, long terms) 
     }
 }
 
-/* part (rows, deep) <- columns of x times their scales. */
+/* part (rows, deep) <- columns of x times scale. */
 static void put_scaled(const float *x, long step, const float *scale, float *part, long rows, long deep) {
     for (long r = 0; r < rows; r++) {
 #pragma omp simd
@@ -101,7 +101,7 @@ static void put_scaled(const float *x, long step, const float *scale, float *par
     }
 }
 
-/* h <- (h +) a b of some rows and the columns of a panel; at last gelu of that and the bias, and its energies. */
+/* h <- (h +) a b for some rows and the columns of a panel; for the last part, bias, gelu and energies. */
 INLINE void hidden_rows(const float *a, const lanes *b, long deep, float *h, long step, const float *bias, float *energy,
                         long width, int more, int last, const int mr) {
     lanes sum[MR][NR_VECTORS];
@@ -122,7 +122,7 @@ INLINE void hidden_rows(const float *a, const lanes *b, long deep, float *h, lon
     }
 }
 
-/* The hidden layer of some pixels, and the energies of its channels over them. */
+/* Hidden layer of some pixels, and energies of its channels over them. */
 static void ffn_up(const network *n, long sample, const float *gate, long from, long to, float *hidden, float *energy) {
     float part[MC * KC];
     long rows = to - from, chans = n->chans, wide = n->wide;
@@ -148,7 +148,7 @@ static void ffn_up(const network *n, long sample, const float *gate, long from, 
     }
 }
 
-/* energy (parts, wide): in its first row what GRN multiplies the channels with. */
+/* energy (parts, wide): replace its first row by the scales of GRN. */
 static void grn_scale(const network *n, float *energy, long parts) {
     double total = 0;
     for (long c = 0; c < n->wide; c++) {
@@ -174,7 +174,7 @@ INLINE void output_rows(const float *a, const lanes *b, long deep, float *y, con
     }
 }
 
-/* The outputs of some pixels. */
+/* Outputs of some pixels. */
 static void ffn_down(const network *n, long sample, long from, long to, const float *hidden, const float *scale) {
     float part[MC * KC];
     long rows = to - from, chans = n->chans, wide = n->wide, at = (sample * n->pixels + from) * chans;
@@ -197,19 +197,19 @@ static void ffn_down(const network *n, long sample, long from, long to, const fl
     }
 }
 
-/* hidden: for as many samples as are treated at once, (pixels, wide) each. */
+/* hidden: (pixels, wide) for each sample in progress. */
 void feed_forward(const float *x, const float *D, const float *d, const float *U, const float *u, const float *w1,
                   const float *b1, const float *gamma, const float *w2, const float *b2, const float *shortcut, float *y,
                   float *hidden, long batch, long pixels, long chans, long few, long wide, long threads) {
     long parts = (pixels + MC - 1) / MC, size = ((pixels + parts - 1) / parts + MR - 1) / MR * MR;
-    long own = parts * wide + 2 * chans + few; /* numbers of working memory of a thread */
+    long own = parts * wide + 2 * chans + few; /* working memory per thread, floats */
     lanes *first = new_panels(wide, chans), *second = new_panels(chans, wide);
     float *memory = malloc(threads * own * sizeof(float));
     network n = {x, D, d, U, u, b1, gamma, b2, shortcut, first, second, y, pixels, chans, few, wide};
 #define PART least(p *size, pixels), least((p + 1) * size, pixels)
 #pragma omp parallel num_threads(threads)
     {
-        long thread = batch < threads ? 0 : omp_get_thread_num(); /* with enough samples, one is one thread's */
+        long thread = batch < threads ? 0 : omp_get_thread_num(); /* with enough samples, one per thread */
         float *h = hidden + thread * pixels * wide, *energy = memory + thread * own, *gate = energy + parts * wide;
         put_panels(w1, first, wide, chans);
         put_panels(w2, second, chans, wide);

@@ -1,14 +1,14 @@
 #pragma once
 
-/* Products of small matrices, after BLIS: a panel of NR columns of the second factor stays in the first cache. */
+/* Products of small matrices, as in BLIS: a panel of NR columns of the second factor stays in the L1 cache. */
 
 #include "vectors.h"
 
-enum { MR = 6, NR_VECTORS = 2 };  /* rows, and vectors of columns, that are summed at once: registers hold no more */
+enum { MR = 6, NR_VECTORS = 2 };  /* rows, and vectors of columns, summed at a time: as many as fit in registers */
 enum { NR = NR_VECTORS * LANES }; /* columns of a panel */
-enum { KC = 320 };           /* terms that are summed before they are added to the rest: more would lose digits */
+enum { KC = 320 };           /* terms per partial sum, for accuracy */
 
-/* The first entry of a matrix, and the steps to the next row and column. */
+/* First entry of a matrix, and strides of rows and columns. */
 typedef struct { const float *at; long down, right; } matrix;
 
 /* sum <- the first rows of a times a panel b (terms, NR). */
@@ -20,7 +20,7 @@ INLINE void sum_rows(matrix a, const lanes *b, long terms, lanes sum[][NR_VECTOR
             for (int s = 0; s < NR_VECTORS; s++) sum[r][s] += a.at[r * a.down + l * a.right] * b[l * NR_VECTORS + s];
 }
 
-/* The statement with `mr` a constant: so many rows, but at most MR. */
+/* Run a statement with a constant `mr` = min(rows, MR). */
 #define WITH_MR(rows, ...)                                                                                           \
     switch (rows) {                                                                                                    \
         case 1: { enum { mr = 1 }; __VA_ARGS__; break; }                                                             \
@@ -32,13 +32,13 @@ INLINE void sum_rows(matrix a, const lanes *b, long terms, lanes sum[][NR_VECTOR
     }
 
 #ifdef __AVX512F__
-enum { MR_TWICE = 2 * MR }; /* rows at once: there are twice as many registers */
+enum { MR_TWICE = 2 * MR }; /* rows at a time: there are twice as many registers */
 #else
 enum { MR_TWICE = MR };
 #endif
-enum { NC = 512 }; /* pixels at a time: the second cache holds KC numbers of each */
+enum { NC = 512 }; /* pixels at a time: the L2 cache holds KC floats of each */
 
-/* Some rows of w, `down` apart, times a panel of pixels (terms, NR) are written to y or added to it. */
+/* y <- (y +) some rows of w, with stride `down`, times a panel of pixels (terms, NR). */
 INLINE void mix_rows(const float *w, long down, const lanes *panel, long terms, float *y, long step, long width,
                      int more, const int mr) {
     lanes sum[MR_TWICE][NR_VECTORS];
@@ -56,7 +56,7 @@ INLINE void mix_rows(const float *w, long down, const lanes *panel, long terms, 
     }
 }
 
-/* The same of at most MR_TWICE rows, `left`, whatever the width. */
+/* The same for min(left, MR_TWICE) rows and any width. */
 static inline void mix_block(const float *w, long down, const lanes *panel, long terms, float *y, long step, long width,
                       int more, long left) {
     if (left >= MR_TWICE && width == NR) {
@@ -67,10 +67,10 @@ static inline void mix_block(const float *w, long down, const lanes *panel, long
         WITH_MR(left - i, mix_rows(w + i * down, down, panel, terms, y + i * step, step, width, more, mr))
 }
 
-/* A part of a sum over channels: w (rows, terms), `down` from row to row, x (terms, points). */
+/* Part of a sum over channels: w (rows, terms) with row stride `down`, x (terms, points). */
 typedef struct { const float *w; long down; const float *x; long terms; } part;
 
-/* y (rows, points) <- (y +) w x, of pixels `from` to `to`. panels: working memory of KC NC numbers. */
+/* y (rows, points) <- (y +) w x, for pixels `from` to `to`. panels: working memory of KC NC floats. */
 static inline void mix_part(const part *p, float *y, long rows, long points, long from, long to, int more, float *panels) {
     for (long l = 0; l < p->terms; l += KC) {
         long deep = least(p->terms - l, KC);
@@ -99,7 +99,7 @@ static inline void fill_rows(const float *bias, float *y, long rows, long points
         for (long j = 0; j < points; j++) y[i * points + j] = bias[i];
 }
 
-/* y (rows, points) <- (y +) the sum over parts of w x. */
+/* y (rows, points) <- (y +) sum over parts of w x. */
 static inline void mix_sample(const part *parts, long count, float *y, long rows, long points, int more, float *panels) {
     for (long from = 0; from < points; from += NC)
         for (long p = 0; p < count; p++)
@@ -115,8 +115,7 @@ INLINE void product_rows(matrix a, const lanes *b, float *out, long terms, long 
     }
 }
 
-/* out (rows, cols) += a b, over so many terms. Of a lower triangle b only that is read; of a lower triangle out only
-   that is promised. */
+/* out (rows, cols) += a b. Only the lower triangle of b is read if b_lower, and of out is valid if out_lower. */
 static inline void product(matrix a, matrix b, float *out, long rows, long terms, long cols, long b_lower, long out_lower) {
     lanes side[KC * NR_VECTORS];
     for (long j = 0; j < cols; j += NR) {

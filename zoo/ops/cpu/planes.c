@@ -8,9 +8,9 @@ void moments(const float *x, float *mean, float *var, long planes, long points) 
     for (long p = 0; p < planes; p++) plane_moments(x + p * points, NULL, points, mean + p, var + p);
 }
 
-/* From mean and var of every plane those to standardise with, and 1 / standard deviation: channels of the even groups
-   share theirs over the batch, or have known ones, (these channels).
-   mean and var (batch, chans), overwritten. */
+/* Moments for the standardisation, from those of every plane: channels of even groups share theirs over the batch, or
+   use known_mean and known_var (channels of even groups). mean and var (batch, chans) are replaced by mean and
+   1 / standard deviation. */
 void shared_moments(float *mean, float *var, const float *known_mean, const float *known_var, long batch, long chans,
                     long groups, float eps) {
     for (long c = 0, even = 0; c < chans; c++) {
@@ -32,8 +32,8 @@ void shared_moments(float *mean, float *var, const float *known_mean, const floa
 }
 
 /* y <- (x times - mean) scale of every plane, or gelu of that, plus bias.
-   x, times (or NULL: ones) and y (planes, points); bias (points), or NULL: no gelu; mean and scale (planes), or NULL: by
-   its own moments. Returns how many planes were left out, for their own variance is not finite. */
+   x, times (NULL: ones) and y (planes, points); bias (points; NULL: no gelu); mean and scale (planes; NULL: each
+   plane's own). Returns the number of planes left out because their variance is not finite. */
 long standardise(const float *x, const float *times, const float *bias, float *y, const float *mean, const float *scale,
                  long planes, long points, float eps) {
     long strange = 0;
@@ -50,13 +50,13 @@ long standardise(const float *x, const float *times, const float *bias, float *y
     return strange;
 }
 
-/* d_x <- gradient of the standardised z, whose mean is `flat`, and that of its product with z `tilt`. */
+/* d_x <- gradient in the standardised z; `flat` <- its mean, `tilt` <- the mean of its product with z. */
 INLINE void plane_slopes(const float *x, const float *times, float mean, float scale, const float *grad, float *d_x,
                          float *flat, float *tilt, long points, const int activated) {
     float sum = 0, dot = 0;
 #pragma omp simd reduction(+ : sum, dot)
     for (long i = 0; i < points; i++) {
-        float z = (product_of(x, times, i) - mean) * scale, slope = activated ? grad[i] * gelu_slope(z) : grad[i];
+        float z = (product_of(x, times, i) - mean) * scale, slope = activated ? grad[i] * gelu_derivative(z) : grad[i];
         d_x[i] = slope;
         sum += slope;
         dot += slope * z;
@@ -65,7 +65,7 @@ INLINE void plane_slopes(const float *x, const float *times, float mean, float s
     *tilt = dot / points;
 }
 
-/* From that d_x <- gradient of x, and d_times of times. */
+/* d_x <- gradient in x, and d_times <- gradient in times, from these. */
 INLINE void plane_gradient(const float *x, const float *times, float mean, float scale, float flat, float tilt,
                            float *d_x, float *d_times, long points) {
 #pragma omp simd
@@ -83,14 +83,14 @@ INLINE int plane_backward(const float *x, const float *times, const float *grad,
     if (!is_variance(var)) return 1;
     scale = 1 / sqrtf(var + eps);
     plane_slopes(x, times, mean, scale, grad, d_x, &flat, &tilt, points, activated);
-    if (!all_finite(&flat, 1)) flat = NAN; /* as in the library's order of sums */
+    if (!all_finite(&flat, 1)) flat = NAN; /* as in torch */
     plane_gradient(x, times, mean, scale, flat, tilt, d_x, d_times, points);
     return 0;
 }
 
-/* Gradient of `standardise` by its own moments: of x alone, or of x and times, where gelu followed.
-   x, times (or NULL), grad, d_x and d_times (planes, points). Returns how many planes were left out, for their variance is
-   not finite. */
+/* Gradient of `standardise` with own moments: in x only, or in x and times with gelu.
+   x, times (or NULL), grad, d_x and d_times (planes, points). Returns the number of planes left out because their
+   variance is not finite. */
 long standardise_backward(const float *x, const float *times, const float *grad, float *d_x, float *d_times,
                           long planes, long points, float eps) {
     long strange = 0;
@@ -105,7 +105,7 @@ long standardise_backward(const float *x, const float *times, const float *grad,
     return strange;
 }
 
-/* Gradient of `standardise` by given moments and gelu, first half: of the standardised z, and two means over every plane.
+/* Gradient of `standardise` with given moments and gelu, first half: gradient in z, and two means per plane.
    x, grad and d_x (planes, points), mean, scale, flat and tilt (planes). */
 void shared_slopes(const float *x, const float *mean, const float *scale, const float *grad, float *d_x, float *flat,
                    float *tilt, long planes, long points) {
@@ -115,8 +115,8 @@ void shared_slopes(const float *x, const float *mean, const float *scale, const 
                      points, 1);
 }
 
-/* Between the halves: channels of the even groups share the means over the batch, or need none, for they had known
-   moments. mean (batch, chans), overwritten. */
+/* Between the halves: channels of even groups share the batch means, or need none (zero) if their moments were known.
+   mean (batch, chans) is overwritten. */
 void shared_means(float *mean, long batch, long chans, long groups, long known) {
     for (long c = 0; c < chans; c++) {
         int even = c * groups / chans % 2 == 0;
@@ -124,7 +124,7 @@ void shared_means(float *mean, long batch, long chans, long groups, long known) 
         for (long b = 0; b < batch; b++) sum += mean[b * chans + c] / batch;
         for (long b = 0; b < batch; b++) {
             float own = mean[b * chans + c];
-            mean[b * chans + c] = even ? (known ? 0 : sum) : all_finite(&own, 1) ? own : NAN; /* as in the library */
+            mean[b * chans + c] = even ? (known ? 0 : sum) : all_finite(&own, 1) ? own : NAN; /* as in torch */
         }
     }
 }

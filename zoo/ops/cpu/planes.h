@@ -24,7 +24,7 @@ INLINE void plane_moments(const float *x, const float *times, long points, float
     *var = squares / points - rest * rest;
 }
 
-/* y <- (x times - mean) scale of a plane, or gelu of that, plus bias (NULL: no gelu); y may be x. */
+/* y <- (x times - mean) scale for a plane, or gelu of that plus bias (NULL: no gelu); y may be x. */
 INLINE void plane_scale(const float *x, const float *times, const float *bias, float *y, float mean, float scale,
                         long points) {
 #pragma omp simd
@@ -34,7 +34,7 @@ INLINE void plane_scale(const float *x, const float *times, const float *bias, f
     }
 }
 
-/* The same with its own moments. Returns 1, and leaves y as it was, if its variance is not finite. */
+/* The same with the plane's own moments. Returns 1, and leaves y unchanged, if the variance is not finite. */
 INLINE int plane_standardise(const float *x, const float *times, const float *bias, float *y, long points, float eps) {
     float mean, var;
     plane_moments(x, times, points, &mean, &var);
@@ -43,7 +43,7 @@ INLINE int plane_standardise(const float *x, const float *times, const float *bi
     return 0;
 }
 
-/* Some rows of y <- w z, as many columns as there are in COL_TILE vectors; `step` from row to row of z. */
+/* Some rows of y <- w z, for the columns of COL_TILE vectors; `step` is the row stride of z. */
 INLINE void square_rows(const float *w, const float *z, float *y, long side, long step, long cols, const int rows) {
     lanes sum[ROW_TILE][COL_TILE] = {{{0}}};
     for (long k = 0; k < side; k++) {
@@ -55,7 +55,7 @@ INLINE void square_rows(const float *w, const float *z, float *y, long side, lon
     for (int r = 0; r < rows; r++) store(sum[r], y + r * side, cols);
 }
 
-/* y <- w z for square matrices; `panel` has room for the last columns of z. */
+/* y <- w z for square matrices; `panel` is working memory for the last columns of z. */
 static inline void square_product(const float *w, const float *z, float *y, long side, lanes *panel) {
     for (long j = 0; j < side; j += COL_TILE * LANES) {
         long cols = least(COL_TILE * LANES, side - j), step = side, i = 0;
@@ -69,7 +69,7 @@ static inline void square_product(const float *w, const float *z, float *y, long
     }
 }
 
-/* y[0] to y[2] + at <- products of the plane w with three of z + at, and y[3] + at <- silu of the first. */
+/* y[0] to y[2] + at <- w times the planes z[0] to z[2] + at, and y[3] + at <- silu of the first. */
 static inline void plane_products(const float *w, const float *const z[3], float *const y[4], long at, long side,
                            lanes *panel) {
     for (int i = 0; i < 3; i++) square_product(w, z[i] + at, y[i] + at, side, panel);

@@ -1,6 +1,6 @@
 #pragma once
 
-/* Vectors of neighbouring numbers, working memory, and checks: what every loop starts from. */
+/* SIMD vectors, working memory, and checks, for all loops. */
 
 #include <float.h>
 #include <math.h>
@@ -21,15 +21,15 @@ enum { LANES = 8 };
 #endif
 typedef float lanes __attribute__((vector_size(4 * LANES))); /* neighbouring channels of one pixel */
 
-typedef float anywhere __attribute__((vector_size(4 * LANES), aligned(4))); /* in any place of a row */
+typedef float anywhere __attribute__((vector_size(4 * LANES), aligned(4))); /* unaligned */
 
-#define INLINE static inline __attribute__((always_inline)) /* so that arguments that are constant drop out */
+#define INLINE static inline __attribute__((always_inline)) /* to specialise for constant arguments */
 
-enum { ROW_TILE = 4, COL_TILE = 2 }; /* rows, and vectors of neighbouring pixels, of the output that are summed at once */
+enum { ROW_TILE = 4, COL_TILE = 2 }; /* rows, and vectors of pixels, of the output summed at a time */
 
 static inline long least(long a, long b) { return a < b ? a : b; }
 
-/* Whether no number of n is infinite or not a number. */
+/* Whether all n numbers are finite. */
 static inline int all_finite(const float *x, long n) {
     int strange = 0;
 #pragma omp simd reduction(| : strange)
@@ -46,7 +46,7 @@ static inline lanes *zeros(long count) {
     return memory;
 }
 
-/* The first `count` numbers of some vectors. */
+/* Store the first `count` numbers of some vectors. */
 INLINE void store(const lanes *sum, float *y, long count) {
     if (count < COL_TILE * LANES)
         memcpy(y, sum, count * sizeof(float));
