@@ -23,16 +23,8 @@ __all__ = ["run"]
 
 MEASURES = ("zoo/tools/export.py", "zoo/models")
 VALUES = (
-    "largest_output",
-    *FORMATS,
-    "accuracy",
-    "int8_accuracy",
-    "n",
-    "int8_kept",
-    "onnx_bytes",
-    "int8_bytes",
-    "int8_times",
-)
+    "largest_output", *FORMATS, "accuracy", "int8_accuracy", "n", "int8_kept", "onnx_bytes", "int8_bytes", "int8_times",
+)  # fmt: skip
 _INT8 = VALUES[3:]
 _FASTER = 1.1  # times as fast, below which a gain is noise
 

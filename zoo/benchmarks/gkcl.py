@@ -71,17 +71,9 @@ WIDE = {
 }
 KEYS = ("data", "scenario", "tasks", "train_samples", "method", "seed")
 VALUES = (
-    "passes",
-    "acc",
-    "acc_agnostic",
-    "forgetting",
-    "learning_accuracy",
-    "backward_transfer",
-    "forward_transfer",
-    "seconds",
-    "kept_samples",
-    "kept_bytes",
-)
+    "passes", "acc", "acc_agnostic", "forgetting", "learning_accuracy", "backward_transfer", "forward_transfer",
+    "seconds", "kept_samples", "kept_bytes",
+)  # fmt: skip
 
 
 def run(method: Method, seed: int, **data: Any) -> ContinualTask:
