@@ -94,7 +94,7 @@ def test_even_inputs_of_every_kind(record: dict[str, object], shape: tuple[int, 
     even = torch.full(shape, 0.25)
     if record["kind"] == "spectrum":
         even = even - torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1)
-    assert "the answer says nothing" in (says_nothing(Path("x"), even, form) or "")
+    assert "the prediction says nothing" in (says_nothing(Path("x"), even, form) or "")
     even[(0,) * even.ndim] += 0.01
     assert says_nothing(Path("x"), even, form) is None
 
@@ -150,7 +150,7 @@ def test_a_thousand_outputs_are_not_imagenet(picture: Path, tmp_path: Path) -> N
         assert answers_imagenet(name) == known, name
     (tmp_path / "data" / "n01440764").mkdir(parents=True)
     picture.rename(tmp_path / "data" / "n01440764" / "x.png")
-    with pytest.raises(ValidationError, match="is no label of the model"):
+    with pytest.raises(ValidationError, match="is not a label of the model"):
         validate(f"local-dir:{folder}", tmp_path / "data")
 
 
@@ -203,13 +203,13 @@ def test_answers_that_are_no_numbers(
     warned, error = told.err.strip().splitlines()
     assert warned.startswith("warning: ")
     assert "holds NaN" in warned
-    assert error.startswith(f"error: {picture}: the model answers with NaN")
+    assert error.startswith(f"error: {picture}: the model gives NaN")
     assert not told.out
     (tmp_path / "val" / "a").mkdir(parents=True)
     (tmp_path / "val" / "b").mkdir()
     for name in "ab":
         (tmp_path / "val" / name / "1.png").write_bytes(picture.read_bytes())
-    with warnings.catch_warnings(action="ignore"), pytest.raises(ValueError, match=r"a/1\.png: the model answers"):
+    with warnings.catch_warnings(action="ignore"), pytest.raises(ValueError, match=r"a/1\.png: the model gives"):
         validate(f"local-dir:{broken_model}", tmp_path)
 
 
@@ -253,7 +253,7 @@ def test_what_a_model_may_be(picture: Path, capsys: pytest.CaptureFixture[str]) 
 def test_what_is_no_file(sound_model: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").mkdir()
     os.mkfifo(tmp_path / "b.png")
-    for name, told in (("a.png", "is a folder"), ("b.png", "is no regular file"), ("c.png", "there is no file")):
+    for name, told in (("a.png", "is a folder"), ("b.png", "is not a regular file"), ("c.png", "there is no file")):
         with pytest.raises(ToolError, match=told):
             predict(f"local-dir:{sound_model}", [tmp_path / name])
 

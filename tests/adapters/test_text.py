@@ -13,10 +13,16 @@ from safetensors.torch import load_file, save_file
 import zoo
 from tests.data.test_text import folder, table  # noqa: F401 (a fixture)
 from zoo.adapters.text import TUNINGS
-from zoo.data import FoodReviews
+from zoo.data import DataError, FoodReviews
+from zoo.data.prepare import prepare
 from zoo.registry.checkpoints import CheckpointError
-from zoo.tasks import ClassificationTask, load_task
+from zoo.support import inputs
+from zoo.tasks import ClassificationTask, OptionError, load_task
+from zoo.tools.errors import ToolError
+from zoo.tools.evaluation import evaluate
 from zoo.tools.info import example
+from zoo.tools.prediction import predict
+from zoo.training.run import run
 
 pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
@@ -65,6 +71,57 @@ def test_every_tuning_learns_and_trains_only_what_it_should(tuning: str, reviews
     loaded = zoo.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True)
     for again in (loaded, load_task(tmp_path / "run.ckpt")):
         torch.testing.assert_close(again.eval()(tokens), task(tokens), rtol=0, atol=0)
+
+
+def test_the_tokenizer_travels_with_the_model(
+    reviews: FoodReviews, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained with a tokenizer of `data.root`, which is not the cache: prediction uses that one, or refuses."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    data = {"_target_": "zoo.data.FoodReviews", "root": str(reviews.root), "download": False, "max_length": 8}
+    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    run(
+        output_dir=str(tmp_path / "run"),
+        name="reviews",
+        model={"model_name": "test_minilm", "tuning": "head", "num_classes": None},
+        data={**data, "batch_size": 5},
+        task={"_target_": "zoo.tasks.ClassificationTask"},
+        trainer={"_target_": "lightning.Trainer", "accelerator": "cpu", "devices": 1, "max_epochs": 1, **quiet},
+        optimizer=OPTIMIZER,
+    )
+    carried, file = tmp_path / "run" / "model" / "tokenizer.json", tmp_path / "x.txt"
+    file.write_text("Good tea.")
+    reviews.setup()
+    loaded = zoo.create_model(f"local-dir:{carried.parent}", pretrained=True).eval()
+    (tokens,) = prepare(file, loaded.input_record, carried.parent)
+    assert tokens.tolist() == [[2, 4, 6, 7, 3, 0, 0, 0]]
+    best = loaded(tokens).softmax(-1).max().item()
+    (found,) = predict(str(tmp_path / "run"), [file])
+    assert found["predictions"][0]["probability"] == pytest.approx(best, abs=1e-5)
+
+    carried.write_text(carried.read_text().replace('"tea"', '"pie"'))  # another one
+    with pytest.raises(ToolError, match=r"tokenizer that the model was trained with .* is not at .*tokenizer\.json"):
+        predict(str(tmp_path / "run"), [file])
+    carried.unlink()
+    carried.symlink_to(reviews.model_files["tokenizer.json"])  # the right one, out of the folder
+    with pytest.raises(ToolError, match="is not at"):
+        predict(f"local-dir:{carried.parent}", [file])
+    with pytest.raises(DataError, match="is not at"):
+        prepare(file, loaded.input_record)
+    cached = tmp_path / "empty" / "kernel-zoo" / "minilm"
+    cached.mkdir(parents=True)
+    (cached / "tokenizer.json").write_bytes(reviews.model_files["tokenizer.json"].read_bytes())
+    assert torch.equal(prepare(file, loaded.input_record)[0], tokens)
+
+    other = reviews.input_record() | {"tokenizer_sha256": "0" * 64}
+    with pytest.raises(ToolError, match=r"the tokenizer in .* is not that of the training \(sha256 000000000000"):
+        evaluate({"name": "x", "data": {"config": data}, "input": other}, loaded)
+    task = ClassificationTask({"model_name": "test_minilm"}, OPTIMIZER)
+    task.model.input_record = inputs.check(reviews.input_record())
+    task._trainer = L.Trainer(accelerator="cpu", logger=False, **quiet)
+    task.on_load_checkpoint({"zoo": {"input": reviews.input_record()}})
+    with pytest.raises(OptionError, match="another tokenizer than the checkpoint"):
+        task.on_load_checkpoint({"zoo": {"input": other}})
 
 
 def test_padding_changes_nothing() -> None:

@@ -82,7 +82,7 @@ def test_the_older_form_draws_the_same(tmp_path: Path, capsys: pytest.CaptureFix
     ("arguments", "told"),
     [
         (["kernel", "test_unireplknet"], "there is no probe 'kernel'; did you mean kernels"),
-        (["kernels", "test_unireplknet", "layer"], "layer is no option: write NAME=VALUE"),
+        (["kernels", "test_unireplknet", "layer"], "layer is not an option: write NAME=VALUE"),
         (["kernels", "test_unireplknet", "count=0"], "count = 0: input should be greater than 0"),
         (["kernels", "no/such/place"], "no/such/place is not there"),
         (["losses", "test_unireplknet"], "give its folder"),

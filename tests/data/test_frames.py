@@ -58,7 +58,7 @@ def test_nothing_is_called(attack, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "frame"
     path.write_bytes(lzma.compress(pickle.dumps([attack()])))
-    with pytest.raises(DataError, match=r"nothing in it was run: it asks for \S+, which is no part of a data frame"):
+    with pytest.raises(DataError, match=r"nothing in it was run: it asks for \S+, which is not part of a data frame"):
         read_frame(path)
     assert not (tmp_path / "touched").exists()
 

@@ -89,7 +89,7 @@ def test_damaged_pictures_are_told_in_a_sentence(tmp_path: Path) -> None:
     assert len(told) > 20
     assert not any("\n" in message for message in told)
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(DataError, match="no regular file"):
+    with pytest.raises(DataError, match="not a regular file"):
         open_picture(tmp_path / "pipe.png")
 
 
@@ -255,7 +255,7 @@ def test_long_pictures_are_cropped_first_with_an_equal_result(interpolation: str
     for picture in (Image.fromarray(pixels), Image.fromarray(pixels.T.copy())):
         first = fit(picture)
         with monkeypatch.context() as patch:
-            patch.setattr("zoo.data.pictures._LONG", 1e9)
+            patch.setattr("zoo.data.pictures._CROP_FIRST", 1e9)
             torch.testing.assert_close(first, fit(picture), atol=2 / 255, rtol=0)
 
 

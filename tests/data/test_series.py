@@ -125,7 +125,7 @@ def test_calendar_marks() -> None:
         ),
         (
             "date,a\n2020-01-01,1\n2020-01-02,2\n2020-01-02 05:00,3\n2020-01-03 05:00,3\n",
-            "line 4: 2020-01-02 05:00:00 is no whole step of 1 day",
+            "line 4: 2020-01-02 05:00:00 is not a whole step of 1 day",
         ),
         ("date,a\n2020-01-01,1\n2020-01-02T00:00Z,2\n", "line 3: some times have a time zone and some have none"),
         ("date,a\n01.02.2020,1\n", "line 2: date is '01.02.2020', not a time"),
@@ -190,7 +190,7 @@ def test_missing_times_are_filled_when_asked(tmp_path: Path, caplog: pytest.LogC
     with pytest.raises(DataError, match="filled it would have more than ten times its rows"):
         read_csv(path, fill="forward")
     path.write_text("date,a\n2020-01-01 00:00,1\n2020-01-01 00:01,2\n2020-01-01 00:02:30,5\n2020-01-01 00:03:30,1\n")
-    with pytest.raises(DataError, match=r"line 4: 2020-01-01 00:02:30 is no whole step of 0:01:00"):
+    with pytest.raises(DataError, match=r"line 4: 2020-01-01 00:02:30 is not a whole step of 0:01:00"):
         read_csv(path, fill="forward")
 
 
@@ -299,7 +299,7 @@ def test_files_that_do_not_suit_the_record_are_told(file: Path, tmp_path: Path) 
         ),
         (
             "\n".join([lines[0], *lines[1::2]]),
-            "goes in steps of 2:00:00, the series that the model was trained on in 1:00",
+            "has steps of 2:00:00, the model was trained on steps of 1:00",
         ),
     ):
         path.write_text(content)

@@ -126,9 +126,9 @@ def test_only_listed_formats_are_read_by_content(tmp_path: Path) -> None:
         ("text.wav", "cannot read the recording"),
         ("empty.wav", "cannot read the recording"),
         ("silent.wav", "holds no samples"),
-        ("nan.wav", "values that are no numbers"),
+        ("nan.wav", "values that are not numbers"),
         ("slow.wav", "claims 1 samples a second"),
-        ("none.wav", "no regular file"),
+        ("none.wav", "not a regular file"),
     ):
         with pytest.raises(DataError, match=told) as caught:
             read_audio(tmp_path / name, 8000)
@@ -248,7 +248,7 @@ def test_what_a_recording_cannot_mean_is_refused_or_told(tmp_path: Path, caplog:
     told = [record.message for record in caplog.records]
     assert len(told) == 2
     assert "one.wav: its channels cancel each other" in told[0]
-    assert "one.wav: it ends before what its header claims" in told[1]
+    assert "one.wav: it is shorter than its header claims" in told[1]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere names are text")

@@ -819,7 +819,7 @@ def test_grouped_importance_adds_one_hot_columns() -> None:
     assert model.feature_importance(groups={"x1": "colour", "x2": "colour"})["x0"] > 0
     with pytest.raises(ValueError, match="groups has 2 entries for 4 features"):
         model.feature_importance(groups=["a", "b"])
-    with pytest.raises(ValueError, match="'x9', which is no feature"):
+    with pytest.raises(ValueError, match="'x9', which is not a feature"):
         model.feature_importance(groups={"x9": "colour"})
 
 

@@ -324,7 +324,7 @@ def test_a_report_tells_what_of_a_run_is_left_out(
     table.unlink()
     matrix.write_text("garbled\n1,2,3\n")
     assert main(["report", str(run), "--out", str(page)]) == 0
-    assert f"{matrix} is no table of accuracies" in capsys.readouterr().err
+    assert f"{matrix} is not a table of accuracies" in capsys.readouterr().err
 
 
 def test_a_run_folder_has_no_data_fetched(runs: list[Path], tmp_path: Path, capsys, monkeypatch) -> None:
@@ -499,7 +499,7 @@ def test_push_and_load_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     with pytest.raises(ToolError, match="hub refuses forbidden/x"):
         hub.push(WINE, "hf-hub:forbidden/x", api=remote)
     for place in ("somewhere", "hf-hub:noslash", "ftp:x"):
-        with pytest.raises(ToolError, match=r"is no place|not of the form"):
+        with pytest.raises(ToolError, match=r"is not a valid target|not of the form"):
             hub.push(WINE, place, api=remote)
 
 

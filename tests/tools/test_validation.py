@@ -82,7 +82,7 @@ def test_refusals(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         validate("unireplknet_a.in1k", tmp_path / "nowhere")
     with pytest.raises(ValidationError, match="did you mean unireplknet_a"):
         validate("unireplknet_aa.in1k", tmp_path)
-    with pytest.raises(ValidationError, match="2 class folders, the model 6 classes, and 'yak' is no label"):
+    with pytest.raises(ValidationError, match="2 class folders, the model 6 classes, and 'yak' is not a label"):
         validate(f"local-dir:{saved}", tmp_path)
     with pytest.raises(CheckpointError, match="there is no file"):
         validate("unireplknet_a.in1k", tmp_path, checkpoint=tmp_path / "none.pth")

@@ -130,8 +130,8 @@ def test_flags_may_stand_anywhere(given: str, flags: list[str], overrides: list[
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("--epochs 5", "--epochs is no flag"),
-        ("-x", "-x is no flag"),
+        ("--epochs 5", "--epochs is not a flag"),
+        ("-x", "-x is not a flag"),
         ("--cfg", "--cfg needs a value: one of job, hydra, all"),
         ("--cfg nonsense", "--cfg needs a value: one of job, hydra, all"),
         ("seed=1 --config-dir", "--config-dir needs a value"),

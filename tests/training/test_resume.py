@@ -19,7 +19,7 @@ from tests.conftest import ROOT, Train, train_here
 from tests.training import offline_wandb
 from tests.training.kill_at import MOMENTS
 from zoo.training.checkpointing import EndRequested, EndWatch, ResumeCheckpoint, StopRequested
-from zoo.training.launch import _Lasting
+from zoo.training.launch import _SafeStream
 
 pytestmark = pytest.mark.xdist_group("resume")  # they share a run
 
@@ -250,7 +250,7 @@ def test_a_terminal_that_is_gone_costs_what_is_written_to_it_and_no_more() -> No
         master, slave = os.openpty() if gone == "terminal" else os.pipe()
         os.close(master)
         with os.fdopen(slave, "w") as stream:
-            lasting = _Lasting(stream)
+            lasting = _SafeStream(stream)
             for _ in range(3):
                 assert lasting.write("x" * 100_000) == 100_000
                 lasting.flush()

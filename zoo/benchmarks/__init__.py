@@ -1,8 +1,8 @@
-"""Measurements behind every figure that the zoo states: `python -m zoo benchmark FAMILY NAME`.
+"""Measurements behind all results of the zoo: `python -m zoo benchmark FAMILY NAME`.
 
-Each is a function with :func:`measurement` above it that takes a results folder and yields lines of text as it goes.
-Rows are kept in CSV files, each with its date, commit, threads, how they wait, load and machine; a second run continues
-where the first one stopped, and the table in RESULTS.md is written from the rows.
+A measurement is a function with the decorator :func:`measurement` that takes a results folder and yields lines of text.
+Rows are stored in CSV files with date, commit, threads, wait policy, load and machine. A second run continues an
+interrupted one; the tables in RESULTS.md are generated from the rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Measure = TypeVar("Measure", bound=Callable[..., object])
 
 
 class Measurement(NamedTuple):
-    """A measurement: family and name on the command line, what it shows, and the function that takes it."""
+    """A measurement: family and name on the command line, a description, and its function."""
 
     family: str
     name: str
@@ -29,13 +29,13 @@ class Measurement(NamedTuple):
 
 
 def measurement(family: str, name: str, shows: str) -> Callable[[Measure], Measure]:
-    """Mark a function of a module here as a measurement; the arguments must be literal, they are read off the file."""
+    """Declare a function of this package a measurement; the arguments must be literals, because they are parsed."""
     return lambda measure: measure
 
 
 @functools.cache
 def measurements() -> Mapping[str, Mapping[str, Measurement]]:
-    """Every measurement by family and name, read off the files: nothing heavy is imported for a list."""
+    """All measurements by family and name, parsed from the files, so that listing them imports nothing heavy."""
     found: dict[str, dict[str, Measurement]] = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
         written = ast.parse(path.read_text(encoding="utf-8")).body

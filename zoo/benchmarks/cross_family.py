@@ -1,4 +1,4 @@
-"""What only this zoo can do: heads of one family on the features of another, each as a measurement.
+"""Combinations of families: heads of one family on the features of another.
 
 >>> for line in heads(Path("results")): print(line)      # python -m zoo benchmark compose heads
 """
@@ -45,7 +45,7 @@ def features(model: nn.Module, images: Tensor, batch: int = 256) -> Tensor:
 
 
 def target_parts(record: dict[str, Any]) -> Parts:
-    """The 8 x 8 digits of scikit-learn, sized and normalised for a backbone: `train`, `val` and `test` images."""
+    """Scikit-learn's 8 x 8 digits, resized and normalised for a backbone: `train`, `val` and `test` images."""
     how = record["preprocessing"]
     data = Digits(image_size=how["input_size"][-1], augment=False)
     data.setup()
@@ -57,8 +57,8 @@ def target_parts(record: dict[str, Any]) -> Parts:
     return parts
 
 
-def _few(targets: Tensor, per_class: int, seed: int) -> Tensor:
-    """Indices of a draw with as many rows of every class."""
+def _subset(targets: Tensor, per_class: int, seed: int) -> Tensor:
+    """Indices of a random subset with `per_class` rows of every class."""
     share = per_class * int(targets.max() + 1) / len(targets)
     _, chosen = stratified_split(targets.numpy(), share, seed)
     return torch.as_tensor(chosen)
@@ -71,7 +71,7 @@ Head = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Decision, dict[str, Any]
 
 
 def _best(candidates: Sequence[Any], fit: Callable[[Any], Callable[[Tensor], Tensor]], X: Tensor, y: Tensor) -> Any:
-    """The fitted candidate with the best accuracy on the validation rows; the first of equals."""
+    """The fitted candidate with the best validation accuracy, the first one in a tie."""
     fitted = [fit(candidate) for candidate in candidates]
     scores = [float((decide(X) == y).double().mean()) for decide in fitted]
     return fitted[int(np.argmax(scores))]
@@ -91,9 +91,7 @@ def linear_head(X: Tensor, y: Tensor, X_val: Tensor, y_val: Tensor) -> tuple[Dec
 
 
 def ridge_head(X: Tensor, y: Tensor, X_val: Tensor, y_val: Tensor) -> tuple[Decision, dict[str, Any]]:
-    """Kernel ridge regression of one-hot targets with a Gaussian kernel whose width is a multiple of the median
-    distance.
-    """
+    """Kernel ridge regression of one-hot targets with a Gaussian kernel of 0.5, 1 or 2 times the median distance."""
     mean, std = standardisation(X)
     rows = (X - mean) / std
     median = float(squared_distances(rows).median().sqrt())
@@ -114,14 +112,14 @@ def ridge_head(X: Tensor, y: Tensor, X_val: Tensor, y_val: Tensor) -> tuple[Deci
 
 
 def grbf_head(X: Tensor, y: Tensor, X_val: Tensor, y_val: Tensor) -> tuple[Decision, dict[str, Any]]:
-    """GRBF with a precision matrix of rank 8, which tells how many of the features matter."""
+    """GRBF with a precision matrix of rank 8; also returns the importance share of the ten strongest features."""
     from zoo.estimators import GRBFClassifier
 
     fitted: list[Any] = []
 
     def fit(reg: float) -> Callable[[Tensor], Tensor]:
         model = GRBFClassifier(n_centers=20, precision=8, reg_precision=reg, max_iter=200, random_state=0)
-        with warnings.catch_warnings(action="ignore"):  # it is stopped early on purpose
+        with warnings.catch_warnings(action="ignore"):  # max_iter is small on purpose
             model.fit(X.numpy(), y.numpy())
         fitted.append(model)
         return lambda Z: torch.from_numpy(model.predict(Z.numpy()))
@@ -141,20 +139,20 @@ HEADS: dict[str, Head] = {"linear": linear_head, "kernel ridge": ridge_head, "GR
 
 
 def backbones() -> list[str]:
-    """Shipped weights of spatial models that learned MNIST digits, whose features a head can take."""
+    """Shipped weights trained on MNIST digits, used as backbones."""
     return [name for name, record in bundled_weights.records().items() if record["tag"] == "mnist5k"]
 
 
 @measurement("compose", "heads", "GRBF, kernel ridge and linear heads on frozen features")
 def heads(folder: Path, seeds: int = SEEDS) -> Iterator[str]:
-    """Few labelled 8 x 8 digits, heads on frozen backbones that were trained on other digits.
+    """Heads on frozen backbones with few labelled 8 x 8 digits; the backbones were trained on other digits.
 
     Args:
-        folder: Where `compose_heads.csv` is kept; the table goes into RESULTS.md beside the folder.
-        seeds: Draws of the labelled rows.
+        folder: Folder of `compose_heads.csv`; the table goes into RESULTS.md beside it.
+        seeds: Number of random subsets of labelled rows.
 
     Yields:
-        One line a measurement, then the table.
+        One line per measurement, then the table.
     """
     records = Records(
         folder / "compose_heads.csv", ("features", "head", "per_class", "seed"), ("accuracy", "top_share")
@@ -173,7 +171,7 @@ def heads(folder: Path, seeds: int = SEEDS) -> Iterator[str]:
         parts = _inputs(name)
         for head, count, seed in todo:
             X, y = parts["train"]
-            chosen = _few(y, count, seed)
+            chosen = _subset(y, count, seed)
             decide, told = HEADS[head](X[chosen], y[chosen], *parts["val"])
             X_test, y_test = parts["test"]
             score = float((decide(X_test) == y_test).double().mean())
@@ -226,7 +224,7 @@ def _table(records: Records, names: Sequence[str], source: Provenance) -> str:
 
 @measurement("compose", "continual", "incremental ridge on frozen features, class by class")
 def continual(folder: Path, seeds: int = SEEDS) -> Iterator[str]:
-    """`IncrementalRidge` on pixels and on the features of a backbone: digits two classes at a time, task id unknown.
+    """`IncrementalRidge` on pixels and on frozen features: two classes per task, task id unknown.
 
     Arguments and lines are those of :func:`heads`; the file is `compose_continual.csv`.
     """
@@ -260,8 +258,10 @@ digits and are not changed. Nothing is forgotten where the first column equals t
 
 
 def learn_in_turn(parts: Parts, seed: int, tasks: int = 5, num_bases: int = 1000) -> dict[str, float]:
-    """One class-incremental run of `IncrementalRidge` on rows of unit norm; accuracies on all test rows, on those of
-    the first task, and of the same learner that saw everything at once.
+    """One class-incremental run of `IncrementalRidge` on rows of unit norm.
+
+    Returns:
+        Test accuracy, that of the first task's classes, and that of the same learner trained on all classes at once.
     """
     from zoo.models.continual import IncrementalRidge
 
@@ -296,7 +296,7 @@ def learn_in_turn(parts: Parts, seed: int, tasks: int = 5, num_bases: int = 1000
 
 
 class MapAdapter(nn.Module):
-    """A block of a convolutional network with an SNNK adapter behind it, applied to every pixel: y + v * Psi Phi(y)."""
+    """A convolutional block followed by an SNNK adapter, applied to every pixel: y + v * Psi Phi(y)."""
 
     def __init__(self, base: nn.Module, dim: int, num_features: int = 16, seed: int = 0) -> None:
         super().__init__()
@@ -306,12 +306,12 @@ class MapAdapter(nn.Module):
         self.adapter = SNNKAdapter(dim, AdapterConfig(num_features=num_features), seed)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, C, H, W)."""
+        """(B, C, H, W) -> (B, C, H, W)."""
         return self.adapter(self.base(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def adapt_maps(model: nn.Module, num_features: int = 16) -> nn.Module:
-    """Freeze a UniRepLKNet, put an adapter behind every block, and leave these and the head to be trained."""
+    """Freeze a UniRepLKNet except the head, and add a trainable adapter behind every block."""
     from zoo.models.unireplknet import UniRepLKNetBlock
 
     model.requires_grad_(False)
@@ -329,20 +329,20 @@ def adapt_maps(model: nn.Module, num_features: int = 16) -> nn.Module:
 
 
 def adapt_tokens(model: nn.Module, num_features: int = 16) -> nn.Module:
-    """The same for a vision transformer of timm."""
+    """As `adapt_maps`, for a timm vision transformer."""
     from zoo.adapters import AdapterConfig, inject_adapters
 
     return inject_adapters(model, AdapterConfig(num_features=num_features, modules_to_save=("head",)))
 
 
 def only_head(model: nn.Module) -> nn.Module:
-    """Freeze all but the head."""
+    """Freeze everything except the head."""
     model.requires_grad_(False)
     model.get_classifier().requires_grad_()  # type: ignore[operator]
     return model
 
 
-#: What is trained: how the model is prepared, and the learning rate.
+#: Trained parts: function that prepares the model, and learning rate.
 TUNINGS: dict[str, tuple[Callable[[nn.Module], nn.Module], float]] = {
     "head": (only_head, 1e-2),
     "SNNK adapters and head": (adapt_maps, 1e-2),
@@ -352,17 +352,18 @@ TUNINGS: dict[str, tuple[Callable[[nn.Module], nn.Module], float]] = {
 
 @measurement("compose", "adapters", "SNNK adapters in a ConvNet and a transformer")
 def adapters(folder: Path, seeds: int = 3, steps: int = 40, per_class: int = 10) -> Iterator[str]:
-    """Fine-tune two networks that know MNIST digits on few 8 x 8 digits: the shipped UniRepLKNet, and a small vision
-    transformer of timm that is trained here first. Head, adapters, or everything.
+    """Fine-tune the head, adapters or all of two MNIST networks on few 8 x 8 digits.
+
+    The networks are the shipped UniRepLKNet and a small timm vision transformer, trained here first.
 
     Args:
-        folder: Where `compose_adapters.csv` is kept; the table goes into RESULTS.md beside the folder.
-        seeds: Draws of the labelled rows.
-        steps: Steps of AdamW on all labelled rows.
-        per_class: Labelled rows of each class.
+        folder: Folder of `compose_adapters.csv`; the table goes into RESULTS.md beside it.
+        seeds: Number of random subsets of labelled rows.
+        steps: Full-batch steps of AdamW.
+        per_class: Labelled rows per class.
 
     Yields:
-        One line a measurement, then the table.
+        One line per measurement, then the table.
     """
     records = Records(folder / "compose_adapters.csv", ("network", "trained", "seed"), ("parameters", "accuracy", "n"))
     names = {"unireplknet_z.mnist5k": _shipped_network, "timm vit, 3 x 64": _transformer}
@@ -376,7 +377,7 @@ def adapters(folder: Path, seeds: int = 3, steps: int = 40, per_class: int = 10)
                 if trained.startswith("SNNK") and "vit" in network:
                     prepare = adapt_tokens
                 X, y = parts["train"]
-                chosen = _few(y, per_class, seed)
+                chosen = _subset(y, per_class, seed)
                 torch.manual_seed(seed)
                 model = prepare(build())
                 count = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -406,7 +407,7 @@ tuned.
 
 
 def tune(model: nn.Module, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], lr: float, steps: int) -> float:
-    """Accuracy on the test rows after some steps on all training rows; normalisation stays in eval mode."""
+    """Test accuracy after full-batch training; normalisation layers stay in eval mode."""
     model.eval()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr, weight_decay=0.0)
     for _ in range(steps):
@@ -424,7 +425,7 @@ def _shipped_network() -> nn.Module:
 
 @functools.cache
 def _trained_transformer() -> nn.Module:
-    """A vision transformer of timm, three epochs on MNIST-5k, always the same one."""
+    """A timm vision transformer trained for three epochs on MNIST-5k with a fixed seed."""
     from timm.models.vision_transformer import VisionTransformer
 
     from zoo.data.image import Mnist5k

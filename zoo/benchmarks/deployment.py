@@ -1,6 +1,4 @@
-"""Proof of deployment: every shipped weight exported, run in a process without the zoo, and made smaller where that
-costs nothing.
-"""
+"""Deployment: every shipped weight exported, run in a process without the zoo, and quantised to int8."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ VALUES = (
     "largest_output", *FORMATS, "accuracy", "int8_accuracy", "n", "int8_kept", "onnx_bytes", "int8_bytes", "int8_times",
 )  # fmt: skip
 _INT8 = VALUES[3:]
-_FASTER = 1.1  # times as fast, below which a gain is noise
+_FASTER = 1.1  # smaller speed-ups are noise
 
 
 @measurement("deploy", "export", "shipped weights exported, run without the zoo, and in int8")
@@ -34,10 +32,10 @@ def run(folder: Path) -> Iterator[str]:
     """Export every shipped weight, and compare it with eager PyTorch in another process.
 
     Args:
-        folder: Where `deployment.csv` is kept; the table goes into RESULTS.md beside the folder.
+        folder: Folder of `deployment.csv`; the table goes into RESULTS.md beside it.
 
     Yields:
-        One line a weight, then the table.
+        One line per weight, then the table.
     """
     records = Records(folder / "deployment.csv", ("model", "sha256"), VALUES)
     for name, record in bundled_weights.records().items():
@@ -63,7 +61,7 @@ def run(folder: Path) -> Iterator[str]:
 
 
 def _line(row: Mapping[str, str]) -> list[str]:
-    """A row of the table; a model that is no classifier has no int8 form."""
+    """A row of the table; only classifiers have an int8 form."""
     scale = max(1.0, float(row["largest_output"]))
     shown = [row["model"], *(f"{float(row[kind]) / scale:.1e}" for kind in FORMATS)]
     if not row["accuracy"]:
@@ -74,7 +72,7 @@ def _line(row: Mapping[str, str]) -> list[str]:
 
 
 def _verdict(rows: Sequence[Mapping[str, str]]) -> str:
-    """What eight bits bring, in a sentence or two."""
+    """Summary of the int8 results."""
     judged = [r for r in rows if r["accuracy"]]
     kept = [r for r in judged if r["int8_kept"] == "yes"]
     said = f"Int8 keeps the accuracy of {len(kept)} of {len(judged)} classifiers."

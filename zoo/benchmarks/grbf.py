@@ -1,4 +1,4 @@
-"""GRBF: the authors' examples, and the features found on synthetic problems."""
+"""GRBF: the authors' examples, and feature selection on synthetic problems."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from zoo.results.records import Provenance, Records, markdown, mean_sd, put_sect
 __all__ = ["examples", "select_features"]
 
 
-# ---- features found on synthetic problems ------------------------------------------------------------------
+# ---- feature selection on synthetic problems ---------------------------------------------------------------
 
 MEASURES = ("zoo/models/grbf.py", "zoo/estimators")
 KINDS = ("official", "trace", "gradient")
@@ -38,22 +38,22 @@ def _learner(name: str, regression: bool, seed: int) -> Any:
     grbf: Any = GRBFRegressor if regression else GRBFClassifier
     if name == "GRBF":
         return grbf(reg_precision=1e-2, random_state=seed)
-    if name == "GRBF, diagonal":  # the axes are the features: no rotation can mix them
+    if name == "GRBF, diagonal":  # directions are features
         return grbf(precision="diag", reg_precision=3e-3, reg_weights=1e-2, random_state=seed)
-    if name == "original recipe":  # N(0, 1) start, no intercept, plain norms, constant objective; the authors' lambdas
+    if name == "original recipe":  # N(0, 1) initialisation, no intercept, plain norms, the authors' penalties
         return grbf(n_centers=16, init="official", fit_intercept=False, penalty="plain", reg_precision=1e-2,
                     reg_weights=1e-5, learning_rate=0.01, max_iter=600, random_state=seed)  # fmt: skip
     return (RandomForestRegressor if regression else RandomForestClassifier)(200, random_state=seed)
 
 
 def found_features(problem: str, rows: int, seed: int, name: str) -> dict[str, Any]:
-    """Fit on a training draw; rank the features, and score on 1000 fresh rows."""
+    """Fit on random training rows, rank the features, and score on 1000 new rows."""
     k = PROBLEMS[problem]
     X, y = synthetic(problem, rows, 1000 + seed)
     model = _learner(name, problem == "P3", seed)
     begin = time.process_time()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the original start says that it is dead
+        warnings.simplefilter("ignore", RuntimeWarning)  # units of the original initialisation are inactive
         model.fit(X, y)
     row: dict[str, Any] = {"fit_s": time.process_time() - begin}
     row["score"] = float(model.score(*synthetic(problem, 1000, 5000 + seed)))
@@ -67,7 +67,7 @@ def found_features(problem: str, rows: int, seed: int, name: str) -> dict[str, A
 
 @measurement("grbf", "synthetic", "true features found on P1, P2, P3")
 def select_features(folder: Path) -> Iterator[str]:
-    """True-feature rate at k on P1, P2, P3 with 1000 and with 300 rows, over twenty seeds."""
+    """True-feature rate at k on P1, P2, P3 with 1000 and 300 rows, over twenty seeds."""
     keys = ("problem", "rows", "learner", "seed")
     records = Records(folder / "grbf_synthetic.csv", keys, (*KINDS, "score", "fit_s"))
     lines = []
@@ -118,7 +118,7 @@ def _centers(train: Tensor, count: int) -> Tensor:
 
 
 def _outcome(state: Networks, i: int, parts: tuple[Tensor, Tensor, Tensor, Tensor], loss: Tensor) -> dict[str, Any]:
-    """What a notebook prints, of network i."""
+    """The figures that the notebook prints, for network i."""
     train, held, y_train, y_held = parts
     weights = state.weights[i].mT
     network = GaussianRBFNetwork.from_authors(
@@ -142,8 +142,8 @@ def _outcome(state: Networks, i: int, parts: tuple[Tensor, Tensor, Tensor, Tenso
     return {"train": accuracy[0], "test": accuracy[1], "loss": float(loss[i]), "shown": shown}
 
 
-def _draws(seeds: int, *sizes: int) -> list[Tensor]:
-    """Standard normal parameters of one network per seed, drawn in this order."""
+def _normal_parameters(seeds: int, *sizes: int) -> list[Tensor]:
+    """Standard normal parameters of one network per seed, in this order."""
     flat = [
         torch.randn(sum(sizes), generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in range(seeds)
     ]
@@ -156,7 +156,7 @@ def _full(B: int, n: int, **regs: float) -> dict[str, Tensor]:
 
 
 def example_data(name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows and targets of training and test, split and standardised as in the notebook."""
+    """Training and test rows and targets, split and standardised as in the notebook."""
     if name == "two features":
         from sklearn.datasets import make_classification
 
@@ -170,7 +170,7 @@ def example_data(name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def default_example(name: str, seeds: int) -> list[dict[str, Any]]:
-    """The same data with the estimator's defaults instead of the notebook's recipe."""
+    """The estimator's defaults on the data of a notebook."""
     from zoo.estimators.grbf import GRBFClassifier
 
     train, held, y_train, y_held = (part.numpy() for part in example_data(name))
@@ -183,9 +183,9 @@ def default_example(name: str, seeds: int) -> list[dict[str, Any]]:
 
 
 def wine_example(seeds: int, epochs: int = 10_000) -> list[dict[str, Any]]:
-    """Wine with three trained centres and cross-entropy applied to probabilities, as in the notebook of 2023."""
+    """Wine with three trained centres and cross-entropy applied to probabilities, as in the authors' notebook."""
     parts = example_data("wine")
-    weights, elements = _draws(seeds, 3 * 3, 13 * 7)
+    weights, elements = _normal_parameters(seeds, 3 * 3, 13 * 7)
     centers = _centers(parts[0], 3).expand(seeds, 3, 13)
     start = Networks(elements, centers, weights.view(seeds, 3, 3).mT, None, "full")
     state = start.detached(learn=True)
@@ -202,22 +202,22 @@ def wine_example(seeds: int, epochs: int = 10_000) -> list[dict[str, Any]]:
 
 
 def binary_example(data: str, seeds: int) -> list[dict[str, Any]]:
-    """Digits 3 against 8, or the two-feature set, with fixed centres and binary cross-entropy.
+    """Digits 3 against 8, or two features, with fixed centres and binary cross-entropy.
 
-    The networks of all seeds are trained together; where there are mini-batches, on the same ones.
+    The networks of all seeds are trained together, on the same mini-batches.
     """
     M, lr, epochs, size = (4, 0.01, 5000, None) if data == "digits 3 vs 8" else (2, 1e-3, 500, 5)
     strengths = (1e-2, 1e-5) if data == "digits 3 vs 8" else (1e-3, 1e-10)
     regs = dict(zip(("reg_precision", "reg_weights", "reg_centers"), (*strengths, 0.0), strict=True))
     parts = example_data(data)
     n, D = parts[0].shape
-    elements, weights = _draws(seeds, D * (D + 1) // 2, M)
+    elements, weights = _normal_parameters(seeds, D * (D + 1) // 2, M)
     state = Networks(elements, _centers(parts[0], M).expand(seeds, M, D), weights.unsqueeze(1), None, "full").detached()
     objective = Objective(parts[0], parts[2][:, None], loss="cross_entropy", penalty="plain", **_full(seeds, n, **regs))
     optimizer = torch.optim.Adam([state.elements, state.weights], lr=lr, fused=True)
-    draw, value = torch.Generator().manual_seed(0), torch.zeros(seeds)
+    generator, value = torch.Generator().manual_seed(0), torch.zeros(seeds)
     for _ in range(epochs):
-        for rows in torch.randperm(n, generator=draw).split(size) if size else [None]:
+        for rows in torch.randperm(n, generator=generator).split(size) if size else [None]:
             chosen = objective if rows is None else objective.rows(rows)
             value, gradients = chosen.gradient(state, learn_centers=False)
             state.elements.grad, state.weights.grad = gradients["elements"], gradients["weights"]
@@ -239,7 +239,7 @@ PRINTED = {
 
 @measurement("grbf", "examples", "the authors' three examples")
 def examples(folder: Path) -> Iterator[str]:
-    """The authors' three notebooks, over five seeds; seed 0 of wine is theirs."""
+    """The authors' three notebooks over five seeds; they used seed 0 for wine."""
     records = Records(folder / "grbf_examples.csv", ("example", "seed"), ("train", "test", "loss", "shown"))
     lines = []
     runs: list[tuple[str, Callable[[int], list[dict[str, Any]]]]] = []

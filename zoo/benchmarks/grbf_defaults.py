@@ -1,4 +1,4 @@
-"""GRBF on real tables with nothing tuned: default against default."""
+"""GRBF on real tables without tuning: all learners with their defaults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zoo.results.records import Provenance, Records, markdown, put_section
 
 __all__ = ["run"]
 
-#: The tables on which the settings of the closed form were chosen.
+#: The tables that the defaults of `solver="agop"` were chosen on.
 TABLES = (
     "glass1", "tae", "haberman", "vehicle", "mammographic", "banana", "contraceptive", "hayes-roth", "led7digit",
     "ring", "titanic", "twonorm", "wdbc", "wisconsin", "iris", "wine", "sonar", "heart", "bupa", "ionosphere",
@@ -41,7 +41,7 @@ def _learner(name: str) -> Any:
         return GRBFClassifier(solver="agop")
     if name == STEPS:
         return GRBFClassifier(solver="adam", random_state=0)
-    if name == "SVM":  # with probabilities it is another learner: its log-loss is not shown
+    if name == "SVM":  # without probabilities, so no log-loss
         return make_pipeline(StandardScaler(), SVC())
     if name == "linear":
         return make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
@@ -71,7 +71,7 @@ def evaluate(name: str, model: str, fold: int) -> dict[str, Any]:
 
 @measurement("grbf", "defaults", "real tables, every learner with its defaults")
 def run(folder: Path) -> Iterator[str]:
-    """Measure what is missing, table by table; then write the table of results."""
+    """Measure missing rows, table by table, then write the section of RESULTS.md."""
     records = Records(folder / "grbf_defaults.csv", ("table", "model", "fold"), ("score", "log_loss", "fit_s"))
     for name in TABLES:
         for model in MODELS:

@@ -1,7 +1,6 @@
-"""GRBF: speed and memory of training steps, of many networks at once, and of an estimator's fit.
+"""GRBF: speed and memory of training steps, of batched networks, and of an estimator's fit.
 
-This module imports no Lightning, as a user's own loop would not: on a machine without a GPU Lightning makes every step
-of torch's optimizers 0.2 ms slower.
+This module does not import Lightning, which makes every step of torch's optimizers 0.2 ms slower without a GPU.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from zoo.results.timing import interleaved, peak_memory
 
 __all__ = ["speed"]
 
-#: What is timed; those of training steps return the objective before the last step.
+#: A timed function; training steps return the objective before the last step.
 Run = Callable[[], Any]
 
 
@@ -32,7 +31,7 @@ Run = Callable[[], Any]
 
 
 def original(n: int, D: int, M: int, steps: int = 1) -> Run:
-    """Training steps as first published: an einsum over the n x M x D differences, probabilities, plain norms, Adam."""
+    """Training steps as published: an einsum over the n x M x D differences, probabilities, plain norms, Adam."""
     X, y, network = _problem(n, D, M)
     elements = network.elements[0].clone().requires_grad_()
     weights = network.weights[0, 0].clone().requires_grad_()
@@ -51,7 +50,7 @@ def original(n: int, D: int, M: int, steps: int = 1) -> Run:
 
 
 def module(n: int, D: int, M: int, steps: int = 1) -> Run:
-    """The same steps with the zoo's module, autograd and Adam."""
+    """Training steps with the zoo's module, autograd and Adam."""
     X, y, start = _problem(n, D, M)
     network = GaussianRBFNetwork(D, 1, M, learn_centers=False, penalty="plain", reg_weights=1e-5, bias=False)
     state = {"precision_elements": start.elements[0], "centers": start.centers[0], "head.weight": start.weights[0]}
@@ -65,7 +64,7 @@ def module(n: int, D: int, M: int, steps: int = 1) -> Run:
 
 
 def solver(n: int, D: int, M: int, steps: int = 1) -> Run:
-    """A fit of so many steps as the estimators make it, from its preparation to its stopping rule."""
+    """Training steps with the estimators' solver, including its preparation and stopping rule."""
     X, y, network = _problem(n, D, M)
     reg = torch.tensor([0.01])
     objective = Objective(X, y, torch.full((1, n), 1 / n), "cross_entropy", reg, reg / 1000, 0 * reg, "plain")
@@ -77,7 +76,7 @@ def solver(n: int, D: int, M: int, steps: int = 1) -> Run:
 
 
 def _training(objective: Callable[[], Tensor], optimizer: torch.optim.Optimizer, steps: int) -> Run:
-    """A plain loop of so many steps."""
+    """A plain training loop."""
 
     def run() -> Tensor:
         for _ in range(steps):
@@ -91,12 +90,12 @@ def _training(objective: Callable[[], Tensor], optimizer: torch.optim.Optimizer,
 
 
 def _problem(n: int, D: int, M: int) -> tuple[Tensor, Tensor, Networks]:
-    draw = torch.Generator().manual_seed(0)
-    X = torch.randn(n, D, generator=draw)
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(n, D, generator=generator)
     y = (X[:, :1] > 0).float()
-    eye = torch.eye(D) / math.sqrt(2 * D)  # the units are alive, so that no denormal number slows anybody down
+    eye = torch.eye(D) / math.sqrt(2 * D)  # active units, to avoid slow denormal numbers
     rows, columns = torch.tril_indices(D, D)
-    weights = 0.1 * torch.randn(1, 1, M, generator=draw)
+    weights = 0.1 * torch.randn(1, 1, M, generator=generator)
     return X, y, Networks(eye[rows, columns][None], X[None, :M].clone(), weights, None, "full")
 
 
@@ -104,13 +103,13 @@ def _problem(n: int, D: int, M: int) -> tuple[Tensor, Tensor, Networks]:
 
 
 def batched_fits(B: int, together: bool) -> Run:
-    """Thirty steps of B small networks (n = 150, D = 10, M = 16) on shared rows, together or one after another."""
-    draw = torch.Generator().manual_seed(0)
+    """Thirty steps of B small networks (n = 150, D = 10, M = 16) on shared rows, batched or one by one."""
+    generator = torch.Generator().manual_seed(0)
     n, D, M = 150, 10, 16
     X, y, one = _problem(n, D, M)
     many = Networks(
         one.elements.repeat(B, 1),
-        torch.randn(B, M, D, generator=draw),
+        torch.randn(B, M, D, generator=generator),
         one.weights.repeat(B, 1, 1),
         torch.zeros(B, 1),
         "full",
@@ -130,12 +129,12 @@ def batched_fits(B: int, together: bool) -> Run:
 
 
 def estimator_fits(n: int = 10_000, D: int = 50) -> dict[str, float]:
-    """Seconds on the clock of a default fit of each estimator on a table of n x D."""
+    """Wall seconds of a default fit of each estimator on a table of n x D."""
     from zoo.estimators.grbf import GRBFClassifier, GRBFRegressor
 
-    draw = torch.Generator().manual_seed(0)
-    X = torch.randn(n, D, generator=draw)
-    y = torch.sin(2 * X[:, 0]) + X[:, 1] * X[:, 2] + 0.3 * torch.randn(n, generator=draw)
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(n, D, generator=generator)
+    y = torch.sin(2 * X[:, 0]) + X[:, 1] * X[:, 2] + 0.3 * torch.randn(n, generator=generator)
     found = {}
     for learner, targets in ((GRBFClassifier, y > 0), (GRBFRegressor, y)):
         begin = time.perf_counter()
@@ -148,13 +147,13 @@ def estimator_fits(n: int = 10_000, D: int = 50) -> dict[str, float]:
 
 MEASURES = ("zoo/models/grbf.py", "zoo/estimators", "zoo/kernels/metric.py")
 FORMS = {"original": original, "module": module, "solver": solver}
-#: n, D, M, the steps of one timed call, and the least speed-up that is promised.
+#: n, D, M, steps per timed call, and the promised speed-up.
 SIZES = ((256, 64, 32, 10, 5.0), (1024, 64, 128, 2, 25.0), (2048, 64, 128, 1, None), (4096, 64, 128, 1, None))
 
 
 @measurement("grbf", "speed", "a training step against the original formulation")
 def speed(folder: Path) -> Iterator[str]:
-    """Time training steps, their growth with n, peak memory and batched fits with one thread; estimators with all."""
+    """Time training steps, their scaling with n, peak memory and batched fits with one thread; estimators with all."""
     threads = torch.get_num_threads()
     path = folder / "grbf_speed.csv"
     path.unlink(missing_ok=True)  # times of one run belong together

@@ -1,4 +1,4 @@
-"""GRBF on real tables, against the usual learners with equal tuning."""
+"""GRBF on real tables, against common learners with equal tuning."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def learners(regression: bool) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
 
     from zoo.estimators.grbf import GRBFClassifier, GRBFRegressor
 
-    # from smooth to bold, since the first of equal settings is taken: the paper's shrinkage at its strong end, a kernel
-    # machine with many fixed centres whose metric bends more and more, one width per feature, and a free network
+    # from strong to weak regularisation, since ties take the first: the paper's shrinkage, a kernel machine with many
+    # fixed centres, a diagonal metric, and a weakly penalised network
     machine = {"shrink_to": ["start"], "n_centers": [150], "learn_centers": [False], "reg_weights": [1e-3]}
     grids: dict[str, Any] = {
         "GRBF": [
@@ -74,7 +74,7 @@ def learners(regression: bool) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
 
 
 def splits(table: Table, rows: np.ndarray, parts: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Shuffled folds of some rows, stratified where there are classes; indices into the table."""
+    """Shuffled folds of `rows`, stratified by class; pairs of indices into the table."""
     from sklearn.model_selection import KFold, StratifiedKFold
 
     kind = StratifiedKFold if table.class_names else KFold
@@ -83,7 +83,7 @@ def splits(table: Table, rows: np.ndarray, parts: int, seed: int) -> list[tuple[
 
 
 def evaluate(table: Table, name: str, fold: int) -> dict[str, Any]:
-    """Tune on inner folds of the training part, refit, and score on the test part."""
+    """Nested cross-validation: tune on inner folds of the training part, refit, and score on the test part."""
     regression = not table.class_names
     train, test = splits(table, np.arange(len(table.y)), FOLDS, 0)[fold]
     inner = splits(table, train, INNER, fold)
@@ -91,11 +91,11 @@ def evaluate(table: Table, name: str, fold: int) -> dict[str, Any]:
     mean, scale = table.X[train].mean(0), table.X[train].std(0)
     X = (table.X - mean) / np.where(scale > 0, scale, 1.0)
     y, shift, unit = table.y, 0.0, 1.0
-    if regression:  # every learner sees targets of unit variance
+    if regression:  # targets of unit variance for all learners
         shift, unit = float(y[train].mean()), float(y[train].std())
         y = (y - shift) / unit
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # constant columns and unfinished optimisers, the same for all
+        warnings.simplefilter("ignore")  # constant columns, no convergence
         begin = time.process_time()
         score = _grbf_scores if name == "GRBF" else _scores
         best = candidates[int(np.argmax(score(model, candidates, X, y, inner)))]
@@ -117,7 +117,7 @@ def _scores(model: Any, candidates: list[dict[str, Any]], X: np.ndarray, y: np.n
 
 
 def _grbf_scores(model: Any, candidates: list[dict[str, Any]], X: np.ndarray, y: np.ndarray, inner: Any) -> np.ndarray:
-    """As `_scores`, with all settings and folds trained together."""
+    """As `_scores`, with all settings and folds batched."""
     from zoo.estimators.grbf_fits import fit_many
 
     weights = np.zeros((len(candidates) * len(inner), len(y)))
@@ -137,7 +137,7 @@ CAVEAT = (
 
 @measurement("grbf", "tables", "real tables against five other learners")
 def run(folder: Path) -> Iterator[str]:
-    """Measure what is missing, table by table; then write the table of results."""
+    """Measure missing rows, table by table, then write the section of RESULTS.md."""
     records = _records(folder)
     for name in TABLES:
         table = load_table(name)
@@ -156,7 +156,7 @@ def _records(folder: Path) -> Records:
 
 
 def report(folder: Path) -> Iterator[str]:
-    """Write the section of RESULTS.md from the rows that are there."""
+    """Write the section of RESULTS.md from the existing rows."""
     records = _records(folder)
     complete = [t for t in TABLES if all(len(records.select(table=t, model=m)) == FOLDS for m in MODELS)]
     rows, close, last, ranks = [], 0, [], {m: [] for m in MODELS}  # type: ignore[var-annotated]

@@ -1,6 +1,6 @@
-"""Linear floors of the experiments on sound, video, points, series and many channels: what a network has to beat.
+"""Linear baselines ("floors") of the experiments on sound, video, points, series and hyperspectral images.
 
-`python -m zoo benchmark modalities floors` fits one linear model to the training part of each data set and scores it on
+`python -m zoo benchmark modalities floors` fits a linear model to the training part of each data set and scores it on
 the test part; `python -m zoo results` shows the score beside the runs of the experiment.
 """
 
@@ -23,23 +23,22 @@ __all__ = ["FLOORS", "floors"]
 
 Features = Callable[[Any, str], tuple[np.ndarray, np.ndarray]]
 
-
 MEASURES = ("zoo/data", "zoo/benchmarks/modalities.py")
 KEYS, VALUES = ("experiment", "learner"), ("metric", "score", "train", "test")
 
 
-# ---- what the linear models see ----------------------------------------------------------------------------
+# ---- features of the linear models -------------------------------------------------------------------------
 
 
 def whole_part(data: Any, part: str) -> tuple[Tensor, np.ndarray]:
-    """All inputs of a part, undisturbed, and their targets."""
+    """All inputs of a part, without augmentation, and their targets."""
     dataset = data.datasets[part]
     inputs, targets = dataset.batch(range(len(dataset)))
     return inputs, targets.numpy()
 
 
 def spectrum(data: Any, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation over time of the log spectrum of each whole clip, 32 ms windows."""
+    """Mean and standard deviation over time of the log spectrum of each whole clip, 32 ms windows."""
     clips = data.datasets[part]
     window = torch.hann_window(256)
     rows = []
@@ -51,20 +50,20 @@ def spectrum(data: Any, part: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def spectrogram(data: Any, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """The log-mel spectrogram of each clip as the network sees it, 64 bins by 64 frames."""
+    """Log-mel spectrogram of each clip, 64 bins by 64 frames, as in the network."""
     waves, targets = whole_part(data, part)
     return LogMel(data.sample_rate, 64, 25.0, 14.0, 64).eval()(waves).flatten(1).numpy(), targets
 
 
 def pixel(data: Any, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """The spectrum of the middle pixel."""
+    """Spectrum of the centre pixel."""
     patches, targets = whole_part(data, part)
     middle = data.patch // 2
     return patches[:, :, middle, middle].numpy(), targets
 
 
 def occupancy(data: Any, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Points counted on a grid of 28 by 28, before any disturbance."""
+    """Number of points per cell of a 28 x 28 grid, without augmentation."""
     places = ((data.datasets[part].points[..., :2] + 1) * 13.5).round().long().clamp(0, 27)
     cells = places[..., 0] * 28 + places[..., 1]
     counts = torch.zeros(len(cells), 28 * 28).scatter_add_(1, cells, torch.ones(cells.shape))
@@ -72,7 +71,7 @@ def occupancy(data: Any, part: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def frames(data: Any, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Every pixel of every frame."""
+    """All pixels of all frames."""
     clips, targets = whole_part(data, part)
     return clips.flatten(1).numpy(), targets
 
@@ -91,7 +90,7 @@ def classify(data: Any, features: Features) -> float:
 
 
 def forecast(data: Any) -> float:
-    """Test MSE of a ridge regression of the next steps on the last ones, the same for all variables."""
+    """Test MSE of a ridge regression of the next steps on the last ones, shared by all variables."""
     from sklearn.linear_model import Ridge
 
     def rows(x: Tensor) -> np.ndarray:
@@ -103,7 +102,7 @@ def forecast(data: Any) -> float:
 
 
 LOGISTIC = "logistic regression"
-#: experiment, and overrides that change its data -> data module, features of the linear model and their name.
+#: Experiment, with overrides of its data -> data module, features of the linear model, and its name.
 FLOORS: dict[str, tuple[Callable[[], Any], Features | None, str]] = {
     "prompts": (Prompts, spectrum, f"{LOGISTIC}, mean and deviation of the log spectrum"),
     "spoken_digits": (SpokenDigits, spectrogram, f"{LOGISTIC}, log-mel spectrogram"),
@@ -119,7 +118,7 @@ FLOORS: dict[str, tuple[Callable[[], Any], Features | None, str]] = {
 
 @measurement("modalities", "floors", "what linear models reach on the modalities' data")
 def floors(out: Path) -> Iterator[str]:
-    """Measure the floors that are not measured yet, and write the table."""
+    """Measure missing baselines, and write the table."""
     records = Records(out / "floors.csv", KEYS, VALUES)
     for experiment, (make, features, learner) in FLOORS.items():
         if {"experiment": experiment, "learner": learner} in records:

@@ -1,7 +1,7 @@
-"""Speed of whole models: the zoo's forms, the same network by the reference of every operator, and timm's peers.
+"""Speed of whole models: the zoo's forms, the same network with reference operators ("plain"), and timm's models.
 
-Every form of every model is called once a round, in turn, so that a busy machine is busy for all of them; outputs (and
-gradients, for training) are compared before anything is timed.
+Calls of all forms are interleaved, so that load affects all alike; outputs, and gradients for training, are compared
+before timing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from zoo.results.timing import Times, best_policy, interleaved_times, under_poli
 
 __all__ = ["BenchmarkError", "inference", "training"]
 
-#: Two of ours and, after each, the peers of timm that it is compared with.
+#: Two models of the zoo, each followed by a timm model of its size.
 MODELS = ("unireplknet_a", "convnextv2_atto", "unireplknet_t", "convnext_tiny")
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 KEYS = ("date", "model", "form", "layout", "compiled", "threads", "batch", "size", "device")
@@ -36,11 +36,11 @@ MEASURES = ("zoo/models/unireplknet.py", "zoo/models/deploy.py", "zoo/ops")
 
 
 class BenchmarkError(RuntimeError):
-    """Two forms that should agree do not, or a model cannot be measured."""
+    """Two forms differ, or a model cannot be measured."""
 
 
 class Cell(NamedTuple):
-    """What is timed: one form of one model in one memory layout."""
+    """A timed form of a model in a memory layout."""
 
     model: str
     form: str
@@ -64,26 +64,26 @@ def inference(
     device: str = "cpu",
     wait: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Time forward passes: plain and zoo, training form and deploy form, and other models as they are.
+    """Time forward passes of training and deploy forms, plain and zoo, and of timm models.
 
-    A process that has run larger models before keeps more memory at hand, which helps forms that allocate much: measure
-    a model with its own peers only, in a process of its own.
+    Larger models measured earlier leave a larger memory pool to the process, which favours forms that allocate much:
+    measure a model only with models of its size.
 
     Args:
-        folder: Where `models_inference.csv` is kept; the table goes into RESULTS.md beside the folder.
-        models: Names of the zoo or of timm; the latter have no operators of ours, and run as they are.
-        batch: Images a call.
+        folder: Folder of `models_inference.csv`; the table goes into RESULTS.md beside it.
+        models: Names in the zoo or in timm; the latter have only one form.
+        batch: Batch size.
         size: Side of the images, pixels.
-        threads: Numbers of threads to measure with, one after the other; none means what torch uses now.
+        threads: Numbers of threads to measure with; empty means the current one.
         rounds: Timed calls of each form.
-        compile: Also measure the deploy forms after `torch.compile` (minutes for each model).
-        precision: Any of `float32` and `bfloat16` (autocast); gains are against the plain form in float32.
-        device: Where to run, `cpu` or `cuda`.
-        wait: Policies of :data:`~zoo.results.timing.POLICIES`, each in a process of its own; none means this one's.
+        compile: Also measure deploy forms with `torch.compile` (minutes per model).
+        precision: `float32` and `bfloat16` (autocast); speed-ups are relative to the plain form in float32.
+        device: `cpu` or `cuda`.
+        wait: Policies of :data:`~zoo.results.timing.POLICIES`, each in a new process; empty means the current one.
 
     Yields:
-        Lines of a table: median wall time an image with quartiles, CPU time, and how many times faster than the plain
-        deploy form in its better layout (uncompiled), both by the clock and by CPU time.
+        Lines of a table: median wall time per image with quartiles, CPU time, and the speed-ups of both over the plain
+        deploy form in its faster layout (uncompiled).
 
     Raises:
         BenchmarkError: Two forms of a model give different outputs.
@@ -91,7 +91,7 @@ def inference(
     since, given = stamp()["date"], {"models": list(models), "batch": batch, "size": size, "rounds": rounds}
     given |= {"threads": list(threads), "compile": compile, "precision": list(precision), "device": device}
     yield from under_policies(wait, __name__, "measure_inference", folder=str(folder), **given)
-    yield from _told("inference", folder, since, _options(given | {"wait": wait}), "plain deploy")
+    yield from _write_section("inference", folder, since, _options(given | {"wait": wait}), "plain deploy")
 
 
 @measurement("models", "training", "a training step: plain and zoo")
@@ -107,17 +107,17 @@ def training(
 ) -> Iterator[str]:
     """Time a training step (forward, cross-entropy, backward) of the training form in float32, plain and zoo.
 
-    Arguments, lines and errors as for :func:`inference`, the file is `models_training.csv`; loss and gradients of the
-    forms are compared before.
+    Arguments, lines and errors are those of :func:`inference`; the file is `models_training.csv`. Gradients of the
+    forms are compared first.
     """
     since, given = stamp()["date"], {"models": list(models), "batch": batch, "size": size, "rounds": rounds}
     given |= {"threads": list(threads), "device": device}
     yield from under_policies(wait, __name__, "measure_training", folder=str(folder), **given)
-    yield from _told("training", folder, since, _options(given | {"wait": wait}), "plain")
+    yield from _write_section("training", folder, since, _options(given | {"wait": wait}), "plain")
 
 
 def _options(given: dict[str, Any]) -> str:
-    """Options of the command line that say the same; those left as they come stay away."""
+    """The arguments as command-line options, without defaults."""
     words = []
     for name, value in given.items():
         if value is True:
@@ -139,7 +139,7 @@ def measure_inference(
     precision: Sequence[str],
     device: str,
 ) -> Iterator[str]:
-    """What :func:`inference` does in each process."""
+    """The part of :func:`inference` that runs in each process."""
     images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     cells: dict[Cell, Callable[[], Any]] = {}
     for name in models:
@@ -151,9 +151,8 @@ def measure_inference(
 def measure_training(
     folder: str, models: Sequence[str], batch: int, size: int, threads: Sequence[int], rounds: int, device: str
 ) -> Iterator[str]:
-    """What :func:`training` does in each process."""
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randn(batch, 3, size, size, generator=draw).to(device)
+    """The part of :func:`training` that runs in each process."""
+    images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     cells: dict[Cell, Callable[[], Any]] = {}
     for name in models:
         yield f"building {name}"
@@ -161,7 +160,7 @@ def measure_training(
     yield from _measured("training", Path(folder), cells, images, threads, rounds, plain="plain")
 
 
-# ---- what is timed -----------------------------------------------------------------------------------------
+# ---- timed functions ---------------------------------------------------------------------------------------
 
 
 def _inference_cells(
@@ -192,17 +191,17 @@ def _inference_cells(
 
 
 def _is_ours(model: nn.Module) -> bool:
-    """Whether a model may call operators, so that there is a plain form to compare it with."""
+    """Whether a model is of the zoo, and so has a plain form."""
     return type(model).__module__.split(".")[0] == "zoo"
 
 
-def _answering(cell: Cell) -> AbstractContextManager[None]:
-    """References of the operators for a plain form."""
+def _operators(cell: Cell) -> AbstractContextManager[None]:
+    """Context with reference operators for a plain form."""
     return reference() if cell.form.startswith("plain") else nullcontext()
 
 
 def _built(name: str) -> nn.Module:
-    """A network of known weights, whatever was drawn before; the caller's generator does not move."""
+    """Build a network with fixed weights; the global random generator is not changed."""
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -218,7 +217,7 @@ def _forward(cell: Cell, model: nn.Module, images: Tensor, dtype: torch.dtype | 
 
     def call() -> Tensor:
         half = torch.autocast(images.device.type, dtype, enabled=dtype is not None)
-        with _answering(cell), torch.inference_mode(), half:
+        with _operators(cell), torch.inference_mode(), half:
             return _finished(run(images))
 
     return call
@@ -235,11 +234,11 @@ def _training_cells(name: str, images: Tensor) -> dict[Cell, Callable[[], Tensor
     return cells
 
 
-FEWEST = 8  # values a channel; over two of them a batch norm answers -1 and 1, and its gradient is rounding
+FEWEST = 8  # values per channel: with two, a batch norm gives -1 and 1, and its gradient is rounding error
 
 
 def _check_statistics(model: nn.Module, images: Tensor) -> None:
-    """Refuse images so few and small that a batch norm has no stable gradient to compare."""
+    """Refuse batches too small for stable batch norm gradients."""
     values: list[int] = []
     trial = copy.deepcopy(model)
     for norm in (m for m in trial.modules() if isinstance(m, nn.BatchNorm2d)):
@@ -261,7 +260,7 @@ def _step(cell: Cell, model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
 
     def call() -> Tensor:
         model.zero_grad(set_to_none=True)
-        with _answering(cell):
+        with _operators(cell):
             F.cross_entropy(model(images), targets).backward()
         assert first.grad is not None
         return _finished(first.grad)
@@ -277,18 +276,12 @@ def _finished(result: Tensor) -> Tensor:
 
 @torch.no_grad()
 def lively(model: nn.Module) -> nn.Module:
-    """Give every weight and statistic a value that matters, as training would.
-
-    A fresh layer scale of 1e-6 would hide any error inside a block.
-
-    Returns:
-        The same model.
-    """
-    draw = torch.Generator().manual_seed(0)
+    """Perturb all vectors and statistics in place: an initial layer scale of 1e-6 would hide errors inside a block."""
+    generator = torch.Generator().manual_seed(0)
     for name, value in model.state_dict().items():
         if not value.is_floating_point():
             continue
-        noise = torch.randn(value.shape, generator=draw).to(value)
+        noise = torch.randn(value.shape, generator=generator).to(value)
         if name.endswith("running_var"):
             value.copy_(1 + 0.1 * noise.abs())
         elif value.squeeze().ndim <= 1:
@@ -297,7 +290,7 @@ def lively(model: nn.Module) -> nn.Module:
 
 
 def _compare(results: dict[Cell, Tensor], tolerance: float) -> None:
-    """All results of one model must agree with its first one, relative to that one's largest entry."""
+    """Raise BenchmarkError unless all results agree with the first one, relative to its largest entry."""
     (first, expected), *others = results.items()
     for cell, result in others:
         apart = float((result - expected).abs().max() / expected.abs().max())
@@ -307,7 +300,7 @@ def _compare(results: dict[Cell, Tensor], tolerance: float) -> None:
             )
 
 
-# ---- measuring and telling ---------------------------------------------------------------------------------
+# ---- measuring and reporting -------------------------------------------------------------------------------
 
 
 def _measured(
@@ -327,7 +320,7 @@ def _measured(
     for count in threads or (before,):
         torch.set_num_threads(count)
         try:
-            here = start | {"threads": str(count), "load": stamp()["load"]}  # before the measurement adds to it
+            here = start | {"threads": str(count), "load": stamp()["load"]}  # load before the measurement
             found = interleaved_times(cells, rounds)
         finally:
             torch.set_num_threads(before)
@@ -336,8 +329,8 @@ def _measured(
             yield "  ".join(f"{cell:>{width}}" for cell, width in zip(_shown(records.rows[-1]), WIDTHS, strict=True))
 
 
-def _told(name: str, folder: Path, since: str, options: str, plain: str) -> Iterator[str]:
-    """Write the table of the rows that one command measured."""
+def _write_section(name: str, folder: Path, since: str, options: str, plain: str) -> Iterator[str]:
+    """Write the section of RESULTS.md from the rows measured since `since`."""
     records = Records(folder / f"models_{name}.csv", KEYS, VALUES)
     rows = [row for row in records.rows if row["date"] >= since]
     models = " ".join(dict.fromkeys(row["model"] for row in rows))
@@ -356,7 +349,7 @@ def _told(name: str, folder: Path, since: str, options: str, plain: str) -> Iter
 
 
 def _headline(rows: Sequence[dict[str, str]], plain: str) -> str:
-    """Best against best: each form where it is quickest, whatever the layout and the waiting of threads."""
+    """Speed-ups of the fastest rows of each form, over layouts and wait policies."""
     told = []
     for model in dict.fromkeys(row["model"] for row in rows if row["times"]):
         own = [row for row in rows if row["model"] == model and row["compiled"] == "no"]

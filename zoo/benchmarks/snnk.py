@@ -1,4 +1,4 @@
-"""SNNK: speed of a folded layer, error of every feature map, and a perceptron in layers, bundled, in closed form."""
+"""SNNK: speed of layers, error of feature maps, and a perceptron: layered, bundled, and in closed form."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["approximation", "mlp", "speed"]
 
 
 class Original(nn.Module):
-    """The layer as first published: a full-size constant, scaling by steps, Psi on the features."""
+    """The layer as published: a full-size constant, separate scaling, Psi on the features."""
 
     def __init__(self, weight: Tensor, projection: Tensor) -> None:
         super().__init__()
@@ -50,12 +50,12 @@ FEATURES = ("zoo/kernels/random_features", "zoo/models/snnk.py")
 
 @measurement("snnk", "speed", "folded and unfolded layers against dense ones")
 def speed(folder: Path, rounds: int = 11, wait: Sequence[str] = tuple(POLICIES)) -> Iterator[str]:
-    """Dense 768 -> 3072 with GELU against SNNK layers, whole and folded into a second layer, on 2,048 tokens.
+    """Time dense 768 -> 3072 layers with GELU against SNNK layers, unfolded and folded, on 2,048 tokens.
 
     Args:
-        folder: Of `snnk_speed.csv`; the table goes into RESULTS.md beside the folder.
+        folder: Folder of `snnk_speed.csv`; the table goes into RESULTS.md beside it.
         rounds: Timed calls of each form.
-        wait: Policies of :data:`~zoo.results.timing.POLICIES`, each in a process of its own.
+        wait: Policies of :data:`~zoo.results.timing.POLICIES`, each in a new process.
     """
     path = folder / "snnk_speed.csv"
     path.unlink(missing_ok=True)  # times of one run belong together
@@ -91,11 +91,10 @@ _WIDTH, _HIDDEN, _TOKENS = 768, 3072, 2048
 
 
 def measure_speed(folder: str, rounds: int) -> Iterator[str]:
-    """What :func:`speed` does in each process."""
+    """The part of :func:`speed` that runs in each process."""
     records = Records(Path(folder, "snnk_speed.csv"), *_SPEED)
-    draw = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    x = torch.randn(_TOKENS, _WIDTH, generator=draw)
+    x = torch.randn(_TOKENS, _WIDTH, generator=torch.Generator().manual_seed(0))
     dense, second = nn.Sequential(nn.Linear(_WIDTH, _HIDDEN), nn.GELU()), nn.Linear(_HIDDEN, _WIDTH)
     functions: dict[str, nn.Module] = {DENSE: dense, WHOLE: nn.Sequential(dense, second)}
     for m in (16, 64, 256, 512):
@@ -131,7 +130,7 @@ MAPS: dict[str, Callable[..., FeatureMap]] = {
         for name in ("cos", "sin", "gaussian", "tanh", "sigmoid", "softplus", "erf", "gelu", "silu")
     },
 }
-#: What the maps of bounded and smooth activations stand for.
+#: Activations that the maps of these names approximate.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
@@ -150,10 +149,10 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @measurement("snnk", "approximation", "error of every map against its width")
 def approximation(folder: Path) -> Iterator[str]:
-    """Error of every map against its width, with the theory's line: a table and a picture.
+    """Error of every feature map against its width, beside the theoretical variance: a table and a plot.
 
-    The maps of bounded and smooth activations stand for a short trigonometric series; its own distance from the
-    activation is a bias that no width removes, so that both errors are measured.
+    Maps of bounded and smooth activations approximate a short trigonometric series, whose difference from the
+    activation is a bias for any width; both errors are measured.
     """
     d, draws = 64, 8
     values = ["error", "error_activation", "theory"]
@@ -179,7 +178,7 @@ def approximation(folder: Path) -> Iterator[str]:
                 records.add({**row, "theory": theory})
         yield f"{name}: done"
     picture = folder / "snnk_approximation.png"
-    _draw(records, picture)
+    _plot(records, picture)
 
     def cell(column: str, name: str, kind: str, m: int) -> str:
         found = records.select(map=name, projection=kind, m=m)[0][column]
@@ -213,7 +212,7 @@ stay where the series ends. The picture, with the theory's line for independent 
     yield table
 
 
-def _draw(records: Records, path: Path) -> None:
+def _plot(records: Records, path: Path) -> None:
     figure = new_figure((11, 7.5))
     for ax, name in zip(figure.subplots(3, 4, sharex=True).flat, MAPS, strict=True):
         for kind, mark in zip(KINDS, "os^d", strict=True):
@@ -236,12 +235,12 @@ HIDDEN, EPOCHS, SEEDS, RATES = 256, 15, (0, 1, 2), (1e-3, 4e-3)
 
 
 def plain(seed: int) -> nn.Module:
-    """The usual perceptron with two hidden layers."""
+    """A perceptron with two hidden layers."""
     layers = [nn.Linear(784, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 10)]
     return nn.Sequential(nn.Flatten(), *layers)
 
 
-#: Name -> network of a seed, and whether the head is solved.
+#: Name -> network by seed, and whether its head is solved in closed form.
 NETWORKS: dict[str, tuple[Callable[[int], nn.Module], bool]] = {
     "plain, 784-256-256-10": (plain, False),
     "SNNK layers, m = 256, 256": (lambda s: _snnk(s, (256, 256)), False),
@@ -259,7 +258,7 @@ def _snnk(seed: int, m: tuple[int, ...], **options: Any) -> SNNK:
 
 @measurement("snnk", "mlp", "a perceptron in layers, bundled, in closed form")
 def mlp(folder: Path) -> Iterator[str]:
-    """A perceptron on 5,000 MNIST digits: plain, SNNK, bundled, and fully bundled with its optimum in closed form."""
+    """Perceptrons on 5,000 MNIST digits: plain, with SNNK layers, bundled, and fully bundled in closed form."""
     from zoo.data.image import Mnist5k
 
     records = Records(
@@ -337,14 +336,14 @@ def _measured(
 
 
 def _adam(model: nn.Module, X: Tensor, y: Tensor, rate: float, seed: int) -> None:
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, rate, weight_decay=0.01)
     total = EPOCHS * math.ceil(len(X) / 64)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / (0.1 * total), 1 - s / total))
     model.train()
     for _ in range(EPOCHS):
-        for rows in torch.randperm(len(X), generator=draw).split(64):
+        for rows in torch.randperm(len(X), generator=generator).split(64):
             optimizer.zero_grad()
             F.cross_entropy(model(X[rows]), y[rows]).backward()
             optimizer.step()

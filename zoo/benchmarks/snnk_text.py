@@ -1,8 +1,8 @@
-"""SNNK on a pretrained text encoder: adapters against their peers, and feed-forward networks that are converted.
+"""SNNK on a pretrained text encoder: adapters against other methods, and converted feed-forward networks.
 
-MiniLM-L6 is fine-tuned on the fine-food reviews. Every method works in the last three of its six layers, so that the
-states below them are computed once; each has the same rows and the same epochs. The learning rate whose short trial is
-best on the validation part, on a grid that brackets it, is run with three seeds and looked at on the test part.
+MiniLM-L6 is fine-tuned on the fine-food reviews. All methods use the last three of its six layers, so that the states
+below are computed once, with the same rows and epochs. The learning rate with the best short trial on the validation
+part, on a grid that brackets it, is run with three seeds and tested.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Top(nn.Module):
         return self.classifier((self.states(hidden, mask) * weight).sum(1) / weight.sum(1))
 
     def states(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """States behind the layers, (B, L, d)."""
+        """Outputs of the layers, (B, L, d)."""
         bias = torch.where(mask[:, None, None], 0.0, torch.finfo(hidden.dtype).min).to(hidden.dtype)
         for layer in self.layer:
             hidden = layer(hidden, bias)
@@ -57,7 +57,7 @@ class Top(nn.Module):
 
 
 class Reviews:
-    """States below the trained layers, for training, validation and test rows."""
+    """Encoder states below the trained layers, for training, validation and test rows."""
 
     def __init__(self, layers: int = LAYERS, length: int = LENGTH) -> None:
         from transformers import BertModel
@@ -76,20 +76,20 @@ class Reviews:
             ids = tokenize([texts.texts[i] for i in chosen], place / "tokenizer.json", length)
             mask = ids > 0
             found = torch.zeros(*ids.shape, self.width, dtype=torch.half)
-            for some, kept in _alike(mask, 64):
+            for some, kept in _batches_by_length(mask, 64):
                 with torch.no_grad():
                     states = encoder(ids[some, :kept], mask[some, :kept].long()).last_hidden_state
                 found[some, :kept] = states.half()
             self.states[part] = found, mask, texts.targets[torch.as_tensor(list(chosen))]
 
     def fresh(self, seed: int) -> Top:
-        """The pretrained top with a fresh classifier."""
+        """A copy of the pretrained top layers with a new classifier."""
         torch.manual_seed(seed)
         return Top(copy.deepcopy(self.top), self.width)
 
     @torch.no_grad()
     def through(self, layers: nn.ModuleList) -> Reviews:
-        """The same rows behind frozen layers, with nothing left on top."""
+        """The same rows after frozen layers, without top layers."""
         above = copy.copy(self)
         above.top, above.states = nn.ModuleList(), {}
         run = Top(layers, self.width).eval()
@@ -99,19 +99,19 @@ class Reviews:
         return above
 
     def accuracy(self, top: nn.Module, part: str) -> float:
-        """Share of the rows that are classified rightly."""
+        """Accuracy on a part."""
         hidden, mask, y = self.states[part]
         top.eval()
         right = 0
-        for some, kept in _alike(mask, 128):
+        for some, kept in _batches_by_length(mask, 128):
             with torch.no_grad():
                 found = top(hidden[some, :kept].float(), mask[some, :kept]).argmax(-1)
             right += int((found == y[some]).sum())
         return right / len(y)
 
 
-def _alike(mask: Tensor, count: int) -> Iterator[tuple[Tensor, int]]:
-    """Some rows at a time, alike in length so that little pads them, and the length of the longest of them."""
+def _batches_by_length(mask: Tensor, count: int) -> Iterator[tuple[Tensor, int]]:
+    """Batches of row indices, sorted by length to reduce padding, and the largest length of each."""
     length = mask.sum(1)
     for rows in length.argsort().split(count):
         yield rows, int(length[rows].max())
@@ -149,13 +149,13 @@ def _lora(top: Top, seed: int) -> int:
 
 
 def _trained(top: Top) -> int:
-    """Parameters that are trained, without those of the classifier."""
+    """Number of trained parameters without the classifier."""
     head = top.classifier
     own = head.adapters["default"] if isinstance(head, SavedModule) else head
     return sum(p.numel() for p in top.parameters() if p.requires_grad) - sum(p.numel() for p in own.parameters())
 
 
-#: Method -> how it is prepared, and the learning rates tried.
+#: Method -> function that prepares the model, and initial grid of learning rates.
 METHODS: dict[str, tuple[Callable[[Top, int], int], tuple[float, float]]] = {
     "head only": (_head, (3e-3, 1e-2)),
     "Houlsby, r = 32": (_adapter("houlsby"), (1e-3, 3e-3)),
@@ -166,9 +166,9 @@ METHODS: dict[str, tuple[Callable[[Top, int], int], tuple[float, float]]] = {
 
 
 def train(top: nn.Module, data: Reviews, rate: float, seed: int, epochs: int = EPOCHS, rows: int | None = None) -> None:
-    """AdamW on cross-entropy, linear warm-up over a tenth and linear decay; on the first `rows` rows if given."""
+    """Train with AdamW, cross-entropy, linear warm-up over a tenth and linear decay, on the first `rows` rows."""
     hidden, mask, y = (x[:rows] for x in data.states["train"])
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # dropout
     trained = [p for p in top.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.01)
@@ -177,7 +177,7 @@ def train(top: nn.Module, data: Reviews, rate: float, seed: int, epochs: int = E
     top.train()
     length = mask.sum(1)
     for _ in range(epochs):
-        for batch in _batches(length, draw):
+        for batch in _batches(length, generator):
             kept = int(length[batch].max())
             loss = F.cross_entropy(top(hidden[batch, :kept].float(), mask[batch, :kept]), y[batch])
             optimizer.zero_grad()
@@ -187,11 +187,11 @@ def train(top: nn.Module, data: Reviews, rate: float, seed: int, epochs: int = E
             schedule.step()
 
 
-def _batches(length: Tensor, draw: torch.Generator) -> list[Tensor]:
+def _batches(length: Tensor, generator: torch.Generator) -> list[Tensor]:
     """Random batches of rows of similar length, in random order."""
-    groups = torch.randperm(len(length), generator=draw).split(10 * BATCH)
+    groups = torch.randperm(len(length), generator=generator).split(10 * BATCH)
     batches = [b for g in groups for b in g[length[g].argsort()].split(BATCH)]
-    return [batches[i] for i in torch.randperm(len(batches), generator=draw)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
 
 
 TFIDF = "TF-IDF of words and pairs, logistic regression"
@@ -221,10 +221,7 @@ def _tfidf(records: Records) -> float:
 
 @measurement("snnk", "adapters", "adapters on a text encoder")
 def adapters(folder: Path) -> Iterator[str]:
-    """SNNK adapters, Houlsby adapters, LoRA, head only and full fine-tuning of the last three layers of MiniLM.
-
-    What has been measured is not measured again.
-    """
+    """SNNK adapters, Houlsby adapters, LoRA, head only and full fine-tuning of the last three layers of MiniLM."""
     keys = ["method", "rows", "rate", "seed"]
     records = Records(folder / "snnk_adapters.csv", keys, ["parameters", "validation", "test", "cpu_seconds"])
     data: list[Reviews] = []
@@ -289,7 +286,7 @@ CONVERTED = (32, 128, 512)
 
 
 def _svd(top: Top, m: int) -> None:
-    """Both matrices of every feed-forward network cut to the rank of equal cost, m d / (d + l)."""
+    """Truncate both matrices of every feed-forward network to the rank of equal cost, m d / (d + l)."""
     for ffn in feed_forwards(top):
         d, wide = ffn.first.in_features, ffn.first.out_features
         for layer in (ffn.first, ffn.second):
@@ -300,13 +297,13 @@ def _svd(top: Top, m: int) -> None:
 
 
 def _linear_map(width: int, m: int, seed: int) -> ReLUFeatures:
-    """Random projections without a nonlinearity: the clip lies below every value."""
+    """Random projections without a nonlinearity: the threshold is below all values."""
     return ReLUFeatures(width, m, constant=-1e6, seed=seed)
 
 
 @measurement("snnk", "conversion", "feed-forward networks of a text encoder, converted")
 def conversion(folder: Path) -> Iterator[str]:
-    """Convert the feed-forward networks of the last two layers: error and accuracy against m, and two baselines."""
+    """Convert the feed-forward networks of the last two layers: error and accuracy against m, with two baselines."""
     records = Records(folder / "snnk_conversion.csv", ["method", "m", "seed"], ["parameters", "error", "test"])
     methods = ("SNNK, least squares", "random projection, least squares", "truncated SVD")
     wanted = [("none", 0, s) for s in SEEDS] + [(n, m, s) for n in methods for m in CONVERTED for s in SEEDS]
@@ -346,8 +343,7 @@ reviews, relative to their spread. {source}
 
 def _converted(top: Top, data: Reviews, method: str, m: int, seed: int) -> dict[str, Any]:
     hidden, mask, _ = data.states["train"]
-    draw = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(len(hidden), generator=draw)[:600]
+    rows = torch.randperm(len(hidden), generator=torch.Generator().manual_seed(seed))[:600]
     batches = [(hidden[r].float(), mask[r]) for r in rows.split(100)]
     original = copy.deepcopy(top).eval()
     if method == "truncated SVD":

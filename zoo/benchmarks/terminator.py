@@ -1,8 +1,7 @@
-"""Terminator against other networks of its size on digits and clothes, and what its options do to accuracy.
+"""Terminator against other networks of its size on MNIST and Fashion-MNIST, and the effect of its options.
 
-Small by design: whole data sets, images averaged to 14 x 14, a fixed number of training steps that two busy cores can
-carry. Every network is trained twice: for as many steps as Terminator (equal epochs), and for as many CPU seconds as
-Terminator needed for them (equal time).
+Small enough for two cores: full data sets, images averaged to 14 x 14, a fixed number of training steps. Every network
+is trained twice: with the same steps as Terminator (equal epochs), and with the same CPU time (equal time).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from zoo.results.records import Provenance, Records, markdown, mean_sd, put_sect
 __all__ = ["BenchmarkError", "options", "pixels"]
 
 SEEDS = (0, 1, 2)
-STATE_RATE = 1e-3  # of the state parameters of S4D
+STATE_RATE = 1e-3  # largest learning rate of S4D's state parameters
 SIDE, BATCH, WEIGHT_DECAY = 14, 64, 0.05
 RATES, TRIAL_STEPS, HELD_OUT = (3e-3, 1e-2, 3e-2, 1e-1), 100, 5000
 DATA: dict[str, type[Mnist]] = {"MNIST": Mnist, "Fashion-MNIST": FashionMnist}
@@ -40,14 +39,14 @@ MEASURES = ("zoo/models/terminator.py", "zoo/models/slow_nets.py", "zoo/ops")
 
 
 class BenchmarkError(RuntimeError):
-    """The benchmark cannot run; the message says why."""
+    """The benchmark cannot run."""
 
 
 # ---- the other networks ------------------------------------------------------------------------------------
 
 
 def resnet(width: int) -> nn.Module:
-    """Three residual blocks of two 3 x 3 convolutions (He et al., 2016), at 14, 7 and 4 pixels."""
+    """Three basic residual blocks (He et al., 2016), at 14, 7 and 4 pixels."""
     widths = (width, width, 2 * width, 2 * width)
     layers: list[nn.Module] = [nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
     for i, (before, after) in enumerate(pairwise(widths)):
@@ -60,21 +59,21 @@ def resnet(width: int) -> nn.Module:
 
 
 def convnext(width: int) -> nn.Module:
-    """Four ConvNeXt blocks (Liu et al., 2022) of 7 x 7 depthwise kernels behind a 2 x 2 patch stem."""
+    """Four ConvNeXt blocks (Liu et al., 2022) with 7 x 7 depthwise kernels after a 2 x 2 patch stem."""
     blocks = [ConvNeXtBlock(width, ls_init_value=0.1) for _ in range(4)]
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(width), nn.Linear(width, 10))
     return nn.Sequential(nn.Conv2d(1, width, 2, 2), *blocks, *head)
 
 
 class DiagonalStateSpace(nn.Module):
-    """S4D layer (Gu et al., 2022): a long convolution whose kernel is a diagonal state space, then GELU and mixing.
+    """S4D layer (Gu et al., 2022): a long convolution with the kernel of a diagonal state space, GELU and mixing.
 
-    Its state parameters (steps, decays and frequencies) are trained as its authors do: at a rate of at most 0.001,
-    without weight decay.
+    As in the paper, its state parameters (steps, decays and frequencies) have a learning rate of at most 0.001 and no
+    weight decay.
 
     Args:
-        width: channels.
-        states: complex states of each channel.
+        width: Channels.
+        states: Complex states per channel.
     """
 
     def __init__(self, width: int, states: int = 16) -> None:
@@ -90,20 +89,20 @@ class DiagonalStateSpace(nn.Module):
             parameter.own_rate = STATE_RATE  # type: ignore[attr-defined]
 
     def kernel(self, length: int) -> Tensor:
-        """(width, L)."""
+        """Convolution kernel (width, L)."""
         a = torch.complex(-self.log_decay.exp(), self.frequency)
         step = a * self.log_dt.exp()[:, None]
         c = torch.view_as_complex(self.c) * (step.exp() - 1) / a
         return 2 * torch.einsum("hn,hnl->hl", c, (step[..., None] * torch.arange(length)).exp()).real
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, width, L) to the same."""
+        """(B, width, L) -> (B, width, L)."""
         y = causal_conv(self.kernel(x.shape[-1]), x) + self.skip[:, None] * x
         return self.norm((x + self.mix(F.gelu(y).mT).mT).mT).mT
 
 
 class S4D(nn.Module):
-    """Four :class:`DiagonalStateSpace` layers over the pixels of an image, one by one."""
+    """Four :class:`DiagonalStateSpace` layers over the sequence of an image's pixels."""
 
     def __init__(self, width: int, order: Tensor | None = None) -> None:
         super().__init__()
@@ -113,18 +112,19 @@ class S4D(nn.Module):
         self.head = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, 1, N, N) to logits."""
+        """Images (B, 1, N, N) -> logits (B, 10)."""
         x = x.flatten(2)
         x = x if self.order is None else x[..., self.order]
         return self.head(self.layers(self.stem(x)).mean(-1))
 
 
 def parameters(model: nn.Module) -> int:
+    """Number of parameters."""
     return sum(p.numel() for p in model.parameters())
 
 
 def fitted(build: Callable[[int], nn.Module], target: int) -> nn.Module:
-    """The network whose number of parameters comes nearest to a target, over widths from 4 to 64."""
+    """The network with the number of parameters closest to `target`, over widths from 4 to 64."""
     width = min(range(4, 65), key=lambda w: abs(parameters(build(w)) - target))
     return build(width)
 
@@ -138,7 +138,7 @@ RIVALS: dict[str, dict[str, Any]] = {
 
 
 def built(task: str, model: str) -> nn.Module:
-    """A network by its name in the tables; rivals have about as many parameters as Terminator."""
+    """Build a network by its name in the tables; rivals have about as many parameters as Terminator."""
     own = create_model(TERMINATOR[task])
     if model == "Terminator":
         return own
@@ -152,7 +152,7 @@ def built(task: str, model: str) -> nn.Module:
 
 
 def load(data: str, root: str | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Training and test part: images (n, 1, 14, 14), standardised, and targets."""
+    """Training and test parts: standardised images (n, 1, 14, 14) and targets (n,)."""
     module = DATA[data](root=root)
     try:
         module.prepare_data()
@@ -167,13 +167,13 @@ def load(data: str, root: str | None) -> tuple[tuple[Tensor, Tensor], tuple[Tens
 def train(
     model: nn.Module, part: tuple[Tensor, Tensor], seed: int, steps: int, rate: float, seconds: float = 0.0
 ) -> tuple[int, float]:
-    """AdamW with a one-cycle schedule up to `rate` over `steps`, or over CPU `seconds` if given.
+    """Train with AdamW and a one-cycle schedule with peak `rate` over `steps`, or over CPU `seconds` if given.
 
     Returns:
-        Steps taken and CPU seconds.
+        Number of steps and CPU seconds.
     """
     images, targets = part
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     of_states = [p for p in model.parameters() if hasattr(p, "own_rate")]
     decayed = [p for p in model.parameters() if p.ndim > 1 and not hasattr(p, "own_rate")]
     rest = [p for p in model.parameters() if p.ndim <= 1 and not hasattr(p, "own_rate")]
@@ -194,7 +194,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = group["most"] * rise * fall
         if len(order) < BATCH:
-            order = torch.randperm(len(images), generator=draw)
+            order = torch.randperm(len(images), generator=generator)
         rows, order = order[:BATCH], order[BATCH:]
         loss = F.cross_entropy(model(images[rows]), targets[rows], label_smoothing=0.09)
         if hasattr(model, "aux_losses"):
@@ -207,7 +207,7 @@ def train(
 
 @torch.no_grad()
 def accuracy(model: nn.Module, part: tuple[Tensor, Tensor], batch: int = 500) -> float:
-    """Share of a part that is classified right, in eval mode."""
+    """Accuracy on a part, in eval mode."""
     model.eval()
     images, targets = part
     right = [model(x).argmax(-1) == y for x, y in zip(images.split(batch), targets.split(batch), strict=True)]
@@ -215,12 +215,12 @@ def accuracy(model: nn.Module, part: tuple[Tensor, Tensor], batch: int = 500) ->
 
 
 class Rates:
-    """The learning rate of each network: the best in short trials on training images that are left out.
+    """Learning rates of the networks, chosen in short trials on held-out training images.
 
-    The grid starts with four rates and goes on until it brackets the best.
+    The grid starts with four rates and is extended until it brackets the best.
 
     Args:
-        folder: Where `terminator_rates.csv` is kept.
+        folder: Folder of `terminator_rates.csv`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -235,14 +235,14 @@ class Rates:
         model: str,
         build: Callable[[], nn.Module] | None = None,
     ) -> float:
-        """Best rate for a network; what has been tried is not tried again.
+        """Best learning rate of a network; existing trials are reused.
 
         Args:
             part: Training images and targets.
             data: Name of the data set.
-            task: Of the tables.
-            model: Name of the network in the records.
-            build: Makes it; None takes the network that the tables have under this name.
+            task: Name of the task in the tables.
+            model: Name of the network in the rows.
+            build: Builds the network; None builds the one of this name in the tables.
         """
         key = {"data": data, "task": task, "model": model, "steps": TRIAL_STEPS}
         first, last = [x[:-HELD_OUT] for x in part], [x[-HELD_OUT:] for x in part]
@@ -270,20 +270,20 @@ def pixels(
     steps: int = 300,
     seeds: Sequence[int] = SEEDS,
 ) -> Iterator[str]:
-    """Accuracy on 14 x 14 images, as images and pixel by pixel, beside other networks of equal size.
+    """Accuracy on 14 x 14 images, as images and as pixel sequences, beside other networks of equal size.
 
     Args:
-        folder: Where `terminator_pixels.csv` is kept; the table goes into RESULTS.md beside the folder.
+        folder: Folder of `terminator_pixels.csv`; the table goes into RESULTS.md beside it.
         data: Names of data sets.
-        root: Folder of their files, as of `zoo.data.Mnist`.
-        steps: Training steps of Terminator, of 64 images.
+        root: Folder of their files, as in `zoo.data.Mnist`.
+        steps: Training steps of Terminator, with batches of 64 images.
         seeds: Seeds of weights and order.
 
     Yields:
-        A line for every run and the table.
+        One line per run, then the table.
 
     Raises:
-        BenchmarkError: A data set is not there.
+        BenchmarkError: A data set is missing.
     """
     records, rates = Records(folder / "terminator_pixels.csv", KEYS, VALUES), Rates(folder)
     for name in data:
@@ -294,7 +294,7 @@ def pixels(
             for task in TERMINATOR:
                 for model in ("Terminator", *RIVALS[task]):
                     yield from _cell(records, rates, parts, steps, data=name, task=task, model=model, seed=seed)
-                table = _pixel_table(folder, records, steps)  # so that an interrupted command has its table too
+                table = _pixel_table(folder, records, steps)  # also after an interrupted command
     yield table
 
 
@@ -312,10 +312,10 @@ def _cell(records: Records, rates: Rates, parts: Any, steps: int, **key: Any) ->
         taken, spent = train(model, parts[0], key["seed"], steps, rate, seconds)
         row |= {"parameters": parameters(model), "rate": rate, "accuracy": accuracy(model, parts[1])}
         records.add(row | {"taken": taken, "cpu_seconds": spent})
-        yield _told(records.rows[-1])
+        yield _line(records.rows[-1])
 
 
-def _told(row: dict[str, str]) -> str:
+def _line(row: dict[str, str]) -> str:
     what = f"{row['data']}, {row['task']}: {row['model']}, {row['parameters']} parameters, seed {row['seed']}"
     return f"{what}: {100 * float(row['accuracy']):.2f} % after {row['taken']} steps, {float(row['cpu_seconds']):.0f} s"
 
@@ -351,7 +351,7 @@ def _pixel_table(folder: Path, records: Records, steps: int) -> str:
     return table
 
 
-#: What prediction and frequencies may depend on, from the published network to our recipe.
+#: Options of statistics, context and frequencies, from the published network to our recipe.
 OPTIONS: dict[str, dict[str, Any]] = {
     "as published": {"standardise_eval": "batch", "local_context": "batch", "omega_0": 2000.0},
     "running statistics": {"standardise_eval": "running", "local_context": "batch", "omega_0": 2000.0},
@@ -369,10 +369,10 @@ def options(
     steps: int = 150,
     seeds: Sequence[int] = SEEDS,
 ) -> Iterator[str]:
-    """What running statistics, the context of local kernels and the frequency scale do to accuracy.
+    """Effect of running statistics, the context of local kernels and the frequency scale on accuracy.
 
-    Arguments, lines and errors as for :func:`pixels`; the file is `terminator_options.csv`. The rate is chosen for each
-    option by itself. Each trained network is tested twice, in batches of 500 and of 10 images.
+    Arguments, lines and errors are those of :func:`pixels`; the file is `terminator_options.csv`. The learning rate is
+    chosen for each option. Each trained network is tested in batches of 500 and of 10 images.
     """
     rates = Rates(folder)
     keys = ("data", "options", "steps", "seed")

@@ -1,4 +1,4 @@
-"""Speed and memory of Terminator against the same network by the reference of every operator."""
+"""Speed and memory of Terminator against the same network with reference operators ("plain")."""
 
 from __future__ import annotations
 
@@ -30,32 +30,33 @@ TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4  # the latter of float32 against floa
 
 
 class SpeedError(RuntimeError):
-    """Two forms that should agree do not."""
+    """Two forms differ."""
 
 
 def built() -> nn.Module:
-    """The CIFAR-10 network; dropout off, frequencies that float32 resolves."""
+    """The CIFAR-10 network without dropout, with frequencies that float32 resolves."""
     torch.manual_seed(0)
     return create_model("terminator_cifar10", omega_0="grid", block_drop_rate=0.0)
 
 
-def answering(form: str) -> AbstractContextManager[None]:
-    """References of the operators for the plain form."""
+def operators(form: str) -> AbstractContextManager[None]:
+    """Context with reference operators for the plain form."""
     return reference() if form == "plain" else nullcontext()
 
 
 def images(batch: int) -> tuple[Tensor, Tensor]:
-    draw = torch.Generator().manual_seed(0)
-    return torch.randn(batch, 3, 32, 32, generator=draw), torch.arange(batch) % 10
+    """Random images (B, 3, 32, 32) and targets (B,)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, 3, 32, 32, generator=generator), torch.arange(batch) % 10
 
 
 def training_step(form: str, batch: int) -> Callable[[], Tensor]:
-    """Forward, all losses, backward; the call returns the logits."""
+    """A training step (forward, all losses, backward) as a function that returns the logits."""
     model, (x, y) = built().train(), images(batch)
 
     def call() -> Tensor:
         model.zero_grad(set_to_none=True)
-        with answering(form):
+        with operators(form):
             logits = model(x)
             losses = [F.cross_entropy(logits, y, label_smoothing=0.09), *model.aux_losses().values()]  # type: ignore[operator]
             torch.stack(losses).sum().backward()
@@ -65,13 +66,13 @@ def training_step(form: str, batch: int) -> Callable[[], Tensor]:
 
 
 def inference(form: str, batch: int) -> Callable[[], Tensor]:
-    """Forward without gradients."""
+    """A forward pass in inference mode as a function."""
     model, (x, _) = built().eval(), images(batch)
     if form == "zoo deploy":
         to_deploy(model, inplace=True)
 
     def call() -> Tensor:
-        with answering(form), torch.inference_mode():
+        with operators(form), torch.inference_mode():
             return model(x)
 
     return call
@@ -94,14 +95,14 @@ def speed(
     """Time a training step and inference of the CIFAR-10 network: plain, zoo and deploy form, interleaved.
 
     Args:
-        folder: Where `terminator_speed.csv` is kept; the table goes into RESULTS.md beside the folder.
-        batch: Images a call; inference is measured with 1 image too.
+        folder: Folder of `terminator_speed.csv`; the table goes into RESULTS.md beside it.
+        batch: Batch size; inference is also measured with 1 image.
         threads: Numbers of threads.
         rounds: Timed calls of each form.
-        wait: Policies of :data:`~zoo.results.timing.POLICIES`, each in a process of its own.
+        wait: Policies of :data:`~zoo.results.timing.POLICIES`, each in a new process.
 
     Yields:
-        A line for every form, and the table.
+        One line per form, then the table.
 
     Raises:
         SpeedError: Logits of two forms differ by more than 1e-5 of the largest, or gradients by more than 1e-4.
@@ -128,7 +129,7 @@ def speed(
 
 
 def measure(folder: str, batch: int, threads: Sequence[int], rounds: int) -> Iterator[str]:
-    """What :func:`speed` does in each process."""
+    """The part of :func:`speed` that runs in each process."""
     records, before = _records(Path(folder)), torch.get_num_threads()
     for what, (factory, forms) in WORK.items():
         for size in (batch,) if what == "training step" else (batch, 1):
@@ -159,7 +160,7 @@ def _records(folder: Path) -> Records:
 
 
 def _headline(rows: Sequence[dict[str, str]]) -> str:
-    """Best against best: each form under the policy that suits it."""
+    """Speed-ups of the fastest rows of each form, over wait policies."""
     told = []
     for what, size in dict.fromkeys((row["what"], row["batch"]) for row in rows):
         own = [row for row in rows if (row["what"], row["batch"]) == (what, size)]
@@ -174,12 +175,12 @@ def _headline(rows: Sequence[dict[str, str]]) -> str:
 
 
 def _check_gradients() -> None:
-    """Compare the gradients of the zoo's form in float32 and of the plain one in float64, relative to the largest."""
+    """Compare gradients of the zoo's form in float32 and the plain one in float64, relative to the largest."""
     model, (x, y) = built().train(), images(2)
     gradients = []
     for form, dtype in (("plain", torch.float64), ("zoo", torch.float32)):
         network = copy.deepcopy(model).to(dtype)
-        with answering(form):
+        with operators(form):
             losses = [F.cross_entropy(network(x.to(dtype)), y), *network.aux_losses().values()]  # type: ignore[operator]
             torch.stack(losses).sum().backward()
         gradients.append({name: p.grad for name, p in network.named_parameters()})

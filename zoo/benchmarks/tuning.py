@@ -1,4 +1,4 @@
-"""Choice of a learning rate on a grid that goes on until it brackets the best."""
+"""Choice of a learning rate on a grid that is extended until it brackets the best."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ __all__ = ["bracketed"]
 
 
 def bracketed(score: Callable[[float], float], rates: Sequence[float], most: int = 4) -> float:
-    """The best of some rates; while the best is the first or the last, the grid grows on that side.
+    """The best of a grid of rates; while the best is at an end of the grid, the grid is extended there.
 
     Args:
-        score: Higher is better; asked once for each rate.
-        rates: Geometric grid in rising order, at least two.
-        most: Rates that may be added. The best may be an end of the grid only when they are used up.
+        score: Score of a rate, higher is better; called once per rate.
+        rates: Geometric grid in increasing order, at least two.
+        most: Largest number of rates to add.
 
     Returns:
-        The best rate; the smaller one of equals.
+        The best rate, the smallest one in a tie.
     """
     found = {rate: score(rate) for rate in sorted(rates)}
     for _ in range(most):

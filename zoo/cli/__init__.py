@@ -1,6 +1,6 @@
 """The command line of the zoo, `python -m zoo COMMAND`. Nothing heavy is imported before a command runs.
 
-python -m zoo list --pretrained                     the weights, and what they reach
+python -m zoo list --pretrained                     the weights and their results
 python -m zoo predict grbf.wine wine.csv            classes or values of a file
 python -m zoo benchmark grbf speed                  measure, print, and write results/ and RESULTS.md
 """
@@ -25,7 +25,7 @@ from zoo.support.values import PAGES, PICTURES, check_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0 when it is done, 1 on an error told in words, 2 on a wrong call."""
+    """Run a command; returns the exit status: 0 on success, 1 after an error with a message, 2 on wrong usage."""
     bound_waiting()
     parser = build_parser()
     options = parser.parse_args(arguments)
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        print("\nstopped; the same command continues from here", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         memory = _is_of_memory(error)
@@ -49,14 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _is_of_memory(error: Exception) -> bool:
-    """Whether memory has run out, which torch tells as an error of any kind."""
+    """Whether an error means that memory ran out, for which torch raises several types."""
     return isinstance(error, MemoryError) or (
         type(error).__module__ in ("builtins", "torch") and "memory" in str(error) and "allocate" in str(error)
     )
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of every command."""
+    """Build the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="python -m zoo",
         description="Kernel Zoo: look at models, use their weights, measure and deploy them. Training is train.py.",

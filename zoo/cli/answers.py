@@ -14,7 +14,7 @@ from zoo.support.values import PAGES, PICTURES, check_output
 
 @command("predict", "classes or values of files of any kind that the model takes")
 def add_predict(parser: argparse.ArgumentParser) -> None:
-    """Classify pictures, recordings, clips, point clouds, spectra, texts; answer rows of tables; forecast series."""
+    """Classify images, recordings, videos, point clouds, spectra and texts; predict rows of tables; forecast series."""
     parser.add_argument("model", help=MODEL)
     parser.add_argument("files", nargs="+", type=Path, help="of the kind that the model was trained on")
     parser.add_argument("--top", type=positive, default=5, help="classes to name (5)")
@@ -54,7 +54,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _forecast_lines(where: str, entry: dict[str, Any]) -> list[str]:
-    """A forecast as lines: the names of its values, then one line for each step."""
+    """Format a forecast: a line with the names of its values, then one line per step."""
     steps = entry["times"] or [f"step {i + 1}" for i in range(len(entry["forecast"]))]
     lines = [f"{where}: {', '.join(entry['columns'])}"]
     values = (", ".join(f"{value:.6g}" for value in row) for row in entry["forecast"])
@@ -63,7 +63,7 @@ def _forecast_lines(where: str, entry: dict[str, Any]) -> list[str]:
 
 @command("compare", "two models on one data set")
 def add_compare(parser: argparse.ArgumentParser) -> None:
-    """Run two models over the same test rows: accuracy, agreement, sign test, cost."""
+    """Evaluate two models on the same test rows: accuracy, agreement, sign test, time."""
     parser.add_argument("a", help=MODEL)
     parser.add_argument("b", help="the other one")
     parser.add_argument("--data", help="the one whose data set is used (the first)")
@@ -105,9 +105,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 @command("report", "one HTML file about a run, a weight, or two of them")
 def add_report(parser: argparse.ArgumentParser) -> None:
-    """Write one HTML file with everything in it: curves, confusion, mistakes, importances, kernels, accuracy matrix,
-    facts.
-    """
+    """Write a self-contained HTML report: curves, confusion, mistakes, importances, kernels, accuracy matrix, facts."""
     parser.add_argument("model", help=MODEL)
     parser.add_argument("other", nargs="?", help="one to compare it with, on the data of the first")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the file (report.html)")
@@ -127,8 +125,8 @@ def _report(options: argparse.Namespace) -> int:
 
 @command("export", "exported program and ONNX with a dynamic batch, checked")
 def add_export(parser: argparse.ArgumentParser) -> None:
-    """Write model.pt2 (torch.export) and model.onnx in deploy form, with a dynamic batch, and compare both with eager
-    PyTorch.
+    """Export a model in deploy form as model.pt2 (torch.export) and model.onnx, with a dynamic batch size, and compare
+    both with eager PyTorch.
     """
     parser.add_argument("model", help=MODEL)
     parser.add_argument("--out", type=Path, help="folder (MODEL-export)")
@@ -163,9 +161,8 @@ def _export(options: argparse.Namespace) -> int:
 
 @command("validate", "the figure of a card again, or accuracy on a folder of images")
 def add_validate(parser: argparse.ArgumentParser) -> None:
-    """Without --data: evaluate shipped weights, or a run, on the test part of their own data, prepared as the record
-    says, and compare with the record. With --data: classify a folder of images and print the accuracy beside the
-    published one.
+    """Without --data: evaluate shipped weights, or a run, on the test part of their own data, and compare with the
+    record. With --data: classify a folder of images, and print the accuracy beside the published one.
     """
     parser.add_argument("model", nargs="?", help=MODEL)
     parser.add_argument("--model", dest="named", metavar="MODEL", help=argparse.SUPPRESS)  # the older form

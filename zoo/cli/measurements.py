@@ -1,4 +1,4 @@
-"""Commands that measure: benchmark, results, build."""
+"""Commands for measurements: benchmark, results, build."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zoo.support.values import check_output
 
 @command("benchmark", "measure a family and write the results")
 def add_benchmark(parser: argparse.ArgumentParser) -> None:
-    """Measure a family and write the results. What has been measured is not measured again."""
+    """Run the measurements of a family and write the results. Existing rows are not measured again."""
     rows = [f"  {m.family} {m.name:10} {m.shows}" for entries in measurements().values() for m in entries.values()]
     parser.epilog, parser.formatter_class = "\n".join(["measurements:", *rows]), argparse.RawDescriptionHelpFormatter
     parser.add_argument("family", nargs="?", help="for example grbf; nothing lists them")
@@ -28,7 +28,7 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--models", nargs="+", metavar="MODEL", help="models: names of the zoo or of timm; gkcl: learners of its tables"
     )
-    own = parser.add_argument_group("of `models`, which measures anew each time")
+    own = parser.add_argument_group("of `models`, which measure again each time")
     own.add_argument("--batch", type=positive, help="images a call (8)")
     own.add_argument("--size", type=positive, help="side of the images in pixels (224)")
     own.add_argument("--threads", type=positive, nargs="+", help="numbers of threads, one after the other")
@@ -58,7 +58,7 @@ def _benchmark(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
         parser.error(f"{options.family} has no measurement {options.name!r}{suggestion(options.name, entries)}")
     check_output(options.out)
     if options.table and options.name in ("speed", "inference", "training"):
-        parser.error(f"{options.name} measures anew each time, and writes its table when it has")
+        parser.error(f"{options.name} always measures again, and writes its table afterwards")
     from zoo.results.records import Records
 
     Records.frozen = options.table
@@ -73,7 +73,7 @@ def _benchmark(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
 
 
 def _given(parser: argparse.ArgumentParser, options: argparse.Namespace, measure: Callable[..., Any]) -> dict[str, Any]:
-    """The options that were given, if the measurement has them; with several measurements, those that it has."""
+    """The given options that a measurement accepts; a single measurement must accept all of them."""
     given = {k: v for k, v in vars(options).items() if k in _OPTIONS and v is not None}
     accepted = inspect.signature(measure).parameters
     unknown = [k for k in given if k not in accepted]
@@ -90,8 +90,8 @@ _OPTIONS = (
 
 @command("results", "table of finished runs, written into RESULTS.md and README.md")
 def add_results(parser: argparse.ArgumentParser) -> None:
-    """Tabulate run folders, the seeds of an experiment in one row, and write the table into RESULTS.md and, between its
-    marks, into README.md.
+    """Tabulate run folders, with one row for the seeds of an experiment, and write the table into RESULTS.md and
+    between its markers into README.md.
     """
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs, for example outputs/mnist5k/*")
     parser.add_argument("--section", default="runs", help="section of the documents that is written (runs)")
@@ -108,16 +108,14 @@ def _results(options: argparse.Namespace) -> int:
 
 @command("build", "compile the loops in C ahead of time")
 def add_build(parser: argparse.ArgumentParser) -> None:
-    """Compile the loops in C for this machine, which the first model to need them does otherwise, and say where they
-    are kept. The environment variable ZOO_CACHE names another folder, CC another compiler, ZOO_NATIVE_ARCH another
-    processor.
+    """Compile the loops in C for this machine ahead of their first use, and print the path of the library. The
+    environment variable ZOO_CACHE sets the folder, CC the compiler, ZOO_NATIVE_ARCH the processor.
     """
     json_option(parser)
     parser.set_defaults(run=_build)
 
 
 def _build(options: argparse.Namespace) -> int:
-
     from zoo.ops import building, native
 
     path = building.build(native.SOURCES)[1]

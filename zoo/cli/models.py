@@ -1,4 +1,4 @@
-"""Commands that look at models: list, info."""
+"""Commands about models: list, info."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _list(options: argparse.Namespace) -> int:
 
 @command("info", "parameters, multiply-adds, memory, receptive field, card")
 def add_info(parser: argparse.ArgumentParser) -> None:
-    """Tell what a model is and costs."""
+    """Print facts about a model: parameters, multiply-adds, memory, receptive field, weights."""
     parser.add_argument("model", help="name of the zoo or of timm, with or without a tag, or local-dir:FOLDER")
     parser.add_argument("--size", type=positive, help="side of the images in pixels (the record's own)")
     parser.add_argument("--card", action="store_true", help="print the card of shipped weights instead")

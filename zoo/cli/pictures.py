@@ -1,4 +1,4 @@
-"""Commands that look into models: probe, and figure, its older form."""
+"""Commands that inspect models: probe, and figure, its older form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zoo.support.values import PICTURES, check_output
 
 @command("probe", "look into a model: receptive field, kernels, importances, losses ...")
 def add_probe(parser: argparse.ArgumentParser) -> None:
-    """Look into a model through a probe: print what it finds, and draw it. Without a name it lists the probes."""
+    """Inspect a model with a probe: print its result and plot it. Without a name, list the probes."""
     parser.add_argument("name", nargs="?", help="of the probe")
     parser.add_argument("model", nargs="?", help=f"{MODEL}; losses: the folder of a run")
     parser.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="of the probe, for example count=8")
@@ -51,13 +51,13 @@ def _place(model: str, name: str) -> Path:
 def _option(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
-        raise ConfigError(f"{text} is no option: write NAME=VALUE, for example count=8")
+        raise ConfigError(f"{text} is not an option: write NAME=VALUE, for example count=8")
     return key, int(value) if re.fullmatch(r"-?\d+", value) else value
 
 
 @command("figure", "the older form of probe")
 def add_figure(parser: argparse.ArgumentParser) -> None:
-    """Draw what a probe finds: `figure KIND --model MODEL` is `probe KIND MODEL`, and goes with the next release."""
+    """Deprecated form of `probe KIND MODEL`, to be removed in the next release."""
     parser.add_argument("kind")
     parser.add_argument("--model", required=True, help="name of the zoo or of timm, or local-dir:FOLDER")
     for flag in ("--checkpoint", "--data", "--out"):

@@ -1,4 +1,4 @@
-"""Completion of commands, options and models for a shell."""
+"""Shell completion of commands, options and models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zoo.cli.common import command
 
 @command("completion", "completion of commands, options and models for bash or zsh")
 def add_completion(parser: argparse.ArgumentParser) -> None:
-    """Print a script that completes `kernel-zoo` and `python -m zoo`: eval it in your shell's start-up file, `eval
+    """Print a completion script for `kernel-zoo` and `python -m zoo`; use it in the shell's start-up file with `eval
     "$(python -m zoo completion bash)"`.
     """
     parser.add_argument("shell", choices=("bash", "zsh"))

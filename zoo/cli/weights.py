@@ -1,4 +1,4 @@
-"""Commands of weights that ship: ship, cards, push."""
+"""Commands for shipped weights: ship, cards, push."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from zoo.support.values import check_output
 
 @command("ship", "weights, record and card from run folders")
 def add_ship(parser: argparse.ArgumentParser) -> None:
-    """Of the runs of one experiment with several seeds, ship the one with the best validation metric: copy its weights
-    and write their record, card and row of the tables.
+    """Ship the best run of an experiment with several seeds, by its validation metric: copy the weights, and write
+    their record, card and table row.
     """
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs that differ in the seed")
     parser.add_argument("--tag", help="what follows the dot of the name (the experiment's name)")
@@ -38,7 +38,7 @@ def _ship(options: argparse.Namespace) -> int:
 
 @command("cards", "write the cards and tables of the shipped weights, or check them")
 def add_cards(parser: argparse.ArgumentParser) -> None:
-    """Write the card of every shipped weight, and the tables of RESULTS.md and README.md, from the records."""
+    """Write the model cards of the shipped weights, and the tables of RESULTS.md and README.md, from the records."""
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if anything disagrees")
     parser.add_argument("--root", type=Path, default=Path(), help="the checkout (here)")
     json_option(parser)

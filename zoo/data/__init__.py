@@ -1,11 +1,11 @@
-"""Data: LightningDataModules whose every batch is a pure function of the seed, the epoch and the position.
+"""LightningDataModules whose batches are pure functions of the seed, the epoch and the position.
 
 >>> from zoo.data import Mnist5k
 >>> data = Mnist5k(batch_size=128)
 >>> data.prepare_data(); data.setup()
 >>> images, targets = next(iter(data.train_dataloader()))  # (128, 1, 28, 28) float32, (128,) int64
 
-Names are imported on first use, so that `import zoo.data` costs nothing.
+Names are imported on first use, which keeps `import zoo.data` fast.
 """
 
 from __future__ import annotations

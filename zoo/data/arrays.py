@@ -1,4 +1,4 @@
-"""Arrays of numbers in files of one's own: `.npy`, or lines of numbers."""
+"""Numeric arrays from users' files: `.npy`, or text with rows of numbers."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _MAX_BYTES, _MAX_TEXT = 200_000_000, 20_000_000
 
 
 def read_array(path: Path, wanted: str) -> np.ndarray:
-    """Finite float32 numbers of a `.npy` file, of any shape, or of a text file with as many numbers in every line.
+    """Read a float32 array of finite numbers: a `.npy` file of any shape, or a text file with rows of equal length.
 
     Args:
-        path: The file.
-        wanted: What should be in it, for the message.
+        path: The file; at most 200 MB, text at most 20 MB.
+        wanted: What the file should contain, for the error message.
 
     Raises:
-        DataError: It is damaged, too large, or holds something else.
+        DataError: The file is damaged, too large, or holds anything but finite numbers.
     """
     binary = path.suffix.lower() == ".npy"
     try:
         if path.stat().st_size > (limit := _MAX_BYTES if binary else _MAX_TEXT):
             raise DataError(f"{path} is larger than {limit // 10**6} MB: split it first")
-        if binary:  # mapped, so that a header cannot claim more than the file has
+        if binary:  # memory-mapped: a forged header cannot allocate more than the file has
             values = np.load(path, mmap_mode="r", allow_pickle=False)
         else:
             values = np.loadtxt(path, ndmin=2, encoding="utf-8")
@@ -40,4 +40,4 @@ def read_array(path: Path, wanted: str) -> np.ndarray:
             found = np.array(values, np.float32)
         if np.isfinite(found).all():
             return found
-    raise DataError(f"{path} cannot be read as {wanted}: it holds something else than finite numbers")
+    raise DataError(f"{path} cannot be read as {wanted}: it holds values that are not finite numbers")

@@ -1,4 +1,4 @@
-"""Recordings by class: folders of one's own, real telephone prompts in five languages, and digits spoken by a machine.
+"""Audio classification data: class folders, telephone prompts in five languages, and synthetic spoken digits.
 
 Every batch is `(waveforms, targets)`: float32 (B, samples) in [-1, 1], and int64 (B,). A clip that is longer than
 `duration` is cut, at random in training and in the middle otherwise; a shorter one is repeated or followed by silence.
@@ -26,7 +26,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from zoo.data import sources
-from zoo.data.checks import DataError, extends, tell
+from zoo.data.checks import DataError, extends, warn_once
 from zoo.data.delimited import listed
 from zoo.data.image import ImageDataModule
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
@@ -43,12 +43,12 @@ Part = Literal["train", "val", "test"]
 Parts = dict[Part, tuple[list[Tensor], list[int]]]  # clips and targets
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
-CONTAINERS = ("WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "MPEG")  # by content, whatever a file is called
+CONTAINERS = ("WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "MPEG")  # detected from the content, not the name
 MAX_SECONDS = 600.0
 MAX_SAMPLES = 120_000_000
-RATES = (100, 1_000_000)  # Hz, of a file
-_SIMPLE, _FINE = 1000, 50_000  # terms of a ratio of two rates
-_LOUDEST = 8.0  # times full scale: more than any recorder's headroom, less than whole numbers kept as floats have
+RATES = (100, 1_000_000)  # Hz, accepted in a file
+_MAX_SINC_TERM, _MAX_TERM = 1000, 50_000  # largest numerator or denominator of a ratio of sampling rates
+_MAX_PEAK = 8.0  # times full scale; louder means integers that were stored as floats
 _MAX_LIST = 100_000_000  # bytes
 
 RECORDINGS = Files(
@@ -62,25 +62,25 @@ RECORDINGS = Files(
 
 
 def read_audio(path: str | Path, sample_rate: int, longest: float = MAX_SECONDS) -> Tensor | None:
-    """A recording as mono int16 samples (n,) at `sample_rate`; WAV, FLAC, OGG and MP3.
+    """Read a WAV, FLAC, OGG or MP3 file as mono int16 samples (n,).
 
     Args:
         path: The file.
         sample_rate: Hz of the result.
-        longest: Seconds; a longer recording is not read.
+        longest: Maximum duration, seconds.
 
     Returns:
-        The samples, or None where the recording is longer.
+        The samples, or None if the recording is longer than `longest`.
 
     Raises:
-        DataError: It is no regular file, not of a known format, damaged, or holds no samples.
+        DataError: The file is not a regular file, has an unknown format, is damaged, or has no samples.
     """
     import soundfile
 
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"cannot read the recording {path}: it is no regular file")
-    name: Any = os.fsencode(path) if os.name == "posix" else path  # a name need not be text
+        raise DataError(f"cannot read the recording {path}: it is not a regular file")
+    name: Any = os.fsencode(path) if os.name == "posix" else path  # POSIX names need not be valid text
     try:
         with soundfile.SoundFile(name) as file:
             if file.format not in CONTAINERS:
@@ -94,14 +94,14 @@ def read_audio(path: str | Path, sample_rate: int, longest: float = MAX_SECONDS)
             if file.frames > MAX_SAMPLES:
                 raise DataError(f"cannot read the recording {path}: {file.frames:,} samples are too many, cut it first")
             rate = file.samplerate
-            # a piece at a time: what a header claims, and hundreds of channels, need no memory
+            # in blocks, so that memory depends neither on the header nor on the number of channels
             pieces, loudest = [np.zeros(0, np.float32)], 0.0
             for block in file.blocks(1 << 16, dtype="float32", always_2d=True):
                 pieces.append(block.mean(1))
                 loudest = max(loudest, float(np.abs(block).max()))
             values = np.concatenate(pieces)
             if _is_cut_off(file.extra_info):
-                _tell_of(path, "it ends before what its header claims, and is taken as it is")
+                _warn_per_folder(path, "it is shorter than its header claims, and is used as it is")
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
         if isinstance(error, DataError):
             raise
@@ -111,63 +111,63 @@ def read_audio(path: str | Path, sample_rate: int, longest: float = MAX_SECONDS)
     if not len(values):
         raise DataError(f"cannot read the recording {path}: it holds no samples")
     if not np.isfinite(values).all():
-        raise DataError(f"cannot read the recording {path}: it holds values that are no numbers")
-    if (peak := float(np.abs(values).max())) > _LOUDEST:
+        raise DataError(f"cannot read the recording {path}: it holds values that are not numbers")
+    if (peak := float(np.abs(values).max())) > _MAX_PEAK:
         raise DataError(f"cannot read the recording {path}: it holds values up to {peak:.4g}, where full scale is 1")
     if peak < loudest / 1000:
-        _tell_of(path, "its channels cancel each other, so that their mean is silence")
+        _warn_per_folder(path, "its channels cancel each other, so that their mean is silence")
     return resampled(torch.from_numpy(values), rate, sample_rate)
 
 
 def _is_cut_off(log: str) -> bool:
-    """Whether the log of a WAV tells of fewer bytes than its header claims; that of a stream claims the most."""
+    """Whether libsndfile's log reports less data than the WAV header claims; streams claim the maximum."""
     found = re.search(r"^data *: (\d+) \(should be (\d+)\)", log, re.MULTILINE)
     return found is not None and int(found[2]) < int(found[1]) < 2**31 - 2**16
 
 
 @functools.cache
-def _first_of(folder: Path, what: str) -> list[Path]:
-    """The recording of a folder of which this was told, once it was."""
+def _warned(folder: Path, what: str) -> list[Path]:
+    """The recording of this folder that the warning was given for; empty until then."""
     return []
 
 
-def _tell_of(path: Path, what: str) -> None:
-    """Tell something of a recording, of the first of a folder only."""
-    first = _first_of(path.parent, what)
-    if not first:
-        first.append(path)
-        tell(f"{path}: {what}; of others in its folder this is not said again")
+def _warn_per_folder(path: Path, what: str) -> None:
+    """Warn about a recording, once per folder and message."""
+    warned = _warned(path.parent, what)
+    if not warned:
+        warned.append(path)
+        warn_once(f"{path}: {what}; others in its folder are not reported")
 
 
 def resampled(waveform: Tensor, rate: int, sample_rate: int) -> Tensor:
-    """A float waveform (n,) as int16 samples at another rate.
+    """Resample a float waveform (n,) from `rate` to `sample_rate`, as int16 samples.
 
-    The cost is that of the result, whatever the two rates have in common: a windowed sinc for each phase of a simple
-    ratio, polyphase filtering for any other; one of terms above 50,000 is rounded, by less than 1/50,000 of itself.
+    Windowed-sinc interpolation for ratios with terms up to 1,000, polyphase filtering otherwise. Terms above 50,000
+    are rounded, which changes the ratio by less than 1/50,000.
     """
     ratio = Fraction(sample_rate, rate)
-    if ratio != 1 and max(ratio.numerator, ratio.denominator) <= _SIMPLE:
+    if ratio != 1 and max(ratio.numerator, ratio.denominator) <= _MAX_SINC_TERM:
         from torchaudio.functional import resample
 
         waveform = resample(waveform, ratio.denominator, ratio.numerator)
     elif ratio != 1:
         from scipy.signal import resample_poly
 
-        rounded = ratio.limit_denominator(_FINE) if ratio < 1 else 1 / (1 / ratio).limit_denominator(_FINE)
+        rounded = ratio.limit_denominator(_MAX_TERM) if ratio < 1 else 1 / (1 / ratio).limit_denominator(_MAX_TERM)
         made = resample_poly(waveform.numpy(), rounded.numerator, rounded.denominator)
         waveform = torch.from_numpy(np.asarray(made, np.float32))
     return waveform.mul(32767).round().clamp(-32768, 32767).to(torch.int16)
 
 
 def fitted(clip: Tensor, length: int, fill: Fill, place: float = 0.5, before: int | None = None) -> Tensor:
-    """A clip (n,) cut or filled to `length` samples.
+    """Crop or pad a clip (n,) to `length` samples.
 
     Args:
-        clip: Samples; none stay silence.
+        clip: Samples; an empty clip becomes silence.
         length: Samples of the result.
-        fill: How a shorter clip is filled: `repeat` it, or let `silence` surround it.
-        place: Where a longer clip is cut, from 0 (its beginning) to 1; the middle by default.
-        before: Silent samples before a shorter clip; half of them by default.
+        fill: How a shorter clip is padded: `repeat` it, or surround it with `silence`.
+        place: Position of the crop of a longer clip, from 0 (start) to 1 (end); the centre by default.
+        before: Silent samples before a shorter clip; half of the padding by default.
     """
     spare = len(clip) - length
     if spare >= 0:
@@ -180,10 +180,10 @@ def fitted(clip: Tensor, length: int, fill: Fill, place: float = 0.5, before: in
 
 
 def prepare_sound(path: Path, record: inputs.Sound) -> tuple[Tensor, ...]:
-    """One recording as the model's input, (1, samples).
+    """Read a recording as a model input (1, samples).
 
     Raises:
-        DataError: See :func:`read_audio`, or it is longer than ten minutes.
+        DataError: See :func:`read_audio`; or the recording is longer than ten minutes.
     """
     clip = read_audio(path, record.rate)
     if clip is None:
@@ -192,16 +192,16 @@ def prepare_sound(path: Path, record: inputs.Sound) -> tuple[Tensor, ...]:
 
 
 class Clips(KeyedDataset):
-    """Recordings held in memory, cut or filled to one length.
+    """Recordings held in memory, cropped or padded to one length.
 
     Args:
         clips: int16 samples of each clip, (n,).
         targets: Class of each clip.
-        length: Samples of an answer.
-        fill: How a shorter clip is filled: `repeat` it, or let `silence` follow.
-        seed: Seed of the cuts; None cuts in the middle.
-        gain: Largest change of loudness, in dB; drawn with the cut.
-        min_cut: Samples; with a seed, every longer clip is first cut at random to between this and `length`.
+        length: Samples of a returned waveform.
+        fill: How a shorter clip is padded: `repeat` it, or surround it with `silence`.
+        seed: Seed of the random crops and gains; None crops the centre.
+        gain: Largest random change of loudness, dB.
+        min_cut: Samples; with a seed, every longer clip is first cropped to a random length from this to `length`.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class Clips(KeyedDataset):
 
 
 class AudioDataModule(ImageDataModule):
-    """Loaders over clips; subclasses provide `class_names` and `load`."""
+    """Data module of audio clips; subclasses provide `class_names` and `load`."""
 
     in_chans = 1
 
@@ -267,21 +267,21 @@ class AudioDataModule(ImageDataModule):
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """One channel, and the samples."""
+        """(1, 1, samples)."""
         return 1, 1, self.samples
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """Waveforms go into the model as they are."""
+        """Input size; waveforms are not normalised."""
         return {"input_size": list(self.input_size), "mean": [0.0], "std": [1.0]}
 
     def input_record(self) -> dict[str, Any]:
-        """Rate, length, cut and filling of every waveform."""
+        """Sampling rate, length, crop and padding of every waveform."""
         record = {"kind": "sound", "rate": self.sample_rate, "samples": self.samples, "channels": 1}
         return record | {"cut": "middle", "fill": self.fill}
 
     def load(self) -> Parts:
-        """Clips and targets of each part; validation is split off the training part where it has none of its own."""
+        """Clips and targets of each part; without a validation part, one is split off the training part."""
         raise NotImplementedError(f"{type(self).__name__} must implement load()")
 
     def setup(self, stage: str | None = None) -> None:
@@ -313,26 +313,26 @@ def split_off(parts: Parts, name: Part, share: float) -> None:
 class AudioFolder(AudioDataModule):
     """Recordings in folders, one per class.
 
-    `root` holds a folder for each class, or `train/`, `test/` and perhaps `val/` that do. Without them a quarter of
-    each class is for testing; in the layout of Speech Commands the files named in `testing_list.txt` and
-    `validation_list.txt` are, one path a line. Folders, links and hidden files count as for :class:`ImageFolder`.
-    Validation is taken out of the training part where it has no folder; fixed splits.
+    `root` holds one folder per class, or `train/`, `test/` and optionally `val/`, each with one folder per class.
+    Without a test part, a quarter of each class is held out; in the layout of Speech Commands the test and validation
+    parts are the files named in `testing_list.txt` and `validation_list.txt`, one path per line. Nested folders, links
+    and hidden files are treated as in :class:`ImageFolder`. All splits are the same for every seed.
 
     Args:
         root: The folder.
-        sample_rate: Hz that everything is resampled to.
+        sample_rate: Sampling rate of the waveforms, Hz; recordings are resampled to it.
         duration: Length of every waveform, seconds.
-        fill: How shorter clips are filled: `repeat` them, or let `silence` surround them.
-        gain: Largest change of loudness in training, dB.
-        min_cut: Training clips are first cut to a random length between this and `duration`, seconds; `None` does not.
-        min_seconds: Shorter recordings are left out.
-        max_seconds: Longer recordings are left out.
-        val_fraction: Share of the training part that is used for validation.
+        fill: How shorter clips are padded: `repeat` them, or surround them with `silence`.
+        gain: Largest random change of loudness in training, dB.
+        min_cut: Training clips are first cropped to a random length from this to `duration`, seconds; `None`: no crop.
+        min_seconds: Shorter recordings are skipped.
+        max_seconds: Longer recordings are skipped.
+        val_fraction: Share of the training part used for validation.
         **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
-        DataError: If the folder is missing, has no classes, or holds a damaged file.
+        DataError: If the folder is missing, has no classes, or contains a damaged file.
     """
 
     @extends(ImageDataModule, eval_batch_size=256)
@@ -365,7 +365,7 @@ class AudioFolder(AudioDataModule):
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the class folders, sorted; one that begins with an underscore holds no class."""
+        """Names of the class folders, sorted; folders that begin with an underscore are ignored."""
         try:
             return class_folders(parts(self.root)["train"], RECORDINGS)
         except DataError as error:
@@ -376,7 +376,7 @@ class AudioFolder(AudioDataModule):
         return "; set data.root to a folder with a folder of recordings for each class"
 
     def prepare_data(self) -> None:
-        """Nothing to fetch; a missing folder is told now."""
+        """Check that the folder exists; nothing is fetched."""
         _ = self.class_names
 
     def load(self) -> Parts:
@@ -397,7 +397,9 @@ class AudioFolder(AudioDataModule):
                     f"{self.max_seconds:g} seconds"
                 )
             elif lost:
-                tell(f"{self.root}: the {part} part has no recording of {listed([names[i] for i in sorted(lost)], 5)}")
+                warn_once(
+                    f"{self.root}: the {part} part has no recording of {listed([names[i] for i in sorted(lost)], 5)}"
+                )
             if kept[0]:
                 found[part] = kept
         if "test" not in found:
@@ -405,7 +407,7 @@ class AudioFolder(AudioDataModule):
         return found
 
     def _files(self, names: Sequence[str]) -> dict[Part, tuple[list[str], list[int]]]:
-        """Recordings and their classes of each part that has its own folder, or is listed."""
+        """Paths and targets of each part that has a folder or a list."""
         where = parts(self.root)
         found: Any = {"train": scan(where["train"], names, RECORDINGS)}
         for part in ("val", "test"):
@@ -414,10 +416,10 @@ class AudioFolder(AudioDataModule):
         return found if len(where) > 1 or where["train"] != self.root else self._listed(*found["train"])
 
     def _listed(self, paths: Sequence[str], targets: Sequence[int]) -> dict[Part, tuple[list[str], list[int]]]:
-        """The files of a root without parts, shared out by the lists of Speech Commands.
+        """Split files without part folders by the lists of Speech Commands.
 
         Raises:
-            DataError: A list names a file that is not there, or one that another list has.
+            DataError: A list names a missing file, or both lists name the same file.
         """
         known = {Path(path).relative_to(self.root).as_posix(): path for path in paths}
         part_of: dict[str, Part] = {}
@@ -438,7 +440,7 @@ class AudioFolder(AudioDataModule):
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    """Numbers and contents of the lines of a list, each a path that may have blanks; nothing where there is no list."""
+    """Line numbers and paths of a list file; empty if there is no such file."""
     if not os.path.lexists(path):
         return []
     try:
@@ -452,13 +454,13 @@ def _lines(path: Path) -> list[tuple[int, str]]:
 
 
 class Prompts(AudioFolder):
-    """Telephone prompts of five languages, one voice each: which language is spoken?
+    """Language identification: telephone prompts in five languages, one speaker each.
 
-    2,717 real recordings of 0.3 to 20 s at 8 kHz, from the Debian packages `asterisk-core-sounds-{en,es,fr,it,ru}-wav`
-    (CC-BY-SA-3.0). The ten clips of plain silence that every package has are left out: nothing tells them apart. A
-    quarter of each language is for testing, drawn at random, so that the same voices are in all parts.
+    2,717 recordings of 0.3 to 20 s at 8 kHz, from the Debian packages `asterisk-core-sounds-{en,es,fr,it,ru}-wav`
+    (CC-BY-SA-3.0). The ten clips of pure silence in every package are excluded. The test part is a random quarter of
+    each language, so every speaker is in all parts.
 
-    Arguments are those of `AudioFolder`; `root` holds `en`, `es`, `fr`, `it` and `ru`.
+    Arguments are those of `AudioFolder`; `root` contains `en`, `es`, `fr`, `it` and `ru`.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -490,7 +492,7 @@ class Prompts(AudioFolder):
         return f"; install the recordings ({packages}), or set data.root to the folder that holds them"
 
     def prepare_data(self) -> None:
-        """Nothing to fetch; a missing language is told now."""
+        """Check that every language's folder exists; nothing is fetched."""
         for name in self.names:
             if not (self.root / name).is_dir():
                 raise DataError(f"there is no folder {self.root / name}{self._help}")
@@ -503,7 +505,7 @@ class Prompts(AudioFolder):
         return {"train": ([path for path, _ in spoken], [target for _, target in spoken])}
 
 
-# ---- a machine that speaks ---------------------------------------------------------------------------------
+# ---- speech synthesis --------------------------------------------------------------------------------------
 
 ESPEAK = sources.Wheel(
     "espeakng_loader",
@@ -513,7 +515,7 @@ ESPEAK = sources.Wheel(
     "py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64",
 )
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-#: Accent and timbre; no voice, and no timbre, is in two parts.
+#: Accent and timbre of each voice; the parts share no voice and no timbre.
 VOICES: dict[Part, tuple[str, ...]] = {
     "train": (
         "en-us+m1",
@@ -534,7 +536,7 @@ SPEEDS, PITCHES = (130, 175, 220), (35, 65)  # words a minute; 0 to 99
 
 @contextmanager
 def _espeak(folder: Path, download: bool) -> Iterator[tuple[Path, Path]]:
-    """Library and voices of eSpeak NG: the installed package's, or the published wheel's for as long as it takes."""
+    """Paths of eSpeak NG's library and voices: from the installed package, or unpacked from its wheel meanwhile."""
     found = importlib.util.find_spec("espeakng_loader")
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
@@ -549,10 +551,13 @@ def _espeak(folder: Path, download: bool) -> Iterator[tuple[Path, Path]]:
 
 
 def synthesise(library: Path, data: Path, sample_rate: int) -> dict[str, list[tuple[np.ndarray, int]]]:
-    """Every voice saying every digit at every speed and pitch: int16 samples and the digit.
+    """Synthesise every digit with every voice, speed and pitch.
+
+    Returns:
+        By voice, the int16 samples (n,) and the digit of each clip.
 
     Raises:
-        DataError: If the engine cannot be loaded here, or lacks a voice.
+        DataError: The engine cannot be loaded on this machine, or lacks a voice.
     """
     try:
         engine = ctypes.CDLL(str(library))
@@ -560,7 +565,7 @@ def synthesise(library: Path, data: Path, sample_rate: int) -> dict[str, list[tu
         raise DataError(
             f"eSpeak NG cannot be loaded ({error}); elsewhere than on x86_64 Linux: pip install espeakng-loader"
         ) from error
-    rate = engine.espeak_Initialize(1, 0, str(data).encode(), 0x8000)  # hand samples over, do not exit on errors
+    rate = engine.espeak_Initialize(1, 0, str(data).encode(), 0x8000)  # AUDIO_OUTPUT_RETRIEVAL, DONT_EXIT
     pieces: list[np.ndarray] = []
 
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
@@ -581,7 +586,7 @@ def synthesise(library: Path, data: Path, sample_rate: int) -> dict[str, list[tu
                 for digit, word in enumerate(WORDS):
                     pieces.clear()
                     text = word.encode() + b"\0"
-                    engine.espeak_Synth(text, len(text), 0, 1, 0, 1, None, None)  # from 0, by character, UTF-8
+                    engine.espeak_Synth(text, len(text), 0, 1, 0, 1, None, None)  # POS_CHARACTER, CHARS_UTF8
                     engine.espeak_Synchronize()
                     clip = torch.from_numpy(np.concatenate(pieces)).float() / 32768
                     spoken.setdefault(voice, []).append((resampled(clip, rate, sample_rate).numpy(), digit))
@@ -590,22 +595,22 @@ def synthesise(library: Path, data: Path, sample_rate: int) -> dict[str, list[tu
 
 
 class SpokenDigits(AudioDataModule):
-    """Synthetic: ten digits, spoken by eSpeak NG in 15 voices, 3 speeds and 2 pitches; 900 clips of 0.2 to 0.9 s.
+    """Ten digits synthesised by eSpeak NG in 15 voices, 3 speeds and 2 pitches: 900 clips of 0.2 to 0.9 s.
 
-    Nine voices are for training, two for validation and four, which the model never hears, for testing. The engine
-    (GPL-3) comes out of the wheel `espeakng_loader` 0.2.4, or is the installed package's; the clips are made once.
+    Nine voices are used for training, two for validation and four for testing. The engine (GPL-3) is the installed
+    package `espeakng_loader` or its wheel 0.2.4; the clips are synthesised once and cached.
 
     Args:
         root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
-        download: Fetch the engine with pip where neither clips nor engine are there.
+        download: Fetch the engine with pip if neither the clips nor the engine are present.
         duration: Length of every waveform, seconds, at 16 kHz.
-        fill: How shorter clips are filled: `repeat` them, or let `silence` surround them.
-        gain: Largest change of loudness in training, dB.
+        fill: How shorter clips are padded: `repeat` them, or surround them with `silence`.
+        gain: Largest random change of loudness in training, dB.
         **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
-        DataError: In `prepare_data`, if the engine cannot be had or run.
+        DataError: In `prepare_data`, if the engine cannot be fetched or run.
     """
 
     @extends(ImageDataModule, batch_size=32, eval_batch_size=256)
@@ -639,7 +644,7 @@ class SpokenDigits(AudioDataModule):
         return self.root / "spoken_digits.npz"
 
     def prepare_data(self) -> None:
-        """Synthesise the clips unless the cache has them."""
+        """Synthesise the clips unless they are cached."""
         if self._path.is_file():
             return
         with _espeak(self.root, self.download) as (library, data):
@@ -663,7 +668,7 @@ class SpokenDigits(AudioDataModule):
                     voice, _, digit = name.split("/")
                     clip = torch.from_numpy(arrays[name])
                     if clip.ndim != 1 or clip.dtype != torch.int16:
-                        raise ValueError(f"{name} is no recording of 16 bits")
+                        raise ValueError(f"{name} is not a 16-bit recording")
                     parts[part_of[voice]][0].append(clip)
                     parts[part_of[voice]][1].append(int(digit))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -1,4 +1,4 @@
-"""Mistakes: the exception of the data room, and constructors that check their arguments."""
+"""The exception of `zoo.data`, and decorators that validate constructor arguments."""
 
 from __future__ import annotations
 
@@ -16,39 +16,38 @@ from zoo.support.suggest import suggestion
 
 Init = TypeVar("Init", bound=Callable[..., None])
 
-
 _log = logging.getLogger(__name__)
 
 
 @functools.cache
-def tell(message: str) -> None:
-    """Log a warning, the same one only once in a process."""
+def warn_once(message: str) -> None:
+    """Log a warning, once per process and message."""
     _log.warning("%s", shown(message))
 
 
 class DataError(ValueError):
-    """Data that is missing, damaged or unfit for the settings; the message says what to do."""
+    """Data that is missing, damaged or does not fit the settings; the message says what to do."""
 
 
 def checked(init: Init) -> Init:
-    """Check the arguments of an `__init__` against its annotations, so that each limit is written down once.
+    """Validate the arguments of an `__init__` against its annotations with pydantic.
 
-    Values are converted as a configuration needs it (a YAML list becomes the annotated tuple).
+    Values are converted where the annotation asks for it (a YAML list becomes the annotated tuple).
 
     Raises:
-        ValueError: For the first argument outside its annotation, as `Class(name=value): reason`.
-        TypeError: For an argument that does not exist or has no value.
+        ValueError: For the first invalid argument, as `Class(name=value): reason`.
+        TypeError: For an unknown or missing argument.
     """
     return _checked(init, list(inspect.signature(init).parameters.values()), init.__annotations__)
 
 
 def extends(base: type, *, without: Collection[str] = (), **defaults: Any) -> Callable[[Init], Init]:
-    """Have an `__init__` take through its `**` argument whatever that of a base class takes, all of it :func:`checked`.
+    """Add the arguments of a base class to an `__init__` with a `**` argument, and validate all: see :func:`checked`.
 
     Args:
-        base: The class whose arguments are added behind the own ones, with its types and defaults.
-        without: Arguments of the base that are not taken.
-        **defaults: What some of them are by default here.
+        base: The class whose arguments are appended, with their types and defaults.
+        without: Arguments of the base that are not accepted.
+        **defaults: Defaults that differ from the base's.
     """
     given = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
     taken = [p.replace(default=defaults.get(p.name, p.default)) for p in given if p.name not in ("self", *without)]

@@ -1,7 +1,6 @@
-"""The expansion rate of the universe from the ages of old galaxies ("cosmic chronometers"): 32 rows with their sources.
+"""Cosmic chronometers: 32 published measurements of the Hubble parameter H(z) from the ages of galaxies, with sources.
 
-Plain published measurements, without the covariance that some of them share. Public tables disagree on two rows, and
-print more digits of others; `NOTES` says which.
+The covariance shared by some of them is not included. Published tables differ in a few rows: see `NOTES`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import numpy as np
 
 __all__ = ["NOTES", "ROWS", "SOURCES", "Chronometers", "chronometers"]
 
-#: Papers by the key that rows have.
+#: Papers by the keys used in `ROWS`.
 SOURCES = {
     "simon2005": "Simon, Verde, Jimenez 2005, Phys. Rev. D 71, 123001",
     "stern2010": "Stern et al. 2010, J. Cosmol. Astropart. Phys. 02, 008",
@@ -60,7 +59,7 @@ ROWS: tuple[tuple[float, float, float, str], ...] = (
     (1.965, 186.5, 50.4, "moresco2015"),
 )
 
-#: What else is printed, by redshift.
+#: Differences between published tables, by redshift.
 NOTES = {
     0.09: "first published by Jimenez et al. 2003",
     0.38: "z also printed 0.3802",
@@ -79,6 +78,6 @@ class Chronometers(NamedTuple):
 
 
 def chronometers() -> Chronometers:
-    """The rows as float64 arrays, in order of redshift."""
+    """The rows as float64 arrays, sorted by redshift."""
     z, H, sigma = np.array([row[:3] for row in ROWS], dtype=np.float64).T
     return Chronometers(z, H, sigma)

@@ -1,11 +1,10 @@
-"""Tables in text files (CSV, TSV and their kin), read by one reader for training, evaluation and prediction.
+"""Delimited text tables (CSV, TSV), read by the same code for training, evaluation and prediction.
 
->>> table = read_table("wine.csv")            # separator, encoding and header line recognised
+>>> table = read_table("wine.csv")            # detects separator, encoding and header line
 >>> table.header, table.separator             # ["alcohol", ...], ";"
->>> values = table.numbers([0, 2])            # (rows, 2) float64; a bad cell is told with its line and column
+>>> values = table.numbers([0, 2])            # (rows, 2) float64; an error names line and column of a bad cell
 
-What is recognised is recognised by the whole file or refused: a separator must give every line the same number of
-cells, and a comma or a point is the decimal mark of all cells.
+Ambiguous files are refused: every row must have the same number of cells, and all cells the same decimal mark.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from zoo.support.quoting import is_printable
 
 __all__ = ["SEPARATORS", "Match", "TableFile", "is_time", "read_table"]
 
-#: What may stand between cells, in order of preference where several fit.
+#: Supported separators, in order of preference where several fit.
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 MAX_BYTES = 200_000_000
-_SAMPLE = 200  # rows by which a separator is recognised
+_SAMPLE = 200  # rows used to detect the separator
 _MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "nat"}
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?", re.ASCII)
@@ -42,7 +41,7 @@ _LONG = re.compile(r"[+-]?\d{4,}", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}", re.ASCII)  # 1,234: a thousand or a decimal comma
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark its own begins with
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16: its mark begins with UTF-16's
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
@@ -58,11 +57,11 @@ _BINARY = {
 
 @dataclass(frozen=True)
 class Match:
-    """Where the columns that somebody wants stand in a file.
+    """Requested columns found in a file.
 
     Attributes:
-        places: Index of each, in the order that was asked for.
-        notes: What to tell: names that are spelled differently, columns that are left out.
+        places: Index of each column, in the requested order.
+        notes: Messages for the user: names spelled differently, columns that are not used.
     """
 
     places: list[int]
@@ -71,13 +70,13 @@ class Match:
 
 @dataclass(frozen=True)
 class TableFile:
-    """A text file of rows and columns whose layout is known; its rows are read when they are asked for.
+    """A delimited text file of known layout; rows are read on demand.
 
     Attributes:
         path: The file.
-        separator: What stands between cells.
-        encoding: Of the text.
-        header: Names of the columns, stripped; None where the first line holds values.
+        separator: Character between cells.
+        encoding: Encoding of the text.
+        header: Names of the columns, stripped; None if the first line holds values.
         width: Number of columns.
         skip: Lines before the header.
     """
@@ -90,7 +89,7 @@ class TableFile:
     skip: int = 0
 
     def name(self, column: int) -> str:
-        """What a column is called in messages."""
+        """Name of a column for messages."""
         named = self.header[column] if self.header else ""
         return named or f"column {column + 1}"
 
@@ -98,7 +97,7 @@ class TableFile:
         """Index of a named column.
 
         Raises:
-            DataError: There is none, or no header.
+            DataError: There is no such column, or no header.
         """
         if self.header is None:
             raise DataError(f"{self.path} has no header line, so it has no column {name!r}")
@@ -107,18 +106,18 @@ class TableFile:
         return self.header.index(name)
 
     def match(self, wanted: Sequence[str], whose: str = "the model", also: Sequence[str] = ()) -> Match:
-        """Find columns by their names, whatever their order in the file.
+        """Find columns by name, in any order.
 
-        A name that differs in nothing but case, blanks, underscores and hyphens is taken where only one column of the
-        file has it; nothing is ever matched by its place.
+        Names that differ only in case, blanks, underscores or hyphens match if the match is unique. Columns are never
+        matched by position.
 
         Args:
             wanted: Names of the columns.
             whose: Who wants them, for messages.
-            also: Names that the file may have besides without being told that they are left out.
+            also: Further columns of the file that need no note.
 
         Raises:
-            DataError: A column is missing or could be two; the message has the names of both sides.
+            DataError: A column is missing or ambiguous.
         """
         assert self.header is not None
         exact = {name: i for i, name in enumerate(self.header)}
@@ -126,15 +125,15 @@ class TableFile:
         alike: dict[str, list[int]] = {}
         for i, name in enumerate(self.header):
             if i not in taken and name:
-                alike.setdefault(_plain(name), []).append(i)
-        shared = Counter(_plain(name) for name in wanted if name not in exact)
+                alike.setdefault(_normalised(name), []).append(i)
+        shared = Counter(_normalised(name) for name in wanted if name not in exact)
         places, missing, renamed = [], [], []
         for name in wanted:
-            found = [exact[name]] if name in exact else alike.get(_plain(name), [])
+            found = [exact[name]] if name in exact else alike.get(_normalised(name), [])
             if len(found) > 1:
                 both = " and ".join(repr(self.header[i]) for i in found[:2])
                 raise DataError(f"{self.path}: {both} could both be {name!r}, which {whose} takes; rename one")
-            if not found or (name not in exact and shared[_plain(name)] > 1):
+            if not found or (name not in exact and shared[_normalised(name)] > 1):
                 missing.append(name)
                 continue
             places.append(found[0])
@@ -157,27 +156,25 @@ class TableFile:
         raise DataError(f"{self.path} has no column {listed([repr(name) for name in missing], 5)}; {sides}")
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:
-        """Line, and stripped cells, of each row below the header. Blank lines are left out, and rows of empty cells at
-        the end.
+        """Line number and stripped cells of each row; blank lines and trailing empty rows are skipped.
 
         Raises:
-            DataError: A row has more or fewer cells than the others; a quotation mark is never closed; bytes that the
-                encoding does not know.
+            DataError: Rows differ in length, a quotation mark is not closed, or the text cannot be decoded.
         """
-        rows = _records(self.path, self.separator, self.encoding, self.skip)
+        rows = _csv_rows(self.path, self.separator, self.encoding, self.skip)
         if self.header is not None:
             next(row for _, row in rows if row)
         empty: list[tuple[int, list[str]]] = []
         for line, row in rows:
-            if not any(row):  # counts only if something follows
+            if not any(row):  # kept only if a row with content follows
                 if len(row) > 1 or self.width == 1:
                     empty.append((line, row or [""]))
                 continue
             for waiting in (*empty, (line, row)):
-                yield self._whole(*waiting)
+                yield self._checked_row(*waiting)
             empty.clear()
 
-    def _whole(self, line: int, row: list[str]) -> tuple[int, list[str]]:
+    def _checked_row(self, line: int, row: list[str]) -> tuple[int, list[str]]:
         if len(row) == self.width:
             return line, row
         there = "the header has" if self.header is not None else "the first line has"
@@ -186,7 +183,7 @@ class TableFile:
         raise DataError(f"{self.path}, line {line}: {missing}{counts}")
 
     def cells(self, columns: Sequence[int]) -> tuple[list[int], list[list[str]]]:
-        """Line of each row, and the texts of some columns, one list a column."""
+        """Line number of each row, and the cells of some columns, one list per column."""
         lines, found = [], [[] for _ in columns]  # type: ignore[var-annotated]
         for line, row in self.rows():
             lines.append(line)
@@ -198,12 +195,12 @@ class TableFile:
         """Values of some columns, (rows, columns) float64.
 
         Args:
-            columns: Indices of the columns, in the order of the answer.
-            missing: Whether a cell may be empty, or NA, NaN, null; it becomes NaN.
-            limit: Largest magnitude that is allowed.
+            columns: Indices of the columns.
+            missing: Whether a cell may be missing (empty, NA, NaN, null); it becomes NaN.
+            limit: Largest magnitude allowed.
 
         Raises:
-            DataError: A cell is no finite number; the message has line, column and content.
+            DataError: A cell is not a finite number; the message names line, column and content.
         """
         reader = NumberReader(self, missing, limit)
         values = array("d")
@@ -215,23 +212,23 @@ class TableFile:
 
 @dataclass
 class NumberReader:
-    """Numbers out of the cells of a file, which must agree on the decimal mark."""
+    """Parser of a file's numeric cells, which must all use the same decimal mark."""
 
     table: TableFile
     missing: bool = False
     limit: float = math.inf
-    point: str = field(default="", init=False)  # where a cell had a point
-    comma: str = field(default="", init=False)
-    doubtful: str = field(default="", init=False)  # where a comma might separate thousands
-    commas: dict[int, str] = field(default_factory=dict, init=False)  # where a column has its first doubtful comma,
-    decimal: set[int] = field(default_factory=set, init=False)  # whether it has one that is surely decimal,
-    long: dict[int, str] = field(default_factory=dict, init=False)  # and four digits or more without any
+    point: str = field(default="", init=False)  # first cell with a decimal point
+    comma: str = field(default="", init=False)  # first cell with a decimal comma
+    doubtful: str = field(default="", init=False)  # first cell whose comma may separate thousands
+    commas: dict[int, str] = field(default_factory=dict, init=False)  # by column: its first doubtful comma
+    decimal: set[int] = field(default_factory=set, init=False)  # columns with a certain decimal comma
+    long: dict[int, str] = field(default_factory=dict, init=False)  # by column: its first four digits without a comma
 
     def value(self, cell: str, line: int, column: int) -> float:
-        """A cell as a number; NaN where it is missing and may be.
+        """Parse a cell; NaN if it is missing and may be.
 
         Raises:
-            DataError: It is no finite number.
+            DataError: The cell is not a finite number.
         """
         if _NUMBER.fullmatch(cell):
             if not self.point and "." in cell:
@@ -268,16 +265,16 @@ class NumberReader:
         return f"{cell[:40]!r} (line {line}, {self.table.name(column)})"
 
     def finish(self) -> None:
-        """Compare the decimal marks of all cells.
+        """Check that all cells use the same decimal mark.
 
         Raises:
-            DataError: Some have a point and some a comma, or a comma might separate thousands: all commas of a column
-                have three digits after them, and the column has numbers as large without one.
+            DataError: Points and commas are mixed; or commas may separate thousands: every comma of a column has three
+                digits after it, and the column also has numbers of four digits without a comma.
         """
         comma = self.comma or self.doubtful
         if self.point and comma:
             raise DataError(f"{self.table.path} has numbers with a point, {self.point}, and with a comma, {comma}")
-        if self.doubtful and not self.comma and self.table.separator != ";":  # semicolons make way for decimal commas
+        if self.doubtful and not self.comma and self.table.separator != ";":  # semicolons go with decimal commas
             raise DataError(
                 f"{self.table.path}: {self.doubtful} may be a decimal comma or thousands; write numbers with a point, "
                 "or separate the cells by semicolons"
@@ -289,7 +286,7 @@ class NumberReader:
             )
 
 
-# ---- recognising -------------------------------------------------------------------------------------------
+# ---- detecting the layout ----------------------------------------------------------------------------------
 
 
 def read_table(
@@ -300,26 +297,25 @@ def read_table(
     encoding: str | None = None,
     what: str = "table",
 ) -> TableFile:
-    """Recognise the layout of a table in a text file.
+    """Detect the layout of a delimited text file.
 
     Args:
         path: The file, at most 200 MB.
-        header: Whether the first line holds names; None recognises it: a line of numbers and times alone is a row.
-        separator: One of :data:`SEPARATORS`; None recognises the one that gives all lines the same number of cells.
-        encoding: Of the text; None takes UTF-8, or UTF-16 and UTF-32 where the file begins with their mark.
+        header: Whether the first line is a header; None: it is unless it holds only numbers and times.
+        separator: One of :data:`SEPARATORS`; None: the one that gives all lines the same number of cells.
+        encoding: Encoding of the text; None: UTF-8, or UTF-16 or UTF-32 if the file has their byte order mark.
         what: What the file is called in messages.
 
     Raises:
-        DataError: The file is missing, empty, too large, no text, or of no layout that is known; or two columns have
-            the same name.
+        DataError: The file is missing, empty, too large, not text or of unknown layout, or two columns share a name.
     """
     path = Path(path)
     encoding = _encoding(path, encoding, what)
-    skip, told = _told_separator(path, encoding)
+    skip, declared = _declared_separator(path, encoding)
     if separator is not None and separator not in SEPARATORS:
         raise DataError(f"separator {separator!r} is not one of {' '.join(map(repr, SEPARATORS))}")
-    separator = separator or told or _recognised(path, encoding)
-    first = next((row for _, row in _records(path, separator, encoding, skip) if row), None)
+    separator = separator or declared or _detected_separator(path, encoding)
+    first = next((row for _, row in _csv_rows(path, separator, encoding, skip) if row), None)
     if first is None:
         raise DataError(f"{path} is empty: it has 0 columns")
     if header is None:
@@ -331,19 +327,19 @@ def read_table(
 
 
 def listed(names: Sequence[str], shown: int = 20, width: int = 60) -> str:
-    """Names for a message; the first ones of many, each cut to a width."""
+    """The first `shown` names, each cut to `width` characters, for a message."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(name[:width] or "(no name)" for name in names[:shown]) + more
 
 
-def _plain(name: str) -> str:
-    """A name without what people write differently: case, blanks, underscores, hyphens."""
+def _normalised(name: str) -> str:
+    """Normalise a name: case, blanks, underscores, hyphens."""
     folded = unicodedata.normalize("NFKC", name).casefold()
     return re.sub(r"[\s_-]+", "_", folded).strip("_")
 
 
 def is_time(cell: str) -> bool:
-    """Whether a cell is a time such as 2016-07-01 or 2016-07-01 00:00:00."""
+    """Whether a cell is an ISO 8601 date or time, for example 2016-07-01 00:00:00."""
     try:
         datetime.fromisoformat(cell)
     except ValueError:
@@ -352,7 +348,7 @@ def is_time(cell: str) -> bool:
 
 
 def _is_data(row: Sequence[str]) -> bool:
-    """Whether a first line is a row: nothing but numbers, times and gaps."""
+    """Whether a first line holds values: only numbers, times and missing cells."""
     values = [cell for cell in row if cell.lower() not in _MISSING]
     return bool(values) and all(_NUMBER.fullmatch(v) or _COMMA.fullmatch(v) or is_time(v) for v in values)
 
@@ -390,20 +386,20 @@ def _encoding(path: Path, asked: str | None, what: str) -> str:
     return marked if marked and known.startswith("utf") else known
 
 
-def _told_separator(path: Path, encoding: str) -> tuple[int, str | None]:
-    """A first line `sep=;`, as spreadsheets write it: lines to skip, and the separator."""
+def _declared_separator(path: Path, encoding: str) -> tuple[int, str | None]:
+    """Lines to skip and the separator, from a first line such as `sep=;` that spreadsheets write."""
     line = next(iter(_lines(path, encoding)), "").rstrip("\r\n")
     if line.lower().startswith("sep=") and line[4:] in SEPARATORS:
         return 1, line[4:]
     return 0, None
 
 
-def _recognised(path: Path, encoding: str) -> str:
-    """The separator by which the first lines have the same number of cells, more than one."""
+def _detected_separator(path: Path, encoding: str) -> str:
+    """The separator that splits most of the first lines into the same number of cells, more than one."""
     best, best_score = ",", (0.0, 0.0)
     for separator in SEPARATORS:
         try:
-            rows = [row for _, row in itertools.islice(_records(path, separator, encoding), _SAMPLE) if any(row)]
+            rows = [row for _, row in itertools.islice(_csv_rows(path, separator, encoding), _SAMPLE) if any(row)]
         except DataError as error:
             if not isinstance(error.__cause__, csv.Error):
                 raise
@@ -412,16 +408,16 @@ def _recognised(path: Path, encoding: str) -> str:
         width, alike = widths.most_common(1)[0] if widths else (0, 0)
         if width < 2:
             continue
-        # cells that make sense tell decimal commas from separators where both give even rows
+        # where comma and semicolon both give even rows, parsable cells tell decimal commas from separators
         cells = [cell for row in rows[1:] or rows for cell in row]
-        sense = sum(map(_makes_sense, cells)) / max(1, len(cells))
+        sense = sum(map(_is_parsable, cells)) / max(1, len(cells))
         score = (alike / len(rows), round(sense, 3))
         if score > best_score:
             best, best_score = separator, score
     return best
 
 
-def _makes_sense(cell: str) -> bool:
+def _is_parsable(cell: str) -> bool:
     return bool(_NUMBER.fullmatch(cell) or _COMMA.fullmatch(cell)) or is_time(cell) or cell.lower() in _MISSING
 
 
@@ -429,7 +425,7 @@ def _makes_sense(cell: str) -> bool:
 
 
 def _lines(path: Path, encoding: str) -> Iterator[str]:
-    """Lines of a text file with their ends; bytes that the encoding does not know are told with their line."""
+    """Lines of a text file with their line ends; an error names the line that cannot be decoded."""
     try:
         with path.open(encoding=encoding, newline="") as file:
             yield from file
@@ -440,12 +436,12 @@ def _lines(path: Path, encoding: str) -> Iterator[str]:
             f"{path}, {_undecodable(path, encoding)} is not {encoding.removesuffix('-sig').upper()}: save the file "
             "as UTF-8"
         ) from None
-    except LookupError:  # a codec that makes no text, such as base64
+    except LookupError:  # a codec that does not produce text, such as base64
         raise DataError(f"encoding {encoding!r} is not one of text, such as utf-8 or cp1252") from None
 
 
 def _undecodable(path: Path, encoding: str) -> str:
-    """Where the first byte that cannot be decoded stands."""
+    """Line and value of the first byte that cannot be decoded."""
     decoder = codecs.getincrementaldecoder(encoding)()
     try:
         with path.open("rb") as file:
@@ -460,8 +456,8 @@ def _undecodable(path: Path, encoding: str) -> str:
     return "its end"
 
 
-def _records(path: Path, separator: str, encoding: str, skip: int = 0) -> Iterator[tuple[int, list[str]]]:
-    """Line and stripped cells of every record, blank lines included."""
+def _csv_rows(path: Path, separator: str, encoding: str, skip: int = 0) -> Iterator[tuple[int, list[str]]]:
+    """Line number and stripped cells of every row, blank lines included."""
     lines = itertools.islice(_lines(path, encoding), skip, None)
     reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
     while True:

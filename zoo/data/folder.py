@@ -1,7 +1,7 @@
-"""Folders of images, one folder per class, with timm's transforms: ImageNet and everything laid out like it.
+"""Class folders of images with timm's transforms: ImageNet and data laid out like it.
 
-Images are decoded and augmented one by one, each under its own seed, because timm's and torchvision's
-transforms draw from three global generators: torch's, numpy's and that of `random`.
+Each image is augmented under its own seed, because timm's and torchvision's transforms use the global generators of
+torch, numpy and `random`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from zoo.data.checks import DataError, extends, tell
+from zoo.data.checks import DataError, extends, warn_once
 from zoo.data.image import ImageDataModule, Probability, Share
 from zoo.data.pictures import FORMATS, Fit, open_picture
 from zoo.data.sampling import KeyedDataset, SampleKey, isolated_rng, sample_seed, seed_rng, stratified_split
@@ -38,15 +38,15 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 class FolderImages(KeyedDataset):
-    """Images in files, decoded, transformed and stacked into a batch.
+    """Image files, decoded, transformed and stacked into batches.
 
     Args:
         paths: File of each image.
         targets: Class of each image.
-        transform: From an opened picture to a tensor `(C, H, W)`.
-        seed: Seed of the augmentation; `None` for a transform without randomness.
-        opening: The evaluation transform, which knows how a file is opened; `transform` itself by default.
-        least: Short side, in pixels, below which a large picture is not decoded; that of `opening` by default.
+        transform: Maps a PIL image to a tensor `(C, H, W)`.
+        seed: Seed of the augmentation; `None` for a deterministic transform.
+        opening: The evaluation transform, whose input record says how a file is opened; `transform` by default.
+        least: Smallest short side, in pixels, that a reduced decoding may have; that of `opening` by default.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class FolderImages(KeyedDataset):
         least: int | None = None,
     ) -> None:
         super().__init__(targets)
-        # one block of bytes: of a million strings, each worker would get its own copy as it touches them
+        # one array of bytes: a list of strings would be copied into every worker, as reference counts change
         self.paths = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
         self.transform, self.seed = transform, seed
         self.opening = opening or (transform if isinstance(transform, Fit) else None)
@@ -92,10 +92,10 @@ class FolderImages(KeyedDataset):
 
 
 def first_images(folder: Path, form: Any, count: int) -> Tensor:
-    """The first images below a folder, at any depth, prepared as a record of images says, (count, C, H, W).
+    """The first images below a folder, at any depth, prepared by an image input record, (count, C, H, W).
 
     Raises:
-        DataError: There are none, or one cannot be read.
+        DataError: There are no images, or one cannot be read.
     """
     paths = below(folder, IMAGES)[:count]
     if not paths:
@@ -107,43 +107,41 @@ def first_images(folder: Path, form: Any, count: int) -> Tensor:
 class ImageFolder(ImageDataModule):
     """Images in folders, one per class, augmented with timm's transforms.
 
-    `root` holds `train/` and `val/` (or `valid/`, `validation/`), and perhaps `test/`, each with one folder
-    per class; or the class folders themselves, or only `train/`. Without a validation folder, `val_fraction`
-    of each class's training images is split off, the same for every seed. Without a test folder, the
-    validation part is also the test part.
+    `root` contains `train/`, `val/` (or `valid/`, `validation/`) and `test/`, each with one folder per class; only
+    `train/` is required. Or it contains the class folders themselves. Without a validation folder, `val_fraction` of
+    each class's training images is split off, the same for every seed. Without a test folder, the validation part is
+    also the test part.
 
-    For evaluation, an image smaller than 384 is resized so that its short side is `size / 0.875` and cropped
-    in the centre; from 384 on it is squashed to the size without a crop (the rule of UniRepLKNet's
-    checkpoints, after ConvNeXt). `crop_pct` and `crop_mode` override the rule.
+    For evaluation at `image_size` below 384, the short side is resized to `image_size / 0.875` and the centre is
+    cropped; from 384 on, the image is squashed to the size without a crop (as UniRepLKNet's checkpoints are evaluated,
+    after ConvNeXt). `crop_pct` and `crop_mode` override this rule.
 
     Args:
         root: Folder of the images.
-        image_size: Side of the model's input in pixels.
-        val_fraction: Share of the training images used for validation where there is no validation folder.
-        crop_scale: Smallest and largest share of the image's area that a random crop covers.
-        crop_ratio: Smallest and largest width / height of a random crop.
+        image_size: Side of the model's input, pixels.
+        val_fraction: Share of the training images used for validation if there is no validation folder.
+        crop_scale: Smallest and largest area of a random crop, relative to the image.
+        crop_ratio: Smallest and largest aspect ratio (width / height) of a random crop.
         hflip: Probability of a horizontal flip.
         vflip: Probability of a vertical flip.
-        auto_augment: timm's policy string, such as `rand-m9-mstd0.5-inc1`, `augmix-m3-w3`, `original`; `None`
-            for none.
-        color_jitter: Strength of brightness, contrast and saturation changes; unused while a policy is set,
-            as in timm.
-        re_prob: Probability of erasing a rectangle.
-        re_mode: What it is filled with: `const` the mean, `rand` one random colour, `pixel` a random colour
-            per pixel.
+        auto_augment: timm's policy string, such as `rand-m9-mstd0.5-inc1`, `augmix-m3-w3`, `original`; `None` for none.
+        color_jitter: Strength of brightness, contrast and saturation jitter; unused if `auto_augment` is set, as in
+            timm.
+        re_prob: Probability of random erasing.
+        re_mode: Fill of erased rectangles: `const` the mean, `rand` one random colour, `pixel` random pixels.
         re_count: Largest number of erased rectangles.
-        interpolation: Of all resizing.
+        interpolation: Interpolation of all resizing.
         crop_pct: Share of the resized image that the centre crop keeps; `None` follows the rule above.
         crop_mode: `center`, `squash` or `border`; `None` follows the rule above.
-        mean: Mean of the red, green and blue channel on the scale [0, 1].
+        mean: Mean of the red, green and blue channels, on the scale [0, 1].
         std: Standard deviation of the channels.
-        background: Grey value, 0 for black to 255 for white, that shows where a picture is transparent.
+        background: Grey value behind transparent pixels, 0 (black) to 255 (white).
         **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
-        DataError: On the first look at the folders (`class_names`, `num_classes`, `setup`), if one is missing
-            or empty or the parts' classes differ; while loading, if an image cannot be read.
+        DataError: When the folders are listed (`class_names`, `num_classes`, `setup`), if one is missing or empty or
+            the parts have different classes; while loading, if an image cannot be read.
     """
 
     tests_on_validation = True
@@ -215,11 +213,11 @@ class ImageFolder(ImageDataModule):
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image as the model sees it."""
+        """Channels, height and width of the model's input."""
         return 3, self.image_size, self.image_size
 
     def setup(self, stage: str | None = None) -> None:
-        """List the images, once; none is opened. Training images are listed only if they are needed."""
+        """List the images, once, without opening them; training images only if they are needed."""
         where = parts(self.root)
         evaluation = self.transform(training=False)
         assert isinstance(evaluation, Fit)
@@ -242,17 +240,17 @@ class ImageFolder(ImageDataModule):
                 found = scan_like(where[part], where["train"], self.class_names, IMAGES)
                 self.datasets[part] = FolderImages(*found, evaluation, None)
         if "test" not in self.datasets and "val" in self.datasets:
-            if stage != "fit":  # a run says in its own words what it will not test
-                tell(f"{self.root} has no test part: the test is on the validation part")
+            if stage != "fit":  # a training run has its own message
+                warn_once(f"{self.root} has no test part: the test is on the validation part")
             self.datasets["test"] = self.datasets["val"]
 
     @property
     def _least(self) -> int:
-        """Short side from which even the smallest random crop need not be enlarged much."""
+        """Short side at which the smallest random crop still has about twice the input size."""
         return math.ceil(2 * self.image_size / math.sqrt(self.train_options["scale"][0]))
 
     def transform(self, training: bool, normalize: bool = True) -> Transform:
-        """The transform from a picture to a tensor: normalised float32, or uint8 with `normalize=False`.
+        """The transform from a PIL image to a tensor: normalised float32, or uint8 with `normalize=False`.
 
         Raises:
             ValueError: If timm does not know the `auto_augment` policy.
@@ -288,8 +286,8 @@ class ImageFolder(ImageDataModule):
 class ImageNet(ImageFolder):
     """ImageNet-1k in its usual layout: `root/train/n01440764/*.JPEG`, `root/val/n01440764/*.JPEG`.
 
-    Arguments are those of `ImageFolder`, with the augmentation of ConvNeXt's and UniRepLKNet's recipes as the
-    default. The classes are the folder names, so subsets such as ImageNet-100 work too.
+    Arguments are those of `ImageFolder`; the default augmentation is that of ConvNeXt and UniRepLKNet. Classes are
+    folder names, so subsets such as ImageNet-100 work too.
 
     Raises:
         ValueError: If an argument is outside its range.

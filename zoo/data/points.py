@@ -1,4 +1,4 @@
-"""Point clouds: PointMNIST, the lit pixels of real digits as points in space.
+"""Point clouds: PointMNIST, the bright pixels of MNIST digits as 3-D points.
 
 Every batch is `(points, targets)`: float32 (B, num_points, 3), and int64 (B,).
 """
@@ -26,9 +26,9 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 def farthest_points(points: Tensor, number: int) -> Tensor:
-    """Indices of points that lie as far apart as can be, chosen greedily from the first one, (B, P, 3) -> (B, number).
+    """Farthest point sampling from the first point (Qi et al., PointNet++, 2017), (B, P, 3) -> indices (B, number).
 
-    With fewer points than asked for, the choice begins again from the first point.
+    With fewer than `number` distinct points, points are repeated.
     """
     batch = torch.arange(len(points))
     distance = torch.full(points.shape[:2], torch.inf)
@@ -42,10 +42,10 @@ def farthest_points(points: Tensor, number: int) -> Tensor:
 
 
 def prepare_points(path: Path, record: inputs.Points) -> tuple[Tensor, ...]:
-    """One cloud as the model's input, (1, points, channels): an array of rows in a `.npy` file, or numbers in lines.
+    """Read a point cloud, a `.npy` array or text with one point per row, as a model input (1, points, channels).
 
     Raises:
-        DataError: The file is damaged, too large, or holds other rows.
+        DataError: The file is damaged, too large, or its rows have another length.
     """
     cloud = torch.from_numpy(read_array(path, f"rows of {record.channels} numbers"))
     if cloud.ndim != 2 or cloud.shape[1] != record.channels or not len(cloud):
@@ -56,14 +56,14 @@ def prepare_points(path: Path, record: inputs.Points) -> tuple[Tensor, ...]:
 
 
 class Points(KeyedDataset):
-    """Clouds held in memory.
+    """Point clouds held in memory.
 
     Args:
         points: (N, P, 3).
-        targets: Class of each cloud.
-        stretch: Largest factor by which training stretches or squeezes each axis, at least 1.
-        shift: Largest shift of training along each axis.
-        seed: Seed of both; None leaves the clouds alone.
+        targets: Class of each cloud, (N,).
+        stretch: Largest random scale factor of each axis, at least 1; the smallest is its inverse.
+        shift: Largest random shift along each axis.
+        seed: Seed of the augmentation; None for none.
     """
 
     def __init__(
@@ -77,32 +77,32 @@ class Points(KeyedDataset):
         x = self.points[[key.sample for key in keys]]
         if self.seed is None:
             return x
-        draws = torch.empty(len(keys), 2, 1, 3)
+        uniform = torch.empty(len(keys), 2, 1, 3)
         generator = torch.Generator()
-        for row, key in zip(draws, keys, strict=True):
+        for row, key in zip(uniform, keys, strict=True):
             generator.manual_seed(sample_seed(self.seed, key.epoch, key.sample))
             torch.rand(row.shape, generator=generator, out=row)
         low = 1 / self.stretch
-        return x * (low + draws[:, 0] * (self.stretch - low)) + (2 * draws[:, 1] - 1) * self.shift
+        return x * (low + uniform[:, 0] * (self.stretch - low)) + (2 * uniform[:, 1] - 1) * self.shift
 
 
 class PointMnist(ImageDataModule):
-    """5,000 digits as point clouds: x and y of the lit pixels in [-1, 1], and the brightness, 0 to 0.5, as z.
+    """5,000 digits as point clouds: x and y of the bright pixels in [-1, 1], and the brightness, 0 to 0.5, as z.
 
-    The digits are those of `Mnist5k`, with its split; of the lit pixels, `num_points` that lie far apart are kept.
+    Digits and split are those of `Mnist5k`; `num_points` pixels are kept by farthest point sampling.
 
     Args:
         root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
         download: Fetch missing files with pip.
-        num_points: Points of a cloud.
-        stretch: Largest factor by which training stretches or squeezes each axis, at least 1.
-        shift: Largest shift of training along each axis.
-        val_fraction: Share of the training part that is used for validation.
+        num_points: Points per cloud.
+        stretch: Largest random scale factor of each axis in training, at least 1; the smallest is its inverse.
+        shift: Largest random shift along each axis in training.
+        val_fraction: Share of the training part used for validation.
         **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
-        DataError: If the file cannot be had or is damaged.
+        DataError: If the file cannot be fetched or is damaged.
     """
 
     in_chans = 3
@@ -130,24 +130,24 @@ class PointMnist(ImageDataModule):
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """Three coordinates of every point."""
+        """(3, 1, num_points)."""
         return 3, 1, self.num_points
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """Points go into the model as they are."""
+        """Input size; points are not normalised."""
         return {"input_size": list(self.input_size), "mean": [0.0], "std": [1.0]}
 
     def input_record(self) -> dict[str, Any]:
-        """How many points of a cloud are kept, and how far from 0 their coordinates lie."""
+        """Number of points per cloud and their largest absolute coordinate."""
         return {"kind": "points", "points": self.num_points, "channels": 3, "extent": 1.0}
 
     def prepare_data(self) -> None:
-        """Fetch the digits unless the cache has them."""
+        """Fetch the digits unless they are cached."""
         sources.fetch_mnist5k(self.root, self.download)
 
     def setup(self, stage: str | None = None) -> None:
-        """Turn the digits into clouds, once."""
+        """Convert the digits to point clouds, once."""
         if self.datasets:
             return
         (images, targets), (test_images, test_targets) = sources.load_mnist5k(self.root)
@@ -159,12 +159,12 @@ class PointMnist(ImageDataModule):
         self.datasets["test"] = Points(self.clouds(test_images), test_targets)
 
     def clouds(self, images: Tensor) -> Tensor:
-        """Images (N, 1, 28, 28) of bytes to clouds (N, num_points, 3)."""
+        """Convert uint8 images (N, 1, 28, 28) to clouds (N, num_points, 3)."""
         found = []
         for image in images[:, 0]:
             y, x = torch.nonzero(image > 32, as_tuple=True)
             found.append(torch.stack([x / 13.5 - 1, 1 - y / 13.5, image[y, x] / 510], 1))
         most = max(map(len, found))
-        # a padded point repeats the first one: its distance is 0, so it is never chosen before the others
+        # padding repeats the first point: at distance 0, it is never chosen before the others
         padded = torch.stack([torch.cat([cloud, cloud[:1].expand(most - len(cloud), 3)]) for cloud in found])
         return padded[torch.arange(len(padded))[:, None], farthest_points(padded, self.num_points)]

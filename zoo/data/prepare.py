@@ -1,7 +1,6 @@
-"""From a file to a model's input, by the record that travels with the weights: one function for each kind.
+"""Files to model inputs, as the input record stored with the weights describes: one function per kind of file.
 
-The data modules evaluate through the same functions, so a file means the same in training's evaluation, in prediction
-and beside an export.
+The data modules evaluate with the same functions, so evaluation, prediction and exports treat a file alike.
 
 >>> prepare("seven.png", {"kind": "image", "channels": 1, "size": [28, 28]})[0].shape
 torch.Size([1, 1, 28, 28])
@@ -22,7 +21,7 @@ from zoo.support import inputs
 
 __all__ = ["SUFFIXES", "far_out", "form_for", "kind_of_file", "other_units", "prepare", "says_nothing"]
 
-#: Where the function of each kind lives; it takes the file and the typed record, and returns the model's arguments.
+#: Function of each kind: takes the file and the typed record, and returns the model's arguments.
 PREPARERS = {
     "image": "pictures:prepare_image",
     "sound": "audio:prepare_sound",
@@ -34,7 +33,7 @@ PREPARERS = {
     "series": "series:prepare_series",
 }
 
-#: What the files of each kind are called.
+#: File suffixes of each kind.
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "image": (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),
     "sound": (".wav", ".flac", ".ogg", ".mp3"),
@@ -58,38 +57,40 @@ WORDS = {
 }
 
 
-def prepare(path: str | Path, record: Mapping[str, Any]) -> tuple[Tensor, ...]:
-    """The model's arguments for one file, each with the inputs as its first dimension.
+def prepare(path: str | Path, record: Mapping[str, Any], folder: Path | None = None) -> tuple[Tensor, ...]:
+    """Read a file as the model's arguments, batch dimension first.
 
     Args:
         path: The file; its suffix must be one of the record's kind.
-        record: See :mod:`zoo.support.inputs`.
+        record: Input record, see :mod:`zoo.support.inputs`.
+        folder: Folder of the model, which contains the tokenizer of a text model.
 
     Returns:
-        One tensor, or for a series windows (n, L, D) and marks (n, L, F). A table has as many inputs as rows, any
-        other file one.
+        One tensor; for a series, a window (1, L, D) and its marks (1, L, F). The batch size is the number of rows of a
+        table, and 1 for any other file.
 
     Raises:
-        DataError: The file is missing, damaged or of another kind, or the record makes no sense.
+        DataError: The file is missing, damaged or of another kind, or the record is invalid.
     """
     path = Path(path)
     form = form_for(path, record)
     module, _, name = PREPARERS[form.kind].partition(":")
-    return getattr(importlib.import_module(f"zoo.data.{module}"), name)(path, form)
+    own = (folder,) if form.kind == "text" else ()
+    return getattr(importlib.import_module(f"zoo.data.{module}"), name)(path, form, *own)
 
 
-FAR = 50.0  # deviations of the training rows; among fewer than 2,500 of them none can be that far out
-UNITS = 10.0  # times as large, or as small, as the clouds of training: what units of length differ by, at least
-_EVEN = 1e-5  # what may still differ by rounding; half a step of 16-bit sound
+FAR = 50.0  # standard deviations; fewer than 2,500 training rows cannot contain such an outlier
+UNITS = 10.0  # factor between two units of length, at least
+_EVEN = 1e-5  # tolerance for rounding; half a step of 16-bit sound
 
 
 def says_nothing(path: Path, values: Tensor, form: Any) -> str | None:
-    """One sentence where a prepared file is even, so that no answer can come from it; None for any other.
+    """Warning for a file without content: a constant signal, or a text without a known word; None otherwise.
 
     Args:
         path: The file.
         values: The first of the model's arguments for it.
-        form: The typed record. Tables are never even.
+        form: The typed record; tables are not checked.
     """
     if form.kind == "table":
         return None
@@ -97,9 +98,9 @@ def says_nothing(path: Path, values: Tensor, form: Any) -> str | None:
         from zoo.data.text import MARKS
 
         if bool((values[..., None] == values.new_tensor(MARKS)).any(-1).all()):
-            return f"{path} holds no word that the model knows, so the answer says nothing about it"
+            return f"{path} holds no word that the model knows, so the prediction says nothing about it"
         return None
-    if form.kind == "spectrum":  # of even places, the bands still differ
+    if form.kind == "spectrum":  # compared in raw units, over pixels and bands
         mean, std = (values.new_tensor(v).view(1, -1, 1, 1) for v in (form.mean, form.std))
         values = (values * std + mean).flatten(1)[:, None]
     elif form.kind in ("points", "series"):
@@ -113,25 +114,25 @@ def says_nothing(path: Path, values: Tensor, form: Any) -> str | None:
     clear = f" (transparent ones show the background, {form.background})" if form.kind == "image" else ""
     return (
         f"{path}: once prepared for the model all its {what.get(form.kind, 'values')}{clear} are the same, so the "
-        "answer says nothing about it"
+        "prediction says nothing about it"
     )
 
 
 def far_out(path: Path, rows: Tensor, model: Any, names: Sequence[str] = ()) -> str | None:
-    """One sentence where values of a table lie far outside of what a model was trained on; None where none do.
+    """Warning for table values far outside the training data; None if there are none.
 
-    Known from the mean and the deviation of the training rows, for models that standardise with them.
+    Checked for models that standardise, by their mean and standard deviation of the training rows.
 
     Args:
         path: The file.
         rows: Its rows as the model takes them (n, D).
-        model: With `input_mean` and `input_scale` (D), if it standardises.
-        names: Of the columns, in the model's order; their numbers are told where there are none.
+        model: A model with `input_mean` and `input_scale` (D,) if it standardises.
+        names: Column names in the model's order; columns without one are numbered.
     """
     mean, scale = getattr(model, "input_mean", None), getattr(model, "input_scale", None)
     if not isinstance(mean, Tensor) or not isinstance(scale, Tensor) or mean.shape != rows.shape[1:]:
         return None
-    if bool((mean == 0).all()) and bool((scale == 1).all()):  # it does not standardise
+    if bool((mean == 0).all()) and bool((scale == 1).all()):  # no standardisation
         return None
     mean, scale = mean.double(), scale.double()
     worst, places = ((rows.double() - mean) / scale).abs().max(0)
@@ -146,12 +147,12 @@ def far_out(path: Path, rows: Tensor, model: Any, names: Sequence[str] = ()) -> 
 
 
 def other_units(path: Path, values: Tensor, form: Any) -> str | None:
-    """One sentence where a point cloud is in other units than those of training; None for any other, and any file else.
+    """Warning for a point cloud that seems to be in other units than the training clouds; None otherwise.
 
     Args:
         path: The file.
         values: The first of the model's arguments for it, (1, points, channels).
-        form: The typed record, with the `extent` of the training clouds where that is known.
+        form: The typed record, with the `extent` of the training clouds if it is known.
     """
     if form.kind != "points" or form.extent is None:
         return None
@@ -165,10 +166,10 @@ def other_units(path: Path, values: Tensor, form: Any) -> str | None:
 
 
 def form_for(path: Path, record: Mapping[str, Any]) -> Any:
-    """The typed form of a record, once a file is there that is of its kind.
+    """Parse a record, and check that the file exists and is of its kind.
 
     Raises:
-        DataError: The file is missing or of another kind, or the record makes no sense.
+        DataError: The file is missing or of another kind, or the record is invalid.
     """
     try:
         form = inputs.read(record)
@@ -177,7 +178,7 @@ def form_for(path: Path, record: Mapping[str, Any]) -> Any:
     if not path.is_file():
         if path.exists():
             raise DataError(
-                f"{path} is {'a folder' if path.is_dir() else 'no regular file'}: give the files themselves"
+                f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}: give the files themselves"
             )
         raise DataError(f"there is no file {path}")
     kind_of_file(path, form.kind)
@@ -185,10 +186,10 @@ def form_for(path: Path, record: Mapping[str, Any]) -> Any:
 
 
 def kind_of_file(path: Path, wanted: str) -> None:
-    """Check by its suffix that a file is of the kind that a model takes.
+    """Check by the suffix that a file is of the kind that a model takes.
 
     Raises:
-        DataError: It is of another kind, or of none.
+        DataError: The file is of another or an unknown kind.
     """
     suffix = path.suffix.lower()
     if suffix in SUFFIXES[wanted]:

@@ -1,13 +1,11 @@
-"""Exact, stateless sampling: which images form a batch, and what randomness each of them gets.
+"""Stateless, reproducible sampling: the order of an epoch, and the random seed of each sample.
 
-Three pure functions replace hidden random state:
+* The order of an epoch is a function of `(seed, epoch)`.
+* The augmentation of a sample is a function of `(seed, epoch, index)`.
+* The batches of a process are a function of the order, its rank and the number of processes.
 
-* the order of an epoch is a function of `(seed, epoch)`;
-* the randomness of one image is a function of `(seed, epoch, index)`;
-* the batches of a process are a function of the order, its rank and the number of processes.
-
-Nothing therefore depends on the number of workers, on the global random generators (which loaders never
-touch), or on where a run was interrupted: a resumed epoch is the tail of the uninterrupted one.
+So batches do not depend on the number of workers, on global random generators (which loaders do not use), or on
+interruptions: a resumed epoch continues the uninterrupted one exactly.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ __all__ = [
 ]
 
 IGNORE_INDEX = -100
-"""Target of a padded row: the value that `torch.nn.functional.cross_entropy` leaves out by default."""
+"""Target of padding rows: the value that `torch.nn.functional.cross_entropy` ignores by default."""
 
 Batch = tuple[Tensor, Tensor]
 
@@ -48,18 +46,18 @@ Batch = tuple[Tensor, Tensor]
 
 
 def sample_seed(seed: int, *position: int | str) -> int:
-    """A 64-bit seed for one place of one run, for example `sample_seed(seed, epoch, index)`.
+    """Derive a 64-bit seed from a run's seed and a position, for example `sample_seed(seed, epoch, index)`.
 
-    A cryptographic hash keeps neighbours unrelated: `seed=0, epoch=1` shares nothing with `seed=1, epoch=0`.
+    The BLAKE2 hash makes neighbouring seeds and positions independent.
     """
     words = "/".join(map(str, (seed, *position)))
     return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "little")
 
 
 def seed_rng(seed: int) -> None:
-    """Seed the CPU generators that image transforms draw from: torch's, numpy's legacy one and `random`.
+    """Seed the global CPU generators that image transforms use: torch's, numpy's legacy one and `random`.
 
-    `torch.manual_seed` is not used because it would also restart the generators of every GPU.
+    Unlike `torch.manual_seed`, this does not seed the GPU generators.
     """
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
@@ -81,14 +79,12 @@ def isolated_rng() -> Iterator[None]:
 def stratified_split(
     targets: Sequence[int] | np.ndarray | Tensor, fraction: float, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split indices in two parts with the same class proportions.
+    """Split indices into two parts with the same class proportions.
 
     Args:
         targets: Class of every sample, `(N,)`.
-        fraction: Share of the second part, in [0, 1). Every class gives `round(fraction * count)` of its
-            samples, but keeps at least one.
-        seed: Seed of the choice. The draw uses numpy's frozen `RandomState`, so it is the same in every
-            version.
+        fraction: Share of the second part, in [0, 1): `round(fraction * count)` samples of each class, but never all.
+        seed: Seed of the split; numpy's frozen `RandomState` gives the same split in every version.
 
     Returns:
         The sorted indices of the first and of the second part.
@@ -103,16 +99,16 @@ def stratified_split(
     return np.setdiff1d(np.arange(len(classes)), chosen), chosen
 
 
-# Which samples form a batch ---------------------------------------------------------------------------------
+# Batches ----------------------------------------------------------------------------------------------------
 
 
 class SampleKey(NamedTuple):
-    """What a dataset is asked for.
+    """Index of a sample in a data set and an epoch.
 
     Attributes:
         sample: Index in the data set.
-        epoch: The epoch, which decides the sample's randomness.
-        padded: Whether the row only fills up a batch.
+        epoch: Epoch, which seeds the sample's augmentation.
+        padded: Whether the row is padding.
     """
 
     sample: int
@@ -123,26 +119,25 @@ class SampleKey(NamedTuple):
 class EpochBatches(Sampler[list[SampleKey]]):
     """Batches of sample keys for one process, with a position that can be saved and restored.
 
-    A global batch holds `world_size * batch_size` consecutive samples of the epoch's order; process `rank`
-    takes the `rank`-th slice of it. Four processes with batches of 32 thus see what one process with batches
-    of 128 sees. A last, incomplete global batch is shared out evenly, so that every process does the same
-    number of steps; what is missing for an even share is repeated from the epoch's start (training) or padded
-    (evaluation).
+    A global batch is `world_size * batch_size` consecutive samples of the epoch's order; process `rank` takes its
+    `rank`-th slice. So four processes with batches of 32 see the same global batches as one process with 128. The last,
+    incomplete global batch is split evenly; missing samples are repeated from the start of the epoch (training) or
+    padded (evaluation), so all processes do the same number of steps.
 
     Args:
         samples: Number of samples in the data set.
-        batch_size: Samples of one batch of one process.
+        batch_size: Batch size per process.
         seed: Seed of the order.
-        shuffle: Draw a new order for every epoch; otherwise 0, 1, 2, ...
+        shuffle: Use a new random order in every epoch; otherwise 0, 1, 2, ...
         reshuffle: With `shuffle`, `False` keeps the order of epoch 0 for all epochs.
-        drop_last: Leave out the last, incomplete global batch.
-        pad: Fill up with padded keys, whose target becomes `IGNORE_INDEX`, instead of repeated samples.
+        drop_last: Drop the last, incomplete global batch.
+        pad: Fill up with padding keys, whose target is `IGNORE_INDEX`, instead of repeated samples.
         rank: Index of this process.
         world_size: Number of processes.
-        clock: Tells the epoch when a pass starts. `None` counts complete passes, or follows `set_epoch`.
+        clock: Returns the epoch when a pass starts. `None` counts complete passes, or follows `set_epoch`.
 
     Raises:
-        DataError: If there is not a single batch.
+        DataError: If the samples do not fill one batch.
     """
 
     def __init__(
@@ -175,7 +170,7 @@ class EpochBatches(Sampler[list[SampleKey]]):
 
     @property
     def sampler(self) -> EpochBatches:
-        """Itself: Lightning announces a new epoch to `loader.batch_sampler.sampler`."""
+        """Itself: Lightning calls `set_epoch` of `loader.batch_sampler.sampler`."""
         return self
 
     def __len__(self) -> int:
@@ -184,8 +179,8 @@ class EpochBatches(Sampler[list[SampleKey]]):
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of `epoch`; a position inside the same epoch is kept.
 
-        With a clock this does nothing. Lightning calls it with the number of epochs that it has processed;
-        under `max_steps`, a run resumed from the end of an epoch counts that epoch twice, hence the clock.
+        With a clock this does nothing. Lightning calls it with its number of processed epochs, which is wrong under
+        `max_steps` after resuming from the end of an epoch.
         """
         if self.clock is None:
             self._go_to(epoch)
@@ -195,13 +190,13 @@ class EpochBatches(Sampler[list[SampleKey]]):
             self.epoch, self.delivered, self._resume_at = epoch, 0, 0
 
     def start(self) -> None:
-        """Begin a pass: where a restored position says, otherwise with the epoch's first batch."""
+        """Start a pass at the restored position, if any, or at the first batch of the epoch."""
         if self.clock is not None:
             self._go_to(self.clock())
         self.delivered, self._resume_at = self._resume_at, 0
 
     def deliver(self) -> None:
-        """Count one batch that has reached the training loop; the last one moves on to the next epoch."""
+        """Count a batch that has reached the training loop; the last one of an epoch advances the epoch."""
         self.delivered += 1
         if self.delivered == self.length:
             self.epoch, self.delivered = self.epoch + 1, 0
@@ -215,15 +210,15 @@ class EpochBatches(Sampler[list[SampleKey]]):
         return torch.randperm(self.samples, generator=generator)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        # the position is read now, not with the first batch: workers fetch ahead of the training loop
+        # read the position now, not at the first batch: workers prefetch
         return self._batches(self.epoch, self.delivered)
 
     def _batches(self, epoch: int, start: int) -> Iterator[list[SampleKey]]:
         order = self.order(epoch)
         for batch in range(start, self.length):
-            yield self._share(order, epoch, batch * self.global_batch)
+            yield self._slice(order, epoch, batch * self.global_batch)
 
-    def _share(self, order: Tensor, epoch: int, begin: int) -> list[SampleKey]:
+    def _slice(self, order: Tensor, epoch: int, begin: int) -> list[SampleKey]:
         present = order[begin : begin + self.global_batch].tolist()
         per_rank = -(-len(present) // self.world_size)
         missing = per_rank * self.world_size - len(present)
@@ -235,7 +230,7 @@ class EpochBatches(Sampler[list[SampleKey]]):
         return keys[self.rank * per_rank : (self.rank + 1) * per_rank]
 
     def state_dict(self) -> dict[str, int]:
-        """The position, and the settings that give it its meaning; the same integers on every rank."""
+        """The position, and the settings that it depends on; the same integers on every rank."""
         return {
             "epoch": self.epoch,
             "batches": self.delivered,
@@ -248,7 +243,7 @@ class EpochBatches(Sampler[list[SampleKey]]):
         """Continue from a saved position: the next batch is the one after the last delivered one.
 
         Raises:
-            DataError: If the position is inside an epoch that other settings would order differently.
+            DataError: If the position is inside an epoch and seed, data set size or global batch size differ.
         """
         epoch, batches = state["epoch"], state["batches"]
         mine = self.state_dict()
@@ -264,18 +259,18 @@ class EpochBatches(Sampler[list[SampleKey]]):
         self.epoch, self.delivered, self._resume_at = epoch, batches, batches
 
 
-# What a loader asks, and how --------------------------------------------------------------------------------
+# Data sets and loaders --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """A `DataError` on its way out of a worker; torch would wrap the exception itself in a traceback."""
+    """A `DataError` passed from a worker to the main process; torch would wrap the exception in a traceback."""
 
     message: str
 
 
 class KeyedDataset(Dataset[Batch]):
-    """A data set that answers a list of keys with one batch.
+    """A data set that maps a list of keys to one batch.
 
     Subclasses implement `images(keys)`. A plain integer is accepted as a key of epoch 0.
 
@@ -313,28 +308,28 @@ class KeyedDataset(Dataset[Batch]):
             return _Failure(str(error))
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch  # a KeyedDataset has put the batch together already
+def _identity(batch: Any) -> Any:
+    return batch  # KeyedDataset returns whole batches
 
 
 class ResumableLoader(DataLoader[Batch]):
-    """A `DataLoader` over `EpochBatches` that Lightning can save and restore inside an epoch.
+    """A `DataLoader` over `EpochBatches` whose position can be saved and restored within an epoch.
 
-    `state_dict()` counts the batches that were handed out, not those that workers have fetched ahead.
-    Iteration starts when the first batch is asked for: Lightning creates the iterator before it restores the
-    position and announces the epoch. Without Lightning, each complete pass moves on to the next epoch.
+    `state_dict()` counts delivered batches, not prefetched ones. Iteration starts at the first batch, because Lightning
+    creates the iterator before it restores the position and sets the epoch. Without Lightning, each complete pass
+    advances the epoch.
 
     Args:
-        dataset: The data set, which answers lists of keys.
-        order: Which keys form the batches of this process.
+        dataset: The data set, which maps lists of keys to batches.
+        order: The batches of keys of this process.
         batch_sampler: Replaces `order` as the source of the batches (Lightning wraps it for prediction).
         **kwargs: Further arguments of `torch.utils.data.DataLoader`: `num_workers`, `pin_memory`, ...
     """
 
     def __init__(self, dataset: KeyedDataset, order: EpochBatches, batch_sampler: Any = None, **kwargs: Any) -> None:
-        # a generator of its own: otherwise every pass would draw the workers' base seed from the global one
+        # otherwise every pass would draw the workers' base seed from the global generator
         kwargs.setdefault("generator", torch.Generator().manual_seed(sample_seed(order.seed, "workers")))
-        kwargs.setdefault("collate_fn", _as_it_is)
+        kwargs.setdefault("collate_fn", _identity)
         super().__init__(dataset, batch_sampler=order if batch_sampler is None else batch_sampler, **kwargs)
         self.order = order
 
@@ -360,7 +355,7 @@ class ResumableLoader(DataLoader[Batch]):
 
 
 class _LazyEpoch(Iterator[Batch]):
-    """One pass over a loader that looks at the loader's position only when the first batch is asked for."""
+    """One pass over a loader, which starts when the first batch is requested."""
 
     def __init__(self, loader: ResumableLoader) -> None:
         self.loader = loader
@@ -371,7 +366,7 @@ class _LazyEpoch(Iterator[Batch]):
             self.batches = self.loader.start()
         batch = next(self.batches)
         if isinstance(batch, _Failure):
-            # end the workers now: left to the collector, together with the traceback, each takes seconds
+            # stop the workers now: garbage collection with the traceback takes seconds per worker
             self.batches = self.loader._iterator = None
             raise DataError(batch.message)
         self.loader.order.deliver()

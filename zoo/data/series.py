@@ -1,7 +1,7 @@
-"""Forecasting data: windows over real multivariate series out of a published wheel, or over a CSV file of one's own.
+"""Forecasting data: windows of multivariate time series, from a published wheel or a CSV file.
 
 Every batch is `((windows, marks), targets)`: float32 (B, L, D) and (B, L, F), and float32 (B, H, D), standardised by
-the mean and deviation of the training part. A padded row's target is NaN.
+the training part's mean and standard deviation. Targets of padding rows are NaN.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ Fill = Literal["forward"]
 
 @dataclass(frozen=True)
 class Series:
-    """A multivariate series.
+    """A multivariate time series.
 
     Attributes:
-        values: (steps, D) float64, without gaps: a missing value is the last one seen.
+        values: (steps, D) float64; missing values are forward-filled.
         times: Time of each step.
         names: Name of each variable.
-        time_name: What the times are called in the file; None for a series that is no file.
+        time_name: Name of the file's time column; None if the series is not from a file.
     """
 
     values: np.ndarray
@@ -58,7 +58,7 @@ class Series:
 
     @property
     def step(self) -> Step | None:
-        """The step that all times keep; None where they do not."""
+        """The step between times; None if it is irregular."""
         step = regular_step(self.times)
         kept = step and all(step.after(a) == b for a, b in itertools.pairwise(self.times))
         return step if kept else None
@@ -77,8 +77,8 @@ class Series:
         return np.array(rows)
 
 
-def _filled(values: np.ndarray) -> np.ndarray:
-    """Missing values replaced by the last one seen, or at the beginning by the first one."""
+def _forward_filled(values: np.ndarray) -> np.ndarray:
+    """Forward-fill missing values; leading ones are filled with the first value."""
     values = values.astype(np.float64)
     for column in values.T:
         present = np.flatnonzero(~np.isnan(column))
@@ -89,7 +89,7 @@ def _filled(values: np.ndarray) -> np.ndarray:
     return values
 
 
-# ---- where they come from ----------------------------------------------------------------------------------
+# ---- bundled series ----------------------------------------------------------------------------------------
 
 
 def _chicago(root: Path, download: bool) -> Series:
@@ -102,12 +102,14 @@ def _chicago(root: Path, download: bool) -> Series:
 
 
 def _jfk_weather(root: Path, download: bool) -> Series:
-    """Hourly weather at JFK airport, 2013; wind direction and gusts, mostly missing or circular, are left out."""
+    """Hourly weather at JFK airport, 2013, without wind direction (circular) and gusts (mostly missing)."""
     table = read_rdataset("nycflights13", "weather", root, download)
     here = table["origin"] == "JFK"
     names = ["temp", "dewp", "humid", "wind_speed", "precip", "pressure", "visib"]
     clock = zip(*(table[part][here].tolist() for part in ("year", "month", "day", "hour")), strict=True)
-    return Series(_filled(np.stack([table[name][here] for name in names], 1)), [datetime(*t) for t in clock], names)
+    return Series(
+        _forward_filled(np.stack([table[name][here] for name in names], 1)), [datetime(*t) for t in clock], names
+    )
 
 
 def _victoria_electricity(root: Path, download: bool) -> Series:
@@ -118,7 +120,7 @@ def _victoria_electricity(root: Path, download: bool) -> Series:
     return Series(np.stack([table[name] for name in names], 1), times, names)
 
 
-# ---- files of one's own ------------------------------------------------------------------------------------
+# ---- CSV files ---------------------------------------------------------------------------------------------
 
 
 def read_csv(
@@ -133,26 +135,25 @@ def read_csv(
     encoding: str | None = None,
     whose: str | None = None,
 ) -> Series:
-    """A series in a text file: a header, then rows of a time and numbers, as in the ETT and weather benchmarks.
+    """Read a series from a text file: a header, then rows of a time and numbers, as in the ETT and weather benchmarks.
 
-    Times increase from row to row by one step: a span of time, or whole months. Separators are recognised, and so are
-    decimal commas (see `zoo.data.delimited.read_table`).
+    Times must increase by a constant step, a duration or whole months. Separators and decimal commas are detected, see
+    `zoo.data.delimited.read_table`.
 
     Args:
         path: The file.
-        time_column: Name of the column of the times; None means the first one.
-        columns: Names of the variables, in the order of the answer; None means all but the times.
-        time_format: How times are written, in the words of `strptime`, for example `%d.%m.%Y %H:%M`; None means ISO
-            8601, as 2016-07-01 or 2016-07-01 00:00:00.
-        fill: What becomes of missing times and empty cells: `forward` repeats the last values seen (at the beginning,
-            the first ones); None refuses them.
-        regular: Whether the times must keep one step; False takes rows as they come, such as trading days.
-        separator: What stands between cells; None recognises it.
-        encoding: Of the text; None means UTF-8, or UTF-16 with its mark.
-        whose: Who wants the columns, for messages: a model, which is told what it leaves out. None means the caller.
+        time_column: Name of the time column; None means the first one.
+        columns: Names of the variables to read, in this order; None means all but the times.
+        time_format: Format of the times for `strptime`, for example `%d.%m.%Y %H:%M`; None means ISO 8601.
+        fill: `forward` fills missing times and empty cells with the last values (leading ones with the first); None
+            refuses them.
+        regular: Whether the step must be constant; False accepts irregular times such as trading days.
+        separator: Character between cells; None detects it.
+        encoding: Encoding of the text; None means UTF-8, or UTF-16 with a byte order mark.
+        whose: Who takes the columns, for messages, for example the model; None means the caller.
 
     Raises:
-        DataError: The file cannot be read as such; the message has the line and the column.
+        DataError: The file is not such a table; the message names line and column.
     """
     table = read_table(path, separator=separator, encoding=encoding, what="series")
     layout = "a header and rows: a time such as 2016-07-01 00:00:00, then numbers"
@@ -161,7 +162,7 @@ def read_csv(
     if table.width < 2:
         raise DataError(f"{path} needs {layout}; it has 1 column, {listed(table.header)}")
     asked = [] if time_column is None else [time_column]
-    # only a model that knows its variables tells what it leaves out
+    # unused columns are reported only for a model that knows its variables
     also = table.header if whose is None or columns is None else table.header[: not asked]
     found = table.match([*asked, *(columns or ())], whose or "the configuration", also)
     for note in found.notes:
@@ -182,12 +183,12 @@ def read_csv(
     _check_cells(table, places, values, lines, fill, options=whose is None)
     step = regular_step(times)
     if regular:
-        values, times = _regular(table, values, times, lines, step, fill, options=whose is None)
-    return Series(_filled(values), times, names, table.name(clock))
+        values, times = _reindexed(table, values, times, lines, step, fill, options=whose is None)
+    return Series(_forward_filled(values), times, names, table.name(clock))
 
 
 def _times(table: TableFile, clock: int, time_format: str | None, options: bool) -> tuple[list[int], list[datetime]]:
-    """Lines and times, which must increase; `options` says whether the caller can choose how the file is read."""
+    """Line numbers and increasing times; `options`: whether messages may suggest arguments of `read_csv`."""
     lines, (cells,) = table.cells([clock])
     times: list[datetime] = []
     for line, cell in zip(lines, cells, strict=True):
@@ -238,12 +239,12 @@ def _check_cells(
 
 @dataclass(frozen=True)
 class Step:
-    """The span between two rows of a series: whole months, or a fixed time.
+    """The step between two rows of a series: whole months or a fixed duration.
 
     Attributes:
-        months: Calendar months; 0 for a fixed time.
-        seconds: The fixed time.
-        month_end: Whether months are counted from last day to last day.
+        months: Calendar months; 0 for a fixed duration.
+        seconds: The fixed duration, seconds.
+        month_end: Whether every time is the last day of its month.
     """
 
     months: int = 0
@@ -251,10 +252,10 @@ class Step:
     month_end: bool = False
 
     def after(self, time: datetime, steps: int = 1) -> datetime:
-        """The time that many steps later.
+        """The time `steps` steps after `time`.
 
         Raises:
-            DataError: The calendar has no such time.
+            DataError: The time is beyond Python's calendar.
         """
         try:
             if not self.months:
@@ -272,7 +273,7 @@ class Step:
 
 
 def regular_step(times: Sequence[datetime]) -> Step | None:
-    """The most frequent step between increasing times, the shorter one of equals; None for fewer than two times."""
+    """The most frequent step between increasing times, the shorter one in a tie; None for fewer than two times."""
     if len(times) < 2:
         return None
     if times[-1] - times[0] > timedelta(days=27) and len({t.timetz() for t in times}) == 1:
@@ -290,7 +291,7 @@ def _most_frequent(spans: Sequence[Any]) -> Any:
     return min(span for span, count in counts.items() if count == most)
 
 
-def _regular(
+def _reindexed(
     table: TableFile,
     values: np.ndarray,
     times: list[datetime],
@@ -299,7 +300,7 @@ def _regular(
     fill: Fill | None,
     options: bool,
 ) -> tuple[np.ndarray, list[datetime]]:
-    """The rows on a grid of equal steps, NaN where a time is missing and may be filled."""
+    """Reindex the rows to a constant step; missing times become NaN rows if `fill` allows them."""
     if step is None:
         return values, times
     anyway = "; regular=false takes the rows as they come" * options
@@ -314,7 +315,7 @@ def _regular(
         if missing and due < time and fill is not None:
             raise DataError(f"{table.path}: times are missing, and filled it would have more than ten times its rows")
         if due > time:
-            raise DataError(f"{table.path}, line {line}: {time} is no whole step of {step} after {last}{anyway}")
+            raise DataError(f"{table.path}, line {line}: {time} is not a whole step of {step} after {last}{anyway}")
         if missing and fill is None:
             raise DataError(
                 f"{table.path}, line {line}: times are missing between {last} and {time}, where the step is {step}"
@@ -330,8 +331,8 @@ def _regular(
     return filled, whole
 
 
-#: How the zoo's own series are read: there is nothing to choose.
-_AS_THEY_ARE: dict[str, Any] = {
+#: Reading options of the bundled series, which cannot be changed.
+_BUNDLED_OPTIONS: dict[str, Any] = {
     **dict.fromkeys(("time_column", "columns", "time_format", "fill", "separator", "encoding")),
     "regular": True,
 }
@@ -339,14 +340,14 @@ SUFFIXES = (".csv", ".tsv", ".txt")
 SERIES = {"chicago": _chicago, "jfk_weather": _jfk_weather, "victoria_electricity": _victoria_electricity}
 
 
-# ---- from a series to the input of a model -----------------------------------------------------------------
+# ---- model inputs ------------------------------------------------------------------------------------------
 
 
 def standardised(series: Series, form: inputs.Series) -> tuple[Tensor, Tensor]:
-    """Values (steps, D) and calendar marks (steps, F) of a whole series as a model takes them, float32.
+    """Standardised values (steps, D) and calendar features (steps, F) of a series, float32.
 
     Raises:
-        DataError: A value is so far from those of the training part that float32 cannot hold it.
+        DataError: A standardised value overflows float32.
     """
     with np.errstate(over="ignore"):
         values = torch.from_numpy((series.values - np.array(form.mean)) / np.array(form.std)).float()
@@ -358,18 +359,18 @@ def standardised(series: Series, form: inputs.Series) -> tuple[Tensor, Tensor]:
 
 
 def in_units(forecast: Tensor, form: inputs.Series) -> np.ndarray:
-    """Forecasts (..., D) of a model in the units of the data, float64."""
+    """Transform forecasts (..., D) back to the units of the data, float64."""
     return forecast.detach().double().cpu().numpy() * np.array(form.std) + np.array(form.mean)
 
 
 @dataclass(frozen=True)
 class Window:
-    """The end of a series, as a model takes it.
+    """The last window of a series, as a model takes it.
 
     Attributes:
         values: Standardised (1, L, D).
         marks: Calendar features (1, L, F).
-        times: The times of the H steps that follow; empty where the series has no step.
+        times: Times of the H steps to forecast; empty if the step is irregular.
         names: Name of each variable.
     """
 
@@ -387,7 +388,7 @@ def last_window(path: str | Path, form: inputs.Series) -> Window:
         form: The model's record.
 
     Raises:
-        DataError: The file cannot be read, is shorter than a window or goes in other steps than the training series.
+        DataError: The file cannot be read, is shorter than a window, or has another step than the training series.
     """
     series = read_csv(
         path,
@@ -410,14 +411,14 @@ def last_window(path: str | Path, form: inputs.Series) -> Window:
         raise DataError(f"{path} has {len(series.times)} steps, the model looks at {form.steps}")
     step = series.step
     if step and form.step and str(step) != form.step:
-        raise DataError(f"{path} goes in steps of {step}, the series that the model was trained on in {form.step}")
+        raise DataError(f"{path} has steps of {step}, the model was trained on steps of {form.step}")
     values, marks = standardised(series, form)
     following = [step.after(series.times[-1], i + 1) for i in range(form.horizon)] if step else []
     return Window(values[None, -form.steps :], marks[None, -form.steps :], following, series.names)
 
 
 def prepare_series(path: Path, form: inputs.Series) -> tuple[Tensor, Tensor]:
-    """The last window of a file and its marks, (1, L, D) and (1, L, F)."""
+    """Read the last window of a file and its marks, (1, L, D) and (1, L, F)."""
     window = last_window(path, form)
     return window.values, window.marks
 
@@ -426,14 +427,14 @@ def prepare_series(path: Path, form: inputs.Series) -> tuple[Tensor, Tensor]:
 
 
 class Windows(KeyedDataset):
-    """Pairs of a window and what follows it.
+    """Pairs of an input window and the steps after it.
 
     Args:
         values: Standardised series (steps, D).
         marks: Calendar features (steps, F).
         starts: First step of each window.
         seq_len: Steps L of a window.
-        pred_len: Steps H that follow.
+        pred_len: Steps H of a target.
     """
 
     def __init__(self, values: Tensor, marks: Tensor, starts: Sequence[int], seq_len: int, pred_len: int) -> None:
@@ -442,7 +443,7 @@ class Windows(KeyedDataset):
         self.starts, self.seq_len, self.pred_len = torch.as_tensor(starts), seq_len, pred_len
 
     def batch(self, keys: Sequence[SampleKey | int]) -> Any:
-        """Windows (B, L, D) with their marks (B, L, F), and targets (B, H, D), which are NaN for padded keys."""
+        """Windows (B, L, D) with their marks (B, L, F), and targets (B, H, D), NaN for padding keys."""
         asked = [key if isinstance(key, SampleKey) else SampleKey(int(key)) for key in keys]
         first = self.starts[[key.sample for key in asked]][:, None]
         seen = first + torch.arange(self.seq_len)
@@ -456,29 +457,22 @@ class Windows(KeyedDataset):
 
 
 class Forecast(ImageDataModule):
-    """Forecasting windows over a series: `seq_len` steps are seen, the `pred_len` after them are to be told.
+    """Windows of a series: `seq_len` input steps and the `pred_len` steps after them to forecast.
 
-    The series is split in time: the first 70 % for training, then 10 % for validation and 20 % for testing. Every step
-    of the last two is forecast from every possible window, which may begin before the part does. Variables are
-    standardised by mean and deviation of the training part.
+    The series is split in time: by default 70 % for training, then 10 % for validation and 20 % for testing. Input
+    windows of the validation and test parts may begin before the part. Variables are standardised by the training
+    part's mean and standard deviation.
 
     Args:
         name: `chicago` (5,698 days, 39 variables), `jfk_weather` (8,706 hours, 7), `victoria_electricity` (17,520 half
             hours, 2), or the path of a CSV file (see `read_csv`).
         root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
         download: Fetch missing files with pip.
-        seq_len: Steps L of a window.
+        seq_len: Steps L of an input window.
         pred_len: Steps H to forecast.
-        time_features: How many of the calendar features to use, in the order of `Series.marks`; the last two say
-            nothing where the series is no longer than a year.
-        time_column: Name of the column of the times in a file; `None` means the first one.
-        columns: Names of the variables in a file; `None` means all but the times.
-        time_format: How a file writes times, in the words of `strptime`; `None` means ISO 8601.
-        fill: What becomes of missing times and empty cells of a file: `forward` repeats the last values seen, `None`
-            refuses them.
-        regular: Whether the times of a file must keep one step; `false` takes rows as they come.
-        separator: What stands between the cells of a file; `None` recognises comma, semicolon, tab and vertical bar.
-        encoding: Of a file; `None` means UTF-8, or UTF-16 with its mark.
+        time_features: Number of calendar features, in the order of `Series.marks`; the last two are useless for a
+            series of at most a year.
+        time_column, columns, time_format, fill, regular, separator, encoding: How a file is read, see `read_csv`.
         train_share: Share of the series for training.
         val_share: Share for validation; the rest is for testing.
         **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
@@ -531,8 +525,8 @@ class Forecast(ImageDataModule):
             "separator": separator,
             "encoding": encoding,
         }
-        if name in SERIES and self.reading != _AS_THEY_ARE:
-            given = next(key for key, value in self.reading.items() if value != _AS_THEY_ARE[key])
+        if name in SERIES and self.reading != _BUNDLED_OPTIONS:
+            given = next(key for key, value in self.reading.items() if value != _BUNDLED_OPTIONS[key])
             raise DataError(f"Forecast(name={name!r}): {given} is for files; {name} is read as it is")
         self.root = cache_folder(root)
         self._series: Series | None = None
@@ -553,12 +547,12 @@ class Forecast(ImageDataModule):
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """A window is an image of one row, with the variables as channels."""
+        """(D, 1, L): the variables are channels."""
         return self.in_chans, 1, self.seq_len
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """Mean and deviation of the training part, which a window must be standardised by."""
+        """Input size, and mean and standard deviation of the training part."""
         return {"input_size": list(self.input_size), "mean": self._form.mean, "std": self._form.std}
 
     @functools.cached_property
@@ -587,16 +581,16 @@ class Forecast(ImageDataModule):
         )
 
     def input_record(self) -> dict[str, Any]:
-        """Names and scales of the variables, lengths, calendar features, and how a file is read."""
+        """Names and scales of the variables, window lengths, calendar features, and how a file is read."""
         return self._form.model_dump()
 
     def _borders(self) -> tuple[int, int, int]:
-        """Ends of the training, validation and test part."""
+        """Ends of the training, validation and test parts."""
         steps = len(self.series.values)
         return int(steps * self.train_share), int(steps * (self.train_share + self.val_share)), steps
 
     def prepare_data(self) -> None:
-        """Fetch the series unless the cache has it."""
+        """Fetch the series unless it is cached."""
         _ = self.series
 
     def setup(self, stage: str | None = None) -> None:
@@ -620,7 +614,7 @@ class Forecast(ImageDataModule):
         }
 
     def training_windows(self) -> tuple[Tensor, Tensor]:
-        """All training windows (N, L, D) and their targets (N, H, D), for models that start from the data."""
+        """All training windows (N, L, D) and targets (N, H, D), for models initialised from the data."""
         part = self._dataset("train")
         (windows, _), targets = part.batch(range(len(part)))
         return windows, targets

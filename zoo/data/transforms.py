@@ -1,8 +1,7 @@
-"""Augmentation of small images, a batch at a time, with each image's randomness drawn from its own generator.
+"""Batched augmentation of small images, with one random seed per image.
 
-Per image, torchvision's transforms cost more than a small network's training step. Here each image draws its
-parameters from a generator seeded for it alone, and one `grid_sample` moves the whole batch: the result for
-an image is the same in every batch, at a fraction of the time.
+Applied image by image, torchvision's transforms cost more than a small network's training step. Here a single
+`grid_sample` warps the whole batch, and the result for an image does not depend on its batch.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ __all__ = ["Augmentation", "ImagePipeline", "fit_floats"]
 
 _GRID = 4  # control points of the elastic warp along each side
 _AREA = (0.02, 1 / 3)  # erased share of the image, as in the paper
-_LOG_RATIO = math.log(3.3)  # erased height / width lies between 1/3.3 and 3.3
-_DRAWS = ("flip", "shift_x", "shift_y", "rotate", "scale", "erase", "area", "ratio", "top", "left")
+_LOG_RATIO = math.log(3.3)  # aspect ratio of the erased rectangle: 1/3.3 to 3.3
+_PARAMETERS = ("flip", "shift_x", "shift_y", "rotate", "scale", "erase", "area", "ratio", "top", "left")
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of an image; zero switches each of them off.
+    """Random augmentation of images; zero disables each transformation.
 
     Args:
-        shift: Largest shift along each axis, as a share of the side; whole pixels, black outside.
-        rotate: Largest rotation to either side, in degrees.
-        scale: Largest change of size: the factor is uniform in [1 - scale, 1 + scale].
-        elastic: Largest displacement of a 4 x 4 grid of control points, as a share of the side; interpolated
-            bicubically in between (Ronneberger et al., U-Net, 2015, section 3.1).
+        shift: Largest shift along each axis, as a share of the side; whole pixels, zero padding.
+        rotate: Largest rotation in both directions, degrees.
+        scale: Largest relative change of size: the factor is uniform in [1 - scale, 1 + scale].
+        elastic: Largest displacement of a 4 x 4 grid of control points, as a share of the side, with bicubic
+            interpolation in between (Ronneberger et al., U-Net, 2015, section 3.1).
         flip: Probability of a horizontal flip.
-        erase: Probability of erasing a rectangle of 2 to 33 % of the image to the mean colour (Zhong et al.,
-            Random Erasing Data Augmentation, 2020).
+        erase: Probability of setting a rectangle of 2 to 33 % of the image to the mean colour (Zhong et al., Random
+            Erasing Data Augmentation, 2020).
     """
 
     shift: float = 0.0
@@ -49,40 +48,40 @@ class Augmentation:
         return any(getattr(self, f.name) for f in fields(self))
 
     def draw(self, seeds: Sequence[int]) -> Tensor:
-        """Uniform numbers in [0, 1), `(B, draws)`: row i depends on `seeds[i]` alone.
+        """Uniform random numbers in [0, 1), `(B, numbers)`: row i depends on `seeds[i]` only.
 
-        Every image draws all its numbers, used or not, so that changing one setting leaves the others' draws
-        alone.
+        All numbers are drawn, used or not, so that changing one setting does not change the others' randomness.
         """
         generator = torch.Generator()
-        numbers = torch.empty(len(seeds), len(_DRAWS) + 2 * _GRID * _GRID)
+        numbers = torch.empty(len(seeds), len(_PARAMETERS) + 2 * _GRID * _GRID)
         for row, seed in zip(numbers, seeds, strict=True):
             generator.manual_seed(seed)
             torch.rand(row.shape, generator=generator, out=row)
         return numbers
 
     def warp(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Flip, shift, rotate, scale and bend images `(B, C, H, W)` by the numbers of `draw`."""
+        """Flip, shift, rotate, scale and warp images `(B, C, H, W)` by the numbers of `draw`."""
         if not (self.shift or self.rotate or self.scale or self.elastic or self.flip):
             return images
         height, width = images.shape[-2:]
-        affine = torch.tensor([self._inverse_affine(row, height, width) for row in draws[:, : len(_DRAWS)].tolist()])
+        numbers = draws[:, : len(_PARAMETERS)].tolist()
+        affine = torch.tensor([self._inverse_affine(row, height, width) for row in numbers])
         a, b, c, d, e, f = affine[:, :, None, None].unbind(1)  # each B 1 1
         y = (torch.arange(height) - (height - 1) / 2)[:, None]  # H 1, in pixels from the centre
         x = (torch.arange(width) - (width - 1) / 2)[None, :]  # 1 W
         grid_x = (a * x + b * y + c) * (2 / width)  # B H W, in [-1, 1] from border to border
         grid_y = (d * x + e * y + f) * (2 / height)
         if self.elastic:
-            # from -2 to 2 times `elastic`, because the side is 2 long in the grid's coordinates
-            bend = (draws[:, len(_DRAWS) :] * 4 - 2).view(-1, 2, _GRID, _GRID) * self.elastic
+            # in [-2, 2] times `elastic`: grid coordinates span 2
+            bend = (draws[:, len(_PARAMETERS) :] * 4 - 2).view(-1, 2, _GRID, _GRID) * self.elastic
             bend = F.interpolate(bend, (height, width), mode="bicubic", align_corners=True)  # B 2 H W
             grid_x, grid_y = grid_x + bend[:, 0], grid_y + bend[:, 1]
-        # whole pixels need no interpolation: "nearest" copies them exactly
+        # "nearest" copies whole pixels exactly
         mode = "bilinear" if self.rotate or self.scale or self.elastic else "nearest"
         return F.grid_sample(images, torch.stack((grid_x, grid_y), dim=-1), mode=mode, align_corners=False)
 
     def _inverse_affine(self, draws: list[float], height: int, width: int) -> tuple[float, ...]:
-        """The 2 x 3 map, row by row, from an output pixel to the input pixel it shows, from the centre."""
+        """The 2 x 3 affine map, row by row, from output to input pixels, relative to the centre."""
         flip, shift_x, shift_y, rotate, scale = draws[:5]
         mirror = -1.0 if flip < self.flip else 1.0
         angle = math.radians((2 * rotate - 1) * self.rotate)
@@ -95,7 +94,7 @@ class Augmentation:
         """Set a rectangle of each chosen image `(B, C, H, W)` to `value`, in place."""
         height, width = images.shape[-2:]
         for image, row in zip(images, draws.tolist(), strict=True):
-            hit, area, ratio, top, left = row[5 : len(_DRAWS)]
+            hit, area, ratio, top, left = row[5 : len(_PARAMETERS)]
             if hit >= self.erase:
                 continue
             pixels = (_AREA[0] + area * (_AREA[1] - _AREA[0])) * height * width
@@ -107,28 +106,27 @@ class Augmentation:
         return images
 
 
-def _whole_pixels(draw: float, limit: float) -> int:
-    """A uniform integer in [-limit, limit]."""
+def _whole_pixels(uniform: float, limit: float) -> int:
+    """Map a uniform number in [0, 1) to a uniform integer in [-limit, limit]."""
     most = int(limit)
-    return int(draw * (2 * most + 1)) - most
+    return int(uniform * (2 * most + 1)) - most
 
 
 def fit_floats(images: Tensor, size: Sequence[int]) -> Tensor:
-    """Images (B, C, H, W) resized to `size` (height, width), bilinear with antialiasing; as they are where it fits."""
+    """Resize images (B, C, H, W) to `size` (height, width) unless they have it; bilinear with antialiasing."""
     if tuple(images.shape[-2:]) == tuple(size):
         return images
     return F.interpolate(images, tuple(size), mode="bilinear", antialias=True, align_corners=False)
 
 
 class ImagePipeline:
-    """From stored images to a network's input: augment, resize, normalise.
+    """Stored images to model inputs: augment, resize, normalise.
 
     Args:
-        size: Side of the result in pixels; `None` keeps the stored size. Resizing is bilinear with
-            antialiasing.
-        mean: Mean of each channel on the scale [0, 1].
+        size: Side of the result, pixels; `None` keeps the stored size. Bilinear with antialiasing.
+        mean: Mean of each channel, on the scale [0, 1].
         std: Standard deviation of each channel.
-        augmentation: Random changes, for training.
+        augmentation: Random augmentation, for training.
     """
 
     def __init__(
@@ -143,11 +141,11 @@ class ImagePipeline:
         self.augmentation = augmentation or None
 
     def __call__(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Normalised float32 images `(B, C, size, size)` of uint8 ones `(B, C, H, W)`, each with a seed."""
+        """Transform uint8 images `(B, C, H, W)` with their seeds to normalised float32 ones `(B, C, size, size)`."""
         return self.pictures(images, seeds).sub_(self.mean).div_(self.std)
 
     def pictures(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
-        """The same images in [0, 1], before normalisation."""
+        """As `__call__`, but not normalised: values in [0, 1]."""
         result = images.float().div_(255)
         augmentation = self.augmentation
         draws = augmentation.draw(seeds) if augmentation else None

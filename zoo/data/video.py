@@ -1,4 +1,4 @@
-"""Clips: digits that move in one of eight ways, and video files in folders, one per class.
+"""Video data: moving digits with eight motions, and class folders of video files.
 
 Every batch is `(clips, targets)`: float32 (B, C, T, H, W), and int64 (B,).
 """
@@ -18,7 +18,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from zoo.data import sources
-from zoo.data.checks import DataError, extends, tell
+from zoo.data.checks import DataError, extends, warn_once
 from zoo.data.image import ImageDataModule
 from zoo.data.pictures import MAX_PIXELS
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
@@ -35,16 +35,16 @@ MOTIONS = ("right", "left", "down", "up", "clockwise", "anticlockwise", "grow", 
 
 
 class MovingDigits(KeyedDataset):
-    """Clips of a digit in motion on a torus: what leaves on one side comes back on the other.
+    """Clips of a digit that moves with periodic boundaries.
 
-    Start, speed and size are drawn for each clip, anew in every epoch of training, so that no single frame tells the
-    motion; sample i moves in way i mod 8.
+    Start, speed and size are random for each clip and epoch, so no single frame reveals the motion. The motion of
+    sample i is i mod 8.
 
     Args:
         digits: uint8 images (N, 1, 28, 28).
-        frames: T.
-        size: Side of a frame.
-        seed: Seed of the draws.
+        frames: Frames T of a clip.
+        size: Side of a frame, pixels.
+        seed: Seed of the random paths.
     """
 
     def __init__(self, digits: Tensor, frames: int, size: int, seed: int) -> None:
@@ -53,31 +53,31 @@ class MovingDigits(KeyedDataset):
 
     def images(self, keys: Sequence[SampleKey]) -> Tensor:
         """Clips of `keys`, (B, 1, T, size, size), black 0 and white 1."""
-        draws = torch.empty(len(keys), 5)
+        uniform = torch.empty(len(keys), 5)
         generator = torch.Generator()
-        for row, key in zip(draws, keys, strict=True):
+        for row, key in zip(uniform, keys, strict=True):
             generator.manual_seed(sample_seed(self.seed, key.epoch, key.sample))
             torch.rand(row.shape, generator=generator, out=row)
         samples = [key.sample for key in keys]
-        centre, scale = self._paths(draws, self.targets[samples])  # B T 2 in frame widths, B T
+        centre, scale = self._paths(uniform, self.targets[samples])  # B T 2 in frame widths, B T
         steps = (torch.arange(self.size) + 0.5) / self.size
         pixels = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1)  # H W 2: x, y
         offset = pixels - centre[:, :, None, None]
-        offset = offset - offset.round()  # the shorter way around the torus
+        offset = offset - offset.round()  # periodic boundaries
         grid = (2 * offset / scale[..., None, None, None]).flatten(1, 2)  # B (T H) W 2, in [-1, 1] across the digit
         digits = self.digits[samples].float() / 255
         return F.grid_sample(digits, grid, align_corners=False).unflatten(2, (self.frames, self.size))
 
-    def _paths(self, draws: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
-        """Centre and size of the digit in every frame, as shares of the frame's side."""
-        start, speed, phase = draws[:, None, :2], 0.04 + 0.06 * draws[:, 2:3], 2 * math.pi * draws[:, 3:4]
-        size = 0.45 + 0.15 * draws[:, 4:5]
+    def _paths(self, uniform: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
+        """Centre (B, T, 2) and size (B, T) of the digit in every frame, as shares of the frame's side."""
+        start, speed, phase = uniform[:, None, :2], 0.04 + 0.06 * uniform[:, 2:3], 2 * math.pi * uniform[:, 3:4]
+        size = 0.45 + 0.15 * uniform[:, 4:5]
         time = torch.arange(self.frames).float()
         along = speed * time  # B T
         direction = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1], [0, 0], [0, 0], [0, 0], [0, 0]])[motion]
         centre = start + along[..., None] * direction[:, None]
         turn = torch.tensor([0.0, 0, 0, 0, 1, -1, 0, 0])[motion][:, None]
-        angle = phase + turn * along * 5  # y points down: a growing angle is clockwise
+        angle = phase + turn * along * 5  # y points down, so increasing angles are clockwise
         circle = 0.2 * torch.stack([angle.cos(), angle.sin()], -1)
         centre = centre + circle * turn.abs()[..., None]
         growth = torch.tensor([0.0, 0, 0, 0, 0, 0, 1, -1])[motion][:, None]
@@ -86,22 +86,22 @@ class MovingDigits(KeyedDataset):
 
 
 class MovingMnist(ImageDataModule):
-    """Digits of `Mnist5k` in motion: 3,600 clips for training, 400 and 1,000 for validation and testing.
+    """Moving digits of `Mnist5k`: 3,600 clips for training, 400 for validation and 1,000 for testing.
 
-    The question is how a digit moves, not which one it is: right, left, down, up, clockwise, anticlockwise, growing or
-    shrinking. Digits are split as in `Mnist5k`, so those of the test have never been seen.
+    The class is the motion, not the digit: right, left, down, up, clockwise, anticlockwise, growing or shrinking.
+    Digits are split as in `Mnist5k`, so test digits do not appear in training.
 
     Args:
         root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
         download: Fetch missing files with pip.
         frames: Frames T of a clip.
-        size: Side of a frame in pixels.
-        val_fraction: Share of the training part that is used for validation.
+        size: Side of a frame, pixels.
+        val_fraction: Share of the training part used for validation.
         **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
-        DataError: If the file cannot be had or is damaged.
+        DataError: If the file cannot be fetched or is damaged.
     """
 
     in_chans = 1
@@ -127,21 +127,21 @@ class MovingMnist(ImageDataModule):
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """Channels, frames, and the side of a frame."""
+        """Channels, frames, and side of a frame."""
         return 1, self.frames, self.size
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """Frames go into the model with black 0 and white 1."""
+        """Input size; pixels are in [0, 1]."""
         return {"input_size": list(self.input_size), "mean": [0.0], "std": [1.0]}
 
     def input_record(self) -> dict[str, Any]:
-        """Frames and their size; black is 0 and white 1."""
+        """Number and size of the frames; pixels are in [0, 1]."""
         record = {"kind": "clip", "channels": 1, "frames": self.frames, "size": [self.size, self.size], "place": 0.5}
         return record | {"mean": [0.0], "std": [1.0], "background": 0}
 
     def prepare_data(self) -> None:
-        """Fetch the digits unless the cache has them."""
+        """Fetch the digits unless they are cached."""
         sources.fetch_mnist5k(self.root, self.download)
 
     def setup(self, stage: str | None = None) -> None:
@@ -167,29 +167,29 @@ VIDEOS = Files(
     missing="{folder} has no folders with videos, one for each class: set data.root",
     empty="{folder} has no folders with videos, one for each class: set data.root",
 )
-# what FFmpeg may read: no playlist, no script, and nothing but the file itself
+# what FFmpeg may read: no playlists or scripts, and no other file
 _CLOSED = {"format_whitelist": "avi,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2", "protocol_whitelist": "file"}
 
 
 def _frames(path: Path) -> Iterator[Any]:
-    """The frames of a video file, one after the other.
+    """Iterate over the frames of a video file.
 
     Raises:
-        DataError: PyAV is missing, or the file is no regular file, of another format, or damaged.
+        DataError: PyAV is missing, or the file is not a regular file, has another format, or is damaged.
     """
     try:
         import av
     except ImportError as error:
         raise DataError("reading video files needs PyAV: pip install 'kernel-zoo[video]'") from error
     if not path.is_file():
-        raise DataError(f"cannot read the video {path}: it is no regular file")
+        raise DataError(f"cannot read the video {path}: it is not a regular file")
     try:
         with path.open("rb") as file, av.open(file, options=_CLOSED) as container:
             if not container.streams.video:
                 raise DataError(f"cannot read the video {path}: it holds no pictures")
             pixels = container.streams.video[0]
             _check_size(path, pixels)
-            pixels.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # whatever the header says
+            pixels.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # the header may be wrong
             for frame in container.decode(pixels):  # type: ignore[union-attr]
                 _check_size(path, frame)
                 yield frame
@@ -208,14 +208,14 @@ def _check_size(path: Path, pixels: Any) -> None:
 def read_video(
     path: str | Path, frames: int, size: int | Sequence[int], start: float = 0.5, channels: int = 3
 ) -> Tensor:
-    """Frames of a video file at even steps, as a uint8 clip (channels, frames, height, width); needs PyAV.
+    """Read evenly spaced frames of a video file as a uint8 clip (channels, frames, height, width); needs PyAV.
 
     Args:
         path: The file.
-        frames: Frames T, spread over the whole file; a shorter file shows frames twice.
-        size: Height and width, or the side of a square, to which the middle of every frame is resized.
-        start: Where in its step each frame is taken, in [0, 1).
-        channels: 3 for red, green and blue, 1 for grey.
+        frames: Number of frames T, evenly spaced over the file; a shorter file repeats frames.
+        size: Height and width, or side, to which the centre of every frame is resized.
+        start: Position of a frame within its step, in [0, 1).
+        channels: 3 for RGB, 1 for grey.
 
     Raises:
         DataError: If PyAV is missing or the file cannot be decoded.
@@ -225,7 +225,7 @@ def read_video(
     if not total:
         raise DataError(f"the video {path} has no frames")
     chosen = [int((i + start) * total / frames) for i in range(frames)]
-    kept: dict[int, Tensor] = {}  # only what is asked for is turned into an array: a long file needs no more memory
+    kept: dict[int, Tensor] = {}  # memory does not grow with the length of the file
     wanted = set(chosen)
     for i, frame in enumerate(_frames(path)):
         if i in wanted:
@@ -235,7 +235,7 @@ def read_video(
 
 
 def _fitted(frame: np.ndarray, size: tuple[int, ...]) -> Tensor:
-    """The middle of an upright frame (H, W) or (H, W, C), in the proportions of `size`, as bytes (C, h, w)."""
+    """Centre crop of an upright frame (H, W) or (H, W, C) in the aspect ratio of `size`, resized to bytes (C, h, w)."""
     pixels = torch.from_numpy(frame.copy())
     pixels = pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels[None]
     scale = min(pixels.shape[-2] / size[0], pixels.shape[-1] / size[1])
@@ -246,12 +246,12 @@ def _fitted(frame: np.ndarray, size: tuple[int, ...]) -> Tensor:
 
 
 def clip_of(path: str | Path, record: inputs.Clip, start: float | None = None) -> Tensor:
-    """A video file as one input, (C, T, H, W), normalised.
+    """Read a video file as a normalised clip (C, T, H, W).
 
     Args:
         path: The file.
-        record: The record of the input.
-        start: Where in its step each frame is taken; the record's place by default.
+        record: The clip's input record.
+        start: Position of a frame within its step; that of the record by default.
     """
     clip = read_video(path, record.frames, record.size, record.place if start is None else start, record.channels)
     mean, std = (torch.tensor(v).view(-1, 1, 1, 1) for v in (record.mean, record.std))
@@ -259,7 +259,7 @@ def clip_of(path: str | Path, record: inputs.Clip, start: float | None = None) -
 
 
 def prepare_clip(path: Path, record: inputs.Clip) -> tuple[Tensor, ...]:
-    """One video as the model's input, (1, C, T, H, W).
+    """Read a video as a model input (1, C, T, H, W).
 
     Raises:
         DataError: See :func:`read_video`.
@@ -268,7 +268,7 @@ def prepare_clip(path: Path, record: inputs.Clip) -> tuple[Tensor, ...]:
 
 
 class VideoFiles(KeyedDataset):
-    """Video files, decoded when asked for; training draws where in its step a frame is taken, and flips."""
+    """Video files, decoded on access; with a seed, frame positions are random, and flips with probability `flip`."""
 
     def __init__(
         self, paths: Sequence[str], targets: Sequence[int], record: inputs.Clip, flip: float, seed: int | None
@@ -292,17 +292,17 @@ class VideoFiles(KeyedDataset):
 class VideoFolder(ImageDataModule):
     """Video files in folders, one per class.
 
-    `root` holds `train/` and perhaps `val/` (or `valid/`, `validation/`) and `test/`, each with one folder per class;
-    or the class folders themselves. Without a validation folder, `val_fraction` of each class's training files is split
-    off; without a test folder, the validation part is also the test part, which is told. Folders, links and hidden
-    files count as for :class:`ImageFolder`.
+    `root` contains `train/` and optionally `val/` (or `valid/`, `validation/`) and `test/`, each with one folder per
+    class; or the class folders themselves. Without a validation folder, `val_fraction` of each class's training files
+    is split off; without a test folder, the validation part is also the test part, with a warning. Nested folders,
+    links and hidden files are treated as in :class:`ImageFolder`.
 
     Args:
         root: The folder.
-        frames: Frames T of a clip, spread over the whole file.
-        size: Side of a frame in pixels.
+        frames: Frames T of a clip, evenly spaced over the file.
+        size: Side of a frame, pixels.
         hflip: Probability of a horizontal flip in training.
-        val_fraction: Share of the training part that is used for validation where there is no `val/`.
+        val_fraction: Share of the training part used for validation if there is no `val/`.
         **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
 
     Raises:
@@ -333,16 +333,16 @@ class VideoFolder(ImageDataModule):
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """Channels, frames, and the side of a frame."""
+        """Channels, frames, and side of a frame."""
         return 3, self.frames, self.size
 
     def input_record(self) -> dict[str, Any]:
-        """Frames, their size and normalisation."""
+        """Number, size and normalisation of the frames."""
         record = {"kind": "clip", "channels": 3, "frames": self.frames, "size": [self.size, self.size], "place": 0.5}
         return record | {"mean": list(self.mean), "std": list(self.std), "rounded": True}
 
     def prepare_data(self) -> None:
-        """Nothing to fetch; a missing folder is told now."""
+        """Check that the folder exists; nothing is fetched."""
         _ = self.class_names
 
     def setup(self, stage: str | None = None) -> None:
@@ -368,6 +368,6 @@ class VideoFolder(ImageDataModule):
                 *files, record, self.hflip if training else 0.0, self.seed if training else None
             )
         if "test" not in self.datasets and "val" in self.datasets:
-            if stage != "fit":  # a run says in its own words what it will not test
-                tell(f"{self.root} has no test part: the test is on the validation part")
+            if stage != "fit":  # a training run has its own message
+                warn_once(f"{self.root} has no test part: the test is on the validation part")
             self.datasets["test"] = self.datasets["val"]

@@ -1,8 +1,8 @@
-"""One walk through folders of classes, for images, recordings and videos alike.
+"""Listing class folders of images, recordings or videos.
 
-A class is a folder; its files lie in it at any depth. What is hidden (a leading dot) and what has another suffix does
-not count. A link is followed only where it stays inside: one that leads out of its class folder, back up, or to what
-has been visited would label other files with this class.
+A class is a folder with files at any depth. Hidden files (leading dot) and other suffixes are ignored. A link is
+followed only if it stays in its class folder and leads to nothing already visited: otherwise it would give this class's
+label to other files.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zoo.data.checks import DataError, tell
+from zoo.data.checks import DataError, warn_once
 from zoo.support.quoting import shown
 
 __all__ = ["Files", "below", "class_folders", "parts", "scan", "scan_like"]
@@ -23,15 +23,15 @@ _PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("
 
 @dataclass(frozen=True)
 class Files:
-    """What is looked for.
+    """A kind of file.
 
     Attributes:
-        one: A word for a file.
-        many: For several.
-        suffixes: What their names end in, in small letters.
-        hidden: How names begin that do not count.
-        missing: What is said of a missing folder; `{folder}` and `{reason}` are filled in.
-        empty: What is said of a folder without class folders.
+        one: Singular, for messages.
+        many: Plural, for messages.
+        suffixes: File suffixes, lower case.
+        hidden: Prefixes of folder names to ignore.
+        missing: Message for a missing folder; `{folder}` and `{reason}` are filled in.
+        empty: Message for a folder without class folders; `{folder}` and `{many}` are filled in.
     """
 
     one: str
@@ -49,7 +49,7 @@ def class_folders(folder: Path, files: Files) -> list[str]:
     """Names of the class folders in `folder`, sorted.
 
     Raises:
-        DataError: The folder is missing, holds no folder, or two whose names look the same.
+        DataError: The folder is missing, has no folders, or two whose names look the same.
     """
     try:
         with os.scandir(folder) as entries:
@@ -57,63 +57,61 @@ def class_folders(folder: Path, files: Files) -> list[str]:
     except OSError as error:
         raise DataError(files.missing.format(folder=folder, reason=error.strerror)) from error
     left_out = _not_followed(folder, sorted(e.name for e in found if e.is_symlink()))
-    links = f"links that lead out of the data, or back into it, are not followed: {_some(left_out)}"
+    links = f"links that lead out of the data, or back into it, are not followed: {_first_names(left_out)}"
     if left_out:
-        tell(f"{folder}: {links}")
+        warn_once(f"{folder}: {links}")
     names = sorted(e.name for e in found if e.name not in left_out)
     if not names:
-        told = files.empty.format(folder=folder, many=files.many)
-        raise DataError(f"{told}; {links}" if left_out else told)
+        message = files.empty.format(folder=folder, many=files.many)
+        raise DataError(f"{message}; {links}" if left_out else message)
     seen: dict[str, str] = {}
     cases: dict[str, str] = {}
     for name in names:
-        look = unicodedata.normalize("NFC", shown(name, keep=""))  # as it is saved with the weights
+        look = unicodedata.normalize("NFC", shown(name, keep=""))  # as saved with the weights
         twin = seen.setdefault(look, name)
         if twin != name:
             raise DataError(f"{folder} holds two class folders that look the same, {_spelled(twin, name)}: merge them")
         twin = cases.setdefault(look.casefold(), name)
         if twin != name:
-            tell(f"{folder}: the class folders {twin!a} and {name!a} differ in capital letters only: two classes")
+            warn_once(f"{folder}: the class folders {twin!a} and {name!a} differ in capital letters only: two classes")
     return names
 
 
 def _not_followed(folder: Path, links: Sequence[str]) -> list[str]:
-    """Linked class folders that do not lie beside `folder` and below its root, each for itself: in a part, everything
-    has its class already.
-    """
+    """Linked class folders that lead out of the data root, into a part, or into another linked folder."""
     here, named = folder.resolve(), {name for names in _PARTS.values() for name in names}
     root = here.parent if folder.name in named else here
     taken = [here, *((root / name).resolve() for name in named if (root / name).is_dir())]
     left_out = []
     for name in links:
         place = (folder / name).resolve()
-        if not place.is_relative_to(root) or _shared(place, taken):
+        if not place.is_relative_to(root) or _overlaps(place, taken):
             left_out.append(name)
         else:
             taken.append(place)
     return left_out
 
 
-def _shared(place: Path, others: Sequence[Path]) -> bool:
-    """Whether a folder is, holds or lies in one of the others."""
+def _overlaps(place: Path, others: Sequence[Path]) -> bool:
+    """Whether a folder equals, contains or lies in one of the others."""
     return any(place.is_relative_to(other) or other.is_relative_to(place) for other in others)
 
 
 def _spelled(one: str, other: str) -> str:
-    """Two spellings of a name, in letters that tell them apart."""
+    """Two spellings of a name in ASCII, so that they can be told apart."""
     same = unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
     return f"{one!a} and {other!a}" + (" (accents as part of the letter, or as a sign of their own)" if same else "")
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
+def _first_names(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(sorted(names)[:most]) + (", ..." if len(names) > most else "")
 
 
 def scan(folder: Path, names: Sequence[str], files: Files) -> tuple[list[str], list[int]]:
-    """Files below each class folder, sorted, and the position of their class in `names`.
+    """Files below each class folder, sorted, and the index of their class in `names`.
 
     Raises:
-        DataError: A class has no file; the message names it.
+        DataError: A class has no files.
     """
     paths: list[str] = []
     targets: list[int] = []
@@ -130,7 +128,7 @@ def scan(folder: Path, names: Sequence[str], files: Files) -> tuple[list[str], l
 
 
 def below(folder: Path, files: Files) -> list[str]:
-    """Files at any depth, sorted. Links are followed last, and only to what lies below `folder` and was not seen.
+    """Files at any depth, sorted. Links are followed last, and only to unvisited places below `folder`.
 
     Raises:
         DataError: A folder cannot be read.
@@ -157,15 +155,17 @@ def below(folder: Path, files: Files) -> list[str]:
         elif os.path.isdir(real) and real not in visited:
             visited.add(real)
             waiting.append(link)
-        elif os.path.isfile(real) and link.lower().endswith(files.suffixes) and not _counts(real, top, files):
+        elif os.path.isfile(real) and link.lower().endswith(files.suffixes) and not _is_listed(real, top, files):
             found.append(link)
     if left_out:
-        tell(f"{folder}: links that lead out of the class folder, or nowhere, are not followed: {_some(left_out)}")
+        warn_once(
+            f"{folder}: links that lead out of the class folder, or nowhere, are not followed: {_first_names(left_out)}"
+        )
     return sorted(found)
 
 
-def _counts(path: str, top: str, files: Files) -> bool:
-    """Whether a file below `top` is found by its own name."""
+def _is_listed(path: str, top: str, files: Files) -> bool:
+    """Whether a file below `top` is listed without links."""
     inside = Path(path).relative_to(top).parts
     return path.lower().endswith(files.suffixes) and not any(part.startswith(".") for part in inside)
 
@@ -179,10 +179,10 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def scan_like(folder: Path, training: Path, names: Sequence[str], files: Files) -> tuple[list[str], list[int]]:
-    """Files of another part, whose class folders must be those of the training part.
+    """Files of another part, which must have the class folders of the training part.
 
     Raises:
-        DataError: A class is in one of the two only, or spelled differently in them.
+        DataError: The parts have different classes, or share a folder.
     """
     mine, theirs = set(names), set(class_folders(folder, files))
     written = {unicodedata.normalize("NFC", name): name for name in mine - theirs}
@@ -195,11 +195,11 @@ def scan_like(folder: Path, training: Path, names: Sequence[str], files: Files) 
     for missing, there, where in ((mine - theirs, training, folder), (theirs - mine, folder, training)):
         if missing:
             raise DataError(
-                f"{len(missing)} class folder(s) of {there} are missing in {where}: {_some(list(missing))}; "
+                f"{len(missing)} class folder(s) of {there} are missing in {where}: {_first_names(list(missing))}; "
                 "both need the same classes"
             )
     for name in names:
-        if _shared((folder / name).resolve(), [(training / name).resolve()]):
+        if _overlaps((folder / name).resolve(), [(training / name).resolve()]):
             raise DataError(
                 f"{folder / name} and {training / name} are the same folder: give each part files of its own"
             )
@@ -207,11 +207,12 @@ def scan_like(folder: Path, training: Path, names: Sequence[str], files: Files) 
 
 
 def parts(root: Path) -> dict[str, Path]:
-    """Folders of the parts that are there: `train`, `val` (or `valid`, `validation`) and `test` of a root with
-    `train/`; otherwise the root itself is the training part, and every folder in it a class, whatever its name.
+    """Folders of the parts that exist: `train`, `val` (or `valid`, `validation`) and `test`.
+
+    Without `train/`, the root is the training part, and every folder in it a class, whatever its name.
 
     Raises:
-        DataError: A part is a link that leads out of the root, or to another part.
+        DataError: A part is a link out of the root or to another part.
     """
     places = {part: next((root / n for n in names if (root / n).is_dir()), None) for part, names in _PARTS.items()}
     found = {part: folder for part, folder in places.items() if folder is not None}
@@ -226,8 +227,8 @@ def parts(root: Path) -> dict[str, Path]:
 
 
 def _is_apart(link: Path, root: Path, others: Sequence[Path]) -> bool:
-    """Whether a linked part lies below `root` and shares nothing with the other parts."""
+    """Whether a linked part lies below `root` and overlaps no other part."""
     place, home = link.resolve(), root.resolve()
     if place == home or not place.is_relative_to(home):
         return False
-    return not _shared(place, [other.resolve() for other in others])
+    return not _overlaps(place, [other.resolve() for other in others])

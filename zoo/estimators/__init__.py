@@ -1,4 +1,4 @@
-"""scikit-learn faces of models and learners."""
+"""scikit-learn estimators of the zoo's models and learners."""
 
 from zoo.estimators.gaussian_processes import GPClassifier, GPRegressor
 from zoo.estimators.grbf import Bootstrap, GRBFClassifier, GRBFRegressor

@@ -4,8 +4,8 @@ r"""Gaussian processes as scikit-learn estimators.
 >>> mean, std = model.predict(X_test, return_std=True)
 >>> GPClassifier(random_state=0).fit(X, labels).predict_proba(X_test)
 
-Any kernel of the zoo may be given, and their sums and products. Rows and targets are standardised first, so a kernel's
-numbers are in standard deviations of the columns.
+Any kernel of the zoo can be used, and sums and products of kernels. Rows and targets are standardised first, so kernel
+parameters are in units of the columns' standard deviations.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _COMMON: dict[str, list[Any]] = {
 
 
 class _Process(BaseEstimator):
-    """What both estimators share."""
+    """Base of both estimators."""
 
     n_iter_: int
 
@@ -54,7 +54,7 @@ class _Process(BaseEstimator):
         return torch.from_numpy((X - self.mean_) / self.scale_)
 
     def _start(self, X: np.ndarray) -> tuple[Tensor, Kernel, int]:
-        """Scaled rows, a kernel of its own to begin with, and a seed."""
+        """Standardised rows, a copy of the kernel, and a seed."""
         self.mean_, self.scale_ = np.zeros(X.shape[1]), np.ones(X.shape[1])
         if self.standardize:
             self.mean_, self.scale_ = standardisation(X)
@@ -64,7 +64,7 @@ class _Process(BaseEstimator):
             kernel = copy.deepcopy(self.kernel)
         return self._scaled(X), kernel, int(check_random_state(self.random_state).randint(2**31 - 1))
 
-    def _note(self, report: FitReport) -> None:
+    def _check_convergence(self, report: FitReport) -> None:
         self.n_iter_ = max(self.n_iter_, *report.steps)
         if not report.converged:
             warnings.warn(
@@ -75,35 +75,34 @@ class _Process(BaseEstimator):
 
 
 class GPRegressor(RegressorMixin, _Process):
-    """Exact Gaussian-process regression, with hyper-parameters chosen by evidence; or through inducing points.
+    """Gaussian-process regression, exact or with inducing points; hyper-parameters maximise the evidence.
 
     Args:
-        kernel: In units of standardised columns and targets; None: a Matern 5/2 kernel with a variance and a
-            lengthscale per column. It is copied, not changed.
+        kernel: Kernel in units of standardised columns and targets, which is copied; None: Matern 5/2 with a variance
+            and one lengthscale per column.
         mean: Mean function of standardised rows, a module; None: zero, after the targets' mean is subtracted.
-        noise: Variance of the noise to begin with, as a share of the targets' variance; 0: none beside `sigma`.
-        optimize: Choose hyper-parameters, or leave them as they are.
+        noise: Initial noise variance, relative to the targets' variance; 0: none except `sigma`.
+        optimize: Optimise the hyper-parameters, or keep them.
         objective: `evidence` or `leave_one_out`.
-        restarts: Random starts beside the given one.
-        max_iter: Steps of L-BFGS from each.
-        n_inducing: Inducing points, for tables of many rows: rows chosen by pivoted Cholesky, which then move; None:
-            exact, at a cost of n^3.
-        standardize: Bring every column to mean 0 and standard deviation 1.
-        normalize_y: The same for targets.
-        random_state: Of starts, samples and inducing points.
+        restarts: Random starts in addition to the given one.
+        max_iter: Largest number of L-BFGS steps per start.
+        n_inducing: Number of inducing points, chosen by pivoted Cholesky and then optimised; None: exact, O(n^3).
+        standardize: Standardise the columns to mean 0 and standard deviation 1.
+        normalize_y: Standardise the targets.
+        random_state: Seed of starts, samples and inducing points.
 
     Attributes:
         process_: The fitted :class:`~zoo.learners.gaussian_process.GaussianProcess`, in standardised units.
-        posterior_: It, given the rows.
+        posterior_: Its posterior given the rows.
         kernel_: Its kernel.
-        noise_: Variance of the noise, in units of the targets.
+        noise_: Noise variance, in units of the targets.
         log_marginal_likelihood_: Of the standardised targets; its lower bound with inducing points.
-        report_: How hyper-parameters were found; None without `optimize`.
-        n_iter_: Steps of L-BFGS from the start that took most, at least 1.
-        mean_: Subtracted from the columns.
-        scale_: Divides the columns.
-        y_mean_: Subtracted from the targets.
-        y_scale_: Divides the targets.
+        report_: Report of the optimisation; None without `optimize`.
+        n_iter_: Largest number of L-BFGS steps over the starts, at least 1.
+        mean_: Mean of each column (d,).
+        scale_: Standard deviation of each column (d,).
+        y_mean_: Mean of the targets.
+        y_scale_: Standard deviation of the targets.
         n_features_in_: Columns of X.
     """
 
@@ -145,12 +144,12 @@ class GPRegressor(RegressorMixin, _Process):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y, sigma=None):
-        """Choose hyper-parameters and condition on rows.
+        """Optimise the hyper-parameters and condition on the rows.
 
         Args:
             X: Rows (n, d).
             y: Targets (n,).
-            sigma: Known standard deviations of the targets (n,), or one for all; None: none are known.
+            sigma: Known standard deviations of the targets, (n,) or a scalar; None: unknown.
 
         Returns:
             The estimator.
@@ -166,7 +165,7 @@ class GPRegressor(RegressorMixin, _Process):
         if self.n_inducing is not None and self.n_inducing < len(rows):
             if errors is not None or self.objective != "evidence" or not self.noise > 0:
                 raise ValueError("inducing points need noise > 0 and objective='evidence', and take no sigma")
-            points = rows[_spread(kernel, rows, self.n_inducing, seed)]
+            points = rows[_pivots(kernel, rows, self.n_inducing, seed)]
             process: Any = SparseGaussianProcess(kernel, points, mean, self.noise)
             given: tuple[Any, ...] = (rows, targets)
             options["restarts"] = 0
@@ -176,7 +175,7 @@ class GPRegressor(RegressorMixin, _Process):
         self.report_ = process.fit(*given, **options) if self.optimize else None
         self.n_iter_ = 1
         if self.report_ is not None:
-            self._note(self.report_)
+            self._check_convergence(self.report_)
         process.requires_grad_(False)
         self.process_, self.kernel_ = process, process.kernel
         self.posterior_ = process.condition(*given)
@@ -185,16 +184,16 @@ class GPRegressor(RegressorMixin, _Process):
         return self
 
     def predict(self, X, return_std=False, return_cov=False, observed=False):
-        """Expected targets (m,), and how sure they are.
+        """Posterior mean of the targets (m,).
 
         Args:
             X: Rows (m, d).
-            return_std: Also their standard deviations (m,).
-            return_cov: Also their covariance (m, m).
-            observed: With the noise of new observations.
+            return_std: Also return the standard deviations (m,).
+            return_cov: Also return the covariance (m, m).
+            observed: Include the noise of new observations.
 
         Returns:
-            The mean; or the mean and one of the two others.
+            The mean; or the mean and the standard deviations or covariance.
         """
         if return_std and return_cov:
             raise ValueError("return_std and return_cov exclude each other")
@@ -209,11 +208,11 @@ class GPRegressor(RegressorMixin, _Process):
         return mean
 
     def sample_y(self, X, n_samples=1, random_state=None):
-        """Functions (m, n_samples) drawn from the posterior, without noise, at rows X (m, d)."""
+        """Samples (m, n_samples) of the noise-free posterior at rows X (m, d)."""
         rows = self._rows(X)
         seed = int(check_random_state(random_state).randint(2**31 - 1))
-        drawn = self.posterior_.sample(rows, n_samples, torch.Generator().manual_seed(seed))
-        return drawn.numpy().T * self.y_scale_ + self.y_mean_
+        samples = self.posterior_.sample(rows, n_samples, torch.Generator().manual_seed(seed))
+        return samples.numpy().T * self.y_scale_ + self.y_mean_
 
     def _rows(self, X) -> Tensor:
         check_is_fitted(self, "posterior_")
@@ -221,24 +220,24 @@ class GPRegressor(RegressorMixin, _Process):
 
 
 class GPClassifier(ClassifierMixin, _Process):
-    """Gaussian-process classification by Laplace's approximation; more than two classes one against the rest.
+    """Gaussian-process classification with Laplace's approximation; one-vs-rest for more than two classes.
 
     Args:
-        kernel: In units of standardised columns; None: a Matern 5/2 kernel with a variance and one lengthscale for all
-            columns. Every class has a copy of its own.
-        optimize: Choose hyper-parameters by evidence, or leave them as they are.
-        restarts: Random starts beside the given one.
-        max_iter: Steps of L-BFGS from each.
-        standardize: Bring every column to mean 0 and standard deviation 1.
-        random_state: Of the starts.
+        kernel: Kernel in units of standardised columns, copied for every class; None: Matern 5/2 with a variance and
+            one lengthscale for all columns.
+        optimize: Maximise the evidence over the hyper-parameters, or keep them.
+        restarts: Random starts in addition to the given one.
+        max_iter: Largest number of L-BFGS steps per start.
+        standardize: Standardise the columns to mean 0 and standard deviation 1.
+        random_state: Seed of the starts.
 
     Attributes:
         classes_: Labels, sorted.
-        posteriors_: One :class:`~zoo.learners.laplace.LaplacePosterior` for two classes, else one for each.
-        log_marginal_likelihood_: Their mean.
-        n_iter_: Steps of L-BFGS for the class that took most, at least 1.
-        mean_: Subtracted from the columns.
-        scale_: Divides the columns.
+        posteriors_: One :class:`~zoo.learners.laplace.LaplacePosterior` for two classes, else one per class.
+        log_marginal_likelihood_: Mean over the posteriors.
+        n_iter_: Largest number of L-BFGS steps over the classes, at least 1.
+        mean_: Mean of each column (d,).
+        scale_: Standard deviation of each column (d,).
         n_features_in_: Columns of X.
     """
 
@@ -254,7 +253,7 @@ class GPClassifier(ClassifierMixin, _Process):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y):
-        """Choose hyper-parameters and approximate the posteriors.
+        """Optimise the hyper-parameters and approximate the posteriors.
 
         Args:
             X: Rows (n, d).
@@ -276,7 +275,8 @@ class GPClassifier(ClassifierMixin, _Process):
         for c in targets:
             labels, process = torch.from_numpy((codes == c).astype(np.float64)), LaplaceProcess(copy.deepcopy(kernel))
             if self.optimize:
-                self._note(process.fit(rows, labels, restarts=self.restarts, max_iter=self.max_iter, seed=seed))
+                report = process.fit(rows, labels, restarts=self.restarts, max_iter=self.max_iter, seed=seed)
+                self._check_convergence(report)
             process.requires_grad_(False)
             self.posteriors_.append(process.condition(rows, labels))
             values.append(float(process.evidence(rows, labels)))
@@ -284,7 +284,7 @@ class GPClassifier(ClassifierMixin, _Process):
         return self
 
     def predict_proba(self, X):
-        """Probabilities (m, C): the exact mean of each sigmoid, divided by their sum for more than two classes."""
+        """Class probabilities (m, C): posterior means of the sigmoids, normalised for more than two classes."""
         check_is_fitted(self, "posteriors_")
         rows = self._scaled(validate_data(self, X, dtype=np.float64, reset=False))
         found = torch.stack([posterior.probability(rows) for posterior in self.posteriors_], 1).numpy()
@@ -294,24 +294,23 @@ class GPClassifier(ClassifierMixin, _Process):
 
     def predict(self, X):
         """Classes (m,)."""
-        chances = self.predict_proba(X)
-        return self.classes_[chances.argmax(1)]
+        return self.classes_[self.predict_proba(X).argmax(1)]
 
 
 @torch.no_grad()
-def _spread(kernel: Kernel, rows: Tensor, count: int, seed: int) -> Tensor:
-    """Rows that explain most of the others' variance, one after the other: a pivoted Cholesky factor."""
+def _pivots(kernel: Kernel, rows: Tensor, count: int, seed: int) -> Tensor:
+    """Indices of up to `count` rows: greedy pivots of a Cholesky factor of the kernel matrix of random rows."""
     pool = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[: 20 * count]
     points = rows[pool].double()
-    left = kernel.diag(points).clone()
-    along, chosen = points.new_zeros(len(points), 0), []
+    variance = kernel.diag(points).clone()  # conditional on the pivots so far
+    L, pivots = points.new_zeros(len(points), 0), []
     for _ in range(count):
-        j = int(left.argmax())
-        if not float(left[j]) > 1e-10 * float(kernel.diag(points[:1])):
+        j = int(variance.argmax())
+        if not float(variance[j]) > 1e-10 * float(kernel.diag(points[:1])):
             break
-        column = (kernel(points, points[j : j + 1])[:, 0] - along @ along[j]) / left[j].sqrt()
-        along = torch.cat([along, column[:, None]], 1)
-        left = (left - column.square()).clamp_min(0)
-        left[j] = 0
-        chosen.append(j)
-    return pool[chosen]
+        column = (kernel(points, points[j : j + 1])[:, 0] - L @ L[j]) / variance[j].sqrt()
+        L = torch.cat([L, column[:, None]], 1)
+        variance = (variance - column.square()).clamp_min(0)
+        variance[j] = 0
+        pivots.append(j)
+    return pool[pivots]

@@ -1,10 +1,10 @@
-"""GRBF for tables, as scikit-learn estimators: one fit predicts, ranks the features and shows the active subspace.
+"""GRBF as scikit-learn estimators: prediction, feature importances and the active subspace from one fit.
 
 >>> model = GRBFClassifier(random_state=0).fit(X, y)
 >>> model.predict_proba(X)
 >>> model.feature_importances_, model.eigenvalues_
 >>> model.transform(X)[:, :2]                          # coordinates along which the prediction changes most
->>> model.bootstrap(X, y).interval()                   # how sure the ranking is: refits, all at once
+>>> model.bootstrap(X, y).interval()                   # stability of the importances over refits
 
 Importances and directions are in units of standardised features; correlated features share importance.
 """
@@ -42,12 +42,12 @@ from zoo.support.scaling import standardisation
 from zoo.support.suggest import suggestion
 
 __all__ = ["Bootstrap", "GRBFClassifier", "GRBFRegressor"]
-#: Parameters of the start, which a fit that goes on with the last one's network cannot change.
+#: Parameters of the initialisation, which a warm start cannot change.
 _START = ("precision", "n_centers", "centers", "init", "fit_intercept", "standardize")
 
 
 class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """What both estimators share."""
+    """Base of both estimators."""
 
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012 (scikit-learn's protocol)
         "n_centers": [Interval(Integral, 1, None, closed="left")],
@@ -141,21 +141,21 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Train the network.
 
         Args:
-            X: Rows (n, D), finite numbers. Constant columns are named in a warning and have no influence.
+            X: Rows (n, D), finite numbers. Constant columns have no influence; a warning names them.
             y: Targets (n,).
-            sample_weight: Weight of each row (n,): a weight of 2 counts as two copies, 0 as absence.
+            sample_weight: Weight of each row (n,): 2 is equivalent to two copies, 0 to absence.
 
         Returns:
             The estimator.
 
         Raises:
-            ValueError: The data or a parameter cannot be used; the message says why, in scikit-learn's words.
+            ValueError: The data or a parameter is invalid.
         """
         before = self.__dict__.copy()
         try:
             X, y, sample_weight = self._validate(X, y, sample_weight)
             fit_all([self], X, y, sample_weight[None])
-        except BaseException:  # the last fit stays whole
+        except BaseException:  # keep the previous fit
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
@@ -163,7 +163,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def _validate(self, X, y, sample_weight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         self._validate_params()
-        again = self._goes_on
+        again = self._is_warm
         if again:
             self._check_start()
         X, y = validate_data(
@@ -179,7 +179,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if self.early_stopping and self.solver != "adam":
             raise ValueError(f'early_stopping=True works with solver="adam"; it is {self.solver!r}')
         if self.solver == "agop":
-            self._check_closed()
+            self._check_agop()
         sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if not sample_weight.any():
             raise ValueError("Sample weights must contain at least one non-zero number.")
@@ -188,8 +188,8 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             warnings.warn(f"Features {fixed} are constant.", UserWarning, stacklevel=3)
         return X, y, self._row_weights(y, sample_weight)
 
-    def _check_closed(self) -> None:
-        """Refuse what a metric in closed form cannot be."""
+    def _check_agop(self) -> None:
+        """Refuse parameters that `solver="agop"` does not support."""
         if self.warm_start:
             raise ValueError('warm_start=True goes on with steps; solver="agop" takes none')
         if not isinstance(self.precision, str):
@@ -199,11 +199,11 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             )
 
     @property
-    def _goes_on(self) -> bool:
+    def _is_warm(self) -> bool:
         return bool(self.warm_start) and hasattr(self, "network_")
 
     def _check_start(self) -> None:
-        """Refuse what the network of the last fit cannot become."""
+        """Refuse parameters that differ from the last fit's and need a new network."""
         for name, last in self._started_with.items():
             now = getattr(self, name)
             if np.shape(now) != np.shape(last) or not np.all(np.asarray(now) == np.asarray(last)):
@@ -222,10 +222,10 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _encode(self, y: np.ndarray) -> np.ndarray:
         raise NotImplementedError
 
-    def _take(
+    def _set_fitted(
         self, networks: Networks, rows: Tensor, scaling: dict[str, Tensor], losses: list[float], steps: int
     ) -> None:
-        """Set the fitted attributes from the only network of `networks`; `rows` are raw, in float64."""
+        """Set the fitted attributes from a batch of one network; `rows` are not standardised, float64."""
         M, D = networks.centers.shape[1:]
         K = networks.weights.shape[1]
         precision: Any = self.precision if isinstance(self.precision, str) else min(self.precision, D)
@@ -259,7 +259,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.intercept_ = (head.mean if head.bias is None else head.bias * head.scale + head.mean).numpy().copy()
         self.eigenvalues_ = values.numpy().astype(np.float64)
         self.n_components_ = min(self.n_components or D, len(components))
-        # the axes in another order are not worth D x D numbers
+        # of a diagonal metric they are a permutation of the axes: computed on access
         axes = network.form in ("diag", "isotropic")
         self._components = None if axes else components[: self.n_components_].numpy().astype(np.float64)
         total = self.eigenvalues_.sum()
@@ -270,10 +270,10 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.n_iter_ = steps
         self._n_features_out = self.n_components_
 
-    def _take_machine(self, machine: MetricMachine) -> None:
-        """Set the fitted attributes from a machine whose outputs are those of the estimator."""
+    def _set_fitted_machine(self, machine: MetricMachine) -> None:
+        """Set the fitted attributes from a rescaled machine."""
         assert machine.setting is not None
-        machine.left_out = None  # as large as the targets
+        machine.left_out = None  # to save memory
         self.network_ = machine.cpu().eval()
         self._started_with = {name: copy.deepcopy(getattr(self, name)) for name in _START}
         D = machine.centers.shape[1]
@@ -285,7 +285,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         values, components = eigen_of_root(root, complete=len(root) >= D or D <= 256)
         self.eigenvalues_ = values.numpy()
         self.n_components_ = min(self.n_components or D, len(components))
-        wide = len(root) < D  # made again from the root when they are asked for
+        wide = len(root) < D  # computed from the root on access
         self._components = None if wide else components[: self.n_components_].numpy().copy()
         total = self.eigenvalues_.sum()
         self.explained_ratio_ = self.eigenvalues_ / total if total > 0 else np.full(D, 1 / D)
@@ -296,11 +296,11 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     @property
     def _closed(self) -> bool:
-        """Whether the last fit was in closed form."""
+        """Whether the last fit used `solver="agop"`."""
         return isinstance(self.network_, MetricMachine)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Also take what was pickled when the matrices were stored."""
+        """Also read pickles of older versions, which stored the matrices."""
         state = dict(state)
         if "network_" in state and "_gradient_root" not in state:
             values, vectors = np.linalg.eigh(state.pop("gradient_outer_product_"))
@@ -311,23 +311,23 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 del state[name]
         super().__setstate__(state)
 
-    # What has D x D numbers is made when it is asked for: a metric of low rank stays linear in the features.
+    # (D, D) matrices are computed on access, so that low-rank metrics need memory linear in D.
 
     @property
     def factor_(self) -> np.ndarray:
-        """L with precision_ = L L^T: (D, D), or (D, rank); of diagonal metrics the diagonal alone."""
+        """Factor L of precision_ = L L^T: (D, D), or (D, rank); of diagonal metrics only the diagonal."""
         check_is_fitted(self)
         return self.network_.factor().numpy().copy()
 
     @property
     def precision_(self) -> np.ndarray:
-        """P (D, D)."""
+        """Precision matrix P (D, D)."""
         check_is_fitted(self)
         return self.network_.precision().numpy().copy()
 
     @property
     def components_(self) -> np.ndarray:
-        """Eigenvectors of P in rows (n_components_, D), largest entry positive."""
+        """Eigenvectors of P as rows (n_components_, D), largest entry positive."""
         check_is_fitted(self)
         if self._components is not None:
             return self._components
@@ -342,19 +342,19 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         return self._gradient_root.T @ self._gradient_root
 
-    # ---- using a fitted network ---------------------------------------------------------------------------
+    # ---- prediction ---------------------------------------------------------------------------------------
 
     def _rows(self, X) -> np.ndarray:
         check_is_fitted(self)
         return validate_data(self, X, dtype=np.float64, reset=False)
 
     def _blocks(self, X: np.ndarray) -> Iterator[Tensor]:
-        """Raw rows as tensors, a block at a time."""
+        """Iterate over blocks of rows, as tensors."""
         for start in range(0, len(X), BLOCK):
             yield to_tensor(X[start : start + BLOCK])
 
     def _outputs(self, X) -> np.ndarray:
-        """Raw outputs (n, K), float64; memory does not grow with n."""
+        """Outputs (n, K), float64, computed in blocks."""
         X = self._rows(X)
         with torch.inference_mode(), few_threads(min(len(X), BLOCK) * self.centers_.size, pools=False):
             return torch.cat([self.network_(block) for block in self._blocks(X)]).numpy().astype(np.float64)
@@ -365,7 +365,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return Z @ self.components_.T
 
     def inverse_transform(self, Z):
-        """Rows (n, D), in the features' own units, that lie in the active subspace at the coordinates Z."""
+        """Rows (n, D) of the active subspace with coordinates Z (n, n_components), in the units of the features."""
         check_is_fitted(self)
         Z = np.asarray(Z, dtype=np.float64)
         if Z.ndim != 2 or Z.shape[1] != self.n_components_:
@@ -381,11 +381,11 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return self.network_.input_scale.numpy().astype(np.float64)
 
     def to_module(self) -> GaussianRBFNetwork | MetricMachine:
-        """A copy of the trained network as a torch module that takes raw rows and returns logits or values."""
+        """A copy of the trained network as a torch module: rows that are not standardised to logits or values."""
         check_is_fitted(self)
         return copy.deepcopy(self.network_)
 
-    # ---- explaining it ------------------------------------------------------------------------------------
+    # ---- explanations -------------------------------------------------------------------------------------
 
     def feature_importance(
         self,
@@ -394,17 +394,17 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         X=None,
         groups: Sequence[Any] | Mapping[Any, Any] | None = None,
     ) -> np.ndarray | dict[Any, float]:
-        """Share of each feature, adding up to 1.
+        """Importance of each feature, summing to 1.
 
         Args:
             kind: `"official"`, the paper's sum over eigenpairs gamma_k |v_jk|; `"trace"`, diag(P) / tr P;
-                `"gradient"`, the mean squared derivative of the output in each standardised feature.
-            X: Rows over which `"gradient"` averages; None for those of the training.
-            groups: Group of each column in order (the variable that a one-hot column came from), or a mapping from a
-                feature's name to its group. The shares of a group are added.
+                `"gradient"`, the mean squared derivative of the output with respect to each standardised feature.
+            X: Rows that `"gradient"` averages over; None for the training rows.
+            groups: Group of each column (for example, the variable of a one-hot column), or a mapping from feature
+                names to groups. Importances are summed within groups.
 
         Returns:
-            (D,), or a dictionary from group to share in order of appearance.
+            (D,), or a dictionary from group to importance in order of appearance.
         """
         check_is_fitted(self)
         if kind == "gradient":
@@ -415,7 +415,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             importance = shares(raw, "the output does not change with any feature").numpy().astype(np.float64)
         elif self._closed:
             L = self.network_.factor()
-            wide = len(L) == 1  # the eigenvectors are the axes
+            wide = len(L) == 1  # diagonal metric
             if wide:
                 found = shares(L.square().expand(1, self.n_features_in_)[0], "the metric is zero")
             else:
@@ -431,7 +431,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             unknown = [name for name in groups if name not in names]
             if unknown:
                 raise ValueError(
-                    f"groups names {unknown[0]!r}, which is no feature{suggestion(str(unknown[0]), map(str, names))}"
+                    f"groups names {unknown[0]!r}, which is not a feature{suggestion(str(unknown[0]), map(str, names))}"
                 )
             groups = [groups.get(name, name) for name in names]
         if len(groups) != len(importance):
@@ -442,11 +442,14 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return total
 
     def active_subspace(self, kind: Literal["precision", "gradient"] = "precision") -> Spectrum:
-        """Directions in standardised features, most important first: eigenvalues (D,) and unit vectors in rows (D, D),
-        or (rank, D) for a metric of low rank.
+        """Directions in standardised features, in decreasing order of importance.
 
-        `"precision"` are the eigenpairs of P; `"gradient"` those of the average gradient outer product on the training
-        rows, which is what the literature calls the active subspace. The latter lies in the range of P.
+        Args:
+            kind: `"precision"` for the eigenpairs of P; `"gradient"` for those of the average gradient outer product on
+                the training rows (Constantine, Active Subspaces, 2015), which lie in the range of P.
+
+        Returns:
+            Eigenvalues (D,) and unit vectors as rows (D, D); (rank,) and (rank, D) for a metric of low rank.
         """
         check_is_fitted(self)
         if kind not in ("precision", "gradient"):
@@ -458,25 +461,24 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return eigen_of_root(torch.from_numpy(self._gradient_root), complete=complete)
 
     def bootstrap(self, X, y, *, n_samples: int = 32, sample_weight=None, random_state=None) -> Bootstrap:
-        """Refit on resampled rows, all networks at once, to see how stable the explanation is.
+        """Refit on bootstrap samples, all networks at once, to assess the stability of the explanation.
 
         Args:
             X: The training rows.
             y: Their targets.
             n_samples: Number of refits.
             sample_weight: Weights of the rows.
-            random_state: Seed of the resampling; None for the estimator's own.
+            random_state: Seed of the resampling; None for that of the estimator.
 
         Returns:
-            Importances of every kind and eigenvalues of every refit.
+            Importances of all kinds and eigenvalues of every refit.
         """
-        seed = self.random_state if random_state is None else random_state
-        draw = check_random_state(seed)
+        rng = check_random_state(self.random_state if random_state is None else random_state)
         n = len(X)
-        counts = draw.multinomial(n, np.full(n, 1 / n), size=n_samples).astype(np.float64)
+        counts = rng.multinomial(n, np.full(n, 1 / n), size=n_samples).astype(np.float64)
         if sample_weight is not None:
             counts = counts * np.asarray(sample_weight)
-        seeds = draw.randint(2**31 - 1, size=n_samples).tolist()
+        seeds = rng.randint(2**31 - 1, size=n_samples).tolist()
         fits = fit_many(self, X, y, [{"random_state": s} for s in seeds], sample_weight=counts)
         kinds = ("official", "trace", "gradient")
         importances = {kind: np.stack([f.feature_importance(kind) for f in fits]) for kind in kinds}
@@ -486,7 +488,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Explanations of networks refitted on resampled rows.
+    """Explanations of networks refitted on bootstrap samples.
 
     Attributes:
         importances: By kind, (refits, D).
@@ -499,14 +501,14 @@ class Bootstrap:
     feature_names: list[str]
 
     def interval(self, kind: str = "official", level: float = 0.9) -> np.ndarray:
-        """Lower end, median and upper end (3, D) of an importance, or of the `"eigenvalues"`."""
+        """Lower end, median and upper end (3, D) of the interval of an importance, or of the `"eigenvalues"`."""
         if not 0 < level < 1:
             raise ValueError(f"level={level} must lie between 0 and 1")
         values = self.eigenvalues if kind == "eigenvalues" else self.importances[kind]
         return np.quantile(values, [(1 - level) / 2, 0.5, (1 + level) / 2], axis=0)
 
     def rank_frequency(self, k: int, kind: str = "official") -> np.ndarray:
-        """Share of refits (D,) in which each feature is among the k most important."""
+        """Frequency (D,) with which each feature is among the k most important."""
         ranks = (-self.importances[kind]).argsort(1).argsort(1)
         return (ranks < k).mean(0)
 
@@ -514,65 +516,62 @@ class Bootstrap:
 class GRBFRegressor(RegressorMixin, _GRBF):
     """Regression by Gaussian units with one learnable precision matrix (arXiv 2307.05639).
 
-    Targets are standardised while training and given back in their own units. One target per row.
+    Targets are standardised for training; predictions are in their original units. One target per row.
 
     Args:
-        n_centers: Gaussian units; reduced, with a warning, where there are fewer distinct rows.
-        centers: Start of the centres: `"kmeans"`, `"random"` rows, `"all"` rows, or an array (M, D) in standardised
-            units.
-        learn_centers: Train the centres; worth having in every grid.
+        n_centers: Number of Gaussian units M; reduced, with a warning, if there are fewer distinct rows.
+        centers: Initial centres: `"kmeans"`, `"random"` rows, `"all"` rows, or an array (M, D) in standardised units.
+        learn_centers: Train the centres; worth tuning.
         precision: `"full"`, `"diag"`, `"isotropic"`, or a rank, advisable above a few hundred features.
-        reg_precision: Penalty on the precision factor: the decisive parameter. Noisy data wants 1e-2 to 1e-1.
+        reg_precision: Penalty on the precision factor, the most important hyper-parameter; 1e-2 to 1e-1 for noisy data.
         reg_weights: Penalty on the output weights.
         reg_centers: Penalty on trained centres.
-        penalty: `"squared"` norms, or the authors' `"plain"` ones.
-        shrink_to: What the penalty on the factor pulls it to: `"zero"`, the paper's, which switches directions off; or
-            the `"start"`, an isotropic metric, which makes a Gaussian-kernel machine that bends only where the data
-            insists: often the more accurate on small tables with many relevant features, with many centres.
-        fit_intercept: Give the readout an intercept.
-        init: `"median"` distance; the narrower width of `gamma="scale"`, for many centres; a positive width of the
-            units; or the authors' `"official"` draw, dead above 13 features.
-        solver: `"adam"`; `"lbfgs"` on everything; `"varpro"`, L-BFGS on the metric with output weights in closed
-            form, by far the quickest for regression, with a regularisation of its own to tune; or `"agop"`, which
-            takes no steps and needs no tuning: kernel ridge regression whose metric is the average outer product of
-            its own gradients, everything chosen by leave-one-out. See below.
-        learning_rate: First rate of Adam; it decays to 0 as a cosine.
-        max_iter: Most steps.
-        batch_size: Rows of a step of Adam; None for all, or 1024 where there are more than 4096.
-        tol: Adam stops when the objective improves by less than this, relatively, over `n_iter_no_change` steps.
-        n_iter_no_change: Steps over which `tol` is judged.
-        early_stopping: Hold out `validation_fraction` of the rows, of each class alike, stop by their loss and keep the
-            best network.
+        penalty: `"squared"` norms, or the authors' `"plain"` norms.
+        shrink_to: Target of the penalty on the factor: `"zero"`, as in the paper, which removes directions; or
+            `"start"`, an isotropic metric, as in a Gaussian-kernel machine: often more accurate on small tables with
+            many relevant features and many centres.
+        fit_intercept: Fit an intercept.
+        init: Initial width: the `"median"` distance; `"scale"`, scikit-learn's `gamma="scale"`, narrower, for many
+            centres; a positive number; or the authors' `"official"` random one, useless above 13 features.
+        solver: `"adam"`; `"lbfgs"` on all parameters; `"varpro"`, L-BFGS on the metric with output weights in closed
+            form, by far the fastest for regression, but with its own best regularisation; or `"agop"`, kernel ridge
+            regression whose metric is the average gradient outer product of the model, without steps or tuning. See
+            below.
+        learning_rate: Initial learning rate of Adam, with cosine decay to 0.
+        max_iter: Largest number of steps.
+        batch_size: Mini-batch size of Adam; None: all rows up to 4096, 1024 above.
+        tol: Stop Adam when the relative improvement of the objective over `n_iter_no_change` steps is below this.
+        n_iter_no_change: Number of steps for `tol`.
+        early_stopping: Hold out rows, stratified by class, stop by their loss and keep the best network.
         validation_fraction: Share of the rows held out.
         standardize: Standardise the features inside the model.
-        n_components: Columns of `transform`; None for all: as many as features, or the rank of the precision matrix.
-        random_state: Seed of every draw.
-        device: Where to train; a fitted network lives on the CPU.
-        dtype: `"float64"` or `"float32"`; rows are standardised in float64 in any case.
-        verbose: With 1, say when training stopped at `max_iter`.
-        warm_start: Start from the network of the last fit: the same function, whatever the mean and scale of the rows
-            are now. Features, classes and the parameters of the start must be those of the last fit.
+        n_components: Columns of `transform`; None for all: the number of features, or the rank of the precision matrix.
+        random_state: Seed of all randomness.
+        device: Device of the training; the fitted network is on the CPU.
+        dtype: `"float64"` or `"float32"`; rows are always standardised in float64.
+        verbose: With 1, warn if training stopped at `max_iter`.
+        warm_start: Start from the same function as the last fit, also if the rows' mean and scale change. Features,
+            classes and the parameters of the initialisation must be those of the last fit.
 
-    With `solver="agop"` the kernel is exp(-|x - z|_P^q), q chosen as well, every row is a centre (up to 2000 rows;
-    above, 1000 of them are) and all is in float64. Of the parameters only `precision` (not a rank: the best of the
-    metrics that are as simple or simpler), `fit_intercept`, `standardize`, `n_components`, `device` and the class
-    weights are used. Nothing is drawn: the answer does not depend on the order of the rows. What is learned in the end
-    is the average gradient outer product: `eigenvalues_`, `components_`, `transform` and `feature_importances_` (its
-    diagonal) are those of it, and not of P.
+    With `solver="agop"` the kernel is exp(-|x - z|_P^q); q, the metric and the ridge are chosen by leave-one-out.
+    Every row is a centre (1000 rows if there are more than 2000), in float64. Only `precision` (not a rank: the best
+    metric that is at most as complex), `fit_intercept`, `standardize`, `n_components`, `device` and class weights are
+    used. The fit is deterministic and independent of the order of the rows. `eigenvalues_`, `components_`, `transform`
+    and `feature_importances_` (the diagonal) are then those of the average gradient outer product, not of P.
 
     Attributes:
-        network_: The trained `GaussianRBFNetwork`; with `solver="agop"` a `MetricMachine`, whose `setting` says what
-            was chosen.
+        network_: The trained `GaussianRBFNetwork`; with `solver="agop"` a `MetricMachine`, whose `setting` holds the
+            chosen hyper-parameters.
         centers_: (M, D), standardised.
         weights_: (M, 1).
         intercept_: (1,).
         precision_: P (D, D); factor_: L with P = L L^T.
-        eigenvalues_: Of P, decreasing (D,); `explained_ratio_` are their shares.
-        components_: Eigenvectors in rows (n_components, D), largest entry positive; at most as many as the rank of P.
+        eigenvalues_: Of P, decreasing (D,); `explained_ratio_`: divided by their sum.
+        components_: Eigenvectors as rows (n_components, D), largest entry positive; at most as many as the rank of P.
         gradient_outer_product_: Average of grad f grad f^T over the training rows (D, D).
-        feature_importances_: The paper's importance (D,), adding up to 1; see `feature_importance` for others.
+        feature_importances_: The paper's importance (D,), summing to 1; see `feature_importance` for others.
         loss_curve_: Objective before every step.
-        n_iter_: Steps taken.
+        n_iter_: Number of steps.
         n_features_in_: D; feature_names_in_: their names, if the rows had any.
     """
 
@@ -580,17 +579,17 @@ class GRBFRegressor(RegressorMixin, _GRBF):
         return np.asarray(y, dtype=np.float64)
 
     def predict(self, X):
-        """Values (n,)."""
+        """Predictions (n,)."""
         return self._outputs(X)[:, 0]
 
 
 class GRBFClassifier(ClassifierMixin, _GRBF):
     """Classification by Gaussian units with one learnable precision matrix (arXiv 2307.05639).
 
-    Two classes share one logit. Arguments and attributes are those of :class:`GRBFRegressor`, and:
+    Two classes have one logit. Arguments and attributes are those of :class:`GRBFRegressor`, and:
 
     Args:
-        class_weight: None, `"balanced"`, or a weight for each class; those that are not named weigh 1.
+        class_weight: None, `"balanced"`, or a mapping from classes to weights; 1 for classes that it lacks.
 
     Attributes:
         classes_: The classes, sorted.
@@ -668,7 +667,7 @@ class GRBFClassifier(ClassifierMixin, _GRBF):
     def _encode(self, y: np.ndarray) -> np.ndarray:
         check_classification_targets(y)
         classes, encoded = np.unique(y, return_inverse=True)
-        if self._goes_on:
+        if self._is_warm:
             unknown = sorted(set(classes.tolist()) - set(self.classes_.tolist()))
             if unknown:
                 raise ValueError(
@@ -696,13 +695,13 @@ class GRBFClassifier(ClassifierMixin, _GRBF):
         return sample_weight * (mass.sum() / (len(mass) * np.maximum(mass, np.finfo(float).tiny)))[y]
 
     def _given_weights(self) -> np.ndarray:
-        """Weight of each class, (K,); 1 where `class_weight` does not name one."""
+        """Weight of each class, (K,); 1 for classes not in `class_weight`."""
         classes, given = self.classes_.tolist(), dict(self.class_weight)
         for name, weight in given.items():
             if not isinstance(weight, Real) or not 0 <= float(weight) < np.inf:
                 raise ValueError(f"class_weight of {name!r} is {weight!r}; it must be a finite number, not negative")
         unknown, rest = ([c for c in a if c not in b] for a, b in ((given, classes), (classes, given)))
-        if unknown and rest:  # scikit-learn's rule: a class that a fold lacks is no mistake
+        if unknown and rest:  # as in scikit-learn: a fold may lack a class
             raise ValueError(f"The classes, {rest}, are not in class_weight, which names {unknown} instead")
         return np.array([float(given.get(c, 1.0)) for c in classes])
 
@@ -730,12 +729,12 @@ class GRBFClassifier(ClassifierMixin, _GRBF):
 
 
 def _constant(X: np.ndarray) -> np.ndarray:
-    """Columns that cannot be told from constant ones."""
+    """Indices of columns that are constant up to rounding."""
     _, scale = standardisation(X)
     spread = np.ptp(X, axis=0)
     return np.flatnonzero((spread == 0) | ((scale == 1) & (spread < 1)))
 
 
 def _named(name: str, value: Any) -> str:
-    """A parameter as a message shows it."""
+    """A parameter for messages."""
     return f"other {name} of shape {np.shape(value)}" if np.ndim(value) else f"{name}={value!r}"

@@ -1,4 +1,4 @@
-"""Fits of GRBF estimators, one or many at once: preparation, start, training of those of one shape together."""
+"""Fitting GRBF estimators, one or many at once: preparation, initialisation, and joint training of equal shapes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import (
-    clone,
-)
+from sklearn.base import clone
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
@@ -24,15 +22,15 @@ from zoo.models.grbf import GaussianRBFNetwork
 from zoo.support.scaling import standardisation, standardised
 
 __all__ = ["fit_all", "fit_many"]
-#: Above this many rows Adam works with mini-batches of `BATCH` rows unless told otherwise.
+#: Above this many rows, Adam uses mini-batches of `BATCH` rows by default.
 FULL_BATCH, BATCH = 4096, 1024
-#: Rows of one block in `predict`, `transform` and their kin.
+#: Rows per block in prediction.
 BLOCK = 8192
-#: Parameters that may differ between networks that are trained together; the number of centres must be the same.
+#: Parameters that may differ between networks trained together, if the actual number of centres is the same.
 _PER_NETWORK = (
     *("reg_precision", "reg_weights", "reg_centers", "random_state", "init", "centers", "n_centers", "class_weight"),
 )
-#: Metrics that are compared where they are learned in closed form.
+#: Metrics compared by `solver="agop"`.
 _FORMS: dict[str, tuple[Form, ...]] = {
     "full": ("isotropic", "full", "diag"),
     "diag": ("isotropic", "diag"),
@@ -43,22 +41,21 @@ _FORMS: dict[str, tuple[Form, ...]] = {
 def fit_many(
     estimator: Any, X, y, settings: Sequence[Mapping[str, Any]], *, sample_weight: np.ndarray | None = None
 ) -> list[Any]:
-    """Fit one clone of an estimator per setting, training those of one shape together.
+    """Fit one clone of an estimator per setting, training networks of equal shape together.
 
-    Networks that differ only in regularisation, seed, start or row weights share every matrix product; the settings
-    may also differ in anything else, which makes another group, and so do other numbers of centres. Each comes out as
-    if fitted alone, up to rounding; with mini-batches it is. A fold is a row of weights that is 0 where the network
-    must not see a row.
+    Networks that differ only in regularisation, seed, initialisation or row weights are trained with batched matrix
+    products; others in separate groups, and with mini-batches one by one. Results equal separate fits up to rounding.
+    For cross-validation, set the weights of the rows outside a fold's training part to 0.
 
     Args:
-        estimator: Gives the parameters that a setting does not name.
+        estimator: Provides the parameters that a setting lacks.
         X: Rows (n, D).
         y: Targets (n,).
         settings: Parameters of each fit.
         sample_weight: (fits, n), or (n,) for all; None for ones.
 
     Returns:
-        Fitted estimators in the order of the settings. Classes are those of all rows.
+        Fitted estimators in the order of the settings; their classes are those of all rows.
     """
     members = [clone(estimator).set_params(**setting) for setting in settings]
     weights = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
@@ -74,16 +71,16 @@ def fit_many(
 
 @dataclass(frozen=True)
 class _Prepared:
-    """One fit before its training.
+    """A fit before its training.
 
     Attributes:
-        estimator: Whose it is.
-        present: Places of its rows in the table (n,).
-        training: Weights of the rows, adding up to 1 (n,).
-        validation: Weights of the rows by which early stopping judges, likewise; None without it.
+        estimator: The estimator.
+        present: Indices of its rows in the table (n,).
+        training: Training weights of the rows, summing to 1 (n,).
+        validation: Validation weights for early stopping, summing to 1 (n,); None without it.
         scaling: Mean and scale of the features and of a regression's targets, float64.
-        network: Where it starts, with a leading dimension of 1.
-        generator: Of what is still to be drawn.
+        network: The initial network, with a leading dimension of 1.
+        generator: Generator of the mini-batches.
     """
 
     estimator: Any
@@ -96,7 +93,7 @@ class _Prepared:
 
     @property
     def batch_size(self) -> int | None:
-        """Rows of a step of Adam; None for all of them."""
+        """Mini-batch size of Adam; None for all rows."""
         if self.estimator.solver != "adam":
             return None
         n = len(self.present)
@@ -104,7 +101,7 @@ class _Prepared:
         return None if size is None or size >= n else size
 
     def shape(self, i: int) -> tuple[Any, ...]:
-        """What networks that are trained together have in common; mini-batches are drawn for one alone."""
+        """Key of the group of networks to train together; with mini-batches, fit `i` is its own group."""
         own = self.estimator.get_params(deep=False)
         alone = i if self.batch_size else None
         return (
@@ -115,13 +112,13 @@ class _Prepared:
 
 
 def fit_all(members: list[Any], X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> None:
-    """Fit estimators on the same rows with their own weights (B, n), those of one shape together."""
+    """Fit estimators on the same rows with their own weights (B, n), networks of equal shape together."""
     X, y, weights = _merge_copies(X, y, weights)
     groups: dict[Any, list[_Prepared]] = {}
-    with torch.device("cpu"):  # whatever the default is; training has its own
+    with torch.device("cpu"):  # not the default device; training sets its own
         for i, (member, weight) in enumerate(zip(members, weights, strict=True)):
             if member.solver == "agop":
-                _solve_closed(member, X, y, weight)
+                _fit_agop(member, X, y, weight)
                 continue
             prepared = _prepare(member, X, y, weight)
             groups.setdefault(prepared.shape(i), []).append(prepared)
@@ -129,8 +126,8 @@ def fit_all(members: list[Any], X: np.ndarray, y: np.ndarray, weights: np.ndarra
             _train(group, X, y)
 
 
-def _solve_closed(member: Any, X: np.ndarray, y: np.ndarray, weight: np.ndarray) -> None:
-    """Learn the metric of one estimator in closed form."""
+def _fit_agop(member: Any, X: np.ndarray, y: np.ndarray, weight: np.ndarray) -> None:
+    """Fit one estimator with `solver="agop"`."""
     present = np.flatnonzero(weight)
     own = torch.from_numpy(np.ldexp(weight[present], -np.frexp(weight.max())[1]))
     rows, targets = (torch.from_numpy(part[present]).to(member.device) for part in (X, y))
@@ -153,26 +150,26 @@ def _solve_closed(member: Any, X: np.ndarray, y: np.ndarray, weight: np.ndarray)
             machine.rescale(scale, level)
         else:
             _calibrate(machine, targets, own)
-        member._take_machine(machine)
+        member._set_fitted_machine(machine)
 
 
 def _calibrate(machine: MetricMachine, labels: Tensor, weight: Tensor) -> None:
-    """Make a machine's scores logits: times the number that suits the scores of rows left out best."""
+    """Turn a machine's scores into logits by the temperature that fits the leave-one-out scores best."""
     scores = machine.left_out
     assert scores is not None
     if scores.shape[1] == 1:
         temperature = best_temperature(torch.cat([1 - scores, scores], 1), labels, weight)
-        machine.rescale(2 * temperature, -temperature)  # log-odds of the second class
+        machine.rescale(2 * temperature, -temperature)  # log-odds of class 1
     else:
         machine.rescale(best_temperature(scores, labels, weight), 0.0)
 
 
 def _prepare(member: Any, X: np.ndarray, y: np.ndarray, weight: np.ndarray) -> _Prepared:
-    """Draw, scale and start from the rows that a fit sees, and from nothing else."""
+    """Split, scale and initialise a fit, from the rows of non-zero weight only."""
     present = np.flatnonzero(weight)
     generator = torch.Generator().manual_seed(int(check_random_state(member.random_state).randint(2**31 - 1)))
     rows, targets = torch.from_numpy(X[present]), torch.from_numpy(y[present])
-    own = np.ldexp(weight[present], -np.frexp(weight.max())[1])  # their sum is finite
+    own = np.ldexp(weight[present], -np.frexp(weight.max())[1])  # scaled so that the sum is finite
     training, validation = _hold_out(member, targets, torch.from_numpy(own / own.sum()), generator)
     scaling = _scaling(member, rows, targets, training)
     with few_threads(rows.numel() * member.n_centers):
@@ -181,7 +178,7 @@ def _prepare(member: Any, X: np.ndarray, y: np.ndarray, weight: np.ndarray) -> _
 
 
 def _train(group: list[_Prepared], X: np.ndarray, y: np.ndarray) -> None:
-    """Train networks of one shape and give them to their estimators."""
+    """Train networks of equal shape, and set the fitted attributes of their estimators."""
     lead = group[0].estimator
     device, dtype = torch.device(lead.device), getattr(torch, lead.dtype)
     seen = np.unique(np.concatenate([one.present for one in group]))
@@ -215,13 +212,13 @@ def _train(group: list[_Prepared], X: np.ndarray, y: np.ndarray) -> None:
         for i, one in enumerate(group):
             own = _stacked([fit.networks.one(i)], torch.device("cpu"))
             raw = torch.from_numpy(X[one.present[: 4 * BLOCK]])
-            one.estimator._take(own, raw, one.scaling, fit.histories[i], fit.steps[i])
+            one.estimator._set_fitted(own, raw, one.scaling, fit.histories[i], fit.steps[i])
     if lead.verbose and not fit.converged:
         warnings.warn(f"Stopped after max_iter={lead.max_iter} steps.", ConvergenceWarning, stacklevel=4)
 
 
 def _stacked(networks: list[Networks], device: torch.device) -> Networks:
-    """Networks of one shape as one."""
+    """Concatenate networks of equal shape into one batch."""
     found: dict[str, Any] = {
         name: torch.cat([one.tensors()[name] for one in networks]).to(device) for name in networks[0].tensors()
     }
@@ -229,9 +226,9 @@ def _stacked(networks: list[Networks], device: torch.device) -> Networks:
 
 
 def _merge_copies(X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct (row, target) pairs in a fixed order with their added weights.
+    """Distinct (row, target) pairs, sorted, with the sums of their weights.
 
-    A fit is then a function of the weighted rows alone: their order, and copies in place of weights, change nothing.
+    This makes a fit independent of the order of the rows, and weights equivalent to copies.
     """
     table = np.column_stack([X, y])
     distinct, place = np.unique(table, axis=0, return_inverse=True)
@@ -244,10 +241,10 @@ def _merge_copies(X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[np
 
 
 def _hold_out(member: Any, y: Tensor, weight: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    """Weights of training and of validation (n,); the latter None without early stopping.
+    """Training and validation weights (n,); the latter None without early stopping.
 
-    Every class gives its share of the validation rows, and keeps one row of its own at least. One that is too small to
-    give any is judged by its training rows, which count as one: else training stops before it is learned.
+    Validation rows are stratified, and every class keeps at least one training row. A class too small for a validation
+    row is validated on its training rows, with the total weight of one: else training would stop before it is learned.
     """
     if not member.early_stopping:
         return weight, None
@@ -272,7 +269,7 @@ def _hold_out(member: Any, y: Tensor, weight: Tensor, generator: torch.Generator
 
 
 def _apportioned(count: int, room: np.ndarray) -> list[int]:
-    """`count` seats over groups in proportion to their sizes room + 1, no more than there is room for."""
+    """Apportion `count` rows to groups of sizes room + 1, at most `room` each."""
     wanted = np.minimum(count * (room + 1) / (room + 1).sum(), room)
     seats = np.floor(wanted).astype(int)
     while seats.sum() < min(count, room.sum()):
@@ -286,7 +283,7 @@ def _scaling(member: Any, rows: Tensor, y: Tensor, weight: Tensor) -> dict[str, 
     found = {"mean": rows.new_zeros(D), "scale": rows.new_ones(D)}
     found |= {"y_mean": rows.new_zeros(1), "y_scale": rows.new_ones(1)}
     kept = weight > 0
-    if member._goes_on and member.network_.form == "isotropic":  # one scale for all features stays that in its units
+    if member._is_warm and member.network_.form == "isotropic":  # an isotropic metric cannot absorb new scales
         found |= {"mean": member.network_.input_mean, "scale": member.network_.input_scale}
     elif member.standardize:
         found["mean"], found["scale"] = standardisation(rows[kept], weight[kept])
@@ -294,14 +291,14 @@ def _scaling(member: Any, rows: Tensor, y: Tensor, weight: Tensor) -> dict[str, 
         mean, found["y_scale"] = standardisation(y[kept].unsqueeze(-1), weight[kept])
         if member.fit_intercept:
             found["y_mean"] = mean
-    else:  # nothing to hold in float64
+    else:  # targets are not scaled
         dtype = getattr(torch, member.dtype)
         found |= {"y_mean": found["y_mean"].to(dtype), "y_scale": found["y_scale"].to(dtype)}
     return found
 
 
 def _targets(member: Any, y: Tensor, scaling: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
-    """What the network shall give: standardised values (n, 1), zeros and ones (n, 1), or class indices (n,)."""
+    """Training targets: standardised values (n, 1), zeros and ones (n, 1), or class indices (n,)."""
     if member._is_regressor:
         return standardised(y.unsqueeze(-1), scaling["y_mean"], scaling["y_scale"], dtype)
     return y.to(dtype).unsqueeze(-1) if len(member.classes_) == 2 else y
@@ -310,9 +307,9 @@ def _targets(member: Any, y: Tensor, scaling: dict[str, Tensor], dtype: torch.dt
 def _start(
     member: Any, rows: Tensor, y: Tensor, weight: Tensor, scaling: dict[str, Tensor], generator: torch.Generator
 ) -> Networks:
-    """The network before training."""
+    """The initial network."""
     dtype, D = getattr(torch, member.dtype), rows.shape[1]
-    if member._goes_on:
+    if member._is_warm:
         return _continued(member.network_, scaling, dtype)
     kept = weight > 0
     Z, weight = standardised(rows[kept], scaling["mean"], scaling["scale"], dtype), weight[kept].to(dtype)
@@ -322,7 +319,7 @@ def _start(
     if how == "kmeans":
         how = _kmeans(Z, weight, M, generator)
     precision: Any = member.precision if isinstance(member.precision, str) else min(member.precision, D)
-    with torch.random.fork_rng(devices=[]):  # what the constructor draws is drawn again from the generator
+    with torch.random.fork_rng(devices=[]):  # keep the global generator; `initialize` overwrites random values
         network = GaussianRBFNetwork(D, outputs, M, precision=precision, bias=bool(member.fit_intercept), dtype=dtype)
     network.initialize(Z, centers=how, init=member.init, standardize=False, generator=generator)
     state = {name: value[None] for name, value in network.state_dict().items()}
@@ -333,7 +330,7 @@ def _start(
 
 
 def _start_of_centers(member: Any, Z: Tensor) -> tuple[int, Any]:
-    """Number of centres, no more than distinct rows, and where they start."""
+    """Number of centres, at most that of distinct rows, and their initialisation."""
     if not isinstance(member.centers, str):
         given = np.shape(member.centers)
         if len(given) != 2 or given[1] != Z.shape[1]:
@@ -345,7 +342,7 @@ def _start_of_centers(member: Any, Z: Tensor) -> tuple[int, Any]:
     if member.centers == "all":
         return len(Z), "all"
     distinct = len(Z)
-    if distinct <= 4 * member.n_centers:  # rows may coincide where targets differ
+    if distinct <= 4 * member.n_centers:  # equal rows may have different targets
         distinct = len(torch.unique(Z, dim=0))
     if distinct < member.n_centers:
         warnings.warn(
@@ -357,20 +354,20 @@ def _start_of_centers(member: Any, Z: Tensor) -> tuple[int, Any]:
 
 
 def _kmeans(rows: Tensor, weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Weighted k-means of at most ten thousand of the rows."""
+    """Weighted k-means on at most ten thousand random rows."""
     if len(rows) > 10_000:
         kept = torch.randperm(len(rows), generator=generator)[:10_000].to(rows.device)
         rows, weight = rows[kept], weight[kept]
     seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
     weights = (weight / weight.mean()).cpu().numpy()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct clusters than asked: copies are harmless
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct clusters: duplicates are harmless
         found = KMeans(count, n_init=1, max_iter=50, random_state=seed).fit(rows.cpu().numpy(), sample_weight=weights)
     return torch.from_numpy(found.cluster_centers_).to(rows)
 
 
 def _priors(targets: Tensor, weight: Tensor, outputs: int) -> Tensor:
-    """Log-odds or centred log priors of the classes (K,)."""
+    """Log-odds, or centred log-priors, of the classes (K,)."""
     if outputs == 1:
         return torch.logit((weight @ targets).clamp(1e-3, 1 - 1e-3))
     prior = (weight @ torch.nn.functional.one_hot(targets, outputs).to(weight)).clamp_min(1e-3).log()
@@ -378,7 +375,7 @@ def _priors(targets: Tensor, weight: Tensor, outputs: int) -> Tensor:
 
 
 def _continued(network: GaussianRBFNetwork, scaling: dict[str, Tensor], dtype: torch.dtype) -> Networks:
-    """The last fit's network in other standardised units: the same function of raw rows."""
+    """Rewrite the last fit's network in new standardised units: the same function of the original rows."""
     state = {name: value.double() for name, value in network.state_dict().items()}
     ratio = scaling["scale"] / state["input_scale"]
     shift = (state["input_mean"] - scaling["mean"]) / scaling["scale"]
@@ -416,5 +413,5 @@ def _solve(one: _Prepared, networks: Networks, objective: Objective, validation:
 
 
 def to_tensor(values: Any) -> Tensor:
-    """A float64 copy of numbers in any memory: read-only, mapped, in another order or running backwards."""
+    """Copy array-like values to a contiguous float64 tensor, whatever their memory layout."""
     return torch.from_numpy(np.array(values, dtype=np.float64, order="C"))

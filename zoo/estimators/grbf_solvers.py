@@ -1,9 +1,8 @@
-"""Solvers for tables: Adam, L-BFGS and variable projection, for one GRBF network or for many at once.
+"""Solvers for GRBF networks: Adam, L-BFGS and variable projection, batched over networks.
 
-B networks of one shape (folds, settings of a grid, bootstrap samples, restarts) are tensors with a leading
-dimension B, trained by batched matrix products with one Adam: their losses are summed, so each takes the steps
-that it would take alone, and stops where it would. The rows may be shared by all networks; what differs are their
-weights, zero where a network must not see a row.
+B networks of equal shape (folds, grid settings, bootstrap samples, restarts) are tensors with a leading dimension B.
+Adam trains them together on the sum of their losses, so each takes the same steps as alone. Rows may be shared: a
+network ignores rows of weight zero.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ __all__ = ["Fit", "Networks", "Objective", "fit_adam", "fit_lbfgs", "fit_varpro"
 
 @dataclass
 class Networks:
-    """B networks of one shape.
+    """B networks of equal shape.
 
     Attributes:
-        elements: Their metrics, (B, ...) as `GaussianRBFNetwork.precision_elements`.
+        elements: Parameters of the metrics, (B, ...), as `GaussianRBFNetwork.precision_elements`.
         centers: (B, M, D).
         weights: (B, K, M).
         bias: (B, K); None for none.
@@ -52,7 +51,7 @@ class Networks:
     form: str
 
     def factor(self) -> Tensor:
-        """What :func:`zoo.kernels.metric.metric_gaussian` takes."""
+        """Factors of the metrics, as :func:`zoo.kernels.metric.metric_gaussian` takes them."""
         return factor_of(self.elements, self.centers.shape[-1], self.form)
 
     def phi(self, X: Tensor) -> Tensor:
@@ -60,46 +59,44 @@ class Networks:
         return metric_gaussian(X, self.centers, self.factor())
 
     def readout(self, phi: Tensor) -> Tensor:
-        """Outputs (B, n, K) of activations."""
+        """Outputs (B, n, K) of activations (B, n, M)."""
         outputs = phi @ self.weights.mT
         return outputs if self.bias is None else outputs + self.bias.unsqueeze(-2)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that a solver may change, by name."""
+        """The trainable tensors by name."""
         named = {"elements": self.elements, "centers": self.centers, "weights": self.weights, "bias": self.bias}
         return {name: value for name, value in named.items() if value is not None}
 
     def one(self, i: int) -> Networks:
-        """Network i, still with its leading dimension."""
+        """Network i, as a batch of one."""
         parts: dict[str, Any] = {name: value[i : i + 1] for name, value in self.tensors().items()}
         return replace(self, **parts)
 
     def detached(self, learn: bool = False) -> Networks:
-        """A copy without history."""
+        """A detached copy; `learn` sets requires_grad."""
         copies: dict[str, Any] = {k: v.detach().clone().requires_grad_(learn) for k, v in self.tensors().items()}
         return replace(self, **copies)
 
     @torch.no_grad()
     def put(self, i: int, other: Networks) -> None:
-        """Overwrite network i by the only one of `other`."""
+        """Overwrite network i with `other`, a batch of one."""
         for name, value in self.tensors().items():
             value[i] = other.tensors()[name][0]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Weighted data term plus weighted penalties of B networks.
+    """Weighted loss plus penalties of B networks.
 
     Attributes:
         X: Standardised rows, (n, D) for all or (B, n, D).
         y: Class indices (n,), or values (n, 1) or (B, n, 1).
-        weight: Weight of each row in each network (B, n); every network's add up to 1.
+        weight: Row weights of each network (B, n), summing to 1.
         loss: `"mse"` or `"cross_entropy"`.
-        reg_precision: (B,).
-        reg_weights: (B,).
-        reg_centers: (B,).
-        penalty: `"squared"` or `"plain"`.
-        anchor: Factor (B, D, R) that the penalty on L pulls to; None for zero.
+        reg_precision, reg_weights, reg_centers: Weights of the penalties, (B,) each.
+        penalty: `"squared"` or `"plain"` norms.
+        anchor: Factor (B, D, R) that the penalty shrinks L to; None for zero.
     """
 
     X: Tensor
@@ -113,12 +110,12 @@ class Objective:
     anchor: Tensor | None = None
 
     def targets(self) -> Tensor:
-        """Targets with the networks' dimension."""
+        """Targets with a leading dimension B."""
         wanted = 3 if self.y.is_floating_point() else 2
         return self.y if self.y.ndim == wanted else self.y.expand(len(self.weight), *self.y.shape)
 
     def data(self, networks: Networks) -> Tensor:
-        """Data term (B,)."""
+        """Weighted loss (B,)."""
         return network_loss(
             networks.readout(networks.phi(self.X)),
             self.targets(),
@@ -134,7 +131,7 @@ class Objective:
         L = L.expand(-1, 1, D) if networks.form == "isotropic" else L
         total = self.reg_precision * penalty_term(L, self.penalty)
         total = total + self.reg_weights * penalty_term(networks.weights, self.penalty)
-        if self._centers_pay:
+        if self._penalizes_centers:
             total = total + self.reg_centers * penalty_term(networks.centers, self.penalty)
         return total
 
@@ -144,10 +141,7 @@ class Objective:
 
     @torch.no_grad()
     def gradient(self, networks: Networks, learn_centers: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
-        """Objective (B,) and its derivative in every tensor of the networks, by hand.
-
-        What autograd would compute, in a third of the operations.
-        """
+        """Objective (B,) and its gradient by tensor name, derived by hand: a third of autograd's operations."""
         C, W, L = networks.centers, networks.weights, networks.factor()
         X = self.X if self.X.ndim == 3 else self.X.unsqueeze(0)
         phi, z, k = unit_values(X, C, L)
@@ -159,29 +153,29 @@ class Objective:
         d_L = factor_gradient(X, d_z, L).add_(factor_gradient(C, d_k, L))
         if learn_centers:
             grad["centers"] = point_gradient(d_k, L)
-        pulled, reg = L if self.anchor is None else L - self.anchor, self.reg_precision
-        if networks.form == "isotropic":  # one scale stands for D of them
+        offset, reg = L if self.anchor is None else L - self.anchor, self.reg_precision
+        if networks.form == "isotropic":  # one scale represents D equal ones
             D = C.shape[-1]
             reg = reg * (D if self.penalty == "squared" else math.sqrt(D))
         blocks: list[tuple[Tensor, Tensor, Tensor | None]]
-        blocks = [(pulled, reg, d_L), (W, self.reg_weights, grad["weights"])]
-        if self._centers_pay:
+        blocks = [(offset, reg, d_L), (W, self.reg_weights, grad["weights"])]
+        if self._penalizes_centers:
             blocks.append((C, self.reg_centers, grad.get("centers")))
-        for block, reg, slope in blocks:
+        for block, reg, g in blocks:
             size = penalty_term(block, self.penalty)
             values = values + reg * size
-            if slope is not None:
-                push = 2.0 * reg if self.penalty == "squared" else reg / size.clamp_min(1e-30)
-                slope.addcmul_(push[:, None, None], block)
+            if g is not None:
+                factor = 2.0 * reg if self.penalty == "squared" else reg / size.clamp_min(1e-30)
+                g.addcmul_(factor[:, None, None], block)
         grad["elements"] = _pack_gradient(d_L, L, networks.form)
         return values, grad
 
     @cached_property
-    def _centers_pay(self) -> bool:
+    def _penalizes_centers(self) -> bool:
         return bool((self.reg_centers > 0).any())
 
     def one(self, i: int) -> Objective:
-        """The objective of network i alone."""
+        """The objective of network i, as a batch of one."""
         values: dict[str, Any] = {
             k: getattr(self, k)[i : i + 1] for k in ("weight", "reg_precision", "reg_weights", "reg_centers")
         }
@@ -190,7 +184,7 @@ class Objective:
         return replace(self, y=self.targets()[i], anchor=anchor, **values)
 
     def rows(self, chosen: Tensor) -> Objective:
-        """The objective on some of the rows, scaled to stay an estimate of the whole."""
+        """The objective on some rows, scaled to an unbiased estimate of the whole."""
         X = self.X[..., chosen, :]
         y = self.targets()[:, chosen]
         return replace(self, X=X, y=y, weight=self.weight[:, chosen] * (self.weight.shape[1] / len(chosen)))
@@ -198,14 +192,13 @@ class Objective:
 
 @dataclass
 class Fit:
-    """What a solver returns.
+    """Result of a solver.
 
     Attributes:
         networks: The trained networks, detached.
-        histories: Objective of each network at every evaluation: before each step of Adam, at each trial of a line
-            search.
-        steps: Steps that each network took.
-        converged: Whether every objective had settled before `max_iter`.
+        histories: Objective of each network at every evaluation: before each step of Adam, or in each line search.
+        steps: Number of steps of each network.
+        converged: Whether all networks converged before `max_iter`.
     """
 
     networks: Networks
@@ -215,32 +208,32 @@ class Fit:
 
     @property
     def n_iter(self) -> int:
-        """Steps of the network that took most."""
+        """Largest number of steps over the networks."""
         return max(self.steps)
 
     @property
     def history(self) -> Tensor:
-        """Objectives (evaluations, B); the last one of a network is repeated while others went on."""
+        """Objectives (evaluations, B); shorter histories are padded with their last value."""
         longest = max(map(len, self.histories))
         return torch.tensor([h + h[-1:] * (longest - len(h)) for h in self.histories], dtype=torch.float64).T
 
 
 def _pack_gradient(d_factor: Tensor, factor: Tensor, form: str) -> Tensor:
-    """Derivative in the stored parameter of a metric of this form, from that in its factor."""
+    """Gradient with respect to the stored parameters of a metric, from that with respect to its factor."""
     if form == "full":
         return d_factor.flatten(-2)[..., _triangle(d_factor.shape[-1], device=d_factor.device)]
     return d_factor if form == "low_rank" else (d_factor * factor).squeeze(-2)  # log-scales
 
 
-_triangle = cache(triangle)  # thousands of steps need the same one
+_triangle = cache(triangle)
 
 
 def _data_gradient(f: Tensor, y: Tensor, weight: Tensor, loss: str) -> tuple[Tensor, Tensor]:
-    """Data term (B,) and its derivative in the outputs f (B, n, K), under row weights (B, n, 1)."""
+    """Weighted loss (B,) and its gradient with respect to the outputs f (B, n, K); weights are (B, n, 1)."""
     if loss == "mse":
         error = f - y
-        slope = weight * error
-        return (slope * error).sum((-2, -1)) / f.shape[-1], slope * (2 / f.shape[-1])
+        weighted = weight * error
+        return (weighted * error).sum((-2, -1)) / f.shape[-1], weighted * (2 / f.shape[-1])
     if f.shape[-1] == 1:
         value = F.binary_cross_entropy_with_logits(f, y, weight, reduction="none").sum((-2, -1))
         return value, f.sigmoid().sub_(y).mul_(weight)
@@ -255,7 +248,7 @@ def _data_gradient(f: Tensor, y: Tensor, weight: Tensor, loss: str) -> tuple[Ten
 
 
 class Adam:
-    """The library's Adam without its optimizer, whose bookkeeping takes longer than a step of a small network."""
+    """torch's functional Adam: the optimizer class's overhead exceeds a step of a small network."""
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         self.parameters = dict(parameters)
@@ -265,7 +258,7 @@ class Adam:
         self.fused = values[0].device.type in ("cpu", "cuda")
 
     def step(self, gradients: Mapping[str, Tensor], learning_rate: float) -> None:
-        """Change the parameters in place."""
+        """Update the parameters in place."""
         adam(
             list(self.parameters.values()),
             [gradients[name] for name in self.parameters],
@@ -297,19 +290,20 @@ def fit_adam(
     validation: Objective | None = None,
     generator: torch.Generator | None = None,
 ) -> Fit:
-    """Adam on all parameters, with a cosine decay to zero.
+    """Adam on all parameters, with cosine decay to zero.
 
     Args:
-        networks: Where to start; not changed.
-        objective: What to minimise.
+        networks: Initial networks; not changed.
+        objective: Objective to minimise.
         learn_centers: Train the centres.
-        learning_rate: First rate.
-        max_iter: Steps.
-        batch_size: Rows of a step, drawn without replacement; None for all of them.
-        tol: Stop when, without mini-batches, no network's objective has become this much better, relatively, ...
-        n_iter_no_change: ... for so many steps (ten times as many evaluations with `validation`).
-        validation: Stop by its data term instead, and return each network at its best.
-        generator: Source of the order of the rows.
+        learning_rate: Initial learning rate.
+        max_iter: Largest number of steps.
+        batch_size: Mini-batch size, sampled without replacement; None for all rows.
+        tol: A network stops when the relative improvement over `n_iter_no_change` steps is below this; not used with
+            mini-batches, unless there is a `validation`.
+        n_iter_no_change: Number of steps for `tol`.
+        validation: Judge by its loss instead, every ten steps, and return each network at its best.
+        generator: Generator of the mini-batches.
     """
     state = networks.detached()
     parameters = {name: p for name, p in state.tensors().items() if learn_centers or name != "centers"}
@@ -322,7 +316,7 @@ def fit_adam(
     for step in range(max_iter):
         values, gradients = next(batches).gradient(state, learn_centers)
         history.append(values)
-        # the objective of one batch says little: no stopping by it
+        # the objective of a mini-batch is too noisy to stop by
         if (validation is None and batch_size is None) or (validation is not None and step % 10 == 0):
             with torch.no_grad():
                 scores = (values if validation is None else validation.data(state)).tolist()
@@ -333,7 +327,7 @@ def fit_adam(
                     best[i] = scores[i]
                     if validation is not None:
                         kept.put(i, state.one(i))
-                if step - best_at[i] >= n_iter_no_change:  # it stays as it is, the others go on
+                if step - best_at[i] >= n_iter_no_change:  # this network is done
                     going.remove(i)
                     steps[i] = step + 1
                     if validation is None:
@@ -366,7 +360,11 @@ def _batches(objective: Objective, size: int | None, generator: torch.Generator 
 def _lbfgs(
     parameters: list[Tensor], evaluate: Callable[[], Tensor], max_iter: int, tol: float
 ) -> tuple[list[float], int]:
-    """Minimise with strong-Wolfe L-BFGS; `evaluate` returns the objective and sets every gradient, each time."""
+    """L-BFGS with strong-Wolfe line search; `evaluate` returns the objective and sets the gradients.
+
+    Returns:
+        Objectives at all evaluations, and the number of steps.
+    """
     optimizer = torch.optim.LBFGS(
         parameters,
         max_iter=max_iter,
@@ -390,7 +388,7 @@ def _lbfgs(
 def _each(
     networks: Networks, solve: Callable[[int, Networks], tuple[Networks, list[float], int]], max_iter: int
 ) -> Fit:
-    """Networks one after another: a line search has one step length, which cannot serve several."""
+    """Solve the networks one by one: each needs its own line search."""
     result = networks.detached()
     histories, steps = [], []
     for i in range(len(networks.centers)):
@@ -409,7 +407,7 @@ def fit_lbfgs(
     max_iter: int = 500,
     tol: float = 1e-6,
 ) -> Fit:
-    """L-BFGS on all parameters jointly, with the whole table in every evaluation."""
+    """Full-batch L-BFGS on all parameters."""
 
     def solve(i: int, start: Networks) -> tuple[Networks, list[float], int]:
         state, own = start.detached(), objective.one(i)
@@ -431,14 +429,14 @@ def fit_lbfgs(
 
 @torch.no_grad()
 def project_weights(networks: Networks, objective: Objective, targets: Tensor) -> Networks:
-    """The networks with the output weights that are optimal for their metrics and centres.
+    """Replace the output weights by the optimal ones for the metrics and centres.
 
-    Weighted ridge regression on the activations, (Phi^T D Phi + reg I) w = Phi^T D y with an unpenalised intercept,
-    solved with a Cholesky factor in float64; differentiable in the metric and the centres.
+    Weighted ridge regression on the activations, (Phi^T D Phi + reg I) w = Phi^T D y, with an unpenalised intercept,
+    in float64.
 
     Args:
-        networks: Their metrics and centres are used.
-        objective: Gives rows, weights and `reg_weights`; its loss is not used.
+        networks: Networks whose metrics and centres are used.
+        objective: Provides rows, weights and `reg_weights`; its loss is not used.
         targets: Values (n, K) or (B, n, K).
     """
     phi = networks.phi(objective.X).double()  # (B, n, M)
@@ -463,10 +461,13 @@ def fit_varpro(
     max_iter: int = 500,
     tol: float = 1e-6,
 ) -> Fit:
-    """Variable projection: L-BFGS over the metric (and the centres), the output weights in closed form at every step.
+    """Variable projection (Golub and Pereyra, 1973): L-BFGS on the metric and centres, with optimal output weights.
 
-    There is no learning rate and no start of the weights. A classifier's metric is fitted to the one-hot classes by
-    least squares; its readout is then fitted by cross-entropy, which is convex.
+    A classifier's metric is fitted to the one-hot classes by least squares, then its output weights by cross-entropy,
+    which is convex.
+
+    Raises:
+        ValueError: The penalty is not `"squared"`.
     """
     if objective.penalty != "squared":
         raise ValueError('variable projection solves for squared norms: use penalty="squared"')
@@ -479,10 +480,10 @@ def fit_varpro(
         free = {"elements": state.elements} | ({"centers": state.centers} if learn_centers else {})
         K = targets.shape[-1]
         whole = replace(squared, reg_precision=own.reg_precision / K, reg_centers=own.reg_centers / K)
-        whole = replace(whole, reg_weights=own.reg_weights / K)  # the mean over K outputs, times K, is their sum
+        whole = replace(whole, reg_weights=own.reg_weights / K)  # sum over the K outputs: K times their mean
 
         def evaluate() -> Tensor:
-            # at the optimal weights the objective's derivative in them is 0: what is left is the partial derivative
+            # at the optimal weights their gradient is zero, so the partial gradients are the total ones
             solved = project_weights(state, squared, targets)
             value, gradients = whole.gradient(solved, learn_centers)
             for name, parameter in free.items():
@@ -499,7 +500,7 @@ def fit_varpro(
 
 
 def _fit_readout(networks: Networks, objective: Objective, max_iter: int, tol: float) -> None:
-    """Fit the output weights alone, in place; a convex problem."""
+    """Fit only the output weights, in place; a convex problem."""
     free = {k: v for k, v in networks.tensors().items() if k in ("weights", "bias")}
     phi = networks.phi(objective.X)
 
@@ -517,7 +518,7 @@ def _fit_readout(networks: Networks, objective: Objective, max_iter: int, tol: f
 
 
 def _as_values(y: Tensor, outputs: int) -> Tensor:
-    """Targets of least squares for classes: one column of +-1 for a single logit, centred one-hot columns otherwise."""
+    """Least-squares targets of classes: +-1 (n, 1) for a single logit, else centred one-hot (n, K)."""
     if outputs == 1:
         return 2 * y.reshape(-1, 1) - 1
     return torch.nn.functional.one_hot(y.long(), outputs) - 1 / outputs

@@ -1,4 +1,4 @@
-r"""The sums of a stream as a scikit-learn classifier: learns classes one at a time, forgets rows, says "none of these".
+r"""Streaming kernel classifier for scikit-learn: class-incremental, with exact forgetting and a reject option.
 
 >>> model = KernelStreamClassifier(random_state=0).fit(X, y)
 >>> model.partial_fit(X_new, ["a class never seen"] * len(X_new))
@@ -29,38 +29,38 @@ from zoo.learners.statistics import ClassStatistics
 
 __all__ = ["KernelStreamClassifier"]
 
-_STEPS = 200  # bins of a histogram for each factor e of the squared distance
-_NEAR = 0.7  # of the median distance between rows: the default lengthscale
+_STEPS = 200  # histogram bins per factor e of the squared distance
+_NEAR = 0.7  # default lengthscale, relative to the median distance between rows
 
 
 class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
-    """Closed-form classification of streams on random features of the Gaussian kernel.
+    """Closed-form classification of streams with random Fourier features of the Gaussian kernel.
 
-    The first call draws the feature map: its scaling and lengthscale come from the rows of that call unless they are
-    given. From then on only counts, sums and second moments of features are kept, no row. New classes are welcome at
-    any time; learning in any batches, or in parts that are merged, is learning everything at once.
+    The first call fixes the feature map; its scaling and default lengthscale come from the rows of that call. After
+    that only counts, sums and second moments of the features are stored, no rows. New classes may appear at any time.
+    Learning in batches, or separately and merging, gives the same result as learning everything at once.
 
     Args:
-        n_features: Random frequencies; each gives a cosine and a sine.
-        lengthscale: Of the kernel, for standardised rows; `"median"`: 0.7 times the median distance in the first call.
+        n_features: Number of random frequencies, with a cosine and a sine each.
+        lengthscale: Lengthscale of the kernel on standardised rows; `"median"`: 0.7 times the median distance.
         head: `"mixture"`, `"lda"`, `"ridge"` or `"mean"`, see `zoo.learners.heads`.
-        shrinkage: Of the covariance of discriminants; None: chosen from the sums.
-        ridge: Of the ridge head; None: chosen from the sums.
-        standardize: Bring every column to mean 0 and standard deviation 1 in the first call.
-        random_state: Of the frequencies.
+        shrinkage: Covariance shrinkage of the discriminants; None: estimated.
+        ridge: Ridge parameter of the ridge head; None: estimated.
+        standardize: Standardise the columns to mean 0 and standard deviation 1, by the rows of the first call.
+        random_state: Seed of the frequencies.
 
     Attributes:
-        classes_: Classes that have rows, sorted.
-        statistics_: The sums, a :class:`~zoo.learners.statistics.ClassStatistics` with integer classes.
-        lengthscale_: What was given or found.
-        mean_: Subtracted from the columns.
-        scale_: Divides the columns.
+        classes_: Classes with rows, sorted.
+        statistics_: Sufficient statistics, a :class:`~zoo.learners.statistics.ClassStatistics` with integer classes.
+        lengthscale_: The lengthscale used.
+        mean_: Mean of each column (d,).
+        scale_: Standard deviation of each column (d,).
         n_features_in_: Columns of X.
     """
 
-    _labels: list[Any]  # by code, the integer that stands for a class in the sums
-    _histograms: dict[int, dict[int, int]]  # of held-out distances, by code and bin
-    _made: list[Any]  # the head, once it is asked for
+    _labels: list[Any]  # by code, the integer of a class in the statistics
+    _histograms: dict[int, dict[int, int]]  # counts of leave-one-out distances, by code and bin
+    _made: list[Any]  # the fitted head, or nothing
 
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012 (scikit-learn's protocol)
         "n_features": [Interval(Integral, 1, None, closed="left")],
@@ -95,12 +95,12 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y, task=None):
-        """Learn from nothing.
+        """Discard everything learned and learn rows.
 
         Args:
             X: Rows (n, d).
             y: Classes (n,).
-            task: An integer for each row or for all: which task it belongs to; a class has a mean in each. None: 0.
+            task: Task of each row (n,), or of all; the mixture head has one mean per class and task. None: 0.
         """
         for name in ("statistics_", "classes_"):
             self.__dict__.pop(name, None)
@@ -113,7 +113,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         Args:
             X: Rows (n, d).
             y: Classes (n,).
-            classes: Not needed, since new classes are welcome; scikit-learn's tools pass it.
+            classes: Ignored; for compatibility with scikit-learn.
             task: As in :meth:`fit`.
         """
         return self._learn(X, y, task)
@@ -145,7 +145,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
     def _draw_map(self, X: np.ndarray) -> None:
         self.mean_ = X.mean(0) if self.standardize else np.zeros(X.shape[1])
         self.scale_ = X.std(0) if self.standardize else np.ones(X.shape[1])
-        self.scale_[~(self.scale_ > 1e-12 * np.abs(X).max(0))] = 1.0  # a constant column says nothing
+        self.scale_[~(self.scale_ > 1e-12 * np.abs(X).max(0))] = 1.0  # constant columns
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         rows = torch.from_numpy(
             ((X - self.mean_) / self.scale_)[np.linspace(0, len(X) - 1, min(len(X), 500)).astype(int)]
@@ -161,18 +161,18 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         self._labels, self._histograms = [], {}
 
     def forget(self, X, y, task=None):
-        """Forget rows: the sums are afterwards those of never having seen them, with the same feature map.
+        """Forget rows exactly: the statistics become those of never having seen them, with the same feature map.
 
-        Of the histograms behind `reject` the entries nearest to these rows' scores go; entries of other rows, which
-        were scored while these were known, stay.
+        The histograms behind `reject` are only approximately restored: the entries nearest to the rows' scores are
+        removed.
 
         Args:
             X: Rows (n, d) that were learned.
-            y: Their classes.
-            task: Their tasks.
+            y: Their classes (n,).
+            task: Their tasks, as in :meth:`fit`.
 
         Raises:
-            ValueError: These rows cannot have been learned; nothing was forgotten then.
+            ValueError: These rows cannot have been learned; nothing is forgotten.
         """
         check_is_fitted(self, "statistics_")
         X, y = validate_data(self, X, y, dtype=np.float64, reset=False)
@@ -188,10 +188,10 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def merge(self, other: KernelStreamClassifier) -> KernelStreamClassifier:
-        """Learn everything that another estimator with the same feature map has learned; see :meth:`empty_copy`.
+        """Add what another estimator with the same feature map has learned; see :meth:`empty_copy`.
 
         Raises:
-            ValueError: The other one has another feature map.
+            ValueError: The feature maps differ.
         """
         check_is_fitted(self, "statistics_")
         check_is_fitted(other, "statistics_")
@@ -214,7 +214,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def empty_copy(self) -> KernelStreamClassifier:
-        """An estimator with the same feature map that has learned nothing: to learn apart and merge, or to compare."""
+        """An estimator with the same feature map that has learned nothing, to be merged later."""
         check_is_fitted(self, "statistics_")
         other = copy.copy(self)
         other.statistics_ = ClassStatistics(copy.deepcopy(self.statistics_.features))
@@ -225,22 +225,22 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
     # ---- predicting ----------------------------------------------------------------------------------------
 
     def decision_function(self, X):
-        """Scores: the second class's less the first's (n,) for two classes, else (n, C)."""
+        """Scores (n, C); for two classes the difference of the second and the first (n,)."""
         scores = self._scores(X).numpy()
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 
     def predict_proba(self, X):
-        """Probabilities (n, C) under the Gaussian model of discriminants; the softmax of the scores of other heads."""
+        """Probabilities (n, C): of the Gaussian model for discriminants, the softmax of the scores for other heads."""
         return self._scores(X).softmax(1).numpy()
 
     def predict(self, X, reject=None, unknown=None):
         """Classes (n,).
 
         Args:
-            X: Rows.
-            reject: Share of rows of a known class that may be called none of these: rows that are farther from every
-                class than all but this share of the class's own rows were. Needs `"mixture"` or `"lda"`.
-            unknown: What such a row is called; None: None, in an array of objects.
+            X: Rows (n, d).
+            reject: Reject rows whose p-values of all classes are below this, in (0, 1): about this share of the rows of
+                known classes. Needs head `"mixture"` or `"lda"`.
+            unknown: Label of rejected rows; the result is then an object array.
         """
         best = self._scores(X).argmax(1).numpy()
         chosen = self.classes_[best]
@@ -253,14 +253,14 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         return answers
 
     def predict_task(self, X):
-        """The task of the nearest pair of task and class (n,), by the mixture."""
+        """Task (n,) of the nearest mixture component, a pair of task and class."""
         head = self._head()
         if not isinstance(head, Mixture):
             raise ValueError(f"head={self.head!r} knows no tasks: use head='mixture'")
         return head.predict_task(self._phi(X)).numpy()
 
     def p_values(self, X):
-        """Conformal p-values (n, C): the share of a class's own rows, left out, that were at least as far from it."""
+        """Conformal p-values (n, C): share of a class's own rows with at least this (leave-one-out) distance to it."""
         found, F = np.empty((0, 0)), self._phi(X)
         distances = self._distances(F)
         found = np.empty(tuple(distances.shape))
@@ -274,7 +274,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         return found
 
     def sample(self, label, n=1, random_state=None):
-        """Features (n, D) of a class, drawn from its Gaussian or mixture."""
+        """Sample features (n, D) of a class from its Gaussian or mixture."""
         head = self._head()
         if not isinstance(head, Discriminant):
             raise ValueError(f"head={self.head!r} has no density: use head='mixture' or 'lda'")
@@ -282,7 +282,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         return head.sample(code, n, torch.Generator().manual_seed(seed)).numpy()
 
-    # ---- inside --------------------------------------------------------------------------------------------
+    # ---- helpers -------------------------------------------------------------------------------------------
 
     def _standard(self, X: np.ndarray) -> np.ndarray:
         return (X - self.mean_) / self.scale_
@@ -319,7 +319,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         self.classes_ = np.unique(np.array(labels)) if labels else np.array([])
 
     def _known(self, y: np.ndarray) -> list[Any]:
-        """Labels known so far and those of y, by code."""
+        """Labels known so far and new ones of y, by code."""
         return [*self._labels, *(label for label in np.unique(y).tolist() if label not in self._labels)]
 
     def _codes_of(self, y: np.ndarray, *, learn: bool = False) -> Tensor:
@@ -331,7 +331,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         return torch.tensor([place[label] for label in y.tolist()], dtype=torch.int64)
 
     def _distances(self, F: Tensor) -> Tensor:
-        """Squared distances to the nearest mean of every class (n, C), in the order of `classes_`."""
+        """Squared Mahalanobis distances to the nearest mean of every class (n, C), in the order of `classes_`."""
         head = self._head()
         if not isinstance(head, Discriminant):
             raise ValueError(f"head={self.head!r} has no distances: use head='mixture' or 'lda'")
@@ -340,10 +340,10 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         return torch.stack([distances[:, owners == code].amin(1) for code in self._order()], 1)
 
     def _held_out(self, F: Tensor, codes: Tensor) -> dict[int, Tensor]:
-        """Squared distances of learned rows to their class, as they would be without the row itself, by class.
+        """Leave-one-out squared distances of learned rows to their class, by class.
 
-        Without a row r away from its mean, the mean moves away by r / (n_c - 1) and the scatter loses
-        n_c / (n_c - 1) r r^T: the distance q becomes (n_c / (n_c - 1))^2 q / (1 - n_c q / ((n_c - 1) N)).
+        Leaving out a row with offset r from its mean moves the mean by -r / (n_c - 1) and reduces the scatter by
+        n_c / (n_c - 1) r r^T, so the distance q becomes (n_c / (n_c - 1))^2 q / (1 - n_c q / ((n_c - 1) N)).
         """
         if self.head not in ("mixture", "lda"):
             return {}
@@ -364,7 +364,7 @@ def _tasks(task: Any) -> int | Tensor:
 
 
 def _bins(distances: Tensor) -> Tensor:
-    """Bins of squared distances, of equal width in their logarithms."""
+    """Histogram bins of squared distances, of equal width on a log scale."""
     return (distances.clamp_min(math.exp(-100)).log() * _STEPS).floor().to(torch.int64)
 
 

@@ -1,4 +1,4 @@
-"""Threads of a fit: one, where several cost more than they give."""
+"""Thread limits for small fits, where more threads are slower."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from contextlib import contextmanager, nullcontext
 import torch
 from threadpoolctl import ThreadpoolController
 
-#: Multiply-adds of a step that are worth a thread: below, threads wait for each other longer than they compute.
+#: Multiply-adds per step that are worth another thread.
 PER_THREAD = 2**20
 
 
 class _Threads:
-    """Limits threads while small work is done, and puts back what was set; fits may run side by side."""
+    """Limits threads temporarily; concurrent fits are supported."""
 
     def __init__(self) -> None:
         self.lock, self.depth, self.before = threading.Lock(), 0, 1
 
     @contextmanager
     def __call__(self, work: int, *, pools: bool = True) -> Iterator[None]:
-        """One thread for each `PER_THREAD` of `work` multiply-adds, at most those allowed already.
+        """Use one thread per `PER_THREAD` multiply-adds, at most the current number.
 
         Args:
-            work: Of one step.
-            pools: Limit the pools of other libraries too.
+            work: Multiply-adds of one step.
+            pools: Also limit the OpenMP pools of other libraries.
         """
         with self.lock:
             if not self.depth:
@@ -49,5 +49,5 @@ few_threads = _Threads()
 
 @functools.cache
 def _pools() -> ThreadpoolController:
-    """The thread pools that a fit uses, looked for once."""
+    """The process's thread pools, cached."""
     return ThreadpoolController()

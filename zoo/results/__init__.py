@@ -1,1 +1,1 @@
-"""Rows of measurements and runs, how they are timed, and the tables written from them."""
+"""Measurements and runs: CSV rows, timing, and the tables generated from them."""

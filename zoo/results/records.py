@@ -1,4 +1,4 @@
-"""Results as rows of CSV files, and as tables of RESULTS.md that are written by a command and never by hand."""
+"""Measurements as rows of CSV files, and generated sections of Markdown documents."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from zoo.support.files import write_atomic, writer_of
 
 __all__ = ["STAMP", "Provenance", "Records", "RowsError", "mean_sd", "put_section", "stamp"]
 
-#: What every row says of its measurement, beside the figures.
+#: Columns of every row that describe its measurement.
 STAMP = ("date", "commit", "threads", "wait_policy", "load", "machine")
-#: Before a date or a commit: measured then or earlier. Rows that once had neither carry those of their commit.
+#: Prefix of a date or commit that is an upper bound: measured then or earlier.
 BY = "by "
 
 
 def stamp() -> dict[str, str]:
-    """When, on which code and on what machine a row is measured: the columns :data:`STAMP`.
+    """Date, commit and machine of a measurement: the columns :data:`STAMP`.
 
-    The commit has a `+` behind it where the source tree differs from it, and is empty outside a clone.
+    The commit has the suffix `+` if the source tree has changes, and is empty outside a clone.
     """
     import timm
     import torch
@@ -51,22 +51,22 @@ def stamp() -> dict[str, str]:
 
 
 class RowsError(ValueError):
-    """Rows that a table needs were never measured."""
+    """A table needs rows that were not measured."""
 
 
 class Records:
-    """Rows of a CSV file that a command appends to; what is there already is not measured again.
+    """Rows of a CSV file; existing ones are not measured again.
 
     Args:
         path: The file; created with its folder.
         keys: Columns that identify a row.
-        values: Columns that were measured. The columns of :data:`STAMP` follow by themselves.
+        values: Measured columns; the columns of :data:`STAMP` are added.
 
     Raises:
         ValueError: The file has other columns.
     """
 
-    #: Count every row as measured, so that a command only writes its table again.
+    #: Treat all rows as measured, so that commands only write their tables.
     frozen: ClassVar[bool] = False
 
     def __init__(self, path: Path, keys: Sequence[str], values: Sequence[str]) -> None:
@@ -83,12 +83,12 @@ class Records:
         return self.frozen or any(all(row[k] == str(key[k]) for k in self.keys) for row in self.rows)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Append a row, stamped, and have it on disk before going on."""
+        """Append a row with its stamp, and write the file."""
         row = {**stamp(), **row}
-        self._write([*self.rows, {c: _written(row[c]) for c in self.columns}])
+        self._write([*self.rows, {c: _cell(row[c]) for c in self.columns}])
 
     def drop(self, **key: Any) -> None:
-        """Take the rows with these values out, to measure them anew."""
+        """Remove the rows with these values, to measure them again."""
         self._write([row for row in self.rows if row not in self.select(**key)])
 
     def _write(self, rows: list[dict[str, str]]) -> None:
@@ -111,7 +111,7 @@ class Records:
         """A column of the first row with these values.
 
         Raises:
-            RowsError: There is none.
+            RowsError: There is no such row.
         """
         for row in self.select(**key):
             return float(row[column])
@@ -119,24 +119,24 @@ class Records:
         raise RowsError(f"{self.path} has no row of {wanted}: measure it first, without --table")
 
 
-def _written(value: Any) -> str:
+def _cell(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def mean_sd(values: Sequence[float], digits: int = 3) -> str:
-    """`mean (standard deviation)` of a sample; of a single number itself alone."""
+    """Format a sample as `mean (standard deviation)`, a single number without the latter."""
     spread = f" ({statistics.stdev(values):.{digits}f})" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{spread}"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table."""
+    """Format a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def plain(value: Any) -> Any:
-    """Values for Markdown, at any depth: a text of a file is one line, holds no HTML and ends no code."""
+    """Escape untrusted values for Markdown, recursively: one line, no HTML, no backticks."""
     if isinstance(value, str):
         return html.escape(" ".join(value.split("\n")).replace("\r", " ").replace("`", "'"), quote=False)
     if isinstance(value, Mapping):
@@ -145,7 +145,7 @@ def plain(value: Any) -> Any:
 
 
 def put_section(path: Path, name: str, text: str) -> None:
-    """Write a section between its marks in a Markdown file, replacing an earlier one."""
+    """Write a section between its markers in a Markdown file, replacing an earlier one."""
     before = path.read_text() if path.is_file() else "# Results\n\nEvery table is written by the command above it.\n"
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     block = f"{begin}\n{text.strip()}\n{end}"
@@ -155,20 +155,20 @@ def put_section(path: Path, name: str, text: str) -> None:
 
 
 class Provenance:
-    """Where the figures of a table come from, told from its rows.
+    """Provenance note of a table, from the stamps of its rows.
 
     Args:
-        rows: All rows that the table shows.
-        measures: Files and folders of the source tree whose later changes make a row one of older code.
+        rows: All rows of the table.
+        measures: Files and folders of the source tree that the rows measure; a row is outdated if they changed later.
     """
 
     def __init__(self, rows: Sequence[Mapping[str, str]], measures: Sequence[str]) -> None:
         self.rows, self.measures = rows, tuple(measures)
-        self.older = [row for row in rows if self._is_older(row)]
+        self.older = [row for row in rows if self._is_outdated(row)]
 
     def mark(self, rows: Iterable[Mapping[str, str]]) -> str:
-        """A dagger for a line of the table that has rows of older code, unless all lines have them."""
-        return " †" if len(self.older) < len(self.rows) and any(self._is_older(row) for row in rows) else ""
+        """A dagger for a line with outdated rows, unless all rows are outdated."""
+        return " †" if len(self.older) < len(self.rows) and any(self._is_outdated(row) for row in rows) else ""
 
     def marked(self, lines: Iterable[Sequence[Any]], *columns: str) -> list[list[Any]]:
         """Lines of a table whose first cells are the values of these columns, the last of those cells with its mark."""
@@ -199,15 +199,15 @@ class Provenance:
             f"load {_between(loads)}" if loads else "load not recorded",
         ]
         machines = "; ".join(dict.fromkeys(row["machine"] for row in self.rows if row["machine"]))
-        return ", ".join(parts) + (f"; {machines}." if machines else ".") + self._told_older()
+        return ", ".join(parts) + (f"; {machines}." if machines else ".") + self._outdated_note()
 
-    def _told_older(self) -> str:
+    def _outdated_note(self) -> str:
         if not self.older:
             return ""
         which = "All rows are" if len(self.older) == len(self.rows) else "† has rows"
         return f" {which} of code before the last change of {', '.join(f'`{m}`' for m in self.measures)}."
 
-    def _is_older(self, row: Mapping[str, str]) -> bool:
+    def _is_outdated(self, row: Mapping[str, str]) -> bool:
         commit = row["commit"].removeprefix(BY).removesuffix("+")
         return bool(commit) and bool(_git("log", "-1", "--format=%h", f"{commit}..HEAD", "--", *self.measures))
 

@@ -1,4 +1,4 @@
-"""Tables of trained runs, from the run folders themselves: `python -m zoo results outputs/mnist5k/*`."""
+"""Tables of trained runs, generated from run folders: `python -m zoo results outputs/mnist5k/*`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from zoo.support.quoting import command
 from zoo.support.signatures import check_values
 from zoo.support.values import DamagedFileError, check_closed, first_line, read_json, read_yaml
 
-_OWN = ("seed=", "experiment=", "hydra.", "hydra/", "logger", "resume=")  # what does not change a result
+_OWN = ("seed=", "experiment=", "hydra.", "hydra/", "logger", "resume=")  # overrides that do not change the result
 
 
 class RunsError(ValueError):
-    """Folders that cannot be tabulated; the message names the first one and why."""
+    """A folder is not a finished run, or runs cannot be tabulated together."""
 
 
 @dataclass
 class Run:
-    """One finished run, as its folder tells it."""
+    """A finished run, read from its folder."""
 
     name: str
     model: str
@@ -33,10 +33,10 @@ class Run:
     metrics: dict[str, float]
     seconds: float
     origin: tuple[str, ...] = ()
-    experiment: str | None = None  # the choice of that name, where the run has one
+    experiment: str | None = None  # value of the override `experiment=`
 
     def command(self, seeds: Sequence[int]) -> str:
-        """The command, for a shell, that trains it with these seeds."""
+        """Shell command that trains it with these seeds."""
         several = ["-m"] if len(seeds) > 1 else []
         experiment = [f"experiment={self.experiment}"] if self.experiment else []
         return command("python train.py", *several, *experiment, *self.changes, f"seed={','.join(map(str, seeds))}")
@@ -62,7 +62,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _origin(summary: dict[str, Any]) -> tuple[str, ...]:
-    """When, on which code and on what a run was made, as far as its summary says it."""
+    """Date, commit, hardware and versions of a run, as far as its summary has them."""
     versions, hardware = summary.get("versions") or {}, summary.get("hardware") or {}
     found = [str(summary.get("finished") or "")[:10], summary.get("commit") and f"commit {summary['commit']}"]
     found += [
@@ -99,10 +99,10 @@ class _Model(TypedDict):
 
 
 def read_parts(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The summary and the configuration of a finished run, every value that is used of the right type.
+    """Read and check the summary and the configuration of a finished run.
 
     Raises:
-        RunsError: One is missing or damaged; what the checkpoints hold is written again by resuming the run.
+        RunsError: One is missing or damaged; resuming the run writes the summary again.
     """
     try:
         check_closed(folder)
@@ -135,25 +135,23 @@ def _checked(values: Any, schema: type, what: str) -> list[str]:
 def tabulate(
     folders: Sequence[Path], documents: Sequence[Path], section: str = "runs", floors: Path = Path("results/floors.csv")
 ) -> Iterator[str]:
-    """Write the table of some runs into documents, seeds of the same experiment in one row.
+    """Write a table of runs into documents, with one row for the seeds of an experiment.
 
     Args:
-        folders: Run folders. What the first one printed when it ended goes into the section `summary` of the documents
-            that have its marks.
-        documents: Markdown files; the section is written between its marks, where a file has them, and appended to
-            the first file where it does not.
+        folders: Run folders. The printed summary of the first one goes into the section `summary` of documents that
+            have its markers.
+        documents: Markdown files; the section is written between its markers, or appended to the first file.
         section: Name of the section.
-        floors: What linear models reach (`python -m zoo benchmark modalities floors`), shown beside the experiments
-            that have such a floor.
+        floors: CSV file of linear baselines (`python -m zoo benchmark modalities floors`), shown where available.
 
     Yields:
-        The table, to be printed.
+        The table, for printing.
 
     Raises:
-        RunsError: If a folder is not a finished run, or two of them are the same experiment with the same seed.
+        RunsError: A folder is not a finished run, or two runs have the same experiment and seed.
     """
     groups: dict[tuple[str, str, tuple[str, ...]], list[Run]] = defaultdict(list)
-    for folder in dict.fromkeys(folder.resolve() for folder in folders):  # `latest` is a link to one of them
+    for folder in dict.fromkeys(folder.resolve() for folder in folders):  # `latest` links to another one
         run = read_run(folder)
         same = groups[run.name, run.model, run.changes]
         if any(other.seed == run.seed for other in same):
@@ -192,7 +190,7 @@ def tabulate(
 
 
 def _quoted(path: Path) -> str:
-    """A text file for a fenced block, which it cannot end."""
+    """A text file, escaped for a fenced code block."""
     return (
         path.read_text(encoding="utf-8", errors="replace")[:20_000]
         .strip()

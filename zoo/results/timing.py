@@ -1,4 +1,4 @@
-"""Times that can be trusted on a shared machine, and peak memory of a process of its own."""
+"""Interleaved timing, robust on a shared machine, and peak memory in a separate process."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int = 15, warmup: int = 2) -> dict[str, float]:
-    """Median CPU seconds of one call of each function, called in turn so that a busy machine is busy for all alike.
+    """Median CPU seconds per call of each function; calls are interleaved, so that load affects all alike.
 
     Args:
-        functions: What to time, by name; each call should take at least a millisecond.
-        rounds: Timed calls of each.
-        warmup: Calls of each before that.
+        functions: Functions by name; a call should take at least a millisecond.
+        rounds: Timed calls of each function.
+        warmup: Untimed calls of each function.
     """
     return {name: statistics.median(times.cpu) for name, times in interleaved_times(functions, rounds, warmup).items()}
 
 
 @dataclass
 class Times:
-    """Seconds of every timed call of a function: on the clock, and summed over the threads of the process."""
+    """Seconds of every timed call of a function: wall time, and CPU time of all threads."""
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Times:
 def interleaved_times(
     functions: Mapping[Name, Callable[[], object]], rounds: int = 15, warmup: int = 2
 ) -> dict[Name, Times]:
-    """As :func:`interleaved`, every single time: position i of each list belongs to the same round."""
+    """As :func:`interleaved`, but all times; index i of each list is the same round."""
     times: dict[Name, Times] = {name: Times() for name in functions}
     for turn in range(warmup + rounds):
         for name, function in functions.items():
@@ -64,7 +64,7 @@ def status(name):
 step = {factory}(*{large})
 before = status("VmRSS")
 with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")  # forget the peak so far
+    file.write("5")  # reset the peak
 for _ in range(3):
     step()
 sys.stdout.write(str(status("VmHWM") - before))
@@ -72,13 +72,12 @@ sys.stdout.write(str(status("VmHWM") - before))
 
 
 def peak_memory(module: str, factory: str, small: tuple[object, ...], large: tuple[object, ...]) -> float:
-    """Peak resident memory in MiB that `factory(*large)()` needs beyond that of `factory(*small)()`, in a new process;
-    on Linux only.
+    """Peak resident memory in MiB of `factory(*large)()`, in a new process; Linux only.
 
     Args:
-        module: Module that has the factory.
+        module: Module of the factory.
         factory: Name of a function that returns a callable.
-        small: Arguments of a first, tiny call, which loads every library.
+        small: Arguments of a small first call, which loads the libraries.
         large: Arguments of the measured call.
     """
     code = _PROBE.format(module=module, factory=factory, small=small, large=large)
@@ -86,9 +85,9 @@ def peak_memory(module: str, factory: str, small: tuple[object, ...], large: tup
     return float(done.stdout) / 1024
 
 
-# ---- how threads wait --------------------------------------------------------------------------------------
+# ---- OpenMP wait policies ----------------------------------------------------------------------------------
 
-#: Ways in which OpenMP's threads wait for work. A process chooses one when it starts and keeps it.
+#: Wait policies of OpenMP threads, fixed when a process starts.
 POLICIES = {
     "active": {"OMP_WAIT_POLICY": "ACTIVE"},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
@@ -110,16 +109,19 @@ except (ValueError, RuntimeError) as error:
 
 
 def under_policies(policies: Sequence[str], module: str, function: str, **arguments: Any) -> Iterator[str]:
-    """Run a measurement once under each policy, in a process of its own, and pass its lines on.
+    """Run a measurement under each policy, in a new process.
 
     Args:
-        policies: Names in :data:`POLICIES`; none runs it here, as this process waits.
-        module: Module that has the function.
-        function: Name of a function that yields lines and keeps what it finds in files.
-        arguments: Plain values.
+        policies: Names in :data:`POLICIES`; if empty, the measurement runs in this process.
+        module: Module of the function.
+        function: Name of a function that yields lines and writes its results to files.
+        arguments: Arguments of the function, plain values.
+
+    Yields:
+        The lines of the measurements.
 
     Raises:
-        KeyError: A policy is not known.
+        KeyError: A policy is unknown.
         RuntimeError: A process failed.
     """
     if not policies:
@@ -140,5 +142,5 @@ def under_policies(policies: Sequence[str], module: str, function: str, **argume
 
 
 def best_policy(rows: Sequence[Mapping[str, str]], form: str, column: str = "ms") -> Mapping[str, str]:
-    """The row in which a form is quickest, over all policies, layouts and whatever else rows differ in."""
+    """The fastest row of a form, over all policies and layouts."""
     return min((row for row in rows if row["form"] == form), key=lambda row: float(row[column]))

@@ -211,11 +211,13 @@ class Text(Record):
     Attributes:
         tokens: Length after truncation or padding, with the special tokens at both ends.
         tokenizer: Its name.
+        tokenizer_sha256: SHA-256 of its file; None if unknown (older weights).
     """
 
     kind: Literal["text"]
     tokens: Count
     tokenizer: Literal["minilm"] = "minilm"
+    tokenizer_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
 
     def numbers(self) -> int:
         """Tokens."""

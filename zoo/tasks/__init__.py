@@ -1,6 +1,6 @@
-"""What a model is trained for: LightningModules around plain models.
+"""Tasks: LightningModules with the losses, metrics and optimisation of a plain `nn.Module`.
 
-A task owns losses, metrics and optimisation; the architecture stays a plain `nn.Module`. See `zoo.tasks.base.Task`.
+See `zoo.tasks.base.Task`.
 """
 
 from zoo.optim import ScheduleError, create_optimizer, create_scheduler, param_groups, schedule_problems

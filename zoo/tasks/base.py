@@ -1,13 +1,13 @@
-"""The task every other task extends: a model, its losses by name, its optimizer, and a checkpoint that stands alone.
+"""Base of all tasks: a model, its named losses, its optimizer, and self-contained checkpoints.
 
-What a model may offer a task, all of it optional:
+Optional methods of a model:
 
-- `aux_losses() -> dict[str, Tensor]`: extra training losses of the last forward pass, already weighted;
+- `aux_losses() -> dict[str, Tensor]`: weighted auxiliary losses of the last forward pass;
 - `no_weight_decay() -> set[str]` and `layer_ids() -> (dict[str, int], int)`: see `zoo.optim.param_groups`.
 
-What a task may do differently, without touching this file: return several losses from `losses` (they are summed and
-logged by name); leave `optimizer=None` and fit in closed form when the last batch has been seen; set
-`automatic_optimization = False` and step itself; use one batch an epoch and L-BFGS, whose closure Lightning supplies.
+A subclass may return several losses from `losses` (they are summed, and logged by name), set `optimizer=None` and fit
+in closed form after the last batch, use manual optimisation (`automatic_optimization = False`), or train with L-BFGS,
+whose closure Lightning provides.
 """
 
 from __future__ import annotations
@@ -31,35 +31,35 @@ _TASKS: dict[str, type[Task]] = {}
 
 
 class NonFiniteLossError(ArithmeticError):
-    """A loss became NaN or infinite; the optimizer has not stepped on it."""
+    """A loss is NaN or infinite; the optimizer step was not taken."""
 
 
 class OptionError(ValueError):
-    """An option of a task that the data cannot have; the message says what it takes."""
+    """An option of a task that does not fit the data; the message says what it requires."""
 
 
 class Task(L.LightningModule):
     """A model with losses and optimisation; subclasses define `losses` and their metrics.
 
-    Everything passed here is kept as plain values in the checkpoint, so `load_task(path)` or
+    All arguments are stored in the checkpoint as plain values, so `load_task(path)` or
     `SomeTask.load_from_checkpoint(path)` rebuilds model and task from the file alone.
 
     Args:
-        model: Keyword arguments of `zoo.create_model` (with `model_name`), or a module. One that `zoo.create_model`
-            built is remembered by its name and arguments; any other must be passed again on loading.
-        optimizer: Keyword arguments of `create_optimizer`; None for a task that takes no gradient steps.
-        scheduler: Keyword arguments of `create_scheduler`; None for a constant rate.
-        channels_last: Keep the model and 4-D inputs in channels-last memory order (faster depthwise convolutions).
+        model: Keyword arguments of `zoo.create_model` (with `model_name`), or a module. A module that
+            `zoo.create_model` built is stored by its name and arguments; any other must be passed again on loading.
+        optimizer: Keyword arguments of `create_optimizer`; None for a task without gradient steps.
+        scheduler: Keyword arguments of `create_scheduler`; None for a constant learning rate.
+        channels_last: Keep the model and 4-D inputs in channels-last memory format (faster depthwise convolutions).
         compile: Compile the model in place; parameter names do not change.
-        **hparams: Further plain values of the subclass to remember.
+        **hparams: Further plain values of the subclass to store in the checkpoint.
 
     Attributes:
-        monitors: Names of everything that it measures on validation and test parts; empty where that is not known.
-        wants_inputs: Whether `check_inputs` has something to say.
-        trains_on: Whether more epochs than before mean more of the same training.
+        monitors: Names of the validation and test metrics; empty if unknown.
+        wants_inputs: Whether `check_inputs` must be called.
+        trains_on: Whether training can be continued for more epochs.
     """
 
-    #: Seed and id of the run, which every checkpoint keeps.
+    #: Seed and id of the run, stored in every checkpoint.
     run_notes: dict[str, Any] = {}  # noqa: RUF012 (replaced, never changed)
     monitors: ClassVar[tuple[str, ...]] = ()
     wants_inputs: bool = False
@@ -80,11 +80,11 @@ class Task(L.LightningModule):
 
         self.model = model if isinstance(model, nn.Module) else create_model(**model)
         self.optimizer, self.scheduler, self.channels_last = optimizer, scheduler, channels_last
-        self._chosen: list[dict[str, Any]] = []  # what the configuration says of each group of parameters
+        self._chosen: list[dict[str, Any]] = []  # configured options of each parameter group
         self._schedule: dict[str, Any] = {}
         spec = getattr(self.model, "zoo_config", None)
         if not isinstance(model, nn.Module):
-            folder = ":" in str(model.get("model_name"))  # it is not needed again: the checkpoint stands alone
+            folder = ":" in str(model.get("model_name"))  # a folder or hub name, which the checkpoint must not need
             spec = {**model, **(spec or {})} if folder else dict(model)
         self.save_hyperparameters(
             {"model": spec, "optimizer": optimizer, "scheduler": scheduler, "channels_last": channels_last}
@@ -103,12 +103,16 @@ class Task(L.LightningModule):
 
     @property
     def starts_fresh(self) -> bool:
-        """Whether the model was built without weights."""
+        """Whether the model was built without pretrained weights."""
         spec = self.hparams.get("model") or {}
         return not (spec.get("pretrained") or spec.get("checkpoint_path"))
 
     def check_inputs(self, inputs: Any) -> None:
-        """Look at a batch of inputs before training; raise OptionError if the task's options do not fit them."""
+        """Check a batch of inputs before training.
+
+        Raises:
+            OptionError: The task's options do not fit the inputs.
+        """
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """Training losses of a batch by name; their sum is minimised."""
@@ -148,7 +152,7 @@ class Task(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Have a resumed training follow the configuration of today: a state also brings its own rates and schedule."""
+        """Apply the current configuration to a resumed training, whose checkpoint restored the old learning rates."""
         if self.trainer.ckpt_path is None:
             return
         for optimizer, chosen in zip(self.trainer.optimizers, [self._chosen], strict=False):
@@ -160,15 +164,15 @@ class Task(L.LightningModule):
                 config.scheduler.step_update(self.global_step)
 
     def _length(self) -> tuple[int, int]:
-        """Optimizer steps of the whole training and of one epoch, as Lightning takes them.
+        """Optimizer steps of the whole training and of one epoch, as Lightning counts them.
 
-        An epoch ends with a step, also where fewer batches than `accumulate_grad_batches` are left for it.
+        The last step of an epoch may accumulate fewer batches than `accumulate_grad_batches`.
         """
         trainer = self.trainer
-        trainer.fit_loop.setup_data()  # Lightning does so itself only where the epochs decide the length
+        trainer.fit_loop.setup_data()  # Lightning itself does this only if max_epochs limits the training
         total, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
         if math.isinf(total) and (self.scheduler or {}).get("sched") == "constant":
-            total = 2**53  # it ends its warm-up somewhere
+            total = 2**53  # any end after the warm-up
         if math.isinf(total) or total < 0:
             raise ScheduleError(
                 "a schedule needs an end: set trainer.max_epochs or trainer.max_steps, or scheduler=none"
@@ -183,7 +187,7 @@ class Task(L.LightningModule):
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         if isinstance(scheduler, Scheduler):
             scheduler.step_update(self.global_step)
-        else:  # one of torch's, which a callback put in its place
+        else:  # a torch scheduler set by a callback
             super().lr_scheduler_step(scheduler, metric)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
@@ -199,21 +203,26 @@ class Task(L.LightningModule):
             checkpoint["zoo"]["input"] = record
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the model know again how a file becomes an input; in a run its own data says so."""
+        """Restore the model's input record; in a run, that of its data takes precedence."""
         note = checkpoint.get("zoo")
+        own: Any = getattr(self.model, "input_record", None)
         record = note.get("input") if isinstance(note, dict) else None
-        if record and (self._trainer is None or getattr(self.model, "input_record", None) is None):
+        if record and (self._trainer is None or own is None):
             self.model.input_record = inputs.check(record)  # type: ignore[assignment]
+        elif record:
+            wanted = inputs.check(record).get("tokenizer_sha256")
+            if wanted not in (None, own.get("tokenizer_sha256")):
+                raise OptionError(f"the data has another tokenizer than the checkpoint (sha256 {wanted[:12]}...)")
 
 
 def load_task(path: str | Path) -> Task:
-    """Rebuild model and task from a training checkpoint alone, in eval mode, with its (averaged) weights.
+    """Rebuild model and task from a training checkpoint, in eval mode, with its (averaged) weights.
 
     Args:
         path: A checkpoint written by a training run.
 
     Raises:
-        zoo.CheckpointError: If the file is damaged, holds code, or was not written by a task of the zoo.
+        zoo.CheckpointError: If the file is damaged, contains code, or was not written by a task of the zoo.
     """
     from zoo.registry.checkpoints import CheckpointError, read_checkpoint
     from zoo.registry.closed import closed
@@ -241,8 +250,8 @@ def load_task(path: str | Path) -> Task:
         raise
     except inputs.InputError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    except Exception as error:  # values that nobody vouches for can make a constructor raise anything
+    except Exception as error:  # untrusted values can make a constructor raise anything
         raise CheckpointError(f"{path} holds no {name} that can be built again: {first_line(error)}") from error
     own = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
-    warn_not_finite(task.model, own, str(path))  # what a task measured may be missing, its model's numbers may not
+    warn_not_finite(task.model, own, str(path))  # only the model: metrics of the task may be NaN
     return task.eval()

@@ -15,27 +15,26 @@ from torchvision.transforms import v2
 
 from zoo.tasks.base import OptionError, Task
 
-IGNORE_INDEX = -100  # rows that only pad a batch, so that every process sees as many batches
+IGNORE_INDEX = -100  # target of padding rows
 
 
 class ClassificationTask(Task):
     """Cross-entropy classification of `(inputs, targets)` batches.
 
-    Inputs are what the model takes, targets are class indices of shape (B,); a target of -100 marks a padding row,
-    which counts nowhere. Logs `train/loss`, `val/loss`, `val/acc` and the same for `test`, exact over all processes;
-    `acc5` joins them above ten classes.
+    Targets are class indices (B,); rows with the target -100 are padding and ignored. Logs `train/loss`, `val/loss`,
+    `val/acc` and the same for `test`, with more than ten classes also `acc5`; metrics are exact over all processes.
 
-    A model with a method `load_encoder(path)` starts from the pretrained encoder of the data module (`encoder`), in a
-    run that is not resumed and loads no weights.
+    A model with a method `load_encoder(path)` is initialised with the pretrained encoder of the data module
+    (`encoder`), unless the run is resumed or loads weights.
 
     Args:
         model, optimizer, scheduler, channels_last, compile: See `Task`.
         label_smoothing: Probability mass spread over all classes, in [0, 1).
-        mixup_alpha: Beta parameter of mixup, of pictures, clips and sounds; 0 for none.
-        cutmix_alpha: Beta parameter of CutMix, of pictures and clips; 0 for none. With both, each batch takes one of
+        mixup_alpha: Beta parameter of mixup, for images, clips and waveforms; 0 for none.
+        cutmix_alpha: Beta parameter of CutMix, for images and clips; 0 for none. With both, each batch uses one of
             them at random.
-        class_names: Names in the order of the outputs, kept in the checkpoint.
-        preprocessing: What the evaluation transform did (`input_size`, `mean`, `std`, ...), kept in the checkpoint.
+        class_names: Names in the order of the outputs, stored in the checkpoint.
+        preprocessing: The evaluation transform (`input_size`, `mean`, `std`, ...), stored in the checkpoint.
     """
 
     monitors = ("val/loss", "val/acc", "val/acc5", "test/loss", "test/acc", "test/acc5")
@@ -95,17 +94,17 @@ class ClassificationTask(Task):
         return v2.RandomChoice(mixes) if mixes else None
 
     def setup(self, stage: str) -> None:
-        """Start from the encoder that comes with the data; a resumed run overwrites this with its own state."""
+        """Load the data module's pretrained encoder; a resumed run restores its own weights afterwards."""
         data: Any = getattr(self.trainer, "datamodule", None)
         load = getattr(self.model, "load_encoder", None)
         if stage == "fit" and callable(load) and hasattr(data, "encoder") and self.starts_fresh:
             load(data.encoder)
 
     def check_inputs(self, inputs: Any) -> None:
-        """Mixing takes numbers with a fixed place in every input; CutMix also needs a picture's two sides.
+        """Check that the inputs can be mixed: mixup needs a fixed grid, CutMix two spatial dimensions.
 
         Raises:
-            OptionError: The inputs are others; points, tokens or several tensors for example.
+            OptionError: The inputs cannot be mixed, for example points, tokens or several tensors.
         """
         numbers = isinstance(inputs, Tensor) and inputs.is_floating_point()
         allowed = {"mixup_alpha": (2, 4, 5), "cutmix_alpha": (4, 5)}
@@ -116,12 +115,12 @@ class ClassificationTask(Task):
                 raise OptionError(f"task.{option} mixes {takes[option]}; these inputs are {shape}: set it to 0")
 
     def _mix(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixed inputs and label distributions; torchvision's transforms take (B, C, H, W)."""
+        """Mixed inputs and label distributions (B, K); torchvision's transforms take (B, C, H, W)."""
         assert self.mix is not None
         self.check_inputs(inputs)
         if inputs.ndim == 2:  # (B, N) waveforms
             mixed, targets = self.mix(inputs[:, None, None], targets)
-        else:  # clips (B, C, T, H, W): one rectangle for all frames
+        else:  # clips (B, C, T, H, W): the same rectangle in all frames
             mixed, targets = self.mix(inputs.flatten(1, -3), targets)
         return mixed.reshape(inputs.shape), targets
 

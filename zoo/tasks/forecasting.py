@@ -1,4 +1,4 @@
-"""Forecasting: squared error of what follows a window."""
+"""Forecasting with the mean squared error."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from zoo.tasks.base import Task
 class ForecastingTask(Task):
     """Mean squared error of `((windows, marks), targets)` batches: (B, L, D), (B, L, F) and (B, H, D).
 
-    Targets that are NaN count nowhere: they pad a batch, or are missing. Logs `mse` and `mae` of validation and test
-    over all windows, steps and variables, on the scale of the data (standardised variables, for the zoo's own data).
+    NaN targets (padding or missing values) are ignored. Logs `mse` and `mae` of the validation and test parts over all
+    windows, steps and variables, in the units of the batches (the zoo's data is standardised).
 
-    A model with a method `initialize(windows, targets, ridge)` starts from the data module's whole training part
-    (`training_windows()`), before the first step of a run that is not resumed and loads no weights.
+    A model with a method `initialize(windows, targets, ridge)` is initialised with the data module's training part
+    (`training_windows()`), unless the run is resumed or loads weights.
 
     Args:
         model, optimizer, scheduler, channels_last, compile: See `Task`.
-        ridge: Penalty of the linear forecast that `initialize` solves for.
-        preprocessing: How the data was standardised (`mean`, `std`, ...), kept in the checkpoint.
+        ridge: Ridge penalty of the linear forecast in `initialize`.
+        preprocessing: Standardisation of the data (`mean`, `std`, ...), stored in the checkpoint.
     """
 
     monitors = ("val/mse", "val/mae", "test/mse", "test/mae")
@@ -55,7 +55,7 @@ class ForecastingTask(Task):
         )
 
     def setup(self, stage: str) -> None:
-        """Start the model's linear forecast; a resumed run overwrites this with its own state."""
+        """Initialise the model's linear forecast; a resumed run restores its own weights afterwards."""
         data: Any = getattr(self.trainer, "datamodule", None)
         initialize = getattr(self.model, "initialize", None)
         if stage == "fit" and callable(initialize) and hasattr(data, "training_windows") and self.starts_fresh:

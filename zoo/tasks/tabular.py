@@ -1,4 +1,4 @@
-"""Learning from tables: classification or regression, by the type of the targets."""
+"""Tabular classification and regression, chosen by the type of the targets."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ IGNORE_INDEX = -100
 
 
 class TabularTask(Task):
-    """Cross-entropy for class indices, squared error for values, on batches of `(rows, targets)`.
+    """Cross-entropy for class indices, squared error for real targets, on batches of `(rows, targets)`.
 
-    Rows are (B, D); targets are integers (B,), where -100 marks a padding row, or values (B,), where NaN does. A model
-    with one output and integer targets gets a single logit. The squared error is divided by the variance of the
-    training targets, so that penalties mean the same on every table. Logs `loss`, `score` (accuracy or R²) and `acc`,
-    or `r2` and `rmse`, of validation and test, exact over all processes.
+    Rows are (B, D). Targets are int64 classes (B,), -100 for padding, or float values (B,), NaN for padding. A model
+    with one output gives the logit of the second of two classes. The squared error is divided by the variance of the
+    training targets, which makes penalties comparable between tables. Logs `loss`, `score` (accuracy or R²) and `acc`,
+    or `r2` and `rmse`, of the validation and test parts, exact over all processes.
 
-    A model with a method `initialize(X, y, ...)` starts from the data module's whole training part
-    (`training_table()`), before the first step of a run that is not resumed and loads no weights.
+    A model with a method `initialize(X, y, ...)` is initialised with the data module's training part
+    (`training_table()`), unless the run is resumed or loads weights.
 
     Args:
         model, optimizer, scheduler, channels_last, compile: See `Task`.
         centers: Passed to `initialize`: `kmeans` or `random`.
         init: Passed to `initialize`: `median`, `scale`, `official`, or a width.
-        class_names: Names in the order of the outputs, kept in the checkpoint; empty for a regression.
-        preprocessing: Kept in the checkpoint.
+        class_names: Names in the order of the outputs, stored in the checkpoint; empty for a regression.
+        preprocessing: Stored in the checkpoint.
     """
 
     monitors = tuple(f"{part}/{name}" for part in ("val", "test") for name in ("loss", "score", "acc", "r2", "rmse"))
@@ -83,7 +83,7 @@ class TabularTask(Task):
         return {"acc": MulticlassAccuracy(max(self.outputs, 2), average="micro")}
 
     def setup(self, stage: str) -> None:
-        """Start the model from the training part; a resumed run overwrites this with its own state."""
+        """Initialise the model from the training part; a resumed run restores its own weights afterwards."""
         data: Any = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or not hasattr(data, "training_table"):
             return
@@ -96,7 +96,7 @@ class TabularTask(Task):
             initialize(X, y, **options, generator=torch.Generator().manual_seed(torch.initial_seed() % 2**63))
 
     def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Loss of every row that is not padding."""
+        """Loss of each row, (B,)."""
         if targets.is_floating_point():
             return ((outputs.squeeze(-1) - targets) / self.unit).square()
         if self.outputs == 1:

@@ -1,3 +1,1 @@
-"""What stands on finished models: evaluation, prediction, export, records and cards, reports. `python -m zoo` calls
-it.
-"""
+"""Tools for trained models, behind `python -m zoo`: evaluation, prediction, export, records, cards, reports."""

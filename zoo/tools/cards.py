@@ -1,4 +1,4 @@
-"""Cards and tables of the shipped weights, made from their records, and the check that every page agrees with them."""
+"""Model cards and tables of the shipped weights, generated from their records, and checks of the documents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECTION = "weights"
 
 
 def _score(metric: Mapping[str, Any]) -> str:
-    """The metric of the file, and its mean and deviation over the seeds of the experiment."""
+    """The metric of the file, and its mean and standard deviation over the seeds."""
     one = f"{metric['value']:.4f}"
     if metric["n"] < 2:
         return f"{one} (one seed)"
@@ -27,7 +27,7 @@ def _score(metric: Mapping[str, Any]) -> str:
 
 
 def card(record: Mapping[str, Any]) -> str:
-    """The card of a weight, Markdown with the front matter that hubs read."""
+    """Model card of a weight: Markdown with the front matter for model hubs."""
     record = plain(record)
     metric, data = record["metric"], record["data"]
     classes = record["class_names"]
@@ -80,7 +80,7 @@ def _short(value: Any) -> str:
 
 
 def table(records: Mapping[str, Mapping[str, Any]]) -> str:
-    """One row a weight."""
+    """Markdown table with one row per weight."""
     header = ["weights", "data", "metric", "this file", "mean (s.d.) over seeds", "n", "parameters", "MB", "trained by"]
     rows = []
     for name, record in sorted(plain(records).items()):
@@ -100,14 +100,14 @@ def _pages(root: Path) -> list[Path]:
 
 
 def write(root: Path, documents: Sequence[str] = ("RESULTS.md", "README.md")) -> list[Path]:
-    """Write the card of every weight of a checkout, and the table of all of them into the documents.
+    """Write the cards of all weights of a checkout, and their table into the documents.
 
     Args:
         root: The checkout, with `checkpoints/`.
-        documents: The first gets the section in any case, others where they have its marks.
+        documents: The section is written into the first one, and into others that have its markers.
 
     Returns:
-        Files that were written.
+        The files written.
     """
     folder = root / "checkpoints"
     records = bundled_weights.records(folder)
@@ -129,10 +129,10 @@ def _section(records: Mapping[str, Mapping[str, Any]], title: bool) -> str:
 
 
 def check(root: Path) -> list[str]:
-    """What does not agree in a checkout: weights with records, cards and tables with records, experiments with files.
+    """Check a checkout: weights, cards and tables against records, experiments and links against files.
 
     Returns:
-        One line for each problem; nothing where all is well.
+        One line per problem.
     """
     folder = root / "checkpoints"
     problems = bundled_weights.check(folder)

@@ -1,4 +1,4 @@
-"""Two models on one data set: who is right where, and at what cost.
+"""Comparison of two models on one data set: accuracy, agreement and time.
 
 >>> compare("unireplknet_z.mnist5k", "unireplknet_z.digits")["b"]["accuracy"]
 """
@@ -22,22 +22,21 @@ __all__ = ["compare", "outputs_of"]
 
 
 def compare(a: str, b: str, data: str | None = None, rounds: int = 9) -> dict[str, Any]:
-    """Run two models over the same test rows, and time them in turn.
+    """Evaluate two models on the same test rows, and time them alternately.
 
     Args:
         a: A shipped weight or the folder of a run.
         b: Another one with the same classes, in the same order.
-        data: The one whose data set is used; `a` by default. Images are resized and normalised as each model's record
-            says.
-        rounds: Timed calls of each, on one batch of 32.
+        data: Model whose data set is used; `a` by default. Images are resized and normalised by each model's record.
+        rounds: Timed calls of each model, on one batch of 32.
 
     Returns:
-        `a` and `b`, each with `name`, `parameters`, `ms` (an input, median), and `accuracy` or `rmse` and `r2`;
-        `agreement`; of classifiers `only_a`, `only_b` (rows that only one has right) and `p` (exact sign test on those
-        rows); `n`, `data`; and the arrays `outputs_a`, `outputs_b`, `targets`.
+        `a` and `b`, each with `name`, `parameters`, `ms` (median CPU time per input), and `accuracy` or `rmse` and
+        `r2`; `agreement`; of classifiers `only_a`, `only_b` (rows that only one has right) and `p` (exact sign test on
+        those rows); `n`, `data`; and the arrays `outputs_a`, `outputs_b`, `targets`.
 
     Raises:
-        ToolError: The two do not answer the same question.
+        ToolError: The models have different classes or inputs.
     """
     records = [record_of(a), record_of(b)]
     names = [records[0]["class_names"], records[1]["class_names"]]
@@ -53,7 +52,7 @@ def compare(a: str, b: str, data: str | None = None, rounds: int = 9) -> dict[st
         outputs, targets, first = outputs_of(network, source, record)
         outs.append(outputs)
         found[key] = {"name": str(name), "parameters": sum(p.numel() for p in network.parameters())}
-        calls[key] = _call(network, first[:32])
+        calls[key] = _forward(network, first[:32])
         found[key] |= _scores(outputs, targets, record)
     times = interleaved_times(calls, rounds)
     for key in "ab":
@@ -62,7 +61,7 @@ def compare(a: str, b: str, data: str | None = None, rounds: int = 9) -> dict[st
     return found | {"targets": targets.numpy()} | _agreement(outs[0], outs[1], targets, bool(names[0]))
 
 
-def _call(network: nn.Module, batch: Tensor) -> Any:
+def _forward(network: nn.Module, batch: Tensor) -> Any:
     def run() -> Tensor:
         with torch.inference_mode():
             return network(batch)
@@ -74,8 +73,13 @@ def _call(network: nn.Module, batch: Tensor) -> Any:
 def outputs_of(
     network: nn.Module, source: Mapping[str, Any], record: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs (N, K), targets (N,), and the first batch of inputs, on the test part of one record's data, prepared as
-    another record says.
+    """Outputs on the test part of `source`'s data, with the preprocessing of `record`.
+
+    Returns:
+        Outputs (N, K), targets (N,), and the first batch of inputs.
+
+    Raises:
+        ToolError: The inputs cannot be converted.
     """
     theirs, ours = source["preprocessing"], record["preprocessing"]
     changes = {}
@@ -91,9 +95,9 @@ def outputs_of(
     outputs, targets, first = [], [], None
     for x, y in batches(build_data(source, **changes)):
         if not same:
-            x = (x * _wide(theirs["std"], x) + _wide(theirs["mean"], x) - _wide(ours["mean"], x)) / _wide(
-                ours["std"], x
-            )
+            x = (
+                x * _per_channel(theirs["std"], x) + _per_channel(theirs["mean"], x) - _per_channel(ours["mean"], x)
+            ) / _per_channel(ours["std"], x)
         first = x if first is None else first
         outputs.append(network(x).float())
         targets.append(y)
@@ -102,10 +106,12 @@ def outputs_of(
 
 
 def _check_inputs(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | None, name: str) -> None:
-    """Refuse a data set whose files become other inputs than the model's, but for size and normalisation."""
+    """Refuse a data set whose input record differs from the model's in more than size and normalisation."""
     if not theirs or not ours:
         return
     free = {"size", "mean", "std", "background"}
+    if None in (theirs.get("tokenizer_sha256"), ours.get("tokenizer_sha256")):
+        free.add("tokenizer_sha256")  # unknown in older records
     for key in sorted({*theirs, *ours} - free):
         if theirs.get(key) != ours.get(key):
             raise ToolError(
@@ -113,12 +119,12 @@ def _check_inputs(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | No
             )
 
 
-def _wide(values: Any, x: Tensor) -> Tensor:
+def _per_channel(values: Any, x: Tensor) -> Tensor:
     return torch.tensor(values).view(-1, *[1] * (x.ndim - 2)) if len(values) > 1 else torch.tensor(values)
 
 
 def decide(outputs: Tensor) -> Tensor:
-    """Classes of outputs (N, K), or of single logits (N, 1)."""
+    """Predicted classes (N,) of outputs (N, K), or of single logits (N, 1)."""
     return (outputs[:, 0] > 0).long() if outputs.shape[1] == 1 else outputs.argmax(1)
 
 
@@ -145,7 +151,7 @@ def _agreement(a: Tensor, b: Tensor, targets: Tensor, classes: bool) -> dict[str
 
 
 def _sign_test(first: int, second: int) -> float:
-    """Two-sided exact binomial test that both counts are equally likely."""
+    """P-value of the two-sided exact sign test."""
     n = first + second
     tail = sum(math.comb(n, k) for k in range(min(first, second) + 1)) / 2**n
     return min(1.0, 2 * tail)

@@ -1,7 +1,7 @@
-"""The one error of the tools."""
+"""The exception of the tools."""
 
 from __future__ import annotations
 
 
 class ToolError(ValueError):
-    """Something that cannot be done; the message is one line and says why and what would do."""
+    """A request that cannot be fulfilled; the message is one line and says why."""

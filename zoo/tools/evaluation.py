@@ -1,4 +1,4 @@
-"""Measure a model on the test part of a record's own data, the way its training run did."""
+"""Evaluation of a model on the test part of its record's data, as in its training run."""
 
 from __future__ import annotations
 
@@ -27,10 +27,13 @@ __all__ = ["batches", "build_data", "build_task", "evaluate", "load", "record_of
 
 
 def record_of(model: str | Path) -> dict[str, Any]:
-    """The record behind a name: a shipped weight's own, or one put together from a run folder.
+    """The record of a shipped weight, or one built from a run folder.
 
     Args:
-        model: `NAME.TAG` of a shipped weight, or the folder of a finished run, which the record then names as `folder`.
+        model: `NAME.TAG` of a shipped weight, or the folder of a finished run, which becomes the record's `folder`.
+
+    Raises:
+        ToolError: There is no such model.
     """
     if isinstance(model, str) and bundled_weights.NAME.fullmatch(model):
         return bundled_weights.record(model)
@@ -48,12 +51,16 @@ _RECORDED = (
 
 
 def _fetching(record: Mapping[str, Any]) -> AbstractContextManager[None]:
-    """What a folder records opens no address; the records that come with the zoo may."""
+    """Offline for records of run folders, which are untrusted; shipped records may download data."""
     return offline(_RECORDED) if "folder" in record else nullcontext()
 
 
 def load(model: str | Path, deploy: bool = True) -> nn.Module:
-    """A model in eval mode with its weights, by name, `local-dir:` or run folder; merged for inference by default."""
+    """Load a model in eval mode, by name, `local-dir:` or run folder; in deploy form by default.
+
+    Raises:
+        ToolError: The name or tag is unknown.
+    """
     try:
         built = create_model(as_named(model), pretrained=True).eval()
     except (ValueError, TypeError) as error:  # an unknown name or tag
@@ -61,8 +68,8 @@ def load(model: str | Path, deploy: bool = True) -> nn.Module:
     return to_deploy(built, inplace=True) if deploy else built
 
 
-def _call(section: Any, place: str, **offered: Any) -> Any:
-    """Build a section of a record, which may name only a class of its kind and give it plain values."""
+def _build_section(section: Any, place: str, **offered: Any) -> Any:
+    """Build a section of a record, which may only name a class of its kind and plain values."""
     if not isinstance(section, Mapping):
         raise ToolError(f"the {place} section of the record is a {type(section).__name__}; the record is damaged")
     try:
@@ -81,33 +88,39 @@ def _call(section: Any, place: str, **offered: Any) -> Any:
 
 
 def build_data(record: Mapping[str, Any], **changes: Any) -> Any:
-    """The data module of a record, prepared; `changes` replace arguments (`root`, `eval_batch_size`)."""
+    """Build and prepare the data module of a record; `changes` replace arguments (`root`, `eval_batch_size`)."""
     with _fetching(record):
-        data = _call({**record["data"]["config"], **changes}, "data")
+        data = _build_section({**record["data"]["config"], **changes}, "data")
         data.prepare_data()
         data.setup("test")
     return data
 
 
 def build_task(record: Mapping[str, Any], model: nn.Module) -> Task:
-    """The task of a record around a model."""
+    """Build the task of a record around a model."""
     section = {k: v for k, v in record["task"].items() if k not in ("channels_last", "compile")}
     for key, value in (("class_names", record["class_names"]), ("preprocessing", record["preprocessing"])):
         if key in section:
             section[key] = section[key] or value or None
-    return _call(section, "task", model=model)
+    return _build_section(section, "task", model=model)
 
 
 def evaluate(record: Mapping[str, Any], model: nn.Module, progress: bool = False, **changes: Any) -> dict[str, float]:
-    """Metrics on the test part, computed by the record's own task.
+    """Metrics on the test part, computed by the record's task.
 
     Args:
         record: From :func:`record_of`.
         model: In eval mode, training or deploy form.
-        progress: Show a bar.
-        **changes: Replaced arguments of the data module.
+        progress: Show a progress bar.
+        **changes: Arguments of the data module to replace.
+
+    Raises:
+        ToolError: The record is invalid, or outputs are not finite.
     """
     data = build_data(record, **changes)
+    known = (record.get("input") or {}).get("tokenizer_sha256")
+    if known and known != data.input_record().get("tokenizer_sha256"):
+        raise ToolError(f"the tokenizer in {data.root} is not that of the training (sha256 {known[:12]}...)")
     hook = model.register_forward_hook(_watch(str(record.get("name", "the model"))))
     try:
         with _fetching(record):
@@ -117,32 +130,29 @@ def evaluate(record: Mapping[str, Any], model: nn.Module, progress: bool = False
 
 
 def unusable(outputs: Tensor) -> Tensor:
-    """Which rows of outputs (N, ...) give no answer: NaN, or infinity that makes no probabilities. Shape (N,), bool.
-
-    One class of several may be impossible, with a logit of minus infinity.
-    """
+    """Mask (N,) of outputs (N, ...) with NaN or infinity; a logit of minus infinity beside finite ones is allowed."""
     judged = outputs.float().softmax(-1) if outputs.ndim == 2 and outputs.shape[1] > 1 else outputs
     return ~judged.isfinite().reshape(len(outputs), -1).all(1)
 
 
 def _watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
-    """A hook that stops at the first answer that is no number; it counts the rows of all batches."""
+    """Forward hook that raises ToolError at the first unusable output."""
     seen = 0
 
-    def look(module: nn.Module, given: Any, outputs: Any) -> None:
+    def hook(module: nn.Module, given: Any, outputs: Any) -> None:
         nonlocal seen
         if not isinstance(outputs, Tensor) or not outputs.ndim:
             return
         if (bad := unusable(outputs)).any():
             row = seen + int(bad.nonzero()[0]) + 1
-            raise ToolError(f"{name} answers row {row} of its test data with NaN or infinity, which means nothing")
+            raise ToolError(f"{name} gives NaN or infinity for row {row} of its test data")
         seen += len(outputs)
 
-    return look
+    return hook
 
 
 def _measured(record: Mapping[str, Any], data: Any, model: nn.Module, progress: bool) -> dict[str, float]:
-    if hasattr(data, "stream"):  # continual learning: every task, its id unknown
+    if hasattr(data, "stream"):  # continual learning: all tasks, task id unknown
         return {"test/acc_agnostic": _agnostic(data, model)}
     task = build_task(record, model)
     quiet = logging.getLogger("lightning.pytorch")
@@ -166,7 +176,11 @@ def _measured(record: Mapping[str, Any], data: Any, model: nn.Module, progress: 
 
 
 def batches(data: Any, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs and targets of the test part of a data module, without padding; of all tasks of a stream."""
+    """Iterate over inputs and targets of the test part (of a stream, of all tasks), without padding.
+
+    Raises:
+        ToolError: The data is a time series.
+    """
     if hasattr(data, "stream"):
         for t in range(len(data.stream)):
             images, targets = data.stream[t].test
@@ -182,7 +196,7 @@ def batches(data: Any, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
 
 @torch.inference_mode()
 def _agnostic(data: Any, model: nn.Module) -> float:
-    """Mean over tasks of the accuracy among all classes."""
+    """Mean task-agnostic accuracy over the tasks."""
     shares = []
     for t in range(len(data.stream)):
         images, targets = data.stream[t].test
@@ -192,16 +206,17 @@ def _agnostic(data: Any, model: nn.Module) -> float:
 
 
 def validate(model: str, root: str | None = None, progress: bool = False, tolerance: float = 1e-3) -> dict[str, Any]:
-    """Reproduce the figures of a record: its weights, in deploy form, on the test part of its data.
+    """Reproduce the metrics of a record, with its weights in deploy form on the test part of its data.
 
     Args:
         model: A shipped weight or the folder of a run.
-        root: Where the data set lies, if it is not one that the zoo fetches itself.
-        progress: Show a bar.
-        tolerance: Largest difference from the record, absolute for shares and relative above one.
+        root: Folder of the data set, if the zoo does not fetch it.
+        progress: Show a progress bar.
+        tolerance: Largest difference from the record; absolute for values up to 1, relative above.
 
     Returns:
-        `found` and `recorded` metrics by name, `reproduced`, and what was measured how.
+        `found` and `recorded` metrics by name, whether they are `reproduced`, `name`, `data`, `rows` and
+        `preprocessing`.
     """
     record = record_of(model)
     metrics = evaluate(record, load(model), progress, **({"root": root} if root else {}))

@@ -1,4 +1,4 @@
-"""Out of Python: exported programs and ONNX files with a dynamic batch, checked against the model they came from.
+"""Export to `torch.export` programs and ONNX with a dynamic batch size, verified against eager PyTorch.
 
 >>> result = export("unireplknet_z.mnist5k", "deployed")        # model.pt2, model.onnx, deployment.json
 >>> result["onnx"]["max_difference"]
@@ -38,27 +38,28 @@ __all__ = ["FORMATS", "export", "quantize", "run_elsewhere"]
 FORMATS = ("program", "onnx")
 TOLERANCE = 1e-5
 _NAMES = {"program": "model.pt2", "onnx": "model.onnx", "int8": "model.int8.onnx"}
-_INPUTS = ("input", "marks")  # the second one of forecasts that use the calendar
+_INPUTS = ("input", "marks")  # calendar marks only for forecasting models that use them
 
 
 def export(
     model: str | nn.Module, folder: str | Path, formats: tuple[str, ...] = FORMATS, size: int | None = None
 ) -> dict[str, Any]:
-    """Write a model in deploy form for other runtimes, and compare it with eager PyTorch on batches of 1, 2 and 5.
+    """Export a model, and compare it with eager PyTorch on batches of 1, 2 and 5.
 
     Args:
-        model: Name with a tag, `local-dir:<folder>`, the folder of a run, or a module.
-        folder: Created if missing. An earlier export there is replaced, whole, once the new one is.
-        formats: Of :data:`FORMATS`: `program` (`torch.export`, model.pt2) and `onnx` (model.onnx).
-        size: Side of the images, pixels; the record's own by default.
+        model: Name with a tag, `local-dir:<folder>` or the folder of a run, which are exported in deploy form; or a
+            module, exported in the form it has.
+        folder: Created if missing. An earlier export in it is replaced as a whole.
+        formats: From :data:`FORMATS`: `program` (`torch.export`, model.pt2) and `onnx` (model.onnx).
+        size: Side of the images, pixels; that of the record by default.
 
     Returns:
-        By format `file`, `sha256`, `max_difference` and `batches`; with `preprocessing`, `class_names` and
-        `input_record` (how a file becomes an input) beside, it is `deployment.json` of the folder.
+        Content of the folder's `deployment.json`: by format `file`, `bytes`, `sha256`, `max_difference` and `batches`;
+        `preprocessing`, `class_names` and `input_record`.
 
     Raises:
-        OutputError: There is no place for the folder.
-        ToolError: The folder holds files of another origin, or of an earlier export in a format that is not among
+        OutputError: The folder cannot be created.
+        ToolError: The folder contains other files of these names, or an earlier export in a format that is not among
             `formats`; the model cannot be exported, or the export differs by more than 1e-5 of its largest output.
     """
     if unknown := [f for f in formats if f not in FORMATS]:
@@ -90,21 +91,20 @@ def export(
                     f"{folder / path.name} differs from the model by {worst:.2g}, more than {TOLERANCE * scale:.2g}"
                 )
             told[kind] = _entry(path) | {"max_difference": worst, "batches": list(batches)}
-        _record(place, told)
+        _write_deployment(place, told)
     return told
 
 
-def _record(place: Path, told: Mapping[str, Any]) -> None:
+def _write_deployment(place: Path, told: Mapping[str, Any]) -> None:
     text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
     write_atomic(place / "deployment.json", writer_of(text.encode()))
 
 
 def _check_own(folder: Path, formats: Collection[str]) -> dict[str, Any]:
-    """What `deployment.json` of an earlier export says; nothing where there is none.
+    """Content of `deployment.json` of an earlier export; empty if there is none.
 
     Raises:
-        ToolError: A file of these names is not the one that it records, or is of a format that is not among `formats`
-            and would stay beside the new ones.
+        ToolError: A file of these names is not in it, or has a format that is not among `formats` and would remain.
     """
     taken = [name for name in (*_NAMES.values(), "deployment.json") if os.path.lexists(folder / name)]
     if not taken:
@@ -138,7 +138,7 @@ def _entry(path: Path) -> dict[str, Any]:
 
 
 def _arguments(network: nn.Module, batch: int, size: int | None) -> tuple[Tensor, ...]:
-    """Random arguments of a model: an input, and for a forecast the calendar marks beside the windows."""
+    """Random arguments of a model: inputs, and for a forecasting model calendar marks."""
     inputs, record = example(network, batch, size), input_record_of(network)
     if record["kind"] != "series" or not record.get("time_features"):
         return (inputs,)
@@ -148,10 +148,10 @@ def _arguments(network: nn.Module, batch: int, size: int | None) -> tuple[Tensor
 
 @contextlib.contextmanager
 def _written(folder: Path) -> Iterator[Path]:
-    """A place whose files take those in `folder` all at once, when all of them were found right."""
+    """Temporary folder whose files replace those in `folder` at once if the block succeeds."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with staging(folder, without=(_NAMES["int8"],)) as place:  # which is of the model.onnx before
+        with staging(folder, without=(_NAMES["int8"],)) as place:  # the int8 file belongs to the old model.onnx
             yield place
     except OSError as error:
         raise ToolError(f"cannot write {error.filename or folder}: {error.strerror or error}") from error
@@ -159,7 +159,7 @@ def _written(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporters talk on every channel there is."""
+    """Silence the exporters' logs, warnings and prints."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -263,13 +263,16 @@ assert not {"zoo", "timm", "lightning"} & set(sys.modules)
 
 
 def run_elsewhere(files: Mapping[Path, np.ndarray]) -> dict[Path, np.ndarray]:
-    """Outputs of exported files in one new process in which the zoo, timm and Lightning cannot be imported.
+    """Run exported files in a new process that cannot import the zoo, timm or Lightning.
 
     Args:
-        files: A batch of inputs for each exported file; `.onnx` runs in onnxruntime, the others as exported programs.
+        files: A batch of inputs for each file; `.onnx` runs in onnxruntime, others as `torch.export` programs.
+
+    Returns:
+        The outputs of each file.
 
     Raises:
-        ToolError: A file does not run there; the message has the last line of the reason.
+        ToolError: A file does not run.
     """
     with tempfile.TemporaryDirectory() as place:
         arguments, made = [], {}
@@ -286,27 +289,27 @@ def run_elsewhere(files: Mapping[Path, np.ndarray]) -> dict[Path, np.ndarray]:
         return {path: np.load(array) for path, array in made.items()}
 
 
-# ---- eight bits --------------------------------------------------------------------------------------------
+# ---- int8 --------------------------------------------------------------------------------------------------
 
 
 def quantize(model: str, folder: str | Path, limit: float = 0.005, rounds: int = 60) -> dict[str, Any]:
-    """Dynamic int8 weights of an exported ONNX model, kept where the test accuracy stays within a limit.
+    """Dynamic int8 quantisation of an exported ONNX model, kept if the test accuracy stays within a limit.
 
-    Matrix products get a scale for each output channel. Convolutions stay exact: onnxruntime's int8 form of them, with
-    activations quantised at run time, takes several times as long.
+    Only matrix products are quantised, per output channel: onnxruntime's dynamic int8 convolutions are several times
+    slower than float ones.
 
     Args:
         model: A shipped weight or the folder of a run, whose record names the data.
-        folder: Where :func:`export` wrote `model.onnx`; `model.int8.onnx` goes beside it, and into `deployment.json`.
-        limit: Largest loss of accuracy, as a share.
+        folder: Folder of an export with `model.onnx`; `model.int8.onnx` and its entry in `deployment.json` are added.
+        limit: Largest loss of accuracy, absolute.
         rounds: Timed calls of each form, interleaved.
 
     Returns:
-        `accuracy`, `accuracy_int8`, `kept`, `bytes`, `bytes_int8`, and `times_faster` (median over rounds of one batch
-        of 32, CPU time; below 1 is slower).
+        `accuracy`, `accuracy_int8`, `kept`, `bytes`, `bytes_int8`, and `times_faster` (median ratio of the CPU times of
+        one batch of 32; below 1 is slower).
 
     Raises:
-        ToolError: There is no class to be right about, or no exported file.
+        ToolError: The model is not a classifier, or `model.onnx` is missing.
     """
     folder = Path(folder)
     source = folder / "model.onnx"
@@ -334,7 +337,7 @@ def quantize(model: str, folder: str | Path, limit: float = 0.005, rounds: int =
             told["int8"] = _entry(target)
         else:
             target.unlink()
-        _record(place, told)
+        _write_deployment(place, told)
     return found
 
 

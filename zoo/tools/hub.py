@@ -1,4 +1,4 @@
-"""Weights to and from a hub repository in the standard layout: `config.json`, `model.safetensors`, `README.md`.
+"""Publishing weights in the hub layout: `config.json`, `model.safetensors`, `README.md`.
 
 >>> push("unireplknet_z.mnist5k", "local-dir:mirror")              # or "hf-hub:<organisation>/<name>"
 >>> zoo.create_model("local-dir:mirror", pretrained=True)          # so does timm.create_model
@@ -26,27 +26,27 @@ _MARK = "\n<!-- written by Kernel Zoo; a text that was changed is kept; sha256 "
 
 
 def push(model: str, target: str, *, private: bool = False, api: Any = None) -> str:
-    """Publish a shipped weight, or the model of a run, with its card.
+    """Publish a shipped weight, or the model of a run, with its model card.
 
     Args:
         model: Name of a shipped weight, or the folder of a finished run.
         target: `hf-hub:<organisation>/<name>`, or `local-dir:<folder>`.
         private: Whether a new repository is private.
-        api: Client of the hub; `huggingface_hub.HfApi()` by default, which knows who is logged in.
+        api: Client of the hub; `huggingface_hub.HfApi()` by default.
 
     Returns:
-        The name under which `zoo.create_model` loads it.
+        The name for `zoo.create_model`.
 
     Raises:
-        ToolError: The target is no such place, holds a README.md that is not the zoo's, or the hub refuses; nothing
-            was changed then.
+        ToolError: The target is invalid, has a README.md not written by the zoo, or is refused by the hub. Nothing is
+            changed.
     """
     place, _, rest = target.partition(":")
     place = place.replace("_", "-")
     if place == "hf-hub" and not re.fullmatch(r"[\w.-]+/[\w.-]+", rest):
         raise ToolError(f"{target} is not of the form hf-hub:<organisation>/<name>")
     if place not in ("hf-hub", "local-dir") or not rest:
-        raise ToolError(f"{target!r} is no place: write hf-hub:<organisation>/<name> or local-dir:<folder>")
+        raise ToolError(f"{target!r} is not a valid target: write hf-hub:<organisation>/<name> or local-dir:<folder>")
     record = record_of(model)
     text = card(record).replace(f'"{record["name"]}"', f'"{place}:{rest}"')
     if place == "local-dir":
@@ -55,17 +55,20 @@ def push(model: str, target: str, *, private: bool = False, api: Any = None) -> 
     with tempfile.TemporaryDirectory() as folder:
         staged = save_pretrained(network, folder, class_names=record["class_names"] or None)
         files = {name: (staged / name).read_bytes() for name in (WEIGHTS_NAME, CONFIG_NAME)}
+        if (tokenizer := Path(model) / "model" / "tokenizer.json").is_file():  # of a text model's run
+            files[tokenizer.name] = tokenizer.read_bytes()
         files["README.md"] = f"{text}{_MARK}{_digest(text)} -->\n".encode()
         if place == "local-dir":
             write_all({Path(rest) / name: writer_of(content) for name, content in files.items()})
         else:
-            (staged / "README.md").write_bytes(files["README.md"])
+            for name, content in files.items():
+                (staged / name).write_bytes(content)
             _upload(staged, rest, record["name"], private, api)
     return f"{place}:{rest}"
 
 
 def _check_own(folder: Path, text: str) -> None:
-    """Refuse a folder with files that the zoo did not write; `text` is the card to come, which earlier ones equal."""
+    """Refuse a folder with files that the zoo did not write; `text` is the new card."""
     path = folder / "README.md"
     if os.path.lexists(path) and not (folder / CONFIG_NAME).exists():
         raise ToolError(f"{folder} holds a README.md and no model: choose another folder")

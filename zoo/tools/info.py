@@ -1,4 +1,4 @@
-"""What a model is and costs: parameters, multiply-adds, memory, receptive field, and the record of its weights."""
+"""Facts about models: parameters, multiply-adds, memory, receptive field, and the record of the weights."""
 
 from __future__ import annotations
 
@@ -25,11 +25,15 @@ SHIPPED, PUBLISHED, FRESH = "shipped, trained by the zoo", "published by the aut
 
 
 def listing(filter: str = "", pretrained: bool = False) -> list[dict[str, Any]]:
-    """The zoo's models, or its weights, one row each.
+    """Table of the zoo's models, or of its weights.
+
+    Args:
+        filter: Pattern of the names, as in `zoo.list_models`.
+        pretrained: List weights instead of models.
 
     Returns:
-        `name`, `weights` (where they come from; empty without), `published_top1` of the authors' ImageNet weights in
-        percent, `metric`, `value`, `n`, `mean`, `sd` and `data` of shipped ones.
+        Rows with `name`, `weights` (their source; empty without), `published_top1` of the authors' ImageNet weights in
+        percent, and `metric`, `value`, `n`, `mean`, `sd` and `data` of shipped ones.
     """
     records = bundled_weights.records()
     rows: list[dict[str, Any]] = []
@@ -46,34 +50,34 @@ def listing(filter: str = "", pretrained: bool = False) -> list[dict[str, Any]]:
 
 
 def example(model: nn.Module, batch: int = 2, size: int | None = None) -> Tensor:
-    """Random inputs of the shape that a model's record names, or else the model itself.
+    """Random inputs of the shape of a model's input record, or of the model.
 
-    Images (B, C, H, W), waveforms (B, samples), tokens (B, L), or rows (B, D), which are drawn around what the model
-    standardises with.
+    Images (B, C, H, W), waveforms (B, samples), tokens (B, L), or rows (B, D) with the mean and scale of the model's
+    standardisation.
 
     Raises:
-        ToolError: Of images, the model takes none of that size, or there is no memory for one.
+        ToolError: The model does not take images of that size, or there is no memory for one.
     """
     if size is None:
-        return _drawn(model, batch, None)
+        return _random_inputs(model, batch, None)
     try:
         with torch.no_grad():
-            drawn = _drawn(model, batch, size)
-            model(drawn[:1])
-    except Exception as error:  # models say in many ways that a size does not suit them
+            images = _random_inputs(model, batch, size)
+            model(images[:1])
+    except Exception as error:  # models raise many kinds of errors for a wrong size
         raise ToolError(f"{type(model).__name__} takes no images of {size} pixels here: {first_line(error)}") from None
-    return drawn
+    return images
 
 
-def _drawn(model: nn.Module, batch: int, size: int | None) -> Tensor:
+def _random_inputs(model: nn.Module, batch: int, size: int | None) -> Tensor:
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     record = getattr(model, "input_record", None)
     known = inputs.shape_of(record) if record else None
     if words := getattr(model, "vocab_size", None):
-        return torch.randint(1, words, (batch, *(known or model.input_shape)), generator=draw)  # type: ignore[misc]
+        return torch.randint(1, words, (batch, *(known or model.input_shape)), generator=generator)  # type: ignore[misc]
     if shape := getattr(model, "input_shape", None):
-        return torch.randn(batch, *(known or shape), generator=draw)
+        return torch.randn(batch, *(known or shape), generator=generator)
     shape = tuple(cfg.get("input_size") or (3, 224, 224))
     chans = getattr(model, "in_chans", None)
     shape = (chans if isinstance(chans, int) else shape[0], *shape[1:])
@@ -81,29 +85,31 @@ def _drawn(model: nn.Module, batch: int, size: int | None) -> Tensor:
     if size and len(shape) == 3 and not table:
         shape = (shape[0], size, size)
     if table:
-        rows = torch.randn(batch, shape[0], generator=draw)
+        rows = torch.randn(batch, shape[0], generator=generator)
         if isinstance(mean := getattr(model, "input_mean", None), Tensor):
             return rows * model.input_scale + mean  # type: ignore[operator]
         return rows
-    if set(cfg.get("mean") or (1,)) == {0} and set(cfg.get("std") or ()) == {1}:  # pixels go in as they are
-        return torch.rand(batch, *shape, generator=draw)
-    return torch.randn(batch, *shape, generator=draw)
+    if set(cfg.get("mean") or (1,)) == {0} and set(cfg.get("std") or ()) == {1}:  # not normalised: pixels in [0, 1]
+        return torch.rand(batch, *shape, generator=generator)
+    return torch.randn(batch, *shape, generator=generator)
 
 
 def describe(name: str, size: int | None = None, **kwargs: Any) -> dict[str, Any]:
-    """Facts about a model by name, with its weights where a tag names shipped ones.
+    """Facts about a model; the weights of shipped tags and folders are loaded.
 
     Args:
-        name: Of the zoo or of timm, with or without a tag, or `local-dir:<folder>`.
-        size: Side of the images, pixels; the configuration's own by default.
+        name: Name in the zoo or timm, with or without a tag, or `local-dir:<folder>`.
+        size: Side of the images, pixels; that of the model's configuration by default.
         **kwargs: Arguments of :func:`zoo.create_model`.
 
     Returns:
-        `parameters` and `parameters_deploy`; `macs` of one input in deploy form (convolutions and matrix products;
-        Fourier transforms are not counted); `weights_mib`, `largest_layer_mib` (inputs and outputs of the largest
-        layer, one input); `receptive_field`: sides in pixels of the squares that hold half and 90 % of the effective
-        receptive field, or None for a model without maps; `weights`: where they come from, the file where it is a
-        folder's, empty for fresh ones; `record` of shipped weights.
+        `parameters` and `parameters_deploy`; `macs` of one input in deploy form (convolutions and matrix products,
+        without FFTs); `weights_mib`; `largest_layer_mib` (inputs and outputs of the largest layer, one input);
+        `receptive_field`: sides in pixels of the squares with 50 % and 90 % of the effective receptive field, None for
+        a model without feature maps; `weights`: their source, empty for random ones; `record` of shipped weights.
+
+    Raises:
+        ToolError: The name or an argument is unknown, or the size does not suit the model.
     """
     record = bundled_weights.records().get(name)
     local = name.startswith("local-dir:")
@@ -135,7 +141,7 @@ def describe(name: str, size: int | None = None, **kwargs: Any) -> dict[str, Any
 
 
 def _of_folder(name: str) -> str:
-    """Which file the weights of a `local-dir:` name came from, and the hash that it was compared with."""
+    """The file of the weights of a `local-dir:` name, and its recorded hash."""
     folder = name.removeprefix("local-dir:")
     path, hashes = locate(name), read_config(folder).get("sha256", {})
     told = f"sha256 {hashes[path.name][:12]} as recorded" if path.name in hashes else "no sha256 on record"
@@ -149,7 +155,7 @@ def _count(model: nn.Module) -> int:
 def _macs(model: nn.Module, given: Tensor) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:  # with gradients, where no kernel of our own hides the products
+    with FlopCounterMode(display=False) as counter:  # with gradients: inference kernels of our own are not counted
         model(given)
     return counter.get_total_flops() // 2
 

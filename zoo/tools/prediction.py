@@ -1,4 +1,4 @@
-"""A model's answer to a file: an image, a recording, a table of rows or a series.
+"""Predictions for files: images, recordings, videos, point clouds, spectra, texts, tables and series.
 
 >>> predict("unireplknet_z.mnist5k", ["seven.png"])[0]["predictions"][0]     # {"class": "7", "probability": 0.998}
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -17,7 +18,7 @@ from zoo.data.checks import DataError
 from zoo.data.pictures import Fit
 from zoo.data.prepare import SUFFIXES, far_out, form_for, other_units, prepare, says_nothing
 from zoo.data.series import in_units, last_window
-from zoo.registry.factory import answers_imagenet
+from zoo.registry.factory import answers_imagenet, as_named
 from zoo.support import inputs
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import load, record_of, unusable
@@ -29,24 +30,24 @@ Found = TypeVar("Found")
 
 @torch.inference_mode()
 def predict(model: str, files: Sequence[str | Path], top: int = 5, header: bool = True) -> list[dict[str, Any]]:
-    """Classify images and recordings, classify or evaluate the rows of tables, or forecast what follows a series.
+    """Classify files, predict the rows of tables, or forecast series.
 
     Args:
         model: Name of shipped or published weights, `local-dir:<folder>`, or the folder of a run.
-        files: Images, recordings, tables or series, by suffix. The columns of a table or a series are matched by name
-            with those that the weights were trained on, or taken in order where the record has no names.
-        top: Classes to name.
-        header: Whether tables begin with the names of their columns; without, these stand in the model's order.
+        files: Files of the kind the model takes. Columns of tables and series are matched by name, or taken in order
+            if the input record has no names.
+        top: Largest number of classes per prediction.
+        header: Whether tables have a header line; without one, their columns must be in the model's order.
 
     Returns:
-        One entry a file, or a row of a table: `file`, `row` of a table, and `predictions` (`class` and `probability`,
-        most probable first) or `value`. For a series `forecast` (a list of values for each of the steps that follow its
-        end, in the units of the file), `columns` (the names of the values) and `times` (of the steps, where the series
-        keeps one step). The first entry of a file that is even once it is prepared (a blank picture, silence), or has
-        columns far outside of what the model was trained on, has a `note` that says so.
+        One entry per file, or per row of a table: `file`, `row` of a table, and `predictions` (`class` and
+        `probability`, most probable first) or `value`. For a series: `forecast` (a list of values per step, in the
+        units of the file), `columns` (names of the values) and `times` (of the steps, if the step is constant). The
+        first entry of a file has a `note` if the file is blank or silent, or its values are far outside the training
+        data.
 
     Raises:
-        ToolError: A file is missing, damaged, or nothing that this model takes; or the model's answer is no number.
+        ToolError: A file is missing, damaged or of the wrong kind, or the model's output is not finite.
     """
     network = load(model)
     facts = _facts(model, network)
@@ -55,12 +56,14 @@ def predict(model: str, files: Sequence[str | Path], top: int = 5, header: bool 
             f"only tables can be without a header line; the model takes a file of {facts['record']['kind']}"
         )
     facts["record"] |= {} if header else {"header": False}
+    place, _, folder = as_named(model).partition(":")
+    prepare_file = partial(prepare, folder=Path(folder) if place == "local-dir" else None)
     found = []
     for path in map(Path, files):
         if facts["record"]["kind"] == "series":
             found.append({"file": str(path)} | _forecast(path, network, facts["record"]))
             continue
-        arguments = _told(prepare, path, facts["record"])
+        arguments = _checked(prepare_file, path, facts["record"])
         form = inputs.read(facts["record"])
         note = _note(path, arguments[0], form)
         if form.kind == "table" and (told := far_out(path, arguments[0], network, form.columns)):
@@ -83,20 +86,20 @@ def _note(path: Path, values: Tensor, form: Any) -> dict[str, str]:
 
 
 def _refuse_answer(where: str) -> NoReturn:
-    raise ToolError(f"{where}: the model answers with NaN or infinity, which means nothing; its weights are damaged, "
+    raise ToolError(f"{where}: the model gives NaN or infinity; its weights are damaged, "
                     "or the values are far from those that it was trained on")  # fmt: skip
 
 
 def prepared(path: Path, network: nn.Module) -> tuple[Tensor, ...]:
-    """The network's arguments for a file, by the record that it carries or that its configuration gives.
+    """The network's arguments for a file, by its input record or its configuration.
 
     Raises:
-        ToolError: The file is missing, damaged, or nothing that this model takes.
+        ToolError: The file is missing, damaged or of the wrong kind.
     """
-    return _told(prepare, path, inputs.record_of(network))
+    return _checked(prepare, path, inputs.record_of(network))
 
 
-def _told(function: Callable[[Path, Mapping[str, Any]], Found], path: Path, record: Mapping[str, Any]) -> Found:
+def _checked(function: Callable[[Path, Mapping[str, Any]], Found], path: Path, record: Mapping[str, Any]) -> Found:
     try:
         return function(path, record)
     except DataError as error:
@@ -104,9 +107,9 @@ def _told(function: Callable[[Path, Mapping[str, Any]], Found], path: Path, reco
 
 
 def _forecast(path: Path, network: nn.Module, record: Mapping[str, Any]) -> dict[str, Any]:
-    """What follows the end of a series, in its units."""
-    form = _told(form_for, path, record)
-    window = _told(lambda file, _: last_window(file, form), path, record)
+    """Forecast the end of a series, in the units of the file."""
+    form = _checked(form_for, path, record)
+    window = _checked(lambda file, _: last_window(file, form), path, record)
     values = in_units(network(window.values, window.marks)[0], form)
     if not np.isfinite(np.asarray(values)).all():
         _refuse_answer(str(path))
@@ -129,7 +132,7 @@ def _facts(model: str, network: nn.Module) -> dict[str, Any]:
     if not model.startswith(("local-dir:", "hf-hub:")):
         try:
             features = record_of(model)["feature_names"]
-        except (ValueError, RuntimeError):  # published weights have no record of their training here
+        except (ValueError, RuntimeError):  # published weights have no training record
             features = []
     record = dict(inputs.record_of(network))
     if record["kind"] == "table" and features and not record.get("columns"):
@@ -148,11 +151,11 @@ def _answer(out: Tensor, facts: Mapping[str, Any], top: int) -> dict[str, Any]:
     return {"predictions": [{"class": name, "probability": round(value, 6)} for name, value in pairs]}
 
 
-# ---- a picture ---------------------------------------------------------------------------------------------
+# ---- plots -------------------------------------------------------------------------------------------------
 
 
 def draw(entry: Mapping[str, Any], model: str) -> Any:
-    """One answer as a matplotlib figure: the input beside the classes, or what the model looks at in a table."""
+    """Plot an entry of `predict` as a matplotlib figure: the input (of a table, importances) and the output."""
     from zoo.analysis.plots import COLOR, new_figure, plot_importances
 
     figure = new_figure((8, 3.2))
@@ -168,8 +171,8 @@ def draw(entry: Mapping[str, Any], model: str) -> Any:
         left.imshow(sampler(*prepared(path, network))[0, 0].numpy(), origin="lower", aspect="auto", cmap="magma")
         left.set(xlabel="frame", ylabel="mel bin")
     elif kind == "series":
-        form = _told(form_for, path, inputs.record_of(network))
-        past = in_units(_told(lambda file, _: last_window(file, form), path, {}).values[0], form)
+        form = _checked(form_for, path, inputs.record_of(network))
+        past = in_units(_checked(lambda file, _: last_window(file, form), path, {}).values[0], form)
         _draw_series(left, right, past, entry)
     else:
         importance = getattr(network, "feature_importance", None)
@@ -192,7 +195,7 @@ def draw(entry: Mapping[str, Any], model: str) -> Any:
 
 
 def _draw_series(left: Any, right: Any, past: Any, entry: Mapping[str, Any]) -> None:
-    """The window that the model saw, and its forecast: up to eight variables, each on the scale of the file."""
+    """Plot the input window and the forecast of up to eight variables, in the units of the file."""
     for axis, rows, first in ((left, past, -len(past)), (right, entry["forecast"], 0)):
         steps = range(first + 1, first + 1 + len(rows))
         for i, name in enumerate(entry["columns"][:8]):

@@ -1,4 +1,4 @@
-"""From run folders to a weight that ships: the file, its record, and nothing typed by hand.
+"""Shipping weights: the weight file and its record, generated from run folders.
 
 >>> ship([Path("outputs/digits/a"), Path("outputs/digits/b")])      # the seeds of one experiment
 """
@@ -22,9 +22,9 @@ from zoo.tools.errors import ToolError
 
 __all__ = ["METRICS", "describe", "ship"]
 
-#: What a weight is judged by, first match: the test metric, and the validation metric that chooses among the seeds.
+#: Test metric of a weight, and validation metric that selects the seed; the first match counts.
 METRICS = (
-    ("test/acc_agnostic", None),  # continual learning, the task id unknown
+    ("test/acc_agnostic", None),  # continual learning, task id unknown
     ("test/acc", "val/acc"),
     ("test/r2", "val/r2"),
     ("test/score", "val/score"),
@@ -36,15 +36,15 @@ CODE_LICENSE = "Apache-2.0"
 
 
 def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apache-2.0") -> dict[str, Any]:
-    """The record of the best of some runs, chosen by its validation metric.
+    """Record of the best run, selected by the validation metric.
 
     Args:
-        runs: Folders of finished runs of one experiment that differ in the seed.
-        tag: What follows the dot of the name; the experiment's name without the family by default.
-        license: Of the weights.
+        runs: Folders of finished runs of one experiment with different seeds.
+        tag: Tag of the weight; the experiment's name without the family by default.
+        license: Licence of the weights.
 
     Raises:
-        ToolError: The runs are not seeds of one experiment, or have no metric that is known.
+        ToolError: The runs are not seeds of one experiment, or have no known metric.
         RunsError: A folder is not that of a finished run.
     """
     found = {folder: read_run(folder) for folder in runs}
@@ -63,7 +63,7 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
     values = [run.metrics[judged] for run in found.values()]
     run = found[best]
     summary, config = read_parts(best)
-    parameters = _parameters(best / "model")  # first, since it checks the configuration of the model whole
+    parameters = _parameters(best / "model")  # first: this checks the model's configuration
     model = {"model_args": {}, "pretrained_cfg": {}, **read_config(best / "model")}
     weights = best / "model" / WEIGHTS_NAME
     tag = tag or _tag(model["architecture"], run.name)
@@ -122,13 +122,13 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
 def ship(
     runs: Sequence[Path], tag: str | None = None, folder: Path | None = None, license: str = "apache-2.0"
 ) -> tuple[Path, dict[str, Any]]:
-    """Write the weights and the record of the best run into the folder of shipped weights.
+    """Write the weights and the record of the best run into `folder`, by default that of the shipped weights.
 
     Returns:
         The weight file and the record.
 
     Raises:
-        ToolError: As :func:`describe`, or the weights are too large, or the name is not one that can ship.
+        ToolError: As :func:`describe`; or the weights are too large, or the name is invalid.
     """
     record = describe(runs, tag, license)
     folder = folder or bundled_weights.folder()
@@ -176,7 +176,7 @@ def _parameters(folder: Path) -> int:
 
 
 def _resolved(value: Any, config: dict[str, Any]) -> Any:
-    """A value of the recorded configuration with its references to other keys replaced."""
+    """A value of the recorded configuration, with `${key}` references resolved."""
     if isinstance(value, dict):
         return {k: _resolved(v, config) for k, v in value.items()}
     if isinstance(value, str) and (found := re.fullmatch(r"\$\{([\w.]+)\}", value)):
@@ -188,7 +188,7 @@ def _resolved(value: Any, config: dict[str, Any]) -> Any:
 
 
 def _data_section(config: dict[str, Any]) -> dict[str, Any]:
-    """The `data` section without what belongs to the machine."""
+    """The `data` section without machine-dependent values."""
     section = _resolved(config["data"], config)
     if isinstance(section.get("root"), str):
         section["root"] = None

@@ -1,4 +1,4 @@
-"""One HTML file about a run, a weight or a comparison: everything inside it, nothing fetched, nothing executed.
+"""Self-contained HTML report of a run, a weight or a comparison, without scripts or external resources.
 
 >>> write_report("report.html", "outputs/digits/DATE")
 >>> write_report("report.html", "unireplknet_z.mnist5k", "unireplknet_z.digits")
@@ -26,7 +26,7 @@ from zoo.tools.evaluation import batches, build_data, load, record_of
 
 __all__ = ["curves", "plot_accuracy_matrix", "plot_confusion", "write_report"]
 
-Picture = tuple[str, str]  # a PNG in base 64, and what it shows
+Picture = tuple[str, str]  # base64-encoded PNG and caption
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2733; --soft: #5b6a79; --line: #d9e0e7; --paper: #fff; --card: #f6f8fa; }
@@ -53,7 +53,7 @@ figcaption { font-size: .85rem; margin: .4rem 0 0; }
 """
 
 
-#: The page. Every value is escaped by the template's own rule, wherever it comes from; nothing is marked as safe.
+#: The page. All values are auto-escaped; nothing is marked as safe.
 _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -87,9 +87,7 @@ src="data:image/png;base64,{{ image }}"><figcaption>{{ text }}</figcaption></fig
 
 @dataclass
 class Part:
-    """A part of the page, as values: a heading, tiles, or a section with text, pictures, a table, and notes on what is
-    missing.
-    """
+    """A part of the page: a heading, tiles, or a section with text, pictures, a table, and notes on missing data."""
 
     name: str
     title: str = ""
@@ -103,25 +101,25 @@ class Part:
 
 
 def write_report(path: str | Path, model: str, other: str | None = None) -> dict[str, Any]:
-    """Write the report.
+    """Write a report.
 
     Args:
-        path: The HTML file; replaced once it is whole.
+        path: The HTML file, written atomically.
         model: A shipped weight or the folder of a finished run.
-        other: One to compare it with, on the data of the first.
+        other: A model to compare it with, on the data of the first.
 
     Returns:
-        `file`, `bytes`, the titles of its `sections`, and `notes` on what of a run's files was left out.
+        `file`, `bytes`, the names of its `sections`, and `notes` on unreadable files of the run.
 
     Raises:
         ToolError, RunsError, CheckpointError: The models cannot be read or compared.
-        OutputError: `path` does not end in .html, or lies in no folder.
+        OutputError: `path` does not end in .html, or its folder does not exist.
     """
     import matplotlib as mpl
 
     check_output(path, PAGES)
 
-    with mpl.rc_context({"text.parse_math": False}):  # a dollar sign in a name is a dollar sign
+    with mpl.rc_context({"text.parse_math": False}):  # names may contain dollar signs
         parts = list(_compared(model, other) if other else _single(model))
     page = render(f"{model} and {other}" if other else str(model), parts).encode()
     write_atomic(path, writer_of(page))
@@ -130,14 +128,14 @@ def write_report(path: str | Path, model: str, other: str | None = None) -> dict
 
 
 def render(title: str, parts: Sequence[Part]) -> str:
-    """The page of some parts."""
+    """Render parts as an HTML page."""
     import jinja2
 
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(_PAGE)
     return template.render(title=title, style=_STYLE, parts=parts)
 
 
-# ---- what is told ------------------------------------------------------------------------------------------
+# ---- sections ----------------------------------------------------------------------------------------------
 
 
 def _single(model: str) -> Iterator[Part]:
@@ -205,11 +203,11 @@ def _curves_section(models: Sequence[str]) -> Iterator[Part]:
 
 
 def curves(run: Path, notes: list[str] | None = None) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of every metric that a run logged to CSV; rows and cells that are no numbers are passed over.
+    """Steps and values of every metric that a run logged to CSV; invalid rows and cells are skipped.
 
     Args:
-        run: Its folder.
-        notes: Gets a line for each file of which something is left out.
+        run: The run folder.
+        notes: Receives a line for each file with skipped content.
     """
     found: dict[str, tuple[list[int], list[float]]] = {}
     for path in sorted(run.glob("csv/**/metrics.csv")):
@@ -245,7 +243,7 @@ def _outcome_section(sides: Sequence[tuple[str, Tensor, Tensor]], record: Mappin
 
 
 def _mistakes(side: tuple[str, Tensor, Tensor], record: Mapping[str, Any], count: int = 16) -> list[Picture]:
-    """The test images that the model is most wrong about."""
+    """The misclassified test images with the largest loss."""
     _, outputs, targets = side
     if record["preprocessing"]["input_size"][1:] == [1, 1]:
         return []
@@ -266,7 +264,7 @@ def _mistakes(side: tuple[str, Tensor, Tensor], record: Mapping[str, Any], count
 
 
 def _insight_section(network: nn.Module, record: Mapping[str, Any]) -> Iterator[Part]:
-    """What every probe finds that applies to the model."""
+    """Results of all probes that apply to the model."""
     figures: list[Picture] = []
     subject = Subject.of(network, record["name"])
     for name in probe.entries():
@@ -274,13 +272,13 @@ def _insight_section(network: nn.Module, record: Mapping[str, Any]) -> Iterator[
             found = look(name, subject)
             figures.append(_figure(found.draw(), found.told))
         except (ValueError, RuntimeError, AttributeError, TypeError):
-            continue  # the model has nothing of that kind
+            continue  # the probe does not apply
     if figures:
         yield Part("insight", "What it looks at", figures=figures)
 
 
 def _matrix_section(model: str) -> Iterator[Part]:
-    """Accuracy on each task after each task, where a run wrote `accuracy_matrix.csv`."""
+    """Accuracy matrix of a continual run, from its `accuracy_matrix.csv`."""
     path = next(iter(sorted(Path(model).glob("**/accuracy_matrix*.csv"))), None) if Path(model).is_dir() else None
     if path is None:
         return
@@ -290,7 +288,7 @@ def _matrix_section(model: str) -> Iterator[Part]:
         matrix = np.empty((0, 0))
     matrix = matrix[1:, 1:] if matrix.shape[0] > 1 and np.isnan(matrix[0, 0]) else matrix
     if not matrix.size or max(matrix.shape) > 1000 or not np.isfinite(matrix).any():
-        yield Part("accuracy matrix", "Accuracy matrix", notes=[f"{path} is no table of accuracies: it is left out"])
+        yield Part("accuracy matrix", "Accuracy matrix", notes=[f"{path} is not a table of accuracies: it is left out"])
         return
     text = "accuracy on each task (column) after each task (row)"
     yield Part("accuracy matrix", "Accuracy matrix", figures=[_figure(plot_accuracy_matrix(matrix), text)])
@@ -316,7 +314,7 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def plot_confusion(answers: np.ndarray, targets: np.ndarray, names: Sequence[str], ax: Any = None) -> Any:
-    """Counts of every pair of truth (row) and answer (column), shaded by their share of the row.
+    """Confusion matrix: counts by true (row) and predicted class (column), shaded by their share of the row.
 
     Args:
         answers: Predicted classes (N,).

@@ -1,4 +1,4 @@
-"""Accuracy of released weights on a folder of images, prepared exactly as the weights' record says.
+"""ImageNet-style validation of released weights on a folder of images, with their own preprocessing.
 
 >>> result = validate("unireplknet_a.in1k", "imagenet")     # imagenet/val/n01440764/*.JPEG
 >>> result.top1, result.published                           # percent
@@ -32,12 +32,12 @@ _PARTS = ("val", "valid", "validation", "test")
 
 
 class ValidationError(ValueError):
-    """Images and weights do not belong together; the message says how."""
+    """Images and weights do not match."""
 
 
 @dataclass
 class Validation:
-    """What a validation found; accuracies in percent."""
+    """Result of a validation; accuracies in percent."""
 
     model: str
     images: int
@@ -66,26 +66,26 @@ def validate(
     num_workers: int = 0,
     device: str = "cpu",
 ) -> Validation:
-    """Classify a folder of images with released weights, in deploy form, and compare with the published accuracy.
+    """Accuracy of released weights, in deploy form, on a folder of images, beside the published accuracy.
 
-    Size, crop, interpolation, mean and standard deviation come from the weights' record.
+    Size, crop, interpolation, mean and standard deviation are those of the weights' record.
 
     Args:
         model: Name with its tag, for example `unireplknet_a.in1k`, `local-dir:<folder>` of `zoo.save_pretrained`, or
             the folder of a run.
-        data: Folder with one folder per class, or with such a `val/`, `valid/`, `validation/` or `test/`. Folders are
-            the classes in sorted order; fewer of them than the model has, with ImageNet names (`n01440764`) or the
-            label names of the model, are looked up by name.
+        data: Folder with one folder per class, or with such a `val/`, `valid/`, `validation/` or `test/`. Folders named
+            by the model's labels (for ImageNet `n01440764`, ...) may be a subset of the classes; other names are
+            assigned in sorted order.
         checkpoint: Weights to use instead of fetching the released ones.
-        batch_size: Images a step.
-        num_workers: Processes that decode images; 0 decodes in this one.
-        device: Where to run, for example `cuda`.
+        batch_size: Batch size.
+        num_workers: Worker processes that decode images; 0 decodes in this process.
+        device: Device, for example `cuda`.
 
     Raises:
-        CheckpointError: The weights are missing and cannot be fetched (the message says where to place which file), or
-            are not those on record.
+        CheckpointError: The weights are missing and cannot be fetched (the message says which file to place where), or
+            do not have the recorded hash.
         DataError: The folder or its images are missing or damaged.
-        ValidationError: The name has no weights, or its classes are not those of the folder.
+        ValidationError: The name has no weights, or the classes do not match.
     """
     folder = _image_folder(Path(data).expanduser())
     network = _load(model, checkpoint)
@@ -103,7 +103,7 @@ def validate(
         logits = network(batch.to(device)).float().cpu()
         if (bad := ~logits.softmax(-1).isfinite().all(1)).any():
             where = paths[done + int(bad.nonzero()[0])]
-            raise ValidationError(f"{where}: the model answers with NaN or infinity, which means nothing")
+            raise ValidationError(f"{where}: the model gives NaN or infinity")
         done += len(logits)
         right = logits.topk(min(5, classes), dim=1).indices == outputs[targets][:, None]
         hits1 += int(right[:, 0].sum())
@@ -114,7 +114,7 @@ def validate(
 
 
 def published(notes: Sequence[str] | None) -> float | None:
-    """The ImageNet accuracy in percent that the notes of a configuration say its authors published."""
+    """ImageNet top-1 accuracy in percent published by the authors, as noted in a configuration; None if missing."""
     return next((float(found[1]) for note in notes or () if (found := _PUBLISHED.match(note))), None)
 
 
@@ -146,7 +146,7 @@ def _fit(network: nn.Module) -> Fit:
 
 
 def _imagenet(model: str, classes: int) -> list[str]:
-    """Labels of ImageNet, where the weights are known to answer them."""
+    """ImageNet's labels if the weights predict them, else an empty list."""
     if classes != 1000 or not answers_imagenet(model):
         return []
     from timm.data import ImageNetInfo
@@ -155,8 +155,8 @@ def _imagenet(model: str, classes: int) -> list[str]:
 
 
 def _outputs(names: Sequence[str], labels: Sequence[str], classes: int, folder: Path) -> list[int]:
-    """Output of the model for each class folder."""
-    names = [shown(name, keep="") for name in names]  # as they are saved
+    """Index of the model's output for each class folder."""
+    names = [shown(name, keep="") for name in names]  # as saved
     place = {label: i for i, label in enumerate(labels)}
     if all(name in place for name in names):
         return [place[name] for name in names]
@@ -164,6 +164,6 @@ def _outputs(names: Sequence[str], labels: Sequence[str], classes: int, folder: 
         return list(range(classes))
     strange = next(name for name in names if name not in place)
     raise ValidationError(
-        f"{folder} has {len(names)} class folders, the model {classes} classes, and {strange!r} is no label of the "
+        f"{folder} has {len(names)} class folders, the model {classes} classes, and {strange!r} is not a label of the "
         "model: name the folders by their labels (n01440764, ... for ImageNet), one a class"
     )

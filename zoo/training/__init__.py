@@ -1,1 +1,1 @@
-"""From a configuration to a trained, tracked, saved and resumable model."""
+"""Training runs: from a configuration to a trained, tracked, saved and resumable model."""

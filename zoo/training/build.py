@@ -1,4 +1,4 @@
-"""A configuration as objects: sections through their `_target_`, a task with what its data knows."""
+"""Building objects from configuration sections, and a task with the metadata of its data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zoo.training.checks import is_lightnings
 
 
 def build(key: str, make: Callable[[], Any]) -> Any:
-    """What `make` returns; its error says which section it is about."""
+    """Call `make`; errors name the configuration section `key`."""
     try:
         return make()
     except hydra.errors.InstantiationException as error:
@@ -31,12 +31,12 @@ def build(key: str, make: Callable[[], Any]) -> Any:
 
 
 def _located(key: str, error: BaseException) -> BaseException:
-    """Say which section an error is about, unless it is the zoo's own and says so itself."""
+    """Prefix an error with its section, unless it is one of the zoo's own, which name it themselves."""
     return error if type(error).__module__.startswith("zoo.") else ConfigError(f"{key}: {error}")
 
 
 def instantiate(section: Mapping[str, Any], **offered: Any) -> Any:
-    """Build a section through its `_target_`; `offered` fills what the target takes and the section leaves open."""
+    """Instantiate a section's `_target_`; `offered` are defaults for accepted arguments that the section lacks."""
     accepted = inspect.signature(hydra.utils.get_object(section["_target_"])).parameters
     extra = {k: v for k, v in offered.items() if k in accepted and section.get(k) is None}
     return hydra.utils.instantiate({**section}, **extra, _convert_="all")
@@ -49,6 +49,7 @@ def build_task(
     optimizer: dict[str, Any] | None,
     scheduler: dict[str, Any] | None,
 ) -> Task:
+    """Build model and task from their sections; null arguments that the data module knows are taken from it."""
     spec = {**model}
     for key in ("num_classes", "in_chans", *(k for k, value in model.items() if value is None)):
         if spec.get(key) is None and getattr(datamodule, key, None) is not None:

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: progress, throughput and sample pictures."""
+"""Callbacks for monitoring: progress bar, throughput, sample pictures and pictures of the model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ProgressBar(RichProgressBar):
 
 
 class Throughput(Callback):
-    """Logs `train/samples_per_second`: training samples of all processes over the time between two log points."""
+    """Logs `train/samples_per_second`, over all processes and averaged between two log steps."""
 
     def __init__(self) -> None:
         self._samples, self._since = 0, 0.0
@@ -52,7 +52,7 @@ class Throughput(Callback):
 
 
 def batch_size(batch: Any) -> int:
-    """Length of the first tensor found in a batch of nested lists, tuples and dictionaries; 0 where there is none."""
+    """Length of the first tensor in nested lists, tuples and dictionaries; 0 if there is none."""
     if isinstance(batch, Tensor):
         return len(batch) if batch.ndim else 1
     values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (tuple, list)) else ()
@@ -60,7 +60,7 @@ def batch_size(batch: Any) -> int:
 
 
 class SamplePictures(Callback):
-    """Sends the first validation images with predicted and true class to W&B after each validation.
+    """Logs the first validation images with predicted and true class to W&B.
 
     Args:
         count: Number of images.
@@ -94,7 +94,7 @@ class SamplePictures(Callback):
 
 
 def _picture(image: Tensor, preprocessing: dict[str, Any] | None) -> Any:
-    """A normalised (C, H, W) tensor as an array (H, W, C) or (H, W) of bytes."""
+    """Convert a normalised (C, H, W) tensor to a uint8 array (H, W, C) or (H, W)."""
     image = image.detach().float().cpu()
     if preprocessing:
         mean, std = (torch.tensor(preprocessing[key]).view(-1, 1, 1) for key in ("mean", "std"))
@@ -104,15 +104,14 @@ def _picture(image: Tensor, preprocessing: dict[str, Any] | None) -> Any:
 
 
 class ModelPictures(Callback):
-    """Sends the model's effective receptive field, merged kernels and hyper-kernels to W&B as it learns.
+    """Logs the effective receptive field, merged kernels and hyper-kernels of the model to W&B during training.
 
-    The field is averaged over the first validation images. A model without maps, or without depthwise layers, leaves
-    that picture out.
+    The receptive field is averaged over the first validation images. Pictures that a model cannot have are left out.
 
     Args:
-        every_n_epochs: Interval in epochs; the first epoch always has pictures.
+        every_n_epochs: Interval in epochs, from the first epoch on.
         count: Number of images.
-        layer: Whose kernels, see `zoo.analysis.probes.kernels`; None for the first layer of the largest size.
+        layer: Layer of the merged kernels, see `zoo.analysis.probes.kernels`; None for the first of the largest size.
     """
 
     def __init__(self, every_n_epochs: PositiveInt = 10, count: PositiveInt = 16, layer: str | None = None) -> None:
@@ -138,7 +137,7 @@ class ModelPictures(Callback):
                 logger.log_image(f"model/{name}", [picture], step=None)
 
     def _pictures(self, model: nn.Module, images: Tensor) -> Iterator[tuple[str, np.ndarray]]:
-        with suppress(ValueError):  # no maps
+        with suppress(ValueError):  # no feature maps
             yield "receptive_field", as_array(plot_receptive_field(receptive_field(model, images)))
         with suppress(ValueError):  # no depthwise layer
             name, kernels = merged_kernels(model, self.layer)

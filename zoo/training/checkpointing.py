@@ -1,4 +1,4 @@
-"""Checkpoints that survive: written atomically, at any step, on a signal, with every random state in them."""
+"""Checkpoints for exact resuming: written atomically, at any step and on signals, with all random states."""
 
 from __future__ import annotations
 
@@ -31,17 +31,16 @@ from zoo.training.loggers import CsvRun
 FOLDER = "checkpoints"
 _STEP_FILE = re.compile(r"step=(\d+)\.ckpt")
 
-
-#: Weights have exploded when their norm is this many times what it was at the start, or this many times that of ones.
+#: Weights have exploded if their norm exceeds this factor times the larger of their initial norm and that of all ones.
 EXPLODED = 1e4
 
 
 class UnsoundStateError(NonFiniteLossError):
-    """The weights are not finite any more, or have exploded; the state is not saved."""
+    """The weights are not finite or have exploded; the state is not saved."""
 
 
 class StopRequested(Exception):
-    """Training was asked to stop by a signal and has saved its state."""
+    """Training was stopped by a signal, after saving its state."""
 
     def __init__(self, signum: int, step: int) -> None:
         super().__init__(f"{signal.Signals(signum).name} after step {step}")
@@ -49,9 +48,7 @@ class StopRequested(Exception):
 
 
 class EndRequested(BaseException):
-    """A signal between the last step and the results; no `Exception`, so that nothing on the way takes it for an error
-    of its own.
-    """
+    """A signal between the last training step and the results; a `BaseException`, so that no handler swallows it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -59,10 +56,7 @@ class EndRequested(BaseException):
 
 
 class EndWatch(Callback):
-    """Answers SIGINT, SIGTERM and SIGHUP with `EndRequested` once training is over; before, they do what they did.
-
-    While training goes on, `ResumeCheckpoint` answers them.
-    """
+    """Raises `EndRequested` on SIGINT, SIGTERM or SIGHUP after training; `ResumeCheckpoint` handles them during it."""
 
     def __init__(self) -> None:
         self.over = False
@@ -72,7 +66,7 @@ class EndWatch(Callback):
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             signum = getattr(signal, name, None)
             if signum is not None and _may_handle(signum):
-                self._previous[signum] = signal.signal(signum, self._answer)
+                self._previous[signum] = signal.signal(signum, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,7 +77,7 @@ class EndWatch(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.over = True
 
-    def _answer(self, signum: int, frame: Any) -> None:
+    def _handle(self, signum: int, frame: Any) -> None:
         if self.over:
             raise EndRequested(signum)
         if callable(before := self._previous[signum]):
@@ -94,13 +88,13 @@ class EndWatch(Callback):
 
 
 def _may_handle(signum: int) -> bool:
-    """Only the main thread handles signals; and nohup has a terminal's end ignored."""
-    alone = threading.current_thread() is threading.main_thread()
-    return alone and signal.getsignal(signum) not in (signal.SIG_IGN, None)
+    """Whether to handle a signal: only in the main thread, and not if it is ignored (as SIGHUP under nohup)."""
+    in_main = threading.current_thread() is threading.main_thread()
+    return in_main and signal.getsignal(signum) not in (signal.SIG_IGN, None)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, flushes it to disk and renames it; reads it without running any code."""
+    """Writes checkpoints atomically (temporary file, flush, rename), and reads them without executing code."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -110,32 +104,30 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path)
 
     def remove_checkpoint(self, path: Any) -> None:
-        if ".." not in Path(path).parts:  # a path that a state named, which would lead out of the folder
+        if ".." not in Path(path).parts:  # a path from a checkpoint must not lead out of the folder
             super().remove_checkpoint(path)
 
 
 def _serialise(checkpoint: dict[str, Any], file: BinaryIO) -> None:
     try:
         torch.save(checkpoint, file)
-    except (
-        RuntimeError
-    ) as error:  # torch's writer hides the reason, a full disk for example, behind an error of its own
-        if isinstance(error.__context__, OSError):
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # torch hides the reason, for example a full disk
             raise error.__context__ from None
         raise
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps the best state by a validation metric; among equals the one of smaller loss, and then the later one.
+    """Keeps the best state by a validation metric; ties are broken by the smaller loss, then by the later state.
 
-    A small validation part gives the same accuracy to many states, of which the first is still far from trained. Where
-    metric, loss or weights are not finite, a state is never the best.
+    On a small validation part many states have the same accuracy, and the first is the least trained. States with a
+    non-finite metric, loss or weight are never kept.
 
     Args:
-        folder: Where `best.ckpt` goes.
-        monitor: The logged metric.
-        mode: `max` or `min`, what is better.
-        tie_breaker: The metric that decides among equals, smaller is better; where it is not logged the later one wins.
+        folder: Folder of `best.ckpt`.
+        monitor: Name of the metric.
+        mode: Whether `max` or `min` is better.
+        tie_breaker: Metric that breaks ties, smaller is better; if it is not logged, the later state wins.
     """
 
     def __init__(
@@ -175,7 +167,7 @@ class BestCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._kept_loss = float(state_dict["kept_loss"])
-        # a state may name files of the place that the run was moved from, or any: they are those of this folder
+        # the run may have been moved, and a checkpoint may name any path: use this folder
         self.best_k_models = {self._here(path): score for path, score in self.best_k_models.items()}
         for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
             setattr(self, name, self._here(getattr(self, name)))
@@ -185,21 +177,21 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class ResumeCheckpoint(Checkpoint):
-    """Keeps the newest states of a training, so that it can be continued exactly.
+    """Keeps the latest states of a training for exact resuming.
 
-    A state holds weights, optimizer, schedule, averages, loop position, the random states of every process, the metrics
-    so far and how many rows were logged. It is written every `every_n_steps` optimizer steps, before a step that a
-    validation follows, at the end of an epoch, and on SIGINT, SIGTERM or SIGHUP, after which training stops with
-    `StopRequested`. A second SIGINT or SIGTERM stops at once. No state lies between a step and the end of a validation
-    that follows it, so that a resumed run never misses a validation; a run that is stopped there repeats one step.
+    A state contains weights, optimizer, schedule, weight averages, loop position, random states of all processes,
+    metrics and the number of logged rows. It is saved every `every_n_steps` optimizer steps, before a step that is
+    followed by a validation, at the end of an epoch, and on SIGINT, SIGTERM or SIGHUP, which then stop the training
+    with `StopRequested`. A second SIGINT or SIGTERM stops at once. No state is saved between a step and the end of its
+    validation, so a resumed run never misses a validation; stopping there repeats one step.
 
-    A state whose weights are not finite, or whose norm exploded (see `EXPLODED`), is not written: training stops with
-    `UnsoundStateError`, and the states before stay.
+    If weights are not finite or have exploded (see `EXPLODED`), no state is saved: training stops with
+    `UnsoundStateError`, and the earlier states remain.
 
     Args:
-        folder: Where `step=<n>.ckpt` files go.
+        folder: Folder of the `step=<n>.ckpt` files.
         every_n_steps: Interval in optimizer steps.
-        keep: How many states stay; with two, a damaged newest file never costs the run.
+        keep: Number of states to keep; with two, a damaged latest file does not lose the run.
     """
 
     def __init__(self, folder: str | Path, every_n_steps: PositiveInt = 100, keep: PositiveInt = 2) -> None:
@@ -207,15 +199,15 @@ class ResumeCheckpoint(Checkpoint):
         self._signum = 0
         self._saved_step: int | None = None
         self._random_states: list[dict[str, Any]] | None = None
-        self._norm: float | None = None  # of the weights when training began
+        self._norm: float | None = None  # initial norm of the weights
         self._exempt: set[str] = set()
         self._previous_handlers: dict[int, Any] = {}
-        self.metrics: dict[str, float] = {}  # of the state that training went on from
+        self.metrics: dict[str, float] = {}  # of the state resumed from
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
         if stage == "fit" and (hangup := getattr(signal, "SIGHUP", None)) is not None:
-            self._handle(hangup)  # before worker processes begin, which a closed terminal would end otherwise
+            self._handle(hangup)  # before the workers start: they inherit it, and survive a closed terminal
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._norm = self._norm or _norm(pl_module)
@@ -225,7 +217,7 @@ class ResumeCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restore_handlers()
-        if self._saved_step is not None and (stop := self._agreed_signal(trainer)):  # came after the last epoch
+        if self._saved_step is not None and (stop := self._agreed_signal(trainer)):  # arrived after the last epoch
             raise StopRequested(stop, self._saved_step)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -237,7 +229,7 @@ class ResumeCheckpoint(Checkpoint):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._random_states is not None:  # last moment before the step: nothing else may draw in between
+        if self._random_states is not None:  # as late as possible: nothing else may use the generators before the step
             set_random_states(self._random_states[trainer.global_rank % len(self._random_states)])
             self._random_states = None
 
@@ -291,7 +283,7 @@ class ResumeCheckpoint(Checkpoint):
                 table.rewind(rows, so_far.get("pending"))
 
     def _stop_at_the_state_before(self, signum: int) -> None:
-        """Stop where no state may lie, if there is one before; else the signal waits until one may."""
+        """Stop at the last saved state, if any; otherwise the signal waits until a state can be saved."""
         if signum and self._saved_step is not None:
             raise StopRequested(signum, self._saved_step)
 
@@ -328,8 +320,8 @@ class ResumeCheckpoint(Checkpoint):
 
     def _request_stop(self, signum: int, frame: Any) -> None:
         self._signum = self._signum or signum
-        self._restore_handlers(signal.SIGINT, signal.SIGTERM)  # a second one does what it would have done without us;
-        # of hang-ups several come: from the terminal, from the shell, and with a logout a SIGTERM beside
+        # a second SIGINT or SIGTERM has its usual effect; SIGHUP often comes several times
+        self._restore_handlers(signal.SIGINT, signal.SIGTERM)
 
     def _restore_handlers(self, *only: int) -> None:
         for signum in [n for n in self._previous_handlers if n in only or not only]:
@@ -344,7 +336,7 @@ class ResumeCheckpoint(Checkpoint):
 
 
 def _validation_follows(trainer: L.Trainer, ahead: int) -> bool:
-    """Whether a validation comes right after the batch that lies `ahead` of the present one, in this epoch."""
+    """Whether a validation in this epoch follows the batch `ahead` batches after the current one."""
     loop = trainer.fit_loop.epoch_loop
     every = trainer.val_check_batch
     if every is None or math.isinf(every) or not loop._should_check_val_epoch():
@@ -356,7 +348,7 @@ def _validation_follows(trainer: L.Trainer, ahead: int) -> bool:
 
 
 def _pending_row(trainer: L.Trainer) -> dict[str, float] | None:
-    """The row that the loggers get right after this moment, and that a run resumed from it would not log again."""
+    """The row that is logged right after this state, and that a run resumed from it would not log again."""
     connector, loop = trainer._logger_connector, trainer.fit_loop.epoch_loop
     if trainer.state.fn != "fit" or not trainer.training:
         return None
@@ -370,7 +362,7 @@ def _pending_row(trainer: L.Trainer) -> dict[str, float] | None:
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Those of the metrics that are one number."""
+    """The scalar metrics."""
     return {name: float(value) for name, value in metrics.items() if torch.as_tensor(value).numel() == 1}
 
 
@@ -379,10 +371,10 @@ def _trained(module: nn.Module) -> list[Tensor]:
 
 
 def _norm(module: nn.Module) -> float:
-    """Norm of the trained weights."""
+    """L2 norm of the trained weights."""
     square = 0.0
     for weight in _trained(module):
-        precise = None if weight.device.type == "mps" else torch.float64  # which that device does not have
+        precise = None if weight.device.type == "mps" else torch.float64  # MPS has no float64
         square += float(torch.linalg.vector_norm(weight, dtype=precise)) ** 2
     return math.sqrt(square)
 
@@ -392,19 +384,19 @@ def _is_finite(values: Tensor) -> bool:
 
 
 def _is_sound(values: Tensor) -> bool:
-    """Whether a buffer can be used: the logarithm of nothing, as of a class that was never seen, is minus infinity."""
+    """Whether a buffer has no NaN and no +inf; -inf is allowed, as the log-prior of an unseen class."""
     return not values.is_floating_point() or bool((values.detach() < torch.inf).all())
 
 
 def _not_finite(module: nn.Module) -> set[str]:
-    """What is not finite from the start and not trained by gradients: places that are filled later."""
+    """Frozen parameters and buffers that are not finite at the start: placeholders that are filled later."""
     found = {name for name, weight in module.named_parameters() if not weight.requires_grad and not _is_finite(weight)}
     buffers = getattr(module, "model", module).named_buffers()
     return found | {f"buffer {name}" for name, values in buffers if not _is_sound(values)}
 
 
 def _unsound(module: nn.Module, norm: float | None = None, exempt: Collection[str] = ()) -> str | None:
-    """What makes a state useless: values that are not finite, or weights out of all proportion to `norm`."""
+    """Why a state must not be saved: non-finite values, or weights that exploded from `norm`; None if it is sound."""
     for name, weight in module.named_parameters():
         if name not in exempt and not _is_finite(weight):
             return f"the weights {name} are not finite"
@@ -418,14 +410,14 @@ def _unsound(module: nn.Module, norm: float | None = None, exempt: Collection[st
 
 
 def set_aside(folder: Path, step: int) -> None:
-    """Take a state out of those to continue from: its weights gave a loss that is not finite."""
+    """Rename the states from `step` on, whose weights gave a non-finite loss, so that they are not resumed."""
     for number, path in step_files(folder):
         if number >= step:
             path.replace(path.with_name(f"not_finite_after-{path.name}"))
 
 
 def random_states() -> dict[str, Any]:
-    """The global random states of Python, NumPy and torch (every device) as plain containers and tensors."""
+    """Global random states of Python, NumPy and torch (all devices) as plain containers and tensors."""
     version, keys, gauss = random.getstate()
     name, words, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
@@ -437,7 +429,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Restore what `random_states` returned; devices that are absent now are passed over."""
+    """Restore the result of `random_states`; GPU states only if the number of GPUs is the same."""
     version, keys, gauss = states["python"]
     random.setstate((version, tuple(keys), gauss))
     name, words, position, has_gauss, cached = states["numpy"]
@@ -454,14 +446,14 @@ def step_files(folder: Path) -> list[tuple[int, Path]]:
 
 
 def find_resumable(run: Path, checkpoint: Path | None = None) -> Path:
-    """The state to continue from, the named one or the newest; read once, so that damage shows now.
+    """The state to resume from, checked by reading it.
 
     Args:
         run: Folder of the run.
-        checkpoint: A particular checkpoint of it.
+        checkpoint: A checkpoint of the run; None for the newest state.
 
     Raises:
-        CheckpointError: If there is none, or if it is damaged; the message then offers the newest good one.
+        CheckpointError: If there is none, or it is damaged; the message then names the newest intact one.
     """
     candidates = [path for _, path in step_files(run / FOLDER)]
     chosen = checkpoint or next(iter(candidates), None)

@@ -1,7 +1,7 @@
-"""What is asked before a run takes its first step, and that its last step is measured.
+"""Checks before the first training step, and the validation of the last one.
 
-Values are checked together before anything is built (`together`); what only the data can say when it is there
-(`Start`). An error that Lightning raises about them is told as a sentence (`is_lightnings`).
+`check_config` checks the configuration before anything is built, `together` combinations of its values, and `Start`
+what only the loaded data can tell. `is_lightnings` recognises errors of Lightning about configuration values.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from zoo.support.suggest import suggestion
 from zoo.tasks import Task, create_optimizer, create_scheduler, schedule_problems
 from zoo.training.summary import tell
 
-# what Lightning exports and a run here cannot have, and what there is instead
+# Lightning's callbacks that are refused, and what to use instead
 REFUSED: dict[type, str] = {
     StochasticWeightAveraging: "would replace the schedule, and averages after the last validation: use callbacks=ema, "
     "or lightning.pytorch.callbacks.WeightAveraging, which validates its equal-weight average",
@@ -47,31 +47,31 @@ REFUSED: dict[type, str] = {
 
 
 def is_lightnings(error: BaseException) -> bool:
-    """Whether Lightning raised it, itself or through torch: about a value of the configuration, not about our code."""
+    """Whether Lightning raised the error, directly or through torch: it is about the configuration, not our code."""
     frames = [str(frame.f_globals.get("__name__")).split(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)]
     inner = next((room for room in reversed(frames) if room not in ("torch", "torchmetrics", "contextlib")), "")
     return inner in ("lightning", "lightning_fabric", "lightning_utilities")
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether a line of the zoo raised it, which then is written for people."""
+    """Whether the zoo's own code raised the error, so that its message is meant for users."""
     frames = [str(frame.f_globals.get("__name__")).split(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)]
     return frames[-1:] == ["zoo"]
 
 
 def sentence(error: BaseException) -> str:
-    """The first line of an error's text, or its kind where it has none."""
+    """First line of an error's message, or its type if it has none."""
     lines = str(error).strip().splitlines()
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     where = f" in {frames[-1].f_globals.get('__name__')}" if frames else ""
     return " ".join(lines[0].split()) if lines else f"{type(error).__name__}{where}"
 
 
-# ---- values together, before anything is built ---------------------------------------------------------------
+# ---- combinations of values ----------------------------------------------------------------------------------
 
 
 def together(config: Mapping[str, Any]) -> list[str]:
-    """What each value allows, and all of them together do not; one sentence each."""
+    """Problems with combinations of values that are valid one by one; one sentence each."""
     trainer, scheduler = config.get("trainer"), config.get("scheduler")
     trainer = trainer if isinstance(trainer, Mapping) else {}
     problems = list(_lengths(trainer))
@@ -80,7 +80,7 @@ def together(config: Mapping[str, Any]) -> list[str]:
         lr = optimizer.get("lr") if isinstance(optimizer, Mapping) else None
         try:
             found = schedule_problems(lr if _number(lr) else None, _epochs(trainer), **scheduler)
-        except TypeError:  # a value of the wrong type, which its own check tells
+        except TypeError:  # a value of the wrong type, which its own check reports
             found = []
         problems += [f"scheduler.{problem}" for problem in found]
     callbacks = config.get("callbacks")
@@ -114,7 +114,7 @@ def _lengths(trainer: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _epochs(trainer: Mapping[str, Any]) -> float | None:
-    """Epochs of the whole training, as far as the configuration alone tells them."""
+    """Epochs of the whole training, if the configuration determines them."""
     epochs, steps, batches = (trainer.get(key) for key in ("max_epochs", "max_steps", "limit_train_batches"))
     accumulated = trainer.get("accumulate_grad_batches") or 1
     known = [float(epochs)] if isinstance(epochs, int) and epochs > 0 else []
@@ -150,33 +150,33 @@ def _callbacks(callbacks: Mapping[str, Any], config: Mapping[str, Any]) -> Itera
 
 
 def _has_course(scheduler: Any) -> bool:
-    """Whether a schedule ever changes the rate."""
+    """Whether a schedule changes the learning rate."""
     constant = isinstance(scheduler, Mapping) and scheduler.get("sched") == "constant"
     return bool(scheduler) and not (constant and not scheduler.get("warmup_epochs"))
 
 
 def _target(section: Any) -> type | None:
-    """The class that a section names, where it names one."""
+    """The class of a section's `_target_`; None if there is none."""
     from hydra.utils import get_object
 
     try:
         found = get_object(section["_target_"]) if isinstance(section, Mapping) and "_target_" in section else None
-    except (ImportError, ValueError, AttributeError, TypeError):  # told by the check of the section
+    except (ImportError, ValueError, AttributeError, TypeError):  # reported by the check of the section
         return None
     return found if isinstance(found, type) else None
 
 
-# ---- with the data at hand, before the first step ------------------------------------------------------------
+# ---- checks of the loaded data -------------------------------------------------------------------------------
 
 
 class Start(Callback):
-    """Asks the data, before the first step, whether the task can take it and what will be measured.
+    """Checks before the first step that the data fits the task, and reports if it has no test or validation part.
 
     Attributes:
-        untested: Why the run will not be tested, in words; None where it will.
+        untested: Reason why the run will not be tested; None if it will be.
 
     Args:
-        test: Whether the configuration wants a test.
+        test: Whether the configuration asks for a test.
     """
 
     def __init__(self, test: bool = True) -> None:
@@ -184,7 +184,7 @@ class Start(Callback):
         self._told = not test
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Lightning has just set up the data module."""
+        """Check the data module, which Lightning has just set up."""
         if stage != "fit":
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -206,12 +206,12 @@ class Start(Callback):
 
 
 def watches(callback: Callback) -> bool:
-    """Whether a callback decides by a figure of the validation part."""
+    """Whether a callback monitors a validation metric."""
     return str(getattr(callback, "monitor", None)).startswith("val/")
 
 
 def no_test(data: Any, task: L.LightningModule) -> str | None:
-    """Why a run on this data has no test figure, in words; None where it has one."""
+    """Reason why a run on this data has no test result; None if it has one."""
     name = type(data).__name__
     if not is_overridden("test_dataloader", data, L.LightningDataModule):
         return f"{name} has no test part"
@@ -231,17 +231,17 @@ def no_test(data: Any, task: L.LightningModule) -> str | None:
 
 
 class LastValidation(Callback):
-    """Validates the last state of a training, wherever its end falls, so that no step is taken that nobody measures."""
+    """Validates after the last training step, wherever the training ends."""
 
     def __init__(self) -> None:
         self._usual: tuple[Any, Any] | None = None
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Lightning decides about a validation right after this."""
+        """Request a validation, which Lightning decides on right after this."""
         if trainer.enable_validation and ends_here(trainer):
             self._usual = trainer.val_check_batch, trainer.check_val_every_n_epoch
             trainer.val_check_batch, trainer.check_val_every_n_epoch = 1, 1
-            trainer.should_stop = True  # a clock, if there is one, is not asked then
+            trainer.should_stop = True  # so that Timer callbacks do not change the end
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._usual is not None:
@@ -250,7 +250,7 @@ class LastValidation(Callback):
 
 
 def ends_here(trainer: L.Trainer) -> bool:
-    """Whether the training ends with the step just taken; asked in `on_train_batch_end`."""
+    """Whether the training ends with the step just taken; call it in `on_train_batch_end`."""
     loop = trainer.fit_loop
     if 0 < trainer.max_steps <= trainer.global_step:
         return True
@@ -260,11 +260,11 @@ def ends_here(trainer: L.Trainer) -> bool:
     return last_epoch and loop.epoch_loop._num_ready_batches_reached()
 
 
-# ---- a configuration, before anything is built -------------------------------------------------------------
+# ---- the whole configuration ---------------------------------------------------------------------------------
 
 
 def check_config(config: Mapping[str, Any], *, multirun: bool = False) -> None:
-    """Check every value of a configuration against the signature that it will be passed to.
+    """Check every value of a configuration against the signature it will be passed to.
 
     Raises:
         ConfigError: With one line for each problem.
@@ -303,13 +303,13 @@ def check_config(config: Mapping[str, Any], *, multirun: bool = False) -> None:
         for key, entry in (config.get(group) or {}).items():
             if entry:
                 problems += check_section(entry, f"{group}.{key}")
-    problems = problems or together(config)  # which takes values of the right types
+    problems = problems or together(config)  # needs values of the right types
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
 
 
 def _check_constructor(section: Mapping[str, Any]) -> list[str]:
-    """Problems of the model's own arguments, by the class that its entry point says it returns."""
+    """Problems with the model's arguments, by the return annotation of its entry point."""
     from timm.models import is_model, model_entrypoint
 
     name = section.get("model_name")

@@ -1,4 +1,4 @@
-"""Pictures of a continual learner: the accuracy matrix, and images that its generator makes of the tasks seen."""
+"""Pictures of a continual learner: the accuracy matrix, and generated images of the tasks seen."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ __all__ = ["ContinualPictures"]
 
 
 class ContinualPictures(Callback):
-    """Saves `accuracy_matrix.png` and `samples.png` after each task, and the matrix as `accuracy_matrix.csv`; sends the
-    pictures to W&B.
+    """Saves `accuracy_matrix.png`, `accuracy_matrix.csv` and `samples.png` after each task; logs the pictures to W&B.
 
     Args:
-        folder: Where the files go.
-        tasks_shown: Tasks whose generated images are drawn, spread over those seen; one row each.
+        folder: Folder of the files.
+        tasks_shown: Number of tasks with generated images, evenly spaced over those seen; one row each.
     """
 
     def __init__(self, folder: str | Path, tasks_shown: PositiveInt = 4) -> None:
@@ -46,16 +45,17 @@ class ContinualPictures(Callback):
                     logger.log_image(f"continual/{name}", [ax.figure])
 
     def pictures(self, task: Any, seen: int) -> dict[str, Any]:
-        """The pictures as matplotlib axes, by name."""
+        """Matplotlib axes of the pictures, by name."""
         learner = task.learner
         found = {"accuracy_matrix": plot_accuracy_matrix(task.matrix[:seen, :seen].cpu(), title=type(learner).__name__)}
         if hasattr(learner, "generate"):
             shown = torch.linspace(0, seen - 1, min(self.tasks_shown, seen)).round().int().tolist()
-            draw = torch.Generator(task.device).manual_seed(0)
+            generator = torch.Generator(task.device).manual_seed(0)
             rows = []
             for t in shown:
                 classes = learner.active[t].nonzero().squeeze(-1)
-                rows.append(learner.generate(t, classes[torch.arange(10, device=classes.device) % len(classes)], draw))
+                ten = classes[torch.arange(10, device=classes.device) % len(classes)]
+                rows.append(learner.generate(t, ten, generator))
             title = "generated, tasks " + ", ".join(str(t + 1) for t in shown)
             found["samples"] = plot_image_grid(torch.cat(rows).float().cpu(), title=title)
         return found

@@ -1,4 +1,4 @@
-"""Pictures of what a GRBF network has learned, sent to W&B while it trains."""
+"""Pictures of a GRBF network's precision matrix, logged to W&B during training."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from zoo.analysis.plots import (
     plot_summary,
 )
 
-#: Rows of the training part that are drawn as points, at most.
+#: Largest number of training rows plotted as points.
 POINTS = 1000
 
 
 class Fitted:
-    """A network in training with the methods of a fitted estimator that the pictures use.
+    """A network with those methods of a fitted estimator that the plots use.
 
     Args:
         model: The network.
@@ -41,16 +41,16 @@ class Fitted:
             self.classes_ = names if (names[:-1] < names[1:]).all() else np.arange(len(names))
 
     def transform(self, X: Any) -> np.ndarray:
-        """Coordinates (n, D) of rows along the eigenvectors."""
+        """Coordinates (n, D) of rows (n, D) along the eigenvectors."""
         return ((np.asarray(X) - self.mean) / self.scale) @ self.components_.T
 
     def inverse_transform(self, Z: np.ndarray) -> np.ndarray:
-        """Rows (n, D) at coordinates (n, D)."""
+        """Rows (n, D) from coordinates (n, D)."""
         return (Z @ self.components_) * self.scale + self.mean
 
     @torch.no_grad()
     def predict(self, X: Any) -> np.ndarray:
-        """Values (n,) of a regression."""
+        """Predictions (n,) of a regression."""
         return _array(self.model(torch.as_tensor(np.asarray(X)).to(self.model.centers)))[:, 0]
 
     @torch.no_grad()
@@ -65,15 +65,14 @@ def _array(values: torch.Tensor) -> np.ndarray:
 
 
 class Explanations(Callback):
-    """Sends pictures of what the precision matrix says to W&B: feature importances (for square images also as one),
-    spectrum, loadings, and from the training rows of a table the output over the first two latent variables and the
-    first one against the target.
+    """Logs pictures of the precision matrix to W&B: feature importances (as an image for square inputs), spectrum,
+    loadings; and for a table, the output over the first two latent variables and the target over the first one.
 
-    Nothing happens for models without a precision matrix, or without a W&B logger.
+    Does nothing for models without a precision matrix, or without a W&B logger.
 
     Args:
-        every_n_epochs: Validations between two sets of pictures; the last one always sends.
-        top: Bars of each picture.
+        every_n_epochs: Interval in epochs; the last epoch is always logged.
+        top: Number of bars in each picture.
     """
 
     def __init__(self, every_n_epochs: PositiveInt = 20, top: PositiveInt = 15) -> None:
@@ -92,7 +91,7 @@ class Explanations(Callback):
                 logger.log_image(f"explanations/{name}", [axes.figure])
 
     def pictures(self, model: Any, data: Any = None) -> dict[str, Any]:
-        """The pictures of a network as matplotlib axes, by name; `data` gives the names of the features."""
+        """Matplotlib axes of the pictures, by name; `data` provides feature names and training rows."""
         names = getattr(data, "feature_names", None)
         names = names if names is not None and len(names) == model.dim else None
         values, components = (t.double().cpu() for t in model.spectrum())

@@ -1,4 +1,4 @@
-"""The end of a run: the best weights, the saved model, the summary, and the commands that go on from there."""
+"""The end of a run: best weights, saved model, summary, and the commands to continue."""
 
 from __future__ import annotations
 
@@ -14,20 +14,18 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from zoo.registry.checkpoints import read_checkpoint, save_pretrained
 from zoo.support.environment import commit, hardware, versions
+from zoo.support.files import write_atomic, writer_of
 from zoo.support.quoting import command as shell_line
 from zoo.tasks import Task
-from zoo.training.checkpointing import (
-    FOLDER,
-    step_files,
-)
-from zoo.training.folder import record
+from zoo.training.checkpointing import FOLDER, step_files
+from zoo.training.folder import write_texts
 from zoo.training.loggers import WandbRun
 from zoo.training.summary import print_summary, tell
 
 
 @dataclass
 class RunResult:
-    """What a run reached and where it lies."""
+    """Metrics, duration and paths of a run."""
 
     output_dir: Path
     metrics: dict[str, float] = field(default_factory=dict)
@@ -37,8 +35,10 @@ class RunResult:
 
 
 def load_best(engine: L.Trainer, task: Task, metrics: dict[str, float]) -> Path | None:
-    """Put the best weights by the monitored metric into the task, and their value of it into the metrics; the last ones
-    stay where nothing was monitored.
+    """Load the best weights by the monitored metric, and store its best value in `metrics`.
+
+    Returns:
+        The checkpoint of the weights; if nothing was monitored, the task keeps the last ones.
     """
     best = next((c for c in engine.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and _best_file(c)), None)
     if best is None:
@@ -55,9 +55,7 @@ def load_best(engine: L.Trainer, task: Task, metrics: dict[str, float]) -> Path 
 
 
 def _best_file(callback: ModelCheckpoint) -> Path | None:
-    """The best state, in the folder that the callback writes to; a restored one may name another, where the run was
-    moved or its state is not its own.
-    """
+    """The best checkpoint, in the callback's own folder: a restored path is wrong if the run was moved."""
     if not callback.best_model_path or callback.dirpath is None:
         return None
     path = Path(callback.dirpath) / Path(callback.best_model_path).name
@@ -68,6 +66,7 @@ def _best_file(callback: ModelCheckpoint) -> Path | None:
 def finish(
     engine: L.Trainer, task: Task, result: RunResult, notes: dict[str, Any], command: str, untested: str | None = None
 ) -> None:
+    """Save the model with its data's files, write the summary, and log the best checkpoint to W&B."""
     result.model_dir = result.output_dir / "model"
     save_pretrained(
         task.model,
@@ -76,6 +75,8 @@ def finish(
         preprocessing=task.hparams.get("preprocessing"),
         input_record=getattr(task.model, "input_record", None),
     )
+    for name, path in getattr(getattr(engine, "datamodule", None), "model_files", {}).items():
+        write_atomic(result.model_dir / name, writer_of(path.read_bytes()))
     summary = {"metrics": result.metrics, "seconds": round(result.seconds, 1), "seed": notes["seed"]}
     summary |= {"data": _data_facts(engine), "versions": versions(), "hardware": hardware()}
     summary |= {"finished": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()), "commit": commit()}
@@ -97,11 +98,11 @@ def finish(
         untested=untested,
     )
     texts = {"summary.json": json.dumps(summary, indent=2) + "\n", "summary.txt": told}
-    record(result.output_dir, texts)
+    write_texts(result.output_dir, texts)
 
 
 def _train_on(engine: L.Trainer, task: Task, folder: Path, command: str) -> str | None:
-    """The command that trains twice as long; None for a task whose epochs are counted by its data."""
+    """The command that trains twice as long; None if the data determines the number of epochs."""
     if not task.trains_on:
         return None
     longer = {}
@@ -113,7 +114,7 @@ def _train_on(engine: L.Trainer, task: Task, folder: Path, command: str) -> str 
 
 
 def _data_facts(engine: L.Trainer) -> dict[str, Any]:
-    """Sizes of the parts and names of the columns, for the record of weights that may be shipped."""
+    """Sizes of the parts and names of the columns, for the metadata of shipped weights."""
     data: Any = getattr(engine, "datamodule", None)
     facts: dict[str, Any] = {part: len(rows) for part, rows in (getattr(data, "datasets", None) or {}).items()}
     if names := getattr(data, "feature_names", None):
@@ -122,6 +123,7 @@ def _data_facts(engine: L.Trainer) -> dict[str, Any]:
 
 
 def last_good(folder: Path, command: str, **changes: Any) -> str:
+    """Message with the command that continues from the last checkpoint, with changed configuration values."""
     states = step_files(folder / FOLDER)
     if not states:
         again = "".join(f" with {key}={value}" for key, value in changes.items())
@@ -131,7 +133,7 @@ def last_good(folder: Path, command: str, **changes: Any) -> str:
 
 
 def shown_path(path: Path) -> Path:
-    """A path as the user would type it: relative where it lies below the working folder."""
+    """A path for messages: relative if it is below the working directory."""
     try:
         return path.absolute().relative_to(Path.cwd())
     except ValueError:

@@ -1,4 +1,4 @@
-"""The folder of a run: one writer at a time, nothing left over from a killed one, and what a run records there."""
+"""The run folder: locked by one writer at a time, cleaned of partial files, and written atomically."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from zoo.support.values import DamagedFileError, check_closed
 from zoo.support.whole import clean, replace_link
 from zoo.training.checkpointing import FOLDER
 
-__all__ = ["RunFolderInUse", "check_new", "is_first_process", "link_latest", "record", "writing_in"]
+__all__ = ["RunFolderInUse", "check_new", "is_first_process", "link_latest", "write_texts", "writing_in"]
 
 _LOCK = ".lock"
-_held: dict[Path, int] = {}  # folder, and the thread that writes into it
+_held: dict[Path, int] = {}  # folders locked by this process, and their threads
 
 
 class RunFolderInUse(RuntimeError):
-    """Another run writes into the folder, or has left its results there; the message says which."""
+    """Another run writes to the folder, or has left its results there."""
 
 
 def is_first_process() -> bool:
-    """Whether this process writes for all processes of its run."""
+    """Whether this is the process of a distributed run that writes files."""
     other_node = any(os.environ.get(key, "0") not in ("", "0") for key in ("NODE_RANK", "GROUP_RANK"))
     return getattr(rank_zero_only, "rank", 0) == 0 and not other_node
 
 
 @contextlib.contextmanager
 def writing_in(folder: Path, resumed: bool = False) -> Iterator[None]:
-    """Be the one writer of a run folder, and remove what a killed one left half written.
+    """Lock a run folder for writing, and remove partial files of a killed run.
 
-    The lock is the system's and ends with its process, however that ends. Only the first process of a distributed run
-    takes it. Where the file system has no locks, a warning says so.
+    The lock is the operating system's, so it ends with the process. Only the first process of a distributed run takes
+    it. If the file system has no locks, a warning says so.
 
     Args:
-        folder: Of the run.
-        resumed: It goes on with what is there, which may come from anyone. Of a new run the place is the user's own:
-            that links lead out of it, so that it cannot be resumed as it is, is a warning.
+        folder: The run folder.
+        resumed: Whether the run is resumed from this folder, which is untrusted: links out of it are refused. In a new
+            run they are a warning, because it could not be resumed.
 
     Raises:
-        RunFolderInUse: Another process, or another thread of this one, writes there.
-        DamagedFileError: A link in the folder of a resumed run leads out of it.
+        RunFolderInUse: Another process or thread writes to the folder.
+        DamagedFileError: A link leads out of the folder of a resumed run.
     """
     folder = Path(os.path.realpath(folder))
     if not is_first_process() or _held.get(folder) == threading.get_ident():
@@ -69,16 +69,14 @@ def writing_in(folder: Path, resumed: bool = False) -> Iterator[None]:
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise RunFolderInUse(_in_use(folder)) from None
+        raise RunFolderInUse(_in_use_message(folder)) from None
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
-        warnings.warn(
-            f"{folder} cannot be locked ({reason}): see to it yourself that no second run writes there", stacklevel=3
-        )
+        warnings.warn(f"{folder} cannot be locked ({reason}): make sure that no second run writes there", stacklevel=3)
     _held[folder] = threading.get_ident()
     try:
         if lock.is_locked:
-            _sign(folder)
+            _write_owner(folder)
         for place, inside, _ in os.walk(folder):
             inside[:] = [name for name in inside if name != "wandb" and not name.endswith(".tmp")]
             clean(Path(place))
@@ -89,14 +87,14 @@ def writing_in(folder: Path, resumed: bool = False) -> Iterator[None]:
 
 
 def check_new(folder: Path, command: str) -> None:
-    """Refuse to begin a run where another one has got somewhere: its files would be lost or mixed with the new ones.
+    """Refuse to start a run in the folder of another one.
 
     Args:
-        folder: Of the new run.
-        command: How the program was started, for the printed line.
+        folder: Folder of the new run.
+        command: Command that started the program, for the message.
 
     Raises:
-        RunFolderInUse: The folder holds states, a trained model or a summary.
+        RunFolderInUse: The folder contains checkpoints, a trained model or a summary.
     """
     found = [name for name in ("model", "summary.json") if (folder / name).exists()]
     found += sorted(path.name for path in (folder / FOLDER).glob("*.ckpt"))[:1]
@@ -107,14 +105,14 @@ def check_new(folder: Path, command: str) -> None:
         )
 
 
-def _sign(folder: Path) -> None:
+def _write_owner(folder: Path) -> None:
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
     content = json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": now})
-    with contextlib.suppress(OSError):  # a full disk has its own message later
-        (folder / _LOCK).write_text(content + "\n")  # the very file that is locked: not to be replaced
+    with contextlib.suppress(OSError):  # a full disk is reported later
+        (folder / _LOCK).write_text(content + "\n")  # in place: replacing the file would lose the lock
 
 
-def _in_use(folder: Path) -> str:
+def _in_use_message(folder: Path) -> str:
     who: Any = None
     with contextlib.suppress(OSError, ValueError):
         who = json.loads((folder / _LOCK).read_text()[:1000])
@@ -125,14 +123,14 @@ def _in_use(folder: Path) -> str:
     return f"{folder} is being written by {named}: wait for its end, stop it, or give this run another folder"
 
 
-def record(folder: Path, files: Mapping[str, str]) -> None:
-    """Write what a run is started from, all of it or nothing."""
+def write_texts(folder: Path, files: Mapping[str, str]) -> None:
+    """Write text files into a run folder, all or none."""
     write_all({folder / name: writer_of(text.encode()) for name, text in files.items()})
 
 
 def link_latest(folder: Path, name: str) -> None:
-    """Let `outputs/<name>/latest` lead to the newest run, where the runs of a name lie side by side."""
+    """Link `outputs/<name>/latest` to the newest run, if the run folder is in `outputs/<name>/`."""
     link = folder.parent / "latest"
     if folder.parent.name == name and (link.is_symlink() or not link.exists()):
-        with contextlib.suppress(OSError, NotImplementedError):  # not every file system has links
+        with contextlib.suppress(OSError, NotImplementedError):  # the file system may lack links
             replace_link(link, folder.name)

@@ -1,7 +1,7 @@
 """The command line of training: Hydra composes a configuration, `zoo.training.run` runs it.
 
-Only Hydra is imported here, so that `--help` and `--cfg job` answer at once; everything heavy waits for a run that is
-going to happen. This is also the only module that knows Hydra's overrides and error messages.
+Only Hydra is imported at the top, which keeps `--help` and `--cfg job` fast. Only this module reads Hydra's global
+state, overrides and error messages.
 """
 
 from __future__ import annotations
@@ -36,11 +36,10 @@ bound_waiting()  # before torch is imported
 _HERE = Path(__file__).resolve().parents[1]
 CONFIGS = next(path for path in (_HERE.parent / "configs", _HERE / "configs") if path.is_dir())
 
+DEFAULT_EXPERIMENT = "mnist5k"  # if the command line chooses no experiment, model, data or task
 
-DEFAULT_EXPERIMENT = "mnist5k"  # where the command line chooses neither experiment nor model, data or task
-
-_told: list[Exception] = []
-_places: list[str] = []  # flags of this command line that say where configurations are
+_caught: list[Exception] = []  # error of the job, raised again outside Hydra
+_config_flags: list[str] = []  # flags of this command line that set the configuration's folder or name
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
@@ -53,29 +52,29 @@ def _job(cfg: DictConfig) -> float | None:
         with writing_in(folder, resumed=cfg.get("resume") is not None):
             if cfg.get("resume") is None:
                 check_new(folder, _command())
-            _record(cfg)
+            _write_hydra_files(cfg)
             config: Any = OmegaConf.to_container(cfg, resolve=True)
             return run_config(config, multirun=multirun, command=_command())
     except Exception as error:
         if multirun or not (_is_ours(error) or isinstance(error, OmegaConfBaseException)):
             raise
-        _told.append(error)  # raised again outside Hydra, which would announce it in its own words
+        _caught.append(error)  # Hydra would wrap it in its own message
         return None
 
 
-def _record(cfg: DictConfig) -> None:
-    """Write what the run is started from, as Hydra would, but all of it or nothing, and in a folder that is ours."""
-    from zoo.training.folder import is_first_process, record
+def _write_hydra_files(cfg: DictConfig) -> None:
+    """Write `.hydra/` as Hydra does, but atomically, and only after the run folder is locked."""
+    from zoo.training.folder import is_first_process, write_texts
 
     job = HydraConfig.get()
     if cfg.get("resume") is None and is_first_process():
         files = {"config": cfg, "hydra": OmegaConf.create({"hydra": job}), "overrides": job.overrides.task}
         texts = {f"{name}.yaml": OmegaConf.to_yaml(content) for name, content in files.items()}
-        record(Path(job.runtime.output_dir) / ".hydra", texts)
+        write_texts(Path(job.runtime.output_dir) / ".hydra", texts)
 
 
-class _Lasting:
-    """A stream whose other end may go, as that of a closed terminal does: what is written then is lost, and no more."""
+class _SafeStream:
+    """A stream whose reader may disappear, such as a closed terminal: later output is discarded without an error."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -94,38 +93,38 @@ class _Lasting:
         try:
             act(*arguments)
         except OSError:
-            with suppress(OSError, ValueError):  # what was kept back must not fail again at the end of the process
+            with suppress(OSError, ValueError):  # buffered output must not fail again at exit
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._stream.fileno())
                 os.close(nowhere)
 
 
 @contextmanager
-def _lasting_streams() -> Iterator[None]:
+def _safe_streams() -> Iterator[None]:
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (_Lasting(stream) if stream is not None else stream for stream in before)
+    sys.stdout, sys.stderr = (_SafeStream(stream) if stream is not None else stream for stream in before)
     try:
         yield
     finally:
         for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, _Lasting):
+            if isinstance(stream, _SafeStream):
                 stream.flush()
         sys.stdout, sys.stderr = before
 
 
-@_lasting_streams()
+@_safe_streams()
 def main() -> None:
-    """Run `train.py`: exit 0 when training ends, 1 on an error told in words, 128 + signal when asked to stop."""
+    """Run `train.py`: exit code 0 after training, 1 after an error with a message, 128 + signal if stopped by one."""
     try:
         if {"--help", "-h"} & set(sys.argv[1:]):
-            script = Path(sys.argv[0])  # examples to read: short, whatever folder it is in
+            script = Path(sys.argv[0])  # without its folder, to keep the examples short
             print(help_text(f"python {script.name}" if script.suffix == ".py" else script.name))
             return
         sys.argv[1:] = _prepare(sys.argv[1:])
         with _hydra_raises(), one_line_warnings():
             _job()
-        if _told:
-            raise _told.pop()
+        if _caught:
+            raise _caught.pop()
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_explain(error, sys.argv[1:]))
     except KeyboardInterrupt:
@@ -149,12 +148,12 @@ def _fail(message: str, code: int = 1) -> None:
 
 
 def _is_ours(error: Exception) -> bool:
-    """Whether the zoo raised it, which means that its message is written for people."""
+    """Whether the error is one of the zoo's own types, whose messages are meant for users."""
     return type(error).__module__.split(".")[0] == "zoo"
 
 
 def _is_hydras(error: Exception) -> bool:
-    """Whether Hydra raised it, or what reads its files: about a value or a file of the user's, in plain exceptions."""
+    """Whether Hydra, OmegaConf or yaml raised the error: it is about a value or a file of the user's."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return bool(frames) and str(frames[-1].f_globals.get("__name__")).split(".")[0] in ("hydra", "omegaconf", "yaml")
 
@@ -165,7 +164,7 @@ def _is_about_a_file(error: OSError) -> bool:
 
 @contextmanager
 def _hydra_raises() -> Iterator[None]:
-    """Have Hydra raise its errors instead of printing them, so that ours can say more."""
+    """Let Hydra raise its errors instead of printing them."""
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -178,14 +177,14 @@ def _hydra_raises() -> Iterator[None]:
 
 
 def _command() -> str:
-    """The program as the user started it, with where it finds configurations, for the commands that a run prints."""
+    """The command that started the program, with its configuration flags, for printed commands."""
     script = Path(sys.argv[0])
     words = [_python(), path_word(sys.argv[0])] if script.suffix == ".py" else [path_word(script.name)]
-    return " ".join([*words, *map(shlex.quote, _places)])
+    return " ".join([*words, *map(shlex.quote, _config_flags)])
 
 
 def _python() -> str:
-    """The shortest word that starts this Python from a shell."""
+    """The shortest shell command for this Python."""
     mine = Path(sys.prefix)
     for name in ("python", "python3"):
         found = shutil.which(name)
@@ -195,7 +194,7 @@ def _python() -> str:
 
 
 def help_text(command: str = "python train.py") -> str:
-    """Examples, then every group with its choices, on one screen."""
+    """Text of `--help`: examples, then the choices of every group."""
     examples = {
         "": "the default experiment: UniRepLKNet, MNIST digits",
         "experiment=digits": "another experiment",
@@ -227,7 +226,7 @@ def help_text(command: str = "python train.py") -> str:
 
 
 def _compact(names: Iterable[str]) -> Iterator[str]:
-    """Sorted names, where three or more of a family are told as one: `imagenet_unireplknet_{a, f, n}`."""
+    """Sorted names; three or more with a common prefix are joined: `imagenet_unireplknet_{a, f, n}`."""
     left = sorted(names)
     while left:
         prefixes = [left[0][: i + 1] for i, letter in enumerate(left[0]) if letter == "_"]
@@ -238,20 +237,18 @@ def _compact(names: Iterable[str]) -> Iterator[str]:
         yield prefix + "{" + ", ".join(name.removeprefix(prefix) for name in family) + "}" if family[1:] else family[0]
 
 
-# --- flags and overrides: what the command line says ---
+# --- flags and overrides ---
 
 
 class UsageError(ValueError):
-    """A command line that cannot be understood."""
+    """A command line that cannot be parsed."""
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Hydra's flags, with their values, and the overrides of a command line, in whatever order they were given.
-
-    Hydra itself finds overrides in one unbroken row only.
+    """Split a command line into Hydra's flags, with their values, and overrides, which may be interleaved.
 
     Raises:
-        UsageError: There is no such flag, or it has no value.
+        UsageError: A flag is unknown or lacks its value.
     """
     from hydra._internal.utils import get_args_parser
 
@@ -287,7 +284,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _option(word: str, known: Mapping[str, argparse.Action]) -> tuple[str, bool, str]:
-    """The flag that a word means, whether a value hangs on it, and that value."""
+    """The flag of a word, whether the word contains its value, and that value."""
     if word in known:
         return word, False, ""
     name, equals, value = word.partition("=")
@@ -300,12 +297,12 @@ def _option(word: str, known: Mapping[str, argparse.Action]) -> tuple[str, bool,
             if not option.startswith("--") and word.startswith(option) and known[option].nargs != 0:
                 return option, True, word.removeprefix(option).removeprefix("=")
     raise UsageError(
-        f"{name} is no flag{suggestion(name, known)}; values are given without dashes: trainer.max_epochs=5"
+        f"{name} is not a flag{suggestion(name, known)}; values are given without dashes: trainer.max_epochs=5"
     )
 
 
 def _check_flags(flags: Sequence[str]) -> None:
-    """Raise UsageError for flags that do not go together."""
+    """Raise UsageError for incompatible flags."""
     given = [flag.split("=", 1)[0] for flag in flags if flag.startswith("-")]
     actions = [("--run", "-r"), ("--multirun", "-m"), ("--cfg", "-c"), ("--info", "-i"), ("--shell-completion", "-sc")]
     chosen = [names[0] for names in actions if set(names) & set(given)]
@@ -319,7 +316,7 @@ def _check_flags(flags: Sequence[str]) -> None:
 
 
 def _value(flags: Sequence[str], *names: str) -> str | None:
-    """The value of a flag, under any of its names."""
+    """The value of a flag, given by any of its names."""
     for i, flag in enumerate(flags):
         if flag in names and i + 1 < len(flags):
             return flags[i + 1]
@@ -333,14 +330,14 @@ def _key(argument: str) -> str:
     return argument.split("=", 1)[0].lstrip("+~").split("@", 1)[0]
 
 
-# --- resume and distributed starts: which overrides Hydra gets to see ---
+# --- overrides of resumed and distributed runs ---
 
 
 def _prepare(arguments: list[str]) -> list[str]:
     flags, overrides = split_arguments(arguments)
     _check_flags(flags)
     named = {"--config-dir": "-cd", "--config-name": "-cn", "--config-path": "-cp"}
-    _places[:] = [f"{flag}={value}" for flag, short in named.items() if (value := _value(flags, flag, short))]
+    _config_flags[:] = [f"{flag}={value}" for flag, short in named.items() if (value := _value(flags, flag, short))]
     if {"--shell-completion", "-sc", "--version", "--hydra-help"} & set(flags):
         return [*flags, *overrides]
     for text in overrides:
@@ -354,7 +351,7 @@ def _prepare(arguments: list[str]) -> list[str]:
     if not own and not set(map(_key, overrides)) & {"experiment", "model", "data", "task", "resume"}:
         overrides.append(f"experiment={DEFAULT_EXPERIMENT}")
     if _is_secondary_process() and not any(a.startswith("hydra.run.dir=") for a in overrides):
-        # every process of torchrun or srun would make a folder of its own; only the first one writes
+        # only the first process of torchrun or srun makes a run folder
         overrides += [
             "hydra.run.dir=.",
             "hydra.output_subdir=null",
@@ -365,9 +362,9 @@ def _prepare(arguments: list[str]) -> list[str]:
 
 
 def _plain_value(argument: str) -> str | None:
-    """The path that an override gives, read by Hydra's grammar where that understands it; None for null.
+    """The path given by an override; None for null.
 
-    A path with a blank, a comma or an `=` is also taken as it stands: nothing but a path can be meant.
+    A path that Hydra's grammar rejects, for example with a blank, a comma or an `=`, is taken literally.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -386,7 +383,7 @@ def _continue_run(target: Path, arguments: list[str]) -> list[str]:
 
     run = find_run(target)
     try:
-        check_closed(run)  # before anything in it is read, or its log file opened
+        check_closed(run)  # before anything in it is opened
     except DamagedFileError as error:
         raise ResumeError(f"resume={target}: {error}") from None
     if "${" in str(run):
@@ -399,14 +396,14 @@ def _continue_run(target: Path, arguments: list[str]) -> list[str]:
 
 
 class ResumeError(ValueError):
-    """What `resume=` names is not a run, or asks for more than a run may."""
+    """`resume=` does not name a run, or the run has unsafe overrides."""
 
 
 def _recorded_overrides(path: Path, target: Path, arguments: Sequence[str]) -> list[str]:
-    """The overrides of a run, once each of them is plain data; what is typed again is the user's own and not judged.
+    """Read the overrides of a run, which must be plain data; those typed again by the user are not checked.
 
     Raises:
-        ResumeError: The file is damaged, or an override asks for code, another place or an address.
+        ResumeError: The file is damaged, or an override refers to code, another folder or an address.
     """
     from zoo.registry.trust import override_problem
     from zoo.support.values import DamagedFileError, read_yaml
@@ -431,14 +428,14 @@ def _recorded_overrides(path: Path, target: Path, arguments: Sequence[str]) -> l
 
 
 def _not_sent(override: str) -> str:
-    """A recorded override, but that a folder does not say what is sent to a service: `auto` asks the account."""
+    """A recorded override, with `logger.*.mode=online` replaced by `auto`: a folder must not decide to send data."""
     key, _, value = override.partition("=")
     sent = re.fullmatch(r"\+{0,2}logger\.\w+\.mode", key) and value.strip("'\" ").lower() == "online"
     return f"{key}=auto" if sent else override
 
 
 def _parsed(override: str) -> tuple[str, Any, bool]:
-    """Key and value of an override as Hydra reads it, and whether it chooses a file of a group."""
+    """Key and value of an override parsed by Hydra, and whether it chooses an option of a config group."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import QuotedString
 
@@ -466,14 +463,14 @@ def find_run(target: Path) -> Path:
     """The run folder that a folder or a checkpoint path belongs to.
 
     Raises:
-        ResumeError: If the path does not exist or lies in no run.
+        ResumeError: If the path does not exist or is not in a run.
     """
     named = target.expanduser().absolute()
     path = named.resolve()  # `latest` is a link
     if not path.exists():
         raise ResumeError(f"resume={target}: there is no such folder or file")
     if path.is_dir():
-        path = named if named.name == "checkpoints" else path  # a link in a run leads to no other run
+        path = named if named.name == "checkpoints" else path  # a link in a run must not lead to another run
         return path.parent.resolve() if path.name == "checkpoints" else path
     path = named if named.parent.name == "checkpoints" else path
     if path.parent.name != "checkpoints":
@@ -485,7 +482,7 @@ def find_run(target: Path) -> Path:
 
 
 def merge_overrides(first: Sequence[str], second: Sequence[str]) -> list[str]:
-    """Overrides of two command lines, the second one winning where both name a key."""
+    """Merge the overrides of two command lines; the second one takes precedence."""
     by_key: dict[str, str] = {}
     for text in [*first, *second]:
         prefix = "+" if text.startswith("+") else ""  # the second `+key` or `++key` replaces the first
@@ -498,7 +495,7 @@ def _is_secondary_process() -> bool:
     return rank is not None and rank.isdecimal() and int(rank) > 0
 
 
-# --- what went wrong, in words ---
+# --- error messages ---
 
 
 def _explain(error: Exception, arguments: list[str]) -> str:
@@ -526,7 +523,7 @@ def _explain(error: Exception, arguments: list[str]) -> str:
 
 
 def _unquoted(error: OverrideParseException) -> str:
-    """An override outside of Hydra's grammar, and how it is written there, if its value is meant as it stands."""
+    """Message for an override that Hydra cannot parse, with the quoted form of its value."""
     key, _, value = error.override.partition("=")
     return (
         f"{error.override} is not understood by Hydra's grammar; if the value is meant as it stands, quote it: "
@@ -535,7 +532,7 @@ def _unquoted(error: OverrideParseException) -> str:
 
 
 def _bad_key(error: Exception, arguments: list[str]) -> str | None:
-    """The overridden key that the configuration does not have, if that is what `error` says."""
+    """The overridden key that the configuration lacks, if `error` is about one."""
     if not isinstance(error, ConfigCompositionException):
         return None
     text = f"{error} {error.__cause__ or ''}"
@@ -546,7 +543,7 @@ def _bad_key(error: Exception, arguments: list[str]) -> str | None:
 
 
 def _known_keys(arguments: list[str]) -> tuple[set[str], set[str]]:
-    """Group names, and the dotted keys of the configuration that the valid choices on this command line compose."""
+    """Group names, and the dotted keys of the configuration composed from the valid choices on the command line."""
     from hydra import compose, initialize_config_dir
 
     from zoo.support.signatures import flatten

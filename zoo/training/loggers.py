@@ -1,7 +1,6 @@
-"""Run tracking: rows of a CSV file, and Weights & Biases, offline when nobody is logged in and never a network attempt
-then.
+"""Loggers: a CSV table, and Weights & Biases, which stays offline without credentials.
 
-A training never waits for a service and never ends with one: what cannot be reached is told once, and left.
+Training never waits for the service and never fails with it: one warning, and it goes on.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from zoo.training.summary import tell
 Mode = Literal["auto", "online", "offline", "disabled"]
 
 _MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
-_ANSWER = 5.0  # seconds that the server has to answer when a run begins
-_PATIENCE = {"online": 10.0, "offline": 60.0, "disabled": 60.0}  # seconds for the whole beginning
-_KEY_LENGTH = 40  # of a W&B key at least; W&B says itself what is wrong with a shorter one
-_ROUTES = ("WANDB_HTTP_PROXY", "WANDB_HTTPS_PROXY", "WANDB_X_EXTRA_HTTP_HEADERS")  # which only W&B's client goes
+_ANSWER = 5.0  # timeout of a request, seconds
+_PATIENCE = {"online": 10.0, "offline": 60.0, "disabled": 60.0}  # timeout of wandb.init, seconds
+_KEY_LENGTH = 40  # of a W&B key, at least; W&B itself reports a shorter one
+_ROUTES = ("WANDB_HTTP_PROXY", "WANDB_HTTPS_PROXY", "WANDB_X_EXTRA_HTTP_HEADERS")  # settings of W&B's client only
 
 
 def _service() -> str:
@@ -42,7 +41,7 @@ def _service() -> str:
 
 
 def _key() -> str | None:
-    """The W&B key at hand, in the environment or in the netrc file."""
+    """The W&B API key, from the environment or the netrc file."""
     if key := os.environ.get("WANDB_API_KEY"):
         return key
     try:
@@ -53,13 +52,14 @@ def _key() -> str | None:
 
 
 def logged_in() -> bool:
-    """Whether W&B credentials are at hand: an API key in the environment or in the netrc file."""
+    """Whether there are W&B credentials: an API key in the environment or in the netrc file."""
     return _key() is not None
 
 
 def refusal() -> str | None:
-    """Why the service cannot be used, asked before its client is: once that has failed to begin online, its next
-    beginning, offline, waits a minute. None where the service knows the key, or where only the client can tell.
+    """Reason why W&B cannot be used online; None if it accepts the key, or only its client can tell.
+
+    Checked without the client: after a failed online start, its offline start waits a minute.
     """
     key = _key() or ""
     if len(key) < _KEY_LENGTH or any(os.environ.get(name) for name in _ROUTES):
@@ -90,16 +90,15 @@ def _ask(key: str) -> str | None:
 
 
 class CsvRun(CSVLogger):
-    """One table of a run's metrics for its whole life, `<save_dir>/<name>/version_<n>/metrics.csv`.
+    """One CSV table of a run's metrics, `<save_dir>/<name>/version_<n>/metrics.csv`, continued by resumed runs.
 
-    A row is on disk, whole, as soon as it is logged. A training that goes on from a state takes the table back to that
-    state, so that a resumed run has every row of an unbroken one, and each of them once. A run that begins takes over
-    what an attempt left that got nowhere.
+    Rows are written at once and completely. Resuming rewinds the table to the checkpoint, so a resumed run has the same
+    rows as an uninterrupted one. A new run overwrites the table of a failed start.
 
     Args:
         save_dir: The run folder.
         name: Folder in it.
-        resumed: Go on with the table there instead of beginning it.
+        resumed: Continue the existing table.
     """
 
     def __init__(self, save_dir: str, name: str = "csv", resumed: bool = False) -> None:
@@ -121,16 +120,16 @@ class CsvRun(CSVLogger):
 
     @rank_zero_only
     def rewind(self, rows: int, pending: Mapping[str, float] | None = None) -> None:
-        """Keep the first rows, and add the one that had not been logged yet when the state was saved."""
+        """Keep the first `rows` rows, and add the row that was pending when the checkpoint was saved."""
         self.experiment.rewind(rows, pending)
 
 
 class _Table:
-    """The rows of a CSV file whose columns grow."""
+    """A CSV file whose columns may grow."""
 
     def __init__(self, folder: Path) -> None:
         self.path, self.hparams = folder / "metrics.csv", folder / "hparams.yaml"
-        self.metrics: list[dict[str, Any]] = []  # not on disk yet
+        self.metrics: list[dict[str, Any]] = []  # not yet written
         rows = self._read()
         self.columns, self.rows = sorted({name for row in rows for name in row}), len(rows)
 
@@ -174,7 +173,7 @@ class _Table:
         return text.getvalue().encode()
 
     def _append(self, text: bytes) -> None:
-        """In one call of the system: a kill leaves the whole rows or none of them."""
+        """Append in one system call: after a kill, all rows are there or none."""
         try:
             handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0))
         except OSError as error:
@@ -192,28 +191,25 @@ class _Table:
 
 
 class WandbRun(WandbLogger):
-    """One W&B run for the whole life of a training, also over interruptions.
+    """One W&B run for a training, continued when it is resumed.
 
-    The run's id is drawn by the caller before anything starts and kept in the run folder, so a resumed training
-    continues the same run. Offline runs are sent later with `wandb sync <run folder>/wandb/offline-run-*`.
-
-    Whatever goes wrong with the service, training goes on: a run that cannot begin online begins offline, and one that
-    cannot do that either is not tracked; one warning tells it.
+    The caller chooses the run's id and stores it in the run folder. Upload offline runs later with `wandb sync <run
+    folder>/wandb/offline-run-*`. If W&B fails, training continues with a warning: offline, or else untracked.
 
     Args:
         save_dir: The run folder; W&B writes into its `wandb/`.
-        run_id: Id of the run; None lets W&B draw one.
+        run_id: Id of the run; None lets W&B choose one.
         project: W&B project.
         name: Display name.
-        mode: `auto` is what WANDB_MODE says, else `online` with credentials and `offline` without; `disabled` logs
+        mode: `auto` follows WANDB_MODE, else is `online` with credentials and `offline` without; `disabled` logs
             nothing.
         tags: Tags of the run.
-        log_model: Send the best checkpoint as an artifact when training ends.
-        resumed: Go on with a run. Its folder may come from anyone, so under `auto` it goes on online only where the
-            person's account has that run already, or WANDB_MODE says `online`.
+        log_model: Upload the best checkpoint as an artifact after training.
+        resumed: Continue a run. Its folder is untrusted, so with `auto` it continues online only if the user's account
+            already has the run, or WANDB_MODE is `online`.
 
     Attributes:
-        mode: `online`, `offline` or `disabled`, as it has come about.
+        mode: `online`, `offline` or `disabled`, as actually used.
     """
 
     def __init__(
@@ -235,10 +231,10 @@ class WandbRun(WandbLogger):
         options: dict[str, Any] = {"name": name, "save_dir": save_dir, "id": run_id, "project": project, "tags": tags}
         try:
             super().__init__(**options, resume="allow")
-            import wandb  # noqa: F401 (it may be installed and broken)
+            import wandb  # noqa: F401 (an installed package may be broken)
 
             Path(save_dir, "wandb").mkdir(parents=True, exist_ok=True)
-        except OSError:  # the run folder, not the service
+        except OSError:  # about the run folder, not W&B
             raise
         except Exception as error:
             self._leave(f"wandb cannot be imported ({_reason(error)})")
@@ -259,7 +255,7 @@ class WandbRun(WandbLogger):
         return chosen
 
     def _stay_offline(self, save_dir: str) -> None:
-        os.environ["WANDB_MODE"] = self.mode  # only the variables keep W&B from opening a telemetry connection
+        os.environ["WANDB_MODE"] = self.mode  # only these variables prevent W&B's telemetry connection
         os.environ["WANDB_ERROR_REPORTING"] = "false"
         os.environ.setdefault("WANDB_DATA_DIR", str(Path(save_dir, "wandb")))
 
@@ -269,17 +265,17 @@ class WandbRun(WandbLogger):
         self._warned = True
 
     def _leave(self, why: str) -> None:
-        """Track no more."""
+        """Stop tracking."""
         self._warn(f"{why}: the run is not tracked by W&B from here on")
         self.mode = "disabled"
         self._experiment: Any = DummyExperiment()
 
-    # ---- the beginning -----------------------------------------------------------------------------------------
+    # ---- starting ----------------------------------------------------------------------------------------------
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The run, begun when it is first asked for."""
+        """The W&B run, started on first access."""
         if self._experiment is None and getattr(self, "_attach_id", None) is None:
             self._begin()
         return self._experiment if self._experiment is not None else super().experiment
@@ -287,7 +283,7 @@ class WandbRun(WandbLogger):
     def _begin(self) -> None:
         import wandb
 
-        if wandb.run is not None:  # somebody else's, in this process
+        if wandb.run is not None:  # started by other code in this process
             self._experiment = wandb.run
             return
         why = ""
@@ -301,7 +297,7 @@ class WandbRun(WandbLogger):
                 return
             except Exception as error:
                 why = why or _reason(error)
-                with suppress(Exception):  # the service holds the run's id until it goes
+                with suppress(Exception):  # the wandb service process keeps the run's id until it ends
                     _bounded(wandb.teardown, _ANSWER)
             if mode == "online":
                 self._fall_back(why)
@@ -318,9 +314,7 @@ class WandbRun(WandbLogger):
     def _init(self, mode: Any) -> Any:
         import wandb
 
-        options: dict[str, Any] = {
-            k: v for k, v in self._wandb_init.items() if k != "anonymous"
-        }  # W&B warns of that one
+        options: dict[str, Any] = {k: v for k, v in self._wandb_init.items() if k != "anonymous"}  # W&B deprecates it
         options["settings"] = settings = wandb.Settings()
         settings.silent = os.environ.get("WANDB_SILENT", "true").lower() not in ("false", "0", "no")
         if mode == "online":
@@ -332,7 +326,7 @@ class WandbRun(WandbLogger):
             run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         return run
 
-    # ---- while it goes on ----------------------------------------------------------------------------------------
+    # ---- logging -------------------------------------------------------------------------------------------------
 
     def _try(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         if isinstance(self._experiment, DummyExperiment):
@@ -360,7 +354,7 @@ class WandbRun(WandbLogger):
 
     @property
     def folder(self) -> Path | None:
-        """Where the run's files lie; None where it is not tracked."""
+        """Folder of the run's files; None if it is not tracked."""
         place = None if self.mode == "disabled" else getattr(self.experiment, "dir", None)
         return Path(place).parent if isinstance(place, str) else None
 
@@ -379,7 +373,7 @@ class WandbRun(WandbLogger):
 
     @rank_zero_only
     def close(self, exit_code: int) -> None:
-        """Finish the run; a later run in the same process then gets its own."""
+        """Finish the run, so that a later one in the same process is separate."""
         if self._experiment is not None:
             self._try(self._experiment.finish, exit_code=exit_code)
             self._experiment = None
@@ -391,7 +385,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _bounded(call: Callable[[], Any], seconds: float) -> Any:
-    """What a call returns or raises; TimeoutError if it does neither in time, and it is left to itself."""
+    """Run a call in a thread with a timeout; after TimeoutError the thread is abandoned."""
     done: list[tuple[Any, BaseException | None]] = []
 
     def run() -> None:
@@ -413,7 +407,7 @@ def _bounded(call: Callable[[], Any], seconds: float) -> Any:
 
 @contextmanager
 def _without_settings() -> Iterator[None]:
-    """Without what the environment says to W&B, one word of which it may not understand."""
+    """Remove W&B's environment variables except our own: an invalid one may prevent its start."""
     kept = {k: os.environ.pop(k) for k in list(os.environ) if k.startswith("WANDB_")}
     own = ("WANDB_MODE", "WANDB_ERROR_REPORTING", "WANDB_DATA_DIR", "WANDB_SILENT")
     os.environ.update({k: v for k, v in kept.items() if k in own})

@@ -1,4 +1,4 @@
-"""What a run keeps about itself in `run.json`, read back also where the file was damaged."""
+"""`run.json` of a run: seed, W&B id and training time, recovered from elsewhere if the file is damaged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt
 from zoo.registry.checkpoints import CheckpointError, read_checkpoint
 from zoo.support.signatures import check_values
 from zoo.support.values import DamagedFileError, read_json
-from zoo.training.folder import is_first_process, link_latest, record
+from zoo.training.folder import is_first_process, link_latest, write_texts
 from zoo.training.summary import tell
 
 __all__ = ["NAME", "note_seconds", "read_notes", "run_notes"]
@@ -31,18 +31,17 @@ class _Notes(TypedDict, total=False):
 
 
 def read_notes(folder: Path, seed: int | None, state: Path | None) -> dict[str, Any] | None:
-    """Seed, W&B id and seconds so far of a run that is continued; None where it has none yet.
+    """Seed, W&B id and training time so far of a resumed run; None if it has none yet.
 
-    A damaged file costs nothing that is known elsewhere: seed and id are in the states too, and the
-    configuration may name the seed. What was lost is told.
+    If the file is damaged, seed and id are taken from the checkpoint or the configuration, with a message.
 
     Args:
-        folder: The run.
-        seed: What its configuration says; None where the seed was drawn.
-        state: The checkpoint that training continues from.
+        folder: The run folder.
+        seed: Seed of the configuration; None if it was chosen at random.
+        state: The checkpoint to resume from.
 
     Raises:
-        CheckpointError: The file is damaged, and the seed was drawn and is in no checkpoint.
+        CheckpointError: The file is damaged, and the random seed is in no checkpoint.
     """
     path = folder / NAME
     try:
@@ -56,9 +55,9 @@ def read_notes(folder: Path, seed: int | None, state: Path | None) -> dict[str, 
         found, problem = None, str(error)
     if problem is None:
         return {"seconds_before": 0.0, **found}
-    kept = _kept_by(state)
+    kept = _notes_of(state)
     source = "checkpoint" if "seed" in kept else "configuration"
-    kept = {"seed": kept.get("seed", seed), "wandb_id": kept.get("wandb_id") or _tracked(folder)}
+    kept = {"seed": kept.get("seed", seed), "wandb_id": kept.get("wandb_id") or _wandb_id(folder)}
     if kept["seed"] is None:
         raise CheckpointError(
             f"{problem}, and the seed that was drawn is in no checkpoint: name it as seed=N, or start the run again"
@@ -70,23 +69,23 @@ def read_notes(folder: Path, seed: int | None, state: Path | None) -> dict[str, 
 
 def _problem(found: Any) -> str | None:
     if not isinstance(found, dict):
-        return f"{NAME} holds a {type(found).__name__}, not what a run notes"
+        return f"{NAME} holds a {type(found).__name__}, not the notes of a run"
     missing = [key for key in ("seed", "wandb_id") if found.get(key) is None]
     if missing:
         return f"{NAME} has no {missing[0]}"
     if problems := check_values(_Notes, found):
         return f"{NAME}: {problems[0]}"
-    return None if _is_id(found["wandb_id"]) else f"{NAME}: wandb_id = {found['wandb_id']!r:.60} is no id"
+    return None if _is_id(found["wandb_id"]) else f"{NAME}: wandb_id = {found['wandb_id']!r:.60} is not an id"
 
 
-def _kept_by(state: Path | None) -> Mapping[str, Any]:
+def _notes_of(state: Path | None) -> Mapping[str, Any]:
     about = read_checkpoint(state).get("zoo") if state is not None else None
     notes = about.get("run") if isinstance(about, Mapping) else None
     return notes if isinstance(notes, Mapping) and _problem(dict(notes)) is None else {}
 
 
-def _tracked(folder: Path) -> str | None:
-    """The id in the names of the folders that W&B wrote into the run, where they agree."""
+def _wandb_id(folder: Path) -> str | None:
+    """The W&B id in the names of the run's `wandb/` folders, if they agree."""
     ids = {path.name.rpartition("-")[2] for path in (folder / "wandb").glob("*run-*-*")}
     return ids.pop() if len(ids) == 1 and _is_id(next(iter(ids))) else None
 
@@ -96,8 +95,8 @@ def _is_id(value: Any) -> bool:
 
 
 def run_notes(folder: Path, seed: int | None, name: str, state: Path | None) -> dict[str, Any]:
-    """Seed, W&B id and seconds so far: drawn once when the run begins, kept when it is resumed."""
-    begins = state is None and is_first_process()  # what an earlier, empty attempt left does not count
+    """Seed, W&B id and training time so far: chosen when the run starts, kept when it is resumed."""
+    begins = state is None and is_first_process()  # the notes of a failed start are ignored
     kept = None if begins else read_notes(folder, seed, state)
     if kept is not None and state is None and seed is not None:
         kept["seed"] = seed
@@ -106,17 +105,18 @@ def run_notes(folder: Path, seed: int | None, name: str, state: Path | None) -> 
     if kept is not None:
         kept["wandb_id"] = secrets.token_hex(4)
         return kept
-    drawn = secrets.randbelow(2**31) if seed is None else seed
-    notes = {"seed": drawn, "wandb_id": secrets.token_hex(4), "seconds_before": 0.0}
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    notes = {"seed": seed, "wandb_id": secrets.token_hex(4), "seconds_before": 0.0}
     if is_first_process():
-        record(folder, {NAME: json.dumps(notes, indent=2) + "\n"})
+        write_texts(folder, {NAME: json.dumps(notes, indent=2) + "\n"})
         link_latest(folder, name)
     return notes
 
 
 def note_seconds(folder: Path, notes: dict[str, Any], seconds: float) -> None:
+    """Add training time to `run.json`."""
     notes = {**notes, "seconds_before": notes["seconds_before"] + seconds}
     try:
-        record(folder, {NAME: json.dumps(notes, indent=2) + "\n"})
-    except CheckpointError as error:  # a full disk has its own message already
+        write_texts(folder, {NAME: json.dumps(notes, indent=2) + "\n"})
+    except CheckpointError as error:  # a full disk has been reported already
         _log.debug("%s not updated: %s", NAME, error)

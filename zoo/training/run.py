@@ -1,4 +1,4 @@
-"""One configuration from data to checkpoint: build, fit, test, save, and say where everything is."""
+"""One training run: build, fit, test, save and summarise."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ _log = logging.getLogger(__name__)
 
 
 class RunStopped(Exception):
-    """A run that was stopped and can be resumed; `exit_code` is what the process should end with."""
+    """A run that was stopped by a signal and can be resumed; `exit_code` is the process's."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
 
 
-class _Begun(L.Callback):
-    """Notes that the first step was reached, and with it that a state was restored."""
+class _StepCounter(L.Callback):
+    """Counts batches; from the first one on, the checkpoint was restored."""
 
     steps = 0
 
@@ -63,14 +63,14 @@ class _Begun(L.Callback):
 
 
 class RunFailed(RuntimeError):
-    """A run that could not go on; the message says where it stands."""
+    """A run that could not continue; the message names the last good checkpoint."""
 
 
 def run_config(config: dict[str, Any], *, multirun: bool = False, command: str = "python train.py") -> float | None:
-    """Check a composed configuration whole, then run it; returns `optimized_metric` for a sweeper.
+    """Check a composed configuration, then run it; returns the value of `optimized_metric` for a sweeper.
 
     Raises:
-        ConfigError: Before anything is built, with every problem found.
+        ConfigError: Before anything is built, with all problems found.
     """
     check_config(config, multirun=multirun)
     result = run(**config, command=command)
@@ -82,16 +82,16 @@ _RESUMED = "a resumed run fetches nothing: start the same experiment once withou
 
 def _one_writer(run: Callable[..., RunResult]) -> Callable[..., RunResult]:
     @wraps(run)
-    def alone(*, output_dir: str, **options: Any) -> RunResult:
+    def locked(*, output_dir: str, **options: Any) -> RunResult:
         folder = Path(output_dir).absolute()
-        # a run folder may come from anyone, and what it records opens no address
+        # a run folder is untrusted: its configuration must not open an address
         fetching = offline(_RESUMED) if options.get("resume") else nullcontext()
         with writing_in(folder, resumed=bool(options.get("resume"))), fetching:
             if not options.get("resume"):
                 check_new(folder, options.get("command", "python train.py"))
             return run(output_dir=output_dir, **options)
 
-    return alone
+    return locked
 
 
 @_one_writer
@@ -116,31 +116,31 @@ def run(
     """Train, test and save one model. Every argument is a section or a value of `configs/train.yaml`.
 
     Args:
-        output_dir: The run folder; checkpoints, logs, the trained model and the summary go here.
+        output_dir: The run folder, for checkpoints, logs, the trained model and the summary.
         name: Display name of the run.
-        model: Arguments of `zoo.create_model`; what is null and known to the data (`num_classes`,
-            `in_chans`, `seq_len`, ...) is taken from there.
+        model: Arguments of `zoo.create_model`; null ones that the data knows (`num_classes`, `in_chans`, `seq_len`,
+            ...) are taken from the data.
         data: `_target_` and arguments of a LightningDataModule.
         task: `_target_` and arguments of a `zoo.tasks.Task`.
         trainer: `_target_` and arguments of `lightning.Trainer`.
         optimizer: Arguments of `zoo.tasks.create_optimizer`; None for a task without gradient steps.
-        scheduler: Arguments of `zoo.tasks.create_scheduler`; None for a constant rate.
+        scheduler: Arguments of `zoo.tasks.create_scheduler`; None for a constant learning rate.
         callbacks: Named sections with `_target_`.
         logger: Named sections with `_target_`.
-        seed: Seed of every random draw, below 2^32; 0 is a seed, None draws one and notes it.
-        test: Evaluate the best checkpoint on the test set at the end.
-        resume: Run folder or checkpoint to continue from, exactly where it stopped.
+        seed: Seed of all randomness, below 2^32; None chooses one at random and stores it.
+        test: Evaluate the best checkpoint on the test part at the end.
+        resume: Run folder or checkpoint to resume exactly.
         optimized_metric: Metric that a sweep optimises, for example `val/acc`.
-        command: How the user starts the program, for the printed commands.
+        command: Command that starts the program, for printed commands.
 
     Returns:
         Metrics, time and paths.
 
     Raises:
         ConfigError: If a section cannot be built.
-        RunFolderInUse: If another run writes into the folder.
-        RunStopped: After SIGINT, SIGTERM or SIGHUP, with the state saved, also between the last step and the results.
-        RunFailed: If the loss is not finite or the disk is full; the last good checkpoint stays.
+        RunFolderInUse: If another run writes to the folder.
+        RunStopped: After SIGINT, SIGTERM or SIGHUP, with the state saved.
+        RunFailed: If the loss is not finite or the disk is full; the last good checkpoint is kept.
         CheckpointError: If `resume` names a damaged checkpoint.
     """
     _quiet()
@@ -151,10 +151,10 @@ def run(
     L.seed_everything(notes["seed"], workers=False, verbose=False)
 
     datamodule = build("data", lambda: instantiate(data, seed=notes["seed"]))
-    with closed(str(folder)) if state else nullcontext():  # all weights come with the state
+    with closed(str(folder)) if state else nullcontext():  # all weights are in the checkpoint
         task_module = build("model", lambda: build_task(model, task, datamodule, optimizer, scheduler))
     if not isinstance(task_module, Task):
-        raise ConfigError(f"task._target_ = {task['_target_']} is no zoo.tasks.Task")
+        raise ConfigError(f"task._target_ = {task['_target_']} is not a zoo.tasks.Task")
     task_module.run_notes = {"seed": notes["seed"], "wandb_id": notes["wandb_id"]}
     if optimizer is not None:
         build("optimizer", lambda: create_optimizer(task_module.model, **optimizer))
@@ -171,7 +171,7 @@ def run(
         for key, section in (callbacks or {}).items()
         if section
     ]
-    begun, watch = _Begun(), EndWatch()
+    counter, watch = _StepCounter(), EndWatch()
     if trainer.get("enable_progress_bar") is False:
         hooks = [hook for hook in hooks if not isinstance(hook, ProgressBar)]
     start = Start(test)
@@ -179,7 +179,7 @@ def run(
         "trainer",
         lambda: instantiate(
             trainer,
-            callbacks=[*hooks, start, begun, LastValidation(), watch],
+            callbacks=[*hooks, start, counter, LastValidation(), watch],
             logger=loggers,
             plugins=[AtomicCheckpointIO()],
             default_root_dir=str(folder),
@@ -231,13 +231,13 @@ def run(
         raise ConfigError(f"scheduler: {error}") from None
     except Exception as error:
         damaged = isinstance(error, KeyError | TypeError | AttributeError | IndexError | RuntimeError | ValueError)
-        if damaged and state is not None and not begun.steps and not type(error).__module__.startswith("zoo."):
-            raise RunFailed(f"{state} is no state that this run can continue from: {first_line(error)}") from error
-        told = type(error) is ValueError and is_ours(error)  # the zoo's own kinds of errors stay as they are
-        if not (told or is_lightnings(error)):
+        if damaged and state is not None and not counter.steps and not type(error).__module__.startswith("zoo."):
+            raise RunFailed(f"{state} is not a state that this run can continue from: {first_line(error)}") from error
+        ours = type(error) is ValueError and is_ours(error)  # the zoo's own types are raised as they are
+        if not (ours or is_lightnings(error)):
             raise
-        _log.info("the training stopped", exc_info=True)  # into the run's log file
-        if told:
+        _log.info("the training stopped", exc_info=True)  # traceback for the run's log file
+        if ours:
             raise RunFailed(f"training stopped: {sentence(error)}") from None
         if engine.global_step:
             raise RunFailed(f"training stopped: {sentence(error)}\n{last_good(folder, command)}") from None
@@ -257,7 +257,7 @@ def _named_checkpoint(resume: str) -> Path | None:
 
 
 def _quiet() -> None:
-    """Keep the libraries' chatter off the screen; their warnings about our own choices say nothing new."""
+    """Silence the libraries' log messages and known warnings."""
     for noisy in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
         logging.getLogger(noisy).propagate = False

@@ -1,4 +1,4 @@
-"""The last thing a run prints: what it reached, where it lies, and the commands that go on from there."""
+"""The summary that a run prints: results, files, and the commands to continue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zoo.support.quoting import python_text, shown
 
 @rank_zero_only
 def tell(text: str) -> None:
-    """Print a note on what a run will do otherwise than asked, once for all processes."""
+    """Print a note to stderr, from the first process only."""
     print(f"note: {shown(text)}", file=sys.stderr, flush=True)
 
 
@@ -30,20 +30,20 @@ def print_summary(
     resume: str | None,
     untested: str | None = None,
 ) -> str:
-    """Print a run's results as a table and its files and commands as plain lines that can be copied.
+    """Print a run's results as a table, and its files and commands as plain lines to copy.
 
     Args:
         metrics: Final values by name.
-        seconds: Wall time of the run, earlier parts included where it was resumed.
+        seconds: Wall time of the run, including the parts before resuming.
         parameters: Number of parameters of the model.
         checkpoint: The best checkpoint.
         model_dir: Folder of the exported model.
         tracked: Folders of the tracked runs.
-        resume: Command that continues the run; None where it cannot go on.
-        untested: Why there is no test figure, where one was wanted.
+        resume: Command that continues the run; None if it cannot be continued.
+        untested: Reason why there is no test result, if one was expected.
 
     Returns:
-        What was printed, without colours.
+        The printed text, without colours.
     """
     table = Table(title="results", title_justify="left", show_header=False)
     table.add_column(style="bold")
