@@ -777,6 +777,16 @@ def test_a_report_shows_what_files_say_as_text(trap: Trap, run: Path) -> None:
     assert document.read_text().count("<!-- end summary -->") == 1
 
 
+def test_every_value_of_a_page_is_shown_as_text() -> None:
+    figure, cells = (f'"{MARK}', f'"{MARK}'), [[MARK, {"code": MARK}]]
+    whole = report.Part(MARK, MARK, text=MARK, figures=[figure], header=[MARK], rows=cells, notes=[MARK])
+    parts = [report.Part(MARK, heading=MARK, text=MARK), report.Part(MARK, tiles=[(MARK, MARK)]), whole]
+    page = report.render(MARK, parts)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") == 1 + 2 + 2 + 9
+    assert page.count(f"&#34;{MARK.replace('<', '&lt;').replace('>', '&gt;')}") == 3
+
+
 def test_run_folders_are_closed(trap: Trap, run: Path) -> None:
     """No link in them leads out when they are resumed, reported or used: what it leads to stays as it is."""
     victim, doors = (

@@ -511,6 +511,31 @@ def test_layers_of_another_width_get_adapters_of_theirs() -> None:
     assert not torch.equal(model(input_ids=ids).last_hidden_state, base)
 
 
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 40}
+OTHERS: dict[str, dict[str, Any]] = {
+    "Roberta": {},
+    "Electra": {"embedding_size": 8},
+    "Longformer": {"attention_window": [4, 4], "max_position_embeddings": 64},
+    "Esm": {"pad_token_id": 1, "mask_token_id": 3, "position_embedding_type": "rotary", "max_position_embeddings": 64},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_relatives_of_bert(kind: str) -> None:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**SMALL, **OTHERS[kind])
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    ids = torch.randint(4, 40, (2, 8), generator=torch.Generator().manual_seed(0))
+    base = model(input_ids=ids).last_hidden_state
+    inject_adapters(model, AdapterConfig(places=("attention", "output", "query", "value"), num_features=4))
+    assert torch.equal(model(input_ids=ids).last_hidden_state, base)
+    stir(model)
+    model(input_ids=ids).last_hidden_state.square().sum().backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters() if p.requires_grad)
+    with disable_adapters(model):
+        assert torch.equal(model(input_ids=ids).last_hidden_state, base)
+
+
 @pytest.mark.parametrize("head_first", [True, False])
 def test_slices_of_query_key_and_value(head_first: bool) -> None:
     """What is added to the value is what a bias of the value's rows adds, however the heads are laid out."""

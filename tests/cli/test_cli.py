@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.conftest import ROOT
 from zoo.benchmarks import measurements
 from zoo.cli import main
 from zoo.results.records import Records, markdown, mean_sd, put_section
@@ -43,6 +47,25 @@ def test_every_measurement_exists() -> None:
     for entries in measurements().values():
         for entry in entries.values():
             assert callable(getattr(importlib.import_module(entry.module), entry.function))
+
+
+def test_every_measurement_of_a_document_can_be_asked_for_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+
+    from zoo.cli import measurements as module
+
+    def asked(parser: Any, options: Any) -> int:
+        entries = measurements()[options.family]
+        for entry in [entries[options.name]] if options.name else entries.values():
+            module._given(parser, options, getattr(importlib.import_module(entry.module), entry.function))
+        return 0
+
+    monkeypatch.setattr(module, "_benchmark", asked)
+    documents = [ROOT / "README.md", ROOT / "RESULTS.md", *(ROOT / "docs").glob("*.md")]
+    lines = [line for path in documents for line in re.findall(r"python -m zoo (benchmark [^`#\n]+)", path.read_text())]
+    assert len(lines) > 20
+    for line in lines:
+        assert main(shlex.split(line)) == 0, line
 
 
 def test_records_go_on_where_they_stopped(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
+from tests.registry.test_checkpoints import in_child
 from zoo.data import DataError
 from zoo.data.pictures import FORMATS, Fit, open_picture
 from zoo.data.prepare import SUFFIXES, prepare
@@ -268,6 +270,26 @@ def test_what_the_crop_leaves_out_costs_nothing(tmp_path: Path) -> None:
             (found,) = prepare(tmp_path / name, record)
             assert time.process_time() - began < 0.5, "3.4 s where the whole length is resized"
             assert found.shape == (1, 3, 224, 224)
+
+
+def test_thin_pictures_and_odd_rates_need_the_memory_of_their_results(tmp_path: Path) -> None:
+    """Not 400 MiB for a picture of 6,000 pixels, and not 2.3 GiB for a second of sound."""
+    from scipy.signal import resample_poly
+
+    from zoo.data.audio import resampled
+
+    assert callable(resample_poly)  # imported here, so that it does not count
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (3000, 2, 3)).astype(np.uint8)).save(tmp_path / "x.png")
+    record = {"kind": "image", "channels": 3, "size": [224, 224], "crop_pct": 0.875}
+
+    def kibibytes() -> str:
+        torch.set_num_threads(1)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        prepare(tmp_path / "x.png", record)
+        resampled(torch.zeros(11127), 11127, 8000)
+        return str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+    assert int(in_child(kibibytes)) < 100_000
 
 
 def test_large_pictures_are_decoded_small(tmp_path: Path) -> None:

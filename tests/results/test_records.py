@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.conftest import ROOT
 from zoo.benchmarks.tuning import bracketed
+from zoo.cli import main
 from zoo.results import records as module
 from zoo.results.records import STAMP, Provenance, Records, RowsError, stamp
 from zoo.results.timing import POLICIES, best_policy, under_policies
@@ -80,6 +83,51 @@ def test_a_table_says_where_its_rows_come_from(monkeypatch: pytest.MonkeyPatch) 
     only = Provenance(rows[:1], ("zoo/models/x.py",))
     assert "All rows are of code before the last change" in str(only)
     assert only.mark(rows[:1]) == ""
+
+
+def test_lines_of_older_code_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_git", lambda *args: "bbb" if any(a.startswith("aaa..") for a in args) else "")
+    rows = [{**ROW, "machine": "", "name": "a", "m": "1"}, {**ROW, "machine": "", "name": "a", "m": "2", "commit": "c"}]
+    found = Provenance(rows, ("zoo",)).marked([["a", 1, "x"], ("a", 2, "y"), ["mean", "", "z"]], "name", "m")
+    assert found == [["a", "1 †", "x"], ["a", "2", "y"], ["mean", "", "z"]]
+
+
+#: Tables of rows that are measured over several commits, written again from the rows of the repository.
+GROWING = (
+    "grbf tables", "grbf synthetic", "grbf examples", "snnk conversion", "compose heads", "compose continual",
+    "modalities floors", "deploy export", "gkcl tuning", "gkcl ablations", "gkcl streams", "gkcl split", "gkcl full",
+)  # fmt: skip
+
+
+def test_where_a_footer_tells_of_marks_the_table_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every table: one row is said to be of older code, the others are not."""
+    monkeypatch.setattr(module, "_git", lambda *args: "new" if any(a.startswith("old..") for a in args) else "")
+    for path in (ROOT / "results").glob("*.csv"):
+        rows = [{**row, "commit": "new"} for row in read(path)]
+        rows[-1]["commit"] = "old"
+        records = Records(tmp_path / "results" / path.name, (), [c for c in rows[0] if c not in STAMP])
+        records.columns = list(rows[0])
+        records._write(rows)
+    for words in GROWING:
+        assert main(["benchmark", *words.split(), "--table", "--out", str(tmp_path / "results")]) == 0
+        document = tmp_path / "RESULTS.md"
+        lines = [line for line in document.read_text().splitlines() if line.startswith("| ")]
+        assert "† has rows of code before the last change" in document.read_text(), words
+        assert 0 < sum(" †" in line for line in lines) < len(lines) - 2, words
+        document.unlink()
+
+
+def test_every_file_of_rows_says_when_where_and_on_which_code() -> None:
+    for path in (ROOT / "results").glob("*.csv"):
+        assert set(STAMP) <= set(read(path)[0]), path
+        assert all(row["date"] and row["commit"] for row in read(path)), path
+
+
+def test_the_code_that_a_table_depends_on_is_there() -> None:
+    texts = [path.read_text() for path in (ROOT / "zoo" / "benchmarks").glob("*.py")]
+    named = {name for text in texts for name in re.findall(r'"(zoo/[\w/.]+)"', text)}
+    assert len(named) > 15
+    assert not [name for name in named if not (ROOT / name).exists()]
 
 
 def test_git_knows_which_code_is_older() -> None:

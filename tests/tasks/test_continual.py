@@ -320,6 +320,7 @@ def test_images_and_labels_of_the_wrong_kind(name: str) -> None:
         (x, y[:, None], r"and shape \(40, 1\)"),
         (x, y[:20], "40 images and 20 labels"),
     ]
+    assert learner.unit_range == name.startswith(("kcl", "gkcl", "replay")), "who keeps or draws images"
     if learner.unit_range:
         bad += [(x - 0.5, y, r"must be in \[0, 1\]"), (2 * x, y, r"must be in \[0, 1\]")]
     for images, labels, message in bad:

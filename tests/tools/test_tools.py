@@ -20,8 +20,9 @@ import zoo
 from tests.conftest import ROOT
 from zoo.analysis.probes import ProbeError, Subject, look
 from zoo.cli import main
-from zoo.data import sources
+from zoo.data import ImageFolder, sources
 from zoo.data.prepare import far_out
+from zoo.data.sampling import SampleKey
 from zoo.registry import bundled_weights
 from zoo.support.files import sha256_of
 from zoo.tools import cards, comparison, evaluation, hub, info
@@ -132,6 +133,38 @@ def test_an_image_is_prepared_as_in_training(digit_png: Path, capsys: pytest.Cap
     data.setup()
     pixels = torch.from_numpy((load_digits().images[0] * 255 / 16).round() / 255).float()
     torch.testing.assert_close(ours[0, 0], (pixels - data.mean[0]) / data.std[0])
+
+
+def test_one_digit_however_it_was_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same answer from every file, and the same picture in a training folder."""
+    pixels = (load_digits().images[15] * 255 / 16).round().astype(np.uint8)
+    turned, ink = Image.Exif(), Image.new("L", pixels.shape, 255)
+    turned[0x0112] = 6
+    ink.putalpha(Image.fromarray(pixels))
+    files = {
+        "grey.png": (Image.fromarray(pixels), {}),
+        "wide.png": (Image.fromarray(pixels.astype(np.uint16) * 257), {}),
+        "floats.tif": (Image.fromarray((pixels / 255).astype(np.float32)), {}),
+        "ink.png": (ink, {}),
+        "turned.jpg": (Image.fromarray(np.rot90(pixels).copy()), {"exif": turned, "quality": 100}),
+    }
+    answers = []
+    for name, (picture, options) in files.items():
+        for kind in "ab":
+            (tmp_path / "train" / kind).mkdir(parents=True, exist_ok=True)
+            picture.save(tmp_path / "train" / kind / name, **options)
+        (found,) = shown(capsys, "predict", DIGITS, str(tmp_path / "train" / "a" / name), "--json")
+        answers.append(found["predictions"][0])
+    assert len({answer["class"] for answer in answers}) == 1
+    assert [answer["probability"] for answer in answers] == pytest.approx([answers[0]["probability"]] * 5, abs=0.01)
+    still = {"hflip": 0.0, "color_jitter": 0.0, "crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0)}
+    data = ImageFolder(tmp_path, image_size=8, val_fraction=0, background=0, num_workers=0, **still)
+    data.setup()
+    part = data.datasets["train"]
+    assert len(part) == 2 * len(files)
+    images = part.images([SampleKey(i) for i in range(len(part))])
+    torch.testing.assert_close(images, images[:1].expand_as(images), atol=0.1, rtol=0)
+    assert np.abs(np.asarray(part.picture(0))[..., 0].astype(int) - pixels).max() <= 3
 
 
 BAD_TABLES = {

@@ -65,6 +65,15 @@ def test_values_that_do_not_go_together_are_told(section: str, values: dict[str,
     assert any(told in problem for problem in together(config)), together(config)
 
 
+def test_a_warm_up_that_only_the_data_can_judge_is_told_before_the_first_step(tmp_path: Path) -> None:
+    """The default warm-up is one epoch, and 25 batches make one."""
+    done = train_here(tmp_path, *TINY, "trainer.max_steps=5", check=False)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "scheduler: warmup_epochs = 1 is longer than the whole training of 0.2 epochs" in line
+    assert not list((tmp_path / "run").glob("checkpoints/step=*"))
+
+
 def callback_problems(*sections: dict[str, Any], scheduler: Any = None) -> list[str]:
     task = {"_target_": "zoo.tasks.ClassificationTask"}
     named = {f"c{i}": section for i, section in enumerate(sections)}

@@ -189,7 +189,11 @@ def test_a_signal_between_the_last_step_and_the_results_is_told(validated_twice:
     assert "the last good checkpoint is step 16; continue from it with: " in stopped.stderr
     assert not (tmp_path / "run" / "summary.json").exists()
     train_here(tmp_path, "resume=run", "test=true")
-    assert (tmp_path / "run" / "summary.json").exists()
+    folders = validated_twice / "run", tmp_path / "run"
+    whole, found = (json.loads((folder / "summary.json").read_text())["metrics"] for folder in folders)
+    assert whole.items() <= found.items(), "of the whole run, though this part of it took no step"
+    assert {"train/loss", "val/acc", "val/loss"} <= whole.keys()
+    assert "test/acc" in found
 
 
 def test_signals_after_the_last_step() -> None:

@@ -178,8 +178,8 @@ def heads(folder: Path, seeds: int = SEEDS) -> Iterator[str]:
             row = {"features": name, "head": head, "per_class": count, "seed": seed, "accuracy": score}
             records.add(row | {"top_share": told.get("top_share", "")})
             yield f"{name}, {head}, {count} a class, seed {seed}: {score:.4f}"
-    text = _table(records, names)
     source = Provenance(records.rows, HEADS_CODE)
+    text = _table(records, names, source)
     put_section(folder.parent / "RESULTS.md", "compose heads", f"{_HEADS_TEXT}{source}\n\n{text}")
     yield text
 
@@ -205,7 +205,7 @@ def _inputs(name: str) -> Parts:
     return {part: (features(model, x), y) for part, (x, y) in target_parts(bundled_weights.record(name)).items()}
 
 
-def _table(records: Records, names: Sequence[str]) -> str:
+def _table(records: Records, names: Sequence[str], source: Provenance) -> str:
     rows: list[list[Any]] = []
     for name in names:
         for head in HEADS:
@@ -215,7 +215,8 @@ def _table(records: Records, names: Sequence[str]) -> str:
             share = f"{np.mean([float(s) for s in shares]):.2f}" if shares else ""
             n = len(records.select(features=name, head=head, per_class=PER_CLASS[0]))
             rows.append([name, head, *cells, str(n), share])
-    return markdown(["features", "head", *(f"{c} labels a class" for c in PER_CLASS), "draws", "top ten"], rows)
+    header = ["features", "head", *(f"{c} labels a class" for c in PER_CLASS), "draws", "top ten"]
+    return markdown(header, source.marked(rows, "features", "head"))
 
 
 # ---- continual learning on frozen features -----------------------------------------------------------------
@@ -239,8 +240,9 @@ def continual(folder: Path, seeds: int = SEEDS) -> Iterator[str]:
     for name in names:
         cells = [mean_sd(records.numbers(c, features=name)) for c in ("accuracy", "first_task", "all_at_once")]
         rows.append([name, *cells, str(len(records.select(features=name)))])
-    text = markdown(["features", "all classes", "first task's rows", "ridge on all rows at once", "seeds"], rows)
     source = Provenance(records.rows, CONTINUAL_CODE)
+    header = ["features", "all classes", "first task's rows", "ridge on all rows at once", "seeds"]
+    text = markdown(header, source.marked(rows, "features"))
     put_section(folder.parent / "RESULTS.md", "compose continual", f"{_CONTINUAL_TEXT}{source}\n\n{text}")
     yield text
 
@@ -388,8 +390,8 @@ def adapters(folder: Path, seeds: int = 3, steps: int = 40, per_class: int = 10)
             found = records.select(network=network, trained=trained)
             scores = mean_sd([float(r["accuracy"]) for r in found])
             rows.append([network, trained, f"{int(found[0]['parameters']):,}", scores, str(len(found))])
-    text = markdown(["network", "trained", "trained parameters", "accuracy", "seeds"], rows)
-    source = Provenance(records.rows, ADAPTERS_CODE)
+    source, header = Provenance(records.rows, ADAPTERS_CODE), ["network", "trained", "trained parameters", "accuracy"]
+    text = markdown([*header, "seeds"], source.marked(rows, "network", "trained"))
     put_section(folder.parent / "RESULTS.md", "compose adapters", f"{_ADAPTERS_TEXT}{source}\n\n{text}")
     yield text
 

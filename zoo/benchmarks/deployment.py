@@ -21,16 +21,8 @@ __all__ = ["run"]
 
 MEASURES = ("zoo/tools/export.py", "zoo/models")
 VALUES = (
-    "largest_output",
-    *FORMATS,
-    "accuracy",
-    "int8_accuracy",
-    "n",
-    "int8_kept",
-    "onnx_bytes",
-    "int8_bytes",
-    "int8_times",
-)
+    "largest_output", *FORMATS, "accuracy", "int8_accuracy", "n", "int8_kept", "onnx_bytes", "int8_bytes", "int8_times",
+)  # fmt: skip
 _INT8 = VALUES[3:]
 _FASTER = 1.1  # smaller speed-ups are noise
 
@@ -52,26 +44,17 @@ def run(folder: Path) -> Iterator[str]:
             records.add(key | _measure(name))
         yield f"{name} done"
     rows = [r for r in records.rows if bundled_weights.records().get(r["model"], {}).get("sha256") == r["sha256"]]
-    header = [
-        "weights",
-        "program",
-        "ONNX",
-        "accuracy",
-        "int8",
-        "n",
-        "int8 kept",
-        "bytes",
-        "int8",
-        "int8, times as fast",
-    ]
-    table = markdown(header, [_line(r) for r in sorted(rows, key=lambda r: r["model"])])
+    header = ["weights", "program", "ONNX", "accuracy", "int8", "n", "int8 kept", "bytes", "int8"]
+    source = Provenance(rows, MEASURES)
+    lines = source.marked(map(_line, sorted(rows, key=lambda r: r["model"])), "model")
+    table = markdown([*header, "int8, times as fast"], lines)
     text = (
         "## Deployment\n\n`python -m zoo benchmark deploy`\n\nLargest difference from eager PyTorch of the exported "
         "program and of the ONNX file, as a share of the largest output (or of one, if that is larger), each loaded in "
         "a new process in which the zoo, timm and Lightning cannot be imported, on five inputs. Int8: weights of "
         "matrix products quantised, their activations at run time (onnxruntime), kept where the accuracy falls by at "
         "most half a point; bytes of the ONNX files; how many times as fast int8 is, in CPU time of a batch of 32, "
-        f"interleaved. {Provenance(rows, MEASURES)}\n\n{table}\n\n{_verdict(rows)}"
+        f"interleaved. {source}\n\n{table}\n\n{_verdict(rows)}"
     )
     put_section(folder.parent / "RESULTS.md", "deployment", text)
     yield f"{table}\n\n{_verdict(rows)}"

@@ -71,17 +71,9 @@ WIDE = {
 }
 KEYS = ("data", "scenario", "tasks", "train_samples", "method", "seed")
 VALUES = (
-    "passes",
-    "acc",
-    "acc_agnostic",
-    "forgetting",
-    "learning_accuracy",
-    "backward_transfer",
-    "forward_transfer",
-    "seconds",
-    "kept_samples",
-    "kept_bytes",
-)
+    "passes", "acc", "acc_agnostic", "forgetting", "learning_accuracy", "backward_transfer", "forward_transfer",
+    "seconds", "kept_samples", "kept_bytes",
+)  # fmt: skip
 
 
 def run(method: Method, seed: int, **data: Any) -> ContinualTask:
@@ -228,10 +220,10 @@ def full(folder: Path, models: list[str] | None = None) -> Iterator[str]:
     records = Records(folder / "gkcl_full.csv", KEYS, VALUES)
     stream: dict[str, Any] = {"tasks": 20, "train_samples": None}
     once = {"lr_decay": 0.9, "epochs": 1}
-    several = ("GKCL linear, one pass", "joint, one pass")  # here all but joint take one
-    known = {n: m for n, m in METHODS.items() if n not in several} | WIDE
+    known = {n: m for n, m in METHODS.items() if n != "GKCL linear, one pass"} | WIDE  # here all but joint take one
     known["GKCL linear"] = replace(METHODS["GKCL linear"], training=once)
     known["joint"] = replace(METHODS["joint"], training={})
+    known["joint, one pass"] = replace(METHODS["joint"], training={"epochs": 1})
     parts = []
     for seed in range(5):
         for scenario in ("permuted", "rotated"):
@@ -275,12 +267,12 @@ def tuning(folder: Path) -> Iterator[str]:
         pair: statistics.fmean(records.numbers("validation", lr=pair[0], epochs=pair[1]))
         for pair in itertools.product(*TUNED.values())
     }
-    rows = [[f"{lr:g}", *(f"{mean[lr, epochs]:.4f}" for epochs in TUNED["epochs"])] for lr in TUNED["lr"]]
+    rows = [[lr, *(f"{mean[lr, n]:.4f}" for n in TUNED["epochs"])] for lr in TUNED["lr"]]
+    source = Provenance(records.rows, MEASURES)
     text = (
         "## KCL and GKCL: the joint learner's passes and rate\n\n`python -m zoo benchmark gkcl tuning`\n\nMean over "
         "permuted and rotated digits of the accuracy on training images left out, a stream with a seed of its own. "
-        f"{Provenance(records.rows, MEASURES)}\n\n"
-        + markdown(["rate", *(f"{epochs} passes" for epochs in TUNED["epochs"])], rows)
+        f"{source}\n\n" + markdown(["rate", *(f"{n} passes" for n in TUNED["epochs"])], source.marked(rows, "lr"))
     )
     put_section(folder.parent / "RESULTS.md", "gkcl tuning", text)
     yield f"best: rate {max(mean, key=mean.__getitem__)[0]:g}, {max(mean, key=mean.__getitem__)[1]} passes"

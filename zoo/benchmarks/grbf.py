@@ -82,21 +82,18 @@ def select_features(folder: Path) -> Iterator[str]:
                 cells = [mean_sd(records.numbers(column, **same)) for column in (*KINDS, "score")]
                 if name == "random forest":
                     cells[1:3] = ["", ""]
-                lines.append([f"{problem}, {rows}", name, *cells, f"{np.mean(records.numbers('fit_s', **same)):.2f}"])
-                yield "  ".join(lines[-1])
+                lines.append([problem, rows, name, *cells, f"{np.mean(records.numbers('fit_s', **same)):.2f}"])
+                yield "  ".join(map(str, lines[-1]))
     source = Provenance(records.rows, MEASURES)
-    header = ["problem, rows", "learner", *(f"rate, {kind}" for kind in KINDS), "test accuracy or R²", "s"]
+    header = ["problem", "rows", "learner", *(f"rate, {kind}" for kind in KINDS), "test accuracy or R²", "s"]
     text = (
         "## GRBF: features found\n\n`python -m zoo benchmark grbf synthetic`\n\nShare of the true features among the "
-        "k most "
-        f"important (k = 4, 3, 4 of 10), mean (standard deviation) over {SEEDS} seeds; score on 1000 fresh rows; CPU "
-        f"seconds of "
-        'a fit. GRBF with `reg_precision=0.01` and otherwise default; diagonal with `precision="diag"`, '
-        "`reg_precision=0.003`, `reg_weights=0.01` (of how these were found there is no record); "
-        "all three problems are aligned with the features, which favours it. The original "
-        "recipe is its N(0, 1) start with 16 trained "
-        "centres, plain norms and no intercept; the forest's importance is impurity. "
-        f"{source}\n\n" + markdown(header, lines)
+        f"k most important (k = 4, 3, 4 of 10), mean (standard deviation) over {SEEDS} seeds; score on 1000 fresh "
+        "rows; CPU seconds of a fit. GRBF with `reg_precision=0.01` and otherwise default; diagonal with "
+        '`precision="diag"`, `reg_precision=0.003`, `reg_weights=0.01` (of how these were found there is no record); '
+        "all three problems are aligned with the features, which favours it. The original recipe is its N(0, 1) start "
+        "with 16 trained centres, plain norms and no intercept; the forest's importance is impurity. "
+        f"{source}\n\n" + markdown(header, source.marked(lines, "problem", "rows", "learner"))
     )
     put_section(folder.parent / "RESULTS.md", "grbf synthetic", text)
 
@@ -256,15 +253,14 @@ def examples(folder: Path) -> Iterator[str]:
             yield ", ".join(f"{k} {v}" for k, v in row.items())
         means = [mean_sd(records.numbers(column, example=name), 4) for column in ("train", "test", "loss")]
         lines.append([name, *means, records.select(example=name, seed=0)[0]["shown"], PRINTED.get(name, "")])
+    source = Provenance(records.rows, MEASURES)
+    header = ["example", "train", "test", "loss", "shown, seed 0", "the authors print"]
     text = (
         "## GRBF: the authors' examples\n\n`python -m zoo benchmark grbf examples`\n\nTheir recipes with this "
-        "implementation, mean "
-        "(standard deviation) over five seeds; only wine's seed is known (0). Shown, of seed 0: wine, class "
-        "probabilities of the "
-        "first and third test rows; digits, share of the first eigenvalue; two features, importances. The spreads come "
-        "from single seeds whose N(0, 1) start the recipe never leaves (wine's restated plainly, with an einsum, ends "
-        "at the same loss). The row below each has the estimator's defaults on the same split. "
-        f"{Provenance(records.rows, MEASURES)}\n\n"
-        + markdown(["example", "train", "test", "loss", "shown, seed 0", "the authors print"], lines)
+        "implementation, mean (standard deviation) over five seeds; only wine's seed is known (0). Shown, of seed 0: "
+        "wine, class probabilities of the first and third test rows; digits, share of the first eigenvalue; two "
+        "features, importances. The spreads come from single seeds whose N(0, 1) start the recipe never leaves. The "
+        f"row below each has the estimator's defaults on the same split. {source}\n\n"
+        + markdown(header, source.marked(lines, "example"))
     )
     put_section(folder.parent / "RESULTS.md", "grbf examples", text)

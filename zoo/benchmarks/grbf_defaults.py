@@ -90,7 +90,8 @@ def _report(records: Records, folder: Path) -> Iterator[str]:
         return
     peers = [m for m in MODELS if m != STEPS]
     scores = {m: np.array([np.mean(records.numbers("score", table=t, model=m)) for t in complete]) for m in MODELS}
-    rows = [[t, *(f"{scores[m][i]:.3f}" for m in MODELS)] for i, t in enumerate(complete)]
+    source = Provenance(records.rows, MEASURES)
+    rows = source.marked(([t, *(f"{scores[m][i]:.3f}" for m in MODELS)] for i, t in enumerate(complete)), "table")
     ranks = {m: 1 + np.sum([scores[o] > scores[m] + 1e-12 for o in peers], axis=0) for m in peers}
     rows.append(["mean", *(f"{scores[m].mean():.4f}" for m in MODELS)])
     rows.append(["mean rank of the first five", *(f"{ranks[m].mean():.2f}" if m in ranks else "" for m in MODELS)])
@@ -107,7 +108,7 @@ def _report(records: Records, folder: Path) -> Iterator[str]:
     text = (
         "## GRBF with nothing tuned\n\n`python -m zoo benchmark grbf defaults`\n\n"
         f"Accuracy with every learner's defaults, mean over {FOLDS} folds of at most {ROWS} rows; SVM and linear "
-        f"models on standardised features. {Provenance(records.rows, MEASURES)}\n\n"
+        f"models on standardised features. {source}\n\n"
         + markdown(["table", *MODELS], rows)
         + f"\n\nOf the first five the closed form is last on {', '.join(last) or 'none'}; its log-loss is at most that "
         f"of the forest on {below} of {len(complete)}. The settings of the closed form were chosen on these very "

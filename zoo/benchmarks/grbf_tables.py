@@ -183,16 +183,16 @@ def report(folder: Path) -> Iterator[str]:
         m: np.mean([float(r["fit_s"]) for r in records.rows if r["model"] == m and r["table"] in complete])
         for m in MODELS
     }
+    source = Provenance(records.rows, MEASURES)
+    rows = source.marked(rows, "table")
     rows.append(["mean rank", *(f"{np.mean(ranks[m]):.2f}" for m in MODELS), "", "", ""])
     rows.append(["mean s of a fit", *(f"{times[m]:.2f}" for m in MODELS), "", "", ""])
     text = (
         "## GRBF on real tables\n\n`python -m zoo benchmark grbf tables`\n\n"
-        f"Accuracy, R² for diabetes and autompg: mean (standard deviation) over {FOLDS} folds. Each learner "
-        f"chooses "
+        f"Accuracy, R² for diabetes and autompg: mean (standard deviation) over {FOLDS} folds. Each learner chooses "
         f"among {CANDIDATES} settings on {INNER} inner folds of the training part; features, and the targets of a "
         "regression, are standardised inside each fold. Near: GRBF is within one standard error (over folds, of the "
-        "best) of "
-        f"the best. Seconds are CPU time of one fit. {Provenance(records.rows, MEASURES)}\n\n"
+        f"best) of the best. Seconds are CPU time of one fit. {source}\n\n"
         + markdown(["table", *MODELS, "rank of GRBF", "near", "s, GRBF"], rows)
         + f"\n\nBest or within one standard error of the best on {close} of {len(complete)} tables; last on "
         + (f"{len(last)}: {', '.join(last)}." if last else "none.")

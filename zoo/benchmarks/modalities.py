@@ -132,11 +132,12 @@ def floors(out: Path) -> Iterator[str]:
         records.add({"experiment": experiment, "learner": learner, "metric": metric, "score": score, **sizes})
         yield f"{experiment}: {metric} {score:.4f}, {learner}"
     rows = [[row[c] for c in ("experiment", "learner", "metric", "score", "train", "test")] for row in records.rows]
-    table = markdown(["experiment", "linear model", "metric", "score", "training samples", "test samples"], rows)
+    source, header = Provenance(records.rows, MEASURES), ["experiment", "linear model", "metric", "score"]
+    table = markdown([*header, "training samples", "test samples"], source.marked(rows, "experiment", "learner"))
     text = (
         "## Linear floors of the modalities\n\n`python -m zoo benchmark modalities floors`\n\n"
         "What a linear model reaches on the same training and test parts. Forecasts: mean squared error of "
-        f"standardised variables, lower is better. {Provenance(records.rows, MEASURES)}\n\n{table}"
+        f"standardised variables, lower is better. {source}\n\n{table}"
     )
     put_section(out.parent / "RESULTS.md", "modalities floors", text)
     yield table

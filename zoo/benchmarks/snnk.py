@@ -192,7 +192,8 @@ def approximation(folder: Path) -> Iterator[str]:
     ]  # fmt: skip
     header = ["kernel", *(f"iid, m = {m}" for m in WIDTHS), "theory, 256", *(f"{k}, 256" for k in list(KINDS)[1:])]
     header += [f"from the activation, iid, {m}" for m in (256, 4096)]
-    table = markdown(header, rows)
+    source = Provenance(records.rows, FEATURES)
+    table = markdown(header, source.marked(rows, "map"))
     put_section(folder.parent / "RESULTS.md", "snnk approximation", f"""
 ## SNNK: point-wise error of the feature maps
 
@@ -202,7 +203,7 @@ Root mean square of estimate minus closed form, unit vectors in {d} dimensions, 
 features for the ReLU and exp maps and 2 m for the others. The closed form of tanh, sigmoid, softplus, erf, GELU and
 SiLU is a series of few harmonics, not the activation itself: the last columns are the errors from the activation, which
 stay where the series ends. The picture, with the theory's line for independent projections, is
-`results/{picture.name}`. {Provenance(records.rows, FEATURES)}
+`results/{picture.name}`. {source}
 
 ![error against width](results/{picture.name})
 
@@ -283,13 +284,14 @@ def mlp(folder: Path) -> Iterator[str]:
         rows.append([name, f"{int(records.numbers('parameters', **chosen)[0]):,}",
                      mean_sd(records.numbers("test", **chosen)),
                      f"{statistics.median(records.numbers('cpu_seconds', **chosen)):.2f}"])  # fmt: skip
-    table = markdown(["network", "trained parameters", "test accuracy, mean (sd)", "CPU seconds to fit"], rows)
+    source, header = Provenance(records.rows, FEATURES), ["network", "trained parameters", "test accuracy, mean (sd)"]
+    table = markdown([*header, "CPU seconds to fit"], source.marked(rows, "network"))
     put_section(folder.parent / "RESULTS.md", "snnk mlp", f"""
 ## SNNK: a perceptron on MNIST digits
 
 `python -m zoo benchmark snnk mlp`. 3,600 digits to train, 400 to choose the learning rate on a grid that brackets the
 best, 1,000 to test; {len(SEEDS)} seeds; Adam for {EPOCHS} epochs without augmentation, or least squares on one-hot
-targets with the ridge of smallest leave-one-out error. {Provenance(records.rows, FEATURES)}
+targets with the ridge of smallest leave-one-out error. {source}
 
 {table}
 """)  # fmt: skip

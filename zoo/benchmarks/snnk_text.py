@@ -30,7 +30,7 @@ from zoo.results.records import Provenance, Records, markdown, mean_sd, put_sect
 
 __all__ = ["adapters", "conversion"]
 
-TEXT = ("zoo/adapters", "zoo/adapters/conversion.py", "zoo/kernels/random_features")
+TEXT = ("zoo/adapters", "zoo/kernels/random_features")
 LENGTH, EPOCHS, BATCH, LAYERS, TRIAL_ROWS = 128, 1, 8, 3, 1000
 SEEDS = (0, 1, 2)
 
@@ -262,12 +262,10 @@ def adapters(folder: Path) -> Iterator[str]:
         test = records.numbers("test", **whole)
         parameters = int(records.numbers("parameters", **whole)[0])
         error = statistics.stdev(test) / math.sqrt(len(test))
+        rows.append([method, f"{parameters:,}", f"{best:g}", mean_sd(test), f"{error:.4f}"])
         source = Provenance(records.rows, TEXT)
-        name = method + source.mark(records.select(**whole))
-        rows.append([name, f"{parameters:,}", f"{best:g}", mean_sd(test), f"{error:.4f}"])
-        table = markdown(
-            ["method", "trained, without the head", "rate", "test accuracy, mean (sd)", "standard error"], rows
-        )
+        header = ["method", "trained, without the head", "rate", "test accuracy, mean (sd)", "standard error"]
+        table = markdown(header, source.marked(rows, "method"))
         put_section(folder.parent / "RESULTS.md", "snnk adapters", f"{ADAPTERS}{source}\n\n{table}")
     yield table
 
@@ -326,9 +324,9 @@ def conversion(folder: Path) -> Iterator[str]:
     rows = []
     for method, m in dict.fromkeys((n, m) for n, m, _ in wanted):
         found = {c: records.numbers(c, method=method, m=m) for c in ("parameters", "error", "test")}
-        rows.append([method, str(m or ""), f"{int(found['parameters'][0]):,}", mean_sd(found["error"]),
-                     mean_sd(found["test"])])  # fmt: skip
-    table = markdown(["method", "m", "parameters of both networks", "relative error", "test accuracy"], rows)
+        rows.append([method, m, f"{int(found['parameters'][0]):,}", mean_sd(found["error"]), mean_sd(found["test"])])
+    source, header = Provenance(records.rows, TEXT), ["method", "m", "parameters of both networks", "relative error"]
+    table = markdown([*header, "test accuracy"], source.marked(rows, "method", "m"))
     put_section(folder.parent / "RESULTS.md", "snnk conversion", f"""
 ## SNNK: converting the feed-forward networks of a pretrained encoder
 
@@ -336,7 +334,7 @@ def conversion(folder: Path) -> Iterator[str]:
 the feed-forward networks (384-1536-384) of its last two layers are replaced without any further training. SNNK and
 random projections (the same, without the nonlinearity) are fitted on 600 training reviews; both matrices are folded to
 one. The rank of the truncated SVD has the same cost a token. The error is that of the encoder's last states on 300 test
-reviews, relative to their spread. {Provenance(records.rows, TEXT)}
+reviews, relative to their spread. {source}
 
 {table}
 """)  # fmt: skip

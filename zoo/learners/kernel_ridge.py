@@ -254,8 +254,9 @@ class SolutionCache:
         """
         groups = (group for m in module.modules() for group in (m._parameters, m._buffers))
         tensors = [t for group in groups for t in group.values() if t is not None]
-        untold = any(t.is_inference() for t in tensors)  # weights made in inference mode do not tell when they change
-        if module.training or torch.is_grad_enabled() or untold or not values_known(*tensors[:1]):
+        if module.training or torch.is_grad_enabled() or not values_known(*tensors[:1]):
+            return [solve(task) for task in tasks]
+        if any(t.is_inference() for t in tensors):  # weights made in inference mode do not tell when they change
             return [solve(task) for task in tasks]
         stamp = tuple((t.data_ptr(), t._version) for t in tensors)
         if stamp != self._stamp:

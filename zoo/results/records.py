@@ -170,6 +170,15 @@ class Provenance:
         """A dagger for a line with outdated rows, unless all rows are outdated."""
         return " †" if len(self.older) < len(self.rows) and any(self._is_outdated(row) for row in rows) else ""
 
+    def marked(self, lines: Iterable[Sequence[Any]], *columns: str) -> list[list[Any]]:
+        """Lines of a table whose first cells are the values of these columns, the last of those cells with its mark."""
+        found = []
+        for line in lines:
+            key = dict(zip(columns, map(str, line), strict=False))
+            mark = self.mark(row for row in self.rows if key.items() <= row.items())
+            found.append([*line[: len(columns) - 1], f"{line[len(columns) - 1]}{mark}", *line[len(columns) :]])
+        return found
+
     def __str__(self) -> str:
         def span(values: Iterable[str], word: str, missing: str) -> str:
             found = sorted(set(filter(None, values)))

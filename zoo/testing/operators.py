@@ -88,6 +88,10 @@ class OperatorTests:
         """Infinities, not-a-numbers and other extremes that a fast form must answer as the reference does."""
         return SPECIAL
 
+    def special_places(self, case: Case, count: int) -> Sequence[int]:
+        """Indices in a flat tensor of `count` entries that get special values, one at a time."""
+        return sorted({0, count // 2, count - 1})
+
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Every test gets the cases that the name of its argument asks for."""
         firsts = {case.operator: name for name, case in reversed(list(self.cases.items()))}
@@ -134,10 +138,12 @@ class OperatorTests:
         op, values = special.op, special.build()
         inputs, numbers = _tensors(values), self.special_values(special)
         cases: list[tuple[int | None, int, float]] = [(None, 0, 0.0)]
-        cases += [(i, at, value) for i, t in enumerate(inputs) for at in _places(t.numel()) for value in numbers]
+        for i, t in enumerate(inputs):
+            cases += [(i, at, value) for at in self.special_places(special, t.numel()) for value in numbers]
         learns = op.backward is not None
         if learns:
-            cases += [(-1, at, v) for at in _places(_outputs(op(*values))[0].numel()) for v in numbers]
+            count = _outputs(op(*values))[0].numel()
+            cases += [(-1, at, value) for at in self.special_places(special, count) for value in numbers]
         complaints = []
         for i, at, value in cases:
             given = [t.clone() for t in inputs]
@@ -178,6 +184,22 @@ class OperatorTests:
             return torch.autograd.grad(slope, s)[0]
 
         torch.testing.assert_close(second(op), second(op.reference), rtol=1e-3, atol=1e-3)
+
+    def test_the_defaults_of_a_process_change_nothing(self, first: Case) -> None:
+        """Dtypes and devices come from the inputs, whatever the default dtype and device."""
+        values, usual = first.build(), torch.get_default_dtype()
+        for learns in (False, True):
+            for function in (first.op, _plain(first.op)):
+                want = _run(function, values, None, learns)
+                with torch.device("meta"):
+                    on_meta = _run(function, values, None, learns)
+                try:
+                    torch.set_default_dtype(torch.float64)
+                    in_double = _run(function, values, None, learns)
+                finally:
+                    torch.set_default_dtype(usual)
+                assert not differs(on_meta, want, 0.0)
+                assert not differs(in_double, want, 0.0)
 
     def test_autocast(self, first: Case) -> None:
         values = first.build()
@@ -238,10 +260,6 @@ def _plain(op: Operator[..., Any]) -> Callable[..., Any]:
             return op(*args)
 
     return call
-
-
-def _places(count: int) -> Iterator[int]:
-    yield from sorted({0, count // 2, count - 1})
 
 
 @contextmanager
