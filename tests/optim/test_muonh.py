@@ -123,7 +123,7 @@ def test_a_resumed_run_is_the_same() -> None:
 def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="is zero"):
         MuonH([nn.Parameter(torch.zeros(3, 3))])
-    with pytest.raises(ValueError, match="no matrix"):
+    with pytest.raises(ValueError, match="not a matrix"):
         MuonH([nn.Parameter(torch.ones(3))])
     with pytest.raises(ValueError, match="method='sgd'"):
         MuonH([{"params": [nn.Parameter(torch.ones(3, 3))], "method": "sgd"}])

@@ -138,8 +138,8 @@ class OperatorTests:
         op, values = special.op, special.build()
         inputs, numbers = _tensors(values), self.special_values(special)
         cases: list[tuple[int | None, int, float]] = [(None, 0, 0.0)]
-        for i, t in enumerate(inputs):
-            cases += [(i, at, value) for at in self.special_places(special, t.numel()) for value in numbers]
+        for index, t in enumerate(inputs):
+            cases += [(index, at, value) for at in self.special_places(special, t.numel()) for value in numbers]
         learns = op.backward is not None
         if learns:
             count = _outputs(op(*values))[0].numel()
