@@ -71,9 +71,7 @@ def wait_policy() -> str:
     return f"spin {spin}" if spin else os.environ.get("OMP_WAIT_POLICY", "default").lower()
 
 
-# Longer than the gaps between loops, shorter than a time slice. Intel's pause instruction takes about three times as
-# long as AMD's.
-SPINS = 10_000 if "Intel" in chip() else 30_000
+SPINS = 10_000  # about 0.1 ms: longer than the gaps between loops, too short to starve other processes
 
 
 def bound_waiting() -> None:
