@@ -1,0 +1,154 @@
+"""Pages of the site that are written from something else: commands from their parsers, the reference from docstrings.
+
+Results, changes and the cards of the shipped weights stay where they are in the repository; a link to one of them leads
+to its page of the site. Neither torch nor a model is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import os
+import posixpath
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from zoo.cli import build_parser
+from zoo.training.launch import help_text
+
+#: Packages of the reference, in the order of the navigation; a name is shown on the first page that has it.
+PACKAGES = ("zoo", "estimators", "kernels", "learners", "models", "adapters", "ops", "data", "optim", "tasks", "tools", "testing")  # fmt: skip  # noqa: E501
+LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
+
+
+def on_config(config: Any) -> Any:
+    """Fill in the sections of the navigation that end in a slash, and the names of files that stay outside `docs/`."""
+    config.extra["pages"] = pages = {**_commands(), **_reference(), **_weights()}
+    pages |= {name: (ROOT / name).read_text() for name in ("RESULTS.md", "CHANGELOG.md")}
+    for section in _sections(config.nav):
+        ((title, folder),) = section.items()
+        if isinstance(folder, str) and folder.endswith("/"):
+            section[title] = [name for name in pages if name.startswith(folder)]
+    return config
+
+
+def _sections(nav: list[Any]) -> list[dict[str, Any]]:
+    inner = [entry for section in nav for entry in next(iter(section.values())) if isinstance(entry, dict)]
+    return [*nav, *inner]
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the written pages, and the pictures that they show."""
+    for name, text in config.extra["pages"].items():
+        files.append(File.generated(config, name, content=text))
+    for path in sorted((ROOT / "results").glob("*.png")):
+        files.append(File.generated(config, f"results/{path.name}", abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Turn links between files of the repository into links between pages of the site."""
+    here = page.file.src_uri
+    place = here if here in ("RESULTS.md", "CHANGELOG.md") or here.startswith("checkpoints/") else f"docs/{here}"
+
+    def lead(link: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(place), link[1]))
+        target = f"{target}/README.md" if target == "checkpoints" else target.removeprefix("docs/")
+        return posixpath.relpath(target, posixpath.dirname(here) or ".") if files.get_file_from_path(target) else link[1]
+
+    return markdown if here.startswith(("commands/", "reference/")) else LINK.sub(lead, markdown)
+
+
+# ---- commands ----------------------------------------------------------------------------------------------
+
+
+def _commands() -> dict[str, str]:
+    os.environ["COLUMNS"] = "100"  # argparse breaks its lines there
+    parser = build_parser()
+    (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    shown = {action.dest: action.help for action in commands._choices_actions}
+    pages = {f"commands/{name}.md": _command(name, command) for name, command in commands.choices.items()}
+    rows = "\n".join(f"| [{name}]({name}.md) | {_cell(shown[name] or '')} |" for name in commands.choices)
+    first = (
+        "# Commands\n\nInstalled, `python train.py` is also `kernel-zoo-train`, and `python -m zoo` is `kernel-zoo`.\n\n"
+        f"| command | what it does |\n| --- | --- |\n| [train.py](train.md) | train a model |\n{rows}\n"
+    )
+    train = f"# train.py\n\n```text\n{help_text()}\n```\n"
+    return {"commands/README.md": first, "commands/train.md": train, **pages}
+
+
+def _command(name: str, parser: argparse.ArgumentParser) -> str:
+    usage = parser.format_usage().removeprefix("usage: ").strip()
+    text = f"# {name}\n\n{parser.description}\n\n```text\n{usage}\n```\n\n| argument | meaning |\n| --- | --- |\n"
+    for action in parser._actions:
+        if action.help != argparse.SUPPRESS and not isinstance(action, argparse._HelpAction):
+            names = ", ".join(f"`{o}`" for o in action.option_strings) or f"`{action.metavar or action.dest}`"
+            choices = f"one of {', '.join(map(str, action.choices))}" if action.choices else ""
+            told = "; ".join(filter(None, [action.help and action.help % {"default": action.default}, choices]))
+            text += f"| {names} | {_cell(told)} |\n"
+    return f"{text}\n{parser.epilog or ''}\n"
+
+
+def _cell(text: str) -> str:
+    return inspect.cleandoc(text).replace("\n", " ").replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+
+
+# ---- reference ---------------------------------------------------------------------------------------------
+
+
+def _reference() -> dict[str, str]:
+    shown: dict[str, str] = {}
+    pages = {}
+    for package in PACKAGES:
+        dotted = package if package == "zoo" else f"zoo.{package}"
+        tree = ast.parse((ROOT / dotted.replace(".", "/") / "__init__.py").read_text())
+        text = f"# {dotted}\n\n{(ast.get_docstring(tree) or '').partition(chr(10) * 2)[0]}\n\n"
+        text = re.sub(r":\w+:(`[^`]*`)", r"\1", text)
+        homes = _homes(tree, dotted)
+        known = [f"[`{name}`]({shown[home]}.md#{home})" for name, home in homes.items() if home in shown]
+        text += f"Also here: {', '.join(known)}.\n\n" if known else ""
+        new = [home for home in homes.values() if home not in shown] if homes else _modules(dotted)
+        shown |= dict.fromkeys(new, dotted)
+        pages[f"reference/{dotted}.md"] = text + "\n\n".join(f"::: {home}" for home in new) + "\n"
+    return pages
+
+
+def _homes(tree: ast.Module, package: str) -> dict[str, str]:
+    """Public names of a package, and where each is defined; empty for a package that has only modules."""
+    homes = {
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("zoo.")
+        for alias in node.names
+    }
+    listed = next((n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__"), None)
+    if listed is None:
+        return {}
+    names = [e.value for e in listed.elts] if isinstance(listed, ast.List) else list(homes)
+    return {name: homes[name] for name in names if name in homes} if len(names) > 2 else {}
+
+
+def _modules(package: str) -> list[str]:
+    """Modules of a package that name their public names."""
+    folder = ROOT / package.replace(".", "/")
+    files = [path for path in sorted(folder.rglob("*.py")) if path != folder / "__init__.py"]
+    named = [path.relative_to(ROOT).with_suffix("") for path in files if "\n__all__ = " in path.read_text()]
+    return [".".join(path.parts).removesuffix(".__init__") for path in named]
+
+
+# ---- shipped weights ---------------------------------------------------------------------------------------
+
+
+def _weights() -> dict[str, str]:
+    cards = {f"checkpoints/{path.name}": path.read_text() for path in sorted((ROOT / "checkpoints").glob("*.md"))}
+    rows = "\n".join(f"- [{Path(name).stem}]({Path(name).name})" for name in cards)
+    first = f"# Shipped weights\n\nEach has a card: its figure, its data, its licence and how to load it.\n\n{rows}\n"
+    return {"checkpoints/README.md": first, **cards}
