@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
-import io
 import re
 import shlex
 from collections.abc import Iterator
@@ -14,8 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 
+import zoo
 from tests.conftest import ROOT
 from zoo.cli import build_parser
 
@@ -58,30 +56,105 @@ def test_no_link_leads_nowhere(path: Path) -> None:
             assert not anchor or anchor in anchors(target), link
 
 
-def told(text: str, start: str) -> list[str]:
-    """Command lines of the code blocks and of the text that begin with `start`, without their comments."""
-    lines = re.findall(rf"(?:^\$ |`){re.escape(start)} ([^\n`]*)", text, re.MULTILINE)
-    return [" ".join(shlex.split(line, comments=True)) and line for line in lines]
+def commands(start: str) -> dict[str, str]:
+    """Command lines of the pages' shell sessions that begin with `start`, without their comments, and their page."""
+    lines = {}
+    for path in READ:
+        for line in re.findall(rf"^\$ {re.escape(start)} (.*)$", path.read_text(), re.MULTILINE):
+            lines[shlex.join(shlex.split(line, comments=True))] = path.name
+    return lines
 
 
-def test_commands_of_the_pages_are_understood() -> None:
-    parser, lines = build_parser(), {line: path for path in READ for line in told(path.read_text(), "python -m zoo")}
-    assert len(lines) > 40
-    for line, path in lines.items():
-        words = shlex.split(line, comments=True)
-        if words in (["results", "RUN", "..."], ["--help"]):
-            continue
-        problem = io.StringIO()
-        with contextlib.redirect_stderr(problem), contextlib.suppress(SystemExit):
-            parser.parse_args(words)
-        complete = not re.search(r"unrecognized|invalid", problem.getvalue()) if "`" else True
-        assert complete, f"{path.name}: {line}\n{problem.getvalue()}"
+def test_commands_of_the_pages_are_understood(capsys: pytest.CaptureFixture[str]) -> None:
+    parser, lines = build_parser(), commands("python -m zoo")
+    assert len(lines) > 25
+    for line, page in lines.items():
+        try:
+            parser.parse_args(shlex.split(line))
+        except SystemExit:
+            pytest.fail(f"{page}: {line}: {capsys.readouterr().err}")
+    named = {name for path in READ for name in re.findall(r"`python -m zoo ([a-z]+)", path.read_text())}
+    (known,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
+    assert named <= set(known)
 
 
-def test_training_commands_of_the_pages_compose() -> None:
-    flags = {"-m", "--cfg", "job", "-p", "--help"}
-    lines = {line: path for path in READ for line in told(path.read_text(), "python train.py")}
-    assert len(lines) > 40
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        for line, path in lines.items():
-            pass
+@cache
+def group(name: str, choice: str) -> dict[str, Any]:
+    """A YAML file of a configuration group, with those of the group that it builds on; `defaults` has the rest."""
+    read = yaml.load((ROOT / "configs" / name / f"{choice}.yaml").read_text(), yaml.CSafeLoader) or {}
+    entries = read.pop("defaults", [])
+    others = [{"defaults": {k.split("/")[1]: v for k, v in e.items()}} for e in entries if isinstance(e, dict)]
+    return merged(*(group(name, base) for base in entries if isinstance(base, str) and base != "_self_"), *others, read)
+
+
+def merged(*parts: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            inner = isinstance(value, dict) and isinstance(found.get(key), dict)
+            found[key] = merged(found[key], value) if inner else value
+    return found
+
+
+@cache
+def plain() -> dict[str, Any]:
+    return yaml.load((ROOT / "configs" / "train.yaml").read_text(), yaml.CSafeLoader)
+
+
+def known_keys(given: dict[str, str]) -> dict[str, Any]:
+    """The configuration of a command line: its own choices, else those of its experiment, else the defaults."""
+    choices = {k: v for entry in plain()["defaults"] if isinstance(entry, dict) for k, v in entry.items()}
+    run = group("experiment", given["experiment"]) if "experiment" in given else {}
+    choices |= run.get("defaults", {})
+    choices |= {k: v for k, v in given.items() if (ROOT / "configs" / k).is_dir()}
+    chosen = {k: group(k, v) for k, v in choices.items() if v is not None and "optional" not in k}
+    return merged(plain(), chosen, run)
+
+
+def trainings() -> dict[str, str]:
+    return {line: page for line, page in commands("python train.py").items() if "hydra.searchpath" not in line}
+
+
+def test_training_commands_of_the_pages_name_what_there_is() -> None:
+    assert len(trainings()) > 40
+    for line, page in trainings().items():
+        given = dict(word.split("=", 1) for word in shlex.split(line) if "=" in word)
+        known = known_keys(given)
+        for key in given:
+            node: Any = known
+            for part in [] if key.startswith(("+", "hydra")) else key.split("."):
+                assert node is not None, f"{page}: {line}: {key}"
+                assert part in node, f"{page}: {line}: {key}"
+                node = node[part]
+
+
+@pytest.mark.slow
+def test_training_commands_of_the_pages_pass_the_checks(tmp_path: Path) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from tests.training.test_configs import composed
+    from zoo.training.checks import check_config
+
+    overrides = OverridesParser.create()
+    for line, page in trainings().items():
+        words = overrides.parse_overrides([word for word in shlex.split(line) if "=" in word])
+        first = [f"{o.key_or_group}={next(o.sweep_string_iterator())}" for o in words if o.is_sweep_override()]
+        config = composed([*first, *(o.input_line for o in words if not o.is_sweep_override())], tmp_path)
+        if config["resume"] is None:
+            try:
+                check_config(config)
+            except ValueError as error:
+                pytest.fail(f"{page}: {line}: {error}")
+
+
+def test_code_of_the_pages_is_python_and_imports_what_there_is() -> None:
+    for path in READ:
+        for code in re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL):
+            for node in ast.walk(ast.parse(code)):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("zoo"):
+                    place = ROOT / str(node.module).replace(".", "/")
+                    text = (place / "__init__.py" if place.is_dir() else place.with_suffix(".py")).read_text()
+                    for alias in node.names:
+                        assert re.search(rf"\b{alias.name}\b", text), f"{path.name}: {node.module}.{alias.name}"
+                elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "zoo":
+                    assert node.attr in {*zoo.__all__, "kernels", "testing"}, f"{path.name}: zoo.{node.attr}"

@@ -21,8 +21,8 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from zoo.cli import build_parser
-from zoo.training.launch import help_text
+from zoo.cli import build_parser  # noqa: E402 (this copy of the zoo, installed or not)
+from zoo.training.launch import help_text  # noqa: E402
 
 #: Packages of the reference, in the order of the navigation; a name is shown on the first page that has it.
 PACKAGES = ("zoo", "estimators", "kernels", "learners", "models", "adapters", "ops", "data", "optim", "tasks", "tools", "testing")  # fmt: skip  # noqa: E501
@@ -62,7 +62,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     def lead(link: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(place), link[1]))
         target = f"{target}/README.md" if target == "checkpoints" else target.removeprefix("docs/")
-        return posixpath.relpath(target, posixpath.dirname(here) or ".") if files.get_file_from_path(target) else link[1]
+        return (
+            posixpath.relpath(target, posixpath.dirname(here) or ".") if files.get_file_from_path(target) else link[1]
+        )
 
     return markdown if here.startswith(("commands/", "reference/")) else LINK.sub(lead, markdown)
 
@@ -78,7 +80,7 @@ def _commands() -> dict[str, str]:
     pages = {f"commands/{name}.md": _command(name, command) for name, command in commands.choices.items()}
     rows = "\n".join(f"| [{name}]({name}.md) | {_cell(shown[name] or '')} |" for name in commands.choices)
     first = (
-        "# Commands\n\nInstalled, `python train.py` is also `kernel-zoo-train`, and `python -m zoo` is `kernel-zoo`.\n\n"
+        "# Commands\n\nInstalled, `python -m zoo` is also `kernel-zoo`, `python train.py` `kernel-zoo-train`.\n\n"
         f"| command | what it does |\n| --- | --- |\n| [train.py](train.md) | train a model |\n{rows}\n"
     )
     train = f"# train.py\n\n```text\n{help_text()}\n```\n"
@@ -115,9 +117,13 @@ def _reference() -> dict[str, str]:
         homes = _homes(tree, dotted)
         known = [f"[`{name}`]({shown[home]}.md#{home})" for name, home in homes.items() if home in shown]
         text += f"Also here: {', '.join(known)}.\n\n" if known else ""
-        new = [home for home in homes.values() if home not in shown] if homes else _modules(dotted)
-        shown |= dict.fromkeys(new, dotted)
-        pages[f"reference/{dotted}.md"] = text + "\n\n".join(f"::: {home}" for home in new) + "\n"
+        new = {name: home for name, home in homes.items() if home not in shown} or {m: m for m in _modules(dotted)}
+        shown |= dict.fromkeys(new.values(), dotted)
+        blocks = (
+            f"::: {home}\n    options:\n      heading: {name if home == name else f'{dotted}.{name}'}\n"
+            for name, home in new.items()
+        )
+        pages[f"reference/{dotted}.md"] = text + "\n".join(blocks)
     return pages
 
 
@@ -126,7 +132,7 @@ def _homes(tree: ast.Module, package: str) -> dict[str, str]:
     homes = {
         alias.asname or alias.name: f"{node.module}.{alias.name}"
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("zoo.")
+        if isinstance(node, ast.ImportFrom) and re.match(r"zoo\.(?!support)", node.module or "")
         for alias in node.names
     }
     listed = next((n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__"), None)
