@@ -138,7 +138,11 @@ def _homes(tree: ast.Module, package: str) -> dict[str, str]:
     listed = next((n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__"), None)
     if listed is None:
         return {}
-    names = [e.value for e in listed.elts] if isinstance(listed, ast.List) else list(homes)
+    names = (
+        [e.value for e in listed.elts]
+        if isinstance(listed, ast.List)
+        else sorted(homes, key=lambda n: (n[0].isupper(), n))
+    )
     return {name: homes[name] for name in names if name in homes} if len(names) > 2 else {}
 
 
