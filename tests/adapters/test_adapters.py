@@ -637,6 +637,9 @@ def test_state_dicts_with_saved_modules() -> None:
         ({"places": "query"}, "must be a list"),
         ({"seed": None}, "seed=None"),
         ({"normalize": "unit"}, "normalize='unit'"),
+        ({"form": None}, "form: None; allowed: "),
+        ({"init_weights": 3}, "init_weights: 3; allowed: "),
+        ({3: 4}, "unknown entry 3; allowed: "),
     ],
 )
 def test_configurations_of_a_wrong_type_are_told(config: dict, message: str) -> None:

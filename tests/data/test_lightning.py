@@ -187,7 +187,7 @@ def test_prediction_goes_through_the_test_part_in_order() -> None:
 
 
 class Ranks(Reader):
-    """Writes down what each process saw; learns nothing, as autograd may not run in a fork of a process that used it."""
+    """Writes down what each process saw; learns nothing, as autograd may not run in a fork of every process."""
 
     automatic_optimization = False
 

@@ -130,6 +130,7 @@ def _create(
     if checkpoint_path:
         path = locate(checkpoint_path)
         load_state(model, read_checkpoint(path), origin=str(path))
+    deploy = deploy or (pretrained and _saved_in_deploy_form(source, model_name))
     if deploy:
         to_deploy(model, inplace=True)
     model.zoo_config = _config(model, name, deploy)  # type: ignore[assignment]
@@ -334,17 +335,21 @@ def _config(model: nn.Module, name: str, deploy: bool) -> dict[str, Any]:
     return {**plain, "deploy": True} if deploy else plain
 
 
+def _saved_config(source: str, model_name: str) -> dict[str, Any]:
+    """The configuration of a folder or a repository; empty for a name."""
+    place = model_name.partition(":")[2]
+    return read_config(place) if source == "local-dir" else hub_config(place) if source == "hf-hub" else {}
+
+
+def _saved_in_deploy_form(source: str, model_name: str) -> bool:
+    return _saved_config(source, model_name).get("zoo", {}).get("form") == "deploy"
+
+
 def _input_record(model: nn.Module, source: str, model_name: str) -> dict[str, Any] | None:
     """Input record of the weights; None if they have none, or if the model has another number of channels."""
-    if source == "local-dir":
-        record = read_config(model_name.partition(":")[2]).get("input")
-    elif source == "hf-hub":
-        record = hub_config(model_name.partition(":")[2]).get("input")
-    elif (
-        not source
-        and bundled_weights.NAME.fullmatch(model_name)
-        and (bundled_weights.folder() / f"{model_name}.json").is_file()
-    ):
+    if source:
+        record = _saved_config(source, model_name).get("input")
+    elif bundled_weights.NAME.fullmatch(model_name) and (bundled_weights.folder() / f"{model_name}.json").is_file():
         record = bundled_weights.record(model_name).get("input")
     else:
         record = None
