@@ -216,3 +216,5 @@ def test_inputs_that_do_not_fit_are_told(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected a batch of 16 features"):
         model(torch.zeros(shape))
     assert model(torch.zeros(0, 16)).shape == (0, 10)
+    with pytest.raises(ValueError, match=r"real numbers, not torch\.complex64"):
+        model(torch.zeros(2, 16, dtype=torch.complex64))

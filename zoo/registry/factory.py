@@ -130,7 +130,7 @@ def _create(
     if checkpoint_path:
         path = locate(checkpoint_path)
         load_state(model, read_checkpoint(path), origin=str(path))
-    deploy = deploy or (pretrained and _saved_in_deploy_form(source, model_name))
+    deploy = deploy or (pretrained and _saved_config(source, model_name).get("zoo", {}).get("form") == "deploy")
     if deploy:
         to_deploy(model, inplace=True)
     model.zoo_config = _config(model, name, deploy)  # type: ignore[assignment]
@@ -339,10 +339,6 @@ def _saved_config(source: str, model_name: str) -> dict[str, Any]:
     """The configuration of a folder or a repository; empty for a name."""
     place = model_name.partition(":")[2]
     return read_config(place) if source == "local-dir" else hub_config(place) if source == "hf-hub" else {}
-
-
-def _saved_in_deploy_form(source: str, model_name: str) -> bool:
-    return _saved_config(source, model_name).get("zoo", {}).get("form") == "deploy"
 
 
 def _input_record(model: nn.Module, source: str, model_name: str) -> dict[str, Any] | None:

@@ -93,6 +93,8 @@ def standardised(rows: Tensor, mean: Tensor, scale: Tensor, dtype: torch.dtype) 
         scale: Divides the difference; likewise.
         dtype: Type of the result.
     """
+    if rows.is_complex():
+        raise ValueError(f"inputs must be real numbers, not {rows.dtype}")
     if rows.dtype == torch.int64 or rows.dtype == torch.int32:
         rows = rows.double()
     exact = torch.promote_types(torch.promote_types(rows.dtype, mean.dtype), torch.float32)
