@@ -27,12 +27,9 @@ def score(metric: Mapping[str, Any]) -> str:
 
 
 def card(record: Mapping[str, Any], place: str = "") -> str:
-    """Model card of a weight: Markdown with the front matter for model hubs.
+    """Model card of a weight: Markdown with the front matter for model hubs; `place` is where it is loaded from.
 
-    Args:
-        record: Of a shipped weight, or of a run, whose card has no command that reproduces the figure: it would need
-            the run's folder.
-        place: Name that loads the model elsewhere; default: the record's.
+    A run's card has no command that reproduces its figure, which would need the run's folder.
     """
     shipped = "folder" not in record
     record, place = plain(record), place or record["name"]

@@ -56,10 +56,10 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
     if len({run.seed for run in found.values()}) != len(found):
         raise ToolError("two of the runs have the same seed")
     first = next(iter(found.values()))
-    summary, config = read_parts(next(iter(found)))
-    judged, chosen_by = _metric(
-        next(iter(found)), first.metrics, str(_resolved(config.get("optimized_metric"), config))
-    )
+    optimized = read_parts(next(iter(found)))[1].get("optimized_metric")
+    judged, chosen_by = _metric(next(iter(found)), first.metrics, str(optimized))
+    if "acc" in judged and (odd := [folder for folder in found if not 0 <= found[folder].metrics[judged] <= 1]):
+        raise ToolError(f"{odd[0]}/summary.json: {judged} = {found[odd[0]].metrics[judged]:g}, which is no accuracy")
     sign = -1 if _SMALLER_IS_BETTER.search(judged) else 1
     chosen_by = chosen_by if chosen_by in first.metrics else None
     best = next(iter(found))
@@ -129,7 +129,7 @@ def ship(
     """
     record = describe(runs, tag, license)
     if not record["metric"]["name"].startswith("test/"):
-        raise ToolError(f"{runs[0]} was not tested, so there is no figure to ship: it has none of {_names(0)}")
+        raise ToolError(f"{runs[0]} was not tested: there is no figure to ship")
     folder = folder or bundled_weights.folder()
     if not bundled_weights.NAME.fullmatch(record["name"]):
         raise ToolError(f"{record['name']!r} cannot be the name of a weight: use a-z, 0-9 and _ in the tag")
@@ -168,9 +168,7 @@ def saved(folder: Path) -> dict[str, Any]:
     weights = locate(f"local-dir:{folder}")
     how = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
     return {
-        "architecture": model["architecture"],
-        "model_args": model["model_args"],
-        "pretrained_cfg": model["pretrained_cfg"],
+        **{key: model[key] for key in ("architecture", "model_args", "pretrained_cfg")},
         "class_names": model.get("label_names", []),
         "feature_names": model.get("input", {}).get("columns") or [],
         "preprocessing": {k: model["pretrained_cfg"][k] for k in how if k in model["pretrained_cfg"]},
@@ -182,18 +180,13 @@ def saved(folder: Path) -> dict[str, Any]:
 
 
 def _metric(run: Path, metrics: dict[str, float], optimized: str) -> tuple[str, str | None]:
-    """The metric that a run is judged by, and the one that selects its seed."""
-    if (pair := next((pair for pair in METRICS if pair[0] in metrics), None)) is not None:
-        return pair
-    validation = [optimized, *(str(name) for _, name in METRICS)]
-    judged = next((name for name in validation if name.startswith("val/") and name in metrics), None)
-    if judged is None:
-        raise ToolError(f"{run} has no figure: its summary.json has none of {_names(0)}, {_names(1)}")
-    return judged, None
-
-
-def _names(place: int) -> str:
-    return ", ".join(str(pair[place]) for pair in METRICS if pair[place])
+    """The metric that a run is judged by, and the one that selects its seed; validation metrics select none."""
+    validation = [name for name in (optimized, *(pair[1] for pair in METRICS)) if name and name.startswith("val/")]
+    for pair in (*METRICS, *((name, None) for name in validation)):
+        if pair[0] in metrics:
+            return pair
+    names = dict.fromkeys([*(name for name, _ in METRICS), *validation])
+    raise ToolError(f"{run} has no figure: its summary.json has none of {', '.join(names)}")
 
 
 def _tag(architecture: str, experiment: str) -> str:
