@@ -46,7 +46,7 @@ def compare(a: str, b: str, data: str | None = None, rounds: int = 9, root: str 
     if names[0] != names[1]:
         shown = [", ".join(n[:4]) + (", ..." if len(n) > 4 else "") or "values" for n in names]
         raise ToolError(f"{a} answers {shown[0]}; {b} answers {shown[1]}: they cannot be compared")
-    source = record_of(data) if data else next((r for r in records if "data" in r), None) or record_of(a)
+    source = record_of(data) if data else next((r for r in records if "data" in r), {}) or record_of(a)
     found: dict[str, Any] = {"data": source["data"]["title"], "part": part_of(source)}
     calls, outs = {}, []
     targets: Tensor = torch.empty(0)
