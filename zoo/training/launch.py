@@ -52,6 +52,8 @@ def _job(cfg: DictConfig) -> float | None:
         with writing_in(folder, resumed=cfg.get("resume") is not None):
             if cfg.get("resume") is None:
                 check_new(folder, _command())
+            else:
+                _tell_changes(cfg, folder)
             _write_hydra_files(cfg)
             config: Any = OmegaConf.to_container(cfg, resolve=True)
             return run_config(config, multirun=multirun, command=_command())
@@ -71,6 +73,32 @@ def _write_hydra_files(cfg: DictConfig) -> None:
         files = {"config": cfg, "hydra": OmegaConf.create({"hydra": job}), "overrides": job.overrides.task}
         texts = {f"{name}.yaml": OmegaConf.to_yaml(content) for name, content in files.items()}
         write_texts(Path(job.runtime.output_dir) / ".hydra", texts)
+
+
+#: Values that a resumed run may change without becoming another one; lengths are for going on.
+_FREE = ("resume", "logger.", "trainer.max_", "trainer.enable_", "callbacks.progress.", "data.num_workers")
+
+
+def _tell_changes(cfg: DictConfig, folder: Path) -> None:
+    """Tell which values of a resumed run are not those of its folder."""
+    import yaml
+
+    from zoo.support.signatures import flatten
+    from zoo.support.values import DamagedFileError, read_yaml
+    from zoo.training.summary import tell
+
+    path, found = folder / ".hydra" / "config.yaml", None
+    with suppress(DamagedFileError, OSError):
+        found = read_yaml(path)
+    if not isinstance(found, dict):
+        tell(f"{path} cannot be read: whether the resumed run has other values than before is not known")
+        return
+    before, now = dict(flatten(found)), dict(flatten(yaml.safe_load(OmegaConf.to_yaml(cfg))))
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and not key.startswith(_FREE)]
+    values = [f"{key} = {now.get(key)!s:.60} (was {before.get(key)!s:.60})" for key in changed]
+    if values:
+        more = f" and {len(values) - 5} more" if len(values) > 5 else ""
+        tell(f"from here on with {', '.join(values[:5])}{more}: no longer the run that {folder} began")
 
 
 class _SafeStream:

@@ -170,6 +170,7 @@ def run(
         for key, section in (callbacks or {}).items()
         if section
     ]
+    hooks.sort(key=lambda hook: isinstance(hook, ResumeCheckpoint))  # the last: it saves the others' states
     counter, watch = _StepCounter(), EndWatch()
     if trainer.get("enable_progress_bar") is False:
         hooks = [hook for hook in hooks if not isinstance(hook, ProgressBar)]
@@ -202,7 +203,7 @@ def run(
             watch.over = True
             before = next((hook.metrics for hook in hooks if isinstance(hook, ResumeCheckpoint)), {})
             result.metrics = before | scalars(engine.callback_metrics)
-            result.checkpoint = load_best(engine, task_module, result.metrics)
+            load_best(engine, task_module, result)
             if start.untested is None:
                 engine.test(task_module, datamodule=datamodule, verbose=False)
                 result.metrics |= scalars(engine.callback_metrics)
