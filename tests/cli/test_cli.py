@@ -201,7 +201,7 @@ def test_sizes_that_do_not_go_are_told(
         assert main(["info", model, "--size", size]) == 1
         told = capsys.readouterr().err
         assert f"takes no images of {size} pixels here: " in told
-    for words in (["info", "grbf.wine"], ["export", "snnk_transformer.digits", "--out", str(tmp_path / "out")]):
+    for words in (["info", "grbf.wine"], ["export", "snnk_mlp2.digits", "--out", str(tmp_path / "out")]):
         capsys.readouterr()
         assert main([*words, "--size", "12"]) == 1
         assert "and no other size: leave out size = 12" in capsys.readouterr().err

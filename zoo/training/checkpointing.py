@@ -189,6 +189,36 @@ def _at_home(callback: ModelCheckpoint, state: Mapping[str, Any]) -> dict[str, A
     return {**state, **paths, "best_k_models": scores, "dirpath": callback.dirpath}
 
 
+class Home(Callback):
+    """Points the states of checkpoint callbacks to this run's folder, and forgets the scores of missing files."""
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Change the states before the callbacks load them.
+
+        Raises:
+            DamagedFileError: The best state is missing, and going on would replace the model that was made of it.
+        """
+        states: dict[str, Any] = checkpoint.get("callbacks") or {}
+        for callback in trainer.checkpoint_callbacks:
+            if not isinstance(callback, ModelCheckpoint) or callback.state_key not in states:
+                continue
+            states[callback.state_key] = state = _at_home(callback, states[callback.state_key])
+            path, model = state["best_model_path"], Path(trainer.default_root_dir) / "model"
+            kept = {path: score for path, score in state["best_k_models"].items() if Path(path).is_file()}
+            kept, exists = trainer.strategy.broadcast((kept, model.exists()))  # other nodes may lack the folder
+            if path and callback.monitor and path not in kept:
+                if exists and isinstance(callback, BestCheckpoint):
+                    raise DamagedFileError(
+                        f"{path}, the best state by {callback.monitor}, is missing: put it back; or move {model}, "
+                        "which holds its weights, elsewhere, and the run goes on without it"
+                    )
+                tell(f"{path} is missing: of the states from here on, the best by {callback.monitor} counts")
+                path = (max if callback.mode == "max" else min)(kept, key=lambda path: float(kept[path]), default="")
+                state |= {"best_model_path": path, "best_model_score": kept.get(path)}
+            if len(kept) < len(state["best_k_models"]):
+                state |= {"best_k_models": kept, "kth_best_model_path": ""}
+
+
 class ResumeCheckpoint(Checkpoint):
     """Keeps the latest states of a training for exact resuming.
 
@@ -287,7 +317,6 @@ class ResumeCheckpoint(Checkpoint):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == "fit":
-            self._settle(trainer, checkpoint.get("callbacks") or {})
             self._saved_step = checkpoint["global_step"]
             self._random_states = checkpoint.get("random_states")
             so_far = checkpoint.get("so_far") or {}
@@ -295,31 +324,6 @@ class ResumeCheckpoint(Checkpoint):
             tables = [logger for logger in trainer.loggers if isinstance(logger, CsvRun)]
             for table, rows in zip(tables, so_far.get("rows") or (), strict=False):
                 table.rewind(rows, so_far.get("pending"))
-
-    def _settle(self, trainer: L.Trainer, states: dict[str, Any]) -> None:
-        """Point the states of the checkpoint callbacks to this run's folder, and forget the scores of missing files.
-
-        Raises:
-            DamagedFileError: The best state is missing, and going on would replace the model that was made of it.
-        """
-        for callback in trainer.checkpoint_callbacks:
-            if not isinstance(callback, ModelCheckpoint) or callback.state_key not in states:
-                continue
-            states[callback.state_key] = state = _at_home(callback, states[callback.state_key])
-            path, model = state["best_model_path"], self.folder.parent / "model"
-            kept = {path: score for path, score in state["best_k_models"].items() if Path(path).is_file()}
-            kept = trainer.strategy.broadcast(kept)  # other nodes may lack the folder
-            if path and callback.monitor and path not in kept:
-                if isinstance(callback, BestCheckpoint) and model.exists():
-                    raise DamagedFileError(
-                        f"{path}, the best state by {callback.monitor}, is missing: put it back; or move {model}, "
-                        "which holds its weights, elsewhere, and the run goes on without it"
-                    )
-                tell(f"{path} is missing: of the states from here on, the best by {callback.monitor} counts")
-                path = (max if callback.mode == "max" else min)(kept, key=lambda path: float(kept[path]), default="")
-                state |= {"best_model_path": path, "best_model_score": kept.get(path)}
-            if len(kept) < len(state["best_k_models"]):
-                state |= {"best_k_models": kept, "kth_best_model_path": ""}
 
     def _stop_at_the_state_before(self, signum: int) -> None:
         """Stop at the last saved state, if any; otherwise the signal waits until a state can be saved."""

@@ -42,15 +42,14 @@ def load_best(engine: L.Trainer, task: Task, result: RunResult) -> None:
     """
     last = max(engine.current_epoch - 1, 0)
     result.epochs = {"train": last, "val": last, "test": last}
-    best = next((c for c in engine.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and _best_file(c)), None)
+    watched = [callback for callback in engine.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    best = next((callback for callback in watched if Path(callback.best_model_path).is_file()), None)
     if best is None:
-        for callback in engine.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.monitor in result.metrics:
-                tell(f"no state with a finite {callback.monitor} is kept: the last state counts, not the best one")
+        for name in {callback.monitor for callback in watched} & result.metrics.keys():
+            tell(f"no state with a finite {name} is kept: the last state counts, not the best one")
         result.checkpoint = next((path for _, path in step_files(Path(engine.default_root_dir) / FOLDER)), None)
         return
-    result.checkpoint = path = _best_file(best)
-    assert path is not None
+    result.checkpoint = path = Path(best.best_model_path)
     kept = read_checkpoint(path)
     task.load_state_dict(kept["state_dict"])
     result.epochs |= {"val": kept["epoch"], "test": kept["epoch"]}
@@ -60,14 +59,6 @@ def load_best(engine: L.Trainer, task: Task, result: RunResult) -> None:
             then = {best.monitor: float(best.best_model_score)} | then
         metrics = {name: value for name, value in result.metrics.items() if not name.startswith("val/")}
         result.metrics = metrics | {name: value for name, value in then.items() if name.startswith("val/")}
-
-
-def _best_file(callback: ModelCheckpoint) -> Path | None:
-    """The best checkpoint, in the callback's own folder: a restored path is wrong if the run was moved."""
-    if not callback.best_model_path or callback.dirpath is None:
-        return None
-    path = Path(callback.dirpath) / Path(callback.best_model_path).name
-    return path if path.is_file() else None
 
 
 @rank_zero_only

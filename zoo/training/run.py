@@ -29,6 +29,7 @@ from zoo.training.checkpointing import (
     AtomicCheckpointIO,
     EndRequested,
     EndWatch,
+    Home,
     ResumeCheckpoint,
     StopRequested,
     UnsoundStateError,
@@ -179,7 +180,7 @@ def run(
         "trainer",
         lambda: instantiate(
             trainer,
-            callbacks=[*hooks, start, counter, LastValidation(), watch],
+            callbacks=[*hooks, start, counter, LastValidation(), watch, Home()],
             logger=loggers,
             plugins=[AtomicCheckpointIO()],
             default_root_dir=str(folder),
