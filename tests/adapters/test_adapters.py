@@ -631,7 +631,7 @@ def test_state_dicts_with_saved_modules() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"exclude_modules": "("}, "no regular expression"),
+        ({"exclude_modules": "("}, "not a regular expression"),
         ({"num_features": "16"}, "num_features='16'"),
         ({"layers_to_transform": ["first"]}, "layers_to_transform"),
         ({"places": "query"}, "must be a list"),

@@ -59,7 +59,7 @@ def test_importances_of_a_shipped_table(tmp_path: Path, capsys: pytest.CaptureFi
     assert out.is_file()
     assert np.isclose(sum(found["importances"].values()), 1)
     assert "proline" in found["importances"]
-    with pytest.raises(ProbeError, match="UniRepLKNet has no importances"):
+    with pytest.raises(ProbeError, match="UniRepLKNet has no feature importances"):
         look("importances", Subject("test_unireplknet"))
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from zoo.support.quoting import shown
+from zoo.support.renamed import renamed
 from zoo.support.suggest import suggestion
 
 Init = TypeVar("Init", bound=Callable[..., None])
@@ -98,3 +99,7 @@ def _validated(adapter: TypeAdapter[Any], value: Any, call: str) -> Any:
     except ValidationError as error:
         reasons = dict.fromkeys(e["msg"][:1].lower() + e["msg"][1:] for e in error.errors())
         raise ValueError(f"{call}: {' or '.join(reasons)}") from None
+
+
+def __getattr__(name: str) -> Any:
+    return renamed(f"{__name__}.{name}")

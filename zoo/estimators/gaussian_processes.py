@@ -297,7 +297,8 @@ class GPClassifier(ClassifierMixin, _Process):
 
     def predict(self, X):
         """Classes (m,)."""
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        found = self.predict_proba(X)  # first: it refuses an estimator that isn't fitted
+        return self.classes_[found.argmax(1)]
 
 
 @torch.no_grad()

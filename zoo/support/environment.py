@@ -71,7 +71,7 @@ def wait_policy() -> str:
     return f"spin {spin}" if spin else os.environ.get("OMP_WAIT_POLICY", "default").lower()
 
 
-SPINS = 30_000  # about 0.1 ms: longer than the gaps between loops, too short to starve other processes
+SPINS = 10_000  # about 0.1 ms: longer than the gaps between loops, too short to starve other processes
 
 
 def bound_waiting() -> None:

@@ -118,10 +118,12 @@ RENAMED: dict[str, str] = {
     "zoo.kernels.ridge.RIDGE_KERNELS": "zoo.kernels.kernel.KERNELS",
     "zoo.kernels.ridge.leave_one_out_ridge": "zoo.learners.ridge.best_ridge",
     "zoo.kernels.ridge.ridge_coefficients": "zoo.learners.ridge.solve_ridge",
+    "zoo.data.checks.tell": "zoo.data.checks.warn_once",
     "zoo.learners.agop.leave_one_out_residuals": "zoo.learners.ridge.leave_one_out_residuals",
     "zoo.models.continual.Recipe": "zoo.tasks.continual.Recipe",
     "zoo.models.gkcl.AnalyticRidge": "zoo.models.continual.IncrementalRidge",
     "zoo.models.grbf.activations": "zoo.kernels.metric.metric_gaussian",
+    "zoo.training.folder.record": "zoo.training.folder.write_texts",
 }
 
 

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from zoo.support.files import write_all, writer_of
 from zoo.support.quoting import command as shell_line
+from zoo.support.renamed import renamed
 from zoo.support.values import DamagedFileError, check_closed
 from zoo.support.whole import clean, replace_link
 from zoo.training.checkpointing import FOLDER
@@ -134,3 +135,7 @@ def link_latest(folder: Path, name: str) -> None:
     if folder.parent.name == name and (link.is_symlink() or not link.exists()):
         with contextlib.suppress(OSError, NotImplementedError):  # the file system may lack links
             replace_link(link, folder.name)
+
+
+def __getattr__(name: str) -> Any:
+    return renamed(f"{__name__}.{name}")
