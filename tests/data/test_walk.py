@@ -113,7 +113,8 @@ def test_files_that_are_not_used_are_told(kind: Any, tmp_path: Path, caplog: pyt
     (tmp_path / "train" / "b" / "deep" / "README").write_text("x")
     (tmp_path / "train" / "list.txt").write_text("x")  # not in a class: a list of the data, not a part of it
     write(tmp_path / "train" / f"loose{suffix}")
-    (tmp_path / "test" / "a" / "link.heic").symlink_to(tmp_path / "test" / "a" / f"0{suffix}")
+    (tmp_path / "test" / "a" / "x.heic").write_bytes(b"x")
+    (tmp_path / "test" / "a" / "same.heic").symlink_to(tmp_path / "test" / "a" / f"0{suffix}")
     for _ in range(2):
         sizes(build(tmp_path))
     train, test = (r.message for r in caplog.records if "not used" in r.message)

@@ -66,7 +66,8 @@ def test_a_moved_run_goes_on_as_in_its_place(run: Path, tmp_path: Path) -> None:
     for key in ("metrics", "epochs"):
         first, second = ({k: v for k, v in summary(r)[key].items() if "second" not in k} for r in (moved, here))
         assert first == second
-    assert (moved / "csv/version_0/metrics.csv").read_text().count("\n") == 11
+    told = [(folder / "csv/version_0/metrics.csv").read_text().count("\n") for folder in (moved, here)]
+    assert told[0] == told[1] > 8
     assert sorted(p.name for p in moved.rglob("*.ckpt")) == sorted(p.name for p in here.rglob("*.ckpt"))
     first, second = final_state(moved), final_state(here)
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "random_states"):
@@ -113,8 +114,8 @@ def test_a_missing_best_state_is_told_and_its_model_is_not_replaced(run: Path, t
     assert summary(copy)["epochs"] == {"train": 3, "val": 3, "test": 3}
     (copy / "checkpoints" / "best.ckpt").unlink()
     shutil.rmtree(copy / "model")
-    done = train_here(tmp_path, *resume, "trainer.max_epochs=4")
-    assert "no state with a finite val/score is kept: the last state counts, not the best one" in done.stderr
+    done = train_here(tmp_path, *resume, "trainer.max_epochs=4", "callbacks.more=null")
+    assert "no state with a finite val/score is kept: the last state counts" in done.stderr
     assert "checkpoint   copy/checkpoints/step=" in done.stdout
 
 

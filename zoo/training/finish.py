@@ -44,9 +44,11 @@ def load_best(engine: L.Trainer, task: Task, result: RunResult) -> None:
     result.epochs = {"train": last, "val": last, "test": last}
     watched = [callback for callback in engine.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     best = next((callback for callback in watched if Path(callback.best_model_path).is_file()), None)
+    counts = f"best by {best.monitor}" if best and best.monitor else "last state"
+    for callback in watched[: watched.index(best) if best else None]:
+        if callback.monitor in result.metrics:
+            tell(f"no state with a finite {callback.monitor} is kept: the {counts} counts")
     if best is None:
-        for name in {callback.monitor for callback in watched} & result.metrics.keys():
-            tell(f"no state with a finite {name} is kept: the last state counts, not the best one")
         result.checkpoint = next((path for _, path in step_files(Path(engine.default_root_dir) / FOLDER)), None)
         return
     result.checkpoint = path = Path(best.best_model_path)
