@@ -128,8 +128,8 @@ def scan(folder: Path, names: Sequence[str], files: Files) -> tuple[list[str], l
         paths += found
         targets += [target] * len(found)
     if unused:
-        kinds = Counter(os.path.splitext(path)[1].lower() or "no suffix" for path in unused).most_common()
-        told = ", ".join(f"{n} {kind}" for kind, n in kinds[:5]) + (", ..." if len(kinds) > 5 else "")
+        counted = Counter(os.path.splitext(path)[1].lower() or "no suffix" for path in unused).most_common()
+        told = ", ".join(f"{n} {kind}" for kind, n in counted[:5]) + (", ..." if len(counted) > 5 else "")
         warn_once(
             f"{folder}: {len(unused)} file(s) beside the {len(paths)} {files.many} in class folders are not used: "
             f"{told}, such as {min(unused)} (used are {' '.join(files.suffixes)})"
