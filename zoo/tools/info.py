@@ -66,6 +66,9 @@ def example(model: nn.Module, batch: int = 2, size: int | None = None) -> Tensor
             model(images[:1])
     except Exception as error:  # models raise many kinds of errors for a wrong size
         raise ToolError(f"{type(model).__name__} takes no images of {size} pixels here: {first_line(error)}") from None
+    if images.ndim < 4 or images.shape[-2:] != (size, size):
+        shape = " x ".join(map(str, images.shape[1:]))
+        raise ToolError(f"{type(model).__name__} takes inputs of {shape}, and no other size: leave out size = {size}")
     return images
 
 
