@@ -48,7 +48,7 @@ $(VENV)/.docs-ready: $(VENV)/.ready
 	@touch $@
 
 docs: $(VENV)/.docs-ready  ## build the documentation site in build/docs; a warning is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet -f docs/site/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml
 
 docs-serve: docs  ## build it and show it at localhost, port 8000
 	$(BIN)/python -m http.server --bind localhost --directory build/docs 8000
