@@ -292,7 +292,9 @@ def test_what_cannot_be_learnt_is_told_before_anything_is() -> None:
 
     with pytest.raises(ValueError, match=r"an epoch learns one: trainer\.max_epochs = 3"):
         start("naive_mlp", 3)
-    with pytest.raises(TaskError, match=r"train part has images of shape \(1, 8, 8\); the model takes \(1, 28, 28\)"):
+    with pytest.raises(
+        TaskError, match=r"train part has images of shape \[1, 1, 8, 8\]; the model takes \(B, 1, 28, 28\)"
+    ):
         start("naive_mlp", img_size=28)
     with pytest.raises(TaskError, match="task 0 has class 9; the model has num_classes=5"):
         start("ewc_mlp", num_classes=5)

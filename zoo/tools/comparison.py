@@ -99,7 +99,7 @@ def outputs_of(
     _check_inputs(source.get("input"), record.get("input"), record["name"])
     same = all(theirs.get(k) == ours.get(k) for k in ("mean", "std"))
     outputs, targets, first = [], [], None
-    for x, y in batches(build_data(source, root, **changes), part_of(source)):
+    for x, y in batches(build_data(source, root, **changes), part=part_of(source)):
         if not same:
             x = (
                 x * _per_channel(theirs["std"], x) + _per_channel(theirs["mean"], x) - _per_channel(ours["mean"], x)

@@ -211,7 +211,7 @@ def _measured(record: Mapping[str, Any], data: Any, model: nn.Module, progress: 
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def batches(data: Any, part: str = "test", size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(data: Any, size: int = 256, part: str = "test") -> Iterator[tuple[Tensor, Tensor]]:
     """Iterate over inputs and targets of the test or validation part (of a stream, of all tests), without padding.
 
     Raises:

@@ -358,7 +358,7 @@ def _compare(source: Path, target: Path, record: Mapping[str, Any], rounds: int)
 
 def test_part(record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets of the test part, or else the validation part, of a record's data."""
-    pairs = [(x.numpy(), y.numpy()) for x, y in batches(build_data(record), part_of(record))]
+    pairs = [(x.numpy(), y.numpy()) for x, y in batches(build_data(record), part=part_of(record))]
     inputs, targets = (np.concatenate(part) for part in zip(*pairs, strict=True))
     return inputs, targets
 

@@ -263,7 +263,7 @@ def _mistakes(
         return []
     losses = torch.nn.functional.cross_entropy(outputs[wrong], targets[wrong], reduction="none")
     worst = wrong[losses.argsort(descending=True)[:count]]
-    images = torch.cat([x for x, _ in batches(build_data(record, root), part_of(record))])[worst]
+    images = torch.cat([x for x, _ in batches(build_data(record, root), part=part_of(record))])[worst]
     figure, axes = _grid(len(worst))
     for ax, image, i in zip(axes, images, worst.tolist(), strict=False):
         low, high = image.min(), image.max()
