@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,7 @@ def built(task: str, model: str) -> nn.Module:
 # ---- training ----------------------------------------------------------------------------------------------
 
 
+@cache
 def load(data: str, root: str | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Training and test parts: standardised images (n, 1, 14, 14) and targets (n,)."""
     module = DATA[data](root=root)
@@ -289,21 +290,20 @@ def pixels(
     for name in data:
         if name not in DATA:
             raise BenchmarkError(f"no data set {name!r}; choose from {', '.join(DATA)}")
-        parts = load(name, root)
         for seed in seeds:
             for task in TERMINATOR:
                 for model in ("Terminator", *RIVALS[task]):
-                    yield from _cell(records, rates, parts, steps, data=name, task=task, model=model, seed=seed)
+                    yield from _cell(records, rates, root, steps, data=name, task=task, model=model, seed=seed)
                 table = _pixel_table(folder, records, steps)  # also after an interrupted command
     yield table
 
 
-def _cell(records: Records, rates: Rates, parts: Any, steps: int, **key: Any) -> Iterator[str]:
+def _cell(records: Records, rates: Rates, root: str | None, steps: int, **key: Any) -> Iterator[str]:
     for equal in ("epochs",) if key["model"] == "Terminator" else ("epochs", "time"):
         row = {**key, "equal": equal, "steps": steps}
         if row in records:
             continue
-        seconds = 0.0
+        seconds, parts = 0.0, load(key["data"], root)
         if equal == "time":
             seconds = records.numbers("cpu_seconds", **{**row, "model": "Terminator", "equal": "epochs"})[0]
         rate = rates(parts[0], key["data"], key["task"], key["model"])
@@ -379,12 +379,12 @@ def options(
     values = ("rate", "accuracy", "accuracy_by_10", "taken", "cpu_seconds")
     records = Records(folder / "terminator_options.csv", keys, values)
     for name in data:
-        parts = load(name, root)
         for seed in seeds:
             for what, given in OPTIONS.items():
                 row = {"data": name, "options": what, "steps": steps, "seed": seed}
                 if row in records:
                     continue
+                parts = load(name, root)
                 build = partial(create_model, "terminator_z", **given)
                 rate = rates(parts[0], name, "images", f"Terminator, {what}", build)
                 torch.manual_seed(seed)
