@@ -107,7 +107,7 @@ def _build_section(section: Any, place: str, **offered: Any) -> Any:
 
 def part_of(record: Mapping[str, Any]) -> str:
     """The part of the data that a record's figure is of: "validation" for runs without a test, else "test"."""
-    return "validation" if record["metric"]["name"].startswith("val/") else "test"
+    return "validation" if record.get("metric", {}).get("name", "").startswith("val/") else "test"
 
 
 def build_data(record: Mapping[str, Any], root: str | None = None, **changes: Any) -> Any:
