@@ -218,9 +218,7 @@ def batches(data: Any, size: int = 256, part: str = "test") -> Iterator[tuple[Te
         ToolError: The data is a time series.
     """
     if hasattr(data, "stream"):
-        for t in range(len(data.stream)):
-            images, targets = data.stream[t].test
-            images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        for images, targets in _stream_tests(data):
             yield from zip(images.split(size), targets.split(size), strict=True)
         return
     for inputs, targets in data.val_dataloader() if part == "validation" else data.test_dataloader():
@@ -230,14 +228,17 @@ def batches(data: Any, size: int = 256, part: str = "test") -> Iterator[tuple[Te
         yield inputs[kept], targets[kept]
 
 
+def _stream_tests(data: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images, bytes as 0 to 1, and targets of the test part of every task."""
+    for t in range(len(data.stream)):
+        images, targets = data.stream[t].test
+        yield images.float() / 255 if images.dtype == torch.uint8 else images.float(), targets
+
+
 @torch.inference_mode()
 def _agnostic(data: Any, model: nn.Module) -> float:
     """Mean task-agnostic accuracy over the tasks."""
-    shares = []
-    for t in range(len(data.stream)):
-        images, targets = data.stream[t].test
-        images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-        shares.append(float((model(images).argmax(1) == targets).double().mean()))
+    shares = [float((model(x).argmax(1) == y).double().mean()) for x, y in _stream_tests(data)]
     return sum(shares) / len(shares)
 
 
