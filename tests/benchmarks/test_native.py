@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from zoo.benchmarks import native
+from zoo.benchmarks import native, waiting
 from zoo.cli import main
 from zoo.ops import OPERATORS, channel_norm, reference, without_loops
 from zoo.ops import native as loops
@@ -36,9 +38,36 @@ def test_every_form_is_timed_told_and_kept(tmp_path: Path, monkeypatch: pytest.M
     assert all(row["n"] == "2" and row["date"] and row["threads"] for row in rows)
     before = (tmp_path / "RESULTS.md").read_text()
     assert "| a | step | channel_norm + feed_forward |" in before
-    assert main(["benchmark", "native", "--table", "--out", str(tmp_path / "results")]) == 0
+    assert main(["benchmark", "native", "gain", "--table", "--out", str(tmp_path / "results")]) == 0
     assert len(answers) == 3 * (4 + 3)
     assert (tmp_path / "RESULTS.md").read_text().count("begin native gain") == 1
+
+
+def test_a_step_is_timed_alone_and_beside_busy_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy: list[int] = []
+
+    def beside(count: int) -> contextlib.AbstractContextManager[None]:
+        busy.append(count)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(waiting, "_beside", beside)
+    monkeypatch.setattr(waiting.terminator_speed, "training_step", lambda form, batch: lambda: None)
+    list(waiting.waiting(tmp_path / "results", rounds=2, turns=2, wait=()))
+    assert busy == [0, os.cpu_count()] * 2
+    assert main(["benchmark", "native", "waiting", "--table", "--out", str(tmp_path / "results")]) == 0
+    assert len(busy) == 4
+    assert (tmp_path / "RESULTS.md").read_text().count("begin native waiting") == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="not Linux")
+def test_busy_processes_end_with_what_they_stand_beside() -> None:
+    def children() -> set[int]:
+        return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+
+    before = children()
+    with waiting._beside(2):
+        assert len(children() - before) == 2
+    assert children() <= before
 
 
 def test_every_operator_with_loops_is_among_the_parts() -> None:

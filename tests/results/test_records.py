@@ -15,7 +15,7 @@ from zoo.benchmarks.tuning import bracketed
 from zoo.cli import main
 from zoo.results import records as module
 from zoo.results.records import STAMP, Provenance, Records, RowsError, stamp
-from zoo.results.timing import POLICIES, best_policy, under_policies
+from zoo.results.timing import POLICIES, best_policy, policy, under_policies
 
 ROW = {"date": "2026-11-01 10:00:00", "commit": "aaa", "threads": "1", "wait_policy": "passive", "load": "0.5"}
 
@@ -141,10 +141,16 @@ def test_git_knows_which_code_is_older() -> None:
 
 
 def test_a_measurement_runs_under_every_policy() -> None:
-    lines = list(under_policies(tuple(POLICIES), "tests.benchmarks.waiting", "told", word="waits"))
+    lines = list(under_policies(POLICIES, "tests.benchmarks.waiting", "told", word="waits"))
     assert lines == [f"{name}: waits {name}" for name in POLICIES]
     with pytest.raises(RuntimeError, match="'active' failed"):
         list(under_policies(("active",), "tests.benchmarks.waiting", "told", word=""))
+
+
+@pytest.mark.parametrize("name", ["", "spin", "spin ten", "spin -1", "ACTIVE"])
+def test_other_wait_policies_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="no wait policy; known: active, passive, 'spin N'"):
+        policy(name)
 
 
 def test_best_is_taken_over_policies() -> None:

@@ -485,14 +485,14 @@ FAST_CODE = ("zoo/models/continual", "zoo/learners", "zoo/kernels")
 
 
 @measurement("gkcl", "speed", "a KCL step and an evaluation against the plain form")
-def speed(folder: Path, rounds: int = 11, tasks: int = 20, wait: Sequence[str] = tuple(POLICIES)) -> Iterator[str]:
+def speed(folder: Path, rounds: int = 11, tasks: int = 20, wait: Sequence[str] = POLICIES) -> Iterator[str]:
     """A training step of KCL, and an evaluation of 20 tasks, against the plain form.
 
     Args:
         folder: Of the CSV file.
         rounds: Timed steps of each form; evaluations are timed a fifth as often.
         tasks: Tasks to evaluate.
-        wait: Policies of :data:`~zoo.results.timing.POLICIES`, each in a process of its own.
+        wait: Policies as in :func:`~zoo.results.timing.policy`, each in a process of its own.
     """
     path = folder / "gkcl_speed.csv"
     path.unlink(missing_ok=True)  # times of one run belong together

@@ -79,7 +79,7 @@ def inference(
         compile: Also measure deploy forms with `torch.compile` (minutes per model).
         precision: `float32` and `bfloat16` (autocast); speed-ups are relative to the plain form in float32.
         device: `cpu` or `cuda`.
-        wait: Policies of :data:`~zoo.results.timing.POLICIES`, each in a new process; empty means the current one.
+        wait: Policies as in :func:`~zoo.results.timing.policy`, each in a new process; empty means the current one.
 
     Yields:
         Lines of a table: median wall time per image with quartiles, CPU time, and the speed-ups of both over the plain

@@ -118,7 +118,7 @@ def gain(folder: Path, rounds: int = 5, wait: Sequence[str] = ("active",)) -> It
     Args:
         folder: Of `native_gain.csv`; the table goes into RESULTS.md beside the folder.
         rounds: Timed calls of each form.
-        wait: Policies of :data:`~zoo.results.timing.POLICIES`, each in a process of its own.
+        wait: Policies as in :func:`~zoo.results.timing.policy`, each in a process of its own.
 
     Yields:
         A line for every form, and the tables.

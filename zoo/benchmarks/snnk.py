@@ -49,13 +49,13 @@ FEATURES = ("zoo/kernels/random_features", "zoo/models/snnk.py")
 
 
 @measurement("snnk", "speed", "folded and unfolded layers against dense ones")
-def speed(folder: Path, rounds: int = 11, wait: Sequence[str] = tuple(POLICIES)) -> Iterator[str]:
+def speed(folder: Path, rounds: int = 11, wait: Sequence[str] = POLICIES) -> Iterator[str]:
     """Time dense 768 -> 3072 layers with GELU against SNNK layers, unfolded and folded, on 2,048 tokens.
 
     Args:
         folder: Folder of `snnk_speed.csv`; the table goes into RESULTS.md beside it.
         rounds: Timed calls of each form.
-        wait: Policies of :data:`~zoo.results.timing.POLICIES`, each in a new process.
+        wait: Policies as in :func:`~zoo.results.timing.policy`, each in a new process.
     """
     path = folder / "snnk_speed.csv"
     path.unlink(missing_ok=True)  # times of one run belong together

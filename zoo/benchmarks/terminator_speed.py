@@ -90,7 +90,7 @@ def speed(
     batch: int = 16,
     threads: Sequence[int] = (2,),
     rounds: int = 7,
-    wait: Sequence[str] = tuple(POLICIES),
+    wait: Sequence[str] = POLICIES,
 ) -> Iterator[str]:
     """Time a training step and inference of the CIFAR-10 network: plain, zoo and deploy form, interleaved.
 
@@ -99,7 +99,7 @@ def speed(
         batch: Batch size; inference is also measured with 1 image.
         threads: Numbers of threads.
         rounds: Timed calls of each form.
-        wait: Policies of :data:`~zoo.results.timing.POLICIES`, each in a new process.
+        wait: Policies as in :func:`~zoo.results.timing.policy`, each in a new process.
 
     Yields:
         One line per form, then the table.
@@ -114,7 +114,7 @@ def speed(
     )
     rows = [row for row in _records(folder).rows if row["date"] >= since]
     options = f"--batch {batch} --threads {' '.join(map(str, threads))} --rounds {rounds}"
-    options += f" --wait {shlex.join(wait)}" if tuple(wait) != tuple(POLICIES) else ""
+    options += f" --wait {shlex.join(wait)}" if tuple(wait) != POLICIES else ""
     table = markdown(HEADER, map(_shown, rows))
     text = (
         f"## terminator_cifar10: speed\n\n`python -m zoo benchmark terminator speed {options}`\n\n"

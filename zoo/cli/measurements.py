@@ -37,13 +37,27 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--precision", nargs="+", choices=("float32", "bfloat16"), help="of forward passes (float32)")
     own.add_argument("--device", type=device, help="cpu (default) or cuda")
     own.add_argument(
-        "--wait", nargs="+", choices=("active", "passive", "spin 30000"), help="how threads wait, one after the other"
+        "--wait",
+        nargs="+",
+        type=_policy,
+        metavar="POLICY",
+        help="how threads wait, one after the other: active, passive, 'spin N'",
     )
     trained = parser.add_argument_group("of measurements that train")
     trained.add_argument("--data", nargs="+", metavar="NAME", help="which data sets")
     trained.add_argument("--root", help="where their files lie (the cache)")
     trained.add_argument("--steps", type=positive, help="training steps of each run")
     parser.set_defaults(run=lambda options: _benchmark(parser, options))
+
+
+def _policy(name: str) -> str:
+    from zoo.results.timing import policy
+
+    try:
+        policy(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return name
 
 
 def _benchmark(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:

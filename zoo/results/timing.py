@@ -13,7 +13,18 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-__all__ = ["POLICIES", "Times", "best_policy", "interleaved", "interleaved_times", "peak_memory", "under_policies"]
+from zoo.support.environment import SPINS
+
+__all__ = [
+    "POLICIES",
+    "Times",
+    "best_policy",
+    "interleaved",
+    "interleaved_times",
+    "peak_memory",
+    "policy",
+    "under_policies",
+]
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -87,12 +98,25 @@ def peak_memory(module: str, factory: str, small: tuple[object, ...], large: tup
 
 # ---- OpenMP wait policies ----------------------------------------------------------------------------------
 
-#: Wait policies of OpenMP threads, fixed when a process starts.
-POLICIES = {
-    "active": {"OMP_WAIT_POLICY": "ACTIVE"},
-    "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
-    "spin 30000": {"GOMP_SPINCOUNT": "30000"},
-}
+#: Wait policies that speed tables compare: endless spinning, sleeping, and what the commands set.
+POLICIES = ("active", "passive", f"spin {SPINS}")
+
+
+def policy(name: str) -> dict[str, str]:
+    """Environment variables of a wait policy of OpenMP threads, which is fixed when a process starts.
+
+    Args:
+        name: `active`, `passive`, or `spin N`: spin N times, then sleep.
+
+    Raises:
+        ValueError: It is none of them.
+    """
+    if name in ("active", "passive"):
+        return {"OMP_WAIT_POLICY": name.upper()}
+    kind, _, times = name.partition(" ")
+    if kind != "spin" or not times.isdecimal():
+        raise ValueError(f"{name!r} is no wait policy; known: active, passive, 'spin N'")
+    return {"GOMP_SPINCOUNT": times}
 
 
 _CHILD = """
@@ -112,7 +136,7 @@ def under_policies(policies: Sequence[str], module: str, function: str, **argume
     """Run a measurement under each policy, in a new process.
 
     Args:
-        policies: Names in :data:`POLICIES`; if empty, the measurement runs in this process.
+        policies: Names as in :func:`policy`; if empty, the measurement runs in this process.
         module: Module of the function.
         function: Name of a function that yields lines and writes its results to files.
         arguments: Arguments of the function, plain values.
@@ -121,24 +145,25 @@ def under_policies(policies: Sequence[str], module: str, function: str, **argume
         The lines of the measurements.
 
     Raises:
-        KeyError: A policy is unknown.
+        ValueError: A policy is unknown.
         RuntimeError: A process failed.
     """
     if not policies:
         yield from getattr(importlib.import_module(module), function)(**arguments)
-    for policy in policies:
+    environments = {name: policy(name) for name in policies}
+    for name, own in environments.items():
         code = _CHILD.format(module=module, function=function, arguments=json.dumps(arguments))
         env = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
         with subprocess.Popen(
             [sys.executable, "-c", code],
-            env=env | POLICIES[policy],
+            env=env | own,
             stdout=subprocess.PIPE,
             text=True,
         ) as process:
             assert process.stdout is not None
-            yield from (f"{policy}: {line.rstrip()}" for line in process.stdout)
+            yield from (f"{name}: {line.rstrip()}" for line in process.stdout)
         if process.returncode:
-            raise RuntimeError(f"the measurement under the policy {policy!r} failed; its message is above")
+            raise RuntimeError(f"the measurement under the policy {name!r} failed; its message is above")
 
 
 def best_policy(rows: Sequence[Mapping[str, str]], form: str, column: str = "ms") -> Mapping[str, str]:
