@@ -30,8 +30,9 @@ _HOME = {
     "create_model": "zoo.registry.factory",
     "list_models": "zoo.registry.factory",
     "load_checkpoint": "zoo.registry.checkpoints",
+    "load_estimator": "zoo.estimators.saved",
     "load_task": "zoo.tasks",
-    "save_pretrained": "zoo.registry.checkpoints",
+    "save_pretrained": "zoo.tools.pretrained",
     "to_deploy": "zoo.models.deploy",
 }
 __all__ = list(_HOME)
@@ -40,11 +41,13 @@ if TYPE_CHECKING:
     from zoo.estimators.gaussian_processes import GPClassifier, GPRegressor
     from zoo.estimators.grbf import GRBFClassifier, GRBFRegressor
     from zoo.estimators.named import create_estimator
+    from zoo.estimators.saved import load_estimator
     from zoo.models.deploy import to_deploy
     from zoo.models.grbf import GaussianRBFNetwork
-    from zoo.registry.checkpoints import CheckpointError, load_checkpoint, save_pretrained
+    from zoo.registry.checkpoints import CheckpointError, load_checkpoint
     from zoo.registry.factory import create_model, list_models
     from zoo.tasks import load_task
+    from zoo.tools.pretrained import save_pretrained
 
 
 def __getattr__(name: str) -> Any:
