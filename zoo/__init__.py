@@ -31,9 +31,12 @@ _HOME = {
     "list_models": "zoo.registry.factory",
     "load_checkpoint": "zoo.registry.checkpoints",
     "load_estimator": "zoo.estimators.saved",
+    "load_run": "zoo.training.result",
     "load_task": "zoo.tasks",
+    "predict": "zoo.tools.prediction",
     "save_pretrained": "zoo.tools.pretrained",
     "to_deploy": "zoo.models.deploy",
+    "train": "zoo.training.launch",
 }
 __all__ = list(_HOME)
 
@@ -47,7 +50,10 @@ if TYPE_CHECKING:
     from zoo.registry.checkpoints import CheckpointError, load_checkpoint
     from zoo.registry.factory import create_model, list_models
     from zoo.tasks import load_task
+    from zoo.tools.prediction import predict
     from zoo.tools.pretrained import save_pretrained
+    from zoo.training.launch import train
+    from zoo.training.result import load_run
 
 
 def __getattr__(name: str) -> Any:

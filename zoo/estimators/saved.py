@@ -53,7 +53,7 @@ from zoo.support.register import UnknownNameError, import_all
 from zoo.support.signatures import check_call
 from zoo.support.values import first_line
 
-__all__ = ["load_estimator", "save_estimator"]
+__all__ = ["input_record_of", "load_estimator", "save_estimator"]
 
 _FORMAT = 1
 _HOMES = ("zoo.kernels", "zoo.learners", "zoo.models.grbf", "torch.nn.modules")
@@ -113,7 +113,7 @@ def save_estimator(
     config: dict[str, Any] = {"architecture": name, "num_classes": len(labels) or 1}
     if len(labels):
         config["label_names"] = [shown(str(label), keep="") for label in labels.tolist()]
-    config |= {"input": _input_record(estimator, input_record), "estimator": content}
+    config |= {"input": input_record_of(estimator, input_record), "estimator": content}
     config["zoo"] = {"version": zoo.__version__, "form": "estimator"}
     weights = _serialised(writer.tensors)
     config["sha256"] = {WEIGHTS_NAME: hashlib.sha256(weights).hexdigest()}
@@ -214,7 +214,12 @@ def _check_same(estimator: Any, again: Any) -> None:
         )
 
 
-def _input_record(estimator: Any, given: Mapping[str, Any] | None) -> dict[str, Any]:
+def input_record_of(estimator: Any, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The record of the table that a fitted estimator takes: as given, or by the names or number of its features.
+
+    Raises:
+        ValueError: The given one describes another input.
+    """
     count = estimator.n_features_in_
     if given is not None:
         record = inputs.check(given)
@@ -270,7 +275,12 @@ def _check_names(kind: type, names: Mapping[str, Any]) -> None:
     """Refuse attributes that stand for a method or a property of the class, or for what every object has."""
     for name in names:
         known = inspect.getattr_static(kind, name, None)
-        if not name.isidentifier() or name.startswith("__") or callable(known) or hasattr(known, "__get__"):
+        if (
+            not (name.isidentifier() or name.isdecimal())
+            or name.startswith("__")
+            or callable(known)
+            or hasattr(known, "__get__")
+        ):
             raise CheckpointError(f"{name!r:.60} is no attribute that a {kind.__name__} is described by")
 
 
@@ -346,7 +356,11 @@ class _Writer:
         learned = {key: p is not None and p.requires_grad for key, p in value._parameters.items()}
         found |= {"training": value.training, "learned": learned}
         found["loose"] = sorted(value._non_persistent_buffers_set)
-        for part, named in (("parameters", value._parameters), ("buffers", value._buffers), ("modules", value._modules)):
+        for part, named in (
+            ("parameters", value._parameters),
+            ("buffers", value._buffers),
+            ("modules", value._modules),
+        ):
             found[part] = self._values(named, place)
         return found | {"values": self._values({k: v for k, v in vars(value).items() if k not in _OWN}, place)}
 

@@ -41,7 +41,14 @@ from zoo.support.files import (
 )
 from zoo.support.quoting import shown
 
-__all__ = ["CheckpointError", "check_replaceable", "load_checkpoint", "read_checkpoint", "save_pretrained", "write_atomic"]
+__all__ = [
+    "CheckpointError",
+    "check_replaceable",
+    "load_checkpoint",
+    "read_checkpoint",
+    "save_pretrained",
+    "write_atomic",
+]
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -142,7 +142,8 @@ MAY_BE = "a name with its tag (grbf.wine), local-dir:FOLDER of a saved model, or
 
 
 def as_named(model: str | Path) -> str:
-    """Convert a command's model argument for :func:`create_model`: a run folder stands for the model in it.
+    """Convert a command's model argument for :func:`create_model`: a run folder stands for the model in it, and the
+    folder of a saved model needs no `local-dir:`.
 
     Raises:
         ValueError: It is a file, an unrelated folder, or a run folder with links out of it.
@@ -155,6 +156,8 @@ def as_named(model: str | Path) -> str:
         return name
     if timm.is_model(name.partition(".")[0]):
         return name
+    if os.path.isfile(os.path.join(name, CONFIG_NAME)):
+        return f"local-dir:{name}"
     if not os.path.exists(name):
         what = "is not there"
     else:
@@ -244,6 +247,8 @@ def _check_config(folder: Path) -> str:
     known = {f.name for f in fields(PretrainedCfg)}
     if unknown := [k for k in cfg if k not in known]:
         raise CheckpointError(f"{where}: pretrained_cfg has entries timm does not know: {', '.join(unknown)}")
+    if "estimator" in config:
+        raise CheckpointError(f"{folder} holds an estimator, {arch!r:.60}: zoo.load_estimator reads it")
     if not re.fullmatch(r"\w+", arch) or not timm.is_model(arch):
         raise CheckpointError(f"{where} names the architecture {arch!r:.100}, which is not registered")
     problems = check_values(Described, cfg, "pretrained_cfg") + check_values(Beside, config)
