@@ -103,7 +103,7 @@ def test_a_stream_goes_on_and_may_have_forgotten_all(tmp_path: Path) -> None:
         one.partial_fit(X[40:], ["new"] * 20).forget(X[:3], labels[:3])
     assert np.array_equal(again.p_values(X), estimator.p_values(X))
     empty = zoo.load_estimator(zoo.save_pretrained(again.empty_copy(), tmp_path / "empty"))
-    assert np.array_equal(empty.merge(again).predict_proba(X), again.predict_proba(X))
+    assert np.allclose(empty.merge(again).predict_proba(X), again.predict_proba(X), atol=1e-9)
 
 
 class Other(RegressorMixin, BaseEstimator):
@@ -136,9 +136,7 @@ def test_an_estimator_of_another_package_is_saved_as_it_is(tmp_path: Path, monke
     assert np.isnan(again.odd_[1][0])
     before = (folder / "config.json").read_bytes()
     estimator.hook_ = print
-    with pytest.raises(
-        zoo.CheckpointError, match="hook_ is a builtins.builtin_function_or_method, which cannot be saved"
-    ):
+    with pytest.raises(zoo.CheckpointError, match=r"hook_ is a .*function.*, which cannot be saved"):
         zoo.save_pretrained(estimator, folder)
     assert (folder / "config.json").read_bytes() == before
 
@@ -149,7 +147,7 @@ def test_an_estimator_of_another_package_is_saved_as_it_is(tmp_path: Path, monke
     with pytest.raises(zoo.CheckpointError, match="a folder may name kernels, learners and torch's layers only"):
         zoo.save_pretrained(estimator, folder)
     monkeypatch.delitem(register_estimator._entries, "other")
-    with pytest.raises(zoo.CheckpointError, match="there is no estimator 'other'.*install the package"):
+    with pytest.raises(zoo.CheckpointError, match=r"there is no estimator 'other'.*install the package"):
         zoo.load_estimator(folder)
 
 
@@ -160,14 +158,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_models_and_estimators_are_told_apart(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(zoo.CheckpointError, match="holds an estimator, 'grbf_regressor': zoo.load_estimator reads it"):
+    with pytest.raises(zoo.CheckpointError, match=r"holds an estimator, 'grbf_regressor': zoo.load_estimator reads it"):
         zoo.create_model(f"local-dir:{folder}", pretrained=True)
     model = zoo.save_pretrained(zoo.create_model("test_grbf"), tmp_path / "model")
     with pytest.raises(zoo.CheckpointError, match="holds the model 'test_grbf', not an estimator"):
         zoo.load_estimator(model)
     with pytest.raises(zoo.CheckpointError, match="there is no folder"):
         zoo.load_estimator(tmp_path / "none")
-    with pytest.raises(zoo.CheckpointError, match="object is neither|dict is neither"):
+    with pytest.raises(zoo.CheckpointError, match="dict is neither a model"):
         zoo.save_pretrained({}, tmp_path / "dict")
     with pytest.raises(ValueError, match="leave out class_names"):
         zoo.save_pretrained(zoo.load_estimator(folder), tmp_path / "more", class_names=["a"])

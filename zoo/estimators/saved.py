@@ -274,13 +274,9 @@ def _fields(kind: type) -> tuple[str, ...] | None:
 def _check_names(kind: type, names: Mapping[str, Any]) -> None:
     """Refuse attributes that stand for a method or a property of the class, or for what every object has."""
     for name in names:
+        plain = name.isidentifier() or name.isdecimal()  # the members of a list of modules are numbers
         known = inspect.getattr_static(kind, name, None)
-        if (
-            not (name.isidentifier() or name.isdecimal())
-            or name.startswith("__")
-            or callable(known)
-            or hasattr(known, "__get__")
-        ):
+        if not plain or name.startswith("__") or callable(known) or hasattr(known, "__get__"):
             raise CheckpointError(f"{name!r:.60} is no attribute that a {kind.__name__} is described by")
 
 
@@ -356,12 +352,8 @@ class _Writer:
         learned = {key: p is not None and p.requires_grad for key, p in value._parameters.items()}
         found |= {"training": value.training, "learned": learned}
         found["loose"] = sorted(value._non_persistent_buffers_set)
-        for part, named in (
-            ("parameters", value._parameters),
-            ("buffers", value._buffers),
-            ("modules", value._modules),
-        ):
-            found[part] = self._values(named, place)
+        for part in ("parameters", "buffers", "modules"):
+            found[part] = self._values(getattr(value, f"_{part}"), place)
         return found | {"values": self._values({k: v for k, v in vars(value).items() if k not in _OWN}, place)}
 
     def _values(self, named: Mapping[str, Any], place: str) -> dict[str, Any]:

@@ -227,7 +227,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         return other
 
     def state(self) -> dict[str, Any]:
-        """The fitted attributes without the head, which follows from the statistics; see :mod:`zoo.estimators.saved`."""
+        """The fitted attributes, for :mod:`zoo.estimators.saved`, without the head, which the statistics determine."""
         parameters = self.get_params(deep=False)
         return {k: v for k, v in vars(self).items() if k not in parameters} | {"_made": []}
 

@@ -43,7 +43,6 @@ from zoo.support.quoting import shown
 
 __all__ = [
     "CheckpointError",
-    "check_replaceable",
     "load_checkpoint",
     "read_checkpoint",
     "save_pretrained",

@@ -1,4 +1,4 @@
-"""Predictions for files, arrays and data frames: images, recordings, videos, point clouds, spectra, texts, tables, series.
+"""Predictions for files (images, recordings, videos, point clouds, spectra, texts, tables, series), arrays and frames.
 
 >>> predict("unireplknet_z.mnist5k", ["seven.png"])[0]["predictions"][0]     # {"class": "7", "probability": 0.998}
 >>> predict("wine", frame)                                                   # a folder of zoo.save_pretrained
@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn, TypeVar
@@ -179,9 +178,7 @@ def _of_estimator(estimator: Any, record: Mapping[str, Any] | None = None) -> _S
     from zoo.estimators.saved import input_record_of
 
     if not isinstance(estimator, BaseEstimator):
-        raise ToolError(
-            f"{type(estimator).__name__} is no model: give a name, a folder, a torch module or an estimator"
-        )
+        raise ToolError(f"{type(estimator).__name__} is no model: give a name, a folder, a module or an estimator")
     try:
         check_is_fitted(estimator)
     except NotFittedError:
@@ -208,6 +205,8 @@ def _of_estimator(estimator: Any, record: Mapping[str, Any] | None = None) -> _S
             return [_classes(shares, names, top) for shares in torch.from_numpy(values)]
         if is_classifier(estimator):
             return [{"predictions": [{"class": str(label)}]} for label in values.tolist()]
+        if values.ndim != 1:
+            raise ToolError(f"{type(estimator).__name__} gives {values.shape[1:]} values a row: call it yourself")
         return [{"value": value} if np.isfinite(value).all() else None for value in values.tolist()]
 
     network = getattr(estimator, "network_", None)
