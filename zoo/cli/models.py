@@ -62,11 +62,25 @@ def _list(options: argparse.Namespace) -> int:
 @command("info", "parameters, multiply-adds, memory, receptive field, card")
 def add_info(parser: argparse.ArgumentParser) -> None:
     """Print facts about a model: parameters, multiply-adds, memory, receptive field, weights."""
-    parser.add_argument("model", help="name of the zoo or of timm, with or without a tag, or local-dir:FOLDER")
+    parser.add_argument("model", help="name of the zoo or of timm, with or without a tag, or a saved folder")
     parser.add_argument("--size", type=positive, help="side of the images in pixels (the record's own)")
     parser.add_argument("--card", action="store_true", help="print the card of shipped weights instead")
     json_option(parser)
     parser.set_defaults(run=_info)
+
+
+def _estimator_rows(facts: dict[str, Any]) -> list[list[str]]:
+    names = f": {', '.join(facts['columns'])}" if facts["columns"] else ""
+    rows = [
+        ["estimator", f"{facts['name']} ({facts['class']})"],
+        ["input", f"{facts['input'][0]} columns{names}"],
+        [
+            "outputs",
+            f"{facts['num_classes']} classes: {', '.join(facts['classes'])}" if facts["classes"] else "a value",
+        ],
+        ["fitted", f"{facts['numbers']:,} numbers"],
+    ]
+    return [*rows, *([key, value] for key, value in facts["settings"].items())]
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -79,6 +93,8 @@ def _info(options: argparse.Namespace) -> int:
     from zoo.tools.info import describe
 
     facts = describe(options.model, options.size)
+    if "settings" in facts:
+        return told(options, facts, columns(_estimator_rows(facts)))
     field = facts["receptive_field"]
     rows = [
         ["model", f"{facts['name']} ({facts['class']})"],

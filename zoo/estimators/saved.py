@@ -173,8 +173,8 @@ def _rebuilt(name: str, content: Mapping[str, Any], tensors: Mapping[str, Any]) 
     if problems := check_call(made, given):
         raise CheckpointError(f"{name}: {problems[0]}")
     estimator: Any = made(**given)
-    if callable(check := getattr(estimator, "_validate_params", None)):
-        check()
+    if hasattr(made, "_parameter_constraints"):  # scikit-learn's protocol, which not every package follows
+        estimator._validate_params()
     state = reader.values(content["state"])
     _check_names(made, state)
     if callable(put := getattr(estimator, "set_state", None)):

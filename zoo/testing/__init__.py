@@ -1,4 +1,4 @@
-"""Base tests to inherit, for a kernel, an operator, a learner, an estimator or a model of one's own, in or outside the zoo.
+"""Base tests to inherit, for a kernel, operator, learner, estimator or model of one's own, in the zoo or outside of it.
 
 >>> import zoo.testing
 >>> class TestCauchy(zoo.testing.KernelTests):
