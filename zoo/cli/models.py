@@ -71,13 +71,11 @@ def add_info(parser: argparse.ArgumentParser) -> None:
 
 def _estimator_rows(facts: dict[str, Any]) -> list[list[str]]:
     names = f": {', '.join(facts['columns'])}" if facts["columns"] else ""
+    classes = f"{facts['num_classes']} classes: {', '.join(facts['classes'])}"
     rows = [
         ["estimator", f"{facts['name']} ({facts['class']})"],
         ["input", f"{facts['input'][0]} columns{names}"],
-        [
-            "outputs",
-            f"{facts['num_classes']} classes: {', '.join(facts['classes'])}" if facts["classes"] else "a value",
-        ],
+        ["outputs", classes if facts["classes"] else "a value"],
         ["fitted", f"{facts['numbers']:,} numbers"],
     ]
     return [*rows, *([key, value] for key, value in facts["settings"].items())]

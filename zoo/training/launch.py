@@ -157,7 +157,7 @@ def train(overrides: str | Sequence[str] | Mapping[str, Any] = ()) -> RunResult:
     """Train as `python train.py OVERRIDES` does, in this process.
 
     >>> train("experiment=grbf_wine trainer.max_epochs=5").metrics["test/acc"]
-    >>> train({"experiment": "grbf_wine", "data.path": "my wines.csv", "seed": 1})
+    >>> train({"experiment": "grbf_wine", "name": "wine, again", "seed": 1})
 
     `sys.argv`, the root logger and torch's number of threads are afterwards as they were.
 
