@@ -635,8 +635,15 @@ def test_state_dicts_with_saved_modules() -> None:
         ({"num_features": "16"}, "num_features='16'"),
         ({"layers_to_transform": ["first"]}, "layers_to_transform"),
         ({"places": "query"}, "must be a list"),
+        ({"places": None}, "must be a list"),
+        ({"layers_to_transform": 1}, "must be a list"),
+        ({"num_features": 10**9}, "at most a million"),
+        (3, "takes a module"),
         ({"seed": None}, "seed=None"),
         ({"normalize": "unit"}, "normalize='unit'"),
+        ({"form": None}, "form: None; allowed: "),
+        ({"init_weights": 3}, "init_weights: 3; allowed: "),
+        ({3: 4}, "unknown entry 3; allowed: "),
     ],
 )
 def test_configurations_of_a_wrong_type_are_told(config: dict, message: str) -> None:
@@ -644,6 +651,8 @@ def test_configurations_of_a_wrong_type_are_told(config: dict, message: str) -> 
         inject_adapters(bert(1), config)
     with pytest.raises(ValueError, match="taken by torch"):
         inject_adapters(bert(1), {"num_features": 4}, "keys")
+    with pytest.raises(ValueError, match="takes a module, not its name"):
+        inject_adapters("vit", {"num_features": 4})  # type: ignore[arg-type]
 
 
 # ---- conversion --------------------------------------------------------------------------------------------

@@ -192,13 +192,19 @@ def test_pictures_are_of_the_kind_that_their_names_say(tmp_path: Path) -> None:
         assert out.read_bytes().startswith(begins)
 
 
-def test_sizes_that_do_not_go_are_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_that_do_not_go_are_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert main(["info", "test_unireplknet", "--size", "1"]) == 0, "an image of one pixel is no table"
     for model, size in (("test_unireplknet", "100000000"), ("test_vit", "100")):
         capsys.readouterr()
         assert main(["info", model, "--size", size]) == 1
         told = capsys.readouterr().err
         assert f"takes no images of {size} pixels here: " in told
+    for words in (["info", "grbf.wine"], ["export", "snnk_mlp2.digits", "--out", str(tmp_path / "out")]):
+        capsys.readouterr()
+        assert main([*words, "--size", "12"]) == 1
+        assert "and no other size: leave out size = 12" in capsys.readouterr().err
         assert told.count("\n") == 1
     for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")):
 

@@ -17,6 +17,8 @@ import zoo
 from zoo.data import AudioFolder, DataError, ImageFolder, VideoFolder
 from zoo.data.audio import RECORDINGS
 from zoo.data.folder import IMAGES
+from zoo.data.pictures import FORMATS
+from zoo.data.prepare import SUFFIXES
 from zoo.data.video import VIDEOS
 from zoo.data.walk import below, class_folders, scan
 
@@ -97,6 +99,37 @@ def test_what_counts_and_what_does_not(kind: Any, tmp_path: Path) -> None:
     found = sizes(data)
     assert sum(found.values()) - found["test"] == 7
     assert found["test"] == 6
+
+
+def test_files_that_are_not_used_are_told(kind: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write, suffix, build = kind
+    fill(tmp_path, write, suffix)
+    sizes(build(tmp_path))
+    assert "not used" not in caplog.text
+    for i in range(2):
+        (tmp_path / "train" / "a" / f"{i}.GIF").write_bytes(b"GIF89a")
+        (tmp_path / "train" / "b" / f".{i}.gif").write_bytes(b"hidden")
+    (tmp_path / "train" / "b" / "deep").mkdir()
+    (tmp_path / "train" / "b" / "deep" / "README").write_text("x")
+    (tmp_path / "train" / "list.txt").write_text("x")  # not in a class: a list of the data, not a part of it
+    write(tmp_path / "train" / f"loose{suffix}")
+    (tmp_path / "test" / "a" / "x.heic").write_bytes(b"x")
+    (tmp_path / "test" / "a" / "same.heic").symlink_to(tmp_path / "test" / "a" / f"0{suffix}")
+    for _ in range(2):
+        sizes(build(tmp_path))
+    train, test = (r.message for r in caplog.records if "not used" in r.message)
+    many = {".png": "images", ".wav": "recordings", ".mp4": "videos"}[suffix]
+    told = (
+        f"train: 4 file(s) beside the 6 {many} in class folders are not used: 2 .gif, 1 {suffix}, 1 no suffix, such as "
+    )
+    assert told in train
+    assert f"test: 1 file(s) beside the 6 {many} in class folders are not used: 1 .heic, such as {tmp_path}" in test
+
+
+def test_training_and_prediction_open_the_same_pictures() -> None:
+    assert set(IMAGES.suffixes) == set(SUFFIXES["image"]) == set(FORMATS)
+    assert set(RECORDINGS.suffixes) == set(SUFFIXES["sound"])
+    assert set(VIDEOS.suffixes) == set(SUFFIXES["clip"])
 
 
 def test_a_class_of_one_part_only_is_told(kind: Any, tmp_path: Path) -> None:

@@ -944,3 +944,16 @@ def test_questionable_data_is_a_warning(wine: tuple[np.ndarray, np.ndarray]) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         GRBFClassifier(**QUICK).fit(X, y)
+
+
+@pytest.mark.parametrize("settings", [{}, {"solver": "agop"}, {"precision": 1}])
+@pytest.mark.parametrize("size", [1e-200, 1e300])
+def test_extreme_targets_are_those_of_one_in_other_units(settings: dict[str, Any], size: float) -> None:
+    X = np.random.default_rng(0).normal(size=(40, 3))
+    fitted = [
+        GRBFRegressor(n_centers=8, max_iter=5, random_state=0, **settings).fit(X, unit * X[:, 0]) for unit in (1, size)
+    ]
+    np.testing.assert_allclose(fitted[1].predict(X) / size, fitted[0].predict(X), rtol=1e-6, atol=1e-9)
+    shares = [model.feature_importance("gradient") for model in fitted]
+    np.testing.assert_allclose(shares[1], shares[0], rtol=1e-6)
+    np.testing.assert_allclose(fitted[1].explained_ratio_, fitted[0].explained_ratio_, rtol=1e-6, atol=1e-9)

@@ -357,3 +357,20 @@ def test_choose_per_class_follows_its_generator() -> None:
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     assert copy.copy(labels[draws[0]]).bincount().tolist() == [4, 4, 4]
+
+
+@every_learner
+def test_images_of_another_shape_are_told(kind: str) -> None:
+    learner = build(kind).eval()
+    for shape in ((1, 8, 8), (2, 64), (2, 1, 9, 9), (2, 3, 8, 8)):
+        with pytest.raises(TaskError, match=rf"shape \[{', '.join(map(str, shape))}\]; the model takes \(B, 1, 8, 8\)"):
+            learner(torch.zeros(shape))
+
+
+def test_an_image_alone_has_the_same_density_as_in_a_batch() -> None:
+    model = create_model("gkcl_gaussian.digits", pretrained=True).eval()
+    x = torch.linspace(0, 1, 32 * 64).view(32, 1, 8, 8).roll(7, 0)
+    with torch.no_grad():
+        together, alone = model(x), torch.cat([model(image) for image in x.split(1)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=3e-5)
+    assert together.dtype == torch.float32

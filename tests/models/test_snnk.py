@@ -208,3 +208,13 @@ def test_start_takes_any_level_of_rows_and_targets(
     found = (model(X).double()[:, 0] - target) / unit
     steps = unit and torch.finfo(dtype).eps * abs(target) / unit
     assert (found - y).square().mean() < 5e-3 * y.var() + steps**2
+
+
+@pytest.mark.parametrize("shape", [(), (16,), (2, 15), (2, 3, 16)])
+def test_inputs_that_do_not_fit_are_told(shape: tuple[int, ...]) -> None:
+    model = zoo.create_model("test_snnk")
+    with pytest.raises(ValueError, match="expected a batch of 16 features"):
+        model(torch.zeros(shape))
+    assert model(torch.zeros(0, 16)).shape == (0, 10)
+    with pytest.raises(ValueError, match=r"real numbers, not torch\.complex64"):
+        model(torch.zeros(2, 16, dtype=torch.complex64))

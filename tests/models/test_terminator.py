@@ -534,3 +534,14 @@ def test_pictures_as_files_and_in_wandb(tmp_path: Path) -> None:
     with torch.inference_mode():
         ModelPictures(count=2).on_validation_batch_end(trainer, module, None, (batch(2), torch.zeros(2)), 0)
     assert {"model/hyper_kernels", "model/context_kernels"} <= set(logger.sent)
+
+
+def test_a_saved_deploy_form_answers_to_the_bit(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = zoo.create_model("test_terminator").eval()
+    x = torch.randn(3, *model.pretrained_cfg["input_size"])
+    for saved in (zoo.to_deploy(model), model):
+        again = zoo.create_model(f"local-dir:{zoo.save_pretrained(saved, tmp_path)}", pretrained=True).eval()
+        with torch.no_grad():
+            assert torch.equal(again(x), saved(x))
+        assert [type(m) for m in again.modules()] == [type(m) for m in saved.modules()]

@@ -557,6 +557,19 @@ def test_precision_memory_order_and_tied_weights_survive(dtype: torch.dtype, tmp
     assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
 
 
+def test_rounded_weights_are_told(source: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_pretrained(source.half(), tmp_path)
+    zoo.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert "rounded" not in caplog.text
+    save_pretrained(source.double(), tmp_path)
+    zoo.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert "holds float64 weights, rounded to the model's type: dtype=torch.float64 keeps them" in caplog.text
+    caplog.clear()
+    again = zoo.create_model(f"local-dir:{tmp_path}", pretrained=True, dtype=torch.float64)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in source.state_dict().items())
+    assert "rounded" not in caplog.text
+
+
 def test_saving_again_replaces_or_refuses(source: nn.Module, model: nn.Module, images: Tensor, tmp_path: Path) -> None:
     save_pretrained(model, tmp_path)
     with pytest.raises(CheckpointError, match=r"model\.safetensors and config\.json already"):

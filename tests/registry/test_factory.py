@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import types
+import typing
 from pathlib import Path
 
 import pytest
@@ -231,3 +233,35 @@ def test_a_new_family_needs_nothing_here(tmp_path: Path, monkeypatch: pytest.Mon
         RECORDS.pop("toy.pth", None)
         timm.models._registry._clear_model_entries("toy_family")
         timm.models._registry._model_entrypoints.pop("toy_family")
+
+
+def test_every_value_of_a_description_has_the_declared_type(tmp_path: Path) -> None:
+    """A text, where an architecture takes a number, is refused before the model is built."""
+    checked, kinds = 0, {int: "3", float: "0.5", bool: "yes"}
+    for arch in {type_of(name): name for name in reversed(list_models())}.values():
+        config = {"architecture": arch, "model_args": {}}
+        hints = typing.get_type_hints(type_of(arch).__init__)
+        for name, wrong in {n: kinds[h] for n, h in hints.items() if h in kinds}.items():
+            config["model_args"] = {name: wrong}
+            (tmp_path / "config.json").write_text(json.dumps(config))
+            with pytest.raises(
+                CheckpointError, match=rf"config\.json: model_args\.{name} = '{wrong}': input should be"
+            ):
+                create_model(f"local-dir:{tmp_path}")
+            checked += 1
+    assert checked > 100
+    for entries, told in (
+        ({"num_classes": "3"}, "num_classes = '3'"),
+        ({"num_features": "32"}, "num_features = '32'"),
+        ({"pretrained_cfg": {"crop_pct": "1"}}, "pretrained_cfg.crop_pct = '1'"),
+        ({"architecture": "resnet18", "model_args": {"in_chans": "3"}}, "model_args.in_chans = '3'"),
+        ({"model_args": {"dims": ["8", 8, 8, 8]}}, "model_args.dims = "),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({"architecture": "unireplknet_z"} | entries))
+        with pytest.raises(CheckpointError, match=re.escape(f"config.json: {told}")):
+            create_model(f"local-dir:{tmp_path}")
+
+
+def type_of(arch: str) -> type:
+    """The class that an architecture's entry point returns."""
+    return typing.get_type_hints(timm.models.model_entrypoint(arch))["return"]

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -501,6 +502,86 @@ def test_push_and_load_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     for place in ("somewhere", "hf-hub:noslash", "ftp:x"):
         with pytest.raises(ToolError, match=r"is not a valid target|not of the form"):
             hub.push(WINE, place, api=remote)
+
+
+# ---- runs and saved models of one's own ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def mine(runs: list[Path], tmp_path: Path) -> Path:
+    """A run of one's own, with the figure that its weights have on the test part."""
+    run = shutil.copytree(runs[0], tmp_path / "mine")
+    figure = bundled_weights.record(WINE)["metrics"]["test/acc"]
+    edit(run / "summary.json", metrics={"test/acc": figure, "val/acc": 0.5})
+    return run
+
+
+def edit(path: Path, **entries: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+def test_a_card_of_a_run_holds_only_its_own_facts(mine: Path, tmp_path: Path, capsys) -> None:
+    hub.push(str(mine), f"local-dir:{tmp_path / 'mirror'}")
+    card = (tmp_path / "mirror" / "README.md").read_text()
+    for foreign in (WINE, "validate", "s.d.", "chosen by", "apache-2.0\nlibrary"):
+        assert foreign not in card
+    assert "# mirror\n" in card
+    assert "license: unknown" in card
+    assert f'"local-dir:{tmp_path / "mirror"}"' in card
+    assert main(["validate", str(mine)]) == 0
+    assert capsys.readouterr().out.startswith(f"{mine} on the test part of wine")
+    assert evaluation.record_of(str(mine))["metric"]["sd"] is None
+    edit(mine / "summary.json", metrics={"test/acc": 7.5})
+    assert "test/acc = 7.5, which is no accuracy" in shown(capsys, "push", str(mine), "hf-hub:a/b", status=1)
+
+
+def test_runs_without_a_test_are_judged_by_validation(mine: Path, tmp_path: Path, capsys) -> None:
+    edit(mine / "summary.json", metrics={"val/acc": 0.1, "train/loss": 1.0})
+    found = shown(capsys, "validate", str(mine), "--json", status=1)
+    assert (found["part"], found["rows"], set(found["found"])) == ("validation", 15, {"val/acc"})
+    edit(mine / "summary.json", metrics=found["found"])
+    assert main(["validate", str(mine)]) == 0
+    assert "on the validation part of wine" in capsys.readouterr().out
+    assert shown(capsys, "compare", str(mine), str(mine), "--json")["n"] == 15
+    write_report(tmp_path / "report.html", str(mine))
+    hub.push(str(mine), f"local-dir:{tmp_path / 'mirror'}")
+    for page in (tmp_path / "report.html", tmp_path / "mirror" / "README.md"):
+        text = re.sub('base64,[^"]*', "", page.read_text()).replace(str(tmp_path), "")
+        assert "val/acc" in text
+        assert "test" not in text
+    assert "was not tested" in shown(capsys, "ship", str(mine), "--folder", str(tmp_path), status=1)
+    edit(mine / "summary.json", metrics={"train/loss": 1.0})
+    assert f"{mine} has no figure" in shown(capsys, "validate", str(mine), status=1)
+
+
+def test_folders_of_images_are_named_by_hand(tmp_path: Path) -> None:
+    record = {"metric": {"name": "val/acc"}, "data": {"config": {"_target_": "zoo.data.ImageFolder", "root": None}}}
+    with pytest.raises(ToolError, match="files of ImageFolder are not on record: name their folder with --root"):
+        evaluation.build_data(record)
+    for place in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / place / "1.png")
+    record["data"]["config"] |= {"image_size": 8, "num_workers": 0}
+    with warnings.catch_warnings(action="error"):  # of a test on the validation part
+        data = evaluation.build_data(record, str(tmp_path))
+    assert [len(y) for _, y in evaluation.batches(data, "validation")] == [2]
+
+
+def test_saved_models_are_taken_wherever_they_can_be(mine: Path, tmp_path: Path, capsys) -> None:
+    saved = f"local-dir:{tmp_path / 'saved'}"
+    hub.push(f"local-dir:{mine / 'model'}", saved)
+    both = [shown(capsys, "compare", *pair, "--json") for pair in ((str(mine), saved), (saved, str(mine)))]
+    assert both[0]["a"]["accuracy"] == both[1]["a"]["accuracy"] == both[0]["b"]["accuracy"]
+    assert write_report(tmp_path / "one.html", saved)["sections"] == ["head", "figures", "insight", "facts"]
+    assert "comparison" in write_report(tmp_path / "two.html", saved, str(mine))["sections"]
+    for arguments in (["validate", saved], ["compare", saved, saved], ["push", saved, "hf-hub:a/b"]):
+        assert "is a saved model, without its run's record" in shown(capsys, *arguments, status=1)
+    assert shown(capsys, "validate", f"local-dir:{mine / 'model'}", "--json")["reproduced"]
+    for folder in (mine, tmp_path / "saved"):
+        told = shown(capsys, "info", str(folder), "--json")
+        assert told["weights"].startswith(str(folder))
+        assert told["name"] == str(folder)
+    assert "is not there: a model is" in shown(capsys, "info", str(tmp_path / "none"), status=1)
 
 
 # ---- completion --------------------------------------------------------------------------------------------

@@ -90,9 +90,19 @@ def test_refusals(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         validate("unireplknet_a.in1k", tmp_path)
 
 
+def test_five_classes_have_no_top_5(tmp_path: Path) -> None:
+    model = save_pretrained(create_model("test_unireplknet", num_classes=5), tmp_path / "model")
+    write_images(tmp_path / "val", list("abcde"), each=1)
+    found = validate(str(model), tmp_path)
+    assert found.top5 is None
+    assert "top-5" not in str(found)
+
+
 def test_command(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_images(tmp_path / "val", ["cat"], each=2)
     assert main(["validate", "--model", f"local-dir:{saved}", "--data", str(tmp_path)]) == 0
-    assert "top-1" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "top-1" in told
+    assert "top-5" in told
     assert main(["validate", "--model", f"local-dir:{saved}", "--data", str(tmp_path / "none")]) == 1
     assert "error: there is no folder" in capsys.readouterr().err

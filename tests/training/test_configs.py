@@ -148,5 +148,17 @@ def test_check_call_admits_what_python_admits() -> None:
     assert check_call(target, {"a": 1, "d": 2}) == ["d is unknown; allowed: a, b, c"]
 
 
+def test_check_call_converts_nothing() -> None:
+    def target(n: int = 0, rate: float = 0.0, on: bool = True, sizes: Sequence[int] = (), root: Path | str = "", *,
+               epochs: int | str = 1, pair: tuple[float, float] = (0, 1)) -> None: ...  # fmt: skip
+
+    fits = {"n": 3, "rate": 1, "on": False, "sizes": [1, 2], "root": "x", "epochs": "3", "pair": [0, 0.5]}
+    assert check_call(target, fits) == []
+    for name, value in {"n": "3", "rate": "0.1", "on": "yes", "sizes": [1, "2"], "pair": [0, "1"]}.items():
+        (problem,) = check_call(target, {name: value})
+        assert problem.startswith(f"{name} = {value!r}: input should be a valid ")
+    assert check_call(target, {"n": 3.0}) == ["n = 3.0: input should be a valid integer"]
+
+
 def test_flatten_keeps_empty_sections() -> None:
     assert dict(flatten({"a": {"b": 1, "c": {}}, "d": None})) == {"a.b": 1, "a.c": {}, "d": None}

@@ -73,10 +73,12 @@ def test_mistakes_are_told_in_words(
 
 def test_unwritable_output_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    done = train_here(tmp_path, "hydra.run.dir=file/run", check=False)
-    assert done.returncode == 1
-    assert "file" in done.stderr
-    assert "Traceback" not in done.stderr
+    (tmp_path / "run" / "launch.log").mkdir(parents=True)  # Hydra's own file cannot be opened
+    for folder, told in (("file/run", "file"), ("run", "launch.log: Is a directory")):
+        done = train_here(tmp_path, f"hydra.run.dir={folder}", check=False)
+        assert done.returncode == 1
+        assert told in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_malicious_checkpoint_is_refused_and_runs_nothing(tmp_path: Path) -> None:

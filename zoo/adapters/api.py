@@ -66,6 +66,10 @@ def inject_adapters(
         ValueError: Nothing in the model matches, a module is never called or not supported, the name is taken, or the
             configuration is invalid. The model is unchanged.
     """
+    if not isinstance(model, nn.Module) or not isinstance(config, AdapterConfig | Mapping):
+        raise ValueError(
+            "inject_adapters takes a module, not its name, and an AdapterConfig or a mapping of its fields"
+        )
     config = config if isinstance(config, AdapterConfig) else config_from(config, "config")
     if not re.fullmatch(r"\w+", name):
         raise ValueError(f"name={name!r} of an adapter may hold letters, digits and _ only")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -66,8 +66,9 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         for name in ("places", "modules_to_save", "layers_to_transform"):
             value = getattr(self, name)
-            if isinstance(value, str):
-                raise ValueError(f"{name}={value!r} must be a list: [{value!r}]")
+            listed = isinstance(value, Iterable) and not isinstance(value, str)
+            if not listed and (value is not None or name == "places"):
+                raise ValueError(f"{name}={value!r} must be a list")
             object.__setattr__(self, name, None if value is None else tuple(value))
         _one_of("form", self.form, FORMS)
         _one_of("init_weights", self.init_weights, INITS)
@@ -85,8 +86,8 @@ class AdapterConfig:
                 reason = error.errors()[0]["msg"]
                 raise ValueError(f"{name}={value!r}: {reason[:1].lower()}{reason[1:]}") from None
         for name in ("num_features", "bottleneck"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+            if not 1 <= getattr(self, name) <= 1_000_000:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1 and at most a million")
         try:
             re.compile(self.exclude_modules or "")
         except re.error as error:

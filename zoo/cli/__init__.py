@@ -21,7 +21,7 @@ from zoo.cli.common import command
 from zoo.support.environment import bound_waiting
 from zoo.support.quoting import one_line_warnings, python_text, shown
 from zoo.support.suggest import suggestion
-from zoo.support.values import PAGES, PICTURES, check_output
+from zoo.support.values import PAGES, PICTURES, check_output, is_of_memory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,18 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nstopped; the same command continues from here", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        memory = _is_of_memory(error)
+        memory = is_of_memory(error)
         if not memory and not type(error).__module__.startswith("zoo"):
             raise
         print(f"error: {'there is not enough memory for this' if memory else shown(error)}", file=sys.stderr)
         return 1
-
-
-def _is_of_memory(error: Exception) -> bool:
-    """Whether an error means that memory ran out, for which torch raises several types."""
-    return isinstance(error, MemoryError) or (
-        type(error).__module__ in ("builtins", "torch") and "memory" in str(error) and "allocate" in str(error)
-    )
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -11,6 +11,8 @@ from zoo.cli.common import MODEL, columns, command, device, json_option, positiv
 from zoo.support.quoting import shown
 from zoo.support.values import PAGES, PICTURES, check_output
 
+ROOT = "where the data set of the record lies (the cache)"
+
 
 @command("predict", "classes or values of files of any kind that the model takes")
 def add_predict(parser: argparse.ArgumentParser) -> None:
@@ -65,10 +67,13 @@ def _forecast_lines(where: str, entry: dict[str, Any]) -> list[str]:
 
 @command("compare", "two models on one data set")
 def add_compare(parser: argparse.ArgumentParser) -> None:
-    """Evaluate two models on the same test rows: accuracy, agreement, sign test, time."""
+    """Evaluate two models on the same test rows (validation rows of data without a test): accuracy, agreement, sign
+    test, time.
+    """
     parser.add_argument("a", help=MODEL)
     parser.add_argument("b", help="the other one")
     parser.add_argument("--data", help="the one whose data set is used (the first)")
+    parser.add_argument("--root", help=ROOT)
     parser.add_argument("--html", type=Path, help="also write a report with the confusion matrices, .html")
     json_option(parser)
     parser.set_defaults(run=_compare)
@@ -79,7 +84,7 @@ def _compare(options: argparse.Namespace) -> int:
         check_output(options.html, PAGES)
     from zoo.tools.comparison import compare
 
-    found = compare(options.a, options.b, options.data)
+    found = compare(options.a, options.b, options.data, root=options.root)
     plain = {k: v for k, v in found.items() if k not in ("outputs_a", "outputs_b", "targets")}
     keys = [k for k in ("accuracy", "rmse", "r2", "parameters", "ms") if k in found["a"]]
     rows = [["", found["a"]["name"], found["b"]["name"]]]
@@ -87,7 +92,7 @@ def _compare(options: argparse.Namespace) -> int:
         cells = [found[side][key] for side in "ab"]
         label = "CPU ms an input" if key == "ms" else key
         rows.append([label, *(f"{c:,}" if isinstance(c, int) else f"{c:.4f}" for c in cells)])
-    lines = [f"{found['n']} test rows of {found['data']}", *columns(rows)]
+    lines = [f"{found['n']} {found['part']} rows of {found['data']}", *columns(rows)]
     if "p" in found:
         lines.append(
             f"agree on {found['agreement']:.1%}; only the first right on {found['only_a']}, only the second on "
@@ -98,7 +103,7 @@ def _compare(options: argparse.Namespace) -> int:
     if options.html:
         from zoo.tools.report import write_report
 
-        report = write_report(options.html, options.a, options.b)
+        report = write_report(options.html, options.a, options.b, options.root)
         for note in report["notes"]:
             print(f"note: {shown(note)}", file=sys.stderr)
         lines.append(f"report: {report['file']}")
@@ -110,6 +115,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     """Write a self-contained HTML report: curves, confusion, mistakes, importances, kernels, accuracy matrix, facts."""
     parser.add_argument("model", help=MODEL)
     parser.add_argument("other", nargs="?", help="one to compare it with, on the data of the first")
+    parser.add_argument("--root", help=ROOT)
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the file (report.html)")
     json_option(parser)
     parser.set_defaults(run=_report)
@@ -119,7 +125,7 @@ def _report(options: argparse.Namespace) -> int:
     check_output(options.out, PAGES)
     from zoo.tools.report import write_report
 
-    found = write_report(options.out, options.model, options.other)
+    found = write_report(options.out, options.model, options.other, options.root)
     for note in found["notes"]:
         print(f"note: {shown(note)}", file=sys.stderr)
     return told(options, found, [f"{found['file']}: {', '.join(found['sections'])}"])
@@ -163,13 +169,14 @@ def _export(options: argparse.Namespace) -> int:
 
 @command("validate", "the figure of a card again, or accuracy on a folder of images")
 def add_validate(parser: argparse.ArgumentParser) -> None:
-    """Without --data: evaluate shipped weights, or a run, on the test part of their own data, and compare with the
-    record. With --data: classify a folder of images, and print the accuracy beside the published one.
+    """Without --data: evaluate shipped weights, or a run, on the test part of their own data (without a test, on the
+    validation part), and compare with the record. With --data: classify a folder of images, and print the accuracy
+    beside the published one.
     """
     parser.add_argument("model", nargs="?", help=MODEL)
     parser.add_argument("--model", dest="named", metavar="MODEL", help=argparse.SUPPRESS)  # the older form
     parser.add_argument("--data", type=Path, help="folder with val/, or with one folder per class")
-    parser.add_argument("--root", help="without --data: where the data set of the record lies (the cache)")
+    parser.add_argument("--root", help=f"without --data: {ROOT}")
     parser.add_argument(
         "--checkpoint", type=Path, help="with --data: a file with the weights, instead of fetching them"
     )
@@ -203,7 +210,7 @@ def _validate_record(model: str, options: argparse.Namespace) -> int:
     from zoo.tools.evaluation import validate
 
     found = validate(model, root=options.root, progress=sys.stderr.isatty() and not options.json)
-    lines = [f"{found['name']} on the test part of {found['data']}, deploy form"]
+    lines = [f"{found['name']} on the {found['part']} part of {found['data']}, deploy form"]
     lines += [f"  {key} {value:.4f}; on record {found['recorded'][key]:.4f}" for key, value in found["found"].items()]
     how = ", ".join(f"{k} {v}" for k, v in found["preprocessing"].items())
     lines += [f"  prepared with {how}", "reproduced" if found["reproduced"] else "NOT reproduced"]

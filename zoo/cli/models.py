@@ -62,7 +62,7 @@ def _list(options: argparse.Namespace) -> int:
 @command("info", "parameters, multiply-adds, memory, receptive field, card")
 def add_info(parser: argparse.ArgumentParser) -> None:
     """Print facts about a model: parameters, multiply-adds, memory, receptive field, weights."""
-    parser.add_argument("model", help="name of the zoo or of timm, with or without a tag, or a saved folder")
+    parser.add_argument("model", help="name of the zoo or of timm, with or without a tag, or FOLDER of a run or model")
     parser.add_argument("--size", type=positive, help="side of the images in pixels (the record's own)")
     parser.add_argument("--card", action="store_true", help="print the card of shipped weights instead")
     json_option(parser)
@@ -107,9 +107,10 @@ def _info(options: argparse.Namespace) -> int:
     rows += [["published", f"top-1 {facts['published_top1']:.2f} %"]] if "published_top1" in facts else []
     rows += [[key, str(facts[key])] for key in ("license", "paper_ids", "origin_url") if key in facts]
     if "record" in facts:
+        from zoo.tools.cards import score
+
         record = facts["record"]
         metric = record["metric"]
         rows += [["trained on", record["data"]["title"]], ["trained by", record["command"]]]
-        rows += [["figure", f"{metric['name']} {metric['value']:.4f}; {metric['n']} seeds: mean {metric['mean']:.4f}, "
-                  f"s.d. {metric['sd']:.4f}"]]  # fmt: skip
+        rows += [["figure", f"{metric['name']} {score(metric)}"]]
     return told(options, facts, columns(rows))

@@ -240,7 +240,7 @@ class ImageFolder(ImageDataModule):
                 found = scan_like(where[part], where["train"], self.class_names, IMAGES)
                 self.datasets[part] = FolderImages(*found, evaluation, None)
         if "test" not in self.datasets and "val" in self.datasets:
-            if stage != "fit":  # a training run has its own message
+            if stage not in ("fit", "validate"):  # a training run has its own message
                 warn_once(f"{self.root} has no test part: the test is on the validation part")
             self.datasets["test"] = self.datasets["val"]
 

@@ -368,6 +368,6 @@ class VideoFolder(ImageDataModule):
                 *files, record, self.hflip if training else 0.0, self.seed if training else None
             )
         if "test" not in self.datasets and "val" in self.datasets:
-            if stage != "fit":  # a training run has its own message
+            if stage not in ("fit", "validate"):  # a training run has its own message
                 warn_once(f"{self.root} has no test part: the test is on the validation part")
             self.datasets["test"] = self.datasets["val"]

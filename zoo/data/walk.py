@@ -1,14 +1,15 @@
 """Listing class folders of images, recordings or videos.
 
-A class is a folder with files at any depth. Hidden files (leading dot) and other suffixes are ignored. A link is
-followed only if it stays in its class folder and leads to nothing already visited: otherwise it would give this class's
-label to other files.
+A class is a folder with files at any depth. Hidden files (leading dot) are ignored; other suffixes too, with a note. A
+link is followed only if it stays in its class folder and leads to nothing already visited: otherwise it would give this
+class's label to other files.
 """
 
 from __future__ import annotations
 
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,8 +116,10 @@ def scan(folder: Path, names: Sequence[str], files: Files) -> tuple[list[str], l
     """
     paths: list[str] = []
     targets: list[int] = []
+    unused = [e.path for e in _entries(str(folder)) if e.name.lower().endswith(files.suffixes) and e.is_file()]
+    unused = [path for path in unused if not os.path.basename(path).startswith(".")]
     for target, name in enumerate(names):
-        found = below(folder / name, files)
+        found = below(folder / name, files, unused)
         if not found:
             kinds = " ".join(files.suffixes)
             raise DataError(
@@ -124,17 +127,30 @@ def scan(folder: Path, names: Sequence[str], files: Files) -> tuple[list[str], l
             )
         paths += found
         targets += [target] * len(found)
+    if unused:
+        counted = Counter(os.path.splitext(path)[1].lower() or "no suffix" for path in unused).most_common()
+        told = ", ".join(f"{n} {kind}" for kind, n in counted[:5]) + (", ..." if len(counted) > 5 else "")
+        warn_once(
+            f"{folder}: {len(unused)} file(s) beside the {len(paths)} {files.many} in class folders are not used: "
+            f"{told}, such as {min(unused)} (used are {' '.join(files.suffixes)})"
+        )
     return paths, targets
 
 
-def below(folder: Path, files: Files) -> list[str]:
+def below(folder: Path, files: Files, unused: list[str] | None = None) -> list[str]:
     """Files at any depth, sorted. Links are followed last, and only to unvisited places below `folder`.
+
+    Args:
+        folder: The folder.
+        files: Their kind.
+        unused: Takes the files of other suffixes.
 
     Raises:
         DataError: A folder cannot be read.
     """
     top = os.path.realpath(folder)
     visited, found, left_out, waiting, links = {top}, [], [], [str(folder)], []  # type: ignore[var-annotated]
+    others: list[str] = [] if unused is None else unused
     while waiting or links:
         if waiting:
             for entry in _entries(waiting.pop()):
@@ -145,8 +161,8 @@ def below(folder: Path, files: Files) -> list[str]:
                 elif entry.is_dir():
                     visited.add(os.path.realpath(entry.path))
                     waiting.append(entry.path)
-                elif entry.name.lower().endswith(files.suffixes) and entry.is_file():
-                    found.append(entry.path)
+                elif entry.is_file():
+                    (found if entry.name.lower().endswith(files.suffixes) else others).append(entry.path)
             continue
         link = links.pop()
         real = os.path.realpath(link)
@@ -155,8 +171,8 @@ def below(folder: Path, files: Files) -> list[str]:
         elif os.path.isdir(real) and real not in visited:
             visited.add(real)
             waiting.append(link)
-        elif os.path.isfile(real) and link.lower().endswith(files.suffixes) and not _is_listed(real, top, files):
-            found.append(link)
+        elif os.path.isfile(real) and not _is_listed(real, top, files):
+            (found if link.lower().endswith(files.suffixes) else others).append(link)
     if left_out:
         warn_once(
             f"{folder}: links that lead out of the class folder, or nowhere, are not followed: {_first_names(left_out)}"

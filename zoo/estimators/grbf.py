@@ -38,8 +38,16 @@ from zoo.estimators.grbf_solvers import Networks
 from zoo.estimators.named import register_estimator
 from zoo.estimators.threads import few_threads
 from zoo.learners.agop import MetricMachine
-from zoo.models.grbf import GaussianRBFNetwork, Spectrum, eigen, eigen_of_root, importance_from_precision, shares
-from zoo.support.scaling import standardisation
+from zoo.models.grbf import (
+    GaussianRBFNetwork,
+    Spectrum,
+    eigen,
+    eigen_of_root,
+    gradient_shares,
+    importance_from_precision,
+    shares,
+)
+from zoo.support.scaling import power_of_two, standardisation
 from zoo.support.suggest import suggestion
 
 __all__ = ["Bootstrap", "GRBFClassifier", "GRBFRegressor"]
@@ -283,13 +291,14 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.intercept_ = machine.intercept.numpy().copy()
         root = machine.gradient_root()
         self._gradient_root = root.numpy()
-        values, components = eigen_of_root(root, complete=len(root) >= D or D <= 256)
-        self.eigenvalues_ = values.numpy()
+        unit = power_of_two(root, (0, 1))
+        values, components = eigen_of_root(root / unit, complete=len(root) >= D or D <= 256)
+        self.eigenvalues_ = (values * unit.square()).flatten().numpy()
         self.n_components_ = min(self.n_components or D, len(components))
         wide = len(root) < D  # computed from the root on access
         self._components = None if wide else components[: self.n_components_].numpy().copy()
-        total = self.eigenvalues_.sum()
-        self.explained_ratio_ = self.eigenvalues_ / total if total > 0 else np.full(D, 1 / D)
+        total = values.sum()
+        self.explained_ratio_ = (values / total).numpy() if total > 0 else np.full(D, 1 / D)
         self.feature_importances_ = np.asarray(self.feature_importance("gradient"), dtype=np.float64)
         self.loss_curve_ = [machine.setting.error]
         self.n_iter_ = machine.setting.iterations + 1
@@ -412,8 +421,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             root = torch.from_numpy(self._gradient_root)
             if X is not None:
                 root = self.network_.gradient_root(to_tensor(self._rows(X)))
-            raw = root.square().sum(0)
-            importance = shares(raw, "the output does not change with any feature").numpy().astype(np.float64)
+            importance = gradient_shares(root).numpy().astype(np.float64)
         elif self._closed:
             L = self.network_.factor()
             wide = len(L) == 1  # diagonal metric
@@ -431,9 +439,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             names = getattr(self, "feature_names_in_", [f"x{i}" for i in range(len(importance))])
             unknown = [name for name in groups if name not in names]
             if unknown:
-                raise ValueError(
-                    f"groups names {unknown[0]!r}, which is not a feature{suggestion(str(unknown[0]), map(str, names))}"
-                )
+                raise ValueError(f"groups names {unknown[0]!r}, which is not a feature{suggestion(unknown[0], names)}")
             groups = [groups.get(name, name) for name in names]
         if len(groups) != len(importance):
             raise ValueError(f"groups has {len(groups)} entries for {len(importance)} features; give one each")

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from zoo.kernels.metric import metric_gaussian, point_gradient, project, unpack_triangle
 from zoo.support.renamed import renamed
-from zoo.support.scaling import standardisation, standardised
+from zoo.support.scaling import power_of_two, standardisation, standardised
 
 __all__ = [
     "LOSSES",
@@ -191,6 +191,12 @@ def _signed(rows: Tensor) -> Tensor:
     """Flip the sign of each row so that its entry of largest magnitude is positive."""
     top = rows.gather(-1, rows.abs().argmax(-1, keepdim=True))
     return rows * torch.where(top < 0, -1.0, 1.0).to(rows.dtype)
+
+
+def gradient_shares(root: Tensor) -> Tensor:
+    """Relative mean squared derivative (D) by each feature; root (r, D) is that of an average outer product."""
+    raw = (root / power_of_two(root, (0, 1))).square().sum(0)
+    return shares(raw, "the output does not change with any feature")
 
 
 def importance_from_precision(precision: Tensor, kind: Literal["official", "trace"] = "official") -> Tensor:
@@ -542,8 +548,9 @@ class GaussianRBFNetwork(nn.Module):
         """
         h = _centre_outputs(self._coordinate_gradients(X)).flatten(0, 1) / math.sqrt(len(X))  # (n K, R)
         if len(h) > h.shape[1]:
-            values, vectors = eigen(h.mT @ h)
-            h = values.sqrt().unsqueeze(-1) * vectors
+            unit = power_of_two(h, (0, 1))
+            values, vectors = eigen((h / unit).mT @ (h / unit))
+            h = unit * values.sqrt().unsqueeze(-1) * vectors
         return point_gradient(h, self.factor())
 
     @torch.no_grad()
@@ -564,7 +571,7 @@ class GaussianRBFNetwork(nn.Module):
         if kind == "gradient":
             if X is None:
                 raise ValueError('kind="gradient" averages over rows: pass X')
-            return shares(self.gradient_root(X).square().sum(0), "the output does not change with any feature")
+            return gradient_shares(self.gradient_root(X))
         _check_kind(kind)
         L = self.factor()
         if kind == "official" and self.form in ("full", "low_rank"):

@@ -423,10 +423,10 @@ class SNNK(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, ...) -> (B, num_features)."""
-        x = x.flatten(1)
-        if x.shape[1] != self.dim:
-            raise ValueError(f"expected a batch of {self.dim} features (or images of as many values), got {x.shape[1]}")
-        return self.layers(standardised(x, self.input_mean, self.input_scale, self.input_mean.dtype))
+        if x.ndim < 2 or math.prod(x.shape[1:]) != self.dim:
+            given = "x".join(map(str, x.shape)) or "a single number"
+            raise ValueError(f"expected a batch of {self.dim} features (or images of as many values), got {given}")
+        return self.layers(standardised(x.flatten(1), self.input_mean, self.input_scale, self.input_mean.dtype))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, num_features) -> (B, num_classes)."""

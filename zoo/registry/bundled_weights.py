@@ -60,7 +60,8 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "versions": dict,
     "hardware": dict,
 }
-_METRIC = {"name": str, "value": (int, float), "seed": int, "mean": (int, float), "sd": (int, float), "n": int}
+_NUMBER, _NO_SPREAD = (int, float), (type(None),)  # of one seed
+_METRIC = {"name": str, "value": _NUMBER, "seed": int, "mean": _NUMBER, "sd": _NUMBER + _NO_SPREAD, "n": int}
 
 
 def folder() -> Path:

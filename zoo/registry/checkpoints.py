@@ -266,11 +266,15 @@ def _form(model: nn.Module, architecture: str, arguments: dict[str, Any]) -> boo
                 again = create_model(architecture, **arguments)
         except NotImplementedError:  # the constructor needs actual values
             again = skeleton(create_model(architecture, **arguments))
-    names = _names(model)
-    if _names(again) == names:
+    names, kinds = _names(model), [type(m) for m in model.modules()]
+    fits = _names(again) == names
+    if fits and [type(m) for m in again.modules()] == kinds:
         return False
-    if _names(to_deploy(again, inplace=True)) == names:
+    again = to_deploy(again, inplace=True)
+    if _names(again) == names and (not fits or [type(m) for m in again.modules()] == kinds):
         return True
+    if fits:  # a module was replaced by another with the same weights
+        return False
     odd = sorted(set(names.items()) ^ set(_names(again).items()))
     raise CheckpointError(
         f"create_model({architecture!r}, ...) with the model's arguments builds other weights than it has "

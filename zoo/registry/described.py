@@ -11,7 +11,7 @@ from pydantic import FiniteFloat
 
 from zoo.support.quoting import is_printable
 
-__all__ = ["Beside", "Described", "name_problems"]
+__all__ = ["Beside", "Described", "Shared", "name_problems"]
 
 _Side = Annotated[int, Gt(0), Le(1_000_000)]
 _Share = Annotated[float, Ge(0.05), Le(20)]
@@ -55,6 +55,15 @@ class Beside(TypedDict, total=False):
     num_features: Annotated[int, Ge(0)]
     label_names: list[str]
     label_descriptions: dict[str, str]
+
+
+class Shared(TypedDict, total=False):
+    """Arguments that architectures have in common, also those of timm, whose annotations are not exact."""
+
+    num_classes: Annotated[int, Ge(-1), Le(1_000_000)]
+    in_chans: Annotated[int, Gt(0), Le(1_000_000)]
+    drop_rate: Annotated[float, Ge(0), Le(1)]
+    drop_path_rate: Annotated[float, Ge(0), Le(1)]
 
 
 def name_problems(names: Sequence[str], outputs: int | None) -> list[str]:

@@ -27,7 +27,7 @@ from torch import nn
 
 from zoo.models.deploy import to_deploy
 from zoo.registry import bundled_weights, closed, families, plugins
-from zoo.registry.described import Beside, Described, name_problems
+from zoo.registry.described import Beside, Described, Shared, name_problems
 from zoo.registry.loading import Strict, load_state
 from zoo.support.files import (
     CONFIG_NAME,
@@ -43,7 +43,7 @@ from zoo.support.files import (
 )
 from zoo.support.signatures import check_call, check_values
 from zoo.support.suggest import nearest, suggestion
-from zoo.support.values import check_closed, first_line
+from zoo.support.values import check_closed, first_line, is_of_memory
 
 __all__ = ["RECORDS", "create_model", "list_models"]
 
@@ -130,6 +130,7 @@ def _create(
     if checkpoint_path:
         path = locate(checkpoint_path)
         load_state(model, read_checkpoint(path), origin=str(path))
+    deploy = deploy or (pretrained and _saved_config(source, model_name).get("zoo", {}).get("form") == "deploy")
     if deploy:
         to_deploy(model, inplace=True)
     model.zoo_config = _config(model, name, deploy)  # type: ignore[assignment]
@@ -142,8 +143,8 @@ MAY_BE = "a name with its tag (grbf.wine), local-dir:FOLDER of a saved model, or
 
 
 def as_named(model: str | Path) -> str:
-    """Convert a command's model argument for :func:`create_model`: a run folder stands for the model in it, and the
-    folder of a saved model needs no `local-dir:`.
+    """Convert a command's model argument for :func:`create_model`: a run folder stands for the model in it, the folder
+    of a saved model for itself.
 
     Raises:
         ValueError: It is a file, an unrelated folder, or a run folder with links out of it.
@@ -161,7 +162,7 @@ def as_named(model: str | Path) -> str:
     if not os.path.exists(name):
         what = "is not there"
     else:
-        what = "is a folder, but of no finished run" if os.path.isdir(name) else "is a file, not a model"
+        what = "is a folder, but of no model and no finished run" if os.path.isdir(name) else "is a file, not a model"
     raise ValueError(f"{name[:200]} {what}: a model is {MAY_BE}")
 
 
@@ -253,6 +254,7 @@ def _check_config(folder: Path) -> str:
         raise CheckpointError(f"{where} names the architecture {arch!r:.100}, which is not registered")
     problems = check_values(Described, cfg, "pretrained_cfg") + check_values(Beside, config)
     arguments = {k: v for k, v in config.get("model_args", {}).items() if v is not None}
+    problems += check_values(Shared, arguments, "model_args")
     problems += [f"model_args.{k} is not an argument of an architecture" for k in arguments if k in _OUTSIDE]
     returned = typing.get_type_hints(model_entrypoint(arch)).get("return") if _is_ours(arch) else None
     if inspect.isclass(returned) and returned is not nn.Module:
@@ -307,7 +309,7 @@ def _build_described(model_name: str, source: str, name: str, kwargs: dict[str, 
                 f"cannot fetch {model_name} ({type(error).__name__}); download the repository's files elsewhere "
                 "and use 'local-dir:<folder>'"
             ) from error
-        why = message or first_line(error)
+        why = "it needs more memory than there is" if is_of_memory(error) else message or first_line(error)
         raise CheckpointError(f"{model_name}: its {CONFIG_NAME} describes no model that can be built: {why}") from error
 
 
@@ -339,17 +341,17 @@ def _config(model: nn.Module, name: str, deploy: bool) -> dict[str, Any]:
     return {**plain, "deploy": True} if deploy else plain
 
 
+def _saved_config(source: str, model_name: str) -> dict[str, Any]:
+    """The configuration of a folder or a repository; empty for a name."""
+    place = model_name.partition(":")[2]
+    return read_config(place) if source == "local-dir" else hub_config(place) if source == "hf-hub" else {}
+
+
 def _input_record(model: nn.Module, source: str, model_name: str) -> dict[str, Any] | None:
     """Input record of the weights; None if they have none, or if the model has another number of channels."""
-    if source == "local-dir":
-        record = read_config(model_name.partition(":")[2]).get("input")
-    elif source == "hf-hub":
-        record = hub_config(model_name.partition(":")[2]).get("input")
-    elif (
-        not source
-        and bundled_weights.NAME.fullmatch(model_name)
-        and (bundled_weights.folder() / f"{model_name}.json").is_file()
-    ):
+    if source:
+        record = _saved_config(source, model_name).get("input")
+    elif bundled_weights.NAME.fullmatch(model_name) and (bundled_weights.folder() / f"{model_name}.json").is_file():
         record = bundled_weights.record(model_name).get("input")
     else:
         record = None

@@ -206,7 +206,7 @@ def load_state(
         fit = replace(fit, unexpected=[])
     if strict and not fit.complete:
         raise CheckpointError(_explain(fit, heads, model, state, origin))
-    _check_kinds(model, state, origin)
+    _check_types(model, state, origin)
     warn_not_finite(model, state, origin)
     kept = tuple(f"{h}." for h in heads) if strict == "backbone" else ()
     left_out = {*fit.shapes, *fit.unexpected}
@@ -234,9 +234,11 @@ def _mergeable(model: nn.Module) -> bool:
     return any(callable(getattr(m, "reparameterize", None)) for m in model.modules())
 
 
-def _check_kinds(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Integers would load silently into floating-point weights: quantised files need their scales."""
+def _check_types(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
+    """Refuse integers for floating-point weights (quantised files need their scales); warn if float64 is rounded."""
     own = model.state_dict()
+    if any(t.dtype == torch.float64 and k in own and own[k].dtype != torch.float64 for k, t in state.items()):
+        _log.warning("%s holds float64 weights, rounded to the model's type: dtype=torch.float64 keeps them", origin)
     for name, tensor in state.items():
         if name in own and own[name].is_floating_point() != tensor.is_floating_point():
             raise CheckpointError(

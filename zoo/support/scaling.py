@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["constant", "standardisation", "standardised"]
+__all__ = ["constant", "power_of_two", "standardisation", "standardised"]
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -71,7 +71,7 @@ def standardisation(rows: Any, weight: Any = None) -> Any:
     weight = rows.new_ones(rows.shape[-2]) if weight is None else weight.detach().to(rows)
     count = (weight > 0).sum(-1, keepdim=True)
     weight = (weight / weight.sum(-1, keepdim=True)).unsqueeze(-2)  # (..., 1, n)
-    unit = _unit(rows)
+    unit = power_of_two(rows)
     rows = rows / unit
     mean = weight @ rows
     rows = rows - mean
@@ -93,14 +93,21 @@ def standardised(rows: Tensor, mean: Tensor, scale: Tensor, dtype: torch.dtype) 
         scale: Divides the difference; likewise.
         dtype: Type of the result.
     """
+    if rows.is_complex():
+        raise ValueError(f"inputs must be real numbers, not {rows.dtype}")
     if rows.dtype == torch.int64 or rows.dtype == torch.int32:
         rows = rows.double()
     exact = torch.promote_types(torch.promote_types(rows.dtype, mean.dtype), torch.float32)
     return ((rows.to(exact) - mean.to(exact)) / scale.to(exact)).to(dtype)
 
 
-def _unit(rows: Tensor) -> Tensor:
-    """A power of two near the largest magnitude of each column (..., 1, D); 1 for a column of zeros."""
-    largest = rows.abs().amax(-2, keepdim=True)
-    exponent = torch.frexp(largest).exponent.clamp(-1000, 1000)
+def power_of_two(rows: Tensor, dim: int | tuple[int, ...] = -2) -> Tensor:
+    """A power of two near the largest magnitude along `dim`, which is kept: (..., 1, D); 1 where all are zero.
+
+    Divided by it, numbers as large or small as their type can hold have squares that it can hold too.
+    """
+    if not rows.numel():
+        return rows.new_ones(())
+    largest = rows.abs().amax(dim, keepdim=True)
+    exponent = torch.frexp(largest).exponent.clamp(-1000, 1000) - 1
     return torch.where(largest.isfinite() & (largest > 0), torch.ldexp(torch.ones_like(largest), exponent), 1.0)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from zoo.support.suggest import suggestion
 
@@ -113,7 +114,10 @@ def _check_value(hint: Any, value: Any, key: str) -> list[str]:
     if isinstance(value, bool) and not _admits_bool(hint):
         return [f"{key} = {value} is a boolean; allowed: {_allowed(hint)}"]
     try:
-        found = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+        found = adapter.validate_python(value)
+        if _converted(value, found):  # by pydantic alone: the program gets the value as it is
+            adapter.validate_json(to_json(value), strict=True)
     except PydanticUserError:  # pydantic has no schema for this hint, so it says nothing about YAML values
         return []
     except ValidationError as error:
@@ -122,6 +126,15 @@ def _check_value(hint: Any, value: Any, key: str) -> list[str]:
         )
         return [f"{key} = {value!r}: {' or '.join(reasons) or 'allowed is ' + _allowed(hint)}"]
     return [] if _finite(found) else [f"{key} = {value!r}: only finite numbers are allowed"]
+
+
+def _converted(value: Any, found: Any) -> bool:
+    """Whether a number was read from a text, or a whole number from a fraction, at any depth."""
+    if isinstance(value, Mapping) and isinstance(found, Mapping):
+        return any(map(_converted, value.values(), found.values()))
+    if isinstance(value, list | tuple) and isinstance(found, list | tuple):
+        return any(map(_converted, value, found))
+    return isinstance(value, str | float) and isinstance(found, int | float) and type(value) is not type(found)
 
 
 def _finite(value: Any) -> bool:

@@ -18,6 +18,7 @@ __all__ = [
     "check_closed",
     "check_output",
     "first_line",
+    "is_of_memory",
     "leads_out",
     "read_curves",
     "read_json",
@@ -215,3 +216,10 @@ def first_line(error: BaseException, width: int = 160) -> str:
     """First line of an error message."""
     text = " ".join(str(error).split())
     return text[:width].rstrip(" .:") if text else type(error).__name__
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, for which torch raises several types."""
+    return isinstance(error, MemoryError) or (
+        type(error).__module__ in ("builtins", "torch") and "memory" in str(error) and "allocate" in str(error)
+    )

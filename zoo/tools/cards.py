@@ -12,23 +12,27 @@ from zoo.results.records import markdown, plain, put_section
 from zoo.support.files import write_atomic, writer_of
 from zoo.support.quoting import command, python_text
 
-__all__ = ["card", "check", "table", "write"]
+__all__ = ["card", "check", "score", "table", "write"]
 
 _EXPERIMENT = re.compile(r"(?<![\w+])experiment=([\w,]+)")
 SECTION = "weights"
 
 
-def _score(metric: Mapping[str, Any]) -> str:
-    """The metric of the file, and its mean and standard deviation over the seeds."""
+def score(metric: Mapping[str, Any]) -> str:
+    """The metric of the file, and its mean and standard deviation over the seeds, if there are several."""
     one = f"{metric['value']:.4f}"
     if metric["n"] < 2:
         return f"{one} (one seed)"
     return f"{one} (mean {metric['mean']:.4f}, s.d. {metric['sd']:.4f}, {metric['n']} seeds)"
 
 
-def card(record: Mapping[str, Any]) -> str:
-    """Model card of a weight: Markdown with the front matter for model hubs."""
-    record = plain(record)
+def card(record: Mapping[str, Any], place: str = "") -> str:
+    """Model card of a weight: Markdown with the front matter for model hubs; `place` is where it is loaded from.
+
+    A run's card has no command that reproduces its figure, which would need the run's folder.
+    """
+    shipped = "folder" not in record
+    record, place = plain(record), place or record["name"]
     metric, data = record["metric"], record["data"]
     classes = record["class_names"]
     lines = [
@@ -39,13 +43,13 @@ def card(record: Mapping[str, Any]) -> str:
         "---",
         f"# {record['name']}",
         "",
-        f"`{record['architecture']}` trained on {data['title']}: {metric['name']} {_score(metric)}.",
+        f"`{record['architecture']}` trained on {data['title']}: {metric['name']} {score(metric)}.",
         "",
         *(line for note in record["pretrained_cfg"].get("notes", ()) for line in (note, "")),
         "```python",
         "import zoo",
         "",
-        f"model = zoo.create_model({python_text(record['name'])}, pretrained=True).eval()",
+        f"model = zoo.create_model({python_text(place)}, pretrained=True).eval()",
         "```",
         "",
     ]
@@ -53,9 +57,8 @@ def card(record: Mapping[str, Any]) -> str:
     arguments = ", ".join(f"{k}={v!r}" for k, v in record["model_args"].items() if k not in ("num_classes", "in_chans"))
     rows = [
         ("figure of this file", f"{metric['name']} {metric['value']:.4f}, seed {metric['seed']}"),
-        ("over seeds", f"mean {metric['mean']:.4f}, s.d. {metric['sd']:.4f}, n = {metric['n']}"),
-        ("seed chosen by", metric.get("chosen_by", "")),
-        ("reproduced by", f"`{command('python -m zoo validate', record['name'])}`"),
+        *(_seeds(metric) if metric["n"] > 1 else []),
+        *([("reproduced by", f"`{command('python -m zoo validate', record['name'])}`")] if shipped else []),
         ("trained by", f"`{record['command']}`, {record['seconds']:.0f} s"),
         ("data", f"{data['title']}; {', '.join(f'{v} {k}' for k, v in data['rows'].items())}"),
         ("data from", f"{data['source']}; terms: {data['license']}"),
@@ -74,6 +77,11 @@ def card(record: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _seeds(metric: Mapping[str, Any]) -> list[tuple[str, str]]:
+    spread = f"mean {metric['mean']:.4f}, s.d. {metric['sd']:.4f}, n = {metric['n']}"
+    return [("over seeds", spread), ("seed chosen by", metric.get("chosen_by", ""))]
+
+
 def _short(value: Any) -> str:
     return "x".join(f"{v:g}" if isinstance(v, int | float) else str(v) for v in value) if isinstance(
         value, list | tuple) else str(value)  # fmt: skip
@@ -85,9 +93,9 @@ def table(records: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for name, record in sorted(plain(records).items()):
         m = record["metric"]
-        spread = f"{m['mean']:.4f} ({m['sd']:.4f})"
+        seeds = f"{m['mean']:.4f} ({m['sd']:.4f})" if m["n"] > 1 else "one seed"
         size = f"{record['bytes'] / 1e6:.2f}"
-        row = [f"[{name}](checkpoints/{name}.md)", record["data"]["title"], m["name"], f"{m['value']:.4f}", spread]
+        row = [f"[{name}](checkpoints/{name}.md)", record["data"]["title"], m["name"], f"{m['value']:.4f}", seeds]
         rows.append([*row, m["n"], f"{record['parameters']:,}", size, f"`{record['command']}`"])
     return markdown(header, rows)
 

@@ -16,40 +16,43 @@ from torch import Tensor, nn
 
 from zoo.results.timing import interleaved_times
 from zoo.tools.errors import ToolError
-from zoo.tools.evaluation import batches, build_data, load, record_of
+from zoo.tools.evaluation import batches, build_data, load, part_of, record_of
 
 __all__ = ["compare", "outputs_of"]
 
 
-def compare(a: str, b: str, data: str | None = None, rounds: int = 9) -> dict[str, Any]:
-    """Evaluate two models on the same test rows, and time them alternately.
+def compare(a: str, b: str, data: str | None = None, rounds: int = 9, root: str | None = None) -> dict[str, Any]:
+    """Evaluate two models on the same test rows (or validation rows, if the data have no test), and time them
+    alternately.
 
     Args:
-        a: A shipped weight or the folder of a run.
+        a: A shipped weight, or the folder of a run or of a saved model.
         b: Another one with the same classes, in the same order.
-        data: Model whose data set is used; `a` by default. Images are resized and normalised by each model's record.
+        data: Model whose data set is used; the first one with data on record by default. Images are resized and
+            normalised by each model's record.
         rounds: Timed calls of each model, on one batch of 32.
+        root: Folder of the data set, if the zoo does not fetch it.
 
     Returns:
         `a` and `b`, each with `name`, `parameters`, `ms` (median CPU time per input), and `accuracy` or `rmse` and
         `r2`; `agreement`; of classifiers `only_a`, `only_b` (rows that only one has right) and `p` (exact sign test on
-        those rows); `n`, `data`; and the arrays `outputs_a`, `outputs_b`, `targets`.
+        those rows); `n`, `data`, `part`; and the arrays `outputs_a`, `outputs_b`, `targets`.
 
     Raises:
-        ToolError: The models have different classes or inputs.
+        ToolError: The models have different classes or inputs, or no data on record.
     """
-    records = [record_of(a), record_of(b)]
+    records = [record_of(a, data=False), record_of(b, data=False)]
     names = [records[0]["class_names"], records[1]["class_names"]]
     if names[0] != names[1]:
         shown = [", ".join(n[:4]) + (", ..." if len(n) > 4 else "") or "values" for n in names]
         raise ToolError(f"{a} answers {shown[0]}; {b} answers {shown[1]}: they cannot be compared")
-    source = record_of(data) if data else records[0]
-    found: dict[str, Any] = {"data": source["data"]["title"]}
+    source = record_of(data) if data else next((r for r in records if "data" in r), {}) or record_of(a)
+    found: dict[str, Any] = {"data": source["data"]["title"], "part": part_of(source)}
     calls, outs = {}, []
     targets: Tensor = torch.empty(0)
     for key, name, record in zip("ab", (a, b), records, strict=True):
         network = load(name)
-        outputs, targets, first = outputs_of(network, source, record)
+        outputs, targets, first = outputs_of(network, source, record, root)
         outs.append(outputs)
         found[key] = {"name": str(name), "parameters": sum(p.numel() for p in network.parameters())}
         calls[key] = _forward(network, first[:32])
@@ -71,9 +74,10 @@ def _forward(network: nn.Module, batch: Tensor) -> Any:
 
 @torch.inference_mode()
 def outputs_of(
-    network: nn.Module, source: Mapping[str, Any], record: Mapping[str, Any]
+    network: nn.Module, source: Mapping[str, Any], record: Mapping[str, Any], root: str | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs on the test part of `source`'s data, with the preprocessing of `record`.
+    """Outputs on the test part (or else the validation part) of `source`'s data in `root`, with the preprocessing of
+    `record`.
 
     Returns:
         Outputs (N, K), targets (N,), and the first batch of inputs.
@@ -83,7 +87,9 @@ def outputs_of(
     """
     theirs, ours = source["preprocessing"], record["preprocessing"]
     changes = {}
-    size, other = ours["input_size"], theirs["input_size"]
+    size, other = (how.get("input_size") or [] for how in (ours, theirs))
+    if not (size and other):
+        raise ToolError(f"{(record if other else source)['name']} has no size of its inputs on record")
     if size[1:] != other[1:]:
         if "image_size" not in source["data"]["config"]:
             raise ToolError(f"{record['name']} takes inputs of {size}, the data set has {other}")
@@ -93,7 +99,7 @@ def outputs_of(
     _check_inputs(source.get("input"), record.get("input"), record["name"])
     same = all(theirs.get(k) == ours.get(k) for k in ("mean", "std"))
     outputs, targets, first = [], [], None
-    for x, y in batches(build_data(source, **changes)):
+    for x, y in batches(build_data(source, root, **changes), part_of(source)):
         if not same:
             x = (
                 x * _per_channel(theirs["std"], x) + _per_channel(theirs["mean"], x) - _per_channel(ours["mean"], x)

@@ -26,27 +26,43 @@ from zoo.tools.errors import ToolError
 __all__ = ["batches", "build_data", "build_task", "evaluate", "load", "record_of", "unusable", "validate"]
 
 
-def record_of(model: str | Path) -> dict[str, Any]:
-    """The record of a shipped weight, or one built from a run folder.
+def record_of(model: str | Path, data: bool = True) -> dict[str, Any]:
+    """The record of a shipped weight, or one built from the folder of a run or of a saved model.
 
     Args:
-        model: `NAME.TAG` of a shipped weight, or the folder of a finished run, which becomes the record's `folder`.
+        model: `NAME.TAG` of a shipped weight, or the folder of a finished run or of a saved model, which becomes the
+            record's `name` and `folder`.
+        data: Whether the training data and figures are needed, which a saved model outside its run does not have.
 
     Raises:
-        ToolError: There is no such model.
+        ToolError: There is no such model, or it has no record of its data.
     """
-    if isinstance(model, str) and bundled_weights.NAME.fullmatch(model):
-        return bundled_weights.record(model)
-    from zoo.tools.release import describe
+    from zoo.tools.release import describe, saved
 
-    if not Path(model).is_dir():
-        raise ToolError(f"there is no model {str(model)!r:.200}: give {MAY_BE}")
-    return describe([Path(model)]) | {"folder": str(model)}
+    try:
+        name = as_named(model)
+    except ValueError as error:
+        raise ToolError(str(error)) from None
+    if bundled_weights.NAME.fullmatch(name):
+        return bundled_weights.record(name)
+    if not name.startswith(("local-dir:", "local_dir:")):
+        raise ToolError(f"there is no model {name!r:.200}: give {MAY_BE}")
+    folder = Path(name.partition(":")[2])
+    named = {"name": str(model), "folder": str(folder)}
+    run = folder.parent
+    if folder.name == "model" and (run == Path(model) or (run / "summary.json").is_file()):
+        return describe([run], license="unknown") | named
+    if data:
+        raise ToolError(f"{model} is a saved model, without its run's record of data and figures: {_WITH_DATA}")
+    return saved(folder) | named
+
+
+_WITH_DATA = "give the folder of a run or a shipped weight (`validate` also takes a folder of images, with --data)"
 
 
 _RECORDED = (
     "nothing is fetched for a run folder, which may come from anyone: fetch the data yourself, by starting its "
-    "experiment once, and for `validate` name their folder with --root"
+    "experiment once, or name their folder with --root"
 )
 
 
@@ -78,6 +94,8 @@ def _build_section(section: Any, place: str, **offered: Any) -> Any:
         raise ToolError(str(error)) from None
     values = {k: v for k, v in section.items() if not str(k).startswith("_")} | offered
     if problems := check_call(build, values, place, given=offered, nested=False):
+        if problems == ["data.root has no value"]:
+            raise ToolError(f"the files of {build.__name__} are not on record: name their folder with --root")
         raise ToolError(f"the record does not fit {build.__name__}: {problems[0]}")
     try:
         return build(**values)
@@ -87,12 +105,29 @@ def _build_section(section: Any, place: str, **offered: Any) -> Any:
         raise ToolError(f"the {place} section of the record is refused ({first_line(error)})") from None
 
 
-def build_data(record: Mapping[str, Any], **changes: Any) -> Any:
-    """Build and prepare the data module of a record; `changes` replace arguments (`root`, `eval_batch_size`)."""
+def part_of(record: Mapping[str, Any]) -> str:
+    """The part of the data that a record's figure is of: "validation" for runs without a test, else "test"."""
+    return "validation" if record["metric"]["name"].startswith("val/") else "test"
+
+
+def build_data(record: Mapping[str, Any], root: str | None = None, **changes: Any) -> Any:
+    """Build and prepare the data module of a record.
+
+    Args:
+        record: From :func:`record_of`, with data.
+        root: Folder of the data set; machine-dependent, so no record has it.
+        **changes: Arguments of the data module to replace (`eval_batch_size`).
+
+    Raises:
+        ToolError: The record is invalid, or the data set has no folder of its own and `root` is missing.
+    """
+    config = {**record["data"]["config"], **changes, **({"root": root} if root else {})}
+    if config.get("root", "") is None:
+        del config["root"]  # the module's own default
     with _fetching(record):
-        data = _build_section({**record["data"]["config"], **changes}, "data")
+        data = _build_section(config, "data")
         data.prepare_data()
-        data.setup("test")
+        data.setup("validate" if part_of(record) == "validation" else "test")
     return data
 
 
@@ -106,7 +141,7 @@ def build_task(record: Mapping[str, Any], model: nn.Module) -> Task:
 
 
 def evaluate(record: Mapping[str, Any], model: nn.Module, progress: bool = False, **changes: Any) -> dict[str, float]:
-    """Metrics on the test part, computed by the record's task.
+    """Metrics on the test part, or on the validation part of runs without a test, computed by the record's task.
 
     Args:
         record: From :func:`record_of`.
@@ -145,7 +180,7 @@ def _watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
             return
         if (bad := unusable(outputs)).any():
             row = seen + int(bad.nonzero()[0]) + 1
-            raise ToolError(f"{name} gives NaN or infinity for row {row} of its test data")
+            raise ToolError(f"{name} gives NaN or infinity for row {row} of its data")
         seen += len(outputs)
 
     return hook
@@ -169,14 +204,15 @@ def _measured(record: Mapping[str, Any], data: Any, model: nn.Module, progress: 
                 enable_model_summary=False,
                 use_distributed_sampler=False,
             )
-            trainer.test(task, datamodule=data, verbose=False)
+            measure = trainer.validate if part_of(record) == "validation" else trainer.test
+            measure(task, datamodule=data, verbose=False)
     finally:
         quiet.setLevel(level)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def batches(data: Any, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
-    """Iterate over inputs and targets of the test part (of a stream, of all tasks), without padding.
+def batches(data: Any, part: str = "test", size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+    """Iterate over inputs and targets of the test or validation part (of a stream, of all tests), without padding.
 
     Raises:
         ToolError: The data is a time series.
@@ -187,7 +223,7 @@ def batches(data: Any, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
             images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
             yield from zip(images.split(size), targets.split(size), strict=True)
         return
-    for inputs, targets in data.test_dataloader():
+    for inputs, targets in data.val_dataloader() if part == "validation" else data.test_dataloader():
         if not isinstance(inputs, Tensor):
             raise ToolError(f"{type(data).__name__} has windows and times; only classes and values are compared here")
         kept = ~targets.isnan() if targets.is_floating_point() else targets >= 0
@@ -215,19 +251,26 @@ def validate(model: str, root: str | None = None, progress: bool = False, tolera
         tolerance: Largest difference from the record; absolute for values up to 1, relative above.
 
     Returns:
-        `found` and `recorded` metrics by name, whether they are `reproduced`, `name`, `data`, `rows` and
-        `preprocessing`.
+        `found` and `recorded` metrics by name, whether they are `reproduced`, `name`, `data`, `part` ("test" or
+        "validation"), `rows` and `preprocessing`.
+
+    Raises:
+        ToolError: The model has no record of its data, or the record is invalid.
     """
     record = record_of(model)
-    metrics = evaluate(record, load(model), progress, **({"root": root} if root else {}))
-    recorded = {k: v for k, v in record["metrics"].items() if k.startswith("test/") and k in metrics}
-    found = {k: metrics[k] for k in recorded}
+    metrics = evaluate(record, load(model), progress, root=root)
     judged = record["metric"]["name"]
+    short = judged.partition("/")[0]
+    recorded = {k: v for k, v in record["metrics"].items() if k.startswith(f"{short}/") and k in metrics}
+    found = {k: metrics[k] for k in recorded}
+    if judged not in found:
+        raise ToolError(f"{record['name']} has {judged} on record, which {record['data']['title']} does not give again")
     close = abs(found[judged] - recorded[judged]) <= tolerance * max(1.0, abs(recorded[judged]))
     return {
         "name": record["name"],
         "data": record["data"]["title"],
-        "rows": record["data"]["rows"].get("test"),
+        "part": part_of(record),
+        "rows": record["data"]["rows"].get(short),
         "found": found,
         "recorded": recorded,
         "reproduced": close,

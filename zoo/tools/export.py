@@ -31,7 +31,7 @@ from zoo.support.inputs import record_of as input_record_of
 from zoo.support.values import DamagedFileError, check_output, leads_out, read_json
 from zoo.support.whole import staging
 from zoo.tools.errors import ToolError
-from zoo.tools.evaluation import batches, build_data, load, record_of
+from zoo.tools.evaluation import batches, build_data, load, part_of, record_of
 from zoo.tools.info import example
 from zoo.tools.pretrained import estimator_config
 
@@ -388,8 +388,8 @@ def _compare(source: Path, target: Path, record: Mapping[str, Any], rounds: int)
 
 
 def test_part(record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets of the test part of a record's data."""
-    pairs = [(x.numpy(), y.numpy()) for x, y in batches(build_data(record))]
+    """Inputs and targets of the test part, or else the validation part, of a record's data."""
+    pairs = [(x.numpy(), y.numpy()) for x, y in batches(build_data(record), part_of(record))]
     inputs, targets = (np.concatenate(part) for part in zip(*pairs, strict=True))
     return inputs, targets
 

@@ -29,7 +29,7 @@ def push(model: str, target: str, *, private: bool = False, api: Any = None) -> 
     """Publish a shipped weight, or the model of a run, with its model card.
 
     Args:
-        model: Name of a shipped weight, or the folder of a finished run.
+        model: Name of a shipped weight, or the folder of a finished run (or `local-dir:` of the model in it).
         target: `hf-hub:<organisation>/<name>`, or `local-dir:<folder>`.
         private: Whether a new repository is private.
         api: Client of the hub; `huggingface_hub.HfApi()` by default.
@@ -48,14 +48,17 @@ def push(model: str, target: str, *, private: bool = False, api: Any = None) -> 
     if place not in ("hf-hub", "local-dir") or not rest:
         raise ToolError(f"{target!r} is not a valid target: write hf-hub:<organisation>/<name> or local-dir:<folder>")
     record = record_of(model)
-    text = card(record).replace(f'"{record["name"]}"', f'"{place}:{rest}"')
+    if "folder" in record:  # of a run, whose own folder says nothing to others
+        record["name"] = Path(rest).name
+    text = card(record, f"{place}:{rest}")
     if place == "local-dir":
         _check_own(check_output(rest), text)
     network = load(model, deploy=False)
     with tempfile.TemporaryDirectory() as folder:
         staged = save_pretrained(network, folder, class_names=record["class_names"] or None)
         files = {name: (staged / name).read_bytes() for name in (WEIGHTS_NAME, CONFIG_NAME)}
-        if (tokenizer := Path(model) / "model" / "tokenizer.json").is_file():  # of a text model's run
+        tokenizer = Path(record.get("folder", folder)) / "tokenizer.json"  # of a text model's run
+        if tokenizer.is_file():
             files[tokenizer.name] = tokenizer.read_bytes()
         files["README.md"] = f"{text}{_MARK}{_digest(text)} -->\n".encode()
         if place == "local-dir":

@@ -67,6 +67,9 @@ def example(model: nn.Module, batch: int = 2, size: int | None = None) -> Tensor
             model(images[:1])
     except Exception as error:  # models raise many kinds of errors for a wrong size
         raise ToolError(f"{type(model).__name__} takes no images of {size} pixels here: {first_line(error)}") from None
+    if images.ndim < 4 or images.shape[-2:] != (size, size):
+        shape = " x ".join(map(str, images.shape[1:]))
+        raise ToolError(f"{type(model).__name__} takes inputs of {shape}, and no other size: leave out size = {size}")
     return images
 
 
@@ -99,7 +102,7 @@ def describe(name: str, size: int | None = None, **kwargs: Any) -> dict[str, Any
     """Facts about a model; the weights of shipped tags and folders are loaded.
 
     Args:
-        name: Name in the zoo or timm, with or without a tag, or `local-dir:<folder>`.
+        name: Name in the zoo or timm, with or without a tag, or the folder of a run or of a saved model.
         size: Side of the images, pixels; that of the model's configuration by default.
         **kwargs: Arguments of :func:`zoo.create_model`.
 
@@ -118,15 +121,16 @@ def describe(name: str, size: int | None = None, **kwargs: Any) -> dict[str, Any
     if (config := estimator_config(name)) is not None:
         return _of_estimator(name, config)
     record = bundled_weights.records().get(name)
-    local = name.startswith("local-dir:")
     try:
+        given, name = name, as_named(name)
+        local = name.startswith("local-dir:")
         model = create_model(name, pretrained=bool(record) or local, **kwargs).eval()
     except (ValueError, TypeError) as error:  # an unknown name or argument
         raise ToolError(str(error)) from None
     shown = example(model, 1, size)
     merged = to_deploy(model)
     facts: dict[str, Any] = {
-        "name": name,
+        "name": given,
         "class": type(model).__name__,
         "input": list(shown.shape[1:]),
         "num_classes": getattr(model, "num_classes", None),

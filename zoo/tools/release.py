@@ -17,10 +17,10 @@ from zoo.data.licenses import origin
 from zoo.registry import bundled_weights
 from zoo.registry.factory import create_model
 from zoo.results.runs import read_parts, read_run
-from zoo.support.files import WEIGHTS_NAME, read_config, sha256_of, write_all, writer_of
+from zoo.support.files import WEIGHTS_NAME, locate, read_config, sha256_of, write_all, writer_of
 from zoo.tools.errors import ToolError
 
-__all__ = ["METRICS", "describe", "ship"]
+__all__ = ["METRICS", "describe", "saved", "ship"]
 
 #: Test metric of a weight, and validation metric that selects the seed; the first match counts.
 METRICS = (
@@ -38,6 +38,8 @@ CODE_LICENSE = "Apache-2.0"
 def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apache-2.0") -> dict[str, Any]:
     """Record of the best run, selected by the validation metric.
 
+    Its figure is a test metric, or the validation metric of runs that were not tested.
+
     Args:
         runs: Folders of finished runs of one experiment with different seeds.
         tag: Tag of the weight; the experiment's name without the family by default.
@@ -54,45 +56,40 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
     if len({run.seed for run in found.values()}) != len(found):
         raise ToolError("two of the runs have the same seed")
     first = next(iter(found.values()))
-    judged, chosen_by = _metric(first.metrics)
+    optimized = read_parts(next(iter(found)))[1].get("optimized_metric")
+    judged, chosen_by = _metric(next(iter(found)), first.metrics, str(optimized))
+    if "acc" in judged and (odd := [folder for folder in found if not 0 <= found[folder].metrics[judged] <= 1]):
+        raise ToolError(f"{odd[0]}/summary.json: {judged} = {found[odd[0]].metrics[judged]:g}, which is no accuracy")
     sign = -1 if _SMALLER_IS_BETTER.search(judged) else 1
     chosen_by = chosen_by if chosen_by in first.metrics else None
     best = next(iter(found))
     if chosen_by:
         best = max(found, key=lambda folder: sign * found[folder].metrics[str(chosen_by)])
     values = [run.metrics[judged] for run in found.values()]
+    if "acc" in judged and (odd := [folder for folder in found if not 0 <= found[folder].metrics[judged] <= 1]):
+        raise ToolError(
+            f"{odd[0]}/summary.json holds {judged} = {found[odd[0]].metrics[judged]:g}, which is no accuracy"
+        )
     run = found[best]
     summary, config = read_parts(best)
-    parameters = _parameters(best / "model")  # first: this checks the model's configuration
-    model = {"model_args": {}, "pretrained_cfg": {}, **read_config(best / "model")}
-    weights = best / "model" / WEIGHTS_NAME
+    model = saved(best / "model")
     tag = tag or _tag(model["architecture"], run.name)
     data = _data_section(config)
     facts = summary.get("data", {})
     where = origin(data)
+    parts = ("train", "val", "test") if judged.startswith("test/") else ("train", "val")
     record = {
         "name": f"{model['architecture']}.{tag}",
-        "architecture": model["architecture"],
         "tag": tag,
-        "model_args": model["model_args"],
+        **model,
         "pretrained_cfg": {**model["pretrained_cfg"], "license": license},
-        "class_names": model.get("label_names", []),
         "feature_names": facts.get("feature_names", []),
-        "preprocessing": {
-            k: model["pretrained_cfg"][k]
-            for k in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-            if k in model["pretrained_cfg"]
-        },
-        **({"input": model["input"]} if "input" in model else {}),
-        "parameters": parameters,
-        "sha256": sha256_of(weights),
-        "bytes": weights.stat().st_size,
         "metric": {
             "name": judged,
             "value": run.metrics[judged],
             "seed": run.seed,
             "mean": statistics.fmean(values),
-            "sd": statistics.stdev(values) if len(values) > 1 else 0.0,
+            "sd": statistics.stdev(values) if len(values) > 1 else None,
             "n": len(values),
             "seeds": [r.seed for r in found.values()],
             "values": values,
@@ -103,7 +100,7 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
             "title": where.title,
             "license": where.license,
             "source": where.source,
-            "rows": {part: facts[part] for part in ("train", "val", "test") if part in facts},
+            "rows": {part: facts[part] for part in parts if part in facts},
             "config": data,
         },
         "task": _resolved(config["task"], config),
@@ -128,9 +125,11 @@ def ship(
         The weight file and the record.
 
     Raises:
-        ToolError: As :func:`describe`; or the weights are too large, or the name is invalid.
+        ToolError: As :func:`describe`; or the runs were not tested, the weights are too large, or the name is invalid.
     """
     record = describe(runs, tag, license)
+    if not record["metric"]["name"].startswith("test/"):
+        raise ToolError(f"{runs[0]} was not tested: there is no figure to ship")
     folder = folder or bundled_weights.folder()
     if not bundled_weights.NAME.fullmatch(record["name"]):
         raise ToolError(f"{record['name']!r} cannot be the name of a weight: use a-z, 0-9 and _ in the tag")
@@ -158,21 +157,41 @@ def ship(
     return target, record
 
 
-def _metric(metrics: dict[str, float]) -> tuple[str, str | None]:
-    for pair in METRICS:
+def saved(folder: Path) -> dict[str, Any]:
+    """The part of a record that the folder of a saved model gives: what it is, without how it was trained.
+
+    Raises:
+        CheckpointError: The folder holds no model, or a damaged one.
+    """
+    parameters = sum(p.numel() for p in create_model(f"local-dir:{folder}", pretrained=True).parameters())
+    model = {"model_args": {}, "pretrained_cfg": {}, **read_config(folder)}  # checked by building it
+    weights = locate(f"local-dir:{folder}")
+    how = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+    return {
+        **{key: model[key] for key in ("architecture", "model_args", "pretrained_cfg")},
+        "class_names": model.get("label_names", []),
+        "feature_names": model.get("input", {}).get("columns") or [],
+        "preprocessing": {k: model["pretrained_cfg"][k] for k in how if k in model["pretrained_cfg"]},
+        **({"input": model["input"]} if "input" in model else {}),
+        "parameters": parameters,
+        "sha256": sha256_of(weights),
+        "bytes": weights.stat().st_size,
+    }
+
+
+def _metric(run: Path, metrics: dict[str, float], optimized: str) -> tuple[str, str | None]:
+    """The metric that a run is judged by, and the one that selects its seed; validation metrics select none."""
+    validation = [name for name in (optimized, *(pair[1] for pair in METRICS)) if name and name.startswith("val/")]
+    for pair in (*METRICS, *((name, None) for name in validation)):
         if pair[0] in metrics:
             return pair
-    raise ToolError(f"the runs have none of the metrics {', '.join(m for m, _ in METRICS)}")
+    names = dict.fromkeys([*(name for name, _ in METRICS), *validation])
+    raise ToolError(f"{run} has no figure: its summary.json has none of {', '.join(names)}")
 
 
 def _tag(architecture: str, experiment: str) -> str:
     family = architecture.split("_")[0]
     return experiment.removeprefix(f"{family}_").replace("-", "_") or experiment
-
-
-def _parameters(folder: Path) -> int:
-    model = create_model(f"local-dir:{folder}", pretrained=True)
-    return sum(p.numel() for p in model.parameters())
 
 
 def _resolved(value: Any, config: dict[str, Any]) -> Any:

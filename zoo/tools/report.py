@@ -22,7 +22,7 @@ from zoo.analysis.probes import Subject, look, probe
 from zoo.support.files import write_atomic, writer_of
 from zoo.support.values import PAGES, check_output, read_curves, read_text
 from zoo.tools.comparison import compare, decide, outputs_of
-from zoo.tools.evaluation import batches, build_data, load, record_of
+from zoo.tools.evaluation import batches, build_data, load, part_of, record_of
 
 __all__ = ["curves", "plot_accuracy_matrix", "plot_confusion", "write_report"]
 
@@ -100,13 +100,15 @@ class Part:
     notes: Sequence[str] = ()
 
 
-def write_report(path: str | Path, model: str, other: str | None = None) -> dict[str, Any]:
+def write_report(path: str | Path, model: str, other: str | None = None, root: str | None = None) -> dict[str, Any]:
     """Write a report.
 
     Args:
         path: The HTML file, written atomically.
-        model: A shipped weight or the folder of a finished run.
-        other: A model to compare it with, on the data of the first.
+        model: A shipped weight, or the folder of a finished run or of a saved model (which has no data on record: its
+            report has no curves and no answers).
+        other: A model to compare it with, on the data of the first one that has data on record.
+        root: Folder of the data set, if the zoo does not fetch it.
 
     Returns:
         `file`, `bytes`, the names of its `sections`, and `notes` on unreadable files of the run.
@@ -120,7 +122,7 @@ def write_report(path: str | Path, model: str, other: str | None = None) -> dict
     check_output(path, PAGES)
 
     with mpl.rc_context({"text.parse_math": False}):  # names may contain dollar signs
-        parts = list(_compared(model, other) if other else _single(model))
+        parts = list(_compared(model, other, root) if other else _single(model, root))
     page = render(f"{model} and {other}" if other else str(model), parts).encode()
     write_atomic(path, writer_of(page))
     sections, notes = [part.name for part in parts], [note for part in parts for note in part.notes]
@@ -138,27 +140,32 @@ def render(title: str, parts: Sequence[Part]) -> str:
 # ---- sections ----------------------------------------------------------------------------------------------
 
 
-def _single(model: str) -> Iterator[Part]:
-    record, network = record_of(model), load(model, deploy=False)
-    metric = record["metric"]
-    yield Part("head", heading=record["name"], text=f"{record['architecture']} on {record['data']['title']}")
-    tiles = [(f"{metric['value']:.4f}", metric["name"]), (f"{record['parameters']:,}", "parameters")]
-    if metric["n"] > 1:
-        tiles.insert(1, (f"{metric['mean']:.4f} ± {metric['sd']:.4f}", f"mean ± s.d. of {metric['n']} seeds"))
-    yield Part("figures", tiles=[*tiles, (f"{record['seconds']:.0f} s", "to train")])
+def _single(model: str, root: str | None) -> Iterator[Part]:
+    record, network = record_of(model, data=False), load(model, deploy=False)
+    known = "data" in record
+    on = f" on {record['data']['title']}" if known else ", a saved model without a record of its data and figures"
+    yield Part("head", heading=record["name"], text=f"{record['architecture']}{on}")
+    tiles = [(f"{record['parameters']:,}", "parameters")]
+    if known:
+        metric = record["metric"]
+        spread = f"{metric['mean']:.4f} ± {metric['sd']:.4f}" if metric["n"] > 1 else ""
+        seeds = [(spread, f"mean ± s.d. of {metric['n']} seeds")] if spread else []
+        tiles = [(f"{metric['value']:.4f}", metric["name"]), *seeds, *tiles, (f"{record['seconds']:.0f} s", "to train")]
+    yield Part("figures", tiles=tiles)
     yield from _curves_section([model])
-    outputs, targets, _ = outputs_of(network.eval(), record, record)
-    yield from _outcome_section([(record["name"], outputs, targets)], record)
+    if known:
+        outputs, targets, _ = outputs_of(network.eval(), record, record, root)
+        yield from _outcome_section([(record["name"], outputs, targets)], record, root)
     yield from _insight_section(network, record)
     yield from _matrix_section(model)
     yield Part("facts", "Facts", rows=_facts(record))
 
 
-def _compared(a: str, b: str) -> Iterator[Part]:
-    found = compare(a, b)
-    records = [record_of(a), record_of(b)]
+def _compared(a: str, b: str, root: str | None) -> Iterator[Part]:
+    found = compare(a, b, root=root)
+    records = [record_of(a, data=False), record_of(b, data=False)]
     heading = f"{records[0]['name']} and {records[1]['name']}"
-    yield Part("head", heading=heading, text=f"{found['n']} test rows of {found['data']}")
+    yield Part("head", heading=heading, text=f"{found['n']} {found['part']} rows of {found['data']}")
     keys = [k for k in ("accuracy", "rmse", "r2", "parameters", "ms") if k in found["a"]]
     labels = {"ms": "CPU ms an input"}
     shown = [[labels.get(key, key), *(_number(found[side][key]) for side in "ab")] for key in keys]
@@ -221,7 +228,9 @@ def curves(run: Path, notes: list[str] | None = None) -> dict[str, tuple[list[in
     return found
 
 
-def _outcome_section(sides: Sequence[tuple[str, Tensor, Tensor]], record: Mapping[str, Any]) -> Iterator[Part]:
+def _outcome_section(
+    sides: Sequence[tuple[str, Tensor, Tensor]], record: Mapping[str, Any], root: str | None = None
+) -> Iterator[Part]:
     figures = []
     classes = record["class_names"]
     for name, outputs, targets in sides:
@@ -235,15 +244,17 @@ def _outcome_section(sides: Sequence[tuple[str, Tensor, Tensor]], record: Mappin
             ax.plot(ends, ends, color=GREY, linewidth=1)
             ax.set(xlabel="true value", ylabel="predicted value")
             ax.spines[["top", "right"]].set_visible(False)
-            figures.append(_figure(ax, f"{name}: predicted over true values of the test part"))
+            figures.append(_figure(ax, f"{name}: predicted over true values"))
     title = "Confusion" if classes else "Predictions"
     if classes and len(record["preprocessing"].get("input_size") or ()) == 3 and len(sides) == 1:
-        figures += _mistakes(sides[0], record)
+        figures += _mistakes(sides[0], record, root)
     yield Part(title.lower(), title, figures=figures)
 
 
-def _mistakes(side: tuple[str, Tensor, Tensor], record: Mapping[str, Any], count: int = 16) -> list[Picture]:
-    """The misclassified test images with the largest loss."""
+def _mistakes(
+    side: tuple[str, Tensor, Tensor], record: Mapping[str, Any], root: str | None, count: int = 16
+) -> list[Picture]:
+    """The misclassified images with the largest loss."""
     _, outputs, targets = side
     if record["preprocessing"]["input_size"][1:] == [1, 1]:
         return []
@@ -252,7 +263,7 @@ def _mistakes(side: tuple[str, Tensor, Tensor], record: Mapping[str, Any], count
         return []
     losses = torch.nn.functional.cross_entropy(outputs[wrong], targets[wrong], reduction="none")
     worst = wrong[losses.argsort(descending=True)[:count]]
-    images = torch.cat([x for x, _ in batches(build_data(record))])[worst]
+    images = torch.cat([x for x, _ in batches(build_data(record, root), part_of(record))])[worst]
     figure, axes = _grid(len(worst))
     for ax, image, i in zip(axes, images, worst.tolist(), strict=False):
         low, high = image.min(), image.max()
@@ -295,16 +306,19 @@ def _matrix_section(model: str) -> Iterator[Part]:
 
 
 def _facts(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    data = record["data"]
+    own = [("preprocessing", _pairs(record["preprocessing"])), ("sha256", {"code": record["sha256"]})]
+    if "data" not in record:
+        return own
+    data, part = record["data"], part_of(record)
+    short = record["metric"]["name"].partition("/")[0]
     return [
         ("command", {"code": record["command"]}),
         ("seed", record["metric"]["seed"]),
-        ("test metrics", _pairs({k: f"{v:.4g}" for k, v in record["metrics"].items() if k.startswith("test/")})),
+        (f"{part} metrics", _pairs({k: f"{v:.4g}" for k, v in record["metrics"].items() if k.startswith(short)})),
         ("data", f"{data['title']}, {data['source']}; {data['license']}"),
         ("rows", _pairs(data["rows"])),
         ("licence", f"weights {record['license']}, code {record['code_license']}"),
-        ("preprocessing", _pairs(record["preprocessing"])),
-        ("sha256", {"code": record["sha256"]}),
+        *own,
         ("versions", _pairs(record["versions"])),
         ("hardware", _pairs(record["hardware"])),
     ]

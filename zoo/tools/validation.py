@@ -37,12 +37,12 @@ class ValidationError(ValueError):
 
 @dataclass
 class Validation:
-    """Result of a validation; accuracies in percent."""
+    """Result of a validation; accuracies in percent, `top5` None for at most five classes."""
 
     model: str
     images: int
     top1: float
-    top5: float
+    top5: float | None
     published: float | None
     preprocessing: dict[str, Any]
 
@@ -50,10 +50,8 @@ class Validation:
         size = "x".join(map(str, self.preprocessing["input_size"][1:]))
         how = ", ".join(f"{key} {self.preprocessing[key]}" for key in ("interpolation", "crop_pct", "crop_mode"))
         beside = "no accuracy was published" if self.published is None else f"published {self.published:.2f} %"
-        return (
-            f"{self.model} on {self.images} images at {size} ({how}): "
-            f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} %; {beside}"
-        )
+        top5 = "" if self.top5 is None else f", top-5 {self.top5:.2f} %"
+        return f"{self.model} on {self.images} images at {size} ({how}): top-1 {self.top1:.2f} %{top5}; {beside}"
 
 
 @torch.inference_mode()
@@ -109,8 +107,8 @@ def validate(
         hits1 += int(right[:, 0].sum())
         hits5 += int(right.any(1).sum())
     count = len(images)
-    top1 = published(cfg.get("notes"))
-    return Validation(model, count, 100 * hits1 / count, 100 * hits5 / count, top1, preprocessing)
+    top5 = 100 * hits5 / count if classes > 5 else None
+    return Validation(model, count, 100 * hits1 / count, top5, published(cfg.get("notes")), preprocessing)
 
 
 def published(notes: Sequence[str] | None) -> float | None:

@@ -24,9 +24,11 @@ from torch import distributed as dist
 
 from zoo.registry.checkpoints import CheckpointError, read_checkpoint, write_atomic
 from zoo.support.quoting import override
+from zoo.support.values import DamagedFileError
 from zoo.tasks import NonFiniteLossError
 from zoo.training.checks import ends_here
 from zoo.training.loggers import CsvRun
+from zoo.training.summary import tell
 
 FOLDER = "checkpoints"
 _STEP_FILE = re.compile(r"step=(\d+)\.ckpt")
@@ -165,15 +167,56 @@ class BestCheckpoint(ModelCheckpoint):
         return super().state_dict() | {"kept_loss": self._kept_loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
+        super().load_state_dict(_at_home(self, state_dict))
         self._kept_loss = float(state_dict["kept_loss"])
-        # the run may have been moved, and a checkpoint may name any path: use this folder
-        self.best_k_models = {self._here(path): score for path, score in self.best_k_models.items()}
-        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-            setattr(self, name, self._here(getattr(self, name)))
 
-    def _here(self, path: str) -> str:
-        return str(Path(self.dirpath or "") / Path(path).name) if path else ""
+
+def _at_home(callback: ModelCheckpoint, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a checkpoint callback with its paths in the callback's own folder.
+
+    The run may have been moved or copied, for which Lightning drops the best score; and a checkpoint may name any path.
+    """
+    old, folder = Path(state.get("dirpath") or ""), Path(callback.dirpath or "")
+
+    def here(path: str) -> str:
+        inside = Path(path).is_relative_to(old) and ".." not in Path(path).parts
+        return str(folder / (Path(path).relative_to(old) if inside else Path(path).name)) if path else ""
+
+    paths = {
+        name: here(state.get(name) or "") for name in ("best_model_path", "kth_best_model_path", "last_model_path")
+    }
+    scores = {here(path): score for path, score in (state.get("best_k_models") or {}).items()}
+    return {**state, **paths, "best_k_models": scores, "dirpath": callback.dirpath}
+
+
+class Home(Callback):
+    """Points the states of checkpoint callbacks to this run's folder, and forgets the scores of missing files."""
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Change the states before the callbacks load them.
+
+        Raises:
+            DamagedFileError: The best state is missing, and going on would replace the model that was made of it.
+        """
+        states: dict[str, Any] = checkpoint.get("callbacks") or {}
+        for callback in trainer.checkpoint_callbacks:
+            if not isinstance(callback, ModelCheckpoint) or callback.state_key not in states:
+                continue
+            states[callback.state_key] = state = _at_home(callback, states[callback.state_key])
+            path, model = state["best_model_path"], Path(trainer.default_root_dir) / "model"
+            kept = {path: score for path, score in state["best_k_models"].items() if Path(path).is_file()}
+            kept, exists = trainer.strategy.broadcast((kept, model.exists()))  # other nodes may lack the folder
+            if path and callback.monitor and path not in kept:
+                if exists and isinstance(callback, BestCheckpoint):
+                    raise DamagedFileError(
+                        f"{path}, the best state by {callback.monitor}, is missing: put it back; or move {model}, "
+                        "which holds its weights, elsewhere, and the run goes on without it"
+                    )
+                tell(f"{path} is missing: of the states from here on, the best by {callback.monitor} counts")
+                path = (max if callback.mode == "max" else min)(kept, key=lambda path: float(kept[path]), default="")
+                state |= {"best_model_path": path, "best_model_score": kept.get(path)}
+            if len(kept) < len(state["best_k_models"]):
+                state |= {"best_k_models": kept, "kth_best_model_path": ""}
 
 
 class ResumeCheckpoint(Checkpoint):

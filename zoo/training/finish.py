@@ -23,32 +23,32 @@ from zoo.training.result import RunResult
 from zoo.training.summary import print_summary, tell
 
 
-def load_best(engine: L.Trainer, task: Task, metrics: dict[str, float]) -> Path | None:
-    """Load the best weights by the monitored metric, and store its best value in `metrics`.
+def load_best(engine: L.Trainer, task: Task, result: RunResult) -> None:
+    """Load the best weights by the monitored metric, and store their checkpoint, epoch and `val/` metrics in `result`.
 
-    Returns:
-        The checkpoint of the weights; if nothing was monitored, the task keeps the last ones.
+    If nothing was monitored, the task keeps the last weights.
     """
-    best = next((c for c in engine.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and _best_file(c)), None)
+    last = max(engine.current_epoch - 1, 0)
+    result.epochs = {"train": last, "val": last, "test": last}
+    watched = [callback for callback in engine.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    best = next((callback for callback in watched if Path(callback.best_model_path).is_file()), None)
+    counts = f"best by {best.monitor}" if best and best.monitor else "last state"
+    for callback in watched[: watched.index(best) if best else None]:
+        if callback.monitor in result.metrics:
+            tell(f"no state with a finite {callback.monitor} is kept: the {counts} counts")
     if best is None:
-        for callback in engine.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.monitor in metrics:
-                tell(f"{callback.monitor} was never finite: the last state counts, not the best one")
-        return next((path for _, path in step_files(Path(engine.default_root_dir) / FOLDER)), None)
-    path = _best_file(best)
-    assert path is not None
-    task.load_state_dict(read_checkpoint(path)["state_dict"])
-    if best.monitor and best.best_model_score is not None:
-        metrics[best.monitor] = float(best.best_model_score)
-    return path
-
-
-def _best_file(callback: ModelCheckpoint) -> Path | None:
-    """The best checkpoint, in the callback's own folder: a restored path is wrong if the run was moved."""
-    if not callback.best_model_path or callback.dirpath is None:
-        return None
-    path = Path(callback.dirpath) / Path(callback.best_model_path).name
-    return path if path.is_file() else None
+        result.checkpoint = next((path for _, path in step_files(Path(engine.default_root_dir) / FOLDER)), None)
+        return
+    result.checkpoint = path = Path(best.best_model_path)
+    kept = read_checkpoint(path)
+    task.load_state_dict(kept["state_dict"])
+    result.epochs |= {"val": kept["epoch"], "test": kept["epoch"]}
+    if kept["global_step"] != engine.global_step:  # the metrics are those of the last state
+        then = (kept.get("so_far") or {}).get("metrics") or {}
+        if best.monitor and best.best_model_score is not None:
+            then = {best.monitor: float(best.best_model_score)} | then
+        metrics = {name: value for name, value in result.metrics.items() if not name.startswith("val/")}
+        result.metrics = metrics | {name: value for name, value in then.items() if name.startswith("val/")}
 
 
 @rank_zero_only
@@ -67,6 +67,8 @@ def finish(
     for name, path in getattr(getattr(engine, "datamodule", None), "model_files", {}).items():
         write_atomic(result.model_dir / name, writer_of(path.read_bytes()))
     summary = {"metrics": result.metrics, "seconds": round(result.seconds, 1), "seed": notes["seed"]}
+    measured = {name.partition("/")[0] for name in result.metrics}
+    summary["epochs"] = {part: epoch for part, epoch in result.epochs.items() if part in measured}
     summary |= {"data": _data_facts(engine), "versions": versions(), "hardware": hardware()}
     summary |= {"finished": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()), "commit": commit()}
     wandb_dirs = []
@@ -78,6 +80,7 @@ def finish(
                 wandb_dirs.append(str(shown_path(entry.folder)))
     told = print_summary(
         metrics=result.metrics,
+        epochs=result.epochs,
         seconds=result.seconds,
         parameters=sum(p.numel() for p in task.model.parameters()),
         checkpoint=shown_path(result.checkpoint) if result.checkpoint else None,
@@ -105,7 +108,9 @@ def _train_on(engine: L.Trainer, task: Task, folder: Path, command: str) -> str 
 def _data_facts(engine: L.Trainer) -> dict[str, Any]:
     """Sizes of the parts and names of the columns, for the metadata of shipped weights."""
     data: Any = getattr(engine, "datamodule", None)
-    facts: dict[str, Any] = {part: len(rows) for part, rows in (getattr(data, "datasets", None) or {}).items()}
+    parts: dict[str, Any] = getattr(data, "datasets", None) or {}
+    own = {part: rows for part, rows in parts.items() if part == "val" or rows is not parts.get("val")}
+    facts: dict[str, Any] = {part: len(rows) for part, rows in own.items()}
     if names := getattr(data, "feature_names", None):
         facts["feature_names"] = list(names)
     return facts

@@ -44,7 +44,7 @@ DEFAULT_EXPERIMENT = "mnist5k"  # if the command line chooses no experiment, mod
 
 _caught: list[Exception] = []  # error of the job, raised again outside Hydra
 _results: list[RunResult] = []  # of the jobs
-_config_flags: list[str] = []  # flags of this command line that set the configuration's folder or name
+_lasting: list[str] = []  # words of this command line for printed ones: configuration flags, changes of a resumed run
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
@@ -57,6 +57,8 @@ def _job(cfg: DictConfig) -> float | None:
         with writing_in(folder, resumed=cfg.get("resume") is not None):
             if cfg.get("resume") is None:
                 check_new(folder, _command())
+            else:
+                _tell_changes(cfg, folder)
             _write_hydra_files(cfg)
             config: Any = OmegaConf.to_container(cfg, resolve=True)
             result = run_config(config, multirun=multirun, command=_command())
@@ -78,6 +80,32 @@ def _write_hydra_files(cfg: DictConfig) -> None:
         files = {"config": cfg, "hydra": OmegaConf.create({"hydra": job}), "overrides": job.overrides.task}
         texts = {f"{name}.yaml": OmegaConf.to_yaml(content) for name, content in files.items()}
         write_texts(Path(job.runtime.output_dir) / ".hydra", texts)
+
+
+#: Values that a resumed run may change without becoming another one; lengths are for going on.
+_FREE = ("resume", "logger.", "trainer.max_", "trainer.enable_", "callbacks.progress.", "data.num_workers")
+
+
+def _tell_changes(cfg: DictConfig, folder: Path) -> None:
+    """Tell which values of a resumed run are not those of its folder."""
+    import yaml
+
+    from zoo.support.signatures import flatten
+    from zoo.support.values import DamagedFileError, read_yaml
+    from zoo.training.summary import tell
+
+    path, found = folder / ".hydra" / "config.yaml", None
+    with suppress(DamagedFileError, OSError):
+        found = read_yaml(path)
+    if not isinstance(found, dict):
+        tell(f"{path} cannot be read: whether the resumed run has other values than before is not known")
+        return
+    before, now = dict(flatten(found)), dict(flatten(yaml.safe_load(OmegaConf.to_yaml(cfg))))
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and not key.startswith(_FREE)]
+    values = [f"{key:.80} = {now.get(key)!s:.60} (was {before.get(key)!s:.60})" for key in changed]
+    if values:
+        more = f" and {len(values) - 5} more" if len(values) > 5 else ""
+        tell(f"from here on with {', '.join(values[:5])}{more}: no longer the run that {folder} began")
 
 
 class _SafeStream:
@@ -133,11 +161,10 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\ninterrupted before there was anything to save", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    except OSError as error:
-        if not _is_about_a_file(error):
-            raise
-        _fail(f"{error.filename}: {os.strerror(error.errno or 0)}")
     except Exception as error:
+        cause = error if isinstance(error, OSError) else error.__cause__  # of a log file that Hydra cannot open
+        if not _is_ours(error) and isinstance(cause, OSError) and cause.filename is not None and cause.errno:
+            _fail(f"{cause.filename}: {os.strerror(cause.errno)}")
         if not _is_ours(error) and not _is_hydras(error):
             raise
         code = getattr(error, "exit_code", 1)
@@ -217,10 +244,6 @@ def _is_hydras(error: Exception) -> bool:
     return bool(frames) and str(frames[-1].f_globals.get("__name__")).split(".")[0] in ("hydra", "omegaconf", "yaml")
 
 
-def _is_about_a_file(error: OSError) -> bool:
-    return error.filename is not None and error.errno is not None
-
-
 @contextmanager
 def _hydra_raises() -> Iterator[None]:
     """Let Hydra raise its errors instead of printing them."""
@@ -239,7 +262,7 @@ def _command() -> str:
     """The command that started the program, with its configuration flags, for printed commands."""
     script = Path(sys.argv[0])
     words = [_python(), path_word(sys.argv[0])] if script.suffix == ".py" else [path_word(script.name)]
-    return " ".join([*words, *map(shlex.quote, _config_flags)])
+    return " ".join([*words, *map(shlex.quote, _lasting)])
 
 
 def _python() -> str:
@@ -396,7 +419,7 @@ def _prepare(arguments: list[str]) -> list[str]:
     flags, overrides = split_arguments(arguments)
     _check_flags(flags)
     named = {"--config-dir": "-cd", "--config-name": "-cn", "--config-path": "-cp"}
-    _config_flags[:] = [f"{flag}={value}" for flag, short in named.items() if (value := _value(flags, flag, short))]
+    _lasting[:] = [f"{flag}={value}" for flag, short in named.items() if (value := _value(flags, flag, short))]
     if {"--shell-completion", "-sc", "--version", "--hydra-help"} & set(flags):
         return [*flags, *overrides]
     for text in overrides:
@@ -404,7 +427,8 @@ def _prepare(arguments: list[str]) -> list[str]:
             raise UsageError(f"{text!r} is not understood: values are given as key=value, like trainer.max_epochs=5")
     resume = next((_plain_value(a) for a in overrides if a.startswith("resume=")), None)
     if resume is not None:
-        overrides = _continue_run(Path(resume), [a for a in overrides if not a.startswith("resume=")])
+        _lasting.extend(typed := [a for a in overrides if not a.startswith("resume=")])
+        overrides = _continue_run(Path(resume), typed)
         overrides.append(override("resume", resume))
     own = _value(flags, "--config-name", "-cn") is not None
     if not own and not set(map(_key, overrides)) & {"experiment", "model", "data", "task", "resume"}:

@@ -26,6 +26,7 @@ class RunResult:
     Attributes:
         output_dir: The run folder.
         metrics: By name, for example `test/acc`.
+        epochs: Of the `train/`, `val/` and `test/` metrics, from 0.
         seconds: Of all its parts, if it was resumed.
         checkpoint: Of the best weights; None if none was kept.
         model_dir: Folder of the trained model, which every command and `zoo.predict` take.
@@ -33,6 +34,7 @@ class RunResult:
 
     output_dir: Path
     metrics: dict[str, float] = field(default_factory=dict)
+    epochs: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     checkpoint: Path | None = None
     model_dir: Path | None = None
@@ -63,6 +65,7 @@ def load_run(folder: str | Path) -> RunResult:
     return RunResult(
         folder,
         summary["metrics"],
+        summary.get("epochs") or {},
         summary["seconds"],
         best if best.is_file() else None,
         model if model.is_dir() else None,

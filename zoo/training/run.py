@@ -29,6 +29,7 @@ from zoo.training.checkpointing import (
     AtomicCheckpointIO,
     EndRequested,
     EndWatch,
+    Home,
     ResumeCheckpoint,
     StopRequested,
     UnsoundStateError,
@@ -170,6 +171,7 @@ def run(
         for key, section in (callbacks or {}).items()
         if section
     ]
+    hooks.sort(key=lambda hook: isinstance(hook, ResumeCheckpoint))  # the last: it saves the others' states
     counter, watch = _StepCounter(), EndWatch()
     if trainer.get("enable_progress_bar") is False:
         hooks = [hook for hook in hooks if not isinstance(hook, ProgressBar)]
@@ -178,7 +180,7 @@ def run(
         "trainer",
         lambda: instantiate(
             trainer,
-            callbacks=[*hooks, start, counter, LastValidation(), watch],
+            callbacks=[*hooks, start, counter, LastValidation(), watch, Home()],
             logger=loggers,
             plugins=[AtomicCheckpointIO()],
             default_root_dir=str(folder),
@@ -202,7 +204,7 @@ def run(
             watch.over = True
             before = next((hook.metrics for hook in hooks if isinstance(hook, ResumeCheckpoint)), {})
             result.metrics = before | scalars(engine.callback_metrics)
-            result.checkpoint = load_best(engine, task_module, result.metrics)
+            load_best(engine, task_module, result)
             if start.untested is None:
                 engine.test(task_module, datamodule=datamodule, verbose=False)
                 result.metrics |= scalars(engine.callback_metrics)

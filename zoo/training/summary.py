@@ -22,6 +22,7 @@ def tell(text: str) -> None:
 def print_summary(
     *,
     metrics: Mapping[str, float],
+    epochs: Mapping[str, int],
     seconds: float,
     parameters: int,
     checkpoint: Path | None,
@@ -34,6 +35,7 @@ def print_summary(
 
     Args:
         metrics: Final values by name.
+        epochs: Epoch of the values by the first part of their names, from 0.
         seconds: Wall time of the run, including the parts before resuming.
         parameters: Number of parameters of the model.
         checkpoint: The best checkpoint.
@@ -48,9 +50,10 @@ def print_summary(
     table = Table(title="results", title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
+    table.add_column()
     for name, value in sorted(metrics.items()):
         if name.startswith(("test/", "val/")) or name == "train/loss":
-            table.add_row(name, f"{value:.4f}")
+            table.add_row(name, f"{value:.4f}", f"epoch {epochs[name.partition('/')[0]]}")
     table.add_row("parameters", f"{parameters:,}")
     table.add_row("time", "{} min {} s".format(*divmod(round(seconds), 60)))
     console = Console(record=True)

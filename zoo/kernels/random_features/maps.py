@@ -479,7 +479,7 @@ class PolynomialFeatures(FeatureMap):
             ACTIVATIONS.get(activation) if isinstance(activation, str) else Activation(torch.relu, series=activation)
         )
         if known is None:
-            raise ValueError(f"activation={activation!r}{suggestion(str(activation), ACTIVATIONS)}")
+            raise ValueError(f"activation={activation!r}{suggestion(activation, ACTIVATIONS)}")
         series = known.series[: degree + 1]
         if not any(series) or not ratio > 1:
             raise ValueError(f"{activation!r} has no power series at 0 up to degree {degree}, or ratio={ratio} <= 1")

@@ -28,7 +28,17 @@ __all__ = ["MLP", "ContinualLearner", "TaskError", "choose_per_class", "learner_
 
 
 class TaskError(ValueError):
-    """A task that cannot be learnt or was never seen; the message says which and why."""
+    """Images or a task that cannot be learnt, or a task that was never seen; the message says which and why."""
+
+
+@torch.fx.wrap
+def check_shape(x: Tensor, in_chans: int, side: int, origin: str = "the batch") -> Tensor:
+    """Images as they are; raises TaskError unless they are (B, in_chans, side, side)."""
+    if x.ndim != 4 or x.shape[1] != in_chans or x.shape[2] != side or x.shape[3] != side:
+        raise TaskError(
+            f"{origin} has images of shape {list(x.shape)}; the model takes (B, {in_chans}, {side}, {side})"
+        )
+    return x
 
 
 class MLP(nn.Sequential):
@@ -165,10 +175,8 @@ class ContinualLearner(nn.Module):
 
     def check_images(self, x: Tensor, origin: str) -> None:
         """Raise TaskError, or SupportError for the range, unless images (N, C, H, W) can be learnt."""
-        shape, own = tuple(x.shape[1:]), next(t for t in self.state_dict().values() if t.is_floating_point())
-        if shape != (self.in_chans, self.img_size, self.img_size):
-            side = self.img_size
-            raise TaskError(f"{origin} has images of shape {shape}; the model takes ({self.in_chans}, {side}, {side})")
+        check_shape(x, self.in_chans, self.img_size, origin)
+        own = next(t for t in self.state_dict().values() if t.is_floating_point())
         if x.dtype != own.dtype:
             raise TaskError(f"{origin} has images of type {x.dtype}; the model takes {own.dtype}, bytes divided by 255")
         if not bool(torch.isfinite(x).all()):
@@ -223,8 +231,9 @@ class ContinualLearner(nn.Module):
             task: Number of their task, which picks its parameters and its classes; None where it is not known.
 
         Raises:
-            TaskError: The task was never seen.
+            TaskError: The task was never seen, or the images have another shape.
         """
+        x = check_shape(x, self.in_chans, self.img_size)
         if not self.num_classes:
             return self.forward_features(x)
         if task is None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from zoo.kernels.random_features import diagonal_gaussian_kl
 from zoo.learners.kernel_ridge import KernelRidgeHead, SolutionCache, SupportError
-from zoo.models.continual.base import MLP, check_choice, create_learner, learner_cfg
+from zoo.models.continual.base import MLP, check_choice, check_shape, create_learner, learner_cfg
 from zoo.models.continual.kcl import KernelLearner, ReducedResNet
 from zoo.models.continual.losses import replay_weight, supervised_contrastive
 from zoo.models.continual.vae import (
@@ -305,6 +305,7 @@ class GKCL(KernelLearner):
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Logits (B, num_classes) of images; see the base class."""
+        x = check_shape(x, self.in_chans, self.img_size)
         if not self.num_classes or not self.uses_task:
             return super().forward(x, task)
         if task is None:

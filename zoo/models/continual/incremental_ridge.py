@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zoo.learners.kernel_ridge import SupportError
 from zoo.learners.ridge import best_ridge, solve_feature_ridge, solve_ridge
-from zoo.models.continual.base import ContinualLearner, create_learner, learner_cfg
+from zoo.models.continual.base import ContinualLearner, check_shape, create_learner, learner_cfg
 from zoo.ops.numerics import autocast_disabled
 
 __all__ = ["GaussianGKCL", "GaussianGenerator", "IncrementalRidge"]
@@ -192,10 +192,13 @@ class GaussianGenerator(nn.Module):
         self.log_prior[task] = (count / len(x)).log().to(self.log_prior)
 
     def log_density(self, x: Tensor, task: int) -> Tensor:
-        """Log p(x, y | task) (B, K) of images (B, D), without the constant that all tasks share."""
-        U, s, noise = self.basis[task], self.variance[task], self.noise[task]
-        origin = self.mean[task].mean(0)
-        x, m = x - origin, self.mean[task] - origin
+        """Log p(x, y | task) (B, K) of images (B, D), without the constant that all tasks share.
+
+        In float64: differences of large squares are divided by a small variance.
+        """
+        U, s, noise, mean = (t[task].double() for t in (self.basis, self.variance, self.noise, self.mean))
+        origin = mean.mean(0)
+        x, m = x.double() - origin, mean - origin
         xu, mu = x @ U, m @ U
         shrink = s / (s + noise)
         inner = x @ m.mT - (xu * shrink) @ mu.mT
@@ -259,12 +262,13 @@ class GaussianGKCL(IncrementalRidge):
     def task_scores(self, x: Tensor) -> Tensor:
         """Log p(t | x) (B, tasks seen) with equal priors."""
         flat = x.flatten(1)
-        low = torch.finfo(flat.dtype).min / 2  # onnxruntime's logsumexp cannot take -inf, of classes of other tasks
+        low = torch.finfo(torch.float64).min / 2  # onnxruntime's logsumexp cannot take -inf, of classes of other tasks
         every = [self.generator.log_density(flat, t).clamp_min(low).logsumexp(-1) for t in range(self.tasks_seen)]
-        return (torch.stack(every, -1) / self.temperature).log_softmax(-1)
+        return (torch.stack(every, -1) / self.temperature).log_softmax(-1).to(x.dtype)
 
     def forward(self, x: Tensor, task: int | None = None) -> Tensor:
         """Logits (B, num_classes); log-probabilities where the task is not known."""
+        x = check_shape(x, self.in_chans, self.img_size)
         if task is not None or not self.num_classes or not self.tasks_seen:
             return super().forward(x, task)
         phi = self.forward_features(x)
