@@ -18,7 +18,7 @@ ROOT = "where the data set of the record lies (the cache)"
 def add_predict(parser: argparse.ArgumentParser) -> None:
     """Classify images, recordings, videos, point clouds, spectra and texts; predict rows of tables; forecast series."""
     parser.add_argument("model", help=MODEL)
-    parser.add_argument("files", nargs="+", type=Path, help="of the kind that the model was trained on")
+    parser.add_argument("files", nargs="+", type=Path, help="of the kind that the model takes, or folders of them")
     parser.add_argument("--top", type=positive, default=5, help="classes to name (5)")
     parser.add_argument(
         "--no-header", action="store_true", help="tables begin with a row; their columns stand in the model's order"
@@ -42,7 +42,9 @@ def _predict(options: argparse.Namespace) -> int:
         elif "value" in entry:
             lines.append(f"{where}: {entry['value']:.6g}")
         else:
-            answers = ", ".join(f"{p['class']} {p['probability']:.1%}" for p in entry["predictions"])
+            answers = ", ".join(
+                p["class"] + (f" {p['probability']:.1%}" if "probability" in p else "") for p in entry["predictions"]
+            )
             lines.append(f"{where}: {answers}")
         if "note" in entry:
             print(f"note: {shown(entry['note'])}", file=sys.stderr)

@@ -226,6 +226,11 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         other._changed()
         return other
 
+    def state(self) -> dict[str, Any]:
+        """The fitted attributes, for :mod:`zoo.estimators.saved`, without the head, which the statistics determine."""
+        parameters = self.get_params(deep=False)
+        return {k: v for k, v in vars(self).items() if k not in parameters} | {"_made": []}
+
     # ---- predicting ----------------------------------------------------------------------------------------
 
     def decision_function(self, X):

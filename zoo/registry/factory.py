@@ -248,6 +248,8 @@ def _check_config(folder: Path) -> str:
     known = {f.name for f in fields(PretrainedCfg)}
     if unknown := [k for k in cfg if k not in known]:
         raise CheckpointError(f"{where}: pretrained_cfg has entries timm does not know: {', '.join(unknown)}")
+    if "estimator" in config:
+        raise CheckpointError(f"{folder} holds an estimator, {arch!r:.60}: zoo.load_estimator reads it")
     if not re.fullmatch(r"\w+", arch) or not timm.is_model(arch):
         raise CheckpointError(f"{where} names the architecture {arch!r:.100}, which is not registered")
     problems = check_values(Described, cfg, "pretrained_cfg") + check_values(Beside, config)

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import errno
 import hashlib
+import os
 import pickle
 import pickletools
 import re
@@ -39,6 +40,8 @@ __all__ = [
     "CheckpointError",
     "check_inside",
     "check_recorded",
+    "check_replaceable",
+    "fetch_hub",
     "hub_config",
     "locate",
     "offline",
@@ -109,6 +112,28 @@ def write_all(files: Mapping[Place, Callable[[BinaryIO], object]]) -> None:
     except OSError as error:
         place = error.filename or next(iter(files))
         raise CheckpointError(f"cannot write {place}: {_reason(error)}") from error
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse a folder with files of these names that the zoo did not write, so that they are not overwritten.
+
+    Raises:
+        CheckpointError: `config.json` is unreadable, names no architecture or was not written by the zoo, or weights
+            exist without it or behind a link.
+    """
+    path, weights = folder / CONFIG_NAME, folder / WEIGHTS_NAME
+    if os.path.lexists(weights) and (not os.path.lexists(path) or leads_out(weights, folder)):
+        raise CheckpointError(f"{weights} is not of a model that the zoo saved and stays: choose another folder")
+    if not os.path.lexists(path):
+        return
+    try:
+        found = read_json(path)
+    except (OSError, DamagedFileError):
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("architecture"), str):
+        raise CheckpointError(f"{path} is not the configuration of a model and stays: choose another folder")
+    if not isinstance(found.get("zoo"), dict):
+        raise CheckpointError(f"{path} was not written by the zoo and stays: choose another folder")
 
 
 def writer_of(content: bytes) -> Callable[[BinaryIO], None]:

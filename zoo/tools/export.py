@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zoo.registry.factory import as_named
 from zoo.results.timing import interleaved_times
 from zoo.support.files import sha256_of, write_atomic, writer_of
 from zoo.support.inputs import record_of as input_record_of
@@ -32,6 +33,7 @@ from zoo.support.whole import staging
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import batches, build_data, load, part_of, record_of
 from zoo.tools.info import example
+from zoo.tools.pretrained import estimator_config
 
 __all__ = ["FORMATS", "export", "quantize", "run_elsewhere"]
 
@@ -47,8 +49,9 @@ def export(
     """Export a model, and compare it with eager PyTorch on batches of 1, 2 and 5.
 
     Args:
-        model: Name with a tag, `local-dir:<folder>` or the folder of a run, which are exported in deploy form; or a
-            module, exported in the form it has.
+        model: Name with a tag, `local-dir:<folder>` or the folder of a run, which are exported in deploy form; a saved
+            estimator with a torch module (GRBF), from rows in their own units to logits or values; or a module,
+            exported in the form it has.
         folder: Created if missing. An earlier export in it is replaced as a whole.
         formats: From :data:`FORMATS`: `program` (`torch.export`, model.pt2) and `onnx` (model.onnx).
         size: Side of the images, pixels; that of the record by default.
@@ -66,8 +69,7 @@ def export(
         raise ToolError(f"format {unknown[0]!r} is not one of {', '.join(FORMATS)}")
     folder = check_output(folder)
     _check_own(folder, formats)
-    network = model if isinstance(model, nn.Module) else load(model)
-    network = network.eval()
+    network = _network_of(model).eval()
     cfg: Any = getattr(network, "pretrained_cfg", None) or {}
     inputs = _arguments(network, 2, size)
     told: dict[str, Any] = {"model": model if isinstance(model, str) else type(network).__name__}
@@ -93,6 +95,35 @@ def export(
             told[kind] = _entry(path) | {"max_difference": worst, "batches": list(batches)}
         _write_deployment(place, told)
     return told
+
+
+def _network_of(model: str | nn.Module) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return model
+    try:
+        config = estimator_config(model)
+    except ValueError as error:  # no such model
+        raise ToolError(str(error)) from None
+    if config is None:
+        return load(model)
+    from zoo.estimators.saved import load_estimator
+
+    estimator = load_estimator(as_named(model))
+    if not callable(made := getattr(estimator, "to_module", None)):
+        raise ToolError(f"{type(estimator).__name__} has no torch module that could be exported; GRBF estimators have")
+    network = made().eval()
+    network.pretrained_cfg = {"input_size": (estimator.n_features_in_, 1, 1)}
+    network.pretrained_cfg["label_names"] = config.get("label_names", [])
+    network.input_record = config["input"]
+    rows = example(network, 5)
+    with torch.no_grad():
+        found = network(rows).squeeze(-1).numpy()
+    function = getattr(estimator, "decision_function", estimator.predict)
+    with warnings.catch_warnings(action="ignore"):  # about the names of the features
+        right = function(rows.numpy())
+    if not np.allclose(found, right, rtol=TOLERANCE, atol=TOLERANCE):
+        raise ToolError(f"the module of {type(estimator).__name__} answers otherwise than the estimator")
+    return network
 
 
 def _write_deployment(place: Path, told: Mapping[str, Any]) -> None:

@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from zoo.registry.checkpoints import check_replaceable, save_pretrained
-from zoo.support.files import CONFIG_NAME, WEIGHTS_NAME, write_all, writer_of
+from zoo.registry.checkpoints import save_pretrained
+from zoo.support.files import CONFIG_NAME, WEIGHTS_NAME, check_replaceable, write_all, writer_of
 from zoo.support.values import DamagedFileError, check_output, read_text
 from zoo.tools.cards import card
 from zoo.tools.errors import ToolError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,8 @@ from zoo.tasks import Task
 from zoo.training.checkpointing import FOLDER, step_files
 from zoo.training.folder import write_texts
 from zoo.training.loggers import WandbRun
+from zoo.training.result import RunResult
 from zoo.training.summary import print_summary, tell
-
-
-@dataclass
-class RunResult:
-    """Metrics, duration and paths of a run."""
-
-    output_dir: Path
-    metrics: dict[str, float] = field(default_factory=dict)
-    epochs: dict[str, int] = field(default_factory=dict)  # of the `train/`, `val/` and `test/` metrics, from 0
-    seconds: float = 0.0
-    checkpoint: Path | None = None
-    model_dir: Path | None = None
 
 
 def load_best(engine: L.Trainer, task: Task, result: RunResult) -> None:

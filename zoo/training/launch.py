@@ -7,6 +7,7 @@ state, overrides and error messages.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import shlex
@@ -18,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -31,6 +32,9 @@ from zoo.support.environment import bound_waiting
 from zoo.support.quoting import one_line_warnings, override, path_word, shown
 from zoo.support.suggest import suggestion
 
+if TYPE_CHECKING:
+    from zoo.training.result import RunResult
+
 bound_waiting()  # before torch is imported
 
 _HERE = Path(__file__).resolve().parents[1]
@@ -39,6 +43,7 @@ CONFIGS = next(path for path in (_HERE.parent / "configs", _HERE / "configs") if
 DEFAULT_EXPERIMENT = "mnist5k"  # if the command line chooses no experiment, model, data or task
 
 _caught: list[Exception] = []  # error of the job, raised again outside Hydra
+_results: list[RunResult] = []  # of the jobs
 _lasting: list[str] = []  # words of this command line for printed ones: configuration flags, changes of a resumed run
 
 
@@ -56,7 +61,9 @@ def _job(cfg: DictConfig) -> float | None:
                 _tell_changes(cfg, folder)
             _write_hydra_files(cfg)
             config: Any = OmegaConf.to_container(cfg, resolve=True)
-            return run_config(config, multirun=multirun, command=_command())
+            result = run_config(config, multirun=multirun, command=_command())
+            _results.append(result)
+            return result.metrics.get(config.get("optimized_metric") or "")  # for a sweeper
     except Exception as error:
         if multirun or not (_is_ours(error) or isinstance(error, OmegaConfBaseException)):
             raise
@@ -148,11 +155,7 @@ def main() -> None:
             script = Path(sys.argv[0])  # without its folder, to keep the examples short
             print(help_text(f"python {script.name}" if script.suffix == ".py" else script.name))
             return
-        sys.argv[1:] = _prepare(sys.argv[1:])
-        with _hydra_raises(), one_line_warnings():
-            _job()
-        if _caught:
-            raise _caught.pop()
+        _run()
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_explain(error, sys.argv[1:]))
     except KeyboardInterrupt:
@@ -166,6 +169,62 @@ def main() -> None:
             raise
         code = getattr(error, "exit_code", 1)
         _fail(str(error), code)
+
+
+def _run() -> None:
+    """Run what `sys.argv` says."""
+    sys.argv[1:] = _prepare(sys.argv[1:])
+    with _hydra_raises(), one_line_warnings():
+        _job()
+    if _caught:
+        raise _caught.pop()
+
+
+def train(overrides: str | Sequence[str] | Mapping[str, Any] = ()) -> RunResult:
+    """Train as `python train.py OVERRIDES` does, in this process.
+
+    >>> train("experiment=grbf_wine trainer.max_epochs=5").metrics["test/acc"]
+    >>> train({"experiment": "grbf_wine", "name": "wine, again", "seed": 1})
+
+    `sys.argv`, the root logger and torch's number of threads are afterwards as they were.
+
+    Args:
+        overrides: As on the command line: one text, or a list of `key=value`; or a mapping from keys to values, whose
+            texts need no quotation marks.
+
+    Returns:
+        Metrics, time and paths of the run.
+
+    Raises:
+        UsageError: An override or its value is not understood, or a flag is given.
+        ConfigError: The configuration does not fit; before anything is built.
+        RunStopped: After a signal, with the state saved.
+        RunFailed: The run could not continue; the last good checkpoint is kept.
+    """
+    import torch
+
+    if isinstance(overrides, Mapping):
+        words = [override(key, value) for key, value in overrides.items()]
+    else:
+        words = shlex.split(overrides) if isinstance(overrides, str) else [str(word) for word in overrides]
+    if flag := next((word for word in words if word.startswith("-")), None):
+        raise UsageError(f"{flag} is a flag of the command line; from Python one run is started, by key=value")
+    root = logging.getLogger()
+    argv, threads, handlers, level = sys.argv, torch.get_num_threads(), root.handlers[:], root.level
+    sys.argv = ["train.py", *words]
+    _results.clear()
+    try:
+        _run()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(_explain(error, sys.argv[1:])) from None
+    finally:
+        sys.argv = argv
+        torch.set_num_threads(threads)
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    return _results.pop()
 
 
 def _fail(message: str, code: int = 1) -> None:
