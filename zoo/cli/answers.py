@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
         "--no-header", action="store_true", help="tables begin with a row; their columns stand in the model's order"
     )
     parser.add_argument("--out", type=Path, help="a picture of the first answer: .png, .svg or .pdf")
+    parser.add_argument("--csv", type=Path, help="write the answers into this file instead, .csv")
     json_option(parser)
     parser.set_defaults(run=_predict)
 
@@ -31,6 +34,8 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
 def _predict(options: argparse.Namespace) -> int:
     if options.out:
         check_output(options.out, PICTURES)
+    if options.csv:
+        check_output(options.csv, (".csv",))
     from zoo.tools.prediction import draw, predict
 
     found = predict(options.model, options.files, options.top, header=not options.no_header)
@@ -48,6 +53,8 @@ def _predict(options: argparse.Namespace) -> int:
             lines.append(f"{where}: {answers}")
         if "note" in entry:
             print(f"note: {shown(entry['note'])}", file=sys.stderr)
+    if options.csv:
+        lines = [_written(found, options.csv)]
     if options.out:
         from zoo.support.files import write_atomic
 
@@ -55,6 +62,18 @@ def _predict(options: argparse.Namespace) -> int:
         write_atomic(options.out, lambda file: figure.savefig(file, format=options.out.suffix.lower()[1:], dpi=120))
         lines.append(f"picture: {options.out}")
     return told(options, found, lines)
+
+
+def _written(found: list[dict[str, Any]], path: Path) -> str:
+    """Write answers as CSV, and tell so."""
+    from zoo.support.files import write_atomic, writer_of
+    from zoo.tools.prediction import as_rows
+
+    text = io.StringIO()
+    rows = as_rows(found)
+    csv.writer(text, lineterminator="\n").writerows([map(shown, row) for row in rows])
+    write_atomic(path, writer_of(text.getvalue().encode()))
+    return f"{path}: {len(rows) - 1:,} rows"
 
 
 def _forecast_lines(where: str, entry: dict[str, Any]) -> list[str]:
@@ -167,15 +186,15 @@ def _export(options: argparse.Namespace) -> int:
     return told(options, found, lines)
 
 
-@command("validate", "the figure of a card again, or accuracy on a folder of images")
+@command("validate", "the figure of a card again, or accuracy on a folder of images or a table")
 def add_validate(parser: argparse.ArgumentParser) -> None:
     """Without --data: evaluate shipped weights, or a run, on the test part of their own data (without a test, on the
     validation part), and compare with the record. With --data: classify a folder of images, and print the accuracy
-    beside the published one.
+    beside the published one; or predict the rows of a table, and compare with its column of the target.
     """
     parser.add_argument("model", nargs="?", help=MODEL)
     parser.add_argument("--model", dest="named", metavar="MODEL", help=argparse.SUPPRESS)  # the older form
-    parser.add_argument("--data", type=Path, help="folder with val/, or with one folder per class")
+    parser.add_argument("--data", type=Path, help="folder with val/, or with one folder per class; or a table")
     parser.add_argument("--root", help=f"without --data: {ROOT}")
     parser.add_argument(
         "--checkpoint", type=Path, help="with --data: a file with the weights, instead of fetching them"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 __all__ = ["ORIGINS", "Origin", "origin"]
@@ -44,7 +45,9 @@ def origin(section: Mapping[str, Any]) -> Origin:
         section: `_target_` and arguments of a data module.
     """
     target = str(section["_target_"]).rpartition(".")[2]
-    name = str(section.get("name") or "")
+    if isinstance(path := section.get("path"), str):
+        return Origin(PurePath(path).name, "not stated", "the user's own data")
+    name = str(section.get("name") or ("wine" if target == "Tabular" else ""))
     for key in (target, name, name.title().replace("_", "")):
         if key in ORIGINS:
             found = ORIGINS[key]

@@ -32,6 +32,7 @@ def card(record: Mapping[str, Any], place: str = "") -> str:
     A run's card has no command that reproduces its figure, which would need the run's folder.
     """
     shipped = "folder" not in record
+    record = dict(record) if shipped else {**record, "command": _elsewhere(record["command"])}
     record, place = plain(record), place or record["name"]
     metric, data = record["metric"], record["data"]
     classes = record["class_names"]
@@ -75,6 +76,11 @@ def card(record: Mapping[str, Any], place: str = "") -> str:
     ]
     lines.append(markdown(["", ""], [(k, str(v).replace("|", "/")) for k, v in rows]))
     return "\n".join(lines) + "\n"
+
+
+def _elsewhere(line: str) -> str:
+    """A command without the folders of this machine: absolute paths become their last part."""
+    return re.sub(r"(?<![\w./-])~?/(?!/)(?:[^/,\[\]'\"\s]+/)*", "", line)
 
 
 def _seeds(metric: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from zoo.models.deploy import to_deploy
 from zoo.registry import bundled_weights
 from zoo.registry.factory import MAY_BE, as_named, create_model
 from zoo.registry.trust import TrustError, recorded_class
+from zoo.support import inputs as records
 from zoo.support.files import offline
 from zoo.support.signatures import check_call
 from zoo.support.values import first_line
@@ -156,12 +157,22 @@ def evaluate(record: Mapping[str, Any], model: nn.Module, progress: bool = False
     known = (record.get("input") or {}).get("tokenizer_sha256")
     if known and known != data.input_record().get("tokenizer_sha256"):
         raise ToolError(f"the tokenizer in {data.root} is not that of the training (sha256 {known[:12]}...)")
+    _check_table(record, data)
     hook = model.register_forward_hook(_watch(str(record.get("name", "the model"))))
     try:
         with _fetching(record):
             return _measured(record, data, model, progress)
     finally:
         hook.remove()
+
+
+def _check_table(record: Mapping[str, Any], data: Any) -> None:
+    """Refuse a table whose columns, categories or fill values are no longer those that the model was trained with."""
+    known = record.get("input") or {}
+    if known.get("kind") == "table" and known.get("variables") and known != records.check(data.input_record()):
+        path = record["data"]["config"].get("path")
+        raise ToolError(f"{path or 'the table'} is no longer the one of the training: its columns or training rows "
+                        "make other inputs; `validate --data FILE` measures on another table")  # fmt: skip
 
 
 def unusable(outputs: Tensor) -> Tensor:

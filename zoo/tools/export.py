@@ -40,6 +40,11 @@ __all__ = ["FORMATS", "export", "quantize", "run_elsewhere"]
 FORMATS = ("program", "onnx")
 TOLERANCE = 1e-5
 _NAMES = {"program": "model.pt2", "onnx": "model.onnx", "int8": "model.int8.onnx"}
+_PREPARED = (
+    "the input is rows of prepared numbers, float32, in the order of input_record.columns: numbers as in the file, with "
+    "the fill value of their variable where one is missing, and 1 in the column NAME=(missing) if there is one; of each "
+    "category 1 in the column NAME=CATEGORY and 0 in the others"
+)
 _INPUTS = ("input", "marks")  # calendar marks only for forecasting models that use them
 
 
@@ -76,7 +81,9 @@ def export(
     told |= {"input": ["batch", *inputs[0].shape[1:]], "preprocessing": _preprocessing(cfg)}
     told |= {name: ["batch", *x.shape[1:]] for name, x in zip(_INPUTS[1:], inputs[1:], strict=False)}
     told["class_names"] = list(cfg.get("label_names") or ())
-    told["input_record"] = input_record_of(network)
+    told["input_record"] = record = input_record_of(network)
+    if record["kind"] == "table" and record.get("variables"):
+        told["prepared"] = _PREPARED
     batches = {n: _arguments(network, n, size) for n in (1, 2, 5)}
     with torch.no_grad():
         expected = {n: network(*x).numpy() for n, x in batches.items()}

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.data.checks import DataError
+from zoo.data.delimited import is_number
 from zoo.data.pictures import Fit
 from zoo.data.prepare import SUFFIXES, far_out, form_for, other_tasks, other_units, prepare, says_nothing
 from zoo.data.series import in_units, last_window
@@ -32,10 +33,11 @@ from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import load, record_of, unusable
 from zoo.tools.pretrained import estimator_config
 
-__all__ = ["draw", "predict", "prepared"]
+__all__ = ["as_rows", "draw", "predict", "prepared"]
 
 Found = TypeVar("Found")
 _BATCH = 256  # rows of an array at a time
+_ROWS = 4096  # rows of a table that a network takes at a time
 
 
 def predict(model: Any, files: Any, top: int = 5, header: bool = True) -> list[dict[str, Any]]:
@@ -78,11 +80,13 @@ def predict(model: Any, files: Any, top: int = 5, header: bool = True) -> list[d
             place = Path(given.name)
             form = inputs.read(subject.record)
             note = _note(place, given.arguments[0], form, first=not found) if given.first == 1 else {}
-            far = kind == "table" and far_out(place, given.arguments[0], subject.scaling, form.columns)
+            far = kind == "table" and far_out(
+                place, given.arguments[0], subject.scaling, form.columns, form.measured()
+            )
             note = {"note": far} if far and given.first == 1 else note
             for i, answer in enumerate(subject.answers(given.arguments, top)):
                 entry: dict[str, Any] = {"file": given.name} if given.path else {}
-                if not given.path or given.path.suffix.lower() in SUFFIXES["table"]:
+                if not given.path or kind == "table":
                     entry["row"] = given.first + i
                 if answer is None:
                     _refuse_answer(f"{given.name}, row {entry['row']}" if "row" in entry else given.name)
@@ -143,7 +147,8 @@ def _of_network(network: nn.Module, name: str, folder: Path | None) -> _Subject:
         return prepare(file, record, folder)
 
     def answers(arguments: tuple[Tensor, ...], top: int) -> list[dict[str, Any] | None]:
-        outputs = network(*(argument.to(like.device) for argument in arguments)).float().cpu()
+        parts = zip(*(argument.split(_ROWS) for argument in arguments), strict=True)  # a table may have many rows
+        outputs = torch.cat([network(*(one.to(like.device) for one in part)).float().cpu() for part in parts])
         bad = unusable(outputs)
         return [None if bad[i] else _answer(out, facts, top) for i, out in enumerate(outputs)]
 
@@ -362,6 +367,32 @@ def _answer(out: Tensor, facts: Mapping[str, Any], top: int) -> dict[str, Any]:
     names = [classes[i] if i < len(classes) else str(i) for i in places.tolist()]
     pairs = zip(names, values.tolist(), strict=True)
     return {"predictions": [{"class": name, "probability": round(value, 6)} for name, value in pairs]}
+
+
+def as_rows(found: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """Entries of :func:`predict` as the rows of a table, with a header; a forecast has a row for each step."""
+    rows: list[dict[str, Any]] = []
+    for entry in found:
+        place = {key: entry[key] for key in ("file", "row") if key in entry}
+        if "forecast" in entry:
+            steps = entry["times"] or range(1, 1 + len(entry["forecast"]))
+            pairs = zip(steps, entry["forecast"], strict=True)
+            rows += [place | {"step": at} | dict(zip(entry["columns"], values, strict=True)) for at, values in pairs]
+        elif "value" in entry:
+            rows.append(place | {"value": entry["value"]})
+        else:
+            answers: dict[str, Any] = {}
+            for i, one in enumerate(entry["predictions"], 1):
+                answers |= {(key if i == 1 else f"{key} {i}"): one[key] for key in ("class", "probability") if key in one}
+            rows.append(place | answers)
+    header = list(dict.fromkeys(key for row in rows for key in row))
+    return [header, *([_cell(row.get(key, "")) for key in header] for row in rows)]
+
+
+def _cell(value: Any) -> Any:
+    """A cell that a spreadsheet does not take for a formula."""
+    odd = isinstance(value, str) and value[:1] in tuple("=+-@\t\r") and not is_number(value)
+    return f"'{value}" if odd else value
 
 
 # ---- plots -------------------------------------------------------------------------------------------------

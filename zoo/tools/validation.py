@@ -1,7 +1,8 @@
-"""ImageNet-style validation of released weights on a folder of images, with their own preprocessing.
+"""Validation on a folder of images, beside the published accuracy, or on the rows of a table.
 
 >>> result = validate("unireplknet_a.in1k", "imagenet")     # imagenet/val/n01440764/*.JPEG
 >>> result.top1, result.published                           # percent
+>>> validate("outputs/grbf-tabular/latest", "test.csv")
 """
 
 from __future__ import annotations
@@ -12,20 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.data.checks import DataError
 from zoo.data.folder import IMAGES, FolderImages
+from zoo.data.own_tables import open_table, read_targets
 from zoo.data.pictures import Fit
+from zoo.data.prepare import form_for
 from zoo.data.sampling import EpochBatches, ResumableLoader
+from zoo.data.tabular import read_rows
 from zoo.data.walk import class_folders, scan
 from zoo.models.deploy import to_deploy
 from zoo.registry.factory import answers_imagenet, as_named, create_model
 from zoo.support import inputs
 from zoo.support.quoting import shown
 
-__all__ = ["Validation", "ValidationError", "published", "validate"]
+__all__ = ["TableValidation", "Validation", "ValidationError", "published", "validate"]
 
 _PUBLISHED = re.compile(r"published ImageNet-1K top-1: ([\d.]+) %")
 _PARTS = ("val", "valid", "validation", "test")
@@ -54,6 +59,32 @@ class Validation:
         return f"{self.model} on {self.images} images at {size} ({how}): top-1 {self.top1:.2f} %{top5}; {beside}"
 
 
+@dataclass
+class TableValidation:
+    """Result of a validation on a table.
+
+    Attributes:
+        model: As given.
+        data: The file.
+        rows: Its rows.
+        target: The column that is predicted.
+        metrics: `accuracy` and `most_frequent`, the accuracy of always answering the file's most frequent class; or
+            `r2` and `rmse`.
+        notes: What was done with missing cells, unseen categories and other columns.
+    """
+
+    model: str
+    data: str
+    rows: int
+    target: str
+    metrics: dict[str, float]
+    notes: list[str]
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in self.metrics.items())
+        return f"{self.model} on {self.rows:,} rows of {self.data}, column {self.target}: {told}"
+
+
 @torch.inference_mode()
 def validate(
     model: str,
@@ -63,15 +94,16 @@ def validate(
     batch_size: int = 64,
     num_workers: int = 0,
     device: str = "cpu",
-) -> Validation:
-    """Accuracy of released weights, in deploy form, on a folder of images, beside the published accuracy.
+) -> Validation | TableValidation:
+    """Accuracy of weights, in deploy form, on a folder of images or on a table with the column of the target.
 
-    Size, crop, interpolation, mean and standard deviation are those of the weights' record.
+    Images: size, crop, interpolation, mean and standard deviation are those of the weights' record, and the published
+    accuracy is beside. Tables: columns are found and encoded as in prediction.
 
     Args:
         model: Name with its tag, for example `unireplknet_a.in1k`, `local-dir:<folder>` of `zoo.save_pretrained`, or
             the folder of a run.
-        data: Folder with one folder per class, or with such a `val/`, `valid/`, `validation/` or `test/`. Folders named
+        data: A table, for a model of tables. Folder with one folder per class, or with such a `val/`, `valid/`, `validation/` or `test/`. Folders named
             by the model's labels (for ImageNet `n01440764`, ...) may be a subset of the classes; other names are
             assigned in sorted order.
         checkpoint: Weights to use instead of fetching the released ones.
@@ -83,8 +115,10 @@ def validate(
         CheckpointError: The weights are missing and cannot be fetched (the message says which file to place where), or
             do not have the recorded hash.
         DataError: The folder or its images are missing or damaged.
-        ValidationError: The name has no weights, or the classes do not match.
+        ValidationError: The name has no weights, or the classes do not match; or the table's target is not known.
     """
+    if Path(data).expanduser().is_file():
+        return _on_table(model, Path(data).expanduser(), checkpoint, device)
     folder = _image_folder(Path(data).expanduser())
     network = _load(model, checkpoint)
     cfg: dict[str, Any] = dict(network.pretrained_cfg)  # type: ignore[arg-type]
@@ -109,6 +143,36 @@ def validate(
     count = len(images)
     top5 = 100 * hits5 / count if classes > 5 else None
     return Validation(model, count, 100 * hits1 / count, top5, published(cfg.get("notes")), preprocessing)
+
+
+def _on_table(model: str, path: Path, checkpoint: str | Path | None, device: str) -> TableValidation:
+    network = to_deploy(_load(model, checkpoint).eval(), inplace=True).to(device)
+    form = form_for(path, inputs.record_of(network))
+    if form.kind != "table":
+        raise ValidationError(f"{model} takes inputs of the kind {form.kind!r}: give a folder of them")
+    if form.target is None:
+        raise ValidationError(f"the record of {model} does not name the column that it predicts")
+    read = read_rows(path, form)
+    table = open_table(path, form.separator, form.encoding)
+    cfg: Any = getattr(network, "pretrained_cfg", None) or {}
+    classes = list(cfg.get("label_names") or ())
+    target = table.match([form.target], also=table.header or ()).places[0]
+    y = read_targets(table, table.name(target), classes)
+    outputs = torch.cat([network(rows.to(device)).float().cpu() for rows in read.values.split(4096)])
+    if not outputs.isfinite().all():
+        raise ValidationError(f"{path}: the model gives NaN or infinity")
+    metrics = _metrics(outputs, y, bool(classes))
+    return TableValidation(model, str(path), len(y), form.target, metrics, read.notes)
+
+
+def _metrics(outputs: Tensor, y: np.ndarray, classes: bool) -> dict[str, float]:
+    if classes:
+        decided = (outputs[:, 0] > 0).long() if outputs.shape[1] == 1 else outputs.argmax(1)
+        right = float((decided.numpy() == y).mean())
+        return {"accuracy": right, "most_frequent": float(np.bincount(y).max() / len(y))}
+    error, spread = outputs.squeeze(-1).double().numpy() - y, float(np.square(y - y.mean()).sum())
+    metrics = {"r2": 1 - float(np.square(error).sum()) / spread} if spread else {}
+    return metrics | {"rmse": float(np.sqrt(np.square(error).mean()))}
 
 
 def published(notes: Sequence[str] | None) -> float | None:
