@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def card(record: Mapping[str, Any], place: str = "") -> str:
 
 def _elsewhere(line: str) -> str:
     """A command without the folders of this machine: absolute paths become their last part."""
-    return re.sub(r"(?<![\w./-])~?/(?!/)(?:[^/,\[\]'\"\s]+/)*", "", line)
+    return shlex.join(re.sub(r"(?<![\w./-])~?/(?!/)(?:[^/,\[\]'\"]+/)*", "", word) for word in shlex.split(line))
 
 
 def _seeds(metric: Mapping[str, Any]) -> list[tuple[str, str]]:
