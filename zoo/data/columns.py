@@ -97,7 +97,9 @@ class Survey:
         return "mixed" if 2 * self.numbers >= self.present else "words"
 
 
-def survey(table: TableFile, places: Sequence[int], missing_words: Collection[str] = (), limit: int = 100) -> list[Survey]:
+def survey(
+    table: TableFile, places: Sequence[int], missing_words: Collection[str] = (), limit: int = 100
+) -> list[Survey]:
     """Count the cells of some columns; `limit` is the number of different cells that are kept."""
     found = [Survey(table.name(place)) for place in places]
     for line, row in table.rows():
@@ -170,9 +172,7 @@ def read_columns(
         cells = np.array(numbers)
         empty = cells[:0]
         numeric = variable.values is None
-        found.append(
-            Column(table, variable.name, cells if numeric else empty, empty if numeric else cells, list(seen))
-        )
+        found.append(Column(table, variable.name, cells if numeric else empty, empty if numeric else cells, list(seen)))
     return found, lines
 
 
@@ -252,5 +252,6 @@ def check_words(columns: Sequence[Column], lines: Sequence[int]) -> None:
             if not is_printable(word):
                 line = lines[int(np.argmax(column.codes == code))]
                 raise DataError(
-                    f"{column.table.where(line)}: {column.name} is {word[:40]!r}, with characters that cannot be printed"
+                    f"{column.table.where(line)}: {column.name} is {word[:40]!r}, with characters that cannot be "
+                    "printed"
                 )

@@ -92,7 +92,9 @@ class OwnTable:
     lines: list[str] = field(default_factory=list)
 
 
-def open_table(path: str | Path, separator: str | None = None, encoding: str | None = None, **layout: bool | None) -> TableFile:
+def open_table(
+    path: str | Path, separator: str | None = None, encoding: str | None = None, **layout: bool | None
+) -> TableFile:
     """Open a text or Parquet table, by its suffix; see `read_table` and `read_parquet`."""
     path = Path(path).expanduser()
     if path.suffix.lower() == ".parquet":
@@ -108,7 +110,7 @@ def read_own_table(options: Options) -> OwnTable:
     """
     table = _opened(options.path, options)
     names, left_out = _features(table, options)
-    assert table.header is not None and options.target is not None
+    assert options.target is not None
     places = [table.column(name) for name in names]
     surveys = survey(table, [*places, table.column(options.target)], options.missing_words, options.max_categories)
     about = surveys.pop()
@@ -118,7 +120,7 @@ def read_own_table(options: Options) -> OwnTable:
     y, names_of_classes = target.values, target.classes
     parts = _parts(table, lines, y, bool(names_of_classes), options)
     variables, columns, constant = _fitted(variables, columns, parts["train"], lines)
-    left_out |= {name: "the same in all training rows" for name in constant}
+    left_out |= dict.fromkeys(constant, "the same in all training rows")
     form = _form(variables, options, table)
     X, notes = encode(columns, variables, lines)
     if options.test_path is not None:
@@ -197,7 +199,9 @@ def _variable(about: Survey, table: TableFile, options: Options) -> Variable:
                 f"{listed(list(map(repr, about.words)), 3)}: {leave_out}, or set data.max_categories"
             )
         if many == about.rows - about.gaps > 20:
-            raise DataError(f"{table.path}: {name} is another word in each of its rows, so it tells nothing: {leave_out}")
+            raise DataError(
+                f"{table.path}: {name} is another word in each of its rows, so it tells nothing: {leave_out}"
+            )
         if about.gaps and options.missing == "refuse":
             _refuse_missing(table, name, options)
         required = options.missing == "refuse"
@@ -214,9 +218,7 @@ def _variable(about: Survey, table: TableFile, options: Options) -> Variable:
         line, cell = about.odd
         why = "not a number as most of its cells"
         word = f", or data.missing_words=[{cell[:40]!r}] if it means a missing value" if is_printable(cell) else ""
-        raise DataError(
-            f"{table.where(line)}: {name} is {cell[:40]!r}, {why}: correct it{word}; {as_category}"
-        )
+        raise DataError(f"{table.where(line)}: {name} is {cell[:40]!r}, {why}: correct it{word}; {as_category}")
     if gaps and options.missing == "refuse":
         _refuse_missing(table, name, options)
     return Variable(name=name, truth=about.kind == "truths", fill=0.0 if options.missing == "fill" else None)
@@ -248,7 +250,9 @@ def _fitted(
         kept.append(fitted(column, variable, rows))
         theirs.append(column)
     if not kept:
-        raise DataError(f"{columns[0].table.path}: every column is the same in all training rows: nothing to learn from")
+        raise DataError(
+            f"{columns[0].table.path}: every column is the same in all training rows: nothing to learn from"
+        )
     return kept, theirs, constant
 
 
@@ -292,8 +296,8 @@ class _Target:
             raise DataError(f"{table.path}: {about.name} is {names[0][:40]!r} in all rows: there is one class only")
         if 2 * len(names) > max(len(words), 4):
             raise DataError(
-                f"{table.path}: {about.name} has {len(names):,} different values in {len(words):,} rows, too many to be "
-                "classes"
+                f"{table.path}: {about.name} has {len(names):,} different values in {len(words):,} rows, too many to "
+                "be classes"
             )
         index = {name: i for i, name in enumerate(names)}
         return cls(np.array([index[word] for word in words], np.int64), names, reason)
@@ -450,7 +454,8 @@ def _test_rows(
     form: inputs.Table, classes: Sequence[str], options: Options
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Inputs and targets of the test file, and notes."""
-    assert options.test_path is not None and options.target is not None
+    assert options.test_path is not None
+    assert options.target is not None
     table = _opened(options.test_path, options)
     wanted = [variable.name for variable in form.variables]
     found = table.match([*wanted, options.target], "the training table", also=[*(table.header or ())])
@@ -477,8 +482,8 @@ def _check_parts(
     if absent := sorted(set(range(len(classes))) - set(values.tolist())):
         row = int(np.argmax(y == absent[0]))
         raise DataError(
-            f"{table.where(lines[row])}: {options.target} is {classes[absent[0]][:40]!r}, which no training row is once "
-            "the rows are split"
+            f"{table.where(lines[row])}: {options.target} is {classes[absent[0]][:40]!r}, which no training row is "
+            "once the rows are split"
         )
 
 

@@ -61,7 +61,9 @@ class ParquetTable(TableFile):
             return value.isoformat(sep=" ")
         if isinstance(value, datetime.date | datetime.time):
             return value.isoformat()
-        raise DataError(f"{self.where(row)}: {self.name(column)} holds a {type(value).__name__}, not a number or a text")
+        raise DataError(
+            f"{self.where(row)}: {self.name(column)} holds a {type(value).__name__}, not a number or a text"
+        )
 
 
 def read_parquet(path: str | Path) -> ParquetTable:
@@ -89,6 +91,8 @@ def read_parquet(path: str | Path) -> ParquetTable:
     if not names:
         raise DataError(f"{path} is empty: it has 0 columns")
     if rows * len(names) > _MAX_CELLS:
-        raise DataError(f"{path} has {rows:,} rows of {len(names)} cells, more than can be read at once: split it first")
+        raise DataError(
+            f"{path} has {rows:,} rows of {len(names)} cells, more than can be read at once: split it first"
+        )
     check_names(path, names)
     return ParquetTable(path, ",", "utf-8", names, len(names), source=source)

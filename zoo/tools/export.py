@@ -41,8 +41,8 @@ FORMATS = ("program", "onnx")
 TOLERANCE = 1e-5
 _NAMES = {"program": "model.pt2", "onnx": "model.onnx", "int8": "model.int8.onnx"}
 _PREPARED = (
-    "the input is rows of prepared numbers, float32, in the order of input_record.columns: numbers as in the file, with "
-    "the fill value of their variable where one is missing, and 1 in the column NAME=(missing) if there is one; of each "
+    "the input is rows of prepared numbers, float32, in the order of input_record.columns: numbers as in the file, the "
+    "fill value of their variable where one is missing, and 1 in the column NAME=(missing) if there is one; of each "
     "category 1 in the column NAME=CATEGORY and 0 in the others"
 )
 _INPUTS = ("input", "marks")  # calendar marks only for forecasting models that use them

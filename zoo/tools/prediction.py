@@ -80,9 +80,7 @@ def predict(model: Any, files: Any, top: int = 5, header: bool = True) -> list[d
             place = Path(given.name)
             form = inputs.read(subject.record)
             note = _note(place, given.arguments[0], form, first=not found) if given.first == 1 else {}
-            far = kind == "table" and far_out(
-                place, given.arguments[0], subject.scaling, form.columns, form.measured()
-            )
+            far = kind == "table" and far_out(place, given.arguments[0], subject.scaling, form.columns, form.measured())
             note = {"note": far} if far and given.first == 1 else note
             for i, answer in enumerate(subject.answers(given.arguments, top)):
                 entry: dict[str, Any] = {"file": given.name} if given.path else {}
@@ -383,7 +381,9 @@ def as_rows(found: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
         else:
             answers: dict[str, Any] = {}
             for i, one in enumerate(entry["predictions"], 1):
-                answers |= {(key if i == 1 else f"{key} {i}"): one[key] for key in ("class", "probability") if key in one}
+                answers |= {
+                    (key if i == 1 else f"{key} {i}"): one[key] for key in ("class", "probability") if key in one
+                }
             rows.append(place | answers)
     header = list(dict.fromkeys(key for row in rows for key in row))
     return [header, *([_cell(row.get(key, "")) for key in header] for row in rows)]

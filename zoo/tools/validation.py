@@ -103,9 +103,9 @@ def validate(
     Args:
         model: Name with its tag, for example `unireplknet_a.in1k`, `local-dir:<folder>` of `zoo.save_pretrained`, or
             the folder of a run.
-        data: A table, for a model of tables. Folder with one folder per class, or with such a `val/`, `valid/`, `validation/` or `test/`. Folders named
-            by the model's labels (for ImageNet `n01440764`, ...) may be a subset of the classes; other names are
-            assigned in sorted order.
+        data: A table, for a model of tables; or a folder with one folder per class, or with such a `val/`, `valid/`,
+            `validation/` or `test/`. Folders named by the model's labels (for ImageNet `n01440764`, ...) may be a
+            subset of the classes; other names are assigned in sorted order.
         checkpoint: Weights to use instead of fetching the released ones.
         batch_size: Batch size.
         num_workers: Worker processes that decode images; 0 decodes in this process.
@@ -156,8 +156,9 @@ def _on_table(model: str, path: Path, checkpoint: str | Path | None, device: str
     table = open_table(path, form.separator, form.encoding)
     cfg: Any = getattr(network, "pretrained_cfg", None) or {}
     classes = list(cfg.get("label_names") or ())
-    target = table.match([form.target], also=table.header or ()).places[0]
-    y = read_targets(table, table.name(target), classes)
+    names = [variable.name for variable in form.variables] or form.columns
+    place = table.match([*names, form.target], also=table.header or ()).places[-1]
+    y = read_targets(table, table.name(place), classes)
     outputs = torch.cat([network(rows.to(device)).float().cpu() for rows in read.values.split(4096)])
     if not outputs.isfinite().all():
         raise ValidationError(f"{path}: the model gives NaN or infinity")
