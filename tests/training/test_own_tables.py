@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for program, *words in commands():
             assert program == "python"
             if words[0] == "train.py":
-                train_here(folder, *words[1:], "trainer.max_epochs=8")
+                train_here(folder, *words[1:], "trainer.max_epochs=20")
             else:
                 assert words[:2] == ["-m", "zoo"]
                 assert main(words[2:]) == 0, words
