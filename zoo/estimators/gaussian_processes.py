@@ -25,7 +25,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from zoo.estimators.named import register_estimator
+from zoo.estimators.named import check_columns, register_estimator
 from zoo.kernels.compose import Scaled
 from zoo.kernels.kernel import Kernel
 from zoo.kernels.matern import Matern
@@ -50,6 +50,11 @@ class _Process(BaseEstimator):
     """Base of both estimators."""
 
     n_iter_: int
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take back fitted attributes, for :mod:`zoo.estimators.saved`; ValueError if they do not fit."""
+        check_columns(state, "mean_", "scale_")
+        vars(self).update(state)
 
     def _scaled(self, X: np.ndarray) -> Tensor:
         return torch.from_numpy((X - self.mean_) / self.scale_)

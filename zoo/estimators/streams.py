@@ -24,7 +24,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from zoo.estimators.named import register_estimator
+from zoo.estimators.named import check_columns, register_estimator
 from zoo.kernels.random_features import FourierFeatures
 from zoo.learners.heads import Discriminant, Mixture, register_learner
 from zoo.learners.statistics import ClassStatistics
@@ -230,6 +230,14 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         """The fitted attributes, for :mod:`zoo.estimators.saved`, without the head, which the statistics determine."""
         parameters = self.get_params(deep=False)
         return {k: v for k, v in vars(self).items() if k not in parameters} | {"_made": []}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take back fitted attributes, for :mod:`zoo.estimators.saved`; ValueError if they do not fit."""
+        check_columns(state, "mean_", "scale_")
+        kinds = {"statistics_": ClassStatistics, "_labels": list, "_histograms": dict, "_discriminant": dict}
+        if wrong := next((name for name, kind in kinds.items() if not isinstance(state.get(name), kind)), None):
+            raise ValueError(f"{wrong} is not a {kinds[wrong].__name__}")
+        vars(self).update(state | {"_made": []})
 
     # ---- predicting ----------------------------------------------------------------------------------------
 

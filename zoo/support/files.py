@@ -43,6 +43,7 @@ __all__ = [
     "check_replaceable",
     "fetch_hub",
     "hub_config",
+    "is_safetensors",
     "locate",
     "offline",
     "offline_reason",
@@ -231,6 +232,16 @@ def _neighbours(path: Path) -> str:
         return f": its folder {path.parent} does not exist either"
     close = nearest(path.name, names)
     return f"; that folder has {', '.join(close)}" if close else ""
+
+
+def is_safetensors(path: str | Path) -> bool:
+    """Whether a file is read as safetensors, by its content.
+
+    Raises:
+        CheckpointError: It is missing, empty, or not a regular file.
+    """
+    path = _checked(path)
+    return _looks_like_safetensors(path, _first_bytes(path)[1])
 
 
 def _looks_like_safetensors(path: Path, head: bytes) -> bool:
