@@ -36,6 +36,7 @@ from torch import Tensor
 from zoo.estimators.grbf_fits import BLOCK, fit_all, fit_many, to_tensor
 from zoo.estimators.grbf_solvers import Networks
 from zoo.estimators.named import check_columns, register_estimator
+from zoo.estimators.pipelines import OfClasses, OfValues
 from zoo.estimators.threads import few_threads
 from zoo.learners.agop import MetricMachine
 from zoo.models.grbf import (
@@ -406,6 +407,10 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """A copy of the trained network as a torch module: rows that are not standardised to logits or values."""
         check_is_fitted(self)
         return copy.deepcopy(self.network_)
+
+    def to_pipeline(self) -> OfValues:
+        """A torch module from rows in their own units to probabilities (n, K), or values (n, 1)."""
+        return (OfValues if self._is_regressor else OfClasses)(self.to_module())
 
     # ---- explanations -------------------------------------------------------------------------------------
 
