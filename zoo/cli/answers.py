@@ -171,11 +171,14 @@ def _export(options: argparse.Namespace) -> int:
 def add_validate(parser: argparse.ArgumentParser) -> None:
     """Without --data: evaluate shipped weights, or a run, on the test part of their own data (without a test, on the
     validation part), and compare with the record. With --data: classify a folder of images, and print the accuracy
-    beside the published one.
+    beside the published one; or measure a saved estimator on a table.
     """
     parser.add_argument("model", nargs="?", help=MODEL)
     parser.add_argument("--model", dest="named", metavar="MODEL", help=argparse.SUPPRESS)  # the older form
-    parser.add_argument("--data", type=Path, help="folder with val/, or with one folder per class")
+    parser.add_argument(
+        "--data", type=Path, help="folder with val/, or with one folder per class; of an estimator: a table"
+    )
+    parser.add_argument("--target", help="of an estimator: column of the right answers (the one that is no input)")
     parser.add_argument("--root", help=f"without --data: {ROOT}")
     parser.add_argument(
         "--checkpoint", type=Path, help="with --data: a file with the weights, instead of fetching them"
@@ -193,6 +196,13 @@ def _validate(parser: argparse.ArgumentParser, options: argparse.Namespace) -> i
         parser.error("name a model")
     if options.data is None:
         return _validate_record(model, options)
+    from zoo.tools.estimators import score
+    from zoo.tools.pretrained import holds_estimator
+
+    if holds_estimator(model):
+        figures = score(model, options.data, options.target)
+        numbers = ", ".join(f"{k} {figures[k]:.4f}" for k in ("accuracy", "rmse", "r2") if figures.get(k) is not None)
+        return told(options, figures, [f"{figures['name']} on {figures['rows']} rows of {figures['data']}: {numbers}"])
     from zoo.tools.validation import validate
 
     found = validate(
