@@ -187,13 +187,16 @@ def _export(options: argparse.Namespace) -> int:
 def add_validate(parser: argparse.ArgumentParser) -> None:
     """Without --data: evaluate shipped weights, or a run, on the test part of their own data (without a test, on the
     validation part), and compare with the record. With --data: classify a folder of images, and print the accuracy
-    beside the published one.
+    beside the published one; or measure a saved estimator on a table.
     """
     parser.add_argument("model", nargs="?", help=MODEL)
     parser.add_argument("--model", dest="named", metavar="MODEL", help=argparse.SUPPRESS)  # the older form
     parser.add_argument(
-        "--data", type=Path, help="folder with val/, or with one folder per class; or a list of images, .csv"
+        "--data",
+        type=Path,
+        help="folder with val/, or with one folder per class; a list of images, .csv; of an estimator: a table",
     )
+    parser.add_argument("--target", help="of an estimator: column of the right answers (the one that is no input)")
     _place_options(parser, "without --data: ")
     parser.add_argument("--file-column", default="file", help="of a list in --data: the column of the names (file)")
     parser.add_argument("--class-column", default="class", help="of a list in --data: the column of classes (class)")
@@ -213,6 +216,13 @@ def _validate(parser: argparse.ArgumentParser, options: argparse.Namespace) -> i
         parser.error("name a model")
     if options.data is None:
         return _validate_record(model, options)
+    from zoo.tools.estimators import score
+    from zoo.tools.pretrained import holds_estimator
+
+    if holds_estimator(model):
+        figures = score(model, options.data, options.target)
+        numbers = ", ".join(f"{k} {figures[k]:.4f}" for k in ("accuracy", "rmse", "r2") if figures.get(k) is not None)
+        return told(options, figures, [f"{figures['name']} on {figures['rows']} rows of {figures['data']}: {numbers}"])
     from zoo.tools.validation import validate
 
     found = validate(

@@ -37,10 +37,12 @@ def record_of(model: str | Path, data: bool = True) -> dict[str, Any]:
     Raises:
         ToolError: There is no such model, or it has no record of its data.
     """
+    from zoo.tools.estimators import refuse
     from zoo.tools.release import describe, places_of, saved
 
     try:
         name = as_named(model)
+        refuse(model)
     except ValueError as error:
         raise ToolError(str(error)) from None
     if bundled_weights.NAME.fullmatch(name):
