@@ -17,7 +17,10 @@ class _Place(argparse.Action):
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
         word = str(option_string).lstrip("-")
-        namespace.root = {**(namespace.root or {}), next(w for w in ("path", "cache", "root") if w.startswith(word)): values}
+        namespace.root = {
+            **(namespace.root or {}),
+            next(w for w in ("path", "cache", "root") if w.startswith(word)): values,
+        }
 
 
 def _place_options(parser: argparse.ArgumentParser, when: str = "") -> None:
@@ -31,7 +34,9 @@ def _place_options(parser: argparse.ArgumentParser, when: str = "") -> None:
 def add_predict(parser: argparse.ArgumentParser) -> None:
     """Classify images, recordings, videos, point clouds, spectra and texts; predict rows of tables; forecast series."""
     parser.add_argument("model", help=MODEL)
-    parser.add_argument("files", nargs="+", type=Path, help="of the kind that the model takes, folders or lists of them")
+    parser.add_argument(
+        "files", nargs="+", type=Path, help="of the kind that the model takes, folders or lists of them"
+    )
     parser.add_argument("--file-column", default="file", help="of a list, .csv: the column of the names (file)")
     parser.add_argument("--top", type=positive, default=5, help="classes to name (5)")
     parser.add_argument(

@@ -318,9 +318,9 @@ class AudioFolder(AudioDataModule, FileParts):
     """Recordings in folders, one per class, or of a list, see :class:`zoo.data.lists.FileParts`.
 
     `path` holds one folder per class, or `train/`, `test/` and optionally `val/`, each with one folder per class.
-    Without a test part, `test_fraction` of each class is held out; in the layout of Speech Commands the test and validation
-    parts are the files named in `testing_list.txt` and `validation_list.txt`, one path per line. Nested folders, links
-    and hidden files are treated as in :class:`ImageFolder`. All splits are the same for every seed.
+    Without a test part, `test_fraction` of each class is held out; in the layout of Speech Commands the test and
+    validation parts are the files named in `testing_list.txt` and `validation_list.txt`, one path per line. Nested
+    folders, links and hidden files are treated as in :class:`ImageFolder`. All splits are the same for every seed.
 
     Args:
         path: The folder, or a list.

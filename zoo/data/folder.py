@@ -109,9 +109,9 @@ class ImageFolder(FileParts):
 
     `path` contains `train/`, `val/` (or `valid/`, `validation/`) and `test/`, each with one folder per class; only
     `train/` is required. Or it contains the class folders themselves; or it is a list, see
-    :class:`zoo.data.lists.FileParts`. Without a validation part, `val_fraction` of each class's training images is split
-    off, the same for every seed. Without a test part and with `test_fraction=0`, the validation part is also the test
-    part, and training runs are not tested.
+    :class:`zoo.data.lists.FileParts`. Without a validation part, `val_fraction` of each class's training images is
+    split off, the same for every seed. Without a test part and with `test_fraction=0`, the validation part is also the
+    test part, and training runs are not tested.
 
     For evaluation at `image_size` below 384, the short side is resized to `image_size / 0.875` and the centre is
     cropped; from 384 on, the image is squashed to the size without a crop (as UniRepLKNet's checkpoints are evaluated,
@@ -277,6 +277,13 @@ class ImageNet(ImageFolder):
         DataError: As for `ImageFolder`.
     """
 
-    @extends(ImageFolder, without=LIST_WORDS, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25, batch_size=128, num_workers=8)
+    @extends(
+        ImageFolder,
+        without=LIST_WORDS,
+        auto_augment="rand-m9-mstd0.5-inc1",
+        re_prob=0.25,
+        batch_size=128,
+        num_workers=8,
+    )
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

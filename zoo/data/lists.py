@@ -129,7 +129,7 @@ def _file_of(listing: Listing, row: int, name: str, home: Path, kind: Files) -> 
         raise DataError(f"{listing.place(row)}: {name!r:.100} is no name of a file ({error})") from None
     if outside:
         raise DataError(
-            f"{listing.place(row)}: {name!r:.100} leads out of {home}: list files in it, or name another with folder=..."
+            f"{listing.place(row)}: {name!r:.100} leads out of {home}: list files in it, or give another folder=..."
         )
     if not name.lower().endswith(kind.suffixes):
         raise DataError(f"{listing.place(row)}: {name!r:.100} is no {kind.one} ({' '.join(kind.suffixes)})")

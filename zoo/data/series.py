@@ -464,8 +464,8 @@ class Forecast(ImageDataModule):
 
     The series is split in time: by default 70 % for training, then 10 % for validation and 20 % for testing. Input
     windows of the validation and test parts may begin before the part. Variables are standardised by the training
-    part's mean and standard deviation. Of several files, each is split in time by itself, and no window crosses from one
-    into another; they need the same variables and the same step.
+    part's mean and standard deviation. Of several files, each is split in time by itself, and no window crosses from
+    one into another; they need the same variables and the same step.
 
     Args:
         name: `chicago` (5,698 days, 39 variables), `jfk_weather` (8,706 hours, 7), `victoria_electricity` (17,520 half
@@ -567,8 +567,8 @@ class Forecast(ImageDataModule):
             series = read_csv(path, **self.reading)
             if sorted(series.names) != sorted(first.names):
                 raise DataError(
-                    f"{path} has the variables {listed(series.names)}, and {paths[0]} has {listed(first.names)}: series "
-                    "of several files need the same ones"
+                    f"{path} has the variables {listed(series.names)}, and {paths[0]} has {listed(first.names)}: all "
+                    "files need the same ones"
                 )
             if series.names != first.names:  # in another order
                 series = read_csv(path, **self.reading | {"columns": first.names})

@@ -1,4 +1,4 @@
-"""Task streams for continual learning, from images in memory: permuted pixels, rotated images, split classes, own tasks.
+"""Task streams for continual learning, from images in memory: permuted or rotated images, split classes, own tasks.
 
 >>> stream = PermutedTasks(train, test, tasks=20, seed=1)     # pairs of images (N, C, H, W) and classes (N,)
 >>> task = stream[3]                                          # indexable and iterable
@@ -526,7 +526,7 @@ def _listed_tasks(listing: Listing) -> list[_Files]:
         rows = {p: [i for i, own in enumerate(tasks) if own == name and part[i] == p] for p in PARTS}
         if rows["val"]:
             raise DataError(
-                f"{listing.place(rows['val'][0])}: a task has training and test rows; validation is data.evaluate_on=val"
+                f"{listing.place(rows['val'][0])}: a task has train and test rows; validation is data.evaluate_on=val"
             )
         files = {
             p: ([listing.files[i] for i in rows[p]], [listing.columns["class"][i] for i in rows[p]])
@@ -534,7 +534,9 @@ def _listed_tasks(listing: Listing) -> list[_Files]:
         }
         if not rows["train"] or ("part" in listing.columns and not rows["test"]):
             lacking = "test" if rows["train"] else "training"
-            raise DataError(f"{listing.path}: {listing.names.get('task', 'the list')} {name!r:.60} has no {lacking} row")
+            raise DataError(
+                f"{listing.path}: {listing.names.get('task', 'the list')} {name!r:.60} has no {lacking} row"
+            )
         found.append(_Files(name, files["train"], files["test"] if "part" in listing.columns else None))
     return found
 
@@ -546,10 +548,10 @@ class ContinualData(LightningDataModule):
     :class:`StreamTask`.
 
     The images are those of a published set, `name`, or own ones, `path`: a folder with a folder for each task, in the
-    order of their names (`task2` before `task10`), each of which holds class folders, or `train/` and `test/` with class
-    folders; or a list with a column of tasks. With a `scenario`, `path` is one folder of class folders (or with
-    `train/` and `test/`), or a list without tasks, from which the tasks are made. A class that comes in several tasks is
-    the same class. Own images are resized as :class:`zoo.data.pictures.Fit` does, and kept in memory.
+    order of their names (`task2` before `task10`), each of which holds class folders, or `train/` and `test/` with
+    class folders; or a list with a column of tasks. With a `scenario`, `path` is one folder of class folders (or with
+    `train/` and `test/`), or a list without tasks, from which the tasks are made. A class that comes in several tasks
+    is the same class. Own images are resized as :class:`zoo.data.pictures.Fit` does, and kept in memory.
 
     Args:
         name: `mnist5k`, `mnist`, `fashion_mnist`, `digits`, `cifar10` or `cifar100`; not used with `path`.
@@ -769,7 +771,9 @@ class ContinualData(LightningDataModule):
             own = torch.tensor([there.index(label) for label in labels.tolist()])
             told = balance(own, [self.class_names[i] for i in there])
             name = f" ({names[t]:.40})" if names else ""
-            lines.append(f"task {t}{name}: {len(labels):,} images for training, {len(tests):,} for {self.evaluate_on}: {told}")
+            lines.append(
+                f"task {t}{name}: {len(labels):,} images for training, {len(tests):,} for {self.evaluate_on}: {told}"
+            )
         if len(self.stream) > _TASKS_SHOWN:
             lines.append(f"... {len(self.stream)} tasks, {self.num_classes} classes")
         if self.evaluate_on == "val":

@@ -98,7 +98,7 @@ def _build_section(section: Any, place: str, **offered: Any) -> Any:
     values = current_arguments(build, values) | current_arguments(build, offered)
     if problems := check_call(build, values, place, given=offered, nested=False):
         if problems == ["data.path has no value"]:
-            raise ToolError(f"the files of {build.__name__} are not on record: name their folder with --path")
+            raise ToolError(_NO_PLACE.format(build.__name__))
         raise ToolError(f"the record does not fit {build.__name__}: {problems[0]}")
     try:
         return build(**values)
@@ -113,11 +113,12 @@ def part_of(record: Mapping[str, Any]) -> str:
     return "validation" if record.get("metric", {}).get("name", "").startswith("val/") else "test"
 
 
-#: Where the data of a record is: its folder, or `path` (own data), `cache` (what was fetched) or `root` (either) by name.
+#: Where the data of a record is: a folder, or by name `path` (own data), `cache` (what was fetched), `root` (either).
 Places = str | Mapping[str, str]
 
 
 _PLACES = ("path", "folder", "cache", "root")
+_NO_PLACE = "the files of {} are not on record: name their folder with --path"
 
 
 def build_data(record: Mapping[str, Any], root: Places | None = None, **changes: Any) -> Any:
@@ -137,6 +138,8 @@ def build_data(record: Mapping[str, Any], root: Places | None = None, **changes:
     if "path" in places and not Path(places["path"]).expanduser().exists():
         raise ToolError(f"the data of the run, {places['path']}, is not there any more: name its place with --path")
     config = {**record["data"]["config"], **changes, **places}
+    if record["data"].get("own") and not {"path", "root"} & {*places, *given}:
+        raise ToolError(_NO_PLACE.format(str(config["_target_"]).rpartition(".")[2]))
     config = {key: value for key, value in config.items() if value is not None or key not in _PLACES}
     with _fetching(record):
         data = _build_section(config, "data", **given)

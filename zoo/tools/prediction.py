@@ -49,9 +49,9 @@ def predict(
         model: Name of shipped or published weights, the folder of a saved model or estimator or of a run,
             `local-dir:<folder>`; or a model or a fitted estimator itself, which is not changed.
         files: A file of the kind the model takes, a folder of such files, a table (.csv, .tsv) with a column of their
-            names, or a list of these. Columns of tables and series are matched by name, or taken in order if the input record has no names. Or a data frame (pandas or
-            polars), for a model of tables; or an array or tensor: rows (n, D) of a table, in the units of a file, or
-            inputs (n, ...) prepared as the model takes them.
+            names, or a list of these. Columns of tables and series are matched by name, or taken in order if the input
+            record has no names. Or a data frame (pandas or polars), for a model of tables; or an array or tensor: rows
+            (n, D) of a table, in the units of a file, or inputs (n, ...) prepared as the model takes them.
         top: Largest number of classes per prediction.
         header: Whether tables have a header line; without one, their columns must be in the model's order.
         file_column: Column of the names in a table of files, which start from its folder and stay in it.

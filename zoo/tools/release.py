@@ -76,7 +76,7 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
     summary, config = read_parts(best)
     model = saved(best / "model")
     tag = tag or _tag(model["architecture"], run.name)
-    data = _resolved(config["data"], config)
+    data = _data_section(config)
     facts = summary.get("data", {})
     where = origin(data)
     parts = ("train", "val", "test") if judged.startswith("test/") else ("train", "val")
@@ -104,6 +104,7 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
             "source": where.source,
             "rows": {part: facts[part] for part in parts if part in facts},
             "config": _without_places(data) | {"seed": config.get("seed")},
+            **({"own": True} if data.get("path") else {}),
         },
         "task": _resolved(config["task"], config),
         "license": license,
@@ -211,10 +212,20 @@ def _resolved(value: Any, config: dict[str, Any]) -> Any:
 _PLACES = ("path", "folder", "cache", "root")  # arguments of a data module that depend on the machine
 
 
+def _data_section(config: dict[str, Any]) -> dict[str, Any]:
+    """The `data` section, resolved; own data is its `path`, which a series had as its name, too."""
+    section = dict(_resolved(config["data"], config))
+    name = section.get("name")
+    if isinstance(name, str) and re.search(r"[./\\]", name) and not section.get("path"):
+        section["path"] = name
+    if section.get("path"):  # not the published set of that name
+        section.pop("name", None)
+    return section
+
+
 def _without_places(section: dict[str, Any]) -> dict[str, Any]:
-    """A `data` section without what depends on the machine; own data is then in no place, and not by name elsewhere."""
-    kept = {key: None if key in _PLACES and isinstance(value, str) else value for key, value in section.items()}
-    return kept | ({"name": None} if section.get("path") and "name" in kept else {})
+    """A `data` section without what depends on the machine."""
+    return {key: None if key in _PLACES and isinstance(value, str) else value for key, value in section.items()}
 
 
 def places_of(run: Path) -> dict[str, str]:
@@ -223,8 +234,7 @@ def places_of(run: Path) -> dict[str, str]:
     Raises:
         RunsError: The folder is not that of a finished run.
     """
-    config = read_parts(run)[1]
-    section = _resolved(config["data"], config)
+    section = _data_section(read_parts(run)[1])
     return {key: value for key in _PLACES if isinstance(value := section.get(key), str)}
 
 
