@@ -98,6 +98,7 @@ def test_columns_are_what_they_hold(customers: Path) -> None:
     assert "missing: age 5 (median" in told
     assert "region 9 (a category of its own)" in told
     assert "left out: id (data.drop)" in told
+    assert "train: 43 rows: no" in told
 
 
 def test_training_and_prediction_prepare_alike(customers: Path, tmp_path: Path) -> None:
@@ -392,7 +393,6 @@ def test_words_of_a_file_are_for_files(customers: Path) -> None:
     with pytest.raises(DataError, match="target is for a file of your own, which path names"):
         Tabular(target="stays")
     assert Tabular().table_name == "wine"
-    assert "wine: 178 rows, 13 inputs, 3 classes; parts: train" in Tabular().describe()[0]
 
 
 # ---- what a model remembers --------------------------------------------------------------------------------

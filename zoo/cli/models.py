@@ -77,6 +77,7 @@ def _estimator_rows(facts: dict[str, Any]) -> list[list[str]]:
         ["input", f"{facts['input'][0]} columns{names}"],
         ["outputs", classes if facts["classes"] else "a value"],
         ["fitted", f"{facts['numbers']:,} numbers"],
+        ["weights", facts["weights"]],
     ]
     return [*rows, *([key, value] for key, value in facts["settings"].items())]
 

@@ -81,7 +81,8 @@ class OwnTable:
         parts: Indices of the rows of `train`, `val` and `test`; empty parts are left out.
         form: The input record.
         class_names: Names of the classes; empty for a regression.
-        lines: Description, a line each.
+        lines: What it holds, a line each.
+        notes: How it is split, what is missing, left out or was not seen in training, a line each.
     """
 
     X: np.ndarray
@@ -90,6 +91,7 @@ class OwnTable:
     form: inputs.Table
     class_names: list[str]
     lines: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def open_table(
@@ -130,7 +132,8 @@ def read_own_table(options: Options) -> OwnTable:
         _check_groups_apart(table, options)
     _check_parts(y, parts, names_of_classes, table, lines, target, options)
     own = OwnTable(X, y, parts, form, names_of_classes)
-    own.lines = _description(own, table, options, target.reason, left_out, surveys, notes)
+    own.lines = _description(own, table, options, target.reason)
+    own.notes = _remarks(own, options, left_out, surveys, notes)
     return own
 
 
@@ -490,26 +493,20 @@ def _check_parts(
 # ---- description -------------------------------------------------------------------------------------------
 
 
-def _description(
-    own: OwnTable,
-    table: TableFile,
-    options: Options,
-    reason: str,
-    left_out: Mapping[str, str],
-    surveys: Sequence[Survey],
-    notes: Sequence[str],
-) -> list[str]:
+def _description(own: OwnTable, table: TableFile, options: Options, reason: str) -> list[str]:
     variables = own.form.variables
     many = sum(variable.values is not None for variable in variables)
     kinds = f"{len(variables)} columns ({len(variables) - many} of numbers, {many} of categories)"
     lines = [f"{table.path}: {len(own.y):,} rows, {kinds} make {own.form.count} inputs"]
-    lines += [f"target {options.target}: {reason}"]
-    if own.class_names:
-        counts = np.bincount(own.y, minlength=len(own.class_names))
-        lines += [f"classes: {listed([f'{n} {c:,}' for n, c in zip(own.class_names, counts, strict=True)])}"]
-    else:
-        lines += [f"values: {own.y.min():.6g} to {own.y.max():.6g}, mean {own.y.mean():.6g}"]
-    lines += [f"parts: {', '.join(f'{part} {len(rows):,}' for part, rows in own.parts.items())} rows, {_how(options)}"]
+    values = "" if own.class_names else f"; {own.y.min():.6g} to {own.y.max():.6g}, mean {own.y.mean():.6g}"
+    return [*lines, f"target {options.target}: {reason}{values}"]
+
+
+def _remarks(
+    own: OwnTable, options: Options, left_out: Mapping[str, str], surveys: Sequence[Survey], notes: Sequence[str]
+) -> list[str]:
+    variables = own.form.variables
+    lines = [f"split: {_how(options)}"]
     gaps = {one.name: one.gaps if v.values is not None else one.missing for one, v in _pairs(surveys, variables)}
     if told := [_gap(v, gaps[v.name]) for v in variables if gaps[v.name]]:
         lines += [f"missing: {listed(told, 20, 100)}"]

@@ -105,7 +105,7 @@ class WheelTable:
             try:
                 write_atomic(path, lambda file: _write(file, content))
             except CheckpointError as error:
-                raise DataError(f"{error}; choose another folder with root=...") from error
+                raise DataError(f"{error}; choose another folder with cache=...") from error
         try:
             file = read_table(path, header=False, separator=",")
             return self._table(name, [row for _, row in file.rows()])
@@ -502,7 +502,7 @@ class Tabular(ImageDataModule):
 
     Args:
         name: One of `zoo.data.tabular.table_names`; None means wine, if there is no `path`.
-        root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
+        cache: Folder of what is fetched; `None` means `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
         download: Fetch missing files with pip.
         rows: Rows of a synthetic table.
         val_fraction: Share of the training rows used for validation; 0 means no validation part.
@@ -533,11 +533,13 @@ class Tabular(ImageDataModule):
             not suit.
     """
 
+    unit = "rows"
+
     @extends(ImageDataModule, drop_last=False)
     def __init__(
         self,
         name: str | None = None,
-        root: str | Path | None = None,
+        cache: str | Path | None = None,
         download: bool = True,
         rows: PositiveInt = 1000,
         val_fraction: Share = 0.1,
@@ -582,7 +584,7 @@ class Tabular(ImageDataModule):
         self.table_name, self.download, self.rows, self.val_fraction = name, download, rows, val_fraction
         self.test_fraction = test_fraction
         self.full_batch = batch_size is None and path is None
-        self.root = cache_folder(root)
+        self.cache = cache_folder(cache)
         self._table: Table | None = None
         self._own: OwnTable | None = None
 
@@ -604,7 +606,7 @@ class Tabular(ImageDataModule):
                 self._table = Table(name, own.X, own.y, own.form.columns, groups, own.class_names)
             else:
                 assert self.table_name is not None
-                self._table = load_table(self.table_name, self.root, self.download, self.rows, self.seed)
+                self._table = load_table(self.table_name, self.cache, self.download, self.rows, self.seed)
         return self._table
 
     @property
@@ -654,13 +656,9 @@ class Tabular(ImageDataModule):
         return {"train": rest[first], "val": rest[second], "test": test}
 
     def describe(self) -> list[str]:
-        """What the table holds and how it is split, a line each."""
-        if self.own is not None:
-            return list(self.own.lines)
-        table = self.table
-        kind = f"{len(table.class_names)} classes" if table.class_names else "a value"
-        parts = ", ".join(f"{part} {len(rows):,}" for part, rows in self._split(table).items() if len(rows))
-        return [f"{table.name}: {len(table.y):,} rows, {table.X.shape[1]} inputs, {kind}; parts: {parts} rows"]
+        """What a table of the user holds, rows and classes of each part, and what is missing or left out."""
+        lines, notes = (self.own.lines, self.own.notes) if self.own is not None else ([], [])
+        return [*lines, *super().describe(), *notes]
 
     def training_table(self) -> tuple[Tensor, Tensor]:
         """All training rows (n, D) and targets (n,), in order, for models initialised from the data."""

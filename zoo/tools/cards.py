@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ def card(record: Mapping[str, Any], place: str = "") -> str:
     A run's card has no command that reproduces its figure, which would need the run's folder.
     """
     shipped = "folder" not in record
-    record = dict(record) if shipped else {**record, "command": _elsewhere(record["command"])}
     record, place = plain(record), place or record["name"]
     metric, data = record["metric"], record["data"]
     classes = record["class_names"]
@@ -77,11 +75,6 @@ def card(record: Mapping[str, Any], place: str = "") -> str:
     ]
     lines.append(markdown(["", ""], [(k, str(v).replace("|", "/")) for k, v in rows]))
     return "\n".join(lines) + "\n"
-
-
-def _elsewhere(line: str) -> str:
-    """A command without the folders of this machine: absolute paths become their last part."""
-    return shlex.join(re.sub(r"(?<![\w./-])~?/(?!/)(?:[^/,\[\]'\"]+/)*", "", word) for word in shlex.split(line))
 
 
 def _seeds(metric: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -24,16 +24,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.registry.factory import as_named
 from zoo.results.timing import interleaved_times
 from zoo.support.files import sha256_of, write_atomic, writer_of
 from zoo.support.inputs import record_of as input_record_of
 from zoo.support.values import DamagedFileError, check_output, leads_out, read_json
 from zoo.support.whole import staging
+from zoo.tools import estimators
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import batches, build_data, load, part_of, record_of
 from zoo.tools.info import example
-from zoo.tools.pretrained import estimator_config
 
 __all__ = ["FORMATS", "export", "quantize", "run_elsewhere"]
 
@@ -55,15 +54,15 @@ def export(
 
     Args:
         model: Name with a tag, `local-dir:<folder>` or the folder of a run, which are exported in deploy form; a saved
-            estimator with a torch module (GRBF), from rows in their own units to logits or values; or a module,
-            exported in the form it has.
+            estimator, from rows in their own units, which it standardises itself, to probabilities or values, compared
+            with its own `predict_proba` or `predict`; or a module, exported in the form it has.
         folder: Created if missing. An earlier export in it is replaced as a whole.
         formats: From :data:`FORMATS`: `program` (`torch.export`, model.pt2) and `onnx` (model.onnx).
         size: Side of the images, pixels; that of the record by default.
 
     Returns:
         Content of the folder's `deployment.json`: by format `file`, `bytes`, `sha256`, `max_difference` and `batches`;
-        `preprocessing`, `class_names` and `input_record`.
+        `preprocessing`, `class_names`, `input_record`, and `output` of an estimator (`probabilities` or `values`).
 
     Raises:
         OutputError: The folder cannot be created.
@@ -84,9 +83,12 @@ def export(
     told["input_record"] = record = input_record_of(network)
     if record["kind"] == "table" and record.get("variables"):
         told["prepared"] = _PREPARED
+    if isinstance(network, estimators.Pipeline):
+        told["output"] = "probabilities" if told["class_names"] else "values"
     batches = {n: _arguments(network, n, size) for n in (1, 2, 5)}
     with torch.no_grad():
-        expected = {n: network(*x).numpy() for n, x in batches.items()}
+        answers = getattr(network, "expected", None) or (lambda *x: network(*x).numpy())  # of an estimator: its own
+        expected = {n: answers(*x) for n, x in batches.items()}
     with _written(folder) as place, _quiet():
         program = _program(network, inputs)
         for kind in formats:
@@ -107,30 +109,8 @@ def export(
 def _network_of(model: str | nn.Module) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
-    try:
-        config = estimator_config(model)
-    except ValueError as error:  # no such model
-        raise ToolError(str(error)) from None
-    if config is None:
-        return load(model)
-    from zoo.estimators.saved import load_estimator
-
-    estimator = load_estimator(as_named(model))
-    if not callable(made := getattr(estimator, "to_module", None)):
-        raise ToolError(f"{type(estimator).__name__} has no torch module that could be exported; GRBF estimators have")
-    network = made().eval()
-    network.pretrained_cfg = {"input_size": (estimator.n_features_in_, 1, 1)}
-    network.pretrained_cfg["label_names"] = config.get("label_names", [])
-    network.input_record = config["input"]
-    rows = example(network, 5)
-    with torch.no_grad():
-        found = network(rows).squeeze(-1).numpy()
-    function = getattr(estimator, "decision_function", estimator.predict)
-    with warnings.catch_warnings(action="ignore"):  # about the names of the features
-        right = function(rows.numpy())
-    if not np.allclose(found, right, rtol=TOLERANCE, atol=TOLERANCE):
-        raise ToolError(f"the module of {type(estimator).__name__} answers otherwise than the estimator")
-    return network
+    saved = estimators.open_estimator(model)
+    return load(model) if saved is None else estimators.pipeline(saved)
 
 
 def _write_deployment(place: Path, told: Mapping[str, Any]) -> None:

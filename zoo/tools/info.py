@@ -15,10 +15,10 @@ from zoo.models.deploy import to_deploy
 from zoo.registry import bundled_weights
 from zoo.registry.factory import as_named, create_model, list_models
 from zoo.support import inputs
-from zoo.support.files import locate, read_checkpoint, read_config
+from zoo.support.files import locate, read_config
 from zoo.support.values import first_line
+from zoo.tools import estimators
 from zoo.tools.errors import ToolError
-from zoo.tools.pretrained import estimator_config
 from zoo.tools.validation import published
 
 __all__ = ["describe", "example", "listing"]
@@ -116,11 +116,10 @@ def describe(name: str, size: int | None = None, **kwargs: Any) -> dict[str, Any
     Raises:
         ToolError: The name or an argument is unknown, or the size does not suit the model.
 
-    Of an estimator's folder the facts are `name`, `class`, `input`, `columns`, `num_classes`, `classes`, `numbers` (of
-    its fitted arrays) and `settings` (parameters that differ from the defaults, as text).
+    Of an estimator's folder the facts are those of :func:`zoo.tools.estimators.describe`.
     """
-    if (config := estimator_config(name)) is not None:
-        return _of_estimator(name, config)
+    if (saved := estimators.open_estimator(name)) is not None:
+        return estimators.describe(saved)
     record = bundled_weights.records().get(name)
     try:
         given, name = name, as_named(name)
@@ -163,25 +162,6 @@ def _of_table(record: Mapping[str, Any]) -> dict[str, Any]:
         what = f"{many} categories" if many else f"{'true or false' if variable.truth else 'numbers'}{filled}"
         found[variable.name] = what
     return {"columns": found, "target": record["target"]}
-
-
-def _of_estimator(name: str, config: dict[str, Any]) -> dict[str, Any]:
-    from zoo.estimators.saved import load_estimator
-
-    estimator = load_estimator(as_named(name))
-    changed = estimator.get_params(deep=False)
-    plain = type(estimator)().get_params(deep=False)
-    arrays = read_checkpoint(locate(as_named(name)))
-    return {
-        "name": name,
-        "class": type(estimator).__name__,
-        "input": [estimator.n_features_in_],
-        "columns": config["input"].get("columns") or [],
-        "num_classes": config["num_classes"],
-        "classes": config.get("label_names", []),
-        "numbers": sum(values.numel() for values in arrays.values()),
-        "settings": {k: repr(v)[:100] for k, v in changed.items() if repr(v) != repr(plain[k])},
-    }
 
 
 def _of_folder(name: str) -> str:

@@ -22,10 +22,12 @@ from torch import Tensor, nn
 
 from zoo.data.checks import DataError
 from zoo.data.delimited import is_number
+from zoo.data.lists import read_list
 from zoo.data.pictures import Fit
-from zoo.data.prepare import SUFFIXES, far_out, form_for, other_tasks, other_units, prepare, says_nothing
+from zoo.data.prepare import SUFFIXES, WORDS, far_out, form_for, other_tasks, other_units, prepare, says_nothing
 from zoo.data.series import in_units, last_window
 from zoo.data.tabular import FrameTable, read_rows
+from zoo.data.walk import Files
 from zoo.registry.factory import answers_imagenet, as_named
 from zoo.support import inputs
 from zoo.support.values import first_line
@@ -40,18 +42,21 @@ _BATCH = 256  # rows of an array at a time
 _ROWS = 4096  # rows of a table that a network takes at a time
 
 
-def predict(model: Any, files: Any, top: int = 5, header: bool = True) -> list[dict[str, Any]]:
+def predict(
+    model: Any, files: Any, top: int = 5, header: bool = True, file_column: str = "file"
+) -> list[dict[str, Any]]:
     """Classify files or arrays, predict the rows of tables, or forecast series.
 
     Args:
         model: Name of shipped or published weights, the folder of a saved model or estimator or of a run,
             `local-dir:<folder>`; or a model or a fitted estimator itself, which is not changed.
-        files: A file of the kind the model takes, a folder of such files, or a list of both. Columns of tables and
-            series are matched by name, or taken in order if the input record has no names. Or a data frame (pandas or
-            polars), for a model of tables; or an array or tensor: rows (n, D) of a table, in the units of a file, or
-            inputs (n, ...) prepared as the model takes them.
+        files: A file of the kind the model takes, a folder of such files, a table (.csv, .tsv) with a column of their
+            names, or a list of these. Columns of tables and series are matched by name, or taken in order if the input
+            record has no names. Or a data frame (pandas or polars), for a model of tables; or an array or tensor: rows
+            (n, D) of a table, in the units of a file, or inputs (n, ...) prepared as the model takes them.
         top: Largest number of classes per prediction.
         header: Whether tables have a header line; without one, their columns must be in the model's order.
+        file_column: Column of the names in a table of files, which start from its folder and stay in it.
 
     Returns:
         One entry per file, or per row of a table or array: `file` (not of an array), `row` (from 1) of a table or
@@ -72,7 +77,7 @@ def predict(model: Any, files: Any, top: int = 5, header: bool = True) -> list[d
     subject.record |= {} if header else {"header": False}
     found: list[dict[str, Any]] = []
     with subject.ready:
-        for given in _batches(files, subject):
+        for given in _batches(files, subject, file_column):
             if kind == "series":
                 assert given.path is not None
                 found.append({"file": str(given.path)} | _forecast(given.path, subject.network, subject.record))
@@ -245,7 +250,7 @@ class _Given:
     first: int = 1
 
 
-def _batches(given: Any, subject: _Subject) -> Iterator[_Given]:
+def _batches(given: Any, subject: _Subject, column: str) -> Iterator[_Given]:
     if isinstance(given, str | os.PathLike):
         given = [given]
     if hasattr(given, "columns") and (hasattr(given, "itertuples") or hasattr(given, "iter_rows")):
@@ -254,7 +259,7 @@ def _batches(given: Any, subject: _Subject) -> Iterator[_Given]:
         read = lambda frame, record: subject.prepare(FrameTable.of(frame), record)  # noqa: E731
         yield from _parts("the data frame", _checked(read, given, subject.record)[0])
     elif isinstance(given, Sequence) and all(isinstance(one, str | os.PathLike) for one in given):
-        for path in (found for one in given for found in _files(Path(one), subject.record["kind"])):
+        for path in [found for one in given for found in _files(Path(one), subject.record["kind"], column)]:
             series = subject.record["kind"] == "series"
             yield _Given(str(path), path, () if series else _checked(subject.prepare, path, subject.record))
     else:
@@ -266,8 +271,12 @@ def _parts(name: str, values: Tensor) -> Iterator[_Given]:
         yield _Given(name, None, (values[start : start + _BATCH],), start + 1)
 
 
-def _files(path: Path, kind: str) -> list[Path]:
-    """A file itself; of a folder, the files of the model's kind in it and below, sorted."""
+def _files(path: Path, kind: str, column: str) -> list[Path]:
+    """A file itself; of a folder, the files of the model's kind in it and below, sorted; those that a table names."""
+    if path.suffix.lower() in SUFFIXES["table"] and kind not in ("table", "series") and path.is_file():
+        files = Files(WORDS[kind].partition(" ")[2], kind, SUFFIXES[kind])
+        listing = _checked(lambda one, _: read_list(one, files, {"file": column}, whose="--"), path, {})
+        return list(map(Path, listing.files))
     if not path.is_dir():
         return [path]
     below = (one for one in path.rglob("*") if not any(part.startswith(".") for part in one.relative_to(path).parts))

@@ -11,7 +11,7 @@ from zoo.registry import checkpoints
 from zoo.registry.factory import as_named
 from zoo.support.files import CheckpointError, hub_config, read_config
 
-__all__ = ["estimator_config", "save_pretrained"]
+__all__ = ["estimator_config", "holds_estimator", "save_pretrained"]
 
 
 def save_pretrained(model: Any, folder: str | Path, **options: Any) -> Path:
@@ -61,3 +61,11 @@ def estimator_config(model: str | Path) -> dict[str, Any] | None:
     elif place in ("hf-hub", "hf_hub"):
         config = hub_config(rest)
     return config if "estimator" in config else None
+
+
+def holds_estimator(model: str | Path) -> bool:
+    """Whether a command's model is a saved estimator; of an unknown model False, which what opens it refuses."""
+    try:
+        return estimator_config(model) is not None
+    except ValueError:
+        return False

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from zoo.data.checks import DataError
 from zoo.data.folder import IMAGES, FolderImages
+from zoo.data.lists import is_list, read_list
 from zoo.data.own_tables import open_table, read_targets
 from zoo.data.pictures import Fit
 from zoo.data.prepare import form_for
@@ -94,6 +95,7 @@ def validate(
     batch_size: int = 64,
     num_workers: int = 0,
     device: str = "cpu",
+    columns: Mapping[str, str] | None = None,
 ) -> Validation | TableValidation:
     """Accuracy of weights, in deploy form, on a folder of images or on a table with the column of the target.
 
@@ -104,12 +106,14 @@ def validate(
         model: Name with its tag, for example `unireplknet_a.in1k`, `local-dir:<folder>` of `zoo.save_pretrained`, or
             the folder of a run.
         data: A table, for a model of tables; or a folder with one folder per class, or with such a `val/`, `valid/`,
-            `validation/` or `test/`. Folders named by the model's labels (for ImageNet `n01440764`, ...) may be a
-            subset of the classes; other names are assigned in sorted order.
+            `validation/` or `test/`; or a list of images and classes, see :func:`zoo.data.lists.read_list`. Classes
+            named by the model's labels (for ImageNet `n01440764`, ...) may be a subset of the classes; other names are
+            assigned in sorted order.
         checkpoint: Weights to use instead of fetching the released ones.
         batch_size: Batch size.
         num_workers: Worker processes that decode images; 0 decodes in this process.
         device: Device, for example `cuda`.
+        columns: Of a list: names of the columns `file` and `class`, which have these names by default.
 
     Raises:
         CheckpointError: The weights are missing and cannot be fetched (the message says which file to place where), or
@@ -117,14 +121,24 @@ def validate(
         DataError: The folder or its images are missing or damaged.
         ValidationError: The name has no weights, or the classes do not match; or the table's target is not known.
     """
-    if Path(data).expanduser().is_file():
-        return _on_table(model, Path(data).expanduser(), checkpoint, device)
-    folder = _image_folder(Path(data).expanduser())
-    network = _load(model, checkpoint)
+    folder, listing, network = Path(data).expanduser(), None, None
+    if folder.is_file():
+        network = _load(model, checkpoint)
+        if inputs.record_of(network)["kind"] == "table":
+            return _on_table(model, network, folder, device)
+    if is_list(folder):
+        listing = read_list(folder, IMAGES, columns or {"file": "file", "class": "class"}, whose="--")
+    else:
+        folder = _image_folder(folder)
+    network = network if network is not None else _load(model, checkpoint)
     cfg: dict[str, Any] = dict(network.pretrained_cfg)  # type: ignore[arg-type]
     preprocessing, classes = _preprocessing(cfg), int(network.num_classes)  # type: ignore[arg-type]
-    names = class_folders(folder, IMAGES)
-    paths, places = scan(folder, names, IMAGES)
+    if listing is None:
+        names = class_folders(folder, IMAGES)
+        paths, places = scan(folder, names, IMAGES)
+    else:
+        names, paths = sorted(set(listing.columns["class"])), listing.files
+        places = [names.index(label) for label in listing.columns["class"]]
     labels = list(cfg.get("label_names") or ()) or _imagenet(model, classes)
     outputs = torch.tensor(_outputs(names, labels, classes, folder))
     images = FolderImages(paths, places, _fit(network), seed=None)
@@ -145,11 +159,9 @@ def validate(
     return Validation(model, count, 100 * hits1 / count, top5, published(cfg.get("notes")), preprocessing)
 
 
-def _on_table(model: str, path: Path, checkpoint: str | Path | None, device: str) -> TableValidation:
-    network = to_deploy(_load(model, checkpoint).eval(), inplace=True).to(device)
+def _on_table(model: str, network: nn.Module, path: Path, device: str) -> TableValidation:
+    network = to_deploy(network.eval(), inplace=True).to(device)
     form = form_for(path, inputs.record_of(network))
-    if form.kind != "table":
-        raise ValidationError(f"{model} takes inputs of the kind {form.kind!r}: give a folder of them")
     if form.target is None:
         raise ValidationError(f"the record of {model} does not name the column that it predicts")
     read = read_rows(path, form)
@@ -227,6 +239,7 @@ def _outputs(names: Sequence[str], labels: Sequence[str], classes: int, folder: 
         return list(range(classes))
     strange = next(name for name in names if name not in place)
     raise ValidationError(
-        f"{folder} has {len(names)} class folders, the model {classes} classes, and {strange!r} is not a label of the "
-        "model: name the folders by their labels (n01440764, ... for ImageNet), one a class"
+        f"{folder} has {len(names)} {'class folders' if folder.is_dir() else 'classes'}, the model {classes} classes, "
+        f"and {strange!r} is not a label of the model: name {'the folders' if folder.is_dir() else 'them'} by their "
+        "labels (n01440764, ... for ImageNet), one a class"
     )
