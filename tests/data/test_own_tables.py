@@ -398,6 +398,29 @@ def test_words_of_a_file_are_for_files(customers: Path) -> None:
 # ---- what a model remembers --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("name", "options"), [("snnk_mlp", {}), ("dkm_mlp", {"likelihood": "gaussian"})])
+def test_values_of_any_size_are_learned(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    """Prices around 200,000, by models whose outputs start near zero; the figures are in units."""
+    import lightning
+
+    from zoo.tasks import TabularTask
+
+    x = np.random.default_rng(0).normal(size=(150, 2))
+    table = [[f"{a:.4f}", f"{b:.4f}", f"{200_000 + 9_000 * (a - b):.1f}"] for a, b in x]
+    data = ready(write(tmp_path / "t.csv", table, "a,b,price"), target="price", drop=[])
+    model = zoo.create_model(name, in_chans=2, num_classes=1, **options)
+    model.input_record = inputs.check(data.input_record())
+    task = TabularTask(model, {"opt": "adamw", "lr": 0.01})
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = lightning.Trainer(max_epochs=10, accelerator="cpu", enable_model_summary=False, **quiet)
+    trainer.fit(task, datamodule=data)
+    (found,) = trainer.test(task, datamodule=data, verbose=False)
+    assert found["test/r2"] > 0.8
+    spread = np.std([float(row[2]) for row in table])
+    assert found["test/rmse"] == pytest.approx(np.sqrt(1 - found["test/r2"]) * spread, rel=0.3)
+    assert float(trainer.predict(task, datamodule=data)[0].mean()) == pytest.approx(200_000, rel=0.05)  # type: ignore[index]
+
+
 def saved(data: Tabular, folder: Path) -> str:
     model = zoo.create_model("test_grbf", in_chans=data.in_chans, num_classes=data.num_classes)
     model.initialize(*data.training_table(), generator=torch.Generator().manual_seed(0))
@@ -417,8 +440,17 @@ def test_a_model_is_measured_on_another_table(customers: Path, tmp_path: Path) -
     assert "on 60 rows of" in str(found)
     assert "column stays: accuracy" in str(found)
     value = ready(customers, target="income")
-    found = validate(saved(value, tmp_path / "value"), customers)
-    assert set(found.metrics) == {"r2", "rmse"}  # type: ignore[union-attr]
+    assert value.own is not None
+    train = value.table.y[value.own.parts["train"]]
+    assert (train.mean(), train.std()) == (pytest.approx(0, abs=1e-12), pytest.approx(1)), "standardised"
+    answers = [entry["value"] for entry in zoo.predict(saved(value, tmp_path / "value"), customers)]
+    right = np.array([float(row[2]) for row in rows()])
+    assert abs(np.mean(answers) - right.mean()) < 5, "in the units of the file"
+    found = validate(f"local-dir:{tmp_path / 'value'}", customers)
+    assert found.metrics == {  # type: ignore[union-attr]
+        "r2": pytest.approx(1 - np.square(answers - right).sum() / np.square(right - right.mean()).sum(), abs=1e-6),
+        "rmse": pytest.approx(np.sqrt(np.square(answers - right).mean()), rel=1e-5),
+    }
     for text, told in (
         ("age,income,region,member\n1,2,north,True\n", "has no column 'stays'"),
         ("age,income,region,member,stays\n1,2,north,True,maybe\n", "line 2: stays is 'maybe', not one of no, yes"),

@@ -70,7 +70,7 @@ def test_the_commands_leave_what_they_say(folder: Path) -> None:
     assert told["input_record"]["target"] == "stays"
     assert "prepared numbers" in told["prepared"]
     value = json.loads((folder / "outputs" / "income" / "latest" / "summary.json").read_text())
-    assert {"test/r2", "test/rmse"} <= set(value["metrics"])
+    assert 5 < value["metrics"]["test/rmse"] < 20, "in the units of the column, whose standard deviation is 10"
 
 
 def test_the_exported_network_takes_what_the_record_prepares(folder: Path) -> None:

@@ -36,6 +36,7 @@ from zoo.data.sampling import stratified_split
 from zoo.support import inputs
 from zoo.support.inputs import MISSING, Variable
 from zoo.support.quoting import is_printable
+from zoo.support.scaling import standardisation
 from zoo.support.suggest import suggestion
 
 __all__ = ["SUFFIXES", "Options", "OwnTable", "open_table", "read_own_table", "read_targets"]
@@ -77,7 +78,7 @@ class OwnTable:
 
     Attributes:
         X: Inputs (n, D), float64; the rows of a separate test file come last.
-        y: Classes (n,) int64, or values (n,) float64.
+        y: Classes (n,) int64, or values (n,) float64, standardised by the training rows.
         parts: Indices of the rows of `train`, `val` and `test`; empty parts are left out.
         form: The input record.
         class_names: Names of the classes; empty for a regression.
@@ -131,6 +132,9 @@ def read_own_table(options: Options) -> OwnTable:
         X, y, notes = np.concatenate([X, tests]), np.concatenate([y, more]), [*notes, *told]
         _check_groups_apart(table, options)
     _check_parts(y, parts, names_of_classes, table, lines, target, options)
+    if not names_of_classes:
+        mean, scale = (float(one[0]) for one in standardisation(y[parts["train"], None]))
+        form, y = form.model_copy(update={"target_mean": mean, "target_scale": scale}), (y - mean) / scale
     own = OwnTable(X, y, parts, form, names_of_classes)
     own.lines = _description(own, table, options, target.reason)
     own.notes = _remarks(own, options, left_out, surveys, notes)
@@ -498,7 +502,10 @@ def _description(own: OwnTable, table: TableFile, options: Options, reason: str)
     many = sum(variable.values is not None for variable in variables)
     kinds = f"{len(variables)} columns ({len(variables) - many} of numbers, {many} of categories)"
     lines = [f"{table.path}: {len(own.y):,} rows, {kinds} make {own.form.count} inputs"]
-    values = "" if own.class_names else f"; {own.y.min():.6g} to {own.y.max():.6g}, mean {own.y.mean():.6g}"
+    values = ""
+    if not own.class_names:
+        y = own.y * own.form.target_scale + own.form.target_mean
+        values = f"; {y.min():.6g} to {y.max():.6g}, mean {y.mean():.6g}"
     return [*lines, f"target {options.target}: {reason}{values}"]
 
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from zoo.data import sources
@@ -53,6 +53,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Words = Annotated[list[str], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)]
 
 
 @dataclass(frozen=True)
@@ -499,6 +500,7 @@ class Tabular(ImageDataModule):
     with which prediction prepares a file by the same code. A missing number is filled with the median, and a further
     input says so if the training rows have such; a missing category is one of its own; a category that the training
     rows do not have is none of them. Columns that are the same in all training rows or have no name are left out.
+    Values to predict are standardised by the training rows; figures and answers are in the units of the file.
 
     Args:
         name: One of `zoo.data.tabular.table_names`; None means wine, if there is no `path`.
@@ -549,10 +551,10 @@ class Tabular(ImageDataModule):
         path: str | Path | None = None,
         target: str | None = None,
         task: Literal["classification", "regression"] | None = None,
-        drop: list[str] = [],  # noqa: B006
-        categorical: list[str] = [],  # noqa: B006
+        drop: Words = [],  # noqa: B006
+        categorical: Words = [],  # noqa: B006
         missing: Literal["fill", "refuse"] = "fill",
-        missing_words: list[str] = [],  # noqa: B006
+        missing_words: Words = [],  # noqa: B006
         max_categories: PositiveInt = 100,
         group: str | None = None,
         time: str | None = None,

@@ -32,9 +32,11 @@ __all__ = [
     "Text",
     "check",
     "derived",
+    "in_units",
     "read",
     "record_of",
     "shape_of",
+    "unit_of",
 ]
 
 _MAX_BYTES = 1_000_000  # of a record
@@ -275,6 +277,8 @@ class Table(Record):
         header: Whether files start with a row of column names; without it, columns are in the model's order.
         missing_words: Words that mean a missing cell, beside an empty one.
         target: Name of the column that is predicted; None if unknown.
+        target_mean: Added to the outputs of a regression, after they are multiplied by `target_scale`.
+        target_scale: Size of an output of one, in units of the target.
         separator: Column separator; None detects it.
         encoding: Text encoding; None for UTF-8, or UTF-16 with a byte order mark.
     """
@@ -286,6 +290,8 @@ class Table(Record):
     header: bool = True
     missing_words: list[str] = []
     target: Name | None = None
+    target_mean: float = 0.0
+    target_scale: Annotated[float, Field(gt=0)] = 1.0
     separator: str | None = None
     encoding: str | None = None
 
@@ -451,6 +457,24 @@ def shape_of(record: Mapping[str, Any]) -> tuple[int, ...] | None:
 def record_of(model: Any) -> dict[str, Any]:
     """The model's own record, or one derived from its configuration."""
     return getattr(model, "input_record", None) or derived(model)
+
+
+def in_units(record: Mapping[str, Any] | None, values: Any) -> Any:
+    """Outputs, or targets, of a regression on a table in the units of its target; others as they are.
+
+    Args:
+        record: The model's input record, if it has one.
+        values: A number, tensor or array.
+    """
+    scale, mean = unit_of(record)
+    return values * scale + mean if (scale, mean) != (1.0, 0.0) else values
+
+
+def unit_of(record: Mapping[str, Any] | None) -> tuple[float, float]:
+    """Scale and mean of the target of a regression on a table; 1 and 0 if there are none."""
+    if not record or record.get("kind") != "table":
+        return 1.0, 0.0
+    return float(record.get("target_scale", 1.0)), float(record.get("target_mean", 0.0))
 
 
 def derived(model: Any) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from zoo.results.timing import interleaved_times
 from zoo.support.files import sha256_of, write_atomic, writer_of
 from zoo.support.inputs import record_of as input_record_of
+from zoo.support.inputs import unit_of
 from zoo.support.values import DamagedFileError, check_output, leads_out, read_json
 from zoo.support.whole import staging
 from zoo.tools import estimators
@@ -83,6 +84,8 @@ def export(
     told["input_record"] = record = input_record_of(network)
     if record["kind"] == "table" and record.get("variables"):
         told["prepared"] = _PREPARED
+    if unit_of(record) != (1.0, 0.0):
+        told["output"] = "standardised values: times target_scale plus target_mean (input_record) they are the target's"
     if isinstance(network, estimators.Pipeline):
         told["output"] = "probabilities" if told["class_names"] else "values"
     batches = {n: _arguments(network, n, size) for n in (1, 2, 5)}

@@ -368,7 +368,7 @@ def _facts(model: str, network: nn.Module) -> dict[str, Any]:
 def _answer(out: Tensor, facts: Mapping[str, Any], top: int) -> dict[str, Any]:
     classes = facts["classes"]
     if len(out) == 1 and not classes:
-        return {"value": float(out[0])}
+        return {"value": float(inputs.in_units(facts["record"], out[0].double()))}
     shares = torch.cat([-out, out]).sigmoid() if len(out) == 1 else out.softmax(-1)
     values, places = shares.topk(min(top, len(shares)))
     names = [classes[i] if i < len(classes) else str(i) for i in places.tolist()]

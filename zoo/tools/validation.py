@@ -174,6 +174,8 @@ def _on_table(model: str, network: nn.Module, path: Path, device: str) -> TableV
     outputs = torch.cat([network(rows.to(device)).float().cpu() for rows in read.values.split(4096)])
     if not outputs.isfinite().all():
         raise ValidationError(f"{path}: the model gives NaN or infinity")
+    if not classes:
+        outputs = inputs.in_units(form.model_dump(), outputs.double())
     metrics = _metrics(outputs, y, bool(classes))
     return TableValidation(model, str(path), len(y), form.target, metrics, read.notes)
 
