@@ -415,7 +415,7 @@ def test_values_of_any_size_are_learned(tmp_path: Path, name: str, options: dict
     trainer = lightning.Trainer(max_epochs=10, accelerator="cpu", enable_model_summary=False, **quiet)
     trainer.fit(task, datamodule=data)
     (found,) = trainer.test(task, datamodule=data, verbose=False)
-    assert found["test/r2"] > 0.8
+    assert found["test/r2"] > 0.5
     spread = np.std([float(row[2]) for row in table])
     assert found["test/rmse"] == pytest.approx(np.sqrt(1 - found["test/r2"]) * spread, rel=0.3)
     assert float(trainer.predict(task, datamodule=data)[0].mean()) == pytest.approx(200_000, rel=0.05)  # type: ignore[index]
