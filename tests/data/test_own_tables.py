@@ -81,8 +81,9 @@ def test_columns_are_what_they_hold(customers: Path) -> None:
         "region=(missing)",
         "member",
     ]
-    assert form.variables[0].fill == np.nanmedian(ages[train]), "the median of the training rows alone"
-    np.testing.assert_array_equal(data.table.X[:, 0], np.where(np.isnan(ages), form.variables[0].fill, ages))
+    median = np.nanmedian(ages[train])
+    assert form.variables[0].fill == median, "of the training rows alone"
+    np.testing.assert_array_equal(data.table.X[:, 0], np.where(np.isnan(ages), median, ages))
     np.testing.assert_array_equal(data.table.X[:, 1], np.isnan(ages))
     np.testing.assert_array_equal(data.table.X[:, 2], [float(row[2]) for row in table])
     np.testing.assert_array_equal(data.table.X[:, 6], [row[3] == "" for row in table])
@@ -178,7 +179,14 @@ def test_parquet_is_read_as_its_cells_are(customers: Path, tmp_path: Path, monke
         patch.setitem(sys.modules, "pyarrow.parquet", None)
         with pytest.raises(DataError, match=r"needs pyarrow: pip install 'kernel-zoo\[parquet\]', or save it as CSV"):
             ready(path)
-    kinds = [str, lambda cell: int(cell) if cell else None, float, lambda cell: cell or None, "True".__eq__, str]
+    kinds: list[Any] = [
+        str,
+        lambda cell: int(cell) if cell else None,
+        float,
+        lambda cell: cell or None,
+        "True".__eq__,
+        str,
+    ]
     columns = [[kind(row[i]) for row in rows()] for i, kind in enumerate(kinds)]
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", fake_parquet(HEADER.split(","), columns))
     data, text = ready(path), ready(customers)
@@ -408,21 +416,22 @@ def test_values_of_any_size_are_learned(tmp_path: Path, name: str, options: dict
     x = np.random.default_rng(0).normal(size=(150, 2))
     table = [[f"{a:.4f}", f"{b:.4f}", f"{200_000 + 9_000 * (a - b):.1f}"] for a, b in x]
     data = ready(write(tmp_path / "t.csv", table, "a,b,price"), target="price", drop=[])
-    model = zoo.create_model(name, in_chans=2, num_classes=1, **options)
+    model: Any = zoo.create_model(name, in_chans=2, num_classes=1, **options)
     model.input_record = inputs.check(data.input_record())
     task = TabularTask(model, {"opt": "adamw", "lr": 0.01})
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = lightning.Trainer(max_epochs=10, accelerator="cpu", enable_model_summary=False, **quiet)
     trainer.fit(task, datamodule=data)
     (found,) = trainer.test(task, datamodule=data, verbose=False)
     assert found["test/r2"] > 0.5
     spread = np.std([float(row[2]) for row in table])
     assert found["test/rmse"] == pytest.approx(np.sqrt(1 - found["test/r2"]) * spread, rel=0.3)
-    assert float(trainer.predict(task, datamodule=data)[0].mean()) == pytest.approx(200_000, rel=0.05)  # type: ignore[index]
+    answers: Any = trainer.predict(task, datamodule=data)
+    assert float(answers[0].mean()) == pytest.approx(200_000, rel=0.05)
 
 
 def saved(data: Tabular, folder: Path) -> str:
-    model = zoo.create_model("test_grbf", in_chans=data.in_chans, num_classes=data.num_classes)
+    model: Any = zoo.create_model("test_grbf", in_chans=data.in_chans, num_classes=data.num_classes)
     model.initialize(*data.training_table(), generator=torch.Generator().manual_seed(0))
     record = {"preprocessing": data.preprocessing, "input_record": data.input_record()}
     zoo.save_pretrained(model, folder, class_names=data.class_names or None, **record)

@@ -160,10 +160,11 @@ def _features(table: TableFile, options: Options) -> tuple[list[str], dict[str, 
     known = [name for name in table.header if name]
     if options.target is None:
         raise DataError(f"data.target names the column to predict; {table.path} has {listed(known)}")
-    roles = {"target": [options.target], "group": [options.group], "time": [options.time], "drop": options.drop}
+    single = {"target": options.target, "group": options.group, "time": options.time}
+    roles = {**{role: [name] for role, name in single.items() if name}, "drop": options.drop}
     taken: dict[str, str] = {}
     for role, names in roles.items():
-        for name in filter(None, names):
+        for name in names:
             if name not in known:
                 raise DataError(f"data.{role}: {table.path} has no column {name!r}{suggestion(name, known)}")
             if name in taken and role != "drop":

@@ -579,8 +579,7 @@ class Tabular(ImageDataModule):
         of_file |= {"separator": separator, "encoding": encoding}
         self.options = None
         if path is not None:
-            shares = {"test_fraction": test_fraction, "val_fraction": val_fraction}
-            self.options = Options(path=path, **of_file, **shares)
+            self.options = Options(path, test_fraction=test_fraction, val_fraction=val_fraction, **of_file)
         elif given := [key for key, value in of_file.items() if value != getattr(Options, key) and value != []]:
             raise DataError(f"Tabular(name={name!r}): {given[0]} is for a file of your own, which path names")
         self.table_name, self.download, self.rows, self.val_fraction = name, download, rows, val_fraction
