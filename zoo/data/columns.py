@@ -14,6 +14,7 @@ import re
 from array import array
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -146,7 +147,7 @@ def read_columns(
     """
     reader = NumberReader(table, limit=FLOAT32)
     known = [frozenset(variable.values or ()) for variable in variables]
-    values = [array("q" if variable.values is not None else "d") for variable in variables]
+    values: list[Any] = [array("q" if variable.values is not None else "d") for variable in variables]
     words: list[dict[str, int]] = [{} for _ in variables]
     lines = []
     for line, row in table.rows():

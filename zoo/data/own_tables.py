@@ -96,13 +96,13 @@ class OwnTable:
 
 
 def open_table(
-    path: str | Path, separator: str | None = None, encoding: str | None = None, **layout: bool | None
+    path: str | Path, separator: str | None = None, encoding: str | None = None, header: bool | None = None
 ) -> TableFile:
     """Open a text or Parquet table, by its suffix; see `read_table` and `read_parquet`."""
     path = Path(path).expanduser()
     if path.suffix.lower() == ".parquet":
         return read_parquet(path)
-    return read_table(path, separator=separator, encoding=encoding, **layout)
+    return read_table(path, header=header, separator=separator, encoding=encoding)
 
 
 def read_own_table(options: Options) -> OwnTable:
