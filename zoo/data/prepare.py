@@ -33,17 +33,20 @@ PREPARERS = {
     "series": "series:prepare_series",
 }
 
-#: File suffixes of each kind.
+#: File suffixes of each kind; a suffix of several kinds is told by the first.
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "image": (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),
     "sound": (".wav", ".flac", ".ogg", ".mp3"),
     "clip": (".mp4", ".avi", ".mkv", ".webm", ".mov"),
-    "points": (".npy", ".xyz"),
-    "spectrum": (".npy",),
-    "text": (".txt",),
     "table": (".csv", ".tsv"),
+    "text": (".txt", ".csv", ".tsv"),
     "series": (".csv", ".tsv", ".txt"),
+    "points": (".npy", ".xyz", ".ply", ".txt", ".csv", ".tsv"),
+    "spectrum": (".npy",),
 }
+
+#: Kinds of which each row of a table is an input.
+BY_ROW = ("table", "text")
 
 WORDS = {
     "image": "an image",
@@ -67,7 +70,7 @@ def prepare(path: str | Path, record: Mapping[str, Any], folder: Path | None = N
 
     Returns:
         One tensor; for a series, a window (1, L, D) and its marks (1, L, F). The batch size is the number of rows of a
-        table, and 1 for any other file.
+        table, or of texts in one, and 1 for any other file.
 
     Raises:
         DataError: The file is missing, damaged or of another kind, or the record is invalid.

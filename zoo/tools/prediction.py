@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zoo.data.checks import DataError
 from zoo.data.pictures import Fit
-from zoo.data.prepare import SUFFIXES, far_out, form_for, other_tasks, other_units, prepare, says_nothing
+from zoo.data.prepare import BY_ROW, SUFFIXES, far_out, form_for, other_tasks, other_units, prepare, says_nothing
 from zoo.data.series import in_units, last_window
 from zoo.registry.factory import answers_imagenet, as_named
 from zoo.support import inputs
@@ -26,6 +26,7 @@ from zoo.tools.evaluation import load, record_of, unusable
 __all__ = ["draw", "predict", "prepared"]
 
 Found = TypeVar("Found")
+_BATCH = 256  # rows at a time
 
 
 @torch.inference_mode()
@@ -68,11 +69,12 @@ def predict(model: str, files: Sequence[str | Path], top: int = 5, header: bool 
         note = _note(path, arguments[0], form, first=not found)
         if form.kind == "table" and (told := far_out(path, arguments[0], network, form.columns)):
             note = {"note": told}
-        outputs = network(*arguments).float()
+        parts = zip(*(argument.split(_BATCH) for argument in arguments), strict=True)  # memory stays bounded
+        outputs = torch.cat([network(*part).float() for part in parts])
         bad = unusable(outputs)
         for i, out in enumerate(outputs):
             entry: dict[str, Any] = {"file": str(path)}
-            if path.suffix.lower() in SUFFIXES["table"]:
+            if form.kind in BY_ROW and path.suffix.lower() in SUFFIXES["table"]:
                 entry["row"] = i + 1
             if bad[i]:
                 _refuse_answer(f"{path}, row {i + 1}" if "row" in entry else str(path))
