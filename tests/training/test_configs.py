@@ -25,6 +25,8 @@ GROUPS = sorted(p.name for p in CONFIGS.iterdir() if p.is_dir() and p.name not i
 
 def needed(choice: str) -> list[str]:
     """Values that only a user can give, as the tests give them."""
+    if choice.startswith(("texts", "pointfolder")):
+        return ["data.path=."]
     return ["data.root=."] if choice.startswith(("imagefolder", "imagenet", "audiofolder", "videofolder")) else []
 
 

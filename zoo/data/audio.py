@@ -29,8 +29,7 @@ from zoo.data import sources
 from zoo.data.checks import DataError, extends, warn_once
 from zoo.data.delimited import listed
 from zoo.data.image import ImageDataModule
-from zoo.data.own import split_off
-from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed
+from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
 from zoo.data.walk import Files, class_folders, parts, scan, scan_like
 from zoo.support import inputs
 from zoo.support.files import CheckpointError, write_atomic
@@ -298,6 +297,14 @@ class AudioDataModule(ImageDataModule):
                 shortest = None if self.min_cut is None else max(1, round(self.min_cut * self.sample_rate))
                 training = {"seed": self.seed, "gain": self.gain, "min_cut": shortest}
             self.datasets[part] = Clips(clips, targets, self.samples, self.fill, **training)
+
+
+def split_off(parts: Parts, name: Part, share: float) -> None:
+    """Move a fixed, stratified share of the training part into a part of its own."""
+    clips, targets = parts["train"]
+    for part, chosen in zip(("train", name), stratified_split(targets, share, sources.SPLIT_SEED), strict=True):
+        if len(chosen):
+            parts[part] = [clips[i] for i in chosen], [targets[i] for i in chosen]
 
 
 # ---- folders -----------------------------------------------------------------------------------------------

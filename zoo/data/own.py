@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from zoo.data.audio import split_off
 from zoo.data.checks import DataError, warn_once
 from zoo.data.delimited import TableFile, listed
-from zoo.data.sampling import stratified_split
-from zoo.data.sources import SPLIT_SEED
-from zoo.data.walk import PARTS, Files, check_looks, class_folders, parts, scan, scan_like
+from zoo.data.walk import PARTS, Files, check_spelling, class_folders, parts, scan, scan_like
 from zoo.support.quoting import is_printable, shown
 
-__all__ = ["check_classes", "class_files", "classes_of", "hold_out", "read_plain", "report", "split_off"]
+__all__ = ["check_classes", "class_files", "classes_of", "hold_out", "read_plain", "report"]
 
 _MAX_NAME = 200  # characters of a class name
 Parts = dict[Any, tuple[list[Any], list[int]]]  # by part: samples and targets
@@ -99,7 +98,7 @@ def classes_of(
                 f"{table.path}, {where}: {len(names)} classes for {len(cells)} rows, such as {listed(names, 3)}; a "
                 "class needs several rows: name another column"
             )
-        check_looks(names, f"{table.path}, {where}", "classes")
+        check_spelling(names, f"{table.path}, {where}", "classes")
     place = {name: i for i, name in enumerate(names)}
     return list(names), [place[cell] for cell in cells]
 
@@ -150,14 +149,6 @@ def check_classes(parts: Mapping[Any, tuple[Sequence[Any], Sequence[int]]], name
             warn_once(f"{where}: the {part} part has nothing of {listed(lost, 5)}")
 
 
-def split_off(parts: Parts, name: str, share: float) -> None:
-    """Move a fixed, stratified share of the training part into a part of its own."""
-    samples, targets = parts["train"]
-    for part, chosen in zip(("train", name), stratified_split(targets, share, SPLIT_SEED), strict=True):
-        if len(chosen):
-            parts[part] = [samples[i] for i in chosen], [targets[i] for i in chosen]
-
-
 def hold_out(parts: Parts, test_share: float, val_share: float) -> list[str]:
     """Take a test and a validation part from the training part where there is none; the names of those taken."""
     before = set(parts)
@@ -170,28 +161,20 @@ def hold_out(parts: Parts, test_share: float, val_share: float) -> list[str]:
 # ---- report ---------------------------------------------------------------------------------------------------
 
 
-def report(
-    parts: Mapping[Any, Sequence[int]], names: Sequence[str], where: object, many: str, taken: Sequence[str] = ()
-) -> list[str]:
-    """Lines about a data set: rows, classes with their counts, balance and split.
+def report(parts: Mapping[Any, Sequence[int]], names: Sequence[str], many: str, taken: Sequence[str] = ()) -> list[str]:
+    """A line for each part: samples, and how many of each class.
 
     Args:
         parts: Targets of each part.
         names: Names of the classes.
-        where: The files.
         many: What the samples are called.
         taken: Parts that were taken from the training part.
     """
-    counts = Counter(int(target) for targets in parts.values() for target in targets)
-    total = sum(counts.values())
-    each = listed([f"{shown(name, keep='')[:60]} ({counts[i]:,})" for i, name in enumerate(names)], 12, 80)
-    lines = [f"{where}: {total:,} {many} in {len(names)} classes: {each}"]
-    most, least = max(counts.values()), min(counts[i] for i in range(len(names)))
-    if most >= 10 * max(least, 1):
-        lines.append(f"the classes are unbalanced: the largest has {most:,} {many}, the smallest {least:,}")
-    split = [
-        f"{len(parts[part]):,} {word}" + (" (taken from the training part)" if part in taken else "")
-        for part, word in zip(PARTS, ("to train", "to validate", "to test"), strict=True)
-        if part in parts
-    ]
-    return [*lines, ", ".join(split) + ("" if "test" in parts else ", nothing to test")]
+    lines = []
+    for part in PARTS:
+        if part in parts:
+            counts = Counter(int(target) for target in parts[part])
+            each = listed([f"{shown(name, keep='')[:40]} {counts[i]:,}" for i, name in enumerate(names)], 10)
+            how = ", taken from the training part" if part in taken else ""
+            lines.append(f"{part}: {len(parts[part]):,} {many}{how}: {each}")
+    return lines if "test" in parts else [*lines, "test: none"]

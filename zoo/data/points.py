@@ -240,6 +240,8 @@ class PointFolder(ImageDataModule):
         DataError: If the folder is missing or has fewer than two classes, or a file is no cloud or has other columns.
     """
 
+    unit = "point clouds"
+
     @extends(ImageDataModule, batch_size=16, eval_batch_size=64, drop_last=False)
     def __init__(
         self,
@@ -309,7 +311,7 @@ class PointFolder(ImageDataModule):
         low, middle, high = (int(np.quantile(self._lengths, q, method="lower")) for q in (0, 0.5, 1))
         told = f"points: {low:,} to {high:,} in a file, {middle:,} in the middle, of {self.in_chans} values"
         told += f"; {self.num_points} of them are used" + (f", repeated in {few:,} smaller files" if few else "")
-        return [*report(targets, self._names, self.path, "point clouds", self._taken), told]
+        return [*report(targets, self._names, self.unit, self._taken), told]
 
     def _read(self) -> None:
         """Read every file, once; of each only the chosen points are kept."""

@@ -233,6 +233,7 @@ class TextDataModule(ImageDataModule):
     """
 
     in_chans = 1
+    unit = "texts"
     cache: Path
     download: bool
     max_length: int
@@ -388,7 +389,7 @@ class TextFolder(TextDataModule):
         """Lines about the texts: classes with their counts, split, and lengths in tokens."""
         self.setup()
         names, found = self._content()
-        told = report({part: targets for part, (_, targets) in found.items()}, names, self.path, "texts", self._taken)
+        told = report({part: targets for part, (_, targets) in found.items()}, names, self.unit, self._taken)
         sets = [dataset for dataset in self.datasets.values() if isinstance(dataset, Tokens)]
         lengths = torch.cat([(dataset.ids != 0).sum(1) for dataset in sets])
         cut = sum(int(dataset.cut.sum()) for dataset in sets if dataset.cut is not None)

@@ -17,9 +17,8 @@ from pathlib import Path
 from zoo.data.checks import DataError, warn_once
 from zoo.support.quoting import shown
 
-__all__ = ["PARTS", "Files", "below", "check_looks", "class_folders", "parts", "scan", "scan_like"]
+__all__ = ["PARTS", "Files", "below", "check_spelling", "class_folders", "parts", "scan", "scan_like"]
 
-#: Names of the folder of each part.
 PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
@@ -66,17 +65,17 @@ def class_folders(folder: Path, files: Files) -> list[str]:
     if not names:
         message = files.empty.format(folder=folder, many=files.many)
         raise DataError(f"{message}; {links}" if left_out else message)
-    check_looks(names, str(folder))
+    check_spelling(names, str(folder), "class folders")
     return names
 
 
-def check_looks(names: Sequence[str], where: str, what: str = "class folders") -> None:
-    """Check that no two names look the same; warn of those that differ in capital letters only.
+def check_spelling(names: Sequence[str], place: str, what: str) -> None:
+    """Warn of names that differ in capital letters only.
 
     Args:
         names: Names of classes.
-        where: The folder, or the column of a table, for messages.
-        what: What the names are those of.
+        place: Where they are, for messages.
+        what: What has the names.
 
     Raises:
         DataError: Two names look the same.
@@ -87,10 +86,10 @@ def check_looks(names: Sequence[str], where: str, what: str = "class folders") -
         look = unicodedata.normalize("NFC", shown(name, keep=""))  # as saved with the weights
         twin = seen.setdefault(look, name)
         if twin != name:
-            raise DataError(f"{where} holds two {what} that look the same, {_spelled(twin, name)}: merge them")
+            raise DataError(f"{place} holds two {what} that look the same, {_spelled(twin, name)}: merge them")
         twin = cases.setdefault(look.casefold(), name)
         if twin != name:
-            warn_once(f"{where}: the {what} {twin!a} and {name!a} differ in capital letters only: two classes")
+            warn_once(f"{place}: the {what} {twin!a} and {name!a} differ in capital letters only: two classes")
 
 
 def _not_followed(folder: Path, links: Sequence[str]) -> list[str]:
