@@ -21,7 +21,7 @@ from tests.data.test_text import folder as tokenizer_folder  # noqa: F401 (a fix
 from zoo.cli import main
 from zoo.data import DataError, PointFolder, TextFolder
 from zoo.data.points import drawn
-from zoo.data.prepare import prepare
+from zoo.data.prepare import prepare, says_nothing
 from zoo.data.sampling import SampleKey
 from zoo.support import inputs
 
@@ -129,6 +129,15 @@ def test_a_table_for_each_part(cache: Path, tmp_path: Path) -> None:
         texts(place, cache, **words).prepare_data()
 
 
+def test_rows_without_a_known_word_are_told(tmp_path: Path) -> None:
+    form = inputs.read({"kind": "text", "tokens": 4})
+    known, unknown = [101, 2024, 102, 0], [101, 100, 102, 0]
+    told = says_nothing(tmp_path / "x.csv", torch.tensor([known, unknown, known, unknown]), form)
+    assert told is not None
+    assert "2 of its 4 texts hold no word that the model knows (row 2, ...)" in told
+    assert says_nothing(tmp_path / "x.csv", torch.tensor([known, known]), form) is None
+
+
 MANY = "".join(f"tea {i},{i}\n" for i in range(30))
 #: Files, arguments beside those of a table, and what is told.
 BAD_TEXTS: dict[str, tuple[Files, dict[str, Any], str]] = {
@@ -182,6 +191,22 @@ def test_texts_outside_of_the_folder_are_not_read(cache: Path, tmp_path: Path) -
     (tmp_path / "d" / "train.csv").symlink_to(tmp_path / "secret" / "t.csv")
     with pytest.raises(DataError, match=r"train\.csv is a link that leads out of its folder"):
         texts(tmp_path / "d", cache, text="comment", target="stars").prepare_data()
+
+
+def test_odd_names_are_escaped(cache: Path, tmp_path: Path) -> None:
+    odd = "o\nd\u202ed\udcff"
+    write(tmp_path, {f"d/{odd}/{i}.txt": "bad tea" for i in range(5)} | {f"d/b/{odd}.txt": " "})
+    with pytest.raises(DataError, match="holds no text") as caught:
+        texts(tmp_path / "d", cache).prepare_data()
+    assert str(caught.value).isprintable()
+    write(tmp_path, {f"d/b/{odd}.txt": "good tea"})
+    data = texts(tmp_path / "d", cache, val_fraction=0)
+    assert data.class_names == ["b", odd]
+    assert all(line.isprintable() for line in data.describe())
+    write(tmp_path, {f"c/{odd}/{odd}.xyz": "1 2", "c/a/x.xyz": FINE})
+    with pytest.raises(DataError, match=r"holds an array of \(1, 2\)") as caught:
+        PointFolder(tmp_path / "c").prepare_data()
+    assert str(caught.value).isprintable()
 
 
 def test_a_missing_encoder_is_one_sentence(tmp_path: Path) -> None:
@@ -272,8 +297,8 @@ def test_a_folder_of_clouds(tmp_path: Path) -> None:
         "points: 40 to 40 in a file, 40 in the middle, of 3 values; 32 of them are used",
     ]
     assert "repeated in 20 smaller files" in PointFolder(place, num_points=64).describe()[-1]
-    kept = PointFolder(place, num_points=32, normalize=False)
-    assert kept.input_record()["extent"] == pytest.approx(inputs_of(ready(kept), "train").abs().max(), abs=3)
+    kept = ready(PointFolder(place, num_points=32, normalize=False))
+    assert kept.input_record()["extent"] == float(kept.datasets["train"].points.abs().max())
     assert "fit" not in kept.input_record()
 
 
@@ -294,9 +319,7 @@ def test_further_values_are_standardised_and_not_moved(tmp_path: Path) -> None:
     assert torch.equal(moved[..., 3:], still[..., 3:])
     assert not torch.equal(moved[..., :3], still[..., :3])
     (alone,) = prepare(place / "ball" / "0.npy", record)
-    assert any(torch.equal(alone[0], x) for part in ("test",) for x in inputs_of(data, part)) or any(
-        torch.equal(alone[0], x) for x in still
-    )
+    assert any(torch.equal(alone[0], x) for x in [*still, *inputs_of(data, "test")])
 
 
 FINE = as_text(cloud(0, "ball"))
@@ -310,8 +333,8 @@ BAD_CLOUDS: dict[str, tuple[str, str | bytes, str]] = {
     "ragged commas": ("x.csv", "1,2,3\n1,2\n", r"x\.csv, line 2: .*2 cells where the first line has 3"),
     "no points": ("x.xyz", "# nothing\n", r"x\.xyz holds an array of \(0, 1\)"),
     "names only": ("x.csv", "x,y,z\n", r"x\.csv holds an array of \(0, 3\)"),
-    "one point": ("x.xyz", "1 2 3\n", "all its 1 points are in one place, so it has no shape"),
-    "one place": ("x.xyz", "0.1 0.2 0.3\n" * 50, "all its 50 points are in one place"),
+    "one point": ("x.xyz", "1 2 3\n", r"all of its points \(1\) are in one place, so it has no shape"),
+    "one place": ("x.xyz", "0.1 0.2 0.3\n" * 50, r"all of its points \(50\) are in one place"),
     "two columns": ("x.xyz", "1 2\n3 4\n", r"holds an array of \(2, 2\), .* has rows of 3 numbers"),
     "six columns": ("x.xyz", "1 2 3 4 5 6\n", r"holds an array of \(1, 6\), .*0\.xyz has rows of 3 numbers"),
     "not UTF-8": ("x.xyz", b"1 2 3\n\xff\n", r"x\.xyz, line 2: byte 0xff is not UTF-8"),

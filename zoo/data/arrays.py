@@ -80,25 +80,20 @@ def read_cloud(path: Path) -> np.ndarray:
     text = read_plain(path, _MAX_TEXT, "a point cloud")
     if suffix == ".ply":
         return _ply(path, text)
-    if suffix in (".csv", ".tsv") or _is_separated(text):
+    if suffix in (".csv", ".tsv"):
         table = read_table(path, what="point cloud")
         return table.numbers(range(table.width), limit=_MAX_VALUE)
     return _numbers(path, enumerate(text.splitlines(), 1))
 
 
-def _is_separated(text: str) -> bool:
-    """Whether the first line of a text that is no comment has a comma or a semicolon."""
-    line = next((line for line in text.splitlines() if line.partition("#")[0].strip()), "")
-    return "," in line or ";" in line
-
-
 def _numbers(path: Path, lines: Iterable[tuple[int, str]]) -> np.ndarray:
-    """The numbers between blanks in numbered lines, (rows, columns), below a line of names if there is one; what
-    follows a # is a comment.
+    """The numbers of numbered lines, (rows, columns), between semicolons, else commas, else blanks, below a line of
+    names if there is one; what follows a # is a comment.
     """
     values, width, named = array("d"), 0, False
     for number, line in lines:
-        cells = line.partition("#")[0].split()
+        line = line.partition("#")[0].strip()
+        cells = line.split(next((mark for mark in ";," if mark in line), None))
         if cells and not width and not named and not any(map(_is_number, cells)):
             named = True
             continue

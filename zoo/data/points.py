@@ -78,7 +78,7 @@ def drawn(cloud: np.ndarray, record: inputs.Points, path: Path) -> Tensor:
         centred = places - places.mean(0)
         extent = float(np.sqrt(np.square(centred).sum(1).max()))
         if extent <= _SAME * float(np.abs(places).max()):
-            raise DataError(f"{path}: all its {len(cloud)} points are in one place, so it has no shape")
+            raise DataError(f"{path}: all of its points ({len(cloud)}) are in one place, so it has no shape")
         places = centred / extent
     points = torch.from_numpy(np.concatenate([places, cloud[:, 3:]], 1)).float()
     return points[farthest_points(points[None, :, :3], record.points)[0]]

@@ -100,9 +100,13 @@ def says_nothing(path: Path, values: Tensor, form: Any) -> str | None:
     if form.kind == "text":
         from zoo.data.text import MARKS
 
-        if bool((values[..., None] == values.new_tensor(MARKS)).any(-1).all()):
+        rows = (values[..., None] == values.new_tensor(MARKS)).any(-1).all(-1).nonzero()[:, 0] + 1
+        if not len(rows):
+            return None
+        if len(values) == 1:
             return f"{path} holds no word that the model knows, so the prediction says nothing about it"
-        return None
+        told = f"{len(rows):,} of its {len(values):,} texts hold no word that the model knows (row {int(rows[0])}"
+        return f"{path}: {told}{', ...' if len(rows) > 1 else ''}), so the predictions say nothing about them"
     if form.kind == "spectrum":  # compared in raw units, over pixels and bands
         mean, std = (values.new_tensor(v).view(1, -1, 1, 1) for v in (form.mean, form.std))
         values = (values * std + mean).flatten(1)[:, None]
