@@ -27,7 +27,10 @@ from zoo.support import inputs
 
 Files = dict[str, str | bytes]
 
-ROWS = [f'"{"Good" if i % 2 else "Bad"} tea{"." * (i % 3)},\n{i}",{"five stars" if i % 2 else "one star"}' for i in range(40)]
+ROWS = [
+    f'"{"Good" if i % 2 else "Bad"} tea{"." * (i % 3)},\n{i}",{"five stars" if i % 2 else "one star"}'
+    for i in range(40)
+]
 TABLE = "\n".join(["comment,stars", *ROWS]) + "\n"
 
 
@@ -41,7 +44,7 @@ def write(place: Path, files: Files) -> Path:
 def texts(path: Path, cache: Path, **options: Any) -> TextFolder:
     if path.suffix:
         options = {"text": "comment", "target": "stars", **options}
-    return TextFolder(path, cache=cache, download=False, max_length=8, **options)
+    return TextFolder(path, cache=cache, download=False, **{"max_length": 8, **options})
 
 
 def ready(data: Any) -> Any:
@@ -88,7 +91,9 @@ def test_a_table_of_texts(cache: Path, tmp_path: Path) -> None:
     lines = data.describe()
     assert lines[0] == "train: 28 texts: five stars 14, one star 14"
     assert lines[1] == "val: 4 texts, taken from the training part: five stars 2, one star 2"
-    assert re.fullmatch(r"tokens: 6 in the middle, 8 at most; \d+ of 40 \(.*%\) are cut to 8 \(data\.max_length\)", lines[3])
+    assert lines[3] == "tokens: 7 in the middle, 8 at most; 0 of 40 (0.0%) are cut to 8 (data.max_length)"
+    short = texts(place / "reviews.csv", cache, max_length=6)
+    assert short.describe()[3] == "tokens: 6 in the middle, 6 at most; 26 of 40 (65.0%) are cut to 6 (data.max_length)"
     again = ready(texts(place / "reviews.csv", cache, seed=5))
     assert torch.equal(inputs_of(again, "test"), inputs_of(data, "test")), "the same split for every seed"
     untested = ready(texts(place / "reviews.csv", cache, test_fraction=0, val_fraction=0))
@@ -97,7 +102,12 @@ def test_a_table_of_texts(cache: Path, tmp_path: Path) -> None:
 
 
 def test_texts_in_folders(cache: Path, tmp_path: Path) -> None:
-    files = {f"{part}/{name}/{i}.txt": f"\ufeff{name} tea" for part in ("train", "test") for name in ("bad", "good") for i in range(4)}
+    files = {
+        f"{part}/{name}/{i}.txt": f"\ufeff{name} tea"
+        for part in ("train", "test")
+        for name in ("bad", "good")
+        for i in range(4)
+    }
     place = write(tmp_path / "d", files)  # type: ignore[arg-type]
     data = ready(texts(place, cache, val_fraction=0.25))
     assert data.class_names == ["bad", "good"]
@@ -116,13 +126,17 @@ def test_texts_in_folders(cache: Path, tmp_path: Path) -> None:
 
 def test_a_table_for_each_part(cache: Path, tmp_path: Path) -> None:
     rows = "".join(f"{'good' if i % 2 else 'bad'} tea,{10 if i % 2 else 9}\n" for i in range(8))
-    place = write(tmp_path / "d", {"train.csv": f"comment,stars\n{rows}", "test.tsv": "stars\tcomment\n10\tgood\n9\tbad\n"})
+    place = write(
+        tmp_path / "d", {"train.csv": f"comment,stars\n{rows}", "test.tsv": "stars\tcomment\n10\tgood\n9\tbad\n"}
+    )
     words = {"text": "comment", "target": "stars"}
     data = ready(texts(place, cache, val_fraction=0, **words))
     assert data.class_names == ["9", "10"], "numbers by their value"
     assert data.datasets["test"].targets.tolist() == [1, 0]
     write(place, {"test.tsv": "stars\tcomment\n10\tgood\n8\tbad\n"})
-    with pytest.raises(DataError, match=r"test\.tsv, line 3, column stars: the class '8' is none of the training part: 9, 10"):
+    with pytest.raises(
+        DataError, match=r"test\.tsv, line 3, column stars: the class '8' is none of the training part: 9, 10"
+    ):
         texts(place, cache, **words).prepare_data()
     write(place, {"test.csv": "comment,stars\n"})
     with pytest.raises(DataError, match=r"holds test\.csv, test\.tsv: keep one table for a part"):
@@ -152,7 +166,7 @@ BAD_TEXTS: dict[str, tuple[Files, dict[str, Any], str]] = {
     "one class": ({"r.csv": "comment,stars\n" + "good,1\n" * 9}, {}, "the only class is '1'; two are needed"),
     "a class a row": ({"r.csv": f"comment,stars\n{MANY}"}, {}, "30 classes for 30 rows, such as 0, 1, 2 and 27 more"),
     "a number twice": ({"r.csv": "comment,stars\n" + "a,1\nb,1.0\n" * 9}, {}, "'1' and '1.0' are the same number"),
-    "a long class": ({"r.csv": f"comment,stars\na,{'x' * 300}\n"}, {}, "line 2, column stars: 'x*'... has more than 200"),
+    "a long class": ({"r.csv": f"comment,stars\na,{'x' * 300}\n"}, {}, "line 2, .*'... has more than 200"),
     "an odd class": ({"r.csv": "comment,stars\na,\u202egood\n"}, {}, "line 2, .* cannot be printed"),
     "twins": ({"r.csv": "comment,stars\n" + "a,caf\u00e9\nb,cafe\u0301\n" * 9}, {}, "two classes that look the same"),
     "not UTF-8": ({"r.csv": b"comment,stars\ngood,1\nb\xe4d,2\n"}, {}, r"r\.csv, line 3: byte 0xe4 is not UTF-8"),
@@ -232,7 +246,8 @@ def as_text(rows: np.ndarray, mark: str = " ") -> str:
 
 def ply(rows: np.ndarray) -> str:
     """Vertices with y first, and a face."""
-    head = "ply\nformat ascii 1.0\ncomment y first\nelement vertex {n}\nproperty float y\nproperty float x\nproperty float z\n"
+    head = "ply\nformat ascii 1.0\ncomment y first\nelement vertex {n}\n"
+    head += "property float y\nproperty float x\nproperty float z\n"
     head += "element face 1\nproperty list uchar int vertex_indices\nend_header\n"
     return head.format(n=len(rows)) + as_text(rows[:, [1, 0, 2]]) + "3 0 1 2\n"
 
@@ -260,7 +275,12 @@ def clouds(place: Path, count: int = 10) -> Path:
 def test_clouds_are_the_same_in_every_format(tmp_path: Path) -> None:
     rows = cloud(0, "rod", far=5e6)  # coordinates of a map, which float32 would round
     np.save(tmp_path / "x.npy", rows)
-    forms = {"x.xyz": as_text(rows), "x.txt": as_text(rows, ", "), "x.csv": "x;y;z\n" + as_text(rows, ";"), "x.ply": ply(rows)}
+    forms = {
+        "x.xyz": as_text(rows),
+        "x.txt": as_text(rows, ", "),
+        "x.csv": "x;y;z\n" + as_text(rows, ";"),
+        "x.ply": ply(rows),
+    }
     write(tmp_path, {**forms, "y.xyz": "X Y Z\n" + as_text(rows, "\t"), "x.tsv": as_text(rows, "\t")})
     record = {"kind": "points", "points": 16, "channels": 3, "fit": "sphere"}
     (wanted,) = prepare(tmp_path / "x.npy", record)
@@ -322,7 +342,7 @@ def test_further_values_are_standardised_and_not_moved(tmp_path: Path) -> None:
     assert any(torch.equal(alone[0], x) for x in [*still, *inputs_of(data, "test")])
 
 
-FINE = as_text(cloud(0, "ball"))
+FINE, PLY = as_text(cloud(0, "ball")), ply(cloud(0, "rod"))
 #: A file beside good ones, and what is told.
 BAD_CLOUDS: dict[str, tuple[str, str | bytes, str]] = {
     "not a number": ("x.xyz", "1 2 3\n1 two 3\n", r"x\.xyz, line 2: 'two' is not a number"),
@@ -342,12 +362,12 @@ BAD_CLOUDS: dict[str, tuple[str, str | bytes, str]] = {
     "words": ("x.txt", "read me\nplease\n", r"x\.txt, line 2: 'please' is not a number"),
     "no array": ("x.npy", b"junk", r"x\.npy cannot be read as a point cloud"),
     "a pickle": ("x.npy", pickle.dumps(np.ones((3, 3))), r"x\.npy cannot be read as a point cloud"),
-    "binary ply": ("x.ply", b"ply\nformat binary_little_endian 1.0\n\xff", r"x\.ply is a binary PLY file: save it as ASCII"),
+    "binary ply": ("x.ply", b"ply\nformat binary_little_endian 1.0\n\xff", "binary PLY file: save it as ASCII"),
     "no ply": ("x.ply", "1 2 3\n", r"x\.ply .*no header of a PLY file"),
-    "ply without z": ("x.ply", ply(cloud(0, "rod")).replace("float z", "float w"), "need the properties x, y and z"),
-    "ply of faces": ("x.ply", ply(cloud(0, "rod")).replace("element vertex 40", "element face 40"), "must be the vertices"),
-    "ply of lists": ("x.ply", ply(cloud(0, "rod")).replace("property float z", "property list uchar int z"), "no property of one number"),
-    "short ply": ("x.ply", ply(cloud(0, "rod")).replace("vertex 40", "vertex 400"), "3 0 1 2|4 numbers where the lines before have 3"),
+    "ply without z": ("x.ply", PLY.replace("float z", "float w"), "need the properties x, y and z"),
+    "ply of faces": ("x.ply", PLY.replace("element vertex 40", "element face 40"), "must be the vertices"),
+    "ply of lists": ("x.ply", PLY.replace("property float z", "property list uchar int z"), "is no property of one"),
+    "short ply": ("x.ply", PLY.replace("vertex 40", "vertex 400"), "4 numbers where the lines before have 3"),
     "large": ("x.xyz", b"1 2 3\n" * 3_400_000, r"x\.xyz is larger than 20 MB"),
 }  # fmt: skip
 
@@ -371,7 +391,7 @@ def test_bad_folders_of_clouds(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the only class is 'a'"):
         PointFolder(tmp_path).prepare_data()
     write(tmp_path, {"b/x.jpg": b"x"})
-    with pytest.raises(DataError, match="class folder .*b holds no point cloud"):
+    with pytest.raises(DataError, match=r"class folder .*b holds no point cloud"):
         PointFolder(tmp_path).prepare_data()
     np.save(tmp_path / "a" / "x.npy", cloud(0, "rod").T)
     (tmp_path / "a" / "x.xyz").rename(tmp_path / "b" / "x.xyz")
@@ -418,7 +438,11 @@ def test_the_commands_for_texts(
     told = follow("Texts", place, ["model.model_name=test_minilm", "model.tuning_args=null"], capsys)
     assert "test/acc" in told["train"]
     found = json.loads(told["json"])
-    assert [(entry["file"], entry.get("row")) for entry in found] == [("new.csv", 1), ("new.csv", 2), ("letter.txt", None)]
+    assert [(entry["file"], entry.get("row")) for entry in found] == [
+        ("new.csv", 1),
+        ("new.csv", 2),
+        ("letter.txt", None),
+    ]
     assert {p["class"] for entry in found for p in entry["predictions"]} == {"five stars", "one star"}
     assert found[0]["predictions"] == found[2]["predictions"]
     assert told["validate"].endswith("reproduced\n")

@@ -61,7 +61,8 @@ def read_cloud(path: Path) -> np.ndarray:
 
     Args:
         path: A `.npy` array; text with numbers between blanks, commas, semicolons or tabs, with or without a line of
-            names (`.xyz`, `.txt`, `.csv`, `.tsv`); or an ASCII `.ply`, of which the vertices are read, x, y and z first.
+            names (`.xyz`, `.txt`, `.csv`, `.tsv`); or an ASCII `.ply`, of which the vertices are read,
+            x, y and z first.
 
     Raises:
         DataError: The file is damaged, too large, or holds anything but rows of finite numbers; of a text the message

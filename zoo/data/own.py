@@ -129,7 +129,9 @@ def _sorted(classes: set[str], where: str) -> list[str]:
     return names
 
 
-def check_classes(parts: Mapping[Any, tuple[Sequence[Any], Sequence[int]]], names: Sequence[str], where: object) -> None:
+def check_classes(
+    parts: Mapping[Any, tuple[Sequence[Any], Sequence[int]]], names: Sequence[str], where: object
+) -> None:
     """Check that there are two classes, all of them in the training part; warn if another part lacks one.
 
     Args:

@@ -73,7 +73,7 @@ def _rows_of(path: Path, channels: int, who: str) -> np.ndarray:
 
 def drawn(cloud: np.ndarray, record: inputs.Points, path: Path) -> Tensor:
     """Fit the coordinates of a cloud (P, channels) as the record tells, and choose its points: (points, channels)."""
-    places = cloud[:, :3]
+    places = np.ascontiguousarray(cloud[:, :3])  # of one order, so that sums have the same bits
     if record.fit == "sphere":  # in numpy, whose sums do not depend on the number of threads
         centred = places - places.mean(0)
         extent = float(np.sqrt(np.square(centred).sum(1).max()))
@@ -344,8 +344,8 @@ def _channels(path: Path) -> int:
     cloud = read_cloud(path)
     if cloud.ndim != 2 or not 3 <= cloud.shape[1] <= _MAX_CHANNELS:
         raise DataError(
-            f"{path} holds an array of {cloud.shape}: a point cloud has a row for each point, of 3 coordinates and up to "
-            f"{_MAX_CHANNELS - 3} further values"
+            f"{path} holds an array of {cloud.shape}: a point cloud has a row for each point, of 3 coordinates and up "
+            f"to {_MAX_CHANNELS - 3} further values"
         )
     return int(cloud.shape[1])
 

@@ -418,8 +418,10 @@ class TextFolder(TextDataModule):
             if part == "train" and not any(place.is_file() for place in there):
                 return {}
             if len(there) > 1 or any(place.is_dir() for place in there):
-                raise DataError(f"{self.path} holds {listed([place.name for place in there])}: keep one table for a part")
-            found |= {part: place for place in there}
+                both = listed([place.name for place in there])
+                raise DataError(f"{self.path} holds {both}: keep one table for a part")
+            if there:
+                found[part] = there[0]
         return found
 
     def _from_tables(self, tables: dict[str, Path]) -> tuple[list[str], Parts]:
