@@ -6,7 +6,7 @@ import json
 import pickle
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from zoo.data.prepare import prepare, says_nothing
 from zoo.data.sampling import SampleKey
 from zoo.support import inputs
 
-Files = dict[str, str | bytes]
+Files = Mapping[str, str | bytes]
 
 ROWS = [
     f'"{"Good" if i % 2 else "Bad"} tea{"." * (i % 3)},\n{i}",{"five stars" if i % 2 else "one star"}'
@@ -108,7 +108,7 @@ def test_texts_in_folders(cache: Path, tmp_path: Path) -> None:
         for name in ("bad", "good")
         for i in range(4)
     }
-    place = write(tmp_path / "d", files)  # type: ignore[arg-type]
+    place = write(tmp_path / "d", files)
     data = ready(texts(place, cache, val_fraction=0.25))
     assert data.class_names == ["bad", "good"]
     assert {part: len(rows) for part, rows in data.datasets.items()} == {"train": 6, "test": 8, "val": 2}
@@ -257,18 +257,18 @@ def clouds(place: Path, count: int = 10) -> Path:
     for kind in ("ball", "rod"):
         for i in range(count):
             rows = cloud(i, kind)
-            forms: list[tuple[str, Callable[[], str]]] = [
-                ("xyz", lambda rows=rows: as_text(rows)),
-                ("csv", lambda rows=rows: "x,y,z\n" + as_text(rows, ",")),
-                ("txt", lambda rows=rows: "# a comment\n" + as_text(rows, ",")),
-                ("ply", lambda rows=rows: ply(rows)),
-            ]
+            forms = {
+                "xyz": as_text(rows),
+                "csv": "x,y,z\n" + as_text(rows, ","),
+                "txt": "# a comment\n" + as_text(rows, ","),
+                "ply": ply(rows),
+            }
             (place / kind).mkdir(parents=True, exist_ok=True)
             if i % 5 == 4:
                 np.save(place / kind / f"{i}.npy", rows)
             else:
-                suffix, made = forms[i % 5]
-                (place / kind / f"{i}.{suffix}").write_text(made())
+                suffix, content = list(forms.items())[i % 5]
+                (place / kind / f"{i}.{suffix}").write_text(content)
     return place
 
 
@@ -408,11 +408,19 @@ def page(section: str) -> list[str]:
     return re.findall(r"^\$ (.*)$", text, re.MULTILINE)
 
 
-def follow(section: str, place: Path, small: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+#: With the commands that take long, or without them.
+SLOW = pytest.mark.parametrize("left_out", ["export", pytest.param("", marks=pytest.mark.slow)])
+
+
+def follow(
+    section: str, place: Path, small: list[str], left_out: str, capsys: pytest.CaptureFixture[str]
+) -> dict[str, str]:
     """Run the commands of a section as they are written, the training with further words that keep it small."""
     told = {}
     for line in page(section):
         words = shlex.split(line)
+        if left_out in words:
+            continue
         if words[:2] == ["python", "train.py"]:
             told["train"] = train_here(place, *words[2:], "logger=csv", "trainer.max_epochs=1", *small).stdout
             continue
@@ -426,16 +434,18 @@ def follow(section: str, place: Path, small: list[str], capsys: pytest.CaptureFi
     return told
 
 
+@SLOW
 def test_the_commands_for_texts(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    left_out: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("transformers")
     torch.manual_seed(0)
-    save_file(zoo.create_model("test_minilm", tuning="head").bert.state_dict(), cache / "minilm" / "model.safetensors")
+    encoder: Any = zoo.create_model("test_minilm", tuning="head").bert
+    save_file(encoder.state_dict(), cache / "minilm" / "model.safetensors")
     place = write(tmp_path / "d", {"reviews.csv": TABLE, "letter.txt": "Good tea"})
     write(place, {"new.csv": "comment,stars\nGood tea,\nbad bad tea,\n"})
     monkeypatch.chdir(place)
-    told = follow("Texts", place, ["model.model_name=test_minilm", "model.tuning_args=null"], capsys)
+    told = follow("Texts", place, ["model.model_name=test_minilm", "model.tuning_args=null"], left_out, capsys)
     assert "test/acc" in told["train"]
     found = json.loads(told["json"])
     assert [(entry["file"], entry.get("row")) for entry in found] == [
@@ -452,8 +462,9 @@ def test_the_commands_for_texts(
     assert main(["predict", "local-dir:reviews-model", "letter.txt"]) == 0
 
 
+@SLOW
 def test_the_commands_for_point_clouds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    left_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = tmp_path / "d"
     clouds(place / "clouds")
@@ -461,7 +472,7 @@ def test_the_commands_for_point_clouds(
     write(place, {"cloud.xyz": as_text(cloud(77, "rod"))})
     monkeypatch.chdir(place)
     small = ["model.backbone=test_unireplknet", "model.backbone_args=null", "model.size=14"]
-    told = follow("Point clouds", place, small, capsys)
+    told = follow("Point clouds", place, small, left_out, capsys)
     assert "test/acc" in told["train"]
     found = json.loads(told["json"])
     assert [entry["file"] for entry in found] == ["cloud.npy", "cloud.xyz"]

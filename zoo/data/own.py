@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.data.audio import split_off
+from zoo.data.audio import Part, split_off
 from zoo.data.checks import DataError, warn_once
 from zoo.data.delimited import TableFile, listed
 from zoo.data.walk import PARTS, Files, check_spelling, class_folders, parts, scan, scan_like
@@ -154,7 +154,8 @@ def check_classes(
 def hold_out(parts: Parts, test_share: float, val_share: float) -> list[str]:
     """Take a test and a validation part from the training part where there is none; the names of those taken."""
     before = set(parts)
-    for name, share in (("test", test_share), ("val", val_share)):
+    shares: tuple[tuple[Part, float], ...] = (("test", test_share), ("val", val_share))
+    for name, share in shares:
         if name not in parts:
             split_off(parts, name, share)
     return [name for name in parts if name not in before]

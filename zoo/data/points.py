@@ -299,7 +299,7 @@ class PointFolder(ImageDataModule):
         """Normalise the clouds, once."""
         self._read()
         form = inputs.read(self._record)
-        for part, (clouds, targets) in {} if self.datasets else self._found.items():  # type: ignore[attr-defined]
+        for part, (clouds, targets) in {} if self.datasets else self._found.items():
             training = (self.stretch, self.shift, self.seed) if part == "train" else ()
             self.datasets[part] = Points(standardised(torch.stack(clouds), form), targets, *training)
 
