@@ -298,7 +298,7 @@ def test_every_door_is_shut_while_nothing_may_be_fetched(trap: Trap, monkeypatch
     fetching = [
         module
         for module in modules
-        if inspect.isclass(module) and {"root", "download"} <= inspect.signature(module.__init__).parameters.keys()
+        if inspect.isclass(module) and {"cache", "download"} <= inspect.signature(module.__init__).parameters.keys()
     ]
     names = {"Table": "wine_red", "Forecast": "chicago", "Hyperspectral": "indian_pines"}
     assert len(fetching) > 8
@@ -308,7 +308,7 @@ def test_every_door_is_shut_while_nothing_may_be_fetched(trap: Trap, monkeypatch
 
         def door(module: Any = module, given: dict[str, str] = given) -> None:
             with offline(shut):
-                data = module(root=str(empty), **given)
+                data = module(cache=str(empty), **given)
                 data.prepare_data()
 
         assert shut in trap.refused(door, module)

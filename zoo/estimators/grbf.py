@@ -35,7 +35,8 @@ from torch import Tensor
 
 from zoo.estimators.grbf_fits import BLOCK, fit_all, fit_many, to_tensor
 from zoo.estimators.grbf_solvers import Networks
-from zoo.estimators.named import register_estimator
+from zoo.estimators.named import check_columns, register_estimator
+from zoo.estimators.pipelines import OfClasses, OfValues
 from zoo.estimators.threads import few_threads
 from zoo.learners.agop import MetricMachine
 from zoo.models.grbf import (
@@ -321,6 +322,18 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 del state[name]
         super().__setstate__(state)
 
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take back fitted attributes, for :mod:`zoo.estimators.saved`; ValueError if they do not fit."""
+        check_columns(state, "feature_importances_")
+        network, count = state.get("network_"), state["n_features_in_"]
+        if isinstance(network, GaussianRBFNetwork):
+            network = _checked(network, count)
+        elif not isinstance(network, MetricMachine):
+            raise ValueError(f"network_ is a {type(network).__name__}, not a network of GRBF")
+        if state["centers_"].shape != network.centers.shape or network.centers.shape[1] != count:
+            raise ValueError("centers_ are not the centres of network_")
+        vars(self).update(state | {"network_": network})
+
     # (D, D) matrices are computed on access, so that low-rank metrics need memory linear in D.
 
     @property
@@ -394,6 +407,10 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """A copy of the trained network as a torch module: rows that are not standardised to logits or values."""
         check_is_fitted(self)
         return copy.deepcopy(self.network_)
+
+    def to_pipeline(self) -> OfValues:
+        """A torch module from rows in their own units to probabilities (n, K), or values (n, 1)."""
+        return (OfValues if self._is_regressor else OfClasses)(self.to_module())
 
     # ---- explanations -------------------------------------------------------------------------------------
 
@@ -735,6 +752,27 @@ class GRBFClassifier(ClassifierMixin, _GRBF):
         outputs = self._outputs(X)
         chosen = (outputs[:, 0] > 0).astype(int) if outputs.shape[1] == 1 else outputs.argmax(1)
         return self.classes_[chosen]
+
+
+def _checked(network: GaussianRBFNetwork, dim: int) -> GaussianRBFNetwork:
+    """A network with the settings and tensors of one from a file; an error if they do not fit."""
+    head: Any = network.head
+    again = GaussianRBFNetwork(
+        dim,
+        len(head.weight),
+        len(network.centers),
+        precision=network.rank if network.form == "low_rank" else network.form,  # type: ignore[arg-type]
+        learn_centers=bool(network.learn_centers),
+        bias=head.bias is not None,
+        reg_precision=float(network.reg_precision),
+        reg_weights=float(network.reg_weights),
+        reg_centers=float(network.reg_centers),
+        penalty=network.penalty,
+        device="meta",
+        dtype=network.centers.dtype,
+    )
+    again.load_state_dict(network.state_dict(), assign=True)
+    return again.eval().requires_grad_(False)
 
 
 def _constant(X: np.ndarray) -> np.ndarray:

@@ -248,6 +248,8 @@ def _check_config(folder: Path) -> str:
     known = {f.name for f in fields(PretrainedCfg)}
     if unknown := [k for k in cfg if k not in known]:
         raise CheckpointError(f"{where}: pretrained_cfg has entries timm does not know: {', '.join(unknown)}")
+    if "estimator" in config:
+        raise CheckpointError(f"{folder} holds an estimator, {arch!r:.60}: zoo.load_estimator reads it")
     if not re.fullmatch(r"\w+", arch) or not timm.is_model(arch):
         raise CheckpointError(f"{where} names the architecture {arch!r:.100}, which is not registered")
     problems = check_values(Described, cfg, "pretrained_cfg") + check_values(Beside, config)
@@ -291,6 +293,9 @@ def _build(model_name: str, source: str, name: str, *, pretrained: bool, kwargs:
 
 def _build_described(model_name: str, source: str, name: str, kwargs: dict[str, Any]) -> nn.Module:
     """Build what a folder or repository describes; errors of the constructor become one-line messages."""
+    elsewhere = "download the repository's files elsewhere and use 'local-dir:<folder>'"
+    if source == "hf-hub" and not closed.active() and not hub_config(name):  # timm's client would try for long
+        raise CheckpointError(f"cannot fetch {CONFIG_NAME} of {model_name}: {elsewhere}")
     try:
         with contextlib.nullcontext() if closed.active() else closed.closed(model_name):
             return timm.create_model(model_name, pretrained=False, **kwargs)
@@ -303,10 +308,7 @@ def _build_described(model_name: str, source: str, name: str, kwargs: dict[str, 
         if kwargs and isinstance(error, ValueError | TypeError) and not message:
             raise  # the caller's arguments may be the problem
         if isinstance(error, OSError) and source == "hf-hub":
-            raise CheckpointError(
-                f"cannot fetch {model_name} ({type(error).__name__}); download the repository's files elsewhere "
-                "and use 'local-dir:<folder>'"
-            ) from error
+            raise CheckpointError(f"cannot fetch {model_name} ({type(error).__name__}); {elsewhere}") from error
         why = "it needs more memory than there is" if is_of_memory(error) else message or first_line(error)
         raise CheckpointError(f"{model_name}: its {CONFIG_NAME} describes no model that can be built: {why}") from error
 

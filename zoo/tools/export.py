@@ -29,6 +29,7 @@ from zoo.support.files import sha256_of, write_atomic, writer_of
 from zoo.support.inputs import record_of as input_record_of
 from zoo.support.values import DamagedFileError, check_output, leads_out, read_json
 from zoo.support.whole import staging
+from zoo.tools import estimators
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import batches, build_data, load, part_of, record_of
 from zoo.tools.info import example
@@ -47,15 +48,16 @@ def export(
     """Export a model, and compare it with eager PyTorch on batches of 1, 2 and 5.
 
     Args:
-        model: Name with a tag, `local-dir:<folder>` or the folder of a run, which are exported in deploy form; or a
-            module, exported in the form it has.
+        model: Name with a tag, `local-dir:<folder>` or the folder of a run, which are exported in deploy form; a saved
+            estimator, from rows in their own units, which it standardises itself, to probabilities or values, compared
+            with its own `predict_proba` or `predict`; or a module, exported in the form it has.
         folder: Created if missing. An earlier export in it is replaced as a whole.
         formats: From :data:`FORMATS`: `program` (`torch.export`, model.pt2) and `onnx` (model.onnx).
         size: Side of the images, pixels; that of the record by default.
 
     Returns:
         Content of the folder's `deployment.json`: by format `file`, `bytes`, `sha256`, `max_difference` and `batches`;
-        `preprocessing`, `class_names` and `input_record`.
+        `preprocessing`, `class_names`, `input_record`, and `output` of an estimator (`probabilities` or `values`).
 
     Raises:
         OutputError: The folder cannot be created.
@@ -66,8 +68,7 @@ def export(
         raise ToolError(f"format {unknown[0]!r} is not one of {', '.join(FORMATS)}")
     folder = check_output(folder)
     _check_own(folder, formats)
-    network = model if isinstance(model, nn.Module) else load(model)
-    network = network.eval()
+    network = _network_of(model).eval()
     cfg: Any = getattr(network, "pretrained_cfg", None) or {}
     inputs = _arguments(network, 2, size)
     told: dict[str, Any] = {"model": model if isinstance(model, str) else type(network).__name__}
@@ -75,9 +76,12 @@ def export(
     told |= {name: ["batch", *x.shape[1:]] for name, x in zip(_INPUTS[1:], inputs[1:], strict=False)}
     told["class_names"] = list(cfg.get("label_names") or ())
     told["input_record"] = input_record_of(network)
+    if isinstance(network, estimators.Pipeline):
+        told["output"] = "probabilities" if told["class_names"] else "values"
     batches = {n: _arguments(network, n, size) for n in (1, 2, 5)}
     with torch.no_grad():
-        expected = {n: network(*x).numpy() for n, x in batches.items()}
+        answers = getattr(network, "expected", None) or (lambda *x: network(*x).numpy())  # of an estimator: its own
+        expected = {n: answers(*x) for n, x in batches.items()}
     with _written(folder) as place, _quiet():
         program = _program(network, inputs)
         for kind in formats:
@@ -93,6 +97,13 @@ def export(
             told[kind] = _entry(path) | {"max_difference": worst, "batches": list(batches)}
         _write_deployment(place, told)
     return told
+
+
+def _network_of(model: str | nn.Module) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return model
+    saved = estimators.open_estimator(model)
+    return load(model) if saved is None else estimators.pipeline(saved)
 
 
 def _write_deployment(place: Path, told: Mapping[str, Any]) -> None:

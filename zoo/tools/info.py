@@ -16,6 +16,7 @@ from zoo.registry.factory import as_named, create_model, list_models
 from zoo.support import inputs
 from zoo.support.files import locate, read_config
 from zoo.support.values import first_line
+from zoo.tools import estimators
 from zoo.tools.errors import ToolError
 from zoo.tools.validation import published
 
@@ -113,7 +114,11 @@ def describe(name: str, size: int | None = None, **kwargs: Any) -> dict[str, Any
 
     Raises:
         ToolError: The name or an argument is unknown, or the size does not suit the model.
+
+    Of an estimator's folder the facts are those of :func:`zoo.tools.estimators.describe`.
     """
+    if (saved := estimators.open_estimator(name)) is not None:
+        return estimators.describe(saved)
     record = bundled_weights.records().get(name)
     try:
         given, name = name, as_named(name)

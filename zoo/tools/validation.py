@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import nn
 
 from zoo.data.checks import DataError
 from zoo.data.folder import IMAGES, FolderImages
+from zoo.data.lists import is_list, read_list
 from zoo.data.pictures import Fit
 from zoo.data.sampling import EpochBatches, ResumableLoader
 from zoo.data.walk import class_folders, scan
@@ -63,6 +64,7 @@ def validate(
     batch_size: int = 64,
     num_workers: int = 0,
     device: str = "cpu",
+    columns: Mapping[str, str] | None = None,
 ) -> Validation:
     """Accuracy of released weights, in deploy form, on a folder of images, beside the published accuracy.
 
@@ -71,13 +73,14 @@ def validate(
     Args:
         model: Name with its tag, for example `unireplknet_a.in1k`, `local-dir:<folder>` of `zoo.save_pretrained`, or
             the folder of a run.
-        data: Folder with one folder per class, or with such a `val/`, `valid/`, `validation/` or `test/`. Folders named
-            by the model's labels (for ImageNet `n01440764`, ...) may be a subset of the classes; other names are
-            assigned in sorted order.
+        data: Folder with one folder per class, or with such a `val/`, `valid/`, `validation/` or `test/`; or a list of
+            images and classes, see :func:`zoo.data.lists.read_list`. Classes named by the model's labels (for ImageNet
+            `n01440764`, ...) may be a subset of the classes; other names are assigned in sorted order.
         checkpoint: Weights to use instead of fetching the released ones.
         batch_size: Batch size.
         num_workers: Worker processes that decode images; 0 decodes in this process.
         device: Device, for example `cuda`.
+        columns: Of a list: names of the columns `file` and `class`, which have these names by default.
 
     Raises:
         CheckpointError: The weights are missing and cannot be fetched (the message says which file to place where), or
@@ -85,12 +88,20 @@ def validate(
         DataError: The folder or its images are missing or damaged.
         ValidationError: The name has no weights, or the classes do not match.
     """
-    folder = _image_folder(Path(data).expanduser())
+    folder, listing = Path(data).expanduser(), None
+    if is_list(folder):
+        listing = read_list(folder, IMAGES, columns or {"file": "file", "class": "class"}, whose="--")
+    else:
+        folder = _image_folder(folder)
     network = _load(model, checkpoint)
     cfg: dict[str, Any] = dict(network.pretrained_cfg)  # type: ignore[arg-type]
     preprocessing, classes = _preprocessing(cfg), int(network.num_classes)  # type: ignore[arg-type]
-    names = class_folders(folder, IMAGES)
-    paths, places = scan(folder, names, IMAGES)
+    if listing is None:
+        names = class_folders(folder, IMAGES)
+        paths, places = scan(folder, names, IMAGES)
+    else:
+        names, paths = sorted(set(listing.columns["class"])), listing.files
+        places = [names.index(label) for label in listing.columns["class"]]
     labels = list(cfg.get("label_names") or ()) or _imagenet(model, classes)
     outputs = torch.tensor(_outputs(names, labels, classes, folder))
     images = FolderImages(paths, places, _fit(network), seed=None)
@@ -162,6 +173,7 @@ def _outputs(names: Sequence[str], labels: Sequence[str], classes: int, folder: 
         return list(range(classes))
     strange = next(name for name in names if name not in place)
     raise ValidationError(
-        f"{folder} has {len(names)} class folders, the model {classes} classes, and {strange!r} is not a label of the "
-        "model: name the folders by their labels (n01440764, ... for ImageNet), one a class"
+        f"{folder} has {len(names)} {'class folders' if folder.is_dir() else 'classes'}, the model {classes} classes, "
+        f"and {strange!r} is not a label of the model: name {'the folders' if folder.is_dir() else 'them'} by their "
+        "labels (n01440764, ... for ImageNet), one a class"
     )

@@ -38,10 +38,11 @@ from zoo.training.checkpointing import (
     set_aside,
 )
 from zoo.training.checks import LastValidation, Start, check_config, is_lightnings, is_ours, sentence
-from zoo.training.finish import RunResult, finish, last_good, load_best, shown_path
+from zoo.training.finish import finish, last_good, load_best, shown_path
 from zoo.training.folder import check_new, is_first_process, writing_in
 from zoo.training.loggers import WandbRun
 from zoo.training.notes import note_seconds, run_notes
+from zoo.training.result import RunResult
 
 _log = logging.getLogger(__name__)
 
@@ -67,15 +68,14 @@ class RunFailed(RuntimeError):
     """A run that could not continue; the message names the last good checkpoint."""
 
 
-def run_config(config: dict[str, Any], *, multirun: bool = False, command: str = "python train.py") -> float | None:
-    """Check a composed configuration, then run it; returns the value of `optimized_metric` for a sweeper.
+def run_config(config: dict[str, Any], *, multirun: bool = False, command: str = "python train.py") -> RunResult:
+    """Check a composed configuration, then run it.
 
     Raises:
         ConfigError: Before anything is built, with all problems found.
     """
     check_config(config, multirun=multirun)
-    result = run(**config, command=command)
-    return result.metrics.get(config.get("optimized_metric") or "")
+    return run(**config, command=command)
 
 
 _RESUMED = "a resumed run fetches nothing: start the same experiment once without resume=..."
@@ -180,6 +180,7 @@ def run(
         "trainer",
         lambda: instantiate(
             trainer,
+            max_epochs=getattr(datamodule, "tasks", None),  # of a stream, an epoch is a task
             callbacks=[*hooks, start, counter, LastValidation(), watch, Home()],
             logger=loggers,
             plugins=[AtomicCheckpointIO()],
