@@ -1,4 +1,4 @@
-"""Lists of files in the place of folders: the same parts for images, sounds and videos, and every bad row by its line."""
+"""Lists of files in the place of folders: parts of images, sounds and videos, and every bad row by its line."""
 
 from __future__ import annotations
 
@@ -65,7 +65,11 @@ def test_columns_and_the_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"x.tsv has no column 'file'; its columns are species, photo: name the one of"):
         _ = ImageFolder(path).class_names
     options = {"file_column": "photo", "class_column": "species", "folder": tmp_path / "far" / "away"}
-    assert sizes(ImageFolder(path, test_fraction=0.2, **options, **SMALL["image"])) == {"train": 14, "val": 2, "test": 4}
+    assert sizes(ImageFolder(path, test_fraction=0.2, **options, **SMALL["image"])) == {
+        "train": 14,
+        "val": 2,
+        "test": 4,
+    }
     with pytest.raises(DataError, match="there is no folder .*gone, where the names of .*x.tsv start"):
         _ = ImageFolder(path, **options | {"folder": tmp_path / "gone"}).class_names
 
@@ -76,7 +80,7 @@ def test_columns_and_the_folder_are_named(tmp_path: Path) -> None:
         (["../x.png", "a", "train"], r"line 4: '\.\./x\.png' leads out of"),
         (["/etc/passwd.png", "a", "train"], "line 4: '/etc/passwd.png' leads out of"),
         (["out.png", "a", "train"], "line 4: 'out.png' leads out of"),
-        (["x\0.png", "a", "train"], "list.csv is not text: it has zero bytes"),
+        (["x\0.png", "a", "train"], r"list\.csv is not text: it has zero bytes"),
         (["gone.png", "a", "train"], "line 4: there is no file .*gone.png"),
         (["notes.txt", "a", "train"], r"line 4: 'notes.txt' is no image \(\.jpg"),
         (["", "a", "train"], "line 4: file is empty"),
@@ -167,7 +171,9 @@ def test_files_that_cannot_be_read_are_named_before_training(tmp_path: Path) -> 
     data.check_files()
     for name in "train/a/0.png", "train/b/3.png":
         (tmp_path / name).write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"2 of 12 files cannot be read: .*a/0.png \(no known image format\); .*b/3.png"):
+    with pytest.raises(
+        DataError, match=r"2 of 12 files cannot be read: .*a/0.png \(no known image format\); .*b/3.png"
+    ):
         data.check_files()
 
 
@@ -187,4 +193,3 @@ def test_published_data_takes_no_lists() -> None:
     for module in (ImageNet, Prompts):
         with pytest.raises(TypeError, match="takes no folder"):
             module("x", folder="y")
-

@@ -63,7 +63,10 @@ def test_any_iterable_of_pairs_is_a_stream() -> None:
         ([(torch.zeros(2, 1, 4, 4), [0, -1])], "task 0 needs whole numbers from 0"),
         ([(torch.zeros(2, 1, 4, 4), [0])], "task 0 needs images"),
         ([(torch.zeros(2, 1, 4, 4), [0, 1])], "task 0: there are too few images of each class to keep 20%"),
-        ([(torch.zeros(9, 1, 4, 4), [0] * 9), (torch.zeros(9, 3, 4, 4), [1] * 9)], r"task 1 has images .*\(N, 3, 4, 4\)"),
+        (
+            [(torch.zeros(9, 1, 4, 4), [0] * 9), (torch.zeros(9, 3, 4, 4), [1] * 9)],
+            r"task 1 has images .*\(N, 3, 4, 4\)",
+        ),
     ],
 )
 def test_what_is_no_task_is_told(tasks: list[Any], told: str) -> None:
@@ -174,4 +177,6 @@ def test_published_sets_are_streams_as_before() -> None:
     data = ContinualData("digits", "split")
     assert (data.tasks, data.img_size, data.scenario) == (5, 8, "split")
     assert (ContinualData("digits").scenario, ContinualData("digits").tasks) == ("permuted", 20)
-    assert ready(ContinualData("digits", tasks=2)).describe()[0].startswith("task 0: 1,438 images for training, 359 for")
+    assert (
+        ready(ContinualData("digits", tasks=2)).describe()[0].startswith("task 0: 1,438 images for training, 359 for")
+    )

@@ -96,4 +96,3 @@ def test_a_run_keeps_the_defaults_that_it_began_with(tmp_path: Path) -> None:
     assert not any("data.root" in text for text in _continue_run(tmp_path, ["data.path=y"]))
     (hydra / "config.yaml").write_text(json.dumps({"model": {"backbone": "${oc.env:HOME}"}}))
     assert not any("backbone" in text for text in _continue_run(tmp_path, []))
-
