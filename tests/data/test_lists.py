@@ -1,4 +1,4 @@
-"""Lists of files in the place of folders: the same parts for images, sounds and videos, and every bad row by its line."""
+"""Lists of files in the place of folders: parts of images, sounds and videos, and every bad row by its line."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_columns_and_the_folder_are_named(tmp_path: Path) -> None:
         (["../x.png", "a", "train"], r"line 4: '\.\./x\.png' leads out of"),
         (["/etc/passwd.png", "a", "train"], "line 4: '/etc/passwd.png' leads out of"),
         (["out.png", "a", "train"], "line 4: 'out.png' leads out of"),
-        (["x\0.png", "a", "train"], "list.csv is not text: it has zero bytes"),
+        (["x\0.png", "a", "train"], r"list\.csv is not text: it has zero bytes"),
         (["gone.png", "a", "train"], "line 4: there is no file .*gone.png"),
         (["notes.txt", "a", "train"], r"line 4: 'notes.txt' is no image \(\.jpg"),
         (["", "a", "train"], "line 4: file is empty"),

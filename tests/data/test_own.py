@@ -477,6 +477,9 @@ def test_the_commands_for_texts(
     ]
     assert {p["class"] for entry in found for p in entry["predictions"]} == {"five stars", "one star"}
     assert found[0]["predictions"] == found[2]["predictions"]
+    assert [line.split(",")[:2] for line in (place / "answers.csv").read_text().splitlines()] == [
+        ["file", "row"], ["new.csv", "1"], ["new.csv", "2"], ["letter.txt", ""]
+    ]  # fmt: skip
     assert told["validate"].endswith("reproduced\n")
     assert "NOT" not in told["validate"]
     assert (place / "reviews-model" / "tokenizer.json").is_file()

@@ -43,6 +43,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
         "--no-header", action="store_true", help="tables begin with a row; their columns stand in the model's order"
     )
     parser.add_argument("--out", type=Path, help="a picture of the first answer: .png, .svg or .pdf")
+    parser.add_argument("--csv", type=Path, help="also write the answers as a table, .csv")
     json_option(parser)
     parser.set_defaults(run=_predict)
 
@@ -50,7 +51,9 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
 def _predict(options: argparse.Namespace) -> int:
     if options.out:
         check_output(options.out, PICTURES)
-    from zoo.tools.prediction import draw, predict
+    if options.csv:
+        check_output(options.csv, (".csv",))
+    from zoo.tools.prediction import draw, predict, write_table
 
     found = predict(
         options.model, options.files, options.top, header=not options.no_header, file_column=options.file_column
@@ -75,6 +78,9 @@ def _predict(options: argparse.Namespace) -> int:
         figure = draw(found[0], options.model)
         write_atomic(options.out, lambda file: figure.savefig(file, format=options.out.suffix.lower()[1:], dpi=120))
         lines.append(f"picture: {options.out}")
+    if options.csv:
+        write_table(options.csv, found)
+        lines.append(f"table: {options.csv}")
     return told(options, found, lines)
 
 

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,12 +31,13 @@ from zoo.data.tabular import FrameTable, read_rows
 from zoo.data.walk import Files
 from zoo.registry.factory import answers_imagenet, as_named
 from zoo.support import inputs
+from zoo.support.files import write_atomic, writer_of
 from zoo.support.values import first_line
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import load, record_of, unusable
 from zoo.tools.pretrained import estimator_config
 
-__all__ = ["draw", "predict", "prepared"]
+__all__ = ["draw", "predict", "prepared", "write_table"]
 
 Found = TypeVar("Found")
 _BATCH = 256  # rows at a time
@@ -271,7 +274,8 @@ def _parts(name: str, values: Tensor) -> Iterator[_Given]:
 
 def _files(path: Path, kind: str, column: str) -> list[Path]:
     """A file itself; of a folder, the files of the model's kind in it and below, sorted; those that a table names."""
-    if path.suffix.lower() in SUFFIXES["table"] and path.suffix.lower() not in SUFFIXES[kind] and path.is_file():
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES["table"] and suffix not in SUFFIXES.get(kind, ()) and path.is_file():
         files = Files(WORDS[kind].partition(" ")[2], kind, SUFFIXES[kind])
         listing = _checked(lambda one, _: read_list(one, files, {"file": column}, whose="--"), path, {})
         return list(map(Path, listing.files))
@@ -372,6 +376,33 @@ def _answer(out: Tensor, facts: Mapping[str, Any], top: int) -> dict[str, Any]:
     names = [classes[i] if i < len(classes) else str(i) for i in places.tolist()]
     pairs = zip(names, values.tolist(), strict=True)
     return {"predictions": [{"class": name, "probability": round(value, 6)} for name, value in pairs]}
+
+
+def write_table(path: str | Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Write entries of :func:`predict` as a CSV file, whole or not at all.
+
+    Columns: `file` and `row`, as far as the entries have them; then `class` and `probability`, and `class_2`,
+    `probability_2`, ... of further classes; or `value`; or of a series, with a line for every step, `step`, `time` and
+    a column for each variable.
+    """
+    rows: list[dict[str, Any]] = []
+    for entry in entries:
+        place = {key: entry[key] for key in ("file", "row") if key in entry}
+        if "forecast" in entry:
+            for i, values in enumerate(entry["forecast"]):
+                time = {"time": entry["times"][i]} if entry["times"] else {}
+                rows.append(place | {"step": i + 1} | time | dict(zip(entry["columns"], values, strict=True)))
+            continue
+        answers = {"value": entry["value"]} if "value" in entry else {}
+        for i, found in enumerate(entry.get("predictions", ()), 1):
+            answers |= {key if i == 1 else f"{key}_{i}": value for key, value in found.items()}
+        rows.append(place | answers)
+    text = io.StringIO()
+    names = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, list(names), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(Path(path), writer_of(text.getvalue().encode()))
 
 
 # ---- plots -------------------------------------------------------------------------------------------------
