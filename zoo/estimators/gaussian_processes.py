@@ -84,7 +84,7 @@ class _Process(BaseEstimator):
             warnings.warn(
                 f"L-BFGS ended before it converged ({report.message}): raise max_iter={self.max_iter}",
                 ConvergenceWarning,
-                stacklevel=3,
+                stacklevel=5,  # beyond the decorators of fit
             )
 
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.base import BaseEstimator, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
@@ -221,7 +220,7 @@ class _Bounds(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _check(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        place = {"device": torch.device("meta")} if kwargs.get("device") is not None else {}
+        place = {"device": "meta"} if any(a.name == "device" for a in func._schema.arguments) else {}
         without = lambda part: part.to("meta") if isinstance(part, Tensor) else part  # noqa: E731
         try:
             made = func(*tree_map(without, args), **{**tree_map(without, kwargs), **place})
