@@ -235,7 +235,7 @@ def test_an_estimator_is_measured_on_a_table(
     (tmp_path / "plain.csv").write_text("\n".join(["x,y,z", *(",".join(map(repr, r)) for r in X.tolist())]))
     found = score(saved, tmp_path / "plain.csv", "z")
     assert found["r2"] == pytest.approx(values.score(X[:, :2], X[:, 2]))
-    with pytest.raises(ToolError, match=r"name the column of the answers with --target.*x, y, z"):
+    with pytest.raises(ToolError, match=r"name the column of the right answers with --target.*x, y, z"):
         score(saved, tmp_path / "plain.csv")
 
 

@@ -157,7 +157,8 @@ def _load(folder: Path) -> Any:
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
     except Exception as error:  # untrusted values can make anything raise
-        why = "it needs more memory than there is" if is_of_memory(error) else shown(first_line(error))
+        missing = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
+        why = "it needs more memory than there is" if is_of_memory(error) else shown(missing)[:200]
         raise CheckpointError(
             f"{folder} does not describe a fitted {name[:60]!r} ({why}): save the estimator again"
         ) from error
@@ -273,7 +274,8 @@ def _check_labels(estimator: Any) -> None:
     if is_classifier(estimator):
         classes = getattr(estimator, "classes_", None)
         if not isinstance(classes, np.ndarray) or classes.ndim != 1 or not np.array_equal(np.unique(classes), classes):
-            raise CheckpointError(f"classes_ is {classes!r:.60}, not an array of distinct classes in order")
+            told = " ".join(repr(classes).split())[:60]
+            raise CheckpointError(f"classes_ is {told}, not an array of distinct classes in order")
     names = getattr(estimator, "feature_names_in_", None)
     if names is None:
         return
