@@ -56,7 +56,7 @@ class _Process(BaseEstimator):
     def set_state(self, state: dict[str, Any]) -> None:
         """Take back fitted attributes, for :mod:`zoo.estimators.saved`; ValueError if they do not fit."""
         check_columns(state, "mean_", "scale_")
-        vars(self).update(state)
+        self.__dict__.update(state)
 
     @property
     def _points(self) -> int:

@@ -252,7 +252,7 @@ def _answer(estimator: Any, numbers: int) -> list[np.ndarray]:
     if type(count) is not int or not 0 < count <= _WIDEST:
         raise CheckpointError(f"n_features_in_ is {count!r:.60}, not a number of features")
     _check_labels(estimator)
-    classes = getattr(estimator, "classes_", None)
+    classes: Any = getattr(estimator, "classes_", None)
     if is_classifier(estimator) and not len(classes):
         return []
     row, found = np.zeros((1, count)), []
