@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from zoo.data.checks import DataError
 from zoo.data.delimited import TableFile, listed, read_table
-from zoo.data.prepare import form_for
-from zoo.data.tabular import read_rows
 from zoo.registry.factory import as_named
 from zoo.results.records import markdown, plain
 from zoo.support import inputs
@@ -124,6 +122,9 @@ def score(model: str | Path, data: str | Path, target: str | None = None) -> dic
         DataError: The table is missing or damaged, or an answer is no class; the message names line and column.
         ToolError: The target is not named, or a prediction is not finite.
     """
+    from zoo.data.prepare import form_for
+    from zoo.data.tabular import read_rows
+
     saved = open_estimator(model)
     if saved is None:
         raise ToolError(f"{model} is not a saved estimator")

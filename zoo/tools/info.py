@@ -5,49 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from zoo.analysis.plots import square_of_share
-from zoo.analysis.probes.receptive_field import receptive_field
 from zoo.models.deploy import to_deploy
 from zoo.registry import bundled_weights
-from zoo.registry.factory import as_named, create_model, list_models
+from zoo.registry.factory import as_named, create_model
 from zoo.support import inputs
 from zoo.support.files import locate, read_config
 from zoo.support.values import first_line
 from zoo.tools import estimators
 from zoo.tools.errors import ToolError
-from zoo.tools.validation import published
+from zoo.tools.listing import FRESH, PUBLISHED, SHIPPED, listing, published
 
 __all__ = ["describe", "example", "listing"]
-
-SHIPPED, PUBLISHED, FRESH = "shipped, trained by the zoo", "published by the authors, fetched, not retrained", ""
-
-
-def listing(filter: str = "", pretrained: bool = False) -> list[dict[str, Any]]:
-    """Table of the zoo's models, or of its weights.
-
-    Args:
-        filter: Pattern of the names, as in `zoo.list_models`.
-        pretrained: List weights instead of models.
-
-    Returns:
-        Rows with `name`, `weights` (their source; empty without), `published_top1` of the authors' ImageNet weights in
-        percent, and `metric`, `value`, `n`, `mean`, `sd` and `data` of shipped ones.
-    """
-    records = bundled_weights.records()
-    rows: list[dict[str, Any]] = []
-    for name in list_models(filter, pretrained=pretrained):
-        row: dict[str, Any] = {"name": name, "weights": PUBLISHED if "." in name else FRESH}
-        if "." in name and (top1 := published(getattr(get_pretrained_cfg(name), "notes", None))) is not None:
-            row["published_top1"] = top1
-        if record := records.get(name):
-            metric = record["metric"]
-            row |= {"weights": SHIPPED, "metric": metric["name"], "value": metric["value"], "n": metric["n"]}
-            row |= {"mean": metric["mean"], "sd": metric["sd"], "data": record["data"]["title"]}
-        rows.append(row)
-    return rows
 
 
 def example(model: nn.Module, batch: int = 2, size: int | None = None) -> Tensor:
@@ -189,6 +159,9 @@ def _largest(model: nn.Module, given: Tensor) -> int:
 def _field(model: nn.Module, given: Tensor) -> dict[str, int] | None:
     if given.ndim != 4:
         return None
+    from zoo.analysis.plots import square_of_share
+    from zoo.analysis.probes.receptive_field import receptive_field
+
     try:
         field = receptive_field(model, torch.randn(4, *given.shape[1:], generator=torch.Generator().manual_seed(0)))
     except (ValueError, RuntimeError):

@@ -21,10 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from zoo.data.checks import DataError
+from zoo.data.delimited import TableFile
 from zoo.data.pictures import Fit
 from zoo.data.prepare import SUFFIXES, far_out, form_for, other_tasks, other_units, prepare, says_nothing
-from zoo.data.series import in_units, last_window
-from zoo.data.tabular import FrameTable, read_rows
 from zoo.registry.factory import answers_imagenet, as_named
 from zoo.support import inputs
 from zoo.support.values import first_line
@@ -138,7 +137,9 @@ def _of_network(network: nn.Module, name: str, folder: Path | None) -> _Subject:
     like = next(network.parameters(), torch.empty(0))
 
     def prepare_file(file: Any, record: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        if isinstance(file, FrameTable):
+        if isinstance(file, TableFile):  # a frame
+            from zoo.data.tabular import read_rows
+
             return (read_rows(file, inputs.read(record)).values,)
         return prepare(file, record, folder)
 
@@ -189,7 +190,9 @@ def _of_estimator(estimator: Any, record: Mapping[str, Any] | None = None) -> _S
         raise ToolError(f"{type(estimator).__name__}: {first_line(error)}") from None
 
     def prepare_file(file: Any, record: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        form = inputs.read(record) if isinstance(file, FrameTable) else form_for(file, record)
+        from zoo.data.tabular import read_rows
+
+        form = inputs.read(record) if isinstance(file, TableFile) else form_for(file, record)
         return (read_rows(file, form, torch.float64).values,)
 
     def answers(arguments: tuple[Tensor, ...], top: int) -> list[dict[str, Any] | None]:
@@ -248,6 +251,8 @@ def _batches(given: Any, subject: _Subject) -> Iterator[_Given]:
     if hasattr(given, "columns") and (hasattr(given, "itertuples") or hasattr(given, "iter_rows")):
         if subject.record["kind"] != "table":
             raise ToolError(f"a data frame holds rows of a table; the model takes {subject.record['kind']}")
+        from zoo.data.tabular import FrameTable
+
         read = lambda frame, record: subject.prepare(FrameTable.of(frame), record)  # noqa: E731
         yield from _parts("the data frame", _checked(read, given, subject.record)[0])
     elif isinstance(given, Sequence) and all(isinstance(one, str | os.PathLike) for one in given):
@@ -321,6 +326,8 @@ def _checked(function: Callable[[Path, Mapping[str, Any]], Found], path: Path, r
 
 def _forecast(path: Path, network: nn.Module, record: Mapping[str, Any]) -> dict[str, Any]:
     """Forecast the end of a series, in the units of the file."""
+    from zoo.data.series import in_units, last_window
+
     form = _checked(form_for, path, record)
     window = _checked(lambda file, _: last_window(file, form), path, record)
     values = in_units(network(window.values, window.marks)[0], form)
@@ -384,6 +391,8 @@ def draw(entry: Mapping[str, Any], model: str) -> Any:
         left.imshow(sampler(*prepared(path, network))[0, 0].numpy(), origin="lower", aspect="auto", cmap="magma")
         left.set(xlabel="frame", ylabel="mel bin")
     elif kind == "series":
+        from zoo.data.series import in_units, last_window
+
         form = _checked(form_for, path, inputs.record_of(network))
         past = in_units(_checked(lambda file, _: last_window(file, form), path, {}).values[0], form)
         _draw_series(left, right, past, entry)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,10 @@ from zoo.models.deploy import to_deploy
 from zoo.registry.factory import answers_imagenet, as_named, create_model
 from zoo.support import inputs
 from zoo.support.quoting import shown
+from zoo.tools.listing import published
 
 __all__ = ["Validation", "ValidationError", "published", "validate"]
 
-_PUBLISHED = re.compile(r"published ImageNet-1K top-1: ([\d.]+) %")
 _PARTS = ("val", "valid", "validation", "test")
 
 
@@ -109,11 +108,6 @@ def validate(
     count = len(images)
     top5 = 100 * hits5 / count if classes > 5 else None
     return Validation(model, count, 100 * hits1 / count, top5, published(cfg.get("notes")), preprocessing)
-
-
-def published(notes: Sequence[str] | None) -> float | None:
-    """ImageNet top-1 accuracy in percent published by the authors, as noted in a configuration; None if missing."""
-    return next((float(found[1]) for note in notes or () if (found := _PUBLISHED.match(note))), None)
 
 
 def _image_folder(data: Path) -> Path:
