@@ -211,6 +211,11 @@ class _Bounds(TorchDispatchMode):
         super().__init__()
         self.most, self.steps = 8 * numbers + _SPARE, 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: the compiler, whose import takes seconds, is not needed to leave this class alone."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         self.steps += 1

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from zoo.models.deploy import to_deploy
 from zoo.registry import bundled_weights
@@ -132,11 +134,31 @@ def _count(model: nn.Module) -> int:
 
 
 def _macs(model: nn.Module, given: Tensor) -> int:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:  # with gradients: inference kernels of our own are not counted
+    with _Flops() as counter:  # with gradients: inference kernels of our own are not counted
         model(given)
-    return counter.get_total_flops() // 2
+    return counter.total // 2
+
+
+class _Flops(TorchDispatchMode):
+    """Counts as torch's own counter does, without its import of the compiler, which takes seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, count = kwargs or {}, flop_registry.get(func._overloadpacket)
+        if count is None and func is not torch.ops.prim.device.default:
+            with self:
+                if (made := func.decompose(*args, **kwargs)) is not NotImplemented:
+                    return made
+        made = func(*args, **kwargs)
+        self.total += 0 if count is None else count(*args, **kwargs, out_val=made)
+        return made
 
 
 def _largest(model: nn.Module, given: Tensor) -> int:
