@@ -111,7 +111,7 @@ def describe(name: str, size: int | None = None, **kwargs: Any) -> dict[str, Any
         "macs": _macs(merged, shown),
         "weights_mib": round(sum(p.numel() * p.element_size() for p in merged.state_dict().values()) / 2**20, 3),
         "largest_layer_mib": round(_largest(merged, shown) / 2**20, 3),
-        "receptive_field": _field(model, shown),
+        "receptive_field": _field(merged, shown),
         "weights": _of_folder(name) if local else SHIPPED if record else PUBLISHED if "." in name else FRESH,
     }
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
