@@ -25,7 +25,11 @@ GROUPS = sorted(p.name for p in CONFIGS.iterdir() if p.is_dir() and p.name not i
 
 def needed(choice: str) -> list[str]:
     """Values that only a user can give, as the tests give them."""
-    return ["data.root=."] if choice.startswith(("imagefolder", "imagenet", "audiofolder", "videofolder")) else []
+    return (
+        ["data.path=."]
+        if choice.startswith(("imagefolder", "imagenet", "audiofolder", "videofolder", "own_tasks"))
+        else []
+    )
 
 
 #: What a choice is useless without: the checks say so.
@@ -116,7 +120,7 @@ def test_every_yaml_builds(group: str, choice: str, tmp_path: Path) -> None:
         ("callbacks.resume.every_n_steps=0", "callbacks.resume.every_n_steps = 0"),
         ("data._target_=zoo.data.Nothing", "data._target_ = 'zoo.data.Nothing' cannot be imported"),
         ("scheduler.sched=zigzag", "scheduler.sched = 'zigzag'"),
-        ("data=imagefolder", "data.root"),
+        ("data=imagefolder", "data.path"),
     ],
 )
 def test_wrong_values_are_named_before_anything_starts(override: str, told: str, tmp_path: Path) -> None:

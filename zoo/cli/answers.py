@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,19 +13,39 @@ from zoo.cli.common import MODEL, columns, command, device, json_option, positiv
 from zoo.support.quoting import shown
 from zoo.support.values import PAGES, PICTURES, check_output
 
-ROOT = "where the data set of the record lies (the cache)"
+
+class _Place(argparse.Action):
+    """Stores where the data is, under the word of the option."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        word = str(option_string).lstrip("-")
+        namespace.root = {
+            **(namespace.root or {}),
+            next(w for w in ("path", "cache", "root") if w.startswith(word)): values,
+        }
+
+
+def _place_options(parser: argparse.ArgumentParser, when: str = "") -> None:
+    """Add `--path`, `--cache`, and `--root`, the older word for both."""
+    parser.add_argument("--path", dest="root", action=_Place, help=f"{when}where the run's own data lies now")
+    parser.add_argument("--cache", dest="root", action=_Place, help=f"{when}where fetched data lies (the cache)")
+    parser.add_argument("--root", dest="root", action=_Place, help=argparse.SUPPRESS)
 
 
 @command("predict", "classes or values of files of any kind that the model takes")
 def add_predict(parser: argparse.ArgumentParser) -> None:
     """Classify images, recordings, videos, point clouds, spectra and texts; predict rows of tables; forecast series."""
     parser.add_argument("model", help=MODEL)
-    parser.add_argument("files", nargs="+", type=Path, help="of the kind that the model takes, or folders of them")
+    parser.add_argument(
+        "files", nargs="+", type=Path, help="of the kind that the model takes, folders or lists of them"
+    )
+    parser.add_argument("--file-column", default="file", help="of a list, .csv: the column of the names (file)")
     parser.add_argument("--top", type=positive, default=5, help="classes to name (5)")
     parser.add_argument(
         "--no-header", action="store_true", help="tables begin with a row; their columns stand in the model's order"
     )
     parser.add_argument("--out", type=Path, help="a picture of the first answer: .png, .svg or .pdf")
+    parser.add_argument("--csv", type=Path, help="write the answers into this file instead, .csv")
     json_option(parser)
     parser.set_defaults(run=_predict)
 
@@ -31,9 +53,13 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
 def _predict(options: argparse.Namespace) -> int:
     if options.out:
         check_output(options.out, PICTURES)
+    if options.csv:
+        check_output(options.csv, (".csv",))
     from zoo.tools.prediction import draw, predict
 
-    found = predict(options.model, options.files, options.top, header=not options.no_header)
+    found = predict(
+        options.model, options.files, options.top, header=not options.no_header, file_column=options.file_column
+    )
     lines = []
     for entry in found:
         where = f"{entry['file']}{', row ' + str(entry['row']) if 'row' in entry else ''}"
@@ -48,6 +74,8 @@ def _predict(options: argparse.Namespace) -> int:
             lines.append(f"{where}: {answers}")
         if "note" in entry:
             print(f"note: {shown(entry['note'])}", file=sys.stderr)
+    if options.csv:
+        lines = [_written(found, options.csv)]
     if options.out:
         from zoo.support.files import write_atomic
 
@@ -55,6 +83,18 @@ def _predict(options: argparse.Namespace) -> int:
         write_atomic(options.out, lambda file: figure.savefig(file, format=options.out.suffix.lower()[1:], dpi=120))
         lines.append(f"picture: {options.out}")
     return told(options, found, lines)
+
+
+def _written(found: list[dict[str, Any]], path: Path) -> str:
+    """Write answers as CSV, and tell so."""
+    from zoo.support.files import write_atomic, writer_of
+    from zoo.tools.prediction import as_rows
+
+    text = io.StringIO()
+    rows = as_rows(found)
+    csv.writer(text, lineterminator="\n").writerows([map(shown, row) for row in rows])
+    write_atomic(path, writer_of(text.getvalue().encode()))
+    return f"{path}: {len(rows) - 1:,} rows"
 
 
 def _forecast_lines(where: str, entry: dict[str, Any]) -> list[str]:
@@ -73,7 +113,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", help=MODEL)
     parser.add_argument("b", help="the other one")
     parser.add_argument("--data", help="the one whose data set is used (the first)")
-    parser.add_argument("--root", help=ROOT)
+    _place_options(parser)
     parser.add_argument("--html", type=Path, help="also write a report with the confusion matrices, .html")
     json_option(parser)
     parser.set_defaults(run=_compare)
@@ -115,7 +155,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     """Write a self-contained HTML report: curves, confusion, mistakes, importances, kernels, accuracy matrix, facts."""
     parser.add_argument("model", help=MODEL)
     parser.add_argument("other", nargs="?", help="one to compare it with, on the data of the first")
-    parser.add_argument("--root", help=ROOT)
+    _place_options(parser)
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the file (report.html)")
     json_option(parser)
     parser.set_defaults(run=_report)
@@ -167,19 +207,23 @@ def _export(options: argparse.Namespace) -> int:
     return told(options, found, lines)
 
 
-@command("validate", "the figure of a card again, or accuracy on a folder of images")
+@command("validate", "the figure of a card again, or accuracy on a folder of images or a table")
 def add_validate(parser: argparse.ArgumentParser) -> None:
     """Without --data: evaluate shipped weights, or a run, on the test part of their own data (without a test, on the
     validation part), and compare with the record. With --data: classify a folder of images, and print the accuracy
-    beside the published one; or measure a saved estimator on a table.
+    beside the published one; or predict the rows of a table, and compare with its column of the target.
     """
     parser.add_argument("model", nargs="?", help=MODEL)
     parser.add_argument("--model", dest="named", metavar="MODEL", help=argparse.SUPPRESS)  # the older form
     parser.add_argument(
-        "--data", type=Path, help="folder with val/, or with one folder per class; of an estimator: a table"
+        "--data",
+        type=Path,
+        help="folder with val/, or with one folder per class; a list of images, .csv; of a model of tables: a table",
     )
     parser.add_argument("--target", help="of an estimator: column of the right answers (the one that is no input)")
-    parser.add_argument("--root", help=f"without --data: {ROOT}")
+    _place_options(parser, "without --data: ")
+    parser.add_argument("--file-column", default="file", help="of a list in --data: the column of the names (file)")
+    parser.add_argument("--class-column", default="class", help="of a list in --data: the column of classes (class)")
     parser.add_argument(
         "--checkpoint", type=Path, help="with --data: a file with the weights, instead of fetching them"
     )
@@ -212,6 +256,7 @@ def _validate(parser: argparse.ArgumentParser, options: argparse.Namespace) -> i
         batch_size=options.batch,
         num_workers=options.workers,
         device=options.device,
+        columns={"file": options.file_column, "class": options.class_column},
     )
     return told(options, vars(found), [str(found)])
 

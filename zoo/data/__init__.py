@@ -26,6 +26,7 @@ _HOME = {
     "FashionMnist": "image",
     "FoodReviews": "text",
     "Forecast": "series",
+    "GivenTasks": "task_streams",
     "ImageDataModule": "image",
     "ImageFolder": "folder",
     "ImageNet": "folder",
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from zoo.data.sampling import IGNORE_INDEX, EpochBatches, ResumableLoader
     from zoo.data.series import Forecast
     from zoo.data.sources import cache_folder
-    from zoo.data.task_streams import ContinualData, PermutedTasks, RotatedTasks, SplitTasks
+    from zoo.data.task_streams import ContinualData, GivenTasks, PermutedTasks, RotatedTasks, SplitTasks
     from zoo.data.text import FoodReviews
     from zoo.data.transforms import Augmentation
     from zoo.data.video import MovingMnist, VideoFolder

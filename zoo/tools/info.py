@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -114,11 +115,25 @@ def describe(name: str, size: int | None = None, **kwargs: Any) -> dict[str, Any
         "receptive_field": _field(merged, shown),
         "weights": _of_folder(name) if local else SHIPPED if record else PUBLISHED if "." in name else FRESH,
     }
+    facts |= _of_table(inputs.record_of(model))
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     facts |= {key: cfg[key] for key in ("license", "paper_name", "paper_ids", "origin_url") if cfg.get(key)}
     if (top1 := published(cfg.get("notes"))) is not None:
         facts["published_top1"] = top1
     return facts | ({"record": record} if record else {})
+
+
+def _of_table(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the columns of a user's table are, as text by name, and which one is predicted."""
+    if record["kind"] != "table" or not record.get("target"):
+        return {}
+    found = {}
+    for variable in inputs.read(record).variables:
+        filled = "" if variable.fill is None else f", {variable.fill:.6g} if missing"
+        many = len(variable.values or ())
+        what = f"{many} categories" if many else f"{'true or false' if variable.truth else 'numbers'}{filled}"
+        found[variable.name] = what
+    return {"columns": found, "target": record["target"]}
 
 
 def _of_folder(name: str) -> str:

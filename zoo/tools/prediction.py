@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from zoo.data.checks import DataError
-from zoo.data.delimited import TableFile
+from zoo.data.delimited import TableFile, is_number
 from zoo.data.pictures import Fit
-from zoo.data.prepare import SUFFIXES, far_out, form_for, other_tasks, other_units, prepare, says_nothing
+from zoo.data.prepare import SUFFIXES, WORDS, far_out, form_for, other_tasks, other_units, prepare, says_nothing
+from zoo.data.walk import Files
 from zoo.registry.factory import answers_imagenet, as_named
 from zoo.support import inputs
 from zoo.support.values import first_line
@@ -31,24 +32,28 @@ from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import load, record_of, unusable
 from zoo.tools.pretrained import estimator_config
 
-__all__ = ["draw", "predict", "prepared"]
+__all__ = ["as_rows", "draw", "predict", "prepared"]
 
 Found = TypeVar("Found")
 _BATCH = 256  # rows of an array at a time
+_ROWS = 4096  # rows of a table that a network takes at a time
 
 
-def predict(model: Any, files: Any, top: int = 5, header: bool = True) -> list[dict[str, Any]]:
+def predict(
+    model: Any, files: Any, top: int = 5, header: bool = True, file_column: str = "file"
+) -> list[dict[str, Any]]:
     """Classify files or arrays, predict the rows of tables, or forecast series.
 
     Args:
         model: Name of shipped or published weights, the folder of a saved model or estimator or of a run,
             `local-dir:<folder>`; or a model or a fitted estimator itself, which is not changed.
-        files: A file of the kind the model takes, a folder of such files, or a list of both. Columns of tables and
-            series are matched by name, or taken in order if the input record has no names. Or a data frame (pandas or
-            polars), for a model of tables; or an array or tensor: rows (n, D) of a table, in the units of a file, or
-            inputs (n, ...) prepared as the model takes them.
+        files: A file of the kind the model takes, a folder of such files, a table (.csv, .tsv) with a column of their
+            names, or a list of these. Columns of tables and series are matched by name, or taken in order if the input
+            record has no names. Or a data frame (pandas or polars), for a model of tables; or an array or tensor: rows
+            (n, D) of a table, in the units of a file, or inputs (n, ...) prepared as the model takes them.
         top: Largest number of classes per prediction.
         header: Whether tables have a header line; without one, their columns must be in the model's order.
+        file_column: Column of the names in a table of files, which start from its folder and stay in it.
 
     Returns:
         One entry per file, or per row of a table or array: `file` (not of an array), `row` (from 1) of a table or
@@ -69,7 +74,7 @@ def predict(model: Any, files: Any, top: int = 5, header: bool = True) -> list[d
     subject.record |= {} if header else {"header": False}
     found: list[dict[str, Any]] = []
     with subject.ready:
-        for given in _batches(files, subject):
+        for given in _batches(files, subject, file_column):
             if kind == "series":
                 assert given.path is not None
                 found.append({"file": str(given.path)} | _forecast(given.path, subject.network, subject.record))
@@ -77,11 +82,11 @@ def predict(model: Any, files: Any, top: int = 5, header: bool = True) -> list[d
             place = Path(given.name)
             form = inputs.read(subject.record)
             note = _note(place, given.arguments[0], form, first=not found) if given.first == 1 else {}
-            far = kind == "table" and far_out(place, given.arguments[0], subject.scaling, form.columns)
+            far = kind == "table" and far_out(place, given.arguments[0], subject.scaling, form.columns, form.measured())
             note = {"note": far} if far and given.first == 1 else note
             for i, answer in enumerate(subject.answers(given.arguments, top)):
                 entry: dict[str, Any] = {"file": given.name} if given.path else {}
-                if not given.path or given.path.suffix.lower() in SUFFIXES["table"]:
+                if not given.path or kind == "table":
                     entry["row"] = given.first + i
                 if answer is None:
                     _refuse_answer(f"{given.name}, row {entry['row']}" if "row" in entry else given.name)
@@ -138,13 +143,14 @@ def _of_network(network: nn.Module, name: str, folder: Path | None) -> _Subject:
 
     def prepare_file(file: Any, record: Mapping[str, Any]) -> tuple[Tensor, ...]:
         if isinstance(file, TableFile):  # a frame
-            from zoo.data.tabular import read_rows
+            from zoo.data.rows import read_rows
 
             return (read_rows(file, inputs.read(record)).values,)
         return prepare(file, record, folder)
 
     def answers(arguments: tuple[Tensor, ...], top: int) -> list[dict[str, Any] | None]:
-        outputs = network(*(argument.to(like.device) for argument in arguments)).float().cpu()
+        parts = zip(*(argument.split(_ROWS) for argument in arguments), strict=True)  # a table may have many rows
+        outputs = torch.cat([network(*(one.to(like.device) for one in part)).float().cpu() for part in parts])
         bad = unusable(outputs)
         return [None if bad[i] else _answer(out, facts, top) for i, out in enumerate(outputs)]
 
@@ -190,7 +196,7 @@ def _of_estimator(estimator: Any, record: Mapping[str, Any] | None = None) -> _S
         raise ToolError(f"{type(estimator).__name__}: {first_line(error)}") from None
 
     def prepare_file(file: Any, record: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        from zoo.data.tabular import read_rows
+        from zoo.data.rows import read_rows
 
         form = inputs.read(record) if isinstance(file, TableFile) else form_for(file, record)
         return (read_rows(file, form, torch.float64).values,)
@@ -245,18 +251,18 @@ class _Given:
     first: int = 1
 
 
-def _batches(given: Any, subject: _Subject) -> Iterator[_Given]:
+def _batches(given: Any, subject: _Subject, column: str) -> Iterator[_Given]:
     if isinstance(given, str | os.PathLike):
         given = [given]
     if hasattr(given, "columns") and (hasattr(given, "itertuples") or hasattr(given, "iter_rows")):
         if subject.record["kind"] != "table":
             raise ToolError(f"a data frame holds rows of a table; the model takes {subject.record['kind']}")
-        from zoo.data.tabular import FrameTable
+        from zoo.data.rows import FrameTable
 
         read = lambda frame, record: subject.prepare(FrameTable.of(frame), record)  # noqa: E731
         yield from _parts("the data frame", _checked(read, given, subject.record)[0])
     elif isinstance(given, Sequence) and all(isinstance(one, str | os.PathLike) for one in given):
-        for path in (found for one in given for found in _files(Path(one), subject.record["kind"])):
+        for path in [found for one in given for found in _files(Path(one), subject.record["kind"], column)]:
             series = subject.record["kind"] == "series"
             yield _Given(str(path), path, () if series else _checked(subject.prepare, path, subject.record))
     else:
@@ -268,8 +274,14 @@ def _parts(name: str, values: Tensor) -> Iterator[_Given]:
         yield _Given(name, None, (values[start : start + _BATCH],), start + 1)
 
 
-def _files(path: Path, kind: str) -> list[Path]:
-    """A file itself; of a folder, the files of the model's kind in it and below, sorted."""
+def _files(path: Path, kind: str, column: str) -> list[Path]:
+    """A file itself; of a folder, the files of the model's kind in it and below, sorted; those that a table names."""
+    if path.suffix.lower() in SUFFIXES["table"] and kind not in ("table", "series") and path.is_file():
+        from zoo.data.lists import read_list
+
+        files = Files(WORDS[kind].partition(" ")[2], kind, SUFFIXES[kind])
+        listing = _checked(lambda one, _: read_list(one, files, {"file": column}, whose="--"), path, {})
+        return list(map(Path, listing.files))
     if not path.is_dir():
         return [path]
     below = (one for one in path.rglob("*") if not any(part.startswith(".") for part in one.relative_to(path).parts))
@@ -363,12 +375,40 @@ def _facts(model: str, network: nn.Module) -> dict[str, Any]:
 def _answer(out: Tensor, facts: Mapping[str, Any], top: int) -> dict[str, Any]:
     classes = facts["classes"]
     if len(out) == 1 and not classes:
-        return {"value": float(out[0])}
+        return {"value": float(inputs.in_units(facts["record"], out[0].double()))}
     shares = torch.cat([-out, out]).sigmoid() if len(out) == 1 else out.softmax(-1)
     values, places = shares.topk(min(top, len(shares)))
     names = [classes[i] if i < len(classes) else str(i) for i in places.tolist()]
     pairs = zip(names, values.tolist(), strict=True)
     return {"predictions": [{"class": name, "probability": round(value, 6)} for name, value in pairs]}
+
+
+def as_rows(found: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """Entries of :func:`predict` as the rows of a table, with a header; a forecast has a row for each step."""
+    rows: list[dict[str, Any]] = []
+    for entry in found:
+        place = {key: entry[key] for key in ("file", "row") if key in entry}
+        if "forecast" in entry:
+            steps = entry["times"] or range(1, 1 + len(entry["forecast"]))
+            pairs = zip(steps, entry["forecast"], strict=True)
+            rows += [place | {"step": at} | dict(zip(entry["columns"], values, strict=True)) for at, values in pairs]
+        elif "value" in entry:
+            rows.append(place | {"value": entry["value"]})
+        else:
+            answers: dict[str, Any] = {}
+            for i, one in enumerate(entry["predictions"], 1):
+                answers |= {
+                    (key if i == 1 else f"{key} {i}"): one[key] for key in ("class", "probability") if key in one
+                }
+            rows.append(place | answers)
+    header = list(dict.fromkeys(key for row in rows for key in row))
+    return [header, *([_cell(row.get(key, "")) for key in header] for row in rows)]
+
+
+def _cell(value: Any) -> Any:
+    """A cell that a spreadsheet does not take for a formula."""
+    odd = isinstance(value, str) and value[:1] in tuple("=+-@\t\r") and not is_number(value)
+    return f"'{value}" if odd else value
 
 
 # ---- plots -------------------------------------------------------------------------------------------------

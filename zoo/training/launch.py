@@ -25,7 +25,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.support.environment import bound_waiting
@@ -55,6 +55,7 @@ def _job(cfg: DictConfig) -> float | None:
     multirun, folder = HydraConfig.get().mode is RunMode.MULTIRUN, Path(HydraConfig.get().runtime.output_dir)
     try:
         with writing_in(folder, resumed=cfg.get("resume") is not None):
+            _use_current_words(cfg)
             if cfg.get("resume") is None:
                 check_new(folder, _command())
             else:
@@ -71,13 +72,45 @@ def _job(cfg: DictConfig) -> float | None:
         return None
 
 
+def _use_current_words(cfg: DictConfig) -> None:
+    """Put an older word of the `data` section in the place of the current one, whatever the files say there.
+
+    Raises:
+        ConfigError: The current word was typed, too.
+    """
+    from hydra.utils import get_object
+
+    from zoo.support.signatures import ConfigError
+
+    data, new = cfg.get("data"), None
+    if not isinstance(data, DictConfig) or "root" not in data:
+        return
+    with suppress(ImportError, ValueError, AttributeError, OmegaConfBaseException):  # the section's check tells
+        new = getattr(get_object(data["_target_"]).__init__, "older_names", {}).get("root")
+    if new is None:
+        return
+    given: Any = OmegaConf.to_container(data)
+    with open_dict(data):
+        del data["root"]
+        if given["root"] not in (None, "???"):
+            if any(_key(text) == f"data.{new}" for text in HydraConfig.get().overrides.task):
+                raise ConfigError(f"data.root is the older word for data.{new}: give one of them, not both")
+            data[new] = given["root"]
+
+
+def _known_word(argument: str) -> str:
+    """`data.root=...`, which no file lists any more, as an override that adds it; see `_use_current_words`."""
+    return f"++{argument}" if argument.startswith("data.root=") else argument
+
+
 def _write_hydra_files(cfg: DictConfig) -> None:
     """Write `.hydra/` as Hydra does, but atomically, and only after the run folder is locked."""
     from zoo.training.folder import is_first_process, write_texts
 
     job = HydraConfig.get()
     if cfg.get("resume") is None and is_first_process():
-        files = {"config": cfg, "hydra": OmegaConf.create({"hydra": job}), "overrides": job.overrides.task}
+        typed = [text.removeprefix("++") if _known_word(text[2:]) == text else text for text in job.overrides.task]
+        files = {"config": cfg, "hydra": OmegaConf.create({"hydra": job}), "overrides": typed}
         texts = {f"{name}.yaml": OmegaConf.to_yaml(content) for name, content in files.items()}
         write_texts(Path(job.runtime.output_dir) / ".hydra", texts)
 
@@ -89,8 +122,9 @@ _FREE = ("resume", "logger.", "trainer.max_", "trainer.enable_", "callbacks.prog
 def _tell_changes(cfg: DictConfig, folder: Path) -> None:
     """Tell which values of a resumed run are not those of its folder."""
     import yaml
+    from hydra.utils import get_object
 
-    from zoo.support.signatures import flatten
+    from zoo.support.signatures import current_arguments, flatten
     from zoo.support.values import DamagedFileError, read_yaml
     from zoo.training.summary import tell
 
@@ -100,8 +134,14 @@ def _tell_changes(cfg: DictConfig, folder: Path) -> None:
     if not isinstance(found, dict):
         tell(f"{path} cannot be read: whether the resumed run has other values than before is not known")
         return
+    data = found.get("data")
+    if isinstance(data, dict) and data.get("_target_") == cfg.data.get("_target_"):
+        with suppress(ImportError, ValueError, AttributeError):  # an earlier release had other words
+            found["data"] = current_arguments(get_object(cfg.data["_target_"]), data)
     before, now = dict(flatten(found)), dict(flatten(yaml.safe_load(OmegaConf.to_yaml(cfg))))
-    changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and not key.startswith(_FREE)]
+    typed = set(map(_key, HydraConfig.get().overrides.task))
+    keys = [key for key in {**before, **now} if key in before or key in typed]  # others are of a later release
+    changed = [key for key in keys if before.get(key) != now.get(key) and not key.startswith(_FREE)]
     values = [f"{key:.80} = {now.get(key)!s:.60} (was {before.get(key)!s:.60})" for key in changed]
     if values:
         more = f" and {len(values) - 5} more" if len(values) > 5 else ""
@@ -280,7 +320,7 @@ def help_text(command: str = "python train.py") -> str:
     examples = {
         "": "the default experiment: UniRepLKNet, MNIST digits",
         "experiment=digits": "another experiment",
-        "model=unireplknet_a data=cifar10 data.root=DIR": "any model on any data",
+        "model=unireplknet_a data=cifar10 data.cache=DIR": "any model on any data",
         "trainer.max_epochs=50 optimizer.lr=1e-3 seed=1": "any value of the configuration",
         "-m seed=0,1,2": "several runs; hydra/launcher=joblib: side by side",
         "resume=outputs/mnist5k/latest": "continue a run where it stopped",
@@ -430,6 +470,7 @@ def _prepare(arguments: list[str]) -> list[str]:
         _lasting.extend(typed := [a for a in overrides if not a.startswith("resume=")])
         overrides = _continue_run(Path(resume), typed)
         overrides.append(override("resume", resume))
+    overrides = list(map(_known_word, overrides))
     own = _value(flags, "--config-name", "-cn") is not None
     if not own and not set(map(_key, overrides)) & {"experiment", "model", "data", "task", "resume"}:
         overrides.append(f"experiment={DEFAULT_EXPERIMENT}")
@@ -474,8 +515,34 @@ def _continue_run(target: Path, arguments: list[str]) -> list[str]:
     recorded = run / ".hydra" / "overrides.yaml"
     if not recorded.is_file():
         raise ResumeError(f"resume={target}: {run} is not the folder of a run (it has no .hydra/overrides.yaml)")
-    merged = merge_overrides(_recorded_overrides(recorded, target, arguments), arguments)
+    before = _recorded_overrides(recorded, target, arguments)
+    if {"data.path", "data.cache"} & set(map(_key, arguments)):
+        before = [text for text in before if _key(text) != "data.root"]  # what is typed replaces the older word
+    merged = merge_overrides([*before, *_former_defaults(run, before, arguments)], arguments)
     return merge_overrides(merged, [override("hydra.run.dir", run), "hydra.output_subdir=null"])
+
+
+#: Keys whose default was another one in an earlier release.
+_NEW_DEFAULTS = ("model.backbone", "model.drop_path_rate", "data.scenario", "data.tasks")
+
+
+def _former_defaults(run: Path, recorded: Sequence[str], typed: Sequence[str]) -> list[str]:
+    """Overrides that give a resumed run the defaults that it began with, where they are others today."""
+    from zoo.support.values import DamagedFileError, read_yaml
+
+    found: Any = None
+    with suppress(DamagedFileError, OSError):
+        found = read_yaml(run / ".hydra" / "config.yaml")
+    given, kept = set(map(_key, [*recorded, *typed])), []
+    for key in _NEW_DEFAULTS:
+        section, _, name = key.partition(".")
+        values = found.get(section) if isinstance(found, dict) else None
+        value = values.get(name) if isinstance(values, dict) else None
+        if key in given or {section, "experiment"} & set(map(_key, typed)):
+            continue
+        if isinstance(value, int | float) or (isinstance(value, str) and re.fullmatch(r"\w+", value)):
+            kept.append(override(key, value))
+    return kept
 
 
 class ResumeError(ValueError):
@@ -607,9 +674,10 @@ def _explain(error: Exception, arguments: list[str]) -> str:
 
 def _unquoted(error: OverrideParseException) -> str:
     """Message for an override that Hydra cannot parse, with the quoted form of its value."""
-    key, _, value = error.override.partition("=")
+    typed = error.override.replace("++data.root=", "data.root=", 1)
+    key, _, value = typed.partition("=")
     return (
-        f"{error.override} is not understood by Hydra's grammar; if the value is meant as it stands, quote it: "
+        f"{typed} is not understood by Hydra's grammar; if the value is meant as it stands, quote it: "
         f"{shlex.quote(override(key, value.strip(chr(34) + chr(39))))}"
     )
 

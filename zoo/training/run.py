@@ -180,6 +180,7 @@ def run(
         "trainer",
         lambda: instantiate(
             trainer,
+            max_epochs=getattr(datamodule, "tasks", None),  # of a stream, an epoch is a task
             callbacks=[*hooks, start, counter, LastValidation(), watch, Home()],
             logger=loggers,
             plugins=[AtomicCheckpointIO()],
