@@ -24,7 +24,7 @@ __all__ = ["install", "names"]
 #: What timm imports without a need of ours. It makes no models.
 _UNUSED = {"wandb", *(f"torchvision.{part}" for part in ("datasets", "io", "models", "ops", "utils"))}
 _REGISTERED = re.compile(r"^@register_model\s*\ndef (\w+)", re.MULTILINE)
-_RENAMED = re.compile(r"^\s+['\"]([\w.]+)['\"]:", re.MULTILINE)
+_RENAMED = re.compile(r"^\s+['\"]([\w.]+)['\"]\s*:", re.MULTILINE)
 
 
 def install() -> None:
