@@ -140,7 +140,8 @@ class Writer:
         value = value.detach().cpu()
         order = list(range(value.ndim))
         if not value.is_contiguous():
-            order.sort(key=lambda i: -int(value.stride(i)))
+            strides = value.stride()
+            order.sort(key=lambda i: -strides[i])
         self.tensors[place] = value.permute(order).clone(memory_format=torch.contiguous_format)
         return {"name": place, "order": order}
 

@@ -70,7 +70,7 @@ def load(module: ModuleType) -> None:
     """Import a module that waits; nothing for any other."""
     spec = module.__spec__
     if isinstance(module, _Deferred) and spec is not None and isinstance(spec.loader, _Waiting):
-        module.__class__ = ModuleType  # first: its code may ask for its own attributes
+        object.__setattr__(module, "__class__", ModuleType)  # first: its code may ask for its own attributes
         spec.loader = spec.loader.loader
         module.__loader__ = spec.loader
         assert spec.loader is not None
