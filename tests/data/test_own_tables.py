@@ -20,7 +20,7 @@ from zoo.data.prepare import prepare
 from zoo.data.sampling import SampleKey
 from zoo.data.tabular import Tabular, read_rows
 from zoo.support import inputs
-from zoo.tools.prediction import as_rows
+from zoo.tools.prediction import write_table
 from zoo.tools.validation import ValidationError, validate
 
 HEADER = "id,age,income,region,member,stays"
@@ -111,7 +111,7 @@ def test_training_and_prediction_prepare_alike(customers: Path, tmp_path: Path) 
     for name in ("train", "val", "test"):
         assert torch.equal(found[data.own.parts[name]], part(data, name))  # type: ignore[union-attr]
     turned = [[row[5], row[3], row[4].lower(), row[2].replace(".", ","), row[1], "x"] for row in rows()]
-    other = write(tmp_path / "turned.txt", turned, "stays,region,Member,income,AGE,more", ";")
+    other = write(tmp_path / "turned.csv", turned, "stays,region,Member,income,AGE,more", ";")
     assert torch.equal(prepare(other, record)[0], found)
     hand = [["1", "0", "2.5", "0", "1", "0", "0", "1"]]
     assert prepare(write(tmp_path / "hand.csv", hand, ",".join(record["columns"])), record)[0].tolist() == [
@@ -484,13 +484,8 @@ def test_rare_categories_are_not_far_out(tmp_path: Path) -> None:
     assert "x (row 1: 1e+06" in zoo.predict(name, path)[0]["note"]
 
 
-def test_answers_as_a_table() -> None:
+def test_answers_in_a_spreadsheet_are_no_formulas(tmp_path: Path) -> None:
     classes = [{"class": "=1+1", "probability": 0.9}, {"class": "-1", "probability": 0.1}]
-    found: list[dict[str, Any]] = [{"file": "a.csv", "row": 1, "predictions": classes}, {"file": "b.csv", "value": 1.5}]
-    assert as_rows(found) == [
-        ["file", "row", "class", "probability", "class 2", "probability 2", "value"],
-        ["a.csv", 1, "'=1+1", 0.9, "-1", 0.1, ""],
-        ["b.csv", "", "", "", "", "", 1.5],
-    ]
-    forecast = {"file": "s.csv", "forecast": [[1.0, 2.0], [3.0, 4.0]], "columns": ["a", "b"], "times": []}
-    assert as_rows([forecast]) == [["file", "step", "a", "b"], ["s.csv", 1, 1.0, 2.0], ["s.csv", 2, 3.0, 4.0]]
+    write_table(tmp_path / "answers.csv", [{"file": "a.csv", "row": 1, "predictions": classes}])
+    told = (tmp_path / "answers.csv").read_text().splitlines()
+    assert told == ["file,row,class,probability,class_2,probability_2", "a.csv,1,'=1+1,0.9,-1,0.1"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,7 +43,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
         "--no-header", action="store_true", help="tables begin with a row; their columns stand in the model's order"
     )
     parser.add_argument("--out", type=Path, help="a picture of the first answer: .png, .svg or .pdf")
-    parser.add_argument("--csv", type=Path, help="write the answers into this file instead, .csv")
+    parser.add_argument("--csv", type=Path, help="also write the answers as a table, .csv")
     json_option(parser)
     parser.set_defaults(run=_predict)
 
@@ -55,7 +53,7 @@ def _predict(options: argparse.Namespace) -> int:
         check_output(options.out, PICTURES)
     if options.csv:
         check_output(options.csv, (".csv",))
-    from zoo.tools.prediction import draw, predict
+    from zoo.tools.prediction import draw, predict, write_table
 
     found = predict(
         options.model, options.files, options.top, header=not options.no_header, file_column=options.file_column
@@ -74,27 +72,16 @@ def _predict(options: argparse.Namespace) -> int:
             lines.append(f"{where}: {answers}")
         if "note" in entry:
             print(f"note: {shown(entry['note'])}", file=sys.stderr)
-    if options.csv:
-        lines = [_written(found, options.csv)]
     if options.out:
         from zoo.support.files import write_atomic
 
         figure = draw(found[0], options.model)
         write_atomic(options.out, lambda file: figure.savefig(file, format=options.out.suffix.lower()[1:], dpi=120))
         lines.append(f"picture: {options.out}")
+    if options.csv:
+        write_table(options.csv, found)
+        lines.append(f"table: {options.csv}")
     return told(options, found, lines)
-
-
-def _written(found: list[dict[str, Any]], path: Path) -> str:
-    """Write answers as CSV, and tell so."""
-    from zoo.support.files import write_atomic, writer_of
-    from zoo.tools.prediction import as_rows
-
-    text = io.StringIO()
-    rows = as_rows(found)
-    csv.writer(text, lineterminator="\n").writerows([map(shown, row) for row in rows])
-    write_atomic(path, writer_of(text.getvalue().encode()))
-    return f"{path}: {len(rows) - 1:,} rows"
 
 
 def _forecast_lines(where: str, entry: dict[str, Any]) -> list[str]:

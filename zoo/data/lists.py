@@ -368,7 +368,7 @@ class FileParts(ImageDataModule):
         Raises:
             DataError: Some cannot be read; the message names the first ones.
         """
-        paths = [path for name in ("train", "val", "test") for path in (self.part(name) or ([], []))[0]]  # type: ignore[arg-type]
+        paths = [path for name in ("train", "val", "test") for path in (self.part(name) or ([], []))[0]]
         step = max(1, len(paths) // _PROBED)
         problems = [problem for path in paths[::step] if (problem := self.problem_of(path))]
         if problems:

@@ -41,7 +41,7 @@ from zoo.support.suggest import suggestion
 
 __all__ = ["SUFFIXES", "Options", "OwnTable", "open_table", "read_own_table", "read_targets"]
 
-SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".parquet")
 _FEW = 10  # different whole numbers that are classes unless the task is given
 _MAX_NAMES = 250_000  # letters of the names of all inputs, which the model's record holds
 _INDEX = "__index_level_"  # the name that pandas gives a row's number in Parquet files

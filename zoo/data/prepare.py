@@ -34,17 +34,20 @@ PREPARERS = {
     "series": "series:prepare_series",
 }
 
-#: File suffixes of each kind.
+#: File suffixes of each kind; a suffix of several kinds is told by the first.
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "image": (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),
     "sound": (".wav", ".flac", ".ogg", ".mp3"),
     "clip": (".mp4", ".avi", ".mkv", ".webm", ".mov"),
-    "points": (".npy", ".xyz"),
-    "spectrum": (".npy",),
-    "text": (".txt",),
-    "table": (".csv", ".tsv", ".txt", ".parquet"),
+    "table": (".csv", ".tsv", ".parquet"),
+    "text": (".txt", ".csv", ".tsv"),
     "series": (".csv", ".tsv", ".txt"),
+    "points": (".npy", ".xyz", ".ply", ".txt", ".csv", ".tsv"),
+    "spectrum": (".npy",),
 }
+
+#: Kinds of which each row of a table is an input.
+BY_ROW = ("table", "text")
 
 WORDS = {
     "image": "an image",
@@ -68,7 +71,7 @@ def prepare(path: str | Path, record: Mapping[str, Any], folder: Path | None = N
 
     Returns:
         One tensor; for a series, a window (1, L, D) and its marks (1, L, F). The batch size is the number of rows of a
-        table, and 1 for any other file.
+        table, or of texts in one, and 1 for any other file.
 
     Raises:
         DataError: The file is missing, damaged or of another kind, or the record is invalid.
@@ -98,9 +101,13 @@ def says_nothing(path: Path, values: Tensor, form: Any) -> str | None:
     if form.kind == "text":
         from zoo.data.text import MARKS
 
-        if bool((values[..., None] == values.new_tensor(MARKS)).any(-1).all()):
+        rows = (values[..., None] == values.new_tensor(MARKS)).any(-1).all(-1).nonzero()[:, 0] + 1
+        if not len(rows):
+            return None
+        if len(values) == 1:
             return f"{path} holds no word that the model knows, so the prediction says nothing about it"
-        return None
+        told = f"{len(rows):,} of its {len(values):,} texts hold no word that the model knows (row {int(rows[0])}"
+        return f"{path}: {told}{', ...' if len(rows) > 1 else ''}), so the predictions say nothing about them"
     if form.kind == "spectrum":  # compared in raw units, over pixels and bands
         mean, std = (values.new_tensor(v).view(1, -1, 1, 1) for v in (form.mean, form.std))
         values = (values * std + mean).flatten(1)[:, None]

@@ -680,7 +680,7 @@ class Forecast(ImageDataModule):
         series, lines = self.all_series, []
         for i, one in enumerate(series[:_FILES_SHOWN]):
             name = self.paths[i] if len(series) > 1 else self.series_name
-            step = f"every {one.step}" if one.step else "at irregular times"
+            step = f"every {str(one.step).removesuffix(', 0:00:00')}" if one.step else "at irregular times"
             lines.append(f"{name}: {len(one.times):,} steps {step}, from {one.times[0]} to {one.times[-1]}")
         if len(series) > _FILES_SHOWN:
             lines.append(f"... {len(series)} files, {sum(len(one.times) for one in series):,} steps")

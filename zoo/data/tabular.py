@@ -356,7 +356,7 @@ class Tabular(ImageDataModule):
         seed: Seed of the shuffling, and of a synthetic table.
         batch_size: Training batch size per process; `None` means all rows, or 32 of a file of the user.
         eval_batch_size: Evaluation batch size per process.
-        path: A table of the user, with a header line: .csv, .tsv, .txt or .parquet.
+        path: A table of the user, with a header line: .csv, .tsv or .parquet.
         target: Name of the column to predict.
         task: Kind of the task; None decides: words are classes, and so are at most ten different whole numbers; other
             numbers are values.

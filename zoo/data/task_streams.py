@@ -608,7 +608,7 @@ class ContinualData(LightningDataModule):
         self.folder = None if folder is None else Path(folder).expanduser()
         self.columns = {"file": file_column, "class": class_column, "part": part_column, "task": task_column}
         self.test_fraction, self.own_size, self.own_channels = test_fraction, image_size or _OWN_SIZE, channels or 3
-        own = {"folder": folder, "part_column": part_column, "task_column": task_column}
+        own: dict[str, Any] = {"folder": folder, "part_column": part_column, "task_column": task_column}
         own |= {"image_size": image_size, "channels": channels}
         if path is None and (given := next((key for key, value in own.items() if value is not None), None)):
             raise DataError(f"{given} is for own images, given by path=...; {name} is taken as it is")

@@ -172,19 +172,30 @@ class Points(Record):
     """A point cloud, (1, points, channels).
 
     Attributes:
-        points: Number of points, chosen by farthest-point sampling.
+        points: Number of points, chosen by farthest-point sampling; those of a smaller cloud are repeated.
         channels: Values per point.
-        extent: Largest absolute coordinate in the training clouds; None if unknown.
+        extent: Largest absolute coordinate in the training clouds; None if unknown, or if they are fitted.
+        fit: `sphere` moves the mean of a cloud's points to the origin and scales them into the unit sphere; None keeps
+            the coordinates.
+        mean: Subtracted from the chosen points, per channel; 0 for the coordinates.
+        std: The differences are divided by this; 1 for the coordinates.
     """
 
     kind: Literal["points"]
     points: Count
     channels: Count = 3
     extent: Annotated[float, Field(gt=0)] | None = None
+    fit: Literal["sphere"] | None = None
+    mean: Numbers = [0.0]
+    std: Positive = [1.0]
 
     def numbers(self) -> int:
         """Values of all points."""
         return self.points * self.channels
+
+    def lengths(self) -> dict[str, int]:
+        """One value for each channel."""
+        return {"mean": self.channels, "std": self.channels}
 
 
 class Spectrum(Record):
@@ -219,12 +230,14 @@ class Text(Record):
         tokens: Length after truncation or padding, with the special tokens at both ends.
         tokenizer: Its name.
         tokenizer_sha256: SHA-256 of its file; None if unknown (older weights).
+        column: Column of the texts in a table; None for a model that was trained on text files.
     """
 
     kind: Literal["text"]
     tokens: Count
     tokenizer: Literal["minilm"] = "minilm"
     tokenizer_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    column: Name | None = None
 
     def numbers(self) -> int:
         """Tokens."""

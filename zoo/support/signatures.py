@@ -44,7 +44,7 @@ def current_arguments(function: Callable[..., Any], values: Mapping[str, Any], k
     Raises:
         ConfigError: Both names of an argument have values.
     """
-    called: Any = function.__init__ if inspect.isclass(function) else function  # type: ignore[misc]
+    called: Any = function.__init__ if inspect.isclass(function) else function
     found = dict(values)
     for old, new in getattr(called, "older_names", {}).items():
         if old not in found:

@@ -119,7 +119,7 @@ def _check_inputs(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | No
     """Refuse a data set whose input record differs from the model's in more than size and normalisation."""
     if not theirs or not ours:
         return
-    free = {"size", "mean", "std", "background"}
+    free = {"size", "mean", "std", "background", "column"}
     if None in (theirs.get("tokenizer_sha256"), ours.get("tokenizer_sha256")):
         free.add("tokenizer_sha256")  # unknown in older records
     for key in sorted({*theirs, *ours} - free):

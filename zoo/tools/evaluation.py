@@ -174,7 +174,7 @@ def evaluate(record: Mapping[str, Any], model: nn.Module, progress: bool = False
     data = build_data(record, **changes)
     known = (record.get("input") or {}).get("tokenizer_sha256")
     if known and known != data.input_record().get("tokenizer_sha256"):
-        raise ToolError(f"the tokenizer in {data.root} is not that of the training (sha256 {known[:12]}...)")
+        raise ToolError(f"the tokenizer in {data.cache} is not that of the training (sha256 {known[:12]}...)")
     _check_table(record, data)
     hook = model.register_forward_hook(_watch(str(record.get("name", "the model"))))
     try:

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,20 +25,20 @@ from torch import Tensor, nn
 from zoo.data.checks import DataError
 from zoo.data.delimited import TableFile, is_number
 from zoo.data.pictures import Fit
-from zoo.data.prepare import SUFFIXES, WORDS, far_out, form_for, other_tasks, other_units, prepare, says_nothing
+from zoo.data.prepare import BY_ROW, SUFFIXES, WORDS, far_out, form_for, other_tasks, other_units, prepare, says_nothing
 from zoo.data.walk import Files
 from zoo.registry.factory import answers_imagenet, as_named
 from zoo.support import inputs
+from zoo.support.files import write_atomic, writer_of
 from zoo.support.values import first_line
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import load, record_of, unusable
 from zoo.tools.pretrained import estimator_config
 
-__all__ = ["as_rows", "draw", "predict", "prepared"]
+__all__ = ["draw", "predict", "prepared", "write_table"]
 
 Found = TypeVar("Found")
-_BATCH = 256  # rows of an array at a time
-_ROWS = 4096  # rows of a table that a network takes at a time
+_BATCH = 256  # rows at a time
 
 
 def predict(
@@ -86,7 +88,7 @@ def predict(
             note = {"note": far} if far and given.first == 1 else note
             for i, answer in enumerate(subject.answers(given.arguments, top)):
                 entry: dict[str, Any] = {"file": given.name} if given.path else {}
-                if not given.path or kind == "table":
+                if not given.path or (kind in BY_ROW and given.path.suffix.lower() in SUFFIXES["table"]):
                     entry["row"] = given.first + i
                 if answer is None:
                     _refuse_answer(f"{given.name}, row {entry['row']}" if "row" in entry else given.name)
@@ -149,8 +151,8 @@ def _of_network(network: nn.Module, name: str, folder: Path | None) -> _Subject:
         return prepare(file, record, folder)
 
     def answers(arguments: tuple[Tensor, ...], top: int) -> list[dict[str, Any] | None]:
-        parts = zip(*(argument.split(_ROWS) for argument in arguments), strict=True)  # a table may have many rows
-        outputs = torch.cat([network(*(one.to(like.device) for one in part)).float().cpu() for part in parts])
+        parts = zip(*(argument.split(_BATCH) for argument in arguments), strict=True)  # memory stays bounded
+        outputs = torch.cat([network(*(x.to(like.device) for x in part)).float().cpu() for part in parts])
         bad = unusable(outputs)
         return [None if bad[i] else _answer(out, facts, top) for i, out in enumerate(outputs)]
 
@@ -276,7 +278,8 @@ def _parts(name: str, values: Tensor) -> Iterator[_Given]:
 
 def _files(path: Path, kind: str, column: str) -> list[Path]:
     """A file itself; of a folder, the files of the model's kind in it and below, sorted; those that a table names."""
-    if path.suffix.lower() in SUFFIXES["table"] and kind not in ("table", "series") and path.is_file():
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES["table"] and suffix not in SUFFIXES.get(kind, ()) and path.is_file():
         from zoo.data.lists import read_list
 
         files = Files(WORDS[kind].partition(" ")[2], kind, SUFFIXES[kind])
@@ -383,26 +386,31 @@ def _answer(out: Tensor, facts: Mapping[str, Any], top: int) -> dict[str, Any]:
     return {"predictions": [{"class": name, "probability": round(value, 6)} for name, value in pairs]}
 
 
-def as_rows(found: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
-    """Entries of :func:`predict` as the rows of a table, with a header; a forecast has a row for each step."""
+def write_table(path: str | Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Write entries of :func:`predict` as a CSV file, whole or not at all.
+
+    Columns: `file` and `row`, as far as the entries have them; then `class` and `probability`, and `class_2`,
+    `probability_2`, ... of further classes; or `value`; or of a series, with a line for every step, `step`, `time` and
+    a column for each variable.
+    """
     rows: list[dict[str, Any]] = []
-    for entry in found:
+    for entry in entries:
         place = {key: entry[key] for key in ("file", "row") if key in entry}
         if "forecast" in entry:
-            steps = entry["times"] or range(1, 1 + len(entry["forecast"]))
-            pairs = zip(steps, entry["forecast"], strict=True)
-            rows += [place | {"step": at} | dict(zip(entry["columns"], values, strict=True)) for at, values in pairs]
-        elif "value" in entry:
-            rows.append(place | {"value": entry["value"]})
-        else:
-            answers: dict[str, Any] = {}
-            for i, one in enumerate(entry["predictions"], 1):
-                answers |= {
-                    (key if i == 1 else f"{key} {i}"): one[key] for key in ("class", "probability") if key in one
-                }
-            rows.append(place | answers)
-    header = list(dict.fromkeys(key for row in rows for key in row))
-    return [header, *([_cell(row.get(key, "")) for key in header] for row in rows)]
+            for i, values in enumerate(entry["forecast"]):
+                time = {"time": entry["times"][i]} if entry["times"] else {}
+                rows.append(place | {"step": i + 1} | time | dict(zip(entry["columns"], values, strict=True)))
+            continue
+        answers = {"value": entry["value"]} if "value" in entry else {}
+        for i, found in enumerate(entry.get("predictions", ()), 1):
+            answers |= {key if i == 1 else f"{key}_{i}": value for key, value in found.items()}
+        rows.append(place | answers)
+    text = io.StringIO()
+    names = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, list(names), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    write_atomic(Path(path), writer_of(text.getvalue().encode()))
 
 
 def _cell(value: Any) -> Any:

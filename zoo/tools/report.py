@@ -299,6 +299,8 @@ def _mistakes(
     losses = torch.nn.functional.cross_entropy(outputs[wrong], targets[wrong], reduction="none")
     worst = wrong[losses.argsort(descending=True)[:count]]
     images = torch.cat([x for x, _ in batches(build_data(record, root), part=part_of(record))])[worst]
+    if images.ndim != 4 or images.shape[1] not in (1, 3):  # texts, point clouds, spectra
+        return []
     figure, axes = _grid(len(worst))
     for ax, image, i in zip(axes, images, worst.tolist(), strict=False):
         low, high = image.min(), image.max()

@@ -111,6 +111,8 @@ def _data_facts(engine: L.Trainer) -> dict[str, Any]:
     parts: dict[str, Any] = getattr(data, "datasets", None) or {}
     own = {part: rows for part, rows in parts.items() if part == "val" or rows is not parts.get("val")}
     facts: dict[str, Any] = {part: len(rows) for part, rows in own.items()}
+    if hasattr(data, "stream"):  # of tasks: all images that they are made of
+        facts = {"train": len(data.stream.train[1]), data.evaluate_on: len(data.stream.test[1])}
     if names := getattr(data, "feature_names", None):
         facts["feature_names"] = list(names)
     return facts
