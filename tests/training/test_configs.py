@@ -25,11 +25,8 @@ GROUPS = sorted(p.name for p in CONFIGS.iterdir() if p.is_dir() and p.name not i
 
 def needed(choice: str) -> list[str]:
     """Values that only a user can give, as the tests give them."""
-    return (
-        ["data.path=."]
-        if choice.startswith(("imagefolder", "imagenet", "audiofolder", "videofolder", "own_tasks"))
-        else []
-    )
+    own = ("imagefolder", "imagenet", "audiofolder", "videofolder", "own_tasks", "pointfolder", "texts")
+    return ["data.path=."] if choice.startswith(own) else []
 
 
 #: What a choice is useless without: the checks say so.

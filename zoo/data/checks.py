@@ -28,7 +28,13 @@ def warn_once(message: str) -> None:
 
 
 class DataError(ValueError):
-    """Data that is missing, damaged or does not fit the settings; the message says what to do."""
+    """Data that is missing, damaged or does not fit the settings; the message says what to do, in one line.
+
+    Names of files and cells may hold line ends and other control characters, which are escaped.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shown(message, keep=""))
 
 
 def checked(init: Init) -> Init:

@@ -20,6 +20,7 @@ from zoo.data import sources
 from zoo.data.checks import DataError, extends
 from zoo.data.sampling import EpochBatches, KeyedDataset, ResumableLoader, SampleKey, sample_seed, stratified_split
 from zoo.data.transforms import Augmentation, ImagePipeline
+from zoo.support.quoting import shown
 
 __all__ = ["Cifar10", "Cifar100", "Digits", "FashionMnist", "ImageDataModule", "Mnist", "Mnist5k"]
 
@@ -33,7 +34,7 @@ _CLASSES_SHOWN = 10
 def balance(targets: Tensor, names: Sequence[str]) -> str:
     """Samples of each class (N,), or of more than ten classes the smallest and the largest."""
     counts = torch.bincount(targets, minlength=len(names)).tolist()
-    pairs = [f"{name:.40} {count:,}" for name, count in zip(names, counts, strict=True)]
+    pairs = [f"{shown(name, keep='')[:40]} {count:,}" for name, count in zip(names, counts, strict=True)]
     if len(pairs) <= _CLASSES_SHOWN:
         return ", ".join(pairs)
     low, high = counts.index(min(counts)), counts.index(max(counts))

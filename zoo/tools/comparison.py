@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.results.timing import interleaved_times
+from zoo.support.inputs import in_units
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import Places, batches, build_data, load, part_of, record_of
 
@@ -108,14 +109,17 @@ def outputs_of(
         outputs.append(network(x).float())
         targets.append(y)
     assert first is not None
-    return torch.cat(outputs), torch.cat(targets), first
+    found, right = torch.cat(outputs), torch.cat(targets)
+    if right.is_floating_point():
+        found, right = in_units(record.get("input"), found), in_units(source.get("input"), right)
+    return found, right, first
 
 
 def _check_inputs(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | None, name: str) -> None:
     """Refuse a data set whose input record differs from the model's in more than size and normalisation."""
     if not theirs or not ours:
         return
-    free = {"size", "mean", "std", "background"}
+    free = {"size", "mean", "std", "background", "column"}
     if None in (theirs.get("tokenizer_sha256"), ours.get("tokenizer_sha256")):
         free.add("tokenizer_sha256")  # unknown in older records
     for key in sorted({*theirs, *ours} - free):
