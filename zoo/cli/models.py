@@ -39,7 +39,7 @@ def _registered(of: str, wanted: str) -> list[dict[str, Any]]:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from zoo.tools.info import listing
+    from zoo.tools.listing import listing
 
     of, wanted = options.of, options.filter
     rows = _registered(of, wanted) if of else listing(wanted, options.pretrained)

@@ -30,7 +30,7 @@ PREPARERS = {
     "points": "points:prepare_points",
     "spectrum": "hyperspectral:prepare_spectrum",
     "text": "text:prepare_text",
-    "table": "tabular:prepare_table",
+    "table": "rows:prepare_table",
     "series": "series:prepare_series",
 }
 

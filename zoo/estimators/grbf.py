@@ -347,7 +347,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             raise ValueError(f"network_ is a {type(network).__name__}, not a network of GRBF")
         if state["centers_"].shape != network.centers.shape or network.centers.shape[1] != count:
             raise ValueError("centers_ are not the centres of network_")
-        vars(self).update(state | {"network_": network})
+        self.__dict__.update(state | {"network_": network})
 
     # (D, D) matrices are computed on access, so that low-rank metrics need memory linear in D.
 

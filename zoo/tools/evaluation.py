@@ -7,9 +7,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -21,8 +20,10 @@ from zoo.support import inputs as records
 from zoo.support.files import offline
 from zoo.support.signatures import check_call, current_arguments
 from zoo.support.values import first_line
-from zoo.tasks import Task
 from zoo.tools.errors import ToolError
+
+if TYPE_CHECKING:
+    from zoo.tasks import Task
 
 __all__ = ["batches", "build_data", "build_task", "evaluate", "load", "record_of", "unusable", "validate"]
 
@@ -217,6 +218,8 @@ def _watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
 def _measured(record: Mapping[str, Any], data: Any, model: nn.Module, progress: bool) -> dict[str, float]:
     if hasattr(data, "stream"):  # continual learning: all tasks, task id unknown
         return {"test/acc_agnostic": _agnostic(data, model)}
+    import lightning as L
+
     task = build_task(record, model)
     quiet = logging.getLogger("lightning.pytorch")
     level = quiet.level

@@ -23,12 +23,20 @@ import torch
 from torch import Tensor, nn
 
 from zoo.data.checks import DataError
-from zoo.data.delimited import is_number
-from zoo.data.lists import read_list
+from zoo.data.delimited import TableFile, is_number, read_table
 from zoo.data.pictures import Fit
-from zoo.data.prepare import BY_ROW, SUFFIXES, WORDS, far_out, form_for, other_tasks, other_units, prepare, says_nothing
-from zoo.data.series import in_units, last_window
-from zoo.data.tabular import FrameTable, read_rows
+from zoo.data.prepare import (
+    BY_ROW,
+    SUFFIXES,
+    WORDS,
+    far_out,
+    form_for,
+    kind_of_file,
+    other_tasks,
+    other_units,
+    prepare,
+    says_nothing,
+)
 from zoo.data.walk import Files
 from zoo.registry.factory import answers_imagenet, as_named
 from zoo.support import inputs
@@ -147,7 +155,9 @@ def _of_network(network: nn.Module, name: str, folder: Path | None) -> _Subject:
     like = next(network.parameters(), torch.empty(0))
 
     def prepare_file(file: Any, record: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        if isinstance(file, FrameTable):
+        if isinstance(file, TableFile):  # a frame
+            from zoo.data.rows import read_rows
+
             return (read_rows(file, inputs.read(record)).values,)
         return prepare(file, record, folder)
 
@@ -199,7 +209,9 @@ def _of_estimator(estimator: Any, record: Mapping[str, Any] | None = None) -> _S
         raise ToolError(f"{type(estimator).__name__}: {first_line(error)}") from None
 
     def prepare_file(file: Any, record: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        form = inputs.read(record) if isinstance(file, FrameTable) else form_for(file, record)
+        from zoo.data.rows import read_rows
+
+        form = inputs.read(record) if isinstance(file, TableFile) else form_for(file, record)
         return (read_rows(file, form, torch.float64).values,)
 
     def answers(arguments: tuple[Tensor, ...], top: int) -> list[dict[str, Any] | None]:
@@ -258,6 +270,8 @@ def _batches(given: Any, subject: _Subject, column: str) -> Iterator[_Given]:
     if hasattr(given, "columns") and (hasattr(given, "itertuples") or hasattr(given, "iter_rows")):
         if subject.record["kind"] != "table":
             raise ToolError(f"a data frame holds rows of a table; the model takes {subject.record['kind']}")
+        from zoo.data.rows import FrameTable
+
         read = lambda frame, record: subject.prepare(FrameTable.of(frame), record)  # noqa: E731
         yield from _parts("the data frame", _checked(read, given, subject.record)[0])
     elif isinstance(given, Sequence) and all(isinstance(one, str | os.PathLike) for one in given):
@@ -277,6 +291,14 @@ def _files(path: Path, kind: str, column: str) -> list[Path]:
     """A file itself; of a folder, the files of the model's kind in it and below, sorted; those that a table names."""
     suffix = path.suffix.lower()
     if suffix in SUFFIXES["table"] and suffix not in SUFFIXES.get(kind, ()) and path.is_file():
+        from zoo.data.lists import read_list
+
+        table = _checked(lambda one, _: read_table(one, what="list"), path, {})
+        if column not in (table.header or ()):
+            try:
+                kind_of_file(path, kind)
+            except DataError as error:
+                raise ToolError(f"{error}; a list of files needs a column {column!r} (--file-column)") from None
         files = Files(WORDS[kind].partition(" ")[2], kind, SUFFIXES[kind])
         listing = _checked(lambda one, _: read_list(one, files, {"file": column}, whose="--"), path, {})
         return list(map(Path, listing.files))
@@ -336,6 +358,8 @@ def _checked(function: Callable[[Path, Mapping[str, Any]], Found], path: Path, r
 
 def _forecast(path: Path, network: nn.Module, record: Mapping[str, Any]) -> dict[str, Any]:
     """Forecast the end of a series, in the units of the file."""
+    from zoo.data.series import in_units, last_window
+
     form = _checked(form_for, path, record)
     window = _checked(lambda file, _: last_window(file, form), path, record)
     values = in_units(network(window.values, window.marks)[0], form)
@@ -432,6 +456,8 @@ def draw(entry: Mapping[str, Any], model: str) -> Any:
         left.imshow(sampler(*prepared(path, network))[0, 0].numpy(), origin="lower", aspect="auto", cmap="magma")
         left.set(xlabel="frame", ylabel="mel bin")
     elif kind == "series":
+        from zoo.data.series import in_units, last_window
+
         form = _checked(form_for, path, inputs.record_of(network))
         past = in_units(_checked(lambda file, _: last_window(file, form), path, {}).values[0], form)
         _draw_series(left, right, past, entry)

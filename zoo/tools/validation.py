@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +22,17 @@ from zoo.data.lists import is_list, read_list
 from zoo.data.own_tables import open_table, read_targets
 from zoo.data.pictures import Fit
 from zoo.data.prepare import form_for
+from zoo.data.rows import read_rows
 from zoo.data.sampling import EpochBatches, ResumableLoader
-from zoo.data.tabular import read_rows
 from zoo.data.walk import class_folders, scan
 from zoo.models.deploy import to_deploy
 from zoo.registry.factory import answers_imagenet, as_named, create_model
 from zoo.support import inputs
 from zoo.support.quoting import shown
+from zoo.tools.listing import published
 
 __all__ = ["TableValidation", "Validation", "ValidationError", "published", "validate"]
 
-_PUBLISHED = re.compile(r"published ImageNet-1K top-1: ([\d.]+) %")
 _PARTS = ("val", "valid", "validation", "test")
 
 
@@ -188,11 +187,6 @@ def _metrics(outputs: Tensor, y: np.ndarray, classes: bool) -> dict[str, float]:
     error, spread = outputs.squeeze(-1).double().numpy() - y, float(np.square(y - y.mean()).sum())
     metrics = {"r2": 1 - float(np.square(error).sum()) / spread} if spread else {}
     return metrics | {"rmse": float(np.sqrt(np.square(error).mean()))}
-
-
-def published(notes: Sequence[str] | None) -> float | None:
-    """ImageNet top-1 accuracy in percent published by the authors, as noted in a configuration; None if missing."""
-    return next((float(found[1]) for note in notes or () if (found := _PUBLISHED.match(note))), None)
 
 
 def _image_folder(data: Path) -> Path:
