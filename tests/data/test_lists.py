@@ -70,7 +70,7 @@ def test_columns_and_the_folder_are_named(tmp_path: Path) -> None:
         "val": 2,
         "test": 4,
     }
-    with pytest.raises(DataError, match="there is no folder .*gone, where the names of .*x.tsv start"):
+    with pytest.raises(DataError, match=r"there is no folder .*gone, where the names of .*x\.tsv start"):
         _ = ImageFolder(path, **options | {"folder": tmp_path / "gone"}).class_names
 
 

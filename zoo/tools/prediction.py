@@ -23,9 +23,21 @@ import torch
 from torch import Tensor, nn
 
 from zoo.data.checks import DataError
+from zoo.data.delimited import read_table
 from zoo.data.lists import read_list
 from zoo.data.pictures import Fit
-from zoo.data.prepare import BY_ROW, SUFFIXES, WORDS, far_out, form_for, other_tasks, other_units, prepare, says_nothing
+from zoo.data.prepare import (
+    BY_ROW,
+    SUFFIXES,
+    WORDS,
+    far_out,
+    form_for,
+    kind_of_file,
+    other_tasks,
+    other_units,
+    prepare,
+    says_nothing,
+)
 from zoo.data.series import in_units, last_window
 from zoo.data.tabular import FrameTable, read_rows
 from zoo.data.walk import Files
@@ -276,6 +288,12 @@ def _files(path: Path, kind: str, column: str) -> list[Path]:
     """A file itself; of a folder, the files of the model's kind in it and below, sorted; those that a table names."""
     suffix = path.suffix.lower()
     if suffix in SUFFIXES["table"] and suffix not in SUFFIXES.get(kind, ()) and path.is_file():
+        table = _checked(lambda one, _: read_table(one, what="list"), path, {})
+        if column not in (table.header or ()):
+            try:
+                kind_of_file(path, kind)
+            except DataError as error:
+                raise ToolError(f"{error}; a list of files needs a column {column!r} (--file-column)") from None
         files = Files(WORDS[kind].partition(" ")[2], kind, SUFFIXES[kind])
         listing = _checked(lambda one, _: read_list(one, files, {"file": column}, whose="--"), path, {})
         return list(map(Path, listing.files))
