@@ -301,11 +301,13 @@ def test_every_door_is_shut_while_nothing_may_be_fetched(trap: Trap, monkeypatch
         for module in modules
         if inspect.isclass(module) and {"cache", "download"} <= inspect.signature(module.__init__).parameters.keys()
     ]
-    names = {"Table": "wine_red", "Forecast": "chicago", "Hyperspectral": "indian_pines"}
+    (trap.folder / "texts.csv").write_text("text,class\n" + "tea,good\nale,bad\n" * 2)
+    own = {"path": str(trap.folder / "texts.csv"), "text": "text", "target": "class"}
+    asked: dict[str, dict[str, str]] = {"Forecast": {"name": "chicago"}, "TextFolder": own}
     assert len(fetching) > 8
     shut = "there is no network here"
     for module in fetching:
-        given = {"name": names[module.__name__]} if module.__name__ in names else {}
+        given = asked.get(module.__name__, {})
 
         def door(module: Any = module, given: dict[str, str] = given) -> None:
             with offline(shut):

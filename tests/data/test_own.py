@@ -505,5 +505,9 @@ def test_the_commands_for_point_clouds(
     assert found[0]["predictions"] == found[1]["predictions"]
     assert "NOT" not in told["validate"]
     assert str(tmp_path) not in (place / "clouds-model" / "README.md").read_text()
-    assert main(["predict", "local-dir:clouds-model", "clouds/rod/1.csv", "--json"]) == 0
-    assert "row" not in json.loads(capsys.readouterr().out)[-1], "a table of points is one cloud"
+    write(place, {"list.csv": "file,note\ncloud.npy,a\nclouds/rod/1.csv,b\n"})
+    assert main(["predict", "local-dir:clouds-model", "clouds/rod", "list.csv", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [entry["file"] for entry in found[-2:]] == ["cloud.npy", "clouds/rod/1.csv"]
+    assert len(found) == 12
+    assert not any("row" in entry for entry in found), "a table of points is one cloud"

@@ -290,11 +290,13 @@ def _parts(name: str, values: Tensor) -> Iterator[_Given]:
 def _files(path: Path, kind: str, column: str) -> list[Path]:
     """A file itself; of a folder, the files of the model's kind in it and below, sorted; those that a table names."""
     suffix = path.suffix.lower()
-    if suffix in SUFFIXES["table"] and suffix not in SUFFIXES.get(kind, ()) and path.is_file():
+    if suffix in SUFFIXES["table"] and kind not in (*BY_ROW, "series") and path.is_file():
         from zoo.data.lists import read_list
 
         table = _checked(lambda one, _: read_table(one, what="list"), path, {})
         if column not in (table.header or ()):
+            if suffix in SUFFIXES.get(kind, ()):  # a point cloud
+                return [path]
             try:
                 kind_of_file(path, kind)
             except DataError as error:
