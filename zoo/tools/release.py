@@ -107,7 +107,7 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
         "license": license,
         "code_license": CODE_LICENSE,
         "experiment": run.name,
-        "command": run.command([run.seed]),
+        "command": run.command([run.seed], places=False),
         "seconds": summary["seconds"],
         "versions": summary.get("versions", {}),
         "hardware": summary.get("hardware", {}),
