@@ -241,7 +241,6 @@ class Task(L.LightningModule):
             if wanted not in (None, own.get("tokenizer_sha256")):
                 raise OptionError(f"the data has another tokenizer than the checkpoint (sha256 {wanted[:12]}...)")
 
-
     def _check_sizes(self, state: Any) -> None:
         """Refuse the state of another model, before torch does in words of its own."""
         own = self.state_dict()

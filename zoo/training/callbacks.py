@@ -105,7 +105,9 @@ class StopEarly(EarlyStopping):
         kept = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
         followed = kept is not None and self.monitor in ("", kept.monitor)
         if not self.monitor and kept is None:
-            raise OptionError("callbacks.stop: there is no best checkpoint whose metric it could watch: set its monitor")
+            raise OptionError(
+                "callbacks.stop: there is no best checkpoint whose metric it could watch: set its monitor"
+            )
         self.monitor = self.monitor or str(kept and kept.monitor)
         smaller = self.monitor.endswith(("loss", "mse", "mae", "rmse"))
         self.mode = self._asked_mode or (kept.mode if followed and kept else "min" if smaller else "max")

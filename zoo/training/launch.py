@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.experimental.callback import Callback as HydraCallback
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.experimental.callback import Callback as HydraCallback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -92,10 +92,13 @@ class Multirun(HydraCallback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
+        from zoo.training.multirun import begin
+
         words = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
         varied = [word.key_or_group for word in words if word.is_sweep_override()]
         varied += [str(key).lstrip("+") for key in config.hydra.sweeper.get("params") or ()]
         folder = Path(config.hydra.sweep.dir).absolute()
+        begin(folder)
         os.environ[_SWEEP] = json.dumps(_Sweep(str(folder), list(dict.fromkeys(varied)))._asdict())
 
 

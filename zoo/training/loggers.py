@@ -450,7 +450,9 @@ def _check_init(options: Mapping[str, Any]) -> None:
         if name in _RUNS:
             raise ValueError(f"init.{name}: the run itself gives it")
         if name not in known:
-            raise ValueError(f"init.{name} is no argument of wandb.init{suggestion(name, known - {*_OWN_KEYS, *_RUNS})}")
+            raise ValueError(
+                f"init.{name} is no argument of wandb.init{suggestion(name, known - {*_OWN_KEYS, *_RUNS})}"
+            )
 
 
 def _reason(error: BaseException) -> str:

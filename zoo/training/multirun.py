@@ -17,7 +17,7 @@ from zoo.support.files import CheckpointError, write_atomic, writer_of
 from zoo.support.values import DamagedFileError, first_line, read_json
 from zoo.training.summary import print_table, tell
 
-__all__ = ["NAME", "conclude", "note_run"]
+__all__ = ["NAME", "begin", "conclude", "note_run"]
 
 NAME = "multirun.csv"
 _NOTES = ".runs.jsonl"  # while the runs go on: a line for each beginning and each failure
@@ -34,17 +34,23 @@ class _Run:
     status: str = "not finished"
 
 
-def note_run(folder: str, number: int, **values: Any) -> None:
+def begin(folder: Path) -> None:
+    """Forget the notes that a killed multirun has left in the folder."""
+    with suppress(OSError):
+        (folder / _NOTES).unlink()
+
+
+def note_run(home: str, number: int, /, **values: Any) -> None:
     """Note that a run has begun (`folder`, `overrides`) or failed (`failed`); several processes may write at once.
 
     Args:
-        folder: Folder of the multirun.
+        home: Folder of the multirun.
         number: Number of the run.
         **values: Plain values.
     """
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    Path(home).mkdir(parents=True, exist_ok=True)
     line = json.dumps({"run": number, **values}) + "\n"
-    handle = os.open(Path(folder) / _NOTES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    handle = os.open(Path(home) / _NOTES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(handle, line.encode())
     finally:
@@ -97,10 +103,10 @@ def _print_means(runs: Sequence[_Run], keys: Sequence[str], shown: Sequence[str]
             groups.setdefault(tuple(run.varied.get(key, "") for key in keys), []).append(run)
     if all(len(group) < 2 for group in groups.values()):
         return
-    rows = [
-        [*values, str(len(group)), *(_spread([run.metrics[name] for run in group if name in run.metrics]) for name in shown)]
-        for values, group in groups.items()
-    ]
+    rows = []
+    for values, group in groups.items():
+        spreads = [_spread([run.metrics[name] for run in group if name in run.metrics]) for name in shown]
+        rows.append([*values, str(len(group)), *spreads])
     print_table("mean (standard deviation) over seeds", [*keys, "seeds", *shown], rows)
 
 
