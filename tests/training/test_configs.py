@@ -25,7 +25,8 @@ GROUPS = sorted(p.name for p in CONFIGS.iterdir() if p.is_dir() and p.name not i
 
 def needed(choice: str) -> list[str]:
     """Values that only a user can give, as the tests give them."""
-    return ["data.root=."] if choice.startswith(("imagefolder", "imagenet", "audiofolder", "videofolder")) else []
+    own = ("imagefolder", "imagenet", "audiofolder", "videofolder", "finetune")
+    return ["data.root=."] if choice.startswith(own) else []
 
 
 #: What a choice is useless without: the checks say so.
