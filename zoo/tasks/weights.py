@@ -41,7 +41,7 @@ def given_weights(wanted: ClassWeights | None, names: Sequence[str] | None, coun
         given = {str(name): weight for name, weight in wanted.items()}
         weights = torch.tensor([float(given.get(name, 1.0)) for name in known])
     else:
-        weights = torch.tensor(list(wanted), dtype=torch.float32)  # type: ignore[arg-type]
+        weights = torch.tensor(list(wanted), dtype=torch.float32)
     if len(weights) != count:
         raise WeightsError(f"task.class_weights has {len(weights)} numbers for {count} classes")
     return weights

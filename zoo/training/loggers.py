@@ -279,7 +279,13 @@ class WandbRun(WandbLogger):
         save_dir = os.environ.get("WANDB_DIR") or save_dir
         project = project or os.environ.get("WANDB_PROJECT") or "kernel-zoo"
         options: dict[str, Any] = {"name": name, "save_dir": save_dir, "id": run_id, "project": project}
-        further = {"tags": tags or None, "entity": entity, "group": group, "job_type": job_type, "notes": notes}
+        further: dict[str, Any] = {
+            "tags": tags or None,
+            "entity": entity,
+            "group": group,
+            "job_type": job_type,
+            "notes": notes,
+        }
         further = {k: v for k, v in further.items() if v is not None}
         _check_init(init or {})
         try:

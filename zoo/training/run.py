@@ -181,8 +181,8 @@ def run(
         raise ConfigError(f"task._target_ = {task['_target_']} is not a zoo.tasks.Task")
     task_module.run_notes = {"seed": notes["seed"], "wandb_id": notes["wandb_id"]}
     build("optimizer", task_module.build_optimizer)
-    offered = titles(name, notes.get("label", ""), notes.get("group", ""))
-    offered |= {"run_id": notes["wandb_id"], "resumed": state is not None}
+    offered: dict[str, Any] = {"run_id": notes["wandb_id"], "resumed": state is not None}
+    offered |= titles(name, notes.get("label", ""), notes.get("group", ""))
     loggers = [
         build(f"logger.{key}", partial(instantiate, section, **offered))
         for key, section in (logger or {}).items()
