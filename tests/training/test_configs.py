@@ -77,6 +77,9 @@ def test_every_yaml_builds(group: str, choice: str, tmp_path: Path) -> None:
     elif group == "data" and not needed(choice):
         data = hydra.utils.instantiate(config["data"])
         assert choice == "series" or data.num_classes > 1
+    elif choice == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        with pytest.raises(hydra.errors.InstantiationException, match="TensorBoard is not installed: `pip install"):
+            hydra.utils.instantiate(config[group]["tensorboard"])
     elif group in ("callbacks", "logger"):
         for section in config[group].values():
             assert section is None or hydra.utils.instantiate(section, _convert_="all") is not None

@@ -21,9 +21,11 @@ import zoo
 from tests.conftest import ROOT, train_here
 from tests.training.test_configs import composed
 from zoo.data import DataError, fetch_weights
+from zoo.data.pictures import Fit
 from zoo.data.sources import Wheel
 from zoo.data.wheel_weights import WEIGHTS, renamed
 from zoo.registry.checkpoints import CheckpointError
+from zoo.support import inputs
 from zoo.training.build import build_task
 from zoo.training.callbacks import StopEarly
 from zoo.training.checks import check_config
@@ -118,12 +120,10 @@ def test_the_published_weights_name_two_photographs() -> None:
     except DataError as error:
         pytest.skip(str(error))
     model = zoo.create_model(WEIGHTS["efficientnet_lite0"].model, checkpoint_path=path).eval()
-    found = []
-    for photo in load_sample_images().images:
-        x = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
-        x = torch.nn.functional.interpolate(x, (224, 224), mode="bicubic", antialias=True)
-        with torch.inference_mode():
-            found.append(int(model(x).argmax()))
+    looks = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "crop_pct": 0.875}
+    fit = Fit(inputs.read({"kind": "image", "channels": 3, "size": [224, 224], **looks}))
+    with torch.inference_mode():
+        found = [int(model(fit(Image.fromarray(photo))[None]).argmax()) for photo in load_sample_images().images]
     assert found == [698, 985]  # palace, daisy
 
 
