@@ -124,6 +124,10 @@ def test_results_puts_the_seeds_of_an_experiment_in_one_row(
     runs = [finished_run(tmp_path / str(seed), seed, 0.9 + seed / 10) for seed in (0, 1)]
     runs.append(finished_run(tmp_path / "other", 0, 0.5, "[experiment=digits, optimizer.lr=1]"))
     assert main(["results", *map(str, runs)]) == 0
+    assert not (tmp_path / "RESULTS.md").exists(), "nothing is written unless it is asked for"
+    assert "0.9500" not in (tmp_path / "README.md").read_text()
+    capsys.readouterr()
+    assert main(["results", "--write", *map(str, runs)]) == 0
     printed = capsys.readouterr().out
     assert "test/acc 0.9500 (0.0707) | 2 | 10 | `python train.py -m experiment=digits seed=0,1`" in printed
     assert "`python train.py experiment=digits optimizer.lr=1 seed=0`" in printed

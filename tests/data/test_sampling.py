@@ -6,12 +6,14 @@ import pickle
 import random
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from zoo.data import Digits
 from zoo.data.checks import DataError
 from zoo.data.sampling import (
     IGNORE_INDEX,
@@ -19,6 +21,7 @@ from zoo.data.sampling import (
     KeyedDataset,
     ResumableLoader,
     SampleKey,
+    balanced_chances,
     isolated_rng,
     sample_seed,
     seed_rng,
@@ -272,3 +275,48 @@ def test_plain_indices_work_too() -> None:
     image, target = Noise(9)[4]
     assert image[0] == 4
     assert target == 4
+
+
+# ---- balanced classes --------------------------------------------------------------------------------------
+
+
+def test_balanced_draws_are_reproducible_and_resume() -> None:
+    targets = torch.tensor([0] * 90 + [1] * 10)
+    options: dict[str, Any] = {"seed": 3, "chances": balanced_chances(targets)}
+    order = EpochBatches(100, 8, **options)
+    drawn = torch.stack([order.order(epoch) for epoch in range(20)])
+    share = (targets[drawn] == 1).double().mean()
+    assert abs(share - 0.5) < 0.05
+    assert torch.equal(order.order(4), EpochBatches(100, 8, **options).order(4))
+    assert not torch.equal(order.order(4), order.order(5))
+    whole = list(order)
+    resumed = EpochBatches(100, 8, **options)
+    order.start()
+    for _ in range(5):
+        order.deliver()
+    resumed.load_state_dict(order.state_dict())
+    resumed.start()
+    assert list(resumed) == whole[5:]
+    ranks = [list(EpochBatches(100, 4, rank=rank, world_size=2, **options)) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*ranks, strict=True)] == whole
+    with pytest.raises(DataError, match="balanced=1, but this run has balanced=0"):
+        EpochBatches(100, 8, seed=3).load_state_dict(order.state_dict())
+
+
+def test_a_sample_that_is_drawn_again_is_augmented_anew() -> None:
+    order = EpochBatches(10, 5, chances=balanced_chances(torch.tensor([0] * 9 + [1])))
+    keys = [key for batch in order._batches(2, 0) for key in batch]
+    assert len(set(keys)) == len(keys) == 10
+    assert len({key.sample for key in keys}) < 10
+    first = {key.sample: key for key in reversed(keys)}
+    assert all(key.epoch == 2 for key in first.values()), "the first draw is augmented as without repetition"
+
+
+def test_balanced_classes_of_a_data_module() -> None:
+    data = Digits(batch_size=50, balanced=True)
+    data.setup()
+    targets = data.datasets["train"].targets
+    rare = torch.cat([torch.where(targets == 3)[0], torch.where(targets == 5)[0][:10]])
+    data.datasets["train"].targets, data.datasets["train"].pixels = targets[rare], data.datasets["train"].pixels[rare]
+    found = torch.cat([batch[1] for _ in range(8) for batch in data.train_dataloader()])
+    assert 0.3 < (found == 5).double().mean() < 0.7

@@ -20,7 +20,7 @@ from zoo.data.folder import IMAGES
 from zoo.data.pictures import FORMATS
 from zoo.data.prepare import SUFFIXES
 from zoo.data.video import VIDEOS
-from zoo.data.walk import below, class_folders, scan
+from zoo.data.walk import below, class_folders, parts, scan
 
 
 def image(path: Path) -> None:
@@ -303,3 +303,11 @@ def test_names_that_cannot_be_printed_are_those_that_are_saved(kind: Any, tmp_pa
         write(tmp_path / part / "a\\u001b[31m" / f"x{suffix}")
     with pytest.raises(DataError, match="two class folders that look the same"):
         build(tmp_path).class_names  # noqa: B018
+
+
+def test_a_folder_beside_the_parts_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("train", "valid", "validation", "tset", ".cache"):
+        (tmp_path / name).mkdir()
+    assert set(parts(tmp_path)) == {"train", "val"}
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "not used beside train/: tset, validation; the folders of the parts are train, val or valid" in told

@@ -163,3 +163,15 @@ def test_unknown_weights_name_the_nearest() -> None:
         bundled_weights.record("../grbf.wine")
     with pytest.raises(ValueError, match="did you mean mnist5k"):
         zoo.create_model("unireplknet_z.mnist5", pretrained=True)
+
+
+def test_an_unknown_entry_of_an_input_record_is_refused_with_the_nearest() -> None:
+    from zoo.support import inputs
+
+    record = {"kind": "image", "channels": 1, "size": [8, 8], "meen": [0.5]}
+    with pytest.raises(inputs.InputError, match="meen: there is no such entry; did you mean mean"):
+        inputs.check(record)
+    columns = {"kind": "table", "count": 2, "variables": [{"name": "a", "valeus": ["x", "y"]}]}
+    with pytest.raises(inputs.InputError, match=r"variables\.0\.valeus: there is no such entry; did you mean values"):
+        inputs.check(columns)
+    assert inputs.check({"kind": "of a plug-in", "anything": 1})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo.results.runs import RunsError, tabulate
+from zoo.results.runs import Run, RunsError, tabulate
 
 
 def run_folder(folder: Path, seed: int, accuracy: float, changes: str = "") -> Path:
@@ -57,3 +57,23 @@ def test_unfinished_and_repeated_runs_are_told(tmp_path: Path) -> None:
     with pytest.raises(RunsError, match="b is a second run of digits with seed 0"):
         list(tabulate(runs, [tmp_path / "RESULTS.md"]))
     assert not (tmp_path / "RESULTS.md").exists()
+
+
+def test_a_command_for_others_has_no_path_of_this_machine() -> None:
+    changes = {
+        "data.root=/home/ann/my photos/": "data.root=",
+        "model.checkpoint_path=../ann/a/model": "model.checkpoint_path=model",
+        "model.model_name=local-dir:/home/ann/net": "local-dir:net",
+        "callbacks.best.folder='~/ann/x'": "callbacks.best.folder=x",
+        "data.columns=[bread,milk]": "data.columns=[bread,milk]",
+        "data.name=sales.csv": "data.name=sales.csv",
+        "+x={a: /home/ann/b, c: d/e}": "+x={a: b, c: d/e}",
+        "data.path=C:\\Users\\ann\\data": "data.path=data",
+    }
+    run = Run("mine", "net", tuple(changes), 0, {}, 1.0, (), "digits")
+    told = run.command([0], places=False)
+    assert "ann" not in told
+    assert "my photos" in told
+    for kept in changes.values():
+        assert kept in told, (kept, told)
+    assert "/home/ann" in run.command([0]), "for oneself it is as it was"

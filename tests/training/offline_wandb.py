@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,3 +61,14 @@ def config(path: Path) -> dict[str, Any]:
 
 def kinds(path: Path) -> set[str]:
     return {record.WhichOneof("record_type") for record in records(path)}
+
+
+def run(path: Path) -> Any:
+    """The record of the run itself: its id, name, group and sweep; the service may write it after the run's end."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        for record in records(path):
+            if record.WhichOneof("record_type") == "run":
+                return record.run
+        time.sleep(0.05)
+    raise AssertionError(f"{path} holds no run")

@@ -25,7 +25,7 @@ GROUPS = sorted(p.name for p in CONFIGS.iterdir() if p.is_dir() and p.name not i
 
 def needed(choice: str) -> list[str]:
     """Values that only a user can give, as the tests give them."""
-    own = ("imagefolder", "imagenet", "audiofolder", "videofolder", "own_tasks", "pointfolder", "texts")
+    own = ("imagefolder", "imagenet", "audiofolder", "videofolder", "own_tasks", "pointfolder", "texts", "finetune")
     return ["data.path=."] if choice.startswith(own) else []
 
 
@@ -77,6 +77,9 @@ def test_every_yaml_builds(group: str, choice: str, tmp_path: Path) -> None:
     elif group == "data" and not needed(choice):
         data = hydra.utils.instantiate(config["data"])
         assert choice == "series" or data.num_classes > 1
+    elif choice == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        with pytest.raises(hydra.errors.InstantiationException, match="TensorBoard is not installed: `pip install"):
+            hydra.utils.instantiate(config[group]["tensorboard"])
     elif group in ("callbacks", "logger"):
         for section in config[group].values():
             assert section is None or hydra.utils.instantiate(section, _convert_="all") is not None

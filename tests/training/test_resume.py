@@ -23,7 +23,7 @@ from zoo.training.launch import _SafeStream
 
 pytestmark = pytest.mark.xdist_group("resume")  # they share a run
 
-# small, and with everything that has a state: dropout, drop path, mixup, EMA, a schedule, two data workers
+# small, and with everything that has a state: dropout, drop path, mixup, EMA, a schedule, drawn samples, data workers
 SETUP = (
     "experiment=digits",
     "model=test_unireplknet",
@@ -34,7 +34,10 @@ SETUP = (
     "task.mixup_alpha=0.2",
     "trainer.max_epochs=3",
     "callbacks.resume.every_n_steps=5",
+    "callbacks.stop.patience=9",
     "callbacks.pictures=null",
+    "data.balanced=true",
+    "task.class_weights=balanced",
     "hydra.run.dir=run",
 )
 STEPS_PER_EPOCH = 12  # 1,295 training digits in batches of 100, the last incomplete one left out

@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 import time
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import wandb
 from lightning.pytorch.loggers.logger import DummyExperiment
 
+from tests.conftest import train_here
 from tests.training import offline_wandb
 from zoo.training import loggers
 from zoo.training.loggers import WandbRun
@@ -214,3 +216,71 @@ def test_a_service_that_dies_later_ends_the_tracking_only(
     assert run.mode == "disabled"
     assert capsys.readouterr().err.count("note: W&B has stopped (nobody answers)") == 1
     real.finish()
+
+
+def test_arguments_and_variables_of_the_service_keep_their_meaning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given: list[dict[str, Any]] = []
+
+    @wraps(wandb.init)
+    def init(**options: Any) -> DummyExperiment:
+        given.append(options)
+        return DummyExperiment()
+
+    monkeypatch.setattr(wandb, "init", init)
+    own = {"entity": "team", "group": "g1", "job_type": "train", "notes": "wide", "tags": ["a"], "name": "mine"}
+    for options in ({**own, "init": {"save_code": True}}, {}):
+        assert WandbRun(str(tmp_path), run_id="abc", mode="offline", **options).experiment is not None
+    assert {k: given[0][k] for k in own} == own
+    assert given[0]["save_code"] is True
+    assert not [k for k in own if given[1].get(k) is not None], "what is not given is left to the variables"
+    assert given[1]["project"] == "kernel-zoo"
+    monkeypatch.setenv("WANDB_PROJECT", "another")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    assert WandbRun(str(tmp_path), mode="offline").experiment is not None
+    assert (given[2]["project"], given[2]["dir"]) == ("another", str(tmp_path / "elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"gruop": "x"}, "init.gruop is no argument of wandb.init"),
+        ({"group": "x"}, "it has a key of its own, logger.wandb.group"),
+        ({"id": "x"}, "the run itself gives it"),
+    ],
+)
+def test_further_arguments_that_are_none_are_told(options: dict[str, Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=told):
+        WandbRun(str(tmp_path), mode="offline", init=options)
+
+
+def test_names_of_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_NAME", "WANDB_RUN_GROUP"):
+        monkeypatch.delenv(name, raising=False)
+    assert loggers.titles("digits", "", "") == {"name": "digits"}
+    assert loggers.titles("digits", "seed=1", "g") == {"name": "digits seed=1", "group": "g"}
+    monkeypatch.setenv("WANDB_NAME", "mine")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "ours")
+    assert loggers.titles("digits", "", "") == {"name": "mine"}
+    assert loggers.titles("digits", "seed=1", "g") == {"name": "mine seed=1"}
+
+
+def test_a_run_of_a_sweep_keeps_the_id_that_the_agent_gave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As an agent starts it: its variables, and values as arguments; later resumed without it."""
+    quick = ("experiment=digits", "model=test_unireplknet", "trainer.limit_train_batches=2", "test=false")
+    quick += ("callbacks.progress=null", "trainer.limit_val_batches=1", "logger.wandb.log_model=false")
+    agent = {"WANDB_SWEEP_ID": "s1", "WANDB_RUN_ID": "r1-of_s1", "WANDB_NAME": "sunny-1", "WANDB_MODE": "offline"}
+    with monkeypatch.context() as patch:
+        for name, value in agent.items():
+            patch.setenv(name, value)
+        wandb.teardown()  # its client reads them once in a process
+        train_here(tmp_path, *quick, "trainer.max_epochs=1", "optimizer.lr=0.001", "hydra.run.dir=run")
+    (file,) = offline_wandb.run_files(tmp_path)
+    first = offline_wandb.run(file)
+    assert (first.run_id, first.sweep_id, first.display_name) == ("r1-of_s1", "s1", "sunny-1")
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    train_here(tmp_path, "resume=run", "trainer.max_epochs=2")
+    (other,) = [path for path in offline_wandb.run_files(tmp_path) if path != file]
+    assert offline_wandb.run(other).run_id == "r1-of_s1"

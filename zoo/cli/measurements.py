@@ -102,12 +102,13 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-@command("results", "table of finished runs, written into RESULTS.md and README.md")
+@command("results", "table of finished runs")
 def add_results(parser: argparse.ArgumentParser) -> None:
-    """Tabulate run folders, with one row for the seeds of an experiment, and write the table into RESULTS.md and
-    between its markers into README.md.
+    """Tabulate run folders, with one row for the seeds of an experiment. With --write, the table is also written into
+    RESULTS.md and between its markers into README.md of this folder.
     """
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs, for example outputs/mnist5k/*")
+    parser.add_argument("--write", action="store_true", help="write the table into RESULTS.md and README.md")
     parser.add_argument("--section", default="runs", help="section of the documents that is written (runs)")
     parser.set_defaults(run=_results)
 
@@ -115,7 +116,8 @@ def add_results(parser: argparse.ArgumentParser) -> None:
 def _results(options: argparse.Namespace) -> int:
     from zoo.results.runs import tabulate
 
-    for line in tabulate(options.runs, [Path("RESULTS.md"), Path("README.md")], options.section):
+    documents = [Path("RESULTS.md"), Path("README.md")] if options.write else []
+    for line in tabulate(options.runs, documents, options.section):
         print(shown(line))
     return 0
 

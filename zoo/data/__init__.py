@@ -45,6 +45,7 @@ _HOME = {
     "TextFolder": "text",
     "VideoFolder": "video",
     "cache_folder": "sources",
+    "fetch_weights": "wheel_weights",
 }
 __all__ = list(_HOME)
 
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from zoo.data.text import FoodReviews, TextFolder
     from zoo.data.transforms import Augmentation
     from zoo.data.video import MovingMnist, VideoFolder
+    from zoo.data.wheel_weights import fetch_weights
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,15 @@ from torch import Tensor
 
 from zoo.data import sources
 from zoo.data.checks import DataError, extends
-from zoo.data.sampling import EpochBatches, KeyedDataset, ResumableLoader, SampleKey, sample_seed, stratified_split
+from zoo.data.sampling import (
+    EpochBatches,
+    KeyedDataset,
+    ResumableLoader,
+    SampleKey,
+    balanced_chances,
+    sample_seed,
+    stratified_split,
+)
 from zoo.data.transforms import Augmentation, ImagePipeline
 from zoo.support.quoting import shown
 
@@ -55,9 +63,12 @@ class ImageDataModule(LightningDataModule):
         num_workers: Worker processes per loader; 0 loads in the main process. The batches do not depend on it.
         drop_last: Drop the last, incomplete training batch of an epoch.
         pin_memory: Load into pinned memory; `None` means if a GPU is present.
+        balanced: Draw the training samples so that all classes are equally frequent: those of rare classes are
+            repeated, and in an epoch some of the others are left out.
 
     Raises:
         ValueError: If an argument is outside its range.
+        DataError: In `train_dataloader`, if `balanced` is set and the targets are no classes.
     """
 
     in_chans: int = 3
@@ -79,6 +90,7 @@ class ImageDataModule(LightningDataModule):
         num_workers: NonNegativeInt = 0,
         drop_last: bool = True,
         pin_memory: bool | None = None,
+        balanced: bool = False,
     ) -> None:
         super().__init__()
         self.seed = seed
@@ -87,6 +99,7 @@ class ImageDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.drop_last = drop_last
         self.pin_memory = pin_memory
+        self.balanced = balanced
         self.datasets: dict[Part, KeyedDataset] = {}
         self.notes: list[str] = []  # how the parts were made, for `describe`
         self._training: ResumableLoader | None = None
@@ -155,6 +168,7 @@ class ImageDataModule(LightningDataModule):
             self.batch_size,
             shuffle=True,
             reshuffle=not overfit,
+            chances=self._chances() if self.balanced else None,
             drop_last=self.drop_last,
             clock=partial(getattr, self.trainer, "current_epoch") if self.trainer else None,
         )
@@ -186,6 +200,12 @@ class ImageDataModule(LightningDataModule):
     def predict_dataloader(self) -> ResumableLoader:
         """The test batches."""
         return self._evaluation_loader("test")
+
+    def _chances(self) -> Tensor:
+        targets = self._dataset("train").targets
+        if targets.is_floating_point():
+            raise DataError(f"{type(self).__name__}(balanced=True): its targets are numbers, not classes")
+        return balanced_chances(targets)
 
     def _evaluation_loader(self, part: Part) -> ResumableLoader:
         return self._loader(part, self.eval_batch_size, shuffle=False, pad=True)

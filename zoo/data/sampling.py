@@ -1,7 +1,7 @@
 """Stateless, reproducible sampling: the order of an epoch, and the random seed of each sample.
 
-* The order of an epoch is a function of `(seed, epoch)`.
-* The augmentation of a sample is a function of `(seed, epoch, index)`.
+* The order of an epoch is a function of `(seed, epoch)`, also where samples are drawn by chance.
+* The augmentation of a sample is a function of `(seed, epoch, index)`, and of how often it was drawn before.
 * The batches of a process are a function of the order, its rank and the number of processes.
 
 So batches do not depend on the number of workers, on global random generators (which loaders do not use), or on
@@ -31,6 +31,7 @@ __all__ = [
     "KeyedDataset",
     "ResumableLoader",
     "SampleKey",
+    "balanced_chances",
     "isolated_rng",
     "sample_seed",
     "seed_rng",
@@ -97,7 +98,18 @@ def stratified_split(
     return np.setdiff1d(np.arange(len(classes)), chosen), chosen
 
 
+def balanced_chances(targets: Tensor) -> Tensor:
+    """Chance of each sample, (N,) float64, such that all classes that occur are drawn equally often.
+
+    Args:
+        targets: Class of every sample, (N,).
+    """
+    return torch.bincount(targets)[targets].double().reciprocal()
+
+
 # Batches ----------------------------------------------------------------------------------------------------
+
+_AGAIN = 2**32  # added to the epoch of a key each time that its sample is drawn again
 
 
 class SampleKey(NamedTuple):
@@ -105,7 +117,7 @@ class SampleKey(NamedTuple):
 
     Attributes:
         sample: Index in the data set.
-        epoch: Epoch, which seeds the sample's augmentation.
+        epoch: Epoch, which seeds the sample's augmentation; a sample that is drawn again gets another number.
         padded: Whether the row is padding.
     """
 
@@ -128,6 +140,8 @@ class EpochBatches(Sampler[list[SampleKey]]):
         seed: Seed of the order.
         shuffle: Use a new random order in every epoch; otherwise 0, 1, 2, ...
         reshuffle: With `shuffle`, `False` keeps the order of epoch 0 for all epochs.
+        chances: With `shuffle`, chance of each sample, (samples,): an epoch is as many independent draws, so that
+            samples are repeated or left out. `None` takes every sample once.
         drop_last: Drop the last, incomplete global batch.
         pad: Fill up with padding keys, whose target is `IGNORE_INDEX`, instead of repeated samples.
         rank: Index of this process.
@@ -146,6 +160,7 @@ class EpochBatches(Sampler[list[SampleKey]]):
         seed: int = 0,
         shuffle: bool = True,
         reshuffle: bool = True,
+        chances: Tensor | None = None,
         drop_last: bool = False,
         pad: bool = False,
         rank: int = 0,
@@ -153,7 +168,7 @@ class EpochBatches(Sampler[list[SampleKey]]):
         clock: Callable[[], int] | None = None,
     ) -> None:
         self.samples, self.seed = samples, seed
-        self.shuffle, self.reshuffle, self.pad = shuffle, reshuffle, pad
+        self.shuffle, self.reshuffle, self.chances, self.pad = shuffle, reshuffle, chances, pad
         self.rank, self.world_size, self.clock = rank, world_size, clock
         self.global_batch = batch_size * world_size
         self.length = samples // self.global_batch if drop_last else -(-samples // self.global_batch)
@@ -205,6 +220,8 @@ class EpochBatches(Sampler[list[SampleKey]]):
             return torch.arange(self.samples)
         moment = epoch if self.reshuffle else 0
         generator = torch.Generator().manual_seed(sample_seed(self.seed, "order", moment))
+        if self.chances is not None:
+            return torch.multinomial(self.chances, self.samples, replacement=True, generator=generator)
         return torch.randperm(self.samples, generator=generator)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
@@ -213,39 +230,42 @@ class EpochBatches(Sampler[list[SampleKey]]):
 
     def _batches(self, epoch: int, start: int) -> Iterator[list[SampleKey]]:
         order = self.order(epoch)
+        moments = torch.full_like(order, epoch) if self.chances is None else epoch + _AGAIN * _draws_before(order)
         for batch in range(start, self.length):
-            yield self._slice(order, epoch, batch * self.global_batch)
+            yield self._slice(order, moments, epoch, batch * self.global_batch)
 
-    def _slice(self, order: Tensor, epoch: int, begin: int) -> list[SampleKey]:
-        present = order[begin : begin + self.global_batch].tolist()
-        per_rank = -(-len(present) // self.world_size)
-        missing = per_rank * self.world_size - len(present)
-        keys = [SampleKey(sample, epoch) for sample in present]
+    def _slice(self, order: Tensor, moments: Tensor, epoch: int, begin: int) -> list[SampleKey]:
+        place = slice(begin, begin + self.global_batch)
+        keys = [SampleKey(*key) for key in zip(order[place].tolist(), moments[place].tolist(), strict=True)]
+        per_rank = -(-len(keys) // self.world_size)
+        missing = per_rank * self.world_size - len(keys)
         if self.pad:
             keys += [SampleKey(0, epoch, padded=True)] * missing
         else:
-            keys += [SampleKey(int(order[i % self.samples]), epoch) for i in range(missing)]
+            first = [i % self.samples for i in range(missing)]
+            keys += [SampleKey(int(order[i]), int(moments[i])) for i in first]
         return keys[self.rank * per_rank : (self.rank + 1) * per_rank]
 
     def state_dict(self) -> dict[str, int]:
         """The position, and the settings that it depends on; the same integers on every rank."""
-        return {
+        position = {
             "epoch": self.epoch,
             "batches": self.delivered,
             "seed": self.seed,
             "samples": self.samples,
             "global_batch": self.global_batch,
         }
+        return position if self.chances is None else position | {"balanced": 1}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue from a saved position: the next batch is the one after the last delivered one.
 
         Raises:
-            DataError: If the position is inside an epoch and seed, data set size or global batch size differ.
+            DataError: If the position is inside an epoch and seed, data set size, global batch size or balance differ.
         """
         epoch, batches = state["epoch"], state["batches"]
-        mine = self.state_dict()
-        changed = [name for name in ("seed", "samples", "global_batch") if state[name] != mine[name]]
+        state, mine = {"balanced": 0, **state}, {"balanced": 0, **self.state_dict()}
+        changed = [name for name in ("seed", "samples", "global_batch", "balanced") if state[name] != mine[name]]
         if batches and changed:
             raise DataError(
                 f"the checkpoint was written after batch {batches} of epoch {epoch} with "
@@ -255,6 +275,14 @@ class EpochBatches(Sampler[list[SampleKey]]):
                 + ": resume with the same data settings, or from a checkpoint of an epoch's end"
             )
         self.epoch, self.delivered, self._resume_at = epoch, batches, batches
+
+
+def _draws_before(order: Tensor) -> Tensor:
+    """How often each entry of an order occurs before its place, (samples,)."""
+    by_sample = torch.sort(order, stable=True)
+    place = torch.arange(len(order))
+    starts = torch.searchsorted(by_sample.values, by_sample.values)  # first place of each sample
+    return torch.empty_like(place).scatter_(0, by_sample.indices, place - starts)
 
 
 # Data sets and loaders --------------------------------------------------------------------------------------

@@ -492,7 +492,7 @@ class Forecast(ImageDataModule):
     num_classes = None  # type: ignore[assignment]
     class_names = None  # type: ignore[assignment]
 
-    @extends(ImageDataModule, eval_batch_size=256)
+    @extends(ImageDataModule, without=("balanced",), eval_batch_size=256)
     def __init__(
         self,
         name: str | None = "chicago",

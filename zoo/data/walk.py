@@ -248,6 +248,11 @@ def parts(root: Path) -> dict[str, Path]:
     found = {part: folder for part, folder in places.items() if folder is not None}
     if "train" not in found:
         return {"train": root}
+    names = {folder.name for folder in found.values()}
+    beside = [e.name for e in _entries(str(root)) if e.is_dir() and not e.name.startswith(".") and e.name not in names]
+    if beside:
+        known = ", ".join(" or ".join(names) for names in PARTS.values())
+        warn_once(f"{root}: not used beside train/: {_first_names(beside)}; the folders of the parts are {known}")
     for folder in found.values():
         if folder.is_symlink() and not _is_apart(folder, root, [other for other in found.values() if other != folder]):
             raise DataError(

@@ -64,7 +64,7 @@ _NOT_KEPT = ("device", "dtype", "pretrained_model_args")
 
 
 def list_models(filter: str | Iterable[str] = "", pretrained: bool = False) -> list[str]:
-    """Names of the zoo's own models, sorted.
+    """Names of the zoo's own models, sorted; those for tests (`test_*`) only if a filter begins so.
 
     Args:
         filter: One or several shell wildcards: `"unireplknet_*"`.
@@ -72,8 +72,10 @@ def list_models(filter: str | Iterable[str] = "", pretrained: bool = False) -> l
             downloaded), `"unireplknet_z.mnist5k"` (trained by an experiment of the zoo, shipped with it).
     """
     register()
-    names = timm.list_models(filter if isinstance(filter, str) else list(filter), pretrained=pretrained)
-    return [name for name in names if _is_ours(name)]
+    wanted = [filter] if isinstance(filter, str) else list(filter)
+    names = timm.list_models(wanted if any(wanted) else "", pretrained=pretrained)
+    asked = any(pattern.startswith("test") for pattern in wanted)
+    return [name for name in names if _is_ours(name) and (asked or not name.startswith("test_"))]
 
 
 def create_model(
@@ -82,6 +84,7 @@ def create_model(
     checkpoint_path: str | Path | None = None,
     *,
     deploy: bool = False,
+    strict: Strict = True,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a model by its registered name, with released weights, with weights from a file, or newly initialised.
@@ -91,8 +94,10 @@ def create_model(
             written by :func:`zoo.save_pretrained`, or `"hf-hub:<organisation>/<name>"`.
         pretrained: Load the weights of that name. Their hash is verified if known. With a different `num_classes` the
             classifier is newly initialised; with a different `in_chans` the first layer is summed or repeated.
-        checkpoint_path: Load these weights instead; every name and shape must fit.
+        checkpoint_path: Load these weights instead: a file or a folder, also that of a finished run.
         deploy: Return the model in deploy form (see :func:`zoo.to_deploy`); training-form weights are merged.
+        strict: What of `checkpoint_path` must fit: everything (True), everything but the classifier (`"backbone"`),
+            everything but another number of classes or input channels (`"adapt"`), or nothing (False).
         **kwargs: Arguments of the architecture (`num_classes`, `in_chans`, `drop_path_rate`, ...) and of timm
             (`features_only`, `out_indices`, ...). None means the default.
 
@@ -116,12 +121,17 @@ def create_model(
         closed.check_name(model_name)
     given = {k: v for k, v in kwargs.items() if v is not None}
     folder = model_name.partition(":")[2] if model_name.startswith(("local-dir:", "local_dir:")) else ""
-    create = partial(_create, model_name, pretrained, checkpoint_path, deploy, given)
+    create = partial(_create, model_name, pretrained, checkpoint_path, deploy, strict, given)
     return undisturbed(folder, create) if folder else create()
 
 
 def _create(
-    model_name: str, pretrained: bool, checkpoint_path: str | Path | None, deploy: bool, given: dict[str, Any]
+    model_name: str,
+    pretrained: bool,
+    checkpoint_path: str | Path | None,
+    deploy: bool,
+    strict: Strict,
+    given: dict[str, Any],
 ) -> nn.Module:
     source, name = _parse(model_name)
     theirs = pretrained and not source and not _is_ours(name)  # timm's weights use timm's loader
@@ -130,7 +140,7 @@ def _create(
         _load_pretrained(model, source, model_name.partition(":")[2] if source else name)
     if checkpoint_path:
         path = locate(checkpoint_path)
-        load_state(model, read_checkpoint(path), origin=str(path))
+        load_state(model, read_checkpoint(path), strict=strict, origin=str(path))
     deploy = deploy or (pretrained and _saved_config(source, model_name).get("zoo", {}).get("form") == "deploy")
     if deploy:
         to_deploy(model, inplace=True)

@@ -27,7 +27,7 @@ __all__ = ["Strict", "classifier_names", "find_state_dict", "load_state", "skele
 
 _log = logging.getLogger(__name__)
 
-Strict = bool | Literal["backbone"]
+Strict = bool | Literal["backbone", "adapt"]
 Shape = tuple[int, ...]
 
 #: Entries under which training scripts store weights; averaged weights first.
@@ -154,8 +154,11 @@ def _try(model: nn.Module, state: Mapping[str, Tensor]) -> Fit:
 
 
 def classifier_names(model: nn.Module) -> tuple[str, ...]:
-    """Names of the layers that depend on the number of classes, from the model's timm configuration."""
+    """Names of the layers that depend on the number of classes, from the model's timm configuration or itself."""
     names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    if not names and callable(own := getattr(model, "get_classifier", None)):  # of a backbone inside
+        head = own()
+        return tuple(name for name, module in model.named_modules() if module is head and name)
     return (names,) if isinstance(names, str) else tuple(names)
 
 
@@ -176,7 +179,9 @@ def load_state(
         model: The model.
         checkpoint: A state dict, possibly wrapped, see :func:`find_state_dict`.
         strict: True: every name and shape must fit. `"backbone"`: the classifier is not loaded, everything else must
-            fit. False: load what fits and log the rest.
+            fit. `"adapt"`: for training on other data, the classifier is not loaded where its number of classes
+            differs, the first layer is adapted to other channels (both are logged), and everything else must fit.
+            False: load what fits and log the rest.
         adapt_input: Adapt the first layer to another number of input channels.
         surplus: Whether the file may have further layers, which were removed from the model.
         origin: Name of the checkpoint in messages.
@@ -184,9 +189,10 @@ def load_state(
     Raises:
         CheckpointError: The checkpoint does not fit; the message names the keys and suggests a remedy.
     """
-    if strict not in (True, False, "backbone"):
-        raise ValueError(f"strict={strict!r} is not one of True, False, 'backbone'")
+    if strict not in (True, False, "backbone", "adapt"):
+        raise ValueError(f"strict={strict!r} is not one of True, False, 'backbone', 'adapt'")
     heads = classifier_names(model)
+    adapt_input = adapt_input or strict == "adapt"
     content = find_state_dict(checkpoint, origin)
     trial = skeleton(model)
     state = _prepare(content, trial, adapt_input)
@@ -199,6 +205,9 @@ def load_state(
         deploy = merged_fit.outside(heads).complete
         if deploy:
             state, fit = merged_state, merged_fit
+    if strict == "adapt":
+        _tell_adapted(model, content, state, fit, heads, origin)
+        strict = "backbone" if fit != fit.outside(heads) else True
     if strict == "backbone":
         fit = fit.outside(heads)
     if surplus:
@@ -228,6 +237,28 @@ def _prepare(content: Mapping[str, Tensor], model: nn.Module, adapt_input: bool)
     if callable(remap):
         state = dict(remap(dict(state), model))
     return _adapt(state, model) if adapt_input else state
+
+
+def _tell_adapted(
+    model: nn.Module,
+    content: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    fit: Fit,
+    heads: tuple[str, ...],
+    origin: str,
+) -> None:
+    """Log what of a checkpoint that fits otherwise is new or adapted in the model."""
+    if not fit.outside(heads).complete:
+        return  # it is refused
+    if fit != fit.outside(heads):
+        count = state[f"{heads[0]}.weight"].shape[0] if f"{heads[0]}.weight" in state else "no"
+        own = getattr(model, "num_classes", "other")
+        _log.warning("%s has %s classes, the model %s: the classifier is new, the rest is loaded", origin, count, own)
+    before = strip_prefixes(content, model.state_dict())
+    for name, tensor in state.items():
+        if name in before and before[name].ndim == tensor.ndim == 4 and before[name].shape[1] != tensor.shape[1]:
+            old, new = before[name].shape[1], tensor.shape[1]
+            _log.warning("%s has %d input channels, the model %d: %s is summed or repeated", origin, old, new, name)
 
 
 def _mergeable(model: nn.Module) -> bool:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, TypedDict
 
 from pydantic import NonNegativeFloat, NonNegativeInt
 
 from zoo.results.records import Records, markdown, mean_sd, plain, put_section
-from zoo.support.quoting import command
+from zoo.support.quoting import command, override
 from zoo.support.signatures import check_values
 from zoo.support.values import DamagedFileError, check_closed, first_line, read_json, read_yaml
 
@@ -35,11 +36,32 @@ class Run:
     origin: tuple[str, ...] = ()
     experiment: str | None = None  # value of the override `experiment=`
 
-    def command(self, seeds: Sequence[int]) -> str:
-        """Shell command that trains it with these seeds."""
+    def command(self, seeds: Sequence[int], places: bool = True) -> str:
+        """Shell command that trains it with these seeds; without `places`, of a path only the last name is kept."""
         several = ["-m"] if len(seeds) > 1 else []
         experiment = [f"experiment={self.experiment}"] if self.experiment else []
-        return command("python train.py", *several, *experiment, *self.changes, f"seed={','.join(map(str, seeds))}")
+        changes = self.changes if places else map(_without_place, self.changes)
+        return command("python train.py", *several, *experiment, *changes, f"seed={','.join(map(str, seeds))}")
+
+
+def _without_place(change: str) -> str:
+    """An override in which paths of this machine are the names of their files or folders."""
+    key, equals, value = change.partition("=")
+    start, path = re.fullmatch(r"(local[-_]dir:)?(.*)", value.strip("'\""), re.DOTALL).groups()  # type: ignore[union-attr]
+    if _is_place(path):
+        return override(key, f"{start or ''}{PureWindowsPath(path).name or 'FOLDER'}")
+    inside = re.sub(r"[^\s,:'\"\[\]{}]*[/\\][^\s,:'\"\[\]{}]*", lambda found: _name_in(found[0]), value)
+    return f"{key}{equals}{inside}" if value[:1] in "[{" else change
+
+
+def _is_place(path: str) -> bool:
+    """Whether a text is a path that leads out of the working folder."""
+    parts = PureWindowsPath(path).parts
+    return path.startswith(("/", "~", "\\")) or bool(PureWindowsPath(path).drive) or ".." in parts
+
+
+def _name_in(path: str) -> str:
+    return PureWindowsPath(path).name if _is_place(path) else path
 
 
 def read_run(folder: Path) -> Run:
@@ -135,7 +157,7 @@ def _checked(values: Any, schema: type, what: str) -> list[str]:
 def tabulate(
     folders: Sequence[Path], documents: Sequence[Path], section: str = "runs", floors: Path = Path("results/floors.csv")
 ) -> Iterator[str]:
-    """Write a table of runs into documents, with one row for the seeds of an experiment.
+    """A table of runs, with one row for the seeds of an experiment, written into documents if there are any.
 
     Args:
         folders: Run folders. The printed summary of the first one goes into the section `summary` of documents that

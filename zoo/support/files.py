@@ -565,7 +565,7 @@ def locate(source: str | Path) -> Path:
     """Path of the file for a source, downloaded if necessary and compared with its recorded hash.
 
     Args:
-        source: A file, a folder, `local-dir:<folder>`, an https address, or
+        source: A file, a folder (of a model or of a run), `local-dir:<folder>`, an https address, or
             `hf-hub:<organisation>/<name>[@revision][/<file>]`.
 
     Raises:
@@ -592,10 +592,13 @@ def locate(source: str | Path) -> Path:
 
 
 def _weights_of(folder: Path) -> Path:
-    """The only weight file of a folder, compared with the hash in its configuration."""
+    """The only weight file of a folder, compared with the hash in its configuration; of a run folder, its model's."""
     folder = _checked(folder)
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}")
+    if not (folder / CONFIG_NAME).exists() and (folder / "model" / CONFIG_NAME).is_file():
+        check_inside(folder / "model" / CONFIG_NAME, folder)
+        folder = folder / "model"
     hashes = read_config(folder).get("sha256", {}) if (folder / CONFIG_NAME).exists() else {}
     found = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in _WEIGHT_SUFFIXES)
     preferred = [p for name in (*hashes, *_HUB_NAMES) if (p := folder / name) in found]

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from zoo.support.quoting import is_printable
+from zoo.support.suggest import suggestion
 
 __all__ = [
     "KINDS",
@@ -70,9 +71,9 @@ Names = Annotated[list[Name], AfterValidator(_unique)]
 
 
 class Record(BaseModel):
-    """Base class of the kinds: exact types, finite numbers; entries of later versions are kept but ignored."""
+    """Base class of the kinds: exact types, finite numbers, and no unknown entries, which could change the input."""
 
-    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
 
     def numbers(self) -> int:
         """Least number of values in one input."""
@@ -431,6 +432,10 @@ def read(record: Mapping[str, Any]) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "its entries"
+        if first["type"] == "extra_forbidden":
+            name, known = first["loc"][-1], Variable if len(first["loc"]) > 1 else form
+            close = suggestion(name, known.model_fields)
+            raise InputError(f"the record of the input, {where:.60}: there is no such entry{close}") from None
         given = "" if first["type"] in ("missing", "value_error") else f", not {first['input']!r:.40}"
         raise InputError(
             f"the record of the input, {where}: {first['msg'][:1].lower()}{first['msg'][1:]}{given}"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import lightning as L
 import torch
@@ -26,6 +26,7 @@ import zoo
 from zoo.optim import ScheduleError, create_optimizer, create_scheduler
 from zoo.support import inputs
 from zoo.support.values import first_line
+from zoo.tasks.freezing import freeze as freeze_parts
 
 _TASKS: dict[str, type[Task]] = {}
 
@@ -51,6 +52,8 @@ class Task(L.LightningModule):
         scheduler: Keyword arguments of `create_scheduler`; None for a constant learning rate.
         channels_last: Keep the model and 4-D inputs in channels-last memory format (faster depthwise convolutions).
         compile: Compile the model in place; parameter names do not change.
+        freeze: Patterns of parameters that are not trained, such as `backbone` or `stages.[01]`, see
+            `zoo.tasks.freezing.freeze`; a module that is frozen whole stays in evaluation mode.
         **hparams: Further plain values of the subclass to store in the checkpoint.
 
     Attributes:
@@ -73,6 +76,7 @@ class Task(L.LightningModule):
         *,
         channels_last: bool = False,
         compile: bool = False,
+        freeze: str | list[str] | None = None,
         **hparams: Any,
     ) -> None:
         super().__init__()
@@ -90,9 +94,12 @@ class Task(L.LightningModule):
         self.save_hyperparameters(
             {"model": spec, "optimizer": optimizer, "scheduler": scheduler, "channels_last": channels_last}
             | {"compile": compile}
+            | ({"freeze": freeze} if freeze else {})
             | hparams,
             logger=False,
         )
+        patterns = [freeze] if isinstance(freeze, str) else freeze
+        self._frozen = freeze_parts(self.model, patterns) if patterns else []
         if channels_last:
             self.model.to(memory_format=torch.channels_last)
         if compile:
@@ -101,6 +108,13 @@ class Task(L.LightningModule):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         _TASKS[cls.__name__] = cls
+
+    def train(self, mode: bool = True) -> Self:
+        """Change between training and evaluation mode; frozen modules stay in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen if mode else ():
+            module.eval()
+        return self
 
     @property
     def starts_fresh(self) -> bool:
@@ -216,6 +230,8 @@ class Task(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the model's input record; in a run, that of its data takes precedence."""
         note = checkpoint.get("zoo")
+        if self._trainer is not None and self.trainer.world_size == 1:  # others may hold a part of the weights each
+            self._check_sizes(checkpoint.get("state_dict"))
         own: Any = getattr(self.model, "input_record", None)
         record = note.get("input") if isinstance(note, dict) else None
         if record and (self._trainer is None or own is None):
@@ -224,6 +240,26 @@ class Task(L.LightningModule):
             wanted = inputs.check(record).get("tokenizer_sha256")
             if wanted not in (None, own.get("tokenizer_sha256")):
                 raise OptionError(f"the data has another tokenizer than the checkpoint (sha256 {wanted[:12]}...)")
+
+    def _check_sizes(self, state: Any) -> None:
+        """Refuse the state of another model, before torch does in words of its own."""
+        own = self.state_dict()
+        if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+            return  # damaged, which is told where it is loaded
+        sizes = {k: (tuple(state[k].shape), tuple(own[k].shape)) for k in own if k in state}
+        other = [f"{k} is {_size(a)} in the state and {_size(b)} in this run" for k, (a, b) in sizes.items() if a != b]
+        missing, added = [k for k in own if k not in state], [k for k in state if k not in own]
+        other += [f"the state has no {missing[0]}"] if missing else []
+        other += [f"this run has no {added[0]}"] if added else []
+        if other:
+            raise OptionError(
+                f"the state is of another model than this run's ({other[0]}): resume without changes of the model or "
+                "its classes, or start a new run from its weights with model.checkpoint_path=..."
+            )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a number"
 
 
 def load_task(path: str | Path) -> Task:

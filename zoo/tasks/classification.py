@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 
 from zoo.support.padding import IGNORE_INDEX
 from zoo.tasks.base import OptionError, Task
+from zoo.tasks.weights import ClassWeights, balanced_weights, given_weights, training_classes
 
 
 class ClassificationTask(Task):
@@ -27,7 +28,9 @@ class ClassificationTask(Task):
     (`encoder`), unless the run is resumed or loads weights.
 
     Args:
-        model, optimizer, scheduler, channels_last, compile: See `Task`.
+        model, optimizer, scheduler, channels_last, compile, freeze: See `Task`.
+        class_weights: Weight of each class in the training loss: a list in the order of the classes, or by name, 1 for
+            the others; `balanced` gives all classes the same total. Validation and test count every sample once.
         label_smoothing: Probability mass spread over all classes, in [0, 1).
         mixup_alpha: Beta parameter of mixup, for images, clips and waveforms; 0 for none.
         cutmix_alpha: Beta parameter of CutMix, for images and clips; 0 for none. With both, each batch uses one of
@@ -36,6 +39,7 @@ class ClassificationTask(Task):
         preprocessing: The evaluation transform (`input_size`, `mean`, `std`, ...), stored in the checkpoint.
     """
 
+    class_weights: Tensor | None
     monitors = ("val/loss", "val/acc", "val/acc5", "test/loss", "test/acc", "test/acc5")
 
     def __init__(
@@ -47,6 +51,8 @@ class ClassificationTask(Task):
         label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0,
         mixup_alpha: NonNegativeFloat = 0.0,
         cutmix_alpha: NonNegativeFloat = 0.0,
+        class_weights: ClassWeights | None = None,
+        freeze: str | list[str] | None = None,
         class_names: list[str] | None = None,
         preprocessing: dict[str, Any] | None = None,
         channels_last: bool = False,
@@ -58,6 +64,8 @@ class ClassificationTask(Task):
             scheduler,
             channels_last=channels_last,
             compile=compile,
+            freeze=freeze,
+            class_weights=class_weights,
             label_smoothing=label_smoothing,
             mixup_alpha=mixup_alpha,
             cutmix_alpha=cutmix_alpha,
@@ -73,6 +81,9 @@ class ClassificationTask(Task):
                 f"the model has {num_classes} classes and the data has {len(class_names)}: "
                 "leave model.num_classes at null to take it from the data"
             )
+        self.balanced = class_weights == "balanced"
+        weights = given_weights(class_weights, class_names, num_classes)
+        self.register_buffer("class_weights", weights, persistent=False)  # None: all the same
         self.mix = self._mixes(num_classes, mixup_alpha, cutmix_alpha)
         self.mixed = {"mixup_alpha": mixup_alpha > 0, "cutmix_alpha": cutmix_alpha > 0}
         self.wants_inputs = self.mix is not None
@@ -93,8 +104,15 @@ class ClassificationTask(Task):
         return v2.RandomChoice(mixes) if mixes else None
 
     def setup(self, stage: str) -> None:
-        """Load the data module's pretrained encoder; a resumed run restores its own weights afterwards."""
+        """Load the data module's pretrained encoder; a resumed run restores its own weights afterwards.
+
+        Raises:
+            WeightsError: The classes are to be balanced, and the data does not tell them.
+        """
         data: Any = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and self.balanced:
+            weights = balanced_weights(training_classes(data), int(self.model.num_classes))  # type: ignore[arg-type]
+            self.class_weights = weights.to(self.device)
         load = getattr(self.model, "load_encoder", None)
         if stage == "fit" and callable(load) and hasattr(data, "encoder") and self.starts_fresh:
             load(data.encoder)
@@ -129,7 +147,11 @@ class ClassificationTask(Task):
             kept = targets != IGNORE_INDEX
             inputs, targets = self._mix(inputs[kept], targets[kept])
         logits = self(inputs)
-        return {"cross_entropy": F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)}
+        options: dict[str, Any] = {"label_smoothing": self.label_smoothing}
+        if self.class_weights is not None:
+            logits = logits.float() if logits.dtype.itemsize < 4 else logits
+            options["weight"] = self.class_weights.to(logits)
+        return {"cross_entropy": F.cross_entropy(logits, targets, **options)}
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection, mean: MeanMetric) -> Tensor:
         inputs, targets = batch

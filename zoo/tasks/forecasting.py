@@ -22,7 +22,7 @@ class ForecastingTask(Task):
     (`training_windows()`), unless the run is resumed or loads weights.
 
     Args:
-        model, optimizer, scheduler, channels_last, compile: See `Task`.
+        model, optimizer, scheduler, channels_last, compile, freeze: See `Task`.
         ridge: Ridge penalty of the linear forecast in `initialize`.
         preprocessing: Standardisation of the data (`mean`, `std`, ...), stored in the checkpoint.
     """
@@ -37,6 +37,7 @@ class ForecastingTask(Task):
         *,
         ridge: PositiveFloat = 1.0,
         preprocessing: dict[str, Any] | None = None,
+        freeze: str | list[str] | None = None,
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
@@ -46,6 +47,7 @@ class ForecastingTask(Task):
             scheduler,
             channels_last=channels_last,
             compile=compile,
+            freeze=freeze,
             ridge=ridge,
             preprocessing=preprocessing,
         )

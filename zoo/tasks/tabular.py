@@ -14,7 +14,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from zoo.support.inputs import in_units, unit_of
 from zoo.support.padding import IGNORE_INDEX
 from zoo.support.scaling import standardisation
-from zoo.tasks.base import Task
+from zoo.tasks.base import OptionError, Task
+from zoo.tasks.weights import ClassWeights, balanced_weights, given_weights, training_classes
 
 
 class TabularTask(Task):
@@ -29,7 +30,8 @@ class TabularTask(Task):
     (`training_table()`), unless the run is resumed or loads weights.
 
     Args:
-        model, optimizer, scheduler, channels_last, compile: See `Task`.
+        model, optimizer, scheduler, channels_last, compile, freeze: See `Task`.
+        class_weights: As in `ClassificationTask`; not for a regression.
         centers: Passed to `initialize`: `kmeans` or `random`.
         init: Passed to `initialize`: `median`, `scale`, `official`, or a width.
         class_names: Names in the order of the outputs, stored in the checkpoint; empty for a regression.
@@ -38,6 +40,7 @@ class TabularTask(Task):
 
     monitors = tuple(f"{part}/{name}" for part in ("val", "test") for name in ("loss", "score", "acc", "r2", "rmse"))
     unit: Tensor
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -47,6 +50,8 @@ class TabularTask(Task):
         *,
         centers: Literal["kmeans", "random"] = "kmeans",
         init: Literal["median", "scale", "official"] | PositiveFloat = "median",
+        class_weights: ClassWeights | None = None,
+        freeze: str | list[str] | None = None,
         class_names: list[str] | None = None,
         preprocessing: dict[str, Any] | None = None,
         channels_last: bool = False,
@@ -58,6 +63,8 @@ class TabularTask(Task):
             scheduler,
             channels_last=channels_last,
             compile=compile,
+            freeze=freeze,
+            class_weights=class_weights,
             centers=centers,
             init=init,
             class_names=class_names or None,
@@ -71,8 +78,14 @@ class TabularTask(Task):
                 f"the model has {self.outputs} outputs and the data {len(self.class_names)} classes: leave "
                 "model.num_classes at null to take it from the data"
             )
-        self.register_buffer("unit", torch.ones(()))  # standard deviation of the training targets
         regression = self.outputs == 1 and not self.class_names
+        if regression and class_weights is not None:
+            raise OptionError("task.class_weights: a regression has no classes")
+        self.classes = len(self.class_names or ()) or self.outputs
+        self.balanced = class_weights == "balanced"
+        weights = given_weights(class_weights, self.class_names, self.classes)
+        self.register_buffer("class_weights", weights, persistent=False)  # None: all the same
+        self.register_buffer("unit", torch.ones(()))  # standard deviation of the training targets
         metrics = {part: self._metrics(regression) for part in ("val", "test")}
         self.metrics: Any = nn.ModuleDict({part: nn.ModuleDict(found) for part, found in metrics.items()})
         self.mean: Any = nn.ModuleDict({part: MeanMetric() for part in metrics})
@@ -88,6 +101,8 @@ class TabularTask(Task):
         if stage != "fit" or not hasattr(data, "training_table"):
             return
         X, y = data.training_table()
+        if self.balanced:
+            self.class_weights = balanced_weights(training_classes(data), self.classes).to(self.device)
         if y.is_floating_point():
             self.unit.copy_(standardisation(y.unsqueeze(1))[1].squeeze())
         initialize = getattr(self.model, "initialize", None)
@@ -107,7 +122,11 @@ class TabularTask(Task):
         rows, targets = batch
         kept = _present(targets)
         name = "squared_error" if targets.is_floating_point() else "cross_entropy"
-        return {name: self._loss(self(rows[kept]), targets[kept]).mean()}
+        losses = self._loss(self(rows[kept]), targets[kept])
+        if self.class_weights is None or targets.is_floating_point():
+            return {name: losses.mean()}
+        weights = self.class_weights.to(losses)[targets[kept]]
+        return {name: (losses * weights).sum() / weights.sum()}
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], part: str) -> Tensor:
         rows, targets = batch

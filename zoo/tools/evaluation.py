@@ -152,7 +152,8 @@ def build_data(record: Mapping[str, Any], root: Places | None = None, **changes:
 
 def build_task(record: Mapping[str, Any], model: nn.Module) -> Task:
     """Build the task of a record around a model."""
-    section = {k: v for k, v in record["task"].items() if k not in ("channels_last", "compile")}
+    of_training = ("channels_last", "compile", "freeze", "class_weights")
+    section = {k: v for k, v in record["task"].items() if k not in of_training}
     for key, value in (("class_names", record["class_names"]), ("preprocessing", record["preprocessing"])):
         if key in section:
             section[key] = section[key] or value or None

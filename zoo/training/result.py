@@ -30,6 +30,7 @@ class RunResult:
         seconds: Of all its parts, if it was resumed.
         checkpoint: Of the best weights; None if none was kept.
         model_dir: Folder of the trained model, which every command and `zoo.predict` take.
+        stopped: Why the training ended early; None if it did not.
     """
 
     output_dir: Path
@@ -38,6 +39,7 @@ class RunResult:
     seconds: float = 0.0
     checkpoint: Path | None = None
     model_dir: Path | None = None
+    stopped: str | None = None
 
     def load_model(self) -> nn.Module:
         """The trained model, in eval mode.

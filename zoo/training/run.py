@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import lightning as L
 from annotated_types import Ge, Lt
+from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 
 from zoo.registry.checkpoints import CheckpointError
 from zoo.registry.closed import closed
@@ -23,7 +24,7 @@ from zoo.support.signatures import ConfigError
 from zoo.support.values import first_line
 from zoo.tasks import NonFiniteLossError, ScheduleError, Task
 from zoo.training.build import build, build_task, instantiate
-from zoo.training.callbacks import ProgressBar
+from zoo.training.callbacks import StopEarly
 from zoo.training.checkpointing import (
     FOLDER,
     AtomicCheckpointIO,
@@ -40,7 +41,7 @@ from zoo.training.checkpointing import (
 from zoo.training.checks import LastValidation, Start, check_config, is_lightnings, is_ours, sentence
 from zoo.training.finish import finish, last_good, load_best, shown_path
 from zoo.training.folder import check_new, is_first_process, writing_in
-from zoo.training.loggers import WandbRun
+from zoo.training.loggers import WandbRun, titles
 from zoo.training.notes import note_seconds, run_notes
 from zoo.training.result import RunResult
 
@@ -68,15 +69,34 @@ class RunFailed(RuntimeError):
     """A run that could not continue; the message names the last good checkpoint."""
 
 
-def run_config(config: dict[str, Any], *, multirun: bool = False, command: str = "python train.py") -> RunResult:
+def run_config(
+    config: dict[str, Any],
+    *,
+    multirun: bool = False,
+    command: str = "python train.py",
+    origin: dict[str, Any] | None = None,
+) -> RunResult:
     """Check a composed configuration, then run it.
+
+    Args:
+        config: All arguments of `run` but the last two.
+        multirun: Whether it is one of several runs of a command.
+        command: See `run`.
+        origin: See `run`.
 
     Raises:
         ConfigError: Before anything is built, with all problems found.
     """
     check_config(config, multirun=multirun)
-    return run(**config, command=command)
+    return run(**config, command=command, origin=origin)
 
+
+# Callbacks that a switch of the trainer turns off; Lightning refuses the one with the other
+_SWITCHES: dict[str, type[L.Callback]] = {
+    "enable_progress_bar": ProgressBar,
+    "enable_model_summary": ModelSummary,
+    "enable_checkpointing": Checkpoint,
+}
 
 _RESUMED = "a resumed run fetches nothing: start the same experiment once without resume=..."
 
@@ -113,6 +133,7 @@ def run(
     resume: str | None = None,
     optimized_metric: str | None = None,
     command: str = "python train.py",
+    origin: dict[str, Any] | None = None,
 ) -> RunResult:
     """Train, test and save one model. Every argument is a section or a value of `configs/train.yaml`.
 
@@ -133,6 +154,8 @@ def run(
         resume: Run folder or checkpoint to resume exactly.
         optimized_metric: Metric that a sweep optimises, for example `val/acc`.
         command: Command that starts the program, for printed commands.
+        origin: Where the configuration comes from, logged with it: `experiment`, `choices` and `overrides`; in a
+            multirun also `label`, what sets this run apart, and `group`, the name of them all.
 
     Returns:
         Metrics, time and paths.
@@ -148,7 +171,7 @@ def run(
     folder = Path(output_dir).absolute()
     started = time.perf_counter()
     state = find_resumable(folder, _named_checkpoint(resume)) if resume else None
-    notes = run_notes(folder, seed, name, state)
+    notes = run_notes(folder, seed, name, state, origin)
     L.seed_everything(notes["seed"], workers=False, verbose=False)
 
     datamodule = build("data", lambda: instantiate(data, seed=notes["seed"]))
@@ -158,11 +181,10 @@ def run(
         raise ConfigError(f"task._target_ = {task['_target_']} is not a zoo.tasks.Task")
     task_module.run_notes = {"seed": notes["seed"], "wandb_id": notes["wandb_id"]}
     build("optimizer", task_module.build_optimizer)
+    offered: dict[str, Any] = {"run_id": notes["wandb_id"], "resumed": state is not None}
+    offered |= titles(name, notes.get("label", ""), notes.get("group", ""))
     loggers = [
-        build(
-            f"logger.{key}",
-            partial(instantiate, section, run_id=notes["wandb_id"], name=name, resumed=state is not None),
-        )
+        build(f"logger.{key}", partial(instantiate, section, **offered))
         for key, section in (logger or {}).items()
         if section
     ]
@@ -173,8 +195,9 @@ def run(
     ]
     hooks.sort(key=lambda hook: isinstance(hook, ResumeCheckpoint))  # the last: it saves the others' states
     counter, watch = _StepCounter(), EndWatch()
-    if trainer.get("enable_progress_bar") is False:
-        hooks = [hook for hook in hooks if not isinstance(hook, ProgressBar)]
+    for key, kind in _SWITCHES.items():
+        if trainer.get(key) is False:
+            hooks = [hook for hook in hooks if not isinstance(hook, kind)]
     start = Start(test)
     engine: L.Trainer = build(
         "trainer",
@@ -194,8 +217,9 @@ def run(
         "trainer": trainer,
     }
     config |= {"optimizer": optimizer, "scheduler": scheduler, "seed": notes["seed"], "name": name}
+    config |= {"callbacks": callbacks, "logger": logger, "test": test, "optimized_metric": optimized_metric}
     for entry in engine.loggers:
-        entry.log_hyperparams(config)
+        entry.log_hyperparams({**(origin or {}), **config})
 
     result = RunResult(folder)
     exit_code = 1
@@ -205,6 +229,7 @@ def run(
             watch.over = True
             before = next((hook.metrics for hook in hooks if isinstance(hook, ResumeCheckpoint)), {})
             result.metrics = before | scalars(engine.callback_metrics)
+            result.stopped = next((hook.reason for hook in hooks if isinstance(hook, StopEarly)), None)
             load_best(engine, task_module, result)
             if start.untested is None:
                 engine.test(task_module, datamodule=datamodule, verbose=False)

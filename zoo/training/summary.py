@@ -9,8 +9,19 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from zoo.support.quoting import python_text, shown
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; cells are escaped."""
+    table = Table(title=title, title_justify="left")
+    for name in header:
+        table.add_column(Text(shown(name)), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(shown(cell)) for cell in row))
+    Console().print(table)
 
 
 @rank_zero_only
@@ -36,6 +47,7 @@ def print_summary(
     tracked: Sequence[str],
     resume: str | None,
     untested: str | None = None,
+    stopped: str | None = None,
 ) -> str:
     """Print a run's results as a table, and its files and commands as plain lines to copy.
 
@@ -49,6 +61,7 @@ def print_summary(
         tracked: Folders of the tracked runs.
         resume: Command that continues the run; None if it cannot be continued.
         untested: Reason why there is no test result, if one was expected.
+        stopped: Reason why the training ended early.
 
     Returns:
         The printed text, without colours.
@@ -64,7 +77,8 @@ def print_summary(
     table.add_row("time", "{} min {} s".format(*divmod(round(seconds), 60)))
     console = Console(record=True)
     console.print(table)
-    lines = [f"not tested   {untested}"] if untested else []
+    lines = [f"ended early  {stopped}"] if stopped else []
+    lines += [f"not tested   {untested}"] if untested else []
     lines += [f"checkpoint   {checkpoint}"] if checkpoint else []
     lines += [f"tracked run  {folder}" for folder in tracked]
     lines += [

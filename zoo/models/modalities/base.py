@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.models import build_model_with_cfg, create_model
+from timm.models import build_model_with_cfg, create_model, group_parameters
 from torch import Tensor, nn
 
 Arguments = dict[str, Any]
@@ -67,9 +67,15 @@ class ModalityNet(nn.Module):
         """Parameters exempted by the backbone, under their names here."""
         return {f"backbone.{name}" for name in getattr(self.backbone, "no_weight_decay", set)()}
 
+    def _backbone_ids(self) -> tuple[dict[str, int], int]:
+        if hasattr(self.backbone, "layer_ids"):
+            return self.backbone.layer_ids()
+        ids = group_parameters(self.backbone, self.backbone.group_matcher(coarse=False), reverse=True)  # of timm
+        return ids, max(ids.values(), default=0)
+
     def layer_ids(self) -> tuple[dict[str, int], int]:
         """Depth of every parameter for layer-wise learning rates: the adapter counts as the stem."""
-        ids, last = self.backbone.layer_ids()
+        ids, last = self._backbone_ids()
         inner = {f"backbone.{name}": depth for name, depth in ids.items()}
         outer = {name: last if name.startswith("head") else 0 for name, _ in self.named_parameters()}
         return {name: inner.get(name, depth) for name, depth in outer.items()}, last
