@@ -42,6 +42,7 @@ from tests.conftest import train_here
 from zoo.cli import main
 from zoo.data import AudioFolder, Forecast, ImageFolder, Mnist5k, PointMnist, SpokenDigits, VideoFolder
 from zoo.data.frames import read_frame
+from zoo.data.tabular import Tabular
 from zoo.results.runs import read_run, tabulate
 from zoo.support.files import locate, offline
 from zoo.tools import evaluation, export, info, prediction, release, report
@@ -1020,10 +1021,13 @@ def test_tables_and_series_run_nothing(trap: Trap) -> None:
             next(iter(data.train_dataloader()))
 
         trap.refused(door, content[:60])
+        for target in ("a", "b", "x"):
+            trap.refused(lambda target=target: Tabular(path=path, target=target).setup(), (target, content[:60]))
     for name in ("x.tsv", "x.parquet", "x.xlsx", "x.pkl", "x.npy", "x.json"):
         (trap.folder / name).write_bytes(pickle.dumps(Gadget(os.system, f"touch {trap.canary}")))
         trap.refused(lambda name=name: prediction.predict("grbf.wine", [trap.folder / name]), name)
         trap.refused(lambda name=name: Forecast(str(trap.folder / name)).setup(), name)
+        trap.refused(lambda name=name: Tabular(path=trap.folder / name, target="x").setup(), name)
 
 
 def test_data_caches_run_nothing(trap: Trap) -> None:

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.base import is_classifier
 from sklearn.datasets import load_wine
 
 import zoo
 from zoo.cli import main
-from zoo.estimators import GRBFClassifier, KernelStreamClassifier
+from zoo.data.checks import DataError
+from zoo.estimators import GPClassifier, GPRegressor, GRBFClassifier, GRBFRegressor, KernelStreamClassifier
 from zoo.support.files import CheckpointError
 from zoo.tools.errors import ToolError
+from zoo.tools.estimators import score
 from zoo.tools.export import export
 
 NAMES = ["alcohol", "acid", "ash"]
@@ -151,29 +154,116 @@ def test_the_commands_take_the_folder_of_an_estimator(
     assert "has no model.safetensors" in capsys.readouterr().err
 
 
-def test_grbf_is_exported_with_its_scaling(
-    estimator: Any, folder: Path, wine: tuple[np.ndarray, np.ndarray], tmp_path: Path
+EXPORTED = {
+    "grbf": lambda: GRBFClassifier(n_centers=5, max_iter=5, random_state=0),
+    "agop": lambda: GRBFClassifier(solver="agop"),
+    "values": lambda: GRBFRegressor(n_centers=5, max_iter=5, precision=2, random_state=0),
+    "gp": lambda: GPRegressor(max_iter=2, restarts=0, random_state=0),
+    "sparse": lambda: GPRegressor(max_iter=2, n_inducing=8, random_state=0),
+    "gpc": lambda: GPClassifier(max_iter=1, random_state=0),
+    "stream": lambda: KernelStreamClassifier(n_features=8, random_state=0),
+    "mean": lambda: KernelStreamClassifier(n_features=8, head="mean", random_state=0),
+}
+
+
+@pytest.mark.parametrize("which", [pytest.param(w, marks=() if w == "grbf" else pytest.mark.slow) for w in EXPORTED])
+def test_an_estimator_is_exported_with_its_scaling(
+    which: str, wine: tuple[np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    told = export(str(folder), tmp_path / "out", formats=("onnx",))
-    assert told["class_names"] == ["red", "rosé", "white"]
+    X, y = wine
+    estimator: Any = EXPORTED[which]()
+    estimator.fit(X * [1, 100, 1e-3], y if is_classifier(estimator) else X[:, 0] * X[:, 1])
+    folder = zoo.save_pretrained(estimator, tmp_path / "saved")
+    told = export(str(folder), tmp_path / "out")
+    names = ["red", "rosé", "white"] if is_classifier(estimator) else []
+    assert told["class_names"] == names
+    assert told["output"] == ("probabilities" if names else "values")
     session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
     (given,) = session.get_inputs()
-    rows = wine[0].astype(np.float64 if "double" in given.type else np.float32)
+    rows = (X * [1, 100, 1e-3]).astype(np.float32)
     (found,) = session.run(None, {given.name: rows})
-    right = estimator.decision_function(wine[0])
-    assert np.abs(found - right).max() < 1e-4 * np.abs(right).max()
+    right = getattr(estimator, "predict_proba", estimator.predict)(rows.astype(np.float64)).reshape(len(X), -1)
+    assert np.abs(found - right).max() <= 1e-5 * max(1, np.abs(right).max())
 
 
-def test_what_has_no_module_is_not_exported(wine: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+def test_what_has_no_pipeline_is_not_exported(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("zoo.estimators.grbf._GRBF.to_pipeline")
+    with pytest.raises(ToolError, match=r"GRBFClassifier has no method to_pipeline\(\)"):
+        export(str(folder), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stream_answers_and_tells_rows_far_away(wine: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
     stream = KernelStreamClassifier(n_features=8, random_state=0).fit(*wine)
     saved = zoo.save_pretrained(stream, tmp_path / "stream")
-    with pytest.raises(ToolError, match="KernelStreamClassifier has no torch module"):
-        export(str(saved), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
     found = zoo.predict(saved, wine[0])
     assert best(found) == stream.predict(wine[0]).tolist()
     assert "note" in zoo.predict(saved, wine[0] * 1e4)[0]
+
+
+def test_an_estimator_is_measured_on_a_table(
+    estimator: Any,
+    folder: Path,
+    wine: tuple[np.ndarray, np.ndarray],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    X, y = wine
+    lines = ["ash,colour,alcohol,acid", *(f"{r[2]},{label},{r[0]},{r[1]}" for r, label in zip(X, y, strict=True))]
+    table = tmp_path / "wines.csv"
+    table.write_text("\n".join(lines))
+    right = float((estimator.predict(X) == y).mean())
+    for target in ("colour", None):
+        assert score(folder, table, target) == {"name": str(folder), "data": str(table), "rows": 178, "accuracy": right}
+    assert main(["validate", str(folder), "--data", str(table)]) == 0
+    assert f"accuracy {right:.4f}" in capsys.readouterr().out
+    for change, told in (
+        (lambda t: t.replace("red", "blue", 1), r"line 2, column colour: 'blue' is no class"),
+        (lambda t: t.replace("colour", "color,colour", 1), "line|cells|columns"),
+        (lambda t: t.replace("alcohol", "spirit"), "has no column 'alcohol'"),
+    ):
+        (tmp_path / "bad.csv").write_text(change("\n".join(lines)))
+        with pytest.raises((DataError, ToolError), match=told):
+            score(folder, tmp_path / "bad.csv", "colour")
+    with pytest.raises(DataError, match="no column 'color'"):
+        score(folder, table, "color")
+    with pytest.raises(DataError, match="is a folder; an estimator takes a table"):
+        score(folder, tmp_path)
+    values = GRBFRegressor(n_centers=5, max_iter=5, random_state=0).fit(X[:, :2], X[:, 2])
+    saved = zoo.save_pretrained(values, tmp_path / "values")  # without names of columns
+    (tmp_path / "plain.csv").write_text("\n".join(["x,y,z", *(",".join(map(repr, r)) for r in X.tolist())]))
+    found = score(saved, tmp_path / "plain.csv", "z")
+    assert found["r2"] == pytest.approx(values.score(X[:, :2], X[:, 2]))
+    with pytest.raises(ToolError, match=r"name the column of the right answers with --target.*x, y, z"):
+        score(saved, tmp_path / "plain.csv")
+
+
+def test_an_estimator_is_pushed_with_a_true_card(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["push", str(folder), "local-dir:mirror"]) == 0
+    assert capsys.readouterr().out == 'zoo.load_estimator("local-dir:mirror")\n'
+    mirror = tmp_path / "mirror"
+    assert sorted(path.name for path in mirror.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert (mirror / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    card = (mirror / "README.md").read_text()
+    assert "alcohol, acid, ash" in card
+    assert "red, rosé, white" in card
+    assert str(tmp_path) not in card
+    assert str(folder) not in card
+    code = card.partition("```python\n")[2].partition("```")[0]
+    scope: dict[str, Any] = {"rows": [[13.0, 2.0, 2.4]]}
+    exec(code, scope)
+    table(tmp_path / "rows.csv", [*NAMES], np.array([[13.0, 2.0, 2.4]]))
+    (tmp_path / "rows.csv").write_text("alcohol,acid,ash,COLUMN\n13.0,2.0,2.4,red\n")
+    for line in card.rpartition("```\n")[0].rpartition("```\n")[2].strip().splitlines():
+        assert main(line.split()[3:]) == 0, line
+    assert main(["push", "mirror", "local-dir:mirror"]) == 0
+    for command in ("report", "validate"):
+        assert main([command, "mirror"]) == 1
+        assert "is a saved estimator, which has no record of its data" in capsys.readouterr().err
 
 
 def test_an_estimator_that_fails_is_told(folder: Path) -> None:

@@ -194,18 +194,18 @@ def _export(options: argparse.Namespace) -> int:
     return told(options, found, lines)
 
 
-@command("validate", "the figure of a card again, or accuracy on a folder of images")
+@command("validate", "the figure of a card again, or accuracy on a folder of images or a table")
 def add_validate(parser: argparse.ArgumentParser) -> None:
     """Without --data: evaluate shipped weights, or a run, on the test part of their own data (without a test, on the
     validation part), and compare with the record. With --data: classify a folder of images, and print the accuracy
-    beside the published one; or measure a saved estimator on a table.
+    beside the published one; or predict the rows of a table, and compare with its column of the target.
     """
     parser.add_argument("model", nargs="?", help=MODEL)
     parser.add_argument("--model", dest="named", metavar="MODEL", help=argparse.SUPPRESS)  # the older form
     parser.add_argument(
         "--data",
         type=Path,
-        help="folder with val/, or with one folder per class; a list of images, .csv; of an estimator: a table",
+        help="folder with val/, or with one folder per class; a list of images, .csv; of a model of tables: a table",
     )
     parser.add_argument("--target", help="of an estimator: column of the right answers (the one that is no input)")
     _place_options(parser, "without --data: ")

@@ -39,7 +39,7 @@ def _registered(of: str, wanted: str) -> list[dict[str, Any]]:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from zoo.tools.info import listing
+    from zoo.tools.listing import listing
 
     of, wanted = options.of, options.filter
     rows = _registered(of, wanted) if of else listing(wanted, options.pretrained)
@@ -107,6 +107,9 @@ def _info(options: argparse.Namespace) -> int:
     ]
     rows += [["published", f"top-1 {facts['published_top1']:.2f} %"]] if "published_top1" in facts else []
     rows += [[key, str(facts[key])] for key in ("license", "paper_ids", "origin_url") if key in facts]
+    if "target" in facts:
+        named = [f"{name} ({what})" for name, what in facts["columns"].items()]
+        rows += [["target", facts["target"]], ["columns", ", ".join(named)]]
     if "record" in facts:
         from zoo.tools.cards import score
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 __all__ = ["ORIGINS", "Origin", "origin"]
@@ -46,9 +47,10 @@ def origin(section: Mapping[str, Any]) -> Origin:
         section: `_target_` and arguments of a data module.
     """
     target = str(section["_target_"]).rpartition(".")[2]
-    if section.get("path"):
-        return Origin(target, "the user's own data", "the user's own files")
-    name = str(section.get("name") or "")
+    if path := section.get("path"):
+        title = PurePath(path).name if isinstance(path, str) else ""
+        return Origin(title or target, "the user's own data", "the user's own files")
+    name = str(section.get("name") or ("wine" if target == "Tabular" else ""))
     for key in (target, name, name.title().replace("_", "")):
         if key in ORIGINS:
             found = ORIGINS[key]

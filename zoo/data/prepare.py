@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from zoo.data.checks import DataError
@@ -29,7 +30,7 @@ PREPARERS = {
     "points": "points:prepare_points",
     "spectrum": "hyperspectral:prepare_spectrum",
     "text": "text:prepare_text",
-    "table": "tabular:prepare_table",
+    "table": "rows:prepare_table",
     "series": "series:prepare_series",
 }
 
@@ -38,7 +39,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "image": (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),
     "sound": (".wav", ".flac", ".ogg", ".mp3"),
     "clip": (".mp4", ".avi", ".mkv", ".webm", ".mov"),
-    "table": (".csv", ".tsv"),
+    "table": (".csv", ".tsv", ".parquet"),
     "text": (".txt", ".csv", ".tsv"),
     "series": (".csv", ".tsv", ".txt"),
     "points": (".npy", ".xyz", ".ply", ".txt", ".csv", ".tsv"),
@@ -125,7 +126,9 @@ def says_nothing(path: Path, values: Tensor, form: Any) -> str | None:
     )
 
 
-def far_out(path: Path, rows: Tensor, model: Any, names: Sequence[str] = ()) -> str | None:
+def far_out(
+    path: Path, rows: Tensor, model: Any, names: Sequence[str] = (), measured: Sequence[bool] = ()
+) -> str | None:
     """Warning for table values far outside the training data; None if there are none.
 
     Checked for models that standardise, by their mean and standard deviation of the training rows.
@@ -135,6 +138,7 @@ def far_out(path: Path, rows: Tensor, model: Any, names: Sequence[str] = ()) -> 
         rows: Its rows as the model takes them (n, D).
         model: A model with `input_mean` and `input_scale` (D,) if it standardises.
         names: Column names in the model's order; columns without one are numbered.
+        measured: Whether each column holds numbers that can lie far outside; all by default.
     """
     mean, scale = getattr(model, "input_mean", None), getattr(model, "input_scale", None)
     if not isinstance(mean, Tensor) or not isinstance(scale, Tensor) or mean.shape != rows.shape[1:]:
@@ -143,6 +147,8 @@ def far_out(path: Path, rows: Tensor, model: Any, names: Sequence[str] = ()) -> 
         return None
     mean, scale = mean.double(), scale.double()
     worst, places = ((rows.double() - mean) / scale).abs().max(0)
+    if measured:
+        worst = worst * torch.tensor(measured)
     told = []
     for i in (worst > FAR).nonzero()[:, 0].tolist():
         row = int(places[i])

@@ -140,7 +140,8 @@ class Writer:
         value = value.detach().cpu()
         order = list(range(value.ndim))
         if not value.is_contiguous():
-            order.sort(key=lambda i: -value.stride(i))
+            strides = value.stride()
+            order.sort(key=lambda i: -strides[i])
         self.tensors[place] = value.permute(order).clone(memory_format=torch.contiguous_format)
         return {"name": place, "order": order}
 
@@ -154,7 +155,10 @@ class Writer:
                 "register it, or define it beside a registered class"
             )
         self._places[id(value)] = len(self._places), value
-        found = {"type": "module" if isinstance(value, nn.Module) else "record", "class": _name_of(kind)}
+        found: dict[str, Any] = {
+            "type": "module" if isinstance(value, nn.Module) else "record",
+            "class": _name_of(kind),
+        }
         if not isinstance(value, nn.Module):
             named = {name: getattr(value, name) for name in _fields(kind) or ()}
             return found | {"values": self._values(named, place)}
@@ -264,8 +268,8 @@ class Reader:
         return found
 
     def _module(self, value: dict[str, Any]) -> nn.Module:
-        kind = self._kind(value, True)
-        module: Any = kind.__new__(kind)
+        kind: Any = self._kind(value, True)
+        module = kind.__new__(kind)
         nn.Module.__init__(module)
         with self._counted(module):
             module.training = bool(value["training"])
@@ -327,11 +331,11 @@ def _words(value: dict[str, Any]) -> np.ndarray:
     known = re.fullmatch(r"U(\d{1,5})|O", str(value["dtype"]))
     if not known:
         raise CheckpointError(f"{CONFIG_NAME} describes an array of {value['dtype']!r:.60}")
-    cells = [_float(cell["value"]) if isinstance(cell, dict) else cell for cell in _list(value["values"])]
+    cells: list[Any] = [_float(cell["value"]) if isinstance(cell, dict) else cell for cell in _list(value["values"])]
     width = known[1] and int(known[1])
     if not all(isinstance(cell, str if width else _PLAIN) for cell in cells):
         raise CheckpointError(f"{CONFIG_NAME} describes an array of texts that holds more than texts and plain values")
-    if width and (len(cells) * width > _MOST_LETTERS or max(map(len, cells), default=0) > width):
+    if width and (len(cells) * width > _MOST_LETTERS or max((len(cell) for cell in cells), default=0) > width):
         raise CheckpointError(
             f"{CONFIG_NAME} describes {len(cells):,} texts of {width:,} letters each, which is refused"
         )

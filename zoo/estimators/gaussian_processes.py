@@ -56,7 +56,7 @@ class _Process(BaseEstimator):
     def set_state(self, state: dict[str, Any]) -> None:
         """Take back fitted attributes, for :mod:`zoo.estimators.saved`; ValueError if they do not fit."""
         check_columns(state, "mean_", "scale_")
-        vars(self).update(state)
+        self.__dict__.update(state)
 
     @property
     def _points(self) -> int:
@@ -84,7 +84,7 @@ class _Process(BaseEstimator):
             warnings.warn(
                 f"L-BFGS ended before it converged ({report.message}): raise max_iter={self.max_iter}",
                 ConvergenceWarning,
-                stacklevel=3,
+                stacklevel=5,  # beyond the decorators of fit
             )
 
 

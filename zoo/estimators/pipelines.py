@@ -138,7 +138,12 @@ class _Binary(nn.Module):
         covariance = self.kernel(rows, self.points)
         half = covariance @ self.whiten.mT
         variance = (noiseless_diag(self.kernel, rows) - half.square().sum(1)).clamp_min(0)
-        return expected_sigmoid(covariance @ self.slopes, variance)
+        return expected_sigmoid(covariance @ self.slopes, variance, _ndtr)
+
+
+def _ndtr(x: Tensor) -> Tensor:
+    """In float32: onnxruntime has no erf of float64."""
+    return torch.special.ndtr(x.float()).double()
 
 
 class OfStream(_Scaled):

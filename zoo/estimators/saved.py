@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.base import BaseEstimator, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
@@ -158,7 +157,8 @@ def _load(folder: Path) -> Any:
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
     except Exception as error:  # untrusted values can make anything raise
-        why = "it needs more memory than there is" if is_of_memory(error) else shown(first_line(error))
+        missing = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
+        why = "it needs more memory than there is" if is_of_memory(error) else shown(missing)[:200]
         raise CheckpointError(
             f"{folder} does not describe a fitted {name[:60]!r} ({why}): save the estimator again"
         ) from error
@@ -211,6 +211,11 @@ class _Bounds(TorchDispatchMode):
         super().__init__()
         self.most, self.steps = 8 * numbers + _SPARE, 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: the compiler, whose import takes seconds, is not needed to leave this class alone."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         self.steps += 1
@@ -221,7 +226,7 @@ class _Bounds(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _check(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        place = {"device": torch.device("meta")} if kwargs.get("device") is not None else {}
+        place = {"device": "meta"} if any(a.name == "device" for a in func._schema.arguments) else {}
         without = lambda part: part.to("meta") if isinstance(part, Tensor) else part  # noqa: E731
         try:
             made = func(*tree_map(without, args), **{**tree_map(without, kwargs), **place})
@@ -252,7 +257,7 @@ def _answer(estimator: Any, numbers: int) -> list[np.ndarray]:
     if type(count) is not int or not 0 < count <= _WIDEST:
         raise CheckpointError(f"n_features_in_ is {count!r:.60}, not a number of features")
     _check_labels(estimator)
-    classes = getattr(estimator, "classes_", None)
+    classes: Any = getattr(estimator, "classes_", None)
     if is_classifier(estimator) and not len(classes):
         return []
     row, found = np.zeros((1, count)), []
@@ -274,7 +279,8 @@ def _check_labels(estimator: Any) -> None:
     if is_classifier(estimator):
         classes = getattr(estimator, "classes_", None)
         if not isinstance(classes, np.ndarray) or classes.ndim != 1 or not np.array_equal(np.unique(classes), classes):
-            raise CheckpointError(f"classes_ is {classes!r:.60}, not an array of distinct classes in order")
+            told = " ".join(repr(classes).split())[:60]
+            raise CheckpointError(f"classes_ is {told}, not an array of distinct classes in order")
     names = getattr(estimator, "feature_names_in_", None)
     if names is None:
         return

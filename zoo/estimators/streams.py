@@ -242,7 +242,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         kinds = {"statistics_": ClassStatistics, "_labels": list, "_histograms": dict, "_discriminant": dict}
         if wrong := next((name for name, kind in kinds.items() if not isinstance(state.get(name), kind)), None):
             raise ValueError(f"{wrong} is not a {kinds[wrong].__name__}")
-        vars(self).update(state | {"_made": []})
+        self.__dict__.update(state | {"_made": []})
 
     # ---- predicting ----------------------------------------------------------------------------------------
 
@@ -310,7 +310,8 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         head = self._head()
         columns = {int(code): column for column, code in enumerate(head.classes)}
         order = [columns[code] for code in self._order()]
-        return OfStream(*copy.deepcopy((self.statistics_.features, head)), order, self.mean_, self.scale_)
+        features: Any = copy.deepcopy(self.statistics_.features)
+        return OfStream(features, copy.deepcopy(head), order, self.mean_, self.scale_)
 
     # ---- helpers -------------------------------------------------------------------------------------------
 

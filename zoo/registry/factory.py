@@ -29,6 +29,7 @@ from zoo.models.deploy import to_deploy
 from zoo.registry import bundled_weights, closed, families, plugins
 from zoo.registry.described import Beside, Described, Shared, name_problems
 from zoo.registry.loading import Strict, load_state
+from zoo.support import lean
 from zoo.support.files import (
     CONFIG_NAME,
     RECORDS,
@@ -178,7 +179,7 @@ def answers_imagenet(model: str) -> bool:
     name = re.sub(r"^hf[-_]hub:timm/", "", as_named(model))
     register()
     try:
-        cfg = get_pretrained_cfg(name)
+        cfg = get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
     except RuntimeError:  # no such tag
         return False
     return cfg is not None and cfg.num_classes == 1000 and "in1k" in (cfg.tag or "").split("_")
@@ -226,7 +227,7 @@ def _parse(model_name: str) -> tuple[str, str]:
         source, name = "", model_name
     arch, _, tag = name.partition(".")
     if not timm.is_model(arch):
-        ours, theirs = list_models(), timm.list_models()
+        ours, theirs = list_models(), lean.names()
         possible = ours if set(nearest(arch, [*ours, *theirs])[:1]) <= set(ours) else theirs
         raise ValueError(f"unknown model {arch!r}{suggestion(arch, possible)} (zoo.list_models() lists all)")
     if tag:

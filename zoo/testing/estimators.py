@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 from sklearn.base import is_classifier
 
 import zoo
@@ -65,6 +66,17 @@ class EstimatorTests:
         again = zoo.load_estimator(folder)
         assert str(again) == str(estimator)  # its parameters
         assert np.array_equal(again.fit(X, y).predict(X), estimator.fit(X, y).predict(X))
+
+    def test_its_pipeline_answers_as_it_does(self) -> None:
+        estimator, X, _ = self.fitted()
+        if not hasattr(estimator, "to_pipeline"):
+            return
+        given = torch.from_numpy(X).float()  # as a deployed model is given them
+        found = estimator.to_pipeline().eval()(given)
+        right = getattr(estimator, "predict_proba", estimator.predict)(given.double().numpy()).reshape(len(X), -1)
+        assert found.dtype == torch.float32
+        assert found.shape == right.shape
+        assert np.abs(found.numpy() - right).max() <= 1e-5
 
     def test_what_is_not_fitted_is_not_saved(self, tmp_path: Path) -> None:
         with pytest.raises(zoo.CheckpointError, match="not fitted yet"):

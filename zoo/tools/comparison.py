@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.results.timing import interleaved_times
+from zoo.support.inputs import in_units
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import Places, batches, build_data, load, part_of, record_of
 
@@ -108,7 +109,10 @@ def outputs_of(
         outputs.append(network(x).float())
         targets.append(y)
     assert first is not None
-    return torch.cat(outputs), torch.cat(targets), first
+    found, right = torch.cat(outputs), torch.cat(targets)
+    if right.is_floating_point():
+        found, right = in_units(record.get("input"), found), in_units(source.get("input"), right)
+    return found, right, first
 
 
 def _check_inputs(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | None, name: str) -> None:

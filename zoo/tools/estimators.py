@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from zoo.data.checks import DataError
 from zoo.data.delimited import TableFile, listed, read_table
-from zoo.data.prepare import form_for
-from zoo.data.tabular import read_rows
 from zoo.registry.factory import as_named
 from zoo.results.records import markdown, plain
+from zoo.support import inputs
 from zoo.support.files import WEIGHTS_NAME, locate, sha256_of
 from zoo.support.quoting import command, python_text, shown
 from zoo.support.suggest import suggestion
@@ -123,17 +122,21 @@ def score(model: str | Path, data: str | Path, target: str | None = None) -> dic
         DataError: The table is missing or damaged, or an answer is no class; the message names line and column.
         ToolError: The target is not named, or a prediction is not finite.
     """
+    from zoo.data.prepare import form_for
+    from zoo.data.rows import read_rows
+
     saved = open_estimator(model)
     if saved is None:
         raise ToolError(f"{model} is not a saved estimator")
-    path, estimator = Path(data), saved.estimator
+    path, estimator, record = Path(data), saved.estimator, dict(saved.config["input"])
     if path.is_dir():
         raise DataError(f"{path} is a folder; an estimator takes a table (.csv, .tsv)")
-    record = saved.config["input"]
-    form = form_for(path, record)
+    form_for(path, record)
     table = read_table(path, header=True)
     target = _target(table, record, target)
-    rows = read_rows(table, form, torch.float64)
+    if not record.get("columns") and len(names := [n for n in table.header or () if n != target]) == record["count"]:
+        record["columns"] = names  # without names on record, in order
+    rows = read_rows(table, inputs.read(record | {"target": target}), torch.float64)
     places = _column(table, target)
     found = _predicted(estimator, rows.values)
     told: dict[str, Any] = {"name": saved.name, "data": str(path), "rows": len(found)}

@@ -7,9 +7,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -17,11 +16,14 @@ from zoo.models.deploy import to_deploy
 from zoo.registry import bundled_weights
 from zoo.registry.factory import MAY_BE, as_named, create_model
 from zoo.registry.trust import TrustError, recorded_class
+from zoo.support import inputs as records
 from zoo.support.files import offline
 from zoo.support.signatures import check_call, current_arguments
 from zoo.support.values import first_line
-from zoo.tasks import Task
 from zoo.tools.errors import ToolError
+
+if TYPE_CHECKING:
+    from zoo.tasks import Task
 
 __all__ = ["batches", "build_data", "build_task", "evaluate", "load", "record_of", "unusable", "validate"]
 
@@ -173,12 +175,22 @@ def evaluate(record: Mapping[str, Any], model: nn.Module, progress: bool = False
     known = (record.get("input") or {}).get("tokenizer_sha256")
     if known and known != data.input_record().get("tokenizer_sha256"):
         raise ToolError(f"the tokenizer in {data.cache} is not that of the training (sha256 {known[:12]}...)")
+    _check_table(record, data)
     hook = model.register_forward_hook(_watch(str(record.get("name", "the model"))))
     try:
         with _fetching(record):
             return _measured(record, data, model, progress)
     finally:
         hook.remove()
+
+
+def _check_table(record: Mapping[str, Any], data: Any) -> None:
+    """Refuse a table whose columns, categories or fill values are no longer those that the model was trained with."""
+    known = record.get("input") or {}
+    if known.get("kind") == "table" and known.get("variables") and known != records.check(data.input_record()):
+        path = record.get("places", {}).get("path", "the table")
+        raise ToolError(f"{path} is no longer the one of the training: its columns or training rows "
+                        "make other inputs; `validate --data FILE` measures on another table")  # fmt: skip
 
 
 def unusable(outputs: Tensor) -> Tensor:
@@ -206,6 +218,8 @@ def _watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
 def _measured(record: Mapping[str, Any], data: Any, model: nn.Module, progress: bool) -> dict[str, float]:
     if hasattr(data, "stream"):  # continual learning: all tasks, task id unknown
         return {"test/acc_agnostic": _agnostic(data, model)}
+    import lightning as L
+
     task = build_task(record, model)
     quiet = logging.getLogger("lightning.pytorch")
     level = quiet.level

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from zoo.results.timing import interleaved_times
 from zoo.support.files import sha256_of, write_atomic, writer_of
 from zoo.support.inputs import record_of as input_record_of
+from zoo.support.inputs import unit_of
 from zoo.support.values import DamagedFileError, check_output, leads_out, read_json
 from zoo.support.whole import staging
 from zoo.tools import estimators
@@ -39,6 +40,11 @@ __all__ = ["FORMATS", "export", "quantize", "run_elsewhere"]
 FORMATS = ("program", "onnx")
 TOLERANCE = 1e-5
 _NAMES = {"program": "model.pt2", "onnx": "model.onnx", "int8": "model.int8.onnx"}
+_PREPARED = (
+    "the input is rows of prepared numbers, float32, in the order of input_record.columns: numbers as in the file, the "
+    "fill value of their variable where one is missing, and 1 in the column NAME=(missing) if there is one; of each "
+    "category 1 in the column NAME=CATEGORY and 0 in the others"
+)
 _INPUTS = ("input", "marks")  # calendar marks only for forecasting models that use them
 
 
@@ -75,7 +81,11 @@ def export(
     told |= {"input": ["batch", *inputs[0].shape[1:]], "preprocessing": _preprocessing(cfg)}
     told |= {name: ["batch", *x.shape[1:]] for name, x in zip(_INPUTS[1:], inputs[1:], strict=False)}
     told["class_names"] = list(cfg.get("label_names") or ())
-    told["input_record"] = input_record_of(network)
+    told["input_record"] = record = input_record_of(network)
+    if record["kind"] == "table" and record.get("variables"):
+        told["prepared"] = _PREPARED
+    if unit_of(record) != (1.0, 0.0):
+        told["output"] = "standardised values: times target_scale plus target_mean (input_record) they are the target's"
     if isinstance(network, estimators.Pipeline):
         told["output"] = "probabilities" if told["class_names"] else "values"
     batches = {n: _arguments(network, n, size) for n in (1, 2, 5)}

@@ -23,8 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.data.checks import DataError
-from zoo.data.delimited import read_table
-from zoo.data.lists import read_list
+from zoo.data.delimited import TableFile, is_number, read_table
 from zoo.data.pictures import Fit
 from zoo.data.prepare import (
     BY_ROW,
@@ -38,8 +37,6 @@ from zoo.data.prepare import (
     prepare,
     says_nothing,
 )
-from zoo.data.series import in_units, last_window
-from zoo.data.tabular import FrameTable, read_rows
 from zoo.data.walk import Files
 from zoo.registry.factory import answers_imagenet, as_named
 from zoo.support import inputs
@@ -98,7 +95,7 @@ def predict(
             place = Path(given.name)
             form = inputs.read(subject.record)
             note = _note(place, given.arguments[0], form, first=not found) if given.first == 1 else {}
-            far = kind == "table" and far_out(place, given.arguments[0], subject.scaling, form.columns)
+            far = kind == "table" and far_out(place, given.arguments[0], subject.scaling, form.columns, form.measured())
             note = {"note": far} if far and given.first == 1 else note
             for i, answer in enumerate(subject.answers(given.arguments, top)):
                 entry: dict[str, Any] = {"file": given.name} if given.path else {}
@@ -158,7 +155,9 @@ def _of_network(network: nn.Module, name: str, folder: Path | None) -> _Subject:
     like = next(network.parameters(), torch.empty(0))
 
     def prepare_file(file: Any, record: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        if isinstance(file, FrameTable):
+        if isinstance(file, TableFile):  # a frame
+            from zoo.data.rows import read_rows
+
             return (read_rows(file, inputs.read(record)).values,)
         return prepare(file, record, folder)
 
@@ -210,7 +209,9 @@ def _of_estimator(estimator: Any, record: Mapping[str, Any] | None = None) -> _S
         raise ToolError(f"{type(estimator).__name__}: {first_line(error)}") from None
 
     def prepare_file(file: Any, record: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        form = inputs.read(record) if isinstance(file, FrameTable) else form_for(file, record)
+        from zoo.data.rows import read_rows
+
+        form = inputs.read(record) if isinstance(file, TableFile) else form_for(file, record)
         return (read_rows(file, form, torch.float64).values,)
 
     def answers(arguments: tuple[Tensor, ...], top: int) -> list[dict[str, Any] | None]:
@@ -269,6 +270,8 @@ def _batches(given: Any, subject: _Subject, column: str) -> Iterator[_Given]:
     if hasattr(given, "columns") and (hasattr(given, "itertuples") or hasattr(given, "iter_rows")):
         if subject.record["kind"] != "table":
             raise ToolError(f"a data frame holds rows of a table; the model takes {subject.record['kind']}")
+        from zoo.data.rows import FrameTable
+
         read = lambda frame, record: subject.prepare(FrameTable.of(frame), record)  # noqa: E731
         yield from _parts("the data frame", _checked(read, given, subject.record)[0])
     elif isinstance(given, Sequence) and all(isinstance(one, str | os.PathLike) for one in given):
@@ -288,6 +291,8 @@ def _files(path: Path, kind: str, column: str) -> list[Path]:
     """A file itself; of a folder, the files of the model's kind in it and below, sorted; those that a table names."""
     suffix = path.suffix.lower()
     if suffix in SUFFIXES["table"] and kind not in (*BY_ROW, "series") and path.is_file():
+        from zoo.data.lists import read_list
+
         table = _checked(lambda one, _: read_table(one, what="list"), path, {})
         if column not in (table.header or ()):
             if suffix in SUFFIXES.get(kind, ()):  # a point cloud
@@ -355,6 +360,8 @@ def _checked(function: Callable[[Path, Mapping[str, Any]], Found], path: Path, r
 
 def _forecast(path: Path, network: nn.Module, record: Mapping[str, Any]) -> dict[str, Any]:
     """Forecast the end of a series, in the units of the file."""
+    from zoo.data.series import in_units, last_window
+
     form = _checked(form_for, path, record)
     window = _checked(lambda file, _: last_window(file, form), path, record)
     values = in_units(network(window.values, window.marks)[0], form)
@@ -390,7 +397,7 @@ def _facts(model: str, network: nn.Module) -> dict[str, Any]:
 def _answer(out: Tensor, facts: Mapping[str, Any], top: int) -> dict[str, Any]:
     classes = facts["classes"]
     if len(out) == 1 and not classes:
-        return {"value": float(out[0])}
+        return {"value": float(inputs.in_units(facts["record"], out[0].double()))}
     shares = torch.cat([-out, out]).sigmoid() if len(out) == 1 else out.softmax(-1)
     values, places = shares.topk(min(top, len(shares)))
     names = [classes[i] if i < len(classes) else str(i) for i in places.tolist()]
@@ -421,8 +428,14 @@ def write_table(path: str | Path, entries: Sequence[Mapping[str, Any]]) -> None:
     names = dict.fromkeys(name for row in rows for name in row)
     writer = csv.DictWriter(text, list(names), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     write_atomic(Path(path), writer_of(text.getvalue().encode()))
+
+
+def _cell(value: Any) -> Any:
+    """A cell that a spreadsheet does not take for a formula."""
+    odd = isinstance(value, str) and value[:1] in tuple("=+-@\t\r") and not is_number(value)
+    return f"'{value}" if odd else value
 
 
 # ---- plots -------------------------------------------------------------------------------------------------
@@ -445,6 +458,8 @@ def draw(entry: Mapping[str, Any], model: str) -> Any:
         left.imshow(sampler(*prepared(path, network))[0, 0].numpy(), origin="lower", aspect="auto", cmap="magma")
         left.set(xlabel="frame", ylabel="mel bin")
     elif kind == "series":
+        from zoo.data.series import in_units, last_window
+
         form = _checked(form_for, path, inputs.record_of(network))
         past = in_units(_checked(lambda file, _: last_window(file, form), path, {}).values[0], form)
         _draw_series(left, right, past, entry)
