@@ -42,6 +42,7 @@ from tests.conftest import train_here
 from zoo.cli import main
 from zoo.data import AudioFolder, Forecast, ImageFolder, Mnist5k, PointMnist, SpokenDigits, VideoFolder
 from zoo.data.frames import read_frame
+from zoo.data.tabular import Tabular
 from zoo.results.runs import read_run, tabulate
 from zoo.support.files import locate, offline
 from zoo.tools import evaluation, export, info, prediction, release, report
@@ -298,17 +299,19 @@ def test_every_door_is_shut_while_nothing_may_be_fetched(trap: Trap, monkeypatch
     fetching = [
         module
         for module in modules
-        if inspect.isclass(module) and {"root", "download"} <= inspect.signature(module.__init__).parameters.keys()
+        if inspect.isclass(module) and {"cache", "download"} <= inspect.signature(module.__init__).parameters.keys()
     ]
-    names = {"Table": "wine_red", "Forecast": "chicago", "Hyperspectral": "indian_pines"}
+    (trap.folder / "texts.csv").write_text("text,class\n" + "tea,good\nale,bad\n" * 2)
+    own = {"path": str(trap.folder / "texts.csv"), "text": "text", "target": "class"}
+    asked: dict[str, dict[str, str]] = {"Forecast": {"name": "chicago"}, "TextFolder": own}
     assert len(fetching) > 8
     shut = "there is no network here"
     for module in fetching:
-        given = {"name": names[module.__name__]} if module.__name__ in names else {}
+        given = asked.get(module.__name__, {})
 
         def door(module: Any = module, given: dict[str, str] = given) -> None:
             with offline(shut):
-                data = module(root=str(empty), **given)
+                data = module(cache=str(empty), **given)
                 data.prepare_data()
 
         assert shut in trap.refused(door, module)
@@ -1018,10 +1021,13 @@ def test_tables_and_series_run_nothing(trap: Trap) -> None:
             next(iter(data.train_dataloader()))
 
         trap.refused(door, content[:60])
+        for target in ("a", "b", "x"):
+            trap.refused(lambda target=target: Tabular(path=path, target=target).setup(), (target, content[:60]))
     for name in ("x.tsv", "x.parquet", "x.xlsx", "x.pkl", "x.npy", "x.json"):
         (trap.folder / name).write_bytes(pickle.dumps(Gadget(os.system, f"touch {trap.canary}")))
         trap.refused(lambda name=name: prediction.predict("grbf.wine", [trap.folder / name]), name)
         trap.refused(lambda name=name: Forecast(str(trap.folder / name)).setup(), name)
+        trap.refused(lambda name=name: Tabular(path=trap.folder / name, target="x").setup(), name)
 
 
 def test_data_caches_run_nothing(trap: Trap) -> None:

@@ -31,7 +31,7 @@ ALLOWED = {
     "registry": ON_MODELS,
     "analysis": {*ON_MODELS, "registry", "data"},
     "tasks": {*ON_MODELS, "registry", "optim"},
-    "training": {*ON_MODELS, "registry", "optim", "data", "tasks", "analysis"},
+    "training": {*ON_MODELS, "registry", "optim", "data", "tasks", "analysis", "results"},
     "tools": {*ON_MODELS, "registry", "data", "tasks", "adapters", "estimators", "analysis", "results"},
 }
 ALLOWED["benchmarks"] = {*ALLOWED["tools"], "tools"}

@@ -30,9 +30,13 @@ _HOME = {
     "create_model": "zoo.registry.factory",
     "list_models": "zoo.registry.factory",
     "load_checkpoint": "zoo.registry.checkpoints",
+    "load_estimator": "zoo.estimators.saved",
+    "load_run": "zoo.training.result",
     "load_task": "zoo.tasks",
-    "save_pretrained": "zoo.registry.checkpoints",
+    "predict": "zoo.tools.prediction",
+    "save_pretrained": "zoo.tools.pretrained",
     "to_deploy": "zoo.models.deploy",
+    "train": "zoo.training.launch",
 }
 __all__ = list(_HOME)
 
@@ -40,11 +44,16 @@ if TYPE_CHECKING:
     from zoo.estimators.gaussian_processes import GPClassifier, GPRegressor
     from zoo.estimators.grbf import GRBFClassifier, GRBFRegressor
     from zoo.estimators.named import create_estimator
+    from zoo.estimators.saved import load_estimator
     from zoo.models.deploy import to_deploy
     from zoo.models.grbf import GaussianRBFNetwork
-    from zoo.registry.checkpoints import CheckpointError, load_checkpoint, save_pretrained
+    from zoo.registry.checkpoints import CheckpointError, load_checkpoint
     from zoo.registry.factory import create_model, list_models
     from zoo.tasks import load_task
+    from zoo.tools.prediction import predict
+    from zoo.tools.pretrained import save_pretrained
+    from zoo.training.launch import train
+    from zoo.training.result import load_run
 
 
 def __getattr__(name: str) -> Any:

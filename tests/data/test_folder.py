@@ -174,7 +174,7 @@ def test_imagenet_is_the_same_with_the_usual_recipe(root: Path) -> None:
 
 
 def test_missing_and_empty_folders(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no data folder .*nowhere \(No such file or directory\): set root=\.\.\."):
+    with pytest.raises(DataError, match=r"no data folder .*nowhere \(No such file or directory\): set path=\.\.\."):
         _ = ImageFolder(root=tmp_path / "nowhere").class_names
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty holds no class folders: put the images of each class"):
@@ -241,6 +241,6 @@ def test_unknown_policies(root: Path, policy: str) -> None:
         make(root, auto_augment=policy)
 
 
-def test_root_is_required() -> None:
-    with pytest.raises(TypeError, match="ImageFolder: missing a required argument: 'root'"):
+def test_a_path_is_required() -> None:
+    with pytest.raises(TypeError, match="ImageFolder: missing a required argument: 'path'"):
         ImageFolder()  # type: ignore[call-arg]

@@ -284,7 +284,7 @@ def test_damaged_cache_says_so(tmp_path: Path, fake_wheel: Path) -> None:
 
 def test_unwritable_folder_says_so(tmp_path: Path, fake_wheel: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(DataError, match=r"choose another folder with root=\.\.\."):
+    with pytest.raises(DataError, match=r"choose another folder with cache=\.\.\."):
         Mnist5k(root=tmp_path / "file").prepare_data()
 
 
@@ -391,7 +391,7 @@ def test_failed_download_is_one_sentence(
         raise RuntimeError("no route\nto host")
 
     monkeypatch.setattr(getattr(torchvision.datasets, cls.dataset), "__init__", fail)
-    with pytest.raises(DataError, match=r"could not be downloaded into .* \(no route to host\): .*root=\.\.\."):
+    with pytest.raises(DataError, match=r"could not be downloaded into .* \(no route to host\): .*cache=\.\.\."):
         cls(root=tmp_path).prepare_data()
 
 

@@ -31,7 +31,9 @@ from zoo.data import (
     ImageFolder,
     IndianPines,
     Mnist5k,
+    PointFolder,
     PointMnist,
+    TextFolder,
     VideoFolder,
 )
 from zoo.data.prepare import PREPARERS, prepare
@@ -196,6 +198,25 @@ def texts(place: Path) -> Case:
     return Case(data, place / "x.txt", (first_of(data),))
 
 
+def own_clouds(place: Path) -> Case:
+    draw = np.random.default_rng(0)
+    for part, name in ((part, name) for part in ("train", "test") for name in ("a", "b")):
+        (place / part / name).mkdir(parents=True)
+        np.savetxt(place / part / name / "x.csv", draw.normal(9, 2, (90, 5)), delimiter=",")
+    data = ready(PointFolder(place, num_points=64, val_fraction=0))
+    return Case(data, place / "test" / "a" / "x.csv", (first_of(data),), {"in_chans": 5})
+
+
+def own_texts(place: Path) -> Case:
+    pytest.importorskip("tokenizers")
+    pytest.importorskip("transformers")
+    rows = "".join(f"{'good' if i % 2 else 'bad'} tea,{i % 2}\n" for i in range(8))
+    (place / "train.csv").write_text(f"words,class\n{rows}")
+    (place / "test.csv").write_text("words,class\ngood tea .,1\nbad,0\n")
+    data = ready(TextFolder(place, text="words", target="class", download=False, max_length=8))
+    return Case(data, place / "test.csv", (data.datasets["test"].ids,))
+
+
 #: A file for every tiny model, and for every modality at least one.
 TINY: dict[str, dict[str, Callable[[Path], Case]]] = {
     "test_dkm": {"wine": lambda place: table("wine", place)},
@@ -218,9 +239,9 @@ TINY: dict[str, dict[str, Callable[[Path], Case]]] = {
         "surrounded": lambda place: sounds(place, 0.3, 8000, "silence"),
     },
     "test_unireplknet_video": {"clips": clips},
-    "test_unireplknet_point": {"clouds": clouds},
+    "test_unireplknet_point": {"clouds": clouds, "own clouds": own_clouds},
     "test_unireplknet_forecast": {"series": series},
-    "test_minilm": {"texts": texts},
+    "test_minilm": {"texts": texts, "own texts": own_texts},
 }
 
 

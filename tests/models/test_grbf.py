@@ -445,7 +445,9 @@ def test_pictures_of_rows_are_those_of_an_estimator(name: str, outputs: int) -> 
     data = Tabular(name=name, rows=200)
     data.setup("fit")
     rows, targets = (part.numpy() for part in data.training_table())
-    model = (GRBFClassifier if data.class_names else GRBFRegressor)(n_centers=5, max_iter=20, random_state=0)
+    model = (GRBFClassifier if data.class_names else GRBFRegressor)(
+        solver="adam", n_centers=5, max_iter=20, random_state=0
+    )
     model.fit(rows, targets)
     fitted = Fitted(model.to_module(), data.class_names)
     assert fitted.model.num_classes == outputs

@@ -850,6 +850,30 @@ def test_released_weights_that_cannot_be_reached(source: nn.Module, offline: Pat
         zoo.create_model("unireplknet_a", pretrained=True)
 
 
+def test_the_hub_is_tried_once(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    tried: list[Any] = []
+
+    def unreachable(url: str, timeout: float | None = None, **kwargs: Any) -> None:
+        tried.append(timeout)
+        raise ConnectionError("no route to host")
+
+    def cached(*args: Any, local_files_only: bool = False, **kwargs: Any) -> None:
+        assert local_files_only
+        raise huggingface_hub.errors.LocalEntryNotFoundError("nothing in the cache")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", cached)
+    with pytest.raises(CheckpointError, match="no connection, and it is not in the cache"):
+        zoo.create_model("unireplknet_a", pretrained=True)
+    assert len(tried) == 1
+    assert tried[0] <= 10
+    with pytest.raises(CheckpointError, match=r"cannot fetch config\.json of hf-hub:somebody/something"):
+        zoo.create_model("hf-hub:somebody/something", pretrained=True)
+    assert len(tried) <= 3
+
+
 def test_a_hub_name_that_cannot_be_reached(model: nn.Module, offline: Path) -> None:
     refused(model, "hf-hub:somebody/something", "cannot download model.safetensors of hf-hub:somebody/something")
     refused(model, "hf-hub:something", "hf-hub:<organisation>/<name>")

@@ -342,7 +342,7 @@ def test_a_run_folder_has_no_data_fetched(runs: list[Path], tmp_path: Path, caps
         assert main(arguments) == 1
         told = capsys.readouterr().err
         assert "nothing is fetched for a run folder" in told
-        assert "--root" in told
+        assert "--cache" in told
         assert told.count("\n") == 1
     assert not asked
 
@@ -556,7 +556,7 @@ def test_runs_without_a_test_are_judged_by_validation(mine: Path, tmp_path: Path
 
 def test_folders_of_images_are_named_by_hand(tmp_path: Path) -> None:
     record = {"metric": {"name": "val/acc"}, "data": {"config": {"_target_": "zoo.data.ImageFolder", "root": None}}}
-    with pytest.raises(ToolError, match="files of ImageFolder are not on record: name their folder with --root"):
+    with pytest.raises(ToolError, match="files of ImageFolder are not on record: name their folder with --path"):
         evaluation.build_data(record)
     for place in ("train/a", "train/b", "val/a", "val/b"):
         (tmp_path / place).mkdir(parents=True)

@@ -25,8 +25,8 @@ GROUPS = sorted(p.name for p in CONFIGS.iterdir() if p.is_dir() and p.name not i
 
 def needed(choice: str) -> list[str]:
     """Values that only a user can give, as the tests give them."""
-    own = ("imagefolder", "imagenet", "audiofolder", "videofolder", "finetune")
-    return ["data.root=."] if choice.startswith(own) else []
+    own = ("imagefolder", "imagenet", "audiofolder", "videofolder", "own_tasks", "pointfolder", "texts", "finetune")
+    return ["data.path=."] if choice.startswith(own) else []
 
 
 #: What a choice is useless without: the checks say so.
@@ -120,7 +120,7 @@ def test_every_yaml_builds(group: str, choice: str, tmp_path: Path) -> None:
         ("callbacks.resume.every_n_steps=0", "callbacks.resume.every_n_steps = 0"),
         ("data._target_=zoo.data.Nothing", "data._target_ = 'zoo.data.Nothing' cannot be imported"),
         ("scheduler.sched=zigzag", "scheduler.sched = 'zigzag'"),
-        ("data=imagefolder", "data.root"),
+        ("data=imagefolder", "data.path"),
     ],
 )
 def test_wrong_values_are_named_before_anything_starts(override: str, told: str, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ assert not {"torch", "lightning", "timm", "wandb"} & set(sys.modules)
         (["optimizer.lr=fast"], ["optimizer.lr = 'fast'"]),
         (["model.model_name=unireplknet_aa"], ["unireplknet_aa", "unireplknet_a"]),
         (["optimizer.opt=adamww"], ["adamww", "did you mean adamw"]),
-        (["data=imagefolder"], ["data.root"]),
+        (["data=imagefolder"], ["data.path"]),
         (["trainer.accelerator=gpuu"], ["trainer", "gpuu"]),
         (["model.num_classes=7"], ["model has 7 classes and the data has 10"]),
     ],

@@ -68,7 +68,7 @@ def test_every_recipe_has_its_numbers_here() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_holds_the_published_numbers(name: str, tmp_path: Path) -> None:
-    config = composed([f"experiment={name}", "data.root=."], tmp_path)
+    config = composed([f"experiment={name}", "data.path=."], tmp_path)
     check_config(config)
     model, task, optimizer, trainer = (config[key] for key in ("model", "task", "optimizer", "trainer"))
     variant = name.rpartition("_")[2]
@@ -89,5 +89,5 @@ def test_recipe_holds_the_published_numbers(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_trains(name: str, images: Path, tmp_path: Path) -> None:
     """One step, one validation and one test batch of the recipe with a small network and small images."""
-    run_config(composed([f"experiment={name}", f"data.root={images}", *SMALL], tmp_path))
+    run_config(composed([f"experiment={name}", f"data.path={images}", *SMALL], tmp_path))
     assert (tmp_path / "model" / "model.safetensors").is_file()

@@ -118,7 +118,9 @@ def grbf_head(X: Tensor, y: Tensor, X_val: Tensor, y_val: Tensor) -> tuple[Decis
     fitted: list[Any] = []
 
     def fit(reg: float) -> Callable[[Tensor], Tensor]:
-        model = GRBFClassifier(n_centers=20, precision=8, reg_precision=reg, max_iter=200, random_state=0)
+        model = GRBFClassifier(
+            solver="adam", n_centers=20, precision=8, reg_precision=reg, max_iter=200, random_state=0
+        )
         with warnings.catch_warnings(action="ignore"):  # max_iter is small on purpose
             model.fit(X.numpy(), y.numpy())
         fitted.append(model)

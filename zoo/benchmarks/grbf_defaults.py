@@ -16,7 +16,7 @@ from zoo.results.records import Provenance, Records, markdown, put_section
 
 __all__ = ["run"]
 
-#: The tables that the defaults of `solver="agop"` were chosen on.
+#: The tables that the defaults of the closed form were chosen on.
 TABLES = (
     "glass1", "tae", "haberman", "vehicle", "mammographic", "banana", "contraceptive", "hayes-roth", "led7digit",
     "ring", "titanic", "twonorm", "wdbc", "wisconsin", "iris", "wine", "sonar", "heart", "bupa", "ionosphere",
@@ -38,7 +38,7 @@ def _learner(name: str) -> Any:
     from zoo.estimators.grbf import GRBFClassifier
 
     if name == CLOSED:
-        return GRBFClassifier(solver="agop")
+        return GRBFClassifier()
     if name == STEPS:
         return GRBFClassifier(solver="adam", random_state=0)
     if name == "SVM":  # without probabilities, so no log-loss

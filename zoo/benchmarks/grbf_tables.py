@@ -62,7 +62,7 @@ def learners(regression: bool) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
     one = {"random_state": 0}
     made: dict[str, Any] = {
         "GRBF": (GRBFRegressor if regression else GRBFClassifier)(
-            n_centers=48, max_iter=400, learning_rate=0.03, dtype="float32", **one
+            solver="adam", n_centers=48, max_iter=400, learning_rate=0.03, dtype="float32", **one
         ),
         "SVM": SVR() if regression else SVC(),
         "random forest": (RandomForestRegressor if regression else RandomForestClassifier)(n_estimators=100, **one),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.cli.common import command
+from zoo.support import lean
 from zoo.support.environment import bound_waiting
 from zoo.support.quoting import one_line_warnings, python_text, shown
 from zoo.support.suggest import suggestion
@@ -27,6 +28,7 @@ from zoo.support.values import PAGES, PICTURES, check_output, is_of_memory
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 on success, 1 after an error with a message, 2 on wrong usage."""
     bound_waiting()
+    lean.install()
     parser = build_parser()
     options = parser.parse_args(arguments)
     try:

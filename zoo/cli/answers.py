@@ -11,19 +11,39 @@ from zoo.cli.common import MODEL, columns, command, device, json_option, positiv
 from zoo.support.quoting import shown
 from zoo.support.values import PAGES, PICTURES, check_output
 
-ROOT = "where the data set of the record lies (the cache)"
+
+class _Place(argparse.Action):
+    """Stores where the data is, under the word of the option."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        word = str(option_string).lstrip("-")
+        namespace.root = {
+            **(namespace.root or {}),
+            next(w for w in ("path", "cache", "root") if w.startswith(word)): values,
+        }
+
+
+def _place_options(parser: argparse.ArgumentParser, when: str = "") -> None:
+    """Add `--path`, `--cache`, and `--root`, the older word for both."""
+    parser.add_argument("--path", dest="root", action=_Place, help=f"{when}where the run's own data lies now")
+    parser.add_argument("--cache", dest="root", action=_Place, help=f"{when}where fetched data lies (the cache)")
+    parser.add_argument("--root", dest="root", action=_Place, help=argparse.SUPPRESS)
 
 
 @command("predict", "classes or values of files of any kind that the model takes")
 def add_predict(parser: argparse.ArgumentParser) -> None:
     """Classify images, recordings, videos, point clouds, spectra and texts; predict rows of tables; forecast series."""
     parser.add_argument("model", help=MODEL)
-    parser.add_argument("files", nargs="+", type=Path, help="of the kind that the model was trained on")
+    parser.add_argument(
+        "files", nargs="+", type=Path, help="of the kind that the model takes, folders or lists of them"
+    )
+    parser.add_argument("--file-column", default="file", help="of a list, .csv: the column of the names (file)")
     parser.add_argument("--top", type=positive, default=5, help="classes to name (5)")
     parser.add_argument(
         "--no-header", action="store_true", help="tables begin with a row; their columns stand in the model's order"
     )
     parser.add_argument("--out", type=Path, help="a picture of the first answer: .png, .svg or .pdf")
+    parser.add_argument("--csv", type=Path, help="also write the answers as a table, .csv")
     json_option(parser)
     parser.set_defaults(run=_predict)
 
@@ -31,9 +51,13 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
 def _predict(options: argparse.Namespace) -> int:
     if options.out:
         check_output(options.out, PICTURES)
-    from zoo.tools.prediction import draw, predict
+    if options.csv:
+        check_output(options.csv, (".csv",))
+    from zoo.tools.prediction import draw, predict, write_table
 
-    found = predict(options.model, options.files, options.top, header=not options.no_header)
+    found = predict(
+        options.model, options.files, options.top, header=not options.no_header, file_column=options.file_column
+    )
     lines = []
     for entry in found:
         where = f"{entry['file']}{', row ' + str(entry['row']) if 'row' in entry else ''}"
@@ -42,7 +66,9 @@ def _predict(options: argparse.Namespace) -> int:
         elif "value" in entry:
             lines.append(f"{where}: {entry['value']:.6g}")
         else:
-            answers = ", ".join(f"{p['class']} {p['probability']:.1%}" for p in entry["predictions"])
+            answers = ", ".join(
+                p["class"] + (f" {p['probability']:.1%}" if "probability" in p else "") for p in entry["predictions"]
+            )
             lines.append(f"{where}: {answers}")
         if "note" in entry:
             print(f"note: {shown(entry['note'])}", file=sys.stderr)
@@ -52,6 +78,9 @@ def _predict(options: argparse.Namespace) -> int:
         figure = draw(found[0], options.model)
         write_atomic(options.out, lambda file: figure.savefig(file, format=options.out.suffix.lower()[1:], dpi=120))
         lines.append(f"picture: {options.out}")
+    if options.csv:
+        write_table(options.csv, found)
+        lines.append(f"table: {options.csv}")
     return told(options, found, lines)
 
 
@@ -71,7 +100,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", help=MODEL)
     parser.add_argument("b", help="the other one")
     parser.add_argument("--data", help="the one whose data set is used (the first)")
-    parser.add_argument("--root", help=ROOT)
+    _place_options(parser)
     parser.add_argument("--html", type=Path, help="also write a report with the confusion matrices, .html")
     json_option(parser)
     parser.set_defaults(run=_compare)
@@ -113,7 +142,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     """Write a self-contained HTML report: curves, confusion, mistakes, importances, kernels, accuracy matrix, facts."""
     parser.add_argument("model", help=MODEL)
     parser.add_argument("other", nargs="?", help="one to compare it with, on the data of the first")
-    parser.add_argument("--root", help=ROOT)
+    _place_options(parser)
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the file (report.html)")
     json_option(parser)
     parser.set_defaults(run=_report)
@@ -165,16 +194,23 @@ def _export(options: argparse.Namespace) -> int:
     return told(options, found, lines)
 
 
-@command("validate", "the figure of a card again, or accuracy on a folder of images")
+@command("validate", "the figure of a card again, or accuracy on a folder of images or a table")
 def add_validate(parser: argparse.ArgumentParser) -> None:
     """Without --data: evaluate shipped weights, or a run, on the test part of their own data (without a test, on the
     validation part), and compare with the record. With --data: classify a folder of images, and print the accuracy
-    beside the published one.
+    beside the published one; or predict the rows of a table, and compare with its column of the target.
     """
     parser.add_argument("model", nargs="?", help=MODEL)
     parser.add_argument("--model", dest="named", metavar="MODEL", help=argparse.SUPPRESS)  # the older form
-    parser.add_argument("--data", type=Path, help="folder with val/, or with one folder per class")
-    parser.add_argument("--root", help=f"without --data: {ROOT}")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="folder with val/, or with one folder per class; a list of images, .csv; of a model of tables: a table",
+    )
+    parser.add_argument("--target", help="of an estimator: column of the right answers (the one that is no input)")
+    _place_options(parser, "without --data: ")
+    parser.add_argument("--file-column", default="file", help="of a list in --data: the column of the names (file)")
+    parser.add_argument("--class-column", default="class", help="of a list in --data: the column of classes (class)")
     parser.add_argument(
         "--checkpoint", type=Path, help="with --data: a file with the weights, instead of fetching them"
     )
@@ -191,6 +227,13 @@ def _validate(parser: argparse.ArgumentParser, options: argparse.Namespace) -> i
         parser.error("name a model")
     if options.data is None:
         return _validate_record(model, options)
+    from zoo.tools.estimators import score
+    from zoo.tools.pretrained import holds_estimator
+
+    if holds_estimator(model):
+        figures = score(model, options.data, options.target)
+        numbers = ", ".join(f"{k} {figures[k]:.4f}" for k in ("accuracy", "rmse", "r2") if figures.get(k) is not None)
+        return told(options, figures, [f"{figures['name']} on {figures['rows']} rows of {figures['data']}: {numbers}"])
     from zoo.tools.validation import validate
 
     found = validate(
@@ -200,6 +243,7 @@ def _validate(parser: argparse.ArgumentParser, options: argparse.Namespace) -> i
         batch_size=options.batch,
         num_workers=options.workers,
         device=options.device,
+        columns={"file": options.file_column, "class": options.class_column},
     )
     return told(options, vars(found), [str(found)])
 

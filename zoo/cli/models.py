@@ -39,7 +39,7 @@ def _registered(of: str, wanted: str) -> list[dict[str, Any]]:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from zoo.tools.info import listing
+    from zoo.tools.listing import listing
 
     of, wanted = options.of, options.filter
     rows = _registered(of, wanted) if of else listing(wanted, options.pretrained)
@@ -69,6 +69,19 @@ def add_info(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_info)
 
 
+def _estimator_rows(facts: dict[str, Any]) -> list[list[str]]:
+    names = f": {', '.join(facts['columns'])}" if facts["columns"] else ""
+    classes = f"{facts['num_classes']} classes: {', '.join(facts['classes'])}"
+    rows = [
+        ["estimator", f"{facts['name']} ({facts['class']})"],
+        ["input", f"{facts['input'][0]} columns{names}"],
+        ["outputs", classes if facts["classes"] else "a value"],
+        ["fitted", f"{facts['numbers']:,} numbers"],
+        ["weights", facts["weights"]],
+    ]
+    return [*rows, *([key, value] for key, value in facts["settings"].items())]
+
+
 def _info(options: argparse.Namespace) -> int:
     if options.card:
         from zoo.registry import bundled_weights
@@ -79,6 +92,8 @@ def _info(options: argparse.Namespace) -> int:
     from zoo.tools.info import describe
 
     facts = describe(options.model, options.size)
+    if "settings" in facts:
+        return told(options, facts, columns(_estimator_rows(facts)))
     field = facts["receptive_field"]
     rows = [
         ["model", f"{facts['name']} ({facts['class']})"],
@@ -92,6 +107,9 @@ def _info(options: argparse.Namespace) -> int:
     ]
     rows += [["published", f"top-1 {facts['published_top1']:.2f} %"]] if "published_top1" in facts else []
     rows += [[key, str(facts[key])] for key in ("license", "paper_ids", "origin_url") if key in facts]
+    if "target" in facts:
+        named = [f"{name} ({what})" for name, what in facts["columns"].items()]
+        rows += [["target", facts["target"]], ["columns", ", ".join(named)]]
     if "record" in facts:
         from zoo.tools.cards import score
 

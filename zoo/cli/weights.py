@@ -59,7 +59,7 @@ def _cards(options: argparse.Namespace) -> int:
 @command("push", "publish weights with their card in the standard hub layout")
 def add_push(parser: argparse.ArgumentParser) -> None:
     """Write config.json, model.safetensors and README.md to a hub repository or a folder."""
-    parser.add_argument("model", help="shipped weight, or the folder of a run")
+    parser.add_argument("model", help="shipped weight, or the folder of a run or of a saved estimator")
     parser.add_argument("target", help="hf-hub:ORGANISATION/NAME or local-dir:FOLDER")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.set_defaults(run=_push)
@@ -67,7 +67,10 @@ def add_push(parser: argparse.ArgumentParser) -> None:
 
 def _push(options: argparse.Namespace) -> int:
     from zoo.tools.hub import push
+    from zoo.tools.pretrained import holds_estimator
 
     place = push(options.model, options.target, private=options.private)
-    print(f"zoo.create_model({python_text(place)}, pretrained=True)")
+    estimator = holds_estimator(options.model)
+    print(f"zoo.load_estimator({python_text(place)})" if estimator
+          else f"zoo.create_model({python_text(place)}, pretrained=True)")  # fmt: skip
     return 0

@@ -26,6 +26,7 @@ _HOME = {
     "FashionMnist": "image",
     "FoodReviews": "text",
     "Forecast": "series",
+    "GivenTasks": "task_streams",
     "ImageDataModule": "image",
     "ImageFolder": "folder",
     "ImageNet": "folder",
@@ -34,12 +35,14 @@ _HOME = {
     "Mnist5k": "image",
     "MovingMnist": "video",
     "PermutedTasks": "task_streams",
+    "PointFolder": "points",
     "PointMnist": "points",
     "Prompts": "audio",
     "ResumableLoader": "sampling",
     "RotatedTasks": "task_streams",
     "SplitTasks": "task_streams",
     "SpokenDigits": "audio",
+    "TextFolder": "text",
     "VideoFolder": "video",
     "cache_folder": "sources",
     "fetch_weights": "wheel_weights",
@@ -52,12 +55,12 @@ if TYPE_CHECKING:
     from zoo.data.folder import ImageFolder, ImageNet
     from zoo.data.hyperspectral import IndianPines
     from zoo.data.image import Cifar10, Cifar100, Digits, FashionMnist, ImageDataModule, Mnist, Mnist5k
-    from zoo.data.points import PointMnist
+    from zoo.data.points import PointFolder, PointMnist
     from zoo.data.sampling import IGNORE_INDEX, EpochBatches, ResumableLoader
     from zoo.data.series import Forecast
     from zoo.data.sources import cache_folder
-    from zoo.data.task_streams import ContinualData, PermutedTasks, RotatedTasks, SplitTasks
-    from zoo.data.text import FoodReviews
+    from zoo.data.task_streams import ContinualData, GivenTasks, PermutedTasks, RotatedTasks, SplitTasks
+    from zoo.data.text import FoodReviews, TextFolder
     from zoo.data.transforms import Augmentation
     from zoo.data.video import MovingMnist, VideoFolder
     from zoo.data.wheel_weights import fetch_weights

@@ -1,24 +1,32 @@
-"""Numeric arrays from users' files: `.npy`, or text with rows of numbers."""
+"""Numeric arrays from users' files: `.npy`, or text with rows of numbers; point clouds also as `.csv` and `.ply`."""
 
 from __future__ import annotations
 
+import math
+from array import array
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from zoo.data.checks import DataError
+from zoo.data.delimited import read_table
+from zoo.data.own import read_plain
 
-__all__ = ["read_array"]
+__all__ = ["read_array", "read_cloud"]
 
 _MAX_BYTES, _MAX_TEXT = 200_000_000, 20_000_000
+_MAX_VALUE = 1e30  # whose squares are no infinity in float64, and which float32 holds
 
 
-def read_array(path: Path, wanted: str) -> np.ndarray:
-    """Read a float32 array of finite numbers: a `.npy` file of any shape, or a text file with rows of equal length.
+def read_array(path: Path, wanted: str, dtype: Any = np.float32) -> np.ndarray:
+    """Read an array of finite numbers: a `.npy` file of any shape, or a text file with rows of equal length.
 
     Args:
         path: The file; at most 200 MB, text at most 20 MB.
         wanted: What the file should contain, for the error message.
+        dtype: Type of the numbers.
 
     Raises:
         DataError: The file is damaged, too large, or holds anything but finite numbers.
@@ -37,7 +45,103 @@ def read_array(path: Path, wanted: str) -> np.ndarray:
         raise DataError(f"{path} cannot be read as {wanted} ({' '.join(str(error).split())[:100]})") from None
     if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
         with np.errstate(over="ignore"):
-            found = np.array(values, np.float32)
+            found = np.array(values, dtype)
         if np.isfinite(found).all():
             return found
     raise DataError(f"{path} cannot be read as {wanted}: it holds values that are not finite numbers")
+
+
+# ---- point clouds --------------------------------------------------------------------------------------------
+
+_FIRST = ("x", "y", "z")
+
+
+def read_cloud(path: Path) -> np.ndarray:
+    """Read a point cloud (P, C), float64: one row for a point, its coordinates first.
+
+    Args:
+        path: A `.npy` array; text with numbers between blanks, commas, semicolons or tabs, with or without a line of
+            names (`.xyz`, `.txt`, `.csv`, `.tsv`); or an ASCII `.ply`, of which the vertices are read,
+            x, y and z first.
+
+    Raises:
+        DataError: The file is damaged, too large, or holds anything but rows of finite numbers; of a text the message
+            names the line.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        values = read_array(path, "a point cloud", np.float64)
+        if not (np.abs(values) <= _MAX_VALUE).all():
+            raise DataError(f"{path} cannot be read as a point cloud: it holds values above {_MAX_VALUE:g}")
+        return values
+    if suffix == ".ply" and path.is_file():
+        with path.open("rb") as file:
+            if b"\nformat binary" in file.read(200):
+                raise DataError(f"{path} is a binary PLY file: save it as ASCII")
+    text = read_plain(path, _MAX_TEXT, "a point cloud")
+    if suffix == ".ply":
+        return _ply(path, text)
+    if suffix in (".csv", ".tsv"):
+        table = read_table(path, what="point cloud")
+        return table.numbers(range(table.width), limit=_MAX_VALUE)
+    return _numbers(path, enumerate(text.splitlines(), 1))
+
+
+def _numbers(path: Path, lines: Iterable[tuple[int, str]]) -> np.ndarray:
+    """The numbers of numbered lines, (rows, columns), between semicolons, else commas, else blanks, below a line of
+    names if there is one; what follows a # is a comment.
+    """
+    values, width, named = array("d"), 0, False
+    for number, line in lines:
+        line = line.partition("#")[0].strip()
+        cells = line.split(next((mark for mark in ";," if mark in line), None))
+        if cells and not width and not named and not any(map(_is_number, cells)):
+            named = True
+            continue
+        if width and cells and len(cells) != width:
+            raise DataError(f"{path}, line {number}: {len(cells)} numbers where the lines before have {width}")
+        width = width or len(cells)
+        for cell in cells:
+            try:
+                values.append(float(cell))
+            except ValueError:
+                raise DataError(f"{path}, line {number}: {cell[:40]!r} is not a number") from None
+            if not abs(values[-1]) <= _MAX_VALUE:
+                why = "too large for a coordinate" if math.isfinite(values[-1]) else "not a finite number"
+                raise DataError(f"{path}, line {number}: {cell[:40]!r} is {why}")
+    return np.frombuffer(values, np.float64).reshape(-1, max(width, 1)).copy()
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _ply(path: Path, text: str) -> np.ndarray:
+    """The vertices of an ASCII PLY file; x, y and z are moved to the front."""
+    lines = text.splitlines()
+    head = next((i for i, line in enumerate(lines) if line.strip() == "end_header"), None)
+    words = [line.split() for line in lines[: head or 0]]
+    if head is None or words[:1] != [["ply"]]:
+        raise DataError(f"{path} cannot be read as a point cloud: it has no header of a PLY file")
+    words = [line for line in words[1:] if line and line[0] not in ("comment", "obj_info")]
+    if words[:1] != [["format", "ascii", "1.0"]]:
+        raise DataError(f"{path} is no ASCII PLY file: save it as ASCII")
+    elements = [i for i, line in enumerate(words) if line[0] == "element"]
+    element = words[elements[0]] if elements else []
+    if len(element) != 3 or element[1] != "vertex" or not element[2].isdecimal() or len(element[2]) > 9:
+        raise DataError(f"{path}: the first element of the PLY header must be the vertices (element vertex N)")
+    own = words[elements[0] + 1 : elements[1] if len(elements) > 1 else None]
+    if odd := next((line for line in own if len(line) != 3 or line[0] != "property"), None):
+        raise DataError(f"{path}: {' '.join(odd)[:60]!r} in the PLY header is no property of one number")
+    names, count = [line[2] for line in own], int(element[2])
+    if not set(_FIRST) <= set(names) or len(set(names)) < len(names):
+        raise DataError(f"{path}: the vertices need the properties x, y and z, each once")
+    values = _numbers(path, enumerate(lines[head + 1 : head + 1 + count], head + 2))
+    if values.shape != (count, len(names)):
+        found = f"{len(values)} vertices of {values.shape[1]} numbers"
+        raise DataError(f"{path}: {found}, where its header has {count} of {len(names)}")
+    return values[:, [*map(names.index, _FIRST), *(i for i, name in enumerate(names) if name not in _FIRST)]]

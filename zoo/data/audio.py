@@ -29,8 +29,9 @@ from zoo.data import sources
 from zoo.data.checks import DataError, extends, warn_once
 from zoo.data.delimited import listed
 from zoo.data.image import ImageDataModule
+from zoo.data.lists import LIST_WORDS, FileParts, is_list, split_note
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
-from zoo.data.walk import Files, class_folders, parts, scan, scan_like
+from zoo.data.walk import Files, parts, scan, scan_like
 from zoo.support import inputs
 from zoo.support.files import CheckpointError, write_atomic
 from zoo.support.values import DamagedFileError, first_line, read_text
@@ -242,6 +243,7 @@ class AudioDataModule(ImageDataModule):
     """Data module of audio clips; subclasses provide `class_names` and `load`."""
 
     in_chans = 1
+    unit = "recordings"
 
     def __init__(
         self,
@@ -291,6 +293,8 @@ class AudioDataModule(ImageDataModule):
         parts = self.load()
         if "val" not in parts:
             split_off(parts, "val", self.val_fraction)
+            if "val" in parts:
+                self.notes.append(split_note("val", self.val_fraction))
         for part, (clips, targets) in parts.items():
             training: dict[str, Any] = {}
             if part == "train":
@@ -310,16 +314,16 @@ def split_off(parts: Parts, name: Part, share: float) -> None:
 # ---- folders -----------------------------------------------------------------------------------------------
 
 
-class AudioFolder(AudioDataModule):
-    """Recordings in folders, one per class.
+class AudioFolder(AudioDataModule, FileParts):
+    """Recordings in folders, one per class, or of a list, see :class:`zoo.data.lists.FileParts`.
 
-    `root` holds one folder per class, or `train/`, `test/` and optionally `val/`, each with one folder per class.
-    Without a test part, a quarter of each class is held out; in the layout of Speech Commands the test and validation
-    parts are the files named in `testing_list.txt` and `validation_list.txt`, one path per line. Nested folders, links
-    and hidden files are treated as in :class:`ImageFolder`. All splits are the same for every seed.
+    `path` holds one folder per class, or `train/`, `test/` and optionally `val/`, each with one folder per class.
+    Without a test part, `test_fraction` of each class is held out; in the layout of Speech Commands the test and
+    validation parts are the files named in `testing_list.txt` and `validation_list.txt`, one path per line. Nested
+    folders, links and hidden files are treated as in :class:`ImageFolder`. All splits are the same for every seed.
 
     Args:
-        root: The folder.
+        path: The folder, or a list.
         sample_rate: Sampling rate of the waveforms, Hz; recordings are resampled to it.
         duration: Length of every waveform, seconds.
         fill: How shorter clips are padded: `repeat` them, or surround them with `silence`.
@@ -328,17 +332,21 @@ class AudioFolder(AudioDataModule):
         min_seconds: Shorter recordings are skipped.
         max_seconds: Longer recordings are skipped.
         val_fraction: Share of the training part used for validation.
-        **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
+        test_fraction: Share of the recordings kept for testing if there is no test part.
+        **loader: What is about lists, see :class:`zoo.data.lists.FileParts`; seed and loaders, see
+            :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
         DataError: If the folder is missing, has no classes, or contains a damaged file.
     """
 
-    @extends(ImageDataModule, eval_batch_size=256)
+    kind = RECORDINGS
+
+    @extends(FileParts, test_fraction=0.25, eval_batch_size=256)
     def __init__(
         self,
-        root: str | Path,
+        path: str | Path,
         sample_rate: PositiveInt = 16000,
         duration: PositiveFloat = 1.0,
         fill: Fill = "silence",
@@ -352,6 +360,7 @@ class AudioFolder(AudioDataModule):
         if min_seconds > max_seconds:
             raise ValueError(f"min_seconds={min_seconds} above max_seconds={max_seconds} leaves no recording")
         super().__init__(
+            path=path,
             sample_rate=sample_rate,
             duration=duration,
             fill=fill,
@@ -360,24 +369,26 @@ class AudioFolder(AudioDataModule):
             val_fraction=val_fraction,
             **loader,
         )
-        self.root = Path(root).expanduser()
         self.min_seconds, self.max_seconds = min_seconds, max_seconds
 
     @property
     def class_names(self) -> list[str]:
         """Names of the class folders, sorted; folders that begin with an underscore are ignored."""
         try:
-            return class_folders(parts(self.root)["train"], RECORDINGS)
+            return super().class_names
         except DataError as error:
-            raise DataError(f"{error}{self._help}") from None
+            raise error if is_list(self.path) else DataError(f"{error}{self._help}") from None
 
     @property
     def _help(self) -> str:
-        return "; set data.root to a folder with a folder of recordings for each class"
+        return "; set data.path to a folder with a folder of recordings for each class"
 
     def prepare_data(self) -> None:
         """Check that the folder exists; nothing is fetched."""
         _ = self.class_names
+
+    def check_files(self) -> None:
+        """Nothing is left to check: all recordings are read before training."""
 
     def load(self) -> Parts:
         """Read every recording."""
@@ -385,35 +396,44 @@ class AudioFolder(AudioDataModule):
         found: Parts = {}
         for part, files in self._files(names).items():
             kept: tuple[list[Tensor], list[int]] = ([], [])
+            skipped = 0
             for path, target in zip(*files, strict=True):
                 clip = read_audio(path, self.sample_rate, self.max_seconds)
                 if clip is not None and len(clip) >= self.min_seconds * self.sample_rate:
                     kept[0].append(clip)
                     kept[1].append(target)
+                else:
+                    skipped += 1
+            if skipped:
+                spans = f"{self.min_seconds:g} to {self.max_seconds:g} seconds"
+                self.notes.append(f"{part}: {skipped:,} recordings are not of {spans} and left out")
             lost = set(range(len(names))) - set(kept[1])
             if part == "train" and lost:
                 raise DataError(
-                    f"{self.root}: class {names[min(lost)]!r} has no recording for training of {self.min_seconds:g} to "
+                    f"{self.path}: class {names[min(lost)]!r} has no recording for training of {self.min_seconds:g} to "
                     f"{self.max_seconds:g} seconds"
                 )
             elif lost:
                 warn_once(
-                    f"{self.root}: the {part} part has no recording of {listed([names[i] for i in sorted(lost)], 5)}"
+                    f"{self.path}: the {part} part has no recording of {listed([names[i] for i in sorted(lost)], 5)}"
                 )
             if kept[0]:
                 found[part] = kept
-        if "test" not in found:
-            split_off(found, "test", 0.25)
+        if "test" not in found and self._divided is None:
+            split_off(found, "test", self.test_fraction)
+            self.notes.append(split_note("test", self.test_fraction))
         return found
 
     def _files(self, names: Sequence[str]) -> dict[Part, tuple[list[str], list[int]]]:
         """Paths and targets of each part that has a folder or a list."""
-        where = parts(self.root)
+        if self._divided is not None:
+            return self._divided[1]
+        where = parts(self.path)
         found: Any = {"train": scan(where["train"], names, RECORDINGS)}
         for part in ("val", "test"):
             if part in where:
                 found[part] = scan_like(where[part], where["train"], names, RECORDINGS)
-        return found if len(where) > 1 or where["train"] != self.root else self._listed(*found["train"])
+        return found if len(where) > 1 or where["train"] != self.path else self._listed(*found["train"])
 
     def _listed(self, paths: Sequence[str], targets: Sequence[int]) -> dict[Part, tuple[list[str], list[int]]]:
         """Split files without part folders by the lists of Speech Commands.
@@ -421,16 +441,16 @@ class AudioFolder(AudioDataModule):
         Raises:
             DataError: A list names a missing file, or both lists name the same file.
         """
-        known = {Path(path).relative_to(self.root).as_posix(): path for path in paths}
+        known = {Path(path).relative_to(self.path).as_posix(): path for path in paths}
         part_of: dict[str, Part] = {}
         lists: tuple[tuple[str, Part], ...] = (("validation_list.txt", "val"), ("testing_list.txt", "test"))
         for name, part in lists:
-            for number, line in _lines(self.root / name):
+            for number, line in _lines(self.path / name):
                 path = known.get(line.removeprefix("./"))
                 if path is None:
-                    raise DataError(f"{self.root / name}, line {number}: there is no recording {line[:100]!r}")
+                    raise DataError(f"{self.path / name}, line {number}: there is no recording {line[:100]!r}")
                 if part_of.setdefault(path, part) != part:
-                    raise DataError(f"{self.root / name}, line {number}: {line[:100]!r} is in validation_list.txt too")
+                    raise DataError(f"{self.path / name}, line {number}: {line[:100]!r} is in validation_list.txt too")
         found: dict[Part, tuple[list[str], list[int]]] = {}
         for path, target in zip(paths, targets, strict=True):
             share = found.setdefault(part_of.get(path, "train"), ([], []))
@@ -460,7 +480,7 @@ class Prompts(AudioFolder):
     (CC-BY-SA-3.0). The ten clips of pure silence in every package are excluded. The test part is a random quarter of
     each language, so every speaker is in all parts.
 
-    Arguments are those of `AudioFolder`; `root` contains `en`, `es`, `fr`, `it` and `ru`.
+    Arguments are those of `AudioFolder`; `path` contains `en`, `es`, `fr`, `it` and `ru`.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -471,7 +491,8 @@ class Prompts(AudioFolder):
 
     @extends(
         AudioFolder,
-        root="/usr/share/asterisk/sounds",
+        without=LIST_WORDS,
+        path="/usr/share/asterisk/sounds",
         sample_rate=8000,
         duration=2.0,
         fill="repeat",
@@ -489,16 +510,16 @@ class Prompts(AudioFolder):
     @property
     def _help(self) -> str:
         packages = f"apt-get install asterisk-core-sounds-{{{','.join(self.names)}}}-wav"
-        return f"; install the recordings ({packages}), or set data.root to the folder that holds them"
+        return f"; install the recordings ({packages}), or set data.path to the folder that holds them"
 
     def prepare_data(self) -> None:
         """Check that every language's folder exists; nothing is fetched."""
         for name in self.names:
-            if not (self.root / name).is_dir():
-                raise DataError(f"there is no folder {self.root / name}{self._help}")
+            if not (self.path / name).is_dir():
+                raise DataError(f"there is no folder {self.path / name}{self._help}")
 
     def _files(self, names: Sequence[str]) -> dict[Part, tuple[list[str], list[int]]]:
-        paths, targets = scan(self.root, names, RECORDINGS)
+        paths, targets = scan(self.path, names, RECORDINGS)
         spoken = [
             (path, target) for path, target in zip(paths, targets, strict=True) if Path(path).parent.name != "silence"
         ]
@@ -601,7 +622,7 @@ class SpokenDigits(AudioDataModule):
     package `espeakng_loader` or its wheel 0.2.4; the clips are synthesised once and cached.
 
     Args:
-        root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
+        cache: Folder of what is fetched; `None` means `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
         download: Fetch the engine with pip if neither the clips nor the engine are present.
         duration: Length of every waveform, seconds, at 16 kHz.
         fill: How shorter clips are padded: `repeat` them, or surround them with `silence`.
@@ -616,7 +637,7 @@ class SpokenDigits(AudioDataModule):
     @extends(ImageDataModule, batch_size=32, eval_batch_size=256)
     def __init__(
         self,
-        root: str | Path | None = None,
+        cache: str | Path | None = None,
         download: bool = True,
         duration: PositiveFloat = 0.9,
         fill: Fill = "silence",
@@ -631,7 +652,7 @@ class SpokenDigits(AudioDataModule):
             val_fraction=0.0,
             **loader,
         )
-        self.root = sources.cache_folder(root)
+        self.cache = sources.cache_folder(cache)
         self.download = download
 
     @property
@@ -641,20 +662,20 @@ class SpokenDigits(AudioDataModule):
 
     @property
     def _path(self) -> Path:
-        return self.root / "spoken_digits.npz"
+        return self.cache / "spoken_digits.npz"
 
     def prepare_data(self) -> None:
         """Synthesise the clips unless they are cached."""
         if self._path.is_file():
             return
-        with _espeak(self.root, self.download) as (library, data):
+        with _espeak(self.cache, self.download) as (library, data):
             spoken = synthesise(library, data, self.sample_rate)
         said = [(voice, i, *clip) for voice, clips in spoken.items() for i, clip in enumerate(clips)]
         arrays: dict[str, Any] = {f"{voice}/{i}/{digit}": samples for voice, i, samples, digit in said}
         try:
             write_atomic(self._path, lambda file: np.savez_compressed(file, **arrays))
         except CheckpointError as error:
-            raise DataError(f"{error}; choose another folder with root=...") from error
+            raise DataError(f"{error}; choose another folder with cache=...") from error
 
     def load(self) -> Parts:
         """The clips of each part, by voice."""

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from zoo.support.quoting import shown
 from zoo.support.renamed import renamed
+from zoo.support.signatures import ConfigError, current_arguments
 from zoo.support.suggest import suggestion
 
 Init = TypeVar("Init", bound=Callable[..., None])
@@ -27,13 +28,21 @@ def warn_once(message: str) -> None:
 
 
 class DataError(ValueError):
-    """Data that is missing, damaged or does not fit the settings; the message says what to do."""
+    """Data that is missing, damaged or does not fit the settings; the message says what to do, in one line.
+
+    Names of files and cells may hold line ends and other control characters, which are escaped.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shown(message, keep=""))
 
 
 def checked(init: Init) -> Init:
     """Validate the arguments of an `__init__` against its annotations with pydantic.
 
-    Values are converted where the annotation asks for it (a YAML list becomes the annotated tuple).
+    Values are converted where the annotation asks for it (a YAML list becomes the annotated tuple). `root`, the older
+    word for two things, is taken as `cache` (the folder of what is fetched) where there is one, else as `path` (the
+    user's data).
 
     Raises:
         ValueError: For the first invalid argument, as `Class(name=value): reason`.
@@ -66,9 +75,14 @@ def extends(base: type, *, without: Collection[str] = (), **defaults: Any) -> Ca
 def _checked(init: Init, parameters: list[inspect.Parameter], annotations: dict[str, Any]) -> Init:
     signature = inspect.Signature(parameters)
     names = [name for name in signature.parameters if name != "self"]
+    meant = next((name for name in ("cache", "path") if name in names and "root" not in names), None)
 
     @functools.wraps(init)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            kwargs = current_arguments(wrapper, kwargs)
+        except ConfigError as error:
+            raise ConfigError(f"{type(self).__name__}: {error}") from None
         for name in kwargs.keys() - signature.parameters.keys():
             raise TypeError(f"{type(self).__name__} takes no {name}{suggestion(name, names)}")
         try:
@@ -84,6 +98,7 @@ def _checked(init: Init, parameters: list[inspect.Parameter], annotations: dict[
 
     wrapper.__signature__ = signature  # type: ignore[attr-defined]
     wrapper.__annotations__ = annotations
+    wrapper.older_names = {"root": meant} if meant else {}  # type: ignore[attr-defined]
     return typing.cast(Init, wrapper)
 
 

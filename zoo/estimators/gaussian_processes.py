@@ -25,7 +25,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from zoo.estimators.named import register_estimator
+from zoo.estimators.named import check_columns, register_estimator
+from zoo.estimators.pipelines import OfProcess, OfProcesses
+from zoo.estimators.threads import threads_for
 from zoo.kernels.compose import Scaled
 from zoo.kernels.kernel import Kernel
 from zoo.kernels.matern import Matern
@@ -51,6 +53,17 @@ class _Process(BaseEstimator):
 
     n_iter_: int
 
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take back fitted attributes, for :mod:`zoo.estimators.saved`; ValueError if they do not fit."""
+        check_columns(state, "mean_", "scale_")
+        self.__dict__.update(state)
+
+    @property
+    def _points(self) -> int:
+        """Number of points that the posteriors keep; 1 before a fit."""
+        found = getattr(self, "posterior_", None) or next(iter(getattr(self, "posteriors_", ())), None)
+        return 1 if found is None else len(found.points)
+
     def _scaled(self, X: np.ndarray) -> Tensor:
         return torch.from_numpy((X - self.mean_) / self.scale_)
 
@@ -71,7 +84,7 @@ class _Process(BaseEstimator):
             warnings.warn(
                 f"L-BFGS ended before it converged ({report.message}): raise max_iter={self.max_iter}",
                 ConvergenceWarning,
-                stacklevel=3,
+                stacklevel=5,  # beyond the decorators of fit
             )
 
 
@@ -145,6 +158,7 @@ class GPRegressor(RegressorMixin, _Process):
         self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @threads_for(lambda self, n, d: n * min(n, self.n_inducing or n) ** 2)
     def fit(self, X, y, sigma=None):
         """Optimise the hyper-parameters and condition on the rows.
 
@@ -185,6 +199,7 @@ class GPRegressor(RegressorMixin, _Process):
         self.log_marginal_likelihood_ = float(process.evidence(*given).value)
         return self
 
+    @threads_for(lambda self, n, d: n * self._points * (d + self._points))
     def predict(self, X, return_std=False, return_cov=False, observed=False):
         """Posterior mean of the targets (m,).
 
@@ -208,6 +223,11 @@ class GPRegressor(RegressorMixin, _Process):
             covariance = self.posterior_.covariance(rows).numpy() + noise * np.eye(len(rows))
             return mean, covariance * self.y_scale_**2
         return mean
+
+    def to_pipeline(self) -> nn.Module:
+        """A torch module from rows in their own units to predictions (n, 1)."""
+        check_is_fitted(self, "posterior_")
+        return OfProcess(copy.deepcopy(self.posterior_), self.mean_, self.scale_, self.y_mean_, self.y_scale_)
 
     def sample_y(self, X, n_samples=1, random_state=None):
         """Samples (m, n_samples) of the noise-free posterior at rows X (m, d)."""
@@ -255,6 +275,7 @@ class GPClassifier(ClassifierMixin, _Process):
         self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @threads_for(lambda self, n, d: n**3)
     def fit(self, X, y):
         """Optimise the hyper-parameters and approximate the posteriors.
 
@@ -286,6 +307,7 @@ class GPClassifier(ClassifierMixin, _Process):
         self.log_marginal_likelihood_ = float(np.mean(values))
         return self
 
+    @threads_for(lambda self, n, d: n * self._points * (d + self._points))
     def predict_proba(self, X):
         """Class probabilities (m, C): posterior means of the sigmoids, normalised for more than two classes."""
         check_is_fitted(self, "posteriors_")
@@ -299,6 +321,11 @@ class GPClassifier(ClassifierMixin, _Process):
         """Classes (m,)."""
         found = self.predict_proba(X)  # first: it refuses an estimator that isn't fitted
         return self.classes_[found.argmax(1)]
+
+    def to_pipeline(self) -> nn.Module:
+        """A torch module from rows in their own units to probabilities (n, K)."""
+        check_is_fitted(self, "posteriors_")
+        return OfProcesses(copy.deepcopy(self.posteriors_), self.mean_, self.scale_)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ Importances and directions are in units of standardised features; correlated fea
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ from torch import Tensor
 
 from zoo.estimators.grbf_fits import BLOCK, fit_all, fit_many, to_tensor
 from zoo.estimators.grbf_solvers import Networks
-from zoo.estimators.named import register_estimator
+from zoo.estimators.named import check_columns, register_estimator
+from zoo.estimators.pipelines import OfClasses, OfValues
 from zoo.estimators.threads import few_threads
 from zoo.learners.agop import MetricMachine
 from zoo.models.grbf import (
@@ -53,6 +55,11 @@ from zoo.support.suggest import suggestion
 __all__ = ["Bootstrap", "GRBFClassifier", "GRBFRegressor"]
 #: Parameters of the initialisation, which a warm start cannot change.
 _START = ("precision", "n_centers", "centers", "init", "fit_intercept", "standardize")
+#: Parameters of networks that are trained in steps, which a closed form does not use.
+_OF_STEPS = (
+    *("n_centers", "centers", "learn_centers", "reg_precision", "reg_weights", "reg_centers", "penalty", "shrink_to"),
+    *("init", "learning_rate", "max_iter", "batch_size", "tol", "n_iter_no_change", "validation_fraction", "dtype"),
+)
 
 
 class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -101,7 +108,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         shrink_to="zero",
         fit_intercept=True,
         init="median",
-        solver="adam",
+        solver="agop",
         learning_rate=0.02,
         max_iter=500,
         batch_size=None,
@@ -188,7 +195,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if self.early_stopping and self.solver != "adam":
             raise ValueError(f'early_stopping=True works with solver="adam"; it is {self.solver!r}')
         if self.solver == "agop":
-            self._check_agop()
+            self._check_closed_form()
         sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if not sample_weight.any():
             raise ValueError("Sample weights must contain at least one non-zero number.")
@@ -197,14 +204,23 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             warnings.warn(f"Features {fixed} are constant.", UserWarning, stacklevel=3)
         return X, y, self._row_weights(y, sample_weight)
 
-    def _check_agop(self) -> None:
-        """Refuse parameters that `solver="agop"` does not support."""
+    def _check_closed_form(self) -> None:
+        """Refuse parameters that `solver="agop"` does not support, and warn of those without effect."""
         if self.warm_start:
-            raise ValueError('warm_start=True goes on with steps; solver="agop" takes none')
+            raise ValueError('warm_start=True goes on with steps, and solver="agop" takes none: set solver="adam"')
         if not isinstance(self.precision, str):
             raise ValueError(
-                f'precision={self.precision!r} is a rank, which solver="agop" does not have; "full", "diag" and '
-                '"isotropic" are allowed'
+                f'precision={self.precision!r} is a rank, which solver="agop" does not have: "full", "diag" and '
+                '"isotropic" are allowed, or set solver="adam"'
+            )
+        defaults = inspect.signature(_GRBF.__init__).parameters
+        unused = [name for name in _OF_STEPS if not _same(getattr(self, name), defaults[name].default)]
+        if unused:
+            warnings.warn(
+                f"{', '.join(unused)} only matter{'s' * (len(unused) == 1)} to networks trained in steps and "
+                f'{"has" if len(unused) == 1 else "have"} no effect with solver="agop": set solver="adam"',
+                UserWarning,
+                stacklevel=4,
             )
 
     @property
@@ -321,6 +337,18 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 del state[name]
         super().__setstate__(state)
 
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take back fitted attributes, for :mod:`zoo.estimators.saved`; ValueError if they do not fit."""
+        check_columns(state, "feature_importances_")
+        network, count = state.get("network_"), state["n_features_in_"]
+        if isinstance(network, GaussianRBFNetwork):
+            network = _checked(network, count)
+        elif not isinstance(network, MetricMachine):
+            raise ValueError(f"network_ is a {type(network).__name__}, not a network of GRBF")
+        if state["centers_"].shape != network.centers.shape or network.centers.shape[1] != count:
+            raise ValueError("centers_ are not the centres of network_")
+        self.__dict__.update(state | {"network_": network})
+
     # (D, D) matrices are computed on access, so that low-rank metrics need memory linear in D.
 
     @property
@@ -394,6 +422,10 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """A copy of the trained network as a torch module: rows that are not standardised to logits or values."""
         check_is_fitted(self)
         return copy.deepcopy(self.network_)
+
+    def to_pipeline(self) -> OfValues:
+        """A torch module from rows in their own units to probabilities (n, K), or values (n, 1)."""
+        return (OfValues if self._is_regressor else OfClasses)(self.to_module())
 
     # ---- explanations -------------------------------------------------------------------------------------
 
@@ -541,10 +573,10 @@ class GRBFRegressor(RegressorMixin, _GRBF):
         fit_intercept: Fit an intercept.
         init: Initial width: the `"median"` distance; `"scale"`, scikit-learn's `gamma="scale"`, narrower, for many
             centres; a positive number; or the authors' `"official"` random one, useless above 13 features.
-        solver: `"adam"`; `"lbfgs"` on all parameters; `"varpro"`, L-BFGS on the metric with output weights in closed
-            form, by far the fastest for regression, but with its own best regularisation; or `"agop"`, kernel ridge
-            regression whose metric is the average gradient outer product of the model, without steps or tuning. See
-            below.
+        solver: `"agop"` (default), kernel ridge regression whose metric is the average gradient outer product of the
+            model, without steps or tuning, see below; or training in steps: `"adam"`; `"lbfgs"` on all parameters;
+            `"varpro"`, L-BFGS on the metric with output weights in closed form, by far the fastest of these for
+            regression, but with its own best regularisation.
         learning_rate: Initial learning rate of Adam, with cosine decay to 0.
         max_iter: Largest number of steps.
         batch_size: Mini-batch size of Adam; None: all rows up to 4096, 1024 above.
@@ -561,11 +593,12 @@ class GRBFRegressor(RegressorMixin, _GRBF):
         warm_start: Start from the same function as the last fit, also if the rows' mean and scale change. Features,
             classes and the parameters of the initialisation must be those of the last fit.
 
-    With `solver="agop"` the kernel is exp(-|x - z|_P^q); q, the metric and the ridge are chosen by leave-one-out.
-    Every row is a centre (1000 rows if there are more than 2000), in float64. Only `precision` (not a rank: the best
-    metric that is at most as complex), `fit_intercept`, `standardize`, `n_components`, `device` and class weights are
-    used. The fit is deterministic and independent of the order of the rows. `eigenvalues_`, `components_`, `transform`
-    and `feature_importances_` (the diagonal) are then those of the average gradient outer product, not of P.
+    With `solver="agop"` the kernel is exp(-|x - z|_P^q), P the average gradient outer product (Radhakrishnan and
+    others, arXiv 2212.13881); q, the metric and the ridge are chosen by leave-one-out. Every row is a centre (1000
+    rows if there are more than 2000), in float64. Only `precision` (not a rank: the best metric that is at most as
+    complex), `fit_intercept`, `standardize`, `n_components`, `device` and class weights are used; a warning names what
+    else was set. The fit is deterministic and independent of the order of the rows. `eigenvalues_`, `components_`,
+    `transform` and `feature_importances_` (the diagonal) are then of the average gradient outer product, not of P.
 
     Attributes:
         network_: The trained `GaussianRBFNetwork`; with `solver="agop"` a `MetricMachine`, whose `setting` holds the
@@ -626,7 +659,7 @@ class GRBFClassifier(ClassifierMixin, _GRBF):
         shrink_to="zero",
         fit_intercept=True,
         init="median",
-        solver="adam",
+        solver="agop",
         learning_rate=0.02,
         max_iter=500,
         batch_size=None,
@@ -737,11 +770,37 @@ class GRBFClassifier(ClassifierMixin, _GRBF):
         return self.classes_[chosen]
 
 
+def _checked(network: GaussianRBFNetwork, dim: int) -> GaussianRBFNetwork:
+    """A network with the settings and tensors of one from a file; an error if they do not fit."""
+    head: Any = network.head
+    again = GaussianRBFNetwork(
+        dim,
+        len(head.weight),
+        len(network.centers),
+        precision=network.rank if network.form == "low_rank" else network.form,  # type: ignore[arg-type]
+        learn_centers=bool(network.learn_centers),
+        bias=head.bias is not None,
+        reg_precision=float(network.reg_precision),
+        reg_weights=float(network.reg_weights),
+        reg_centers=float(network.reg_centers),
+        penalty=network.penalty,
+        device="meta",
+        dtype=network.centers.dtype,
+    )
+    again.load_state_dict(network.state_dict(), assign=True)
+    return again.eval().requires_grad_(False)
+
+
 def _constant(X: np.ndarray) -> np.ndarray:
     """Indices of columns that are constant up to rounding."""
     _, scale = standardisation(X)
     spread = np.ptp(X, axis=0)
     return np.flatnonzero((spread == 0) | ((scale == 1) & (spread < 1)))
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Whether two parameters are equal; arrays differ from everything else."""
+    return np.ndim(value) == np.ndim(other) == 0 and value == other
 
 
 def _named(name: str, value: Any) -> str:

@@ -22,9 +22,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import Tensor
+from torch import Tensor, nn
 
-from zoo.estimators.named import register_estimator
+from zoo.estimators.named import check_columns, register_estimator
+from zoo.estimators.pipelines import OfStream
+from zoo.estimators.threads import threads_for
 from zoo.kernels.random_features import FourierFeatures
 from zoo.learners.heads import Discriminant, Mixture, register_learner
 from zoo.learners.statistics import ClassStatistics
@@ -98,6 +100,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
     # ---- learning ------------------------------------------------------------------------------------------
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @threads_for(lambda self, n, d: n * self.n_features * (d + 4 * self.n_features))
     def fit(self, X, y, task=None):
         """Discard everything learned and learn rows.
 
@@ -111,6 +114,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         return self._learn(X, y, task)
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @threads_for(lambda self, n, d: n * self.n_features * (d + 4 * self.n_features))
     def partial_fit(self, X, y, classes=None, task=None):
         """Learn more rows, of any classes.
 
@@ -164,6 +168,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         self.statistics_ = ClassStatistics(phi)
         self._labels, self._histograms, self._discriminant = [], {}, {}
 
+    @threads_for(lambda self, n, d: n * self.n_features * (d + 4 * self.n_features))
     def forget(self, X, y, task=None):
         """Forget rows exactly: the statistics become those of never having seen them, with the same feature map.
 
@@ -226,6 +231,19 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         other._changed()
         return other
 
+    def state(self) -> dict[str, Any]:
+        """The fitted attributes, for :mod:`zoo.estimators.saved`, without the head, which the statistics determine."""
+        parameters = self.get_params(deep=False)
+        return {k: v for k, v in vars(self).items() if k not in parameters} | {"_made": []}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take back fitted attributes, for :mod:`zoo.estimators.saved`; ValueError if they do not fit."""
+        check_columns(state, "mean_", "scale_")
+        kinds = {"statistics_": ClassStatistics, "_labels": list, "_histograms": dict, "_discriminant": dict}
+        if wrong := next((name for name, kind in kinds.items() if not isinstance(state.get(name), kind)), None):
+            raise ValueError(f"{wrong} is not a {kinds[wrong].__name__}")
+        self.__dict__.update(state | {"_made": []})
+
     # ---- predicting ----------------------------------------------------------------------------------------
 
     def decision_function(self, X):
@@ -263,6 +281,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"head={self.head!r} knows no tasks: use head='mixture'")
         return head.predict_task(self._phi(X)).numpy()
 
+    @threads_for(lambda self, n, d: n * self.n_features * (d + 4 * self.n_features))
     def p_values(self, X):
         """Conformal p-values (n, C): share of a class's own rows with at least this (leave-one-out) distance to it."""
         found, F = np.empty((0, 0)), self._phi(X)
@@ -286,6 +305,14 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         return head.sample(code, n, torch.Generator().manual_seed(seed)).numpy()
 
+    def to_pipeline(self) -> nn.Module:
+        """A torch module from rows in their own units to probabilities (n, K)."""
+        head = self._head()
+        columns = {int(code): column for column, code in enumerate(head.classes)}
+        order = [columns[code] for code in self._order()]
+        features: Any = copy.deepcopy(self.statistics_.features)
+        return OfStream(features, copy.deepcopy(head), order, self.mean_, self.scale_)
+
     # ---- helpers -------------------------------------------------------------------------------------------
 
     def _standard(self, X: np.ndarray) -> np.ndarray:
@@ -303,6 +330,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         place = {label: code for code, label in enumerate(self._labels)}
         return [place[label] for label in self.classes_.tolist()]
 
+    @threads_for(lambda self, n, d: n * self.n_features * (d + 4 * self.n_features))
     def _scores(self, X) -> Tensor:
         F = self._phi(X)
         head = self._head()

@@ -13,6 +13,7 @@ Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006: mode by
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -132,8 +133,8 @@ class LaplacePosterior:
         return expected_sigmoid(self.mean(X), self.variance(X))
 
 
-def expected_sigmoid(mean: Tensor, variance: Tensor) -> Tensor:
-    """Mean of sigmoid(f) for f ~ N(mean, variance), to rounding, by the trapezoidal rule.
+def expected_sigmoid(mean: Tensor, variance: Tensor, ndtr: Callable[[Tensor], Tensor] = torch.special.ndtr) -> Tensor:
+    """Mean of sigmoid(f) for f ~ N(mean, variance), to rounding of `ndtr`, by the trapezoidal rule.
 
     The rule converges exponentially for smooth integrands: over standard normal f if the deviation is small, otherwise
     over a logistic u, as the probability that u < f.
@@ -144,7 +145,7 @@ def expected_sigmoid(mean: Tensor, variance: Tensor) -> Tensor:
     narrow = torch.sigmoid(mean[..., None] + deviation.clamp_max(2.0)[..., None] * t) @ weights
     u = torch.arange(-200, 201, dtype=mean.dtype, device=mean.device) * 0.2
     weights = 0.2 * torch.sigmoid(u) * torch.sigmoid(-u)
-    wide = torch.special.ndtr((mean[..., None] - u) / deviation.clamp_min(2.0)[..., None]) @ weights
+    wide = ndtr((mean[..., None] - u) / deviation.clamp_min(2.0)[..., None]) @ weights
     return torch.where(deviation < 2.0, narrow, wide)
 
 

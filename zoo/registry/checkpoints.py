@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -32,6 +31,7 @@ from zoo.support.files import (
     CONFIG_NAME,
     WEIGHTS_NAME,
     CheckpointError,
+    check_replaceable,
     locate,
     read_checkpoint,
     undisturbed,
@@ -40,9 +40,14 @@ from zoo.support.files import (
     writer_of,
 )
 from zoo.support.quoting import shown
-from zoo.support.values import DamagedFileError, leads_out, read_json
 
-__all__ = ["CheckpointError", "load_checkpoint", "read_checkpoint", "save_pretrained", "write_atomic"]
+__all__ = [
+    "CheckpointError",
+    "load_checkpoint",
+    "read_checkpoint",
+    "save_pretrained",
+    "write_atomic",
+]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -179,28 +184,6 @@ def save_pretrained(
     text = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
     write_all({folder / WEIGHTS_NAME: writer_of(weights), folder / CONFIG_NAME: writer_of(text)})
     return folder
-
-
-def check_replaceable(folder: Path) -> None:
-    """Refuse a folder with files of these names that the zoo did not write, so that they are not overwritten.
-
-    Raises:
-        CheckpointError: `config.json` is unreadable, names no architecture or was not written by the zoo, or weights
-            exist without it or behind a link.
-    """
-    path, weights = folder / CONFIG_NAME, folder / WEIGHTS_NAME
-    if os.path.lexists(weights) and (not os.path.lexists(path) or leads_out(weights, folder)):
-        raise CheckpointError(f"{weights} is not of a model that the zoo saved and stays: choose another folder")
-    if not os.path.lexists(path):
-        return
-    try:
-        found = read_json(path)
-    except (OSError, DamagedFileError):
-        found = None
-    if not isinstance(found, dict) or not isinstance(found.get("architecture"), str):
-        raise CheckpointError(f"{path} is not the configuration of a model and stays: choose another folder")
-    if not isinstance(found.get("zoo"), dict):
-        raise CheckpointError(f"{path} was not written by the zoo and stays: choose another folder")
 
 
 def _serialise(model: nn.Module) -> bytes:

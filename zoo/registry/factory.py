@@ -29,6 +29,7 @@ from zoo.models.deploy import to_deploy
 from zoo.registry import bundled_weights, closed, families, plugins
 from zoo.registry.described import Beside, Described, Shared, name_problems
 from zoo.registry.loading import Strict, load_state
+from zoo.support import lean
 from zoo.support.files import (
     CONFIG_NAME,
     RECORDS,
@@ -188,7 +189,7 @@ def answers_imagenet(model: str) -> bool:
     name = re.sub(r"^hf[-_]hub:timm/", "", as_named(model))
     register()
     try:
-        cfg = get_pretrained_cfg(name)
+        cfg = get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
     except RuntimeError:  # no such tag
         return False
     return cfg is not None and cfg.num_classes == 1000 and "in1k" in (cfg.tag or "").split("_")
@@ -236,7 +237,7 @@ def _parse(model_name: str) -> tuple[str, str]:
         source, name = "", model_name
     arch, _, tag = name.partition(".")
     if not timm.is_model(arch):
-        ours, theirs = list_models(), timm.list_models()
+        ours, theirs = list_models(), lean.names()
         possible = ours if set(nearest(arch, [*ours, *theirs])[:1]) <= set(ours) else theirs
         raise ValueError(f"unknown model {arch!r}{suggestion(arch, possible)} (zoo.list_models() lists all)")
     if tag:
@@ -258,6 +259,8 @@ def _check_config(folder: Path) -> str:
     known = {f.name for f in fields(PretrainedCfg)}
     if unknown := [k for k in cfg if k not in known]:
         raise CheckpointError(f"{where}: pretrained_cfg has entries timm does not know: {', '.join(unknown)}")
+    if "estimator" in config:
+        raise CheckpointError(f"{folder} holds an estimator, {arch!r:.60}: zoo.load_estimator reads it")
     if not re.fullmatch(r"\w+", arch) or not timm.is_model(arch):
         raise CheckpointError(f"{where} names the architecture {arch!r:.100}, which is not registered")
     problems = check_values(Described, cfg, "pretrained_cfg") + check_values(Beside, config)
@@ -301,6 +304,9 @@ def _build(model_name: str, source: str, name: str, *, pretrained: bool, kwargs:
 
 def _build_described(model_name: str, source: str, name: str, kwargs: dict[str, Any]) -> nn.Module:
     """Build what a folder or repository describes; errors of the constructor become one-line messages."""
+    elsewhere = "download the repository's files elsewhere and use 'local-dir:<folder>'"
+    if source == "hf-hub" and not closed.active() and not hub_config(name):  # timm's client would try for long
+        raise CheckpointError(f"cannot fetch {CONFIG_NAME} of {model_name}: {elsewhere}")
     try:
         with contextlib.nullcontext() if closed.active() else closed.closed(model_name):
             return timm.create_model(model_name, pretrained=False, **kwargs)
@@ -313,10 +319,7 @@ def _build_described(model_name: str, source: str, name: str, kwargs: dict[str, 
         if kwargs and isinstance(error, ValueError | TypeError) and not message:
             raise  # the caller's arguments may be the problem
         if isinstance(error, OSError) and source == "hf-hub":
-            raise CheckpointError(
-                f"cannot fetch {model_name} ({type(error).__name__}); download the repository's files elsewhere "
-                "and use 'local-dir:<folder>'"
-            ) from error
+            raise CheckpointError(f"cannot fetch {model_name} ({type(error).__name__}); {elsewhere}") from error
         why = "it needs more memory than there is" if is_of_memory(error) else message or first_line(error)
         raise CheckpointError(f"{model_name}: its {CONFIG_NAME} describes no model that can be built: {why}") from error
 

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import errno
 import hashlib
+import os
 import pickle
 import pickletools
 import re
@@ -39,7 +40,10 @@ __all__ = [
     "CheckpointError",
     "check_inside",
     "check_recorded",
+    "check_replaceable",
+    "fetch_hub",
     "hub_config",
+    "is_safetensors",
     "locate",
     "offline",
     "offline_reason",
@@ -70,6 +74,7 @@ _SCANNED = 64_000_000
 
 
 _TRIES = 4
+_PATIENCE = 5.0  # seconds to wait for the hub's first answer
 
 Result = TypeVar("Result")
 Place = TypeVar("Place", bound=str | Path)  # a mapping of paths is not one of `str | Path`
@@ -109,6 +114,28 @@ def write_all(files: Mapping[Place, Callable[[BinaryIO], object]]) -> None:
     except OSError as error:
         place = error.filename or next(iter(files))
         raise CheckpointError(f"cannot write {place}: {_reason(error)}") from error
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse a folder with files of these names that the zoo did not write, so that they are not overwritten.
+
+    Raises:
+        CheckpointError: `config.json` is unreadable, names no architecture or was not written by the zoo, or weights
+            exist without it or behind a link.
+    """
+    path, weights = folder / CONFIG_NAME, folder / WEIGHTS_NAME
+    if os.path.lexists(weights) and (not os.path.lexists(path) or leads_out(weights, folder)):
+        raise CheckpointError(f"{weights} is not of a model that the zoo saved and stays: choose another folder")
+    if not os.path.lexists(path):
+        return
+    try:
+        found = read_json(path)
+    except (OSError, DamagedFileError):
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("architecture"), str):
+        raise CheckpointError(f"{path} is not the configuration of a model and stays: choose another folder")
+    if not isinstance(found.get("zoo"), dict):
+        raise CheckpointError(f"{path} was not written by the zoo and stays: choose another folder")
 
 
 def writer_of(content: bytes) -> Callable[[BinaryIO], None]:
@@ -206,6 +233,16 @@ def _neighbours(path: Path) -> str:
         return f": its folder {path.parent} does not exist either"
     close = nearest(path.name, names)
     return f"; that folder has {', '.join(close)}" if close else ""
+
+
+def is_safetensors(path: str | Path) -> bool:
+    """Whether a file is read as safetensors, by its content.
+
+    Raises:
+        CheckpointError: It is missing, empty, or not a regular file.
+    """
+    path = _checked(path)
+    return _looks_like_safetensors(path, _first_bytes(path)[1])
 
 
 def _looks_like_safetensors(path: Path, head: bytes) -> bool:
@@ -640,8 +677,9 @@ def _hub_file(repository: str, name: str, revision: str | None) -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    cached = bool(offline_reason()) or not _hub_answers(repository, name, revision)
     try:
-        return Path(hf_hub_download(repository, name, revision=revision, local_files_only=bool(offline_reason())))
+        return Path(hf_hub_download(repository, name, revision=revision, local_files_only=cached))
     except Exception as error:  # the client passes on errors of several libraries
         absent = isinstance(error, LocalEntryNotFoundError)
         if name == CONFIG_NAME or (isinstance(error, EntryNotFoundError) and not absent):
@@ -651,6 +689,20 @@ def _hub_file(repository: str, name: str, revision: str | None) -> Path | None:
         raise CheckpointError(
             f"cannot download {name} of hf-hub:{repository} ({why}); fetch it elsewhere and {by_hand}"
         ) from error
+
+
+def _hub_answers(repository: str, name: str, revision: str | None) -> bool:
+    """Whether the hub can be reached, by one short attempt: its client repeats failed ones for half a minute."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, name, revision=revision), timeout=_PATIENCE)
+    except HfHubHTTPError:  # an answer, which the download tells
+        return True
+    except Exception:  # no connection, of several libraries
+        return False
+    return True
 
 
 def _verify_fetched(path: Path, expected: str | None) -> None:

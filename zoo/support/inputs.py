@@ -33,9 +33,11 @@ __all__ = [
     "Text",
     "check",
     "derived",
+    "in_units",
     "read",
     "record_of",
     "shape_of",
+    "unit_of",
 ]
 
 _MAX_BYTES = 1_000_000  # of a record
@@ -171,19 +173,30 @@ class Points(Record):
     """A point cloud, (1, points, channels).
 
     Attributes:
-        points: Number of points, chosen by farthest-point sampling.
+        points: Number of points, chosen by farthest-point sampling; those of a smaller cloud are repeated.
         channels: Values per point.
-        extent: Largest absolute coordinate in the training clouds; None if unknown.
+        extent: Largest absolute coordinate in the training clouds; None if unknown, or if they are fitted.
+        fit: `sphere` moves the mean of a cloud's points to the origin and scales them into the unit sphere; None keeps
+            the coordinates.
+        mean: Subtracted from the chosen points, per channel; 0 for the coordinates.
+        std: The differences are divided by this; 1 for the coordinates.
     """
 
     kind: Literal["points"]
     points: Count
     channels: Count = 3
     extent: Annotated[float, Field(gt=0)] | None = None
+    fit: Literal["sphere"] | None = None
+    mean: Numbers = [0.0]
+    std: Positive = [1.0]
 
     def numbers(self) -> int:
         """Values of all points."""
         return self.points * self.channels
+
+    def lengths(self) -> dict[str, int]:
+        """One value for each channel."""
+        return {"mean": self.channels, "std": self.channels}
 
 
 class Spectrum(Record):
@@ -218,12 +231,14 @@ class Text(Record):
         tokens: Length after truncation or padding, with the special tokens at both ends.
         tokenizer: Its name.
         tokenizer_sha256: SHA-256 of its file; None if unknown (older weights).
+        column: Column of the texts in a table; None for a model that was trained on text files.
     """
 
     kind: Literal["text"]
     tokens: Count
     tokenizer: Literal["minilm"] = "minilm"
     tokenizer_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    column: Name | None = None
 
     def numbers(self) -> int:
         """Tokens."""
@@ -236,10 +251,34 @@ class Variable(Record):
     Attributes:
         name: Name of the column.
         values: Categories of a one-hot encoded column, in the model's order; None for numbers.
+        truth: Whether the numbers are true and false, as 1 and 0.
+        fill: Value of a missing number; None refuses one.
+        required: Whether a missing cell of a one-hot encoded column is refused, not a category of its own.
+        indicator: Whether a further input says that the number was missing, 1, or not, 0.
+        unseen: What becomes of a category that is not among `values`: `zeros` for all of them; None refuses it.
     """
 
     name: Name
     values: Annotated[Names, Field(min_length=1)] | None = None
+    truth: bool = False
+    fill: float | None = None
+    required: bool = False
+    indicator: bool = False
+    unseen: Literal["zeros"] | None = None
+
+    def width(self) -> int:
+        """Number of inputs."""
+        return 1 + self.indicator if self.values is None else len(self.values)
+
+    def inputs(self) -> list[str]:
+        """Names of the inputs."""
+        if self.values is not None:
+            return [f"{self.name}={value}" for value in self.values]
+        return [self.name, *([f"{self.name}={MISSING}"] if self.indicator else [])]
+
+
+#: The category of a missing cell.
+MISSING = "(missing)"
 
 
 class Table(Record):
@@ -248,8 +287,14 @@ class Table(Record):
     Attributes:
         columns: Feature names in the model's order; empty if unknown. A one-hot encoded feature is `variable=value`.
         count: Number of features.
-        variables: The columns that the features come from; empty unless some are one-hot encoded.
+        variables: The columns that the features come from; empty if they are the features, all of them numbers.
         header: Whether files start with a row of column names; without it, columns are in the model's order.
+        missing_words: Words that mean a missing cell, beside an empty one.
+        target: Name of the column that is predicted; None if unknown.
+        target_mean: Added to the outputs of a regression, after they are multiplied by `target_scale`.
+        target_scale: Size of an output of one, in units of the target.
+        separator: Column separator; None detects it.
+        encoding: Text encoding; None for UTF-8, or UTF-16 with a byte order mark.
     """
 
     kind: Literal["table"]
@@ -257,16 +302,28 @@ class Table(Record):
     count: Count = 1
     variables: list[Variable] = []
     header: bool = True
+    missing_words: list[str] = []
+    target: Name | None = None
+    target_mean: float = 0.0
+    target_scale: Annotated[float, Field(gt=0)] = 1.0
+    separator: str | None = None
+    encoding: str | None = None
 
     @model_validator(mode="after")
     def _agree(self) -> Table:
         if self.columns and len(self.columns) != self.count:
             raise ValueError(f"there are {len(self.columns)} names for {self.count} columns")
         _unique([v.name for v in self.variables])
-        width = sum(1 if v.values is None else len(v.values) for v in self.variables)
+        width = sum(v.width() for v in self.variables)
         if self.variables and width != self.count:
             raise ValueError(f"the variables make {width} columns of {self.count}")
         return self
+
+    def measured(self) -> list[bool]:
+        """Whether each feature is a measured number, not a category or a word about a missing cell."""
+        if not self.variables:
+            return [True] * self.count
+        return [v.values is None and i == 0 for v in self.variables for i in range(v.width())]
 
     def numbers(self) -> int:
         """Columns."""
@@ -418,6 +475,24 @@ def shape_of(record: Mapping[str, Any]) -> tuple[int, ...] | None:
 def record_of(model: Any) -> dict[str, Any]:
     """The model's own record, or one derived from its configuration."""
     return getattr(model, "input_record", None) or derived(model)
+
+
+def in_units(record: Mapping[str, Any] | None, values: Any) -> Any:
+    """Outputs, or targets, of a regression on a table in the units of its target; others as they are.
+
+    Args:
+        record: The model's input record, if it has one.
+        values: A number, tensor or array.
+    """
+    scale, mean = unit_of(record)
+    return values * scale + mean if (scale, mean) != (1.0, 0.0) else values
+
+
+def unit_of(record: Mapping[str, Any] | None) -> tuple[float, float]:
+    """Scale and mean of the target of a regression on a table; 1 and 0 if there are none."""
+    if not record or record.get("kind") != "table":
+        return 1.0, 0.0
+    return float(record.get("target_scale", 1.0)), float(record.get("target_mean", 0.0))
 
 
 def derived(model: Any) -> dict[str, Any]:

@@ -31,6 +31,33 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
+def current_arguments(function: Callable[..., Any], values: Mapping[str, Any], key: str = "") -> dict[str, Any]:
+    """Arguments by their current names: those of a function's `older_names` (older to current) are renamed.
+
+    An older name without a value is dropped, as in a configuration of an earlier release.
+
+    Args:
+        function: A function or class.
+        values: Its keyword arguments.
+        key: What comes before the names in the message.
+
+    Raises:
+        ConfigError: Both names of an argument have values.
+    """
+    called: Any = function.__init__ if inspect.isclass(function) else function
+    found = dict(values)
+    for old, new in getattr(called, "older_names", {}).items():
+        if old not in found:
+            continue
+        value = found.pop(old)
+        if value in (None, "???"):
+            continue
+        if found.get(new) not in (None, "???"):
+            raise ConfigError(f"{key}{old} is the older word for {key}{new}: give one of them, not both")
+        found[new] = value
+    return found
+
+
 def check_call(
     target: Callable[..., Any],
     values: Mapping[str, Any],
@@ -50,6 +77,11 @@ def check_call(
         nested: Whether values may be sections with `_target_`. False for values from untrusted files: no class that
             they name is looked up, since that would import its module.
     """
+    prefix = f"{key}." if key else ""
+    try:
+        values = current_arguments(target, values, prefix)
+    except ConfigError as error:
+        return [str(error)]
     function = target.__init__ if inspect.isclass(target) else target
     parameters = dict(inspect.signature(target).parameters)
     try:
@@ -58,7 +90,6 @@ def check_call(
         hints = {}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    prefix = f"{key}." if key else ""
     problems: list[str] = []
 
     for name, value in values.items():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MeanSquaredError, Metric, R2Score
 from torchmetrics.classification import MulticlassAccuracy
 
+from zoo.support.inputs import in_units, unit_of
 from zoo.support.padding import IGNORE_INDEX
 from zoo.support.scaling import standardisation
 from zoo.tasks.base import OptionError, Task
@@ -131,8 +132,10 @@ class TabularTask(Task):
         outputs = self(rows).float()
         self.mean[part].update(self._loss(outputs[kept], targets[kept]))
         decided = self._decide(outputs[kept], targets)
+        scale, _ = unit_of(getattr(self.model, "input_record", None))
         for name, metric in self.metrics[part].items():
-            metric.update(decided, targets[kept])
+            unit = scale if name == "rmse" else 1
+            metric.update(decided * unit, targets[kept] * unit)
             self.log(f"{part}/{name}", metric, prog_bar=part == "val")
         score = self.metrics[part]["acc" if "acc" in self.metrics[part] else "r2"]
         self.log(f"{part}/score", score)
@@ -154,7 +157,7 @@ class TabularTask(Task):
         """Class probabilities (B, K), or values (B,), of a batch of rows or of `(rows, targets)`."""
         outputs = self(batch[0] if isinstance(batch, (tuple, list)) else batch).float()
         if self.class_names is None:
-            return outputs.squeeze(-1)
+            return in_units(getattr(self.model, "input_record", None), outputs.squeeze(-1))
         if self.outputs == 1:
             return torch.cat([-outputs, outputs], -1).sigmoid()
         return outputs.softmax(-1)

@@ -1,4 +1,4 @@
-"""Base tests to inherit, for a kernel, an operator, a learner or a model of one's own, in the zoo or outside of it.
+"""Base tests to inherit, for a kernel, operator, learner, estimator or model of one's own, in the zoo or outside of it.
 
 >>> import zoo.testing
 >>> class TestCauchy(zoo.testing.KernelTests):
@@ -10,12 +10,13 @@ Nothing else in the zoo needs pytest.
 
 import pytest
 
-for part in ("kernels", "learners", "models", "operators"):
+for part in ("estimators", "kernels", "learners", "models", "operators"):
     pytest.register_assert_rewrite(f"{__name__}.{part}")
 
+from zoo.testing.estimators import EstimatorTests
 from zoo.testing.kernels import KernelTests, points
 from zoo.testing.learners import LearnerTests
 from zoo.testing.models import ModelTests
 from zoo.testing.operators import Case, OperatorTests
 
-__all__ = ["Case", "KernelTests", "LearnerTests", "ModelTests", "OperatorTests", "points"]
+__all__ = ["Case", "EstimatorTests", "KernelTests", "LearnerTests", "ModelTests", "OperatorTests", "points"]

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from zoo.results.timing import interleaved_times
+from zoo.support.inputs import in_units
 from zoo.tools.errors import ToolError
-from zoo.tools.evaluation import batches, build_data, load, part_of, record_of
+from zoo.tools.evaluation import Places, batches, build_data, load, part_of, record_of
 
 __all__ = ["compare", "outputs_of"]
 
 
-def compare(a: str, b: str, data: str | None = None, rounds: int = 9, root: str | None = None) -> dict[str, Any]:
+def compare(a: str, b: str, data: str | None = None, rounds: int = 9, root: Places | None = None) -> dict[str, Any]:
     """Evaluate two models on the same test rows (or validation rows, if the data have no test), and time them
     alternately.
 
@@ -31,7 +32,7 @@ def compare(a: str, b: str, data: str | None = None, rounds: int = 9, root: str 
         data: Model whose data set is used; the first one with data on record by default. Images are resized and
             normalised by each model's record.
         rounds: Timed calls of each model, on one batch of 32.
-        root: Folder of the data set, if the zoo does not fetch it.
+        root: Where the data is, see :func:`zoo.tools.evaluation.build_data`.
 
     Returns:
         `a` and `b`, each with `name`, `parameters`, `ms` (median CPU time per input), and `accuracy` or `rmse` and
@@ -74,7 +75,7 @@ def _forward(network: nn.Module, batch: Tensor) -> Any:
 
 @torch.inference_mode()
 def outputs_of(
-    network: nn.Module, source: Mapping[str, Any], record: Mapping[str, Any], root: str | None = None
+    network: nn.Module, source: Mapping[str, Any], record: Mapping[str, Any], root: Places | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs on the test part (or else the validation part) of `source`'s data in `root`, with the preprocessing of
     `record`.
@@ -108,14 +109,17 @@ def outputs_of(
         outputs.append(network(x).float())
         targets.append(y)
     assert first is not None
-    return torch.cat(outputs), torch.cat(targets), first
+    found, right = torch.cat(outputs), torch.cat(targets)
+    if right.is_floating_point():
+        found, right = in_units(record.get("input"), found), in_units(source.get("input"), right)
+    return found, right, first
 
 
 def _check_inputs(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | None, name: str) -> None:
     """Refuse a data set whose input record differs from the model's in more than size and normalisation."""
     if not theirs or not ours:
         return
-    free = {"size", "mean", "std", "background"}
+    free = {"size", "mean", "std", "background", "column"}
     if None in (theirs.get("tokenizer_sha256"), ours.get("tokenizer_sha256")):
         free.add("tokenizer_sha256")  # unknown in older records
     for key in sorted({*theirs, *ours} - free):

@@ -7,9 +7,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -17,11 +16,14 @@ from zoo.models.deploy import to_deploy
 from zoo.registry import bundled_weights
 from zoo.registry.factory import MAY_BE, as_named, create_model
 from zoo.registry.trust import TrustError, recorded_class
+from zoo.support import inputs as records
 from zoo.support.files import offline
-from zoo.support.signatures import check_call
+from zoo.support.signatures import check_call, current_arguments
 from zoo.support.values import first_line
-from zoo.tasks import Task
 from zoo.tools.errors import ToolError
+
+if TYPE_CHECKING:
+    from zoo.tasks import Task
 
 __all__ = ["batches", "build_data", "build_task", "evaluate", "load", "record_of", "unusable", "validate"]
 
@@ -31,16 +33,18 @@ def record_of(model: str | Path, data: bool = True) -> dict[str, Any]:
 
     Args:
         model: `NAME.TAG` of a shipped weight, or the folder of a finished run or of a saved model, which becomes the
-            record's `name` and `folder`.
+            record's `name` and `folder`. `places` of a run are where it had its data.
         data: Whether the training data and figures are needed, which a saved model outside its run does not have.
 
     Raises:
         ToolError: There is no such model, or it has no record of its data.
     """
-    from zoo.tools.release import describe, saved
+    from zoo.tools.estimators import refuse
+    from zoo.tools.release import describe, places_of, saved
 
     try:
         name = as_named(model)
+        refuse(model)
     except ValueError as error:
         raise ToolError(str(error)) from None
     if bundled_weights.NAME.fullmatch(name):
@@ -51,7 +55,7 @@ def record_of(model: str | Path, data: bool = True) -> dict[str, Any]:
     named = {"name": str(model), "folder": str(folder)}
     run = folder.parent
     if folder.name == "model" and (run == Path(model) or (run / "summary.json").is_file()):
-        return describe([run], license="unknown") | named
+        return describe([run], license="unknown") | named | {"places": places_of(run)}
     if data:
         raise ToolError(f"{model} is a saved model, without its run's record of data and figures: {_WITH_DATA}")
     return saved(folder) | named
@@ -62,7 +66,7 @@ _WITH_DATA = "give the folder of a run or a shipped weight (`validate` also take
 
 _RECORDED = (
     "nothing is fetched for a run folder, which may come from anyone: fetch the data yourself, by starting its "
-    "experiment once, or name their folder with --root"
+    "experiment once, or name their folder with --cache"
 )
 
 
@@ -92,10 +96,11 @@ def _build_section(section: Any, place: str, **offered: Any) -> Any:
         build = recorded_class(section.get("_target_"), place)
     except TrustError as error:
         raise ToolError(str(error)) from None
-    values = {k: v for k, v in section.items() if not str(k).startswith("_")} | offered
+    values = {k: v for k, v in section.items() if not str(k).startswith("_")}
+    values = current_arguments(build, values) | current_arguments(build, offered)
     if problems := check_call(build, values, place, given=offered, nested=False):
-        if problems == ["data.root has no value"]:
-            raise ToolError(f"the files of {build.__name__} are not on record: name their folder with --root")
+        if problems == ["data.path has no value"]:
+            raise ToolError(_NO_PLACE.format(build.__name__))
         raise ToolError(f"the record does not fit {build.__name__}: {problems[0]}")
     try:
         return build(**values)
@@ -110,22 +115,36 @@ def part_of(record: Mapping[str, Any]) -> str:
     return "validation" if record.get("metric", {}).get("name", "").startswith("val/") else "test"
 
 
-def build_data(record: Mapping[str, Any], root: str | None = None, **changes: Any) -> Any:
+#: Where the data of a record is: a folder, or by name `path` (own data), `cache` (what was fetched), `root` (either).
+Places = str | Mapping[str, str]
+
+
+_PLACES = ("path", "folder", "cache", "root")
+_NO_PLACE = "the files of {} are not on record: name their folder with --path"
+
+
+def build_data(record: Mapping[str, Any], root: Places | None = None, **changes: Any) -> Any:
     """Build and prepare the data module of a record.
 
     Args:
         record: From :func:`record_of`, with data.
-        root: Folder of the data set; machine-dependent, so no record has it.
+        root: Where the data is, instead of where the run of a folder had it. No shipped record says it.
         **changes: Arguments of the data module to replace (`eval_batch_size`).
 
     Raises:
-        ToolError: The record is invalid, or the data set has no folder of its own and `root` is missing.
+        ToolError: The record is invalid, or own data is not there, or its place is not known.
     """
-    config = {**record["data"]["config"], **changes, **({"root": root} if root else {})}
-    if config.get("root", "") is None:
-        del config["root"]  # the module's own default
+    given = dict(root) if isinstance(root, Mapping) else {"root": root} if root else {}
+    kept = {"path": ("cache",), "cache": ("path", "folder")}.get(next(iter(given), ""), ()) if given else _PLACES
+    places = {key: value for key, value in record.get("places", {}).items() if key in kept}
+    if "path" in places and not Path(places["path"]).expanduser().exists():
+        raise ToolError(f"the data of the run, {places['path']}, is not there any more: name its place with --path")
+    config = {**record["data"]["config"], **changes, **places}
+    if record["data"].get("own") and not {"path", "root"} & {*places, *given}:
+        raise ToolError(_NO_PLACE.format(str(config["_target_"]).rpartition(".")[2]))
+    config = {key: value for key, value in config.items() if value is not None or key not in _PLACES}
     with _fetching(record):
-        data = _build_section(config, "data")
+        data = _build_section(config, "data", **given)
         data.prepare_data()
         data.setup("validate" if part_of(record) == "validation" else "test")
     return data
@@ -156,13 +175,23 @@ def evaluate(record: Mapping[str, Any], model: nn.Module, progress: bool = False
     data = build_data(record, **changes)
     known = (record.get("input") or {}).get("tokenizer_sha256")
     if known and known != data.input_record().get("tokenizer_sha256"):
-        raise ToolError(f"the tokenizer in {data.root} is not that of the training (sha256 {known[:12]}...)")
+        raise ToolError(f"the tokenizer in {data.cache} is not that of the training (sha256 {known[:12]}...)")
+    _check_table(record, data)
     hook = model.register_forward_hook(_watch(str(record.get("name", "the model"))))
     try:
         with _fetching(record):
             return _measured(record, data, model, progress)
     finally:
         hook.remove()
+
+
+def _check_table(record: Mapping[str, Any], data: Any) -> None:
+    """Refuse a table whose columns, categories or fill values are no longer those that the model was trained with."""
+    known = record.get("input") or {}
+    if known.get("kind") == "table" and known.get("variables") and known != records.check(data.input_record()):
+        path = record.get("places", {}).get("path", "the table")
+        raise ToolError(f"{path} is no longer the one of the training: its columns or training rows "
+                        "make other inputs; `validate --data FILE` measures on another table")  # fmt: skip
 
 
 def unusable(outputs: Tensor) -> Tensor:
@@ -190,6 +219,8 @@ def _watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
 def _measured(record: Mapping[str, Any], data: Any, model: nn.Module, progress: bool) -> dict[str, float]:
     if hasattr(data, "stream"):  # continual learning: all tasks, task id unknown
         return {"test/acc_agnostic": _agnostic(data, model)}
+    import lightning as L
+
     task = build_task(record, model)
     quiet = logging.getLogger("lightning.pytorch")
     level = quiet.level
@@ -243,12 +274,12 @@ def _agnostic(data: Any, model: nn.Module) -> float:
     return sum(shares) / len(shares)
 
 
-def validate(model: str, root: str | None = None, progress: bool = False, tolerance: float = 1e-3) -> dict[str, Any]:
+def validate(model: str, root: Places | None = None, progress: bool = False, tolerance: float = 1e-3) -> dict[str, Any]:
     """Reproduce the metrics of a record, with its weights in deploy form on the test part of its data.
 
     Args:
         model: A shipped weight or the folder of a run.
-        root: Folder of the data set, if the zoo does not fetch it.
+        root: Where the data is, see :func:`build_data`.
         progress: Show a progress bar.
         tolerance: Largest difference from the record; absolute for values up to 1, relative above.
 

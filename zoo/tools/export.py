@@ -27,8 +27,10 @@ from torch import Tensor, nn
 from zoo.results.timing import interleaved_times
 from zoo.support.files import sha256_of, write_atomic, writer_of
 from zoo.support.inputs import record_of as input_record_of
+from zoo.support.inputs import unit_of
 from zoo.support.values import DamagedFileError, check_output, leads_out, read_json
 from zoo.support.whole import staging
+from zoo.tools import estimators
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import batches, build_data, load, part_of, record_of
 from zoo.tools.info import example
@@ -38,6 +40,11 @@ __all__ = ["FORMATS", "export", "quantize", "run_elsewhere"]
 FORMATS = ("program", "onnx")
 TOLERANCE = 1e-5
 _NAMES = {"program": "model.pt2", "onnx": "model.onnx", "int8": "model.int8.onnx"}
+_PREPARED = (
+    "the input is rows of prepared numbers, float32, in the order of input_record.columns: numbers as in the file, the "
+    "fill value of their variable where one is missing, and 1 in the column NAME=(missing) if there is one; of each "
+    "category 1 in the column NAME=CATEGORY and 0 in the others"
+)
 _INPUTS = ("input", "marks")  # calendar marks only for forecasting models that use them
 
 
@@ -47,15 +54,16 @@ def export(
     """Export a model, and compare it with eager PyTorch on batches of 1, 2 and 5.
 
     Args:
-        model: Name with a tag, `local-dir:<folder>` or the folder of a run, which are exported in deploy form; or a
-            module, exported in the form it has.
+        model: Name with a tag, `local-dir:<folder>` or the folder of a run, which are exported in deploy form; a saved
+            estimator, from rows in their own units, which it standardises itself, to probabilities or values, compared
+            with its own `predict_proba` or `predict`; or a module, exported in the form it has.
         folder: Created if missing. An earlier export in it is replaced as a whole.
         formats: From :data:`FORMATS`: `program` (`torch.export`, model.pt2) and `onnx` (model.onnx).
         size: Side of the images, pixels; that of the record by default.
 
     Returns:
         Content of the folder's `deployment.json`: by format `file`, `bytes`, `sha256`, `max_difference` and `batches`;
-        `preprocessing`, `class_names` and `input_record`.
+        `preprocessing`, `class_names`, `input_record`, and `output` of an estimator (`probabilities` or `values`).
 
     Raises:
         OutputError: The folder cannot be created.
@@ -66,18 +74,24 @@ def export(
         raise ToolError(f"format {unknown[0]!r} is not one of {', '.join(FORMATS)}")
     folder = check_output(folder)
     _check_own(folder, formats)
-    network = model if isinstance(model, nn.Module) else load(model)
-    network = network.eval()
+    network = _network_of(model).eval()
     cfg: Any = getattr(network, "pretrained_cfg", None) or {}
     inputs = _arguments(network, 2, size)
     told: dict[str, Any] = {"model": model if isinstance(model, str) else type(network).__name__}
     told |= {"input": ["batch", *inputs[0].shape[1:]], "preprocessing": _preprocessing(cfg)}
     told |= {name: ["batch", *x.shape[1:]] for name, x in zip(_INPUTS[1:], inputs[1:], strict=False)}
     told["class_names"] = list(cfg.get("label_names") or ())
-    told["input_record"] = input_record_of(network)
+    told["input_record"] = record = input_record_of(network)
+    if record["kind"] == "table" and record.get("variables"):
+        told["prepared"] = _PREPARED
+    if unit_of(record) != (1.0, 0.0):
+        told["output"] = "standardised values: times target_scale plus target_mean (input_record) they are the target's"
+    if isinstance(network, estimators.Pipeline):
+        told["output"] = "probabilities" if told["class_names"] else "values"
     batches = {n: _arguments(network, n, size) for n in (1, 2, 5)}
     with torch.no_grad():
-        expected = {n: network(*x).numpy() for n, x in batches.items()}
+        answers = getattr(network, "expected", None) or (lambda *x: network(*x).numpy())  # of an estimator: its own
+        expected = {n: answers(*x) for n, x in batches.items()}
     with _written(folder) as place, _quiet():
         program = _program(network, inputs)
         for kind in formats:
@@ -93,6 +107,13 @@ def export(
             told[kind] = _entry(path) | {"max_difference": worst, "batches": list(batches)}
         _write_deployment(place, told)
     return told
+
+
+def _network_of(model: str | nn.Module) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return model
+    saved = estimators.open_estimator(model)
+    return load(model) if saved is None else estimators.pipeline(saved)
 
 
 def _write_deployment(place: Path, told: Mapping[str, Any]) -> None:

@@ -10,12 +10,14 @@ import hashlib
 import os
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zoo.registry.checkpoints import check_replaceable, save_pretrained
-from zoo.support.files import CONFIG_NAME, WEIGHTS_NAME, write_all, writer_of
+from zoo.registry.checkpoints import save_pretrained
+from zoo.support.files import CONFIG_NAME, WEIGHTS_NAME, check_replaceable, write_all, writer_of
 from zoo.support.values import DamagedFileError, check_output, read_text
+from zoo.tools import estimators
 from zoo.tools.cards import card
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import load, record_of
@@ -26,10 +28,11 @@ _MARK = "\n<!-- written by Kernel Zoo; a text that was changed is kept; sha256 "
 
 
 def push(model: str, target: str, *, private: bool = False, api: Any = None) -> str:
-    """Publish a shipped weight, or the model of a run, with its model card.
+    """Publish a shipped weight, the model of a run, or a saved estimator, with its card.
 
     Args:
-        model: Name of a shipped weight, or the folder of a finished run (or `local-dir:` of the model in it).
+        model: Name of a shipped weight, the folder of a finished run (or `local-dir:` of the model in it), or the
+            folder of a saved estimator.
         target: `hf-hub:<organisation>/<name>`, or `local-dir:<folder>`.
         private: Whether a new repository is private.
         api: Client of the hub; `huggingface_hub.HfApi()` by default.
@@ -47,27 +50,48 @@ def push(model: str, target: str, *, private: bool = False, api: Any = None) -> 
         raise ToolError(f"{target} is not of the form hf-hub:<organisation>/<name>")
     if place not in ("hf-hub", "local-dir") or not rest:
         raise ToolError(f"{target!r} is not a valid target: write hf-hub:<organisation>/<name> or local-dir:<folder>")
+    saved = estimators.open_estimator(model)
+    with tempfile.TemporaryDirectory() as folder:
+        if saved is None:
+            text, name, files = _of_model(model, place, rest, Path(folder))
+        else:
+            text, name, files = _of_estimator(saved, place, rest, Path(folder))
+        files["README.md"] = f"{text}{_MARK}{_digest(text)} -->\n".encode()
+        if place == "local-dir":
+            _check_own(check_output(rest), text)
+            write_all({Path(rest) / file: writer_of(content) for file, content in files.items()})
+        else:
+            for file, content in files.items():
+                (Path(folder) / file).write_bytes(content)
+            _upload(Path(folder), rest, name, private, api)
+    return f"{place}:{rest}"
+
+
+def _of_model(model: str, place: str, rest: str, folder: Path) -> tuple[str, str, dict[str, bytes]]:
+    """Card, name and files of a model, which `folder` is free for."""
     record = record_of(model)
     if "folder" in record:  # of a run, whose own folder says nothing to others
         record["name"] = Path(rest).name
     text = card(record, f"{place}:{rest}")
-    if place == "local-dir":
-        _check_own(check_output(rest), text)
-    network = load(model, deploy=False)
-    with tempfile.TemporaryDirectory() as folder:
-        staged = save_pretrained(network, folder, class_names=record["class_names"] or None)
-        files = {name: (staged / name).read_bytes() for name in (WEIGHTS_NAME, CONFIG_NAME)}
-        tokenizer = Path(record.get("folder", folder)) / "tokenizer.json"  # of a text model's run
-        if tokenizer.is_file():
-            files[tokenizer.name] = tokenizer.read_bytes()
-        files["README.md"] = f"{text}{_MARK}{_digest(text)} -->\n".encode()
-        if place == "local-dir":
-            write_all({Path(rest) / name: writer_of(content) for name, content in files.items()})
-        else:
-            for name, content in files.items():
-                (staged / name).write_bytes(content)
-            _upload(staged, rest, record["name"], private, api)
-    return f"{place}:{rest}"
+    staged = save_pretrained(load(model, deploy=False), folder, class_names=record["class_names"] or None)
+    files = {name: (staged / name).read_bytes() for name in (WEIGHTS_NAME, CONFIG_NAME)}
+    tokenizer = Path(record.get("folder", folder)) / "tokenizer.json"  # of a text model's run
+    if tokenizer.is_file():
+        files[tokenizer.name] = tokenizer.read_bytes()
+    return text, record["name"], files
+
+
+def _of_estimator(
+    saved: estimators.SavedEstimator, place: str, rest: str, folder: Path
+) -> tuple[str, str, dict[str, bytes]]:
+    """Card, name and files of an estimator, written anew: nothing else of its folder is published."""
+    from zoo.estimators.saved import save_estimator
+
+    name = Path(rest).name
+    staged = save_estimator(saved.estimator, folder, input_record=saved.config["input"])
+    files = {file: (staged / file).read_bytes() for file in (WEIGHTS_NAME, CONFIG_NAME)}
+    written = replace(saved, weights=staged / WEIGHTS_NAME)
+    return estimators.card(written, name if place == "local-dir" else f"{place}:{rest}"), name, files
 
 
 def _check_own(folder: Path, text: str) -> None:

@@ -2,51 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-from zoo.analysis.plots import square_of_share
-from zoo.analysis.probes.receptive_field import receptive_field
 from zoo.models.deploy import to_deploy
 from zoo.registry import bundled_weights
-from zoo.registry.factory import as_named, create_model, list_models
+from zoo.registry.factory import as_named, create_model
 from zoo.support import inputs
 from zoo.support.files import locate, read_config
 from zoo.support.values import first_line
+from zoo.tools import estimators
 from zoo.tools.errors import ToolError
-from zoo.tools.validation import published
+from zoo.tools.listing import FRESH, PUBLISHED, SHIPPED, listing, published
 
 __all__ = ["describe", "example", "listing"]
-
-SHIPPED, PUBLISHED, FRESH = "shipped, trained by the zoo", "published by the authors, fetched, not retrained", ""
-
-
-def listing(filter: str = "", pretrained: bool = False) -> list[dict[str, Any]]:
-    """Table of the zoo's models, or of its weights.
-
-    Args:
-        filter: Pattern of the names, as in `zoo.list_models`.
-        pretrained: List weights instead of models.
-
-    Returns:
-        Rows with `name`, `weights` (their source; empty without), `published_top1` of the authors' ImageNet weights in
-        percent, and `metric`, `value`, `n`, `mean`, `sd` and `data` of shipped ones.
-    """
-    records = bundled_weights.records()
-    rows: list[dict[str, Any]] = []
-    for name in list_models(filter, pretrained=pretrained):
-        row: dict[str, Any] = {"name": name, "weights": PUBLISHED if "." in name else FRESH}
-        if "." in name and (top1 := published(getattr(get_pretrained_cfg(name), "notes", None))) is not None:
-            row["published_top1"] = top1
-        if record := records.get(name):
-            metric = record["metric"]
-            row |= {"weights": SHIPPED, "metric": metric["name"], "value": metric["value"], "n": metric["n"]}
-            row |= {"mean": metric["mean"], "sd": metric["sd"], "data": record["data"]["title"]}
-        rows.append(row)
-    return rows
 
 
 def example(model: nn.Module, batch: int = 2, size: int | None = None) -> Tensor:
@@ -113,7 +87,11 @@ def describe(name: str, size: int | None = None, **kwargs: Any) -> dict[str, Any
 
     Raises:
         ToolError: The name or an argument is unknown, or the size does not suit the model.
+
+    Of an estimator's folder the facts are those of :func:`zoo.tools.estimators.describe`.
     """
+    if (saved := estimators.open_estimator(name)) is not None:
+        return estimators.describe(saved)
     record = bundled_weights.records().get(name)
     try:
         given, name = name, as_named(name)
@@ -134,14 +112,28 @@ def describe(name: str, size: int | None = None, **kwargs: Any) -> dict[str, Any
         "macs": _macs(merged, shown),
         "weights_mib": round(sum(p.numel() * p.element_size() for p in merged.state_dict().values()) / 2**20, 3),
         "largest_layer_mib": round(_largest(merged, shown) / 2**20, 3),
-        "receptive_field": _field(model, shown),
+        "receptive_field": _field(merged, shown),
         "weights": _of_folder(name) if local else SHIPPED if record else PUBLISHED if "." in name else FRESH,
     }
+    facts |= _of_table(inputs.record_of(model))
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     facts |= {key: cfg[key] for key in ("license", "paper_name", "paper_ids", "origin_url") if cfg.get(key)}
     if (top1 := published(cfg.get("notes"))) is not None:
         facts["published_top1"] = top1
     return facts | ({"record": record} if record else {})
+
+
+def _of_table(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the columns of a user's table are, as text by name, and which one is predicted."""
+    if record["kind"] != "table" or not record.get("target"):
+        return {}
+    found = {}
+    for variable in inputs.read(record).variables:
+        filled = "" if variable.fill is None else f", {variable.fill:.6g} if missing"
+        many = len(variable.values or ())
+        what = f"{many} categories" if many else f"{'true or false' if variable.truth else 'numbers'}{filled}"
+        found[variable.name] = what
+    return {"columns": found, "target": record["target"]}
 
 
 def _of_folder(name: str) -> str:
@@ -157,11 +149,31 @@ def _count(model: nn.Module) -> int:
 
 
 def _macs(model: nn.Module, given: Tensor) -> int:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:  # with gradients: inference kernels of our own are not counted
+    with _Flops() as counter:  # with gradients: inference kernels of our own are not counted
         model(given)
-    return counter.get_total_flops() // 2
+    return counter.total // 2
+
+
+class _Flops(TorchDispatchMode):
+    """Counts as torch's own counter does, without its import of the compiler, which takes seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, count = kwargs or {}, flop_registry.get(func._overloadpacket)
+        if count is None and func is not torch.ops.prim.device.default:
+            with self:
+                if (made := func.decompose(*args, **kwargs)) is not NotImplemented:
+                    return made
+        made = func(*args, **kwargs)
+        self.total += 0 if count is None else count(*args, **kwargs, out_val=made)
+        return made
 
 
 def _largest(model: nn.Module, given: Tensor) -> int:
@@ -184,6 +196,9 @@ def _largest(model: nn.Module, given: Tensor) -> int:
 def _field(model: nn.Module, given: Tensor) -> dict[str, int] | None:
     if given.ndim != 4:
         return None
+    from zoo.analysis.plots import square_of_share
+    from zoo.analysis.probes.receptive_field import receptive_field
+
     try:
         field = receptive_field(model, torch.randn(4, *given.shape[1:], generator=torch.Generator().manual_seed(0)))
     except (ValueError, RuntimeError):

@@ -20,7 +20,7 @@ from zoo.results.runs import read_parts, read_run
 from zoo.support.files import WEIGHTS_NAME, locate, read_config, sha256_of, write_all, writer_of
 from zoo.tools.errors import ToolError
 
-__all__ = ["METRICS", "describe", "saved", "ship"]
+__all__ = ["METRICS", "describe", "places_of", "saved", "ship"]
 
 #: Test metric of a weight, and validation metric that selects the seed; the first match counts.
 METRICS = (
@@ -101,7 +101,8 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
             "license": where.license,
             "source": where.source,
             "rows": {part: facts[part] for part in parts if part in facts},
-            "config": data,
+            "config": _without_places(data) | {"seed": config.get("seed")},
+            **({"own": True} if data.get("path") else {}),
         },
         "task": _resolved(config["task"], config),
         "license": license,
@@ -206,10 +207,30 @@ def _resolved(value: Any, config: dict[str, Any]) -> Any:
     return value
 
 
+_PLACES = ("path", "folder", "cache", "root")  # arguments of a data module that depend on the machine
+
+
 def _data_section(config: dict[str, Any]) -> dict[str, Any]:
-    """The `data` section without machine-dependent values."""
-    section = _resolved(config["data"], config)
-    if isinstance(section.get("root"), str):
-        section["root"] = None
-    section["seed"] = config.get("seed")
+    """The `data` section, resolved; own data is its `path`, which a series had as its name, too."""
+    section = dict(_resolved(config["data"], config))
+    name = section.get("name")
+    if isinstance(name, str) and re.search(r"[./\\]", name) and not section.get("path"):
+        section["path"] = name
+    if section.get("path"):  # not the published set of that name
+        section.pop("name", None)
     return section
+
+
+def _without_places(section: dict[str, Any]) -> dict[str, Any]:
+    """A `data` section without what depends on the machine."""
+    return {key: None if key in _PLACES and isinstance(value, str) else value for key, value in section.items()}
+
+
+def places_of(run: Path) -> dict[str, str]:
+    """Where a run had its data, on the machine that it ran on: the `path`, `folder` and `cache` of its data module.
+
+    Raises:
+        RunsError: The folder is not that of a finished run.
+    """
+    section = _data_section(read_parts(run)[1])
+    return {key: value for key in _PLACES if isinstance(value := section.get(key), str)}

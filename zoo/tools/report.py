@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from zoo.analysis.plots import ACCENT, COLOR, GREY, given_or_new, new_figure
 from zoo.analysis.probes import Subject, look, probe
+from zoo.data.series import in_units
+from zoo.support import inputs
 from zoo.support.files import write_atomic, writer_of
 from zoo.support.values import PAGES, check_output, read_curves, read_text
 from zoo.tools.comparison import compare, decide, outputs_of
-from zoo.tools.evaluation import batches, build_data, load, part_of, record_of
+from zoo.tools.evaluation import Places, batches, build_data, load, part_of, record_of
 
 __all__ = ["curves", "plot_accuracy_matrix", "plot_confusion", "write_report"]
 
@@ -100,7 +102,7 @@ class Part:
     notes: Sequence[str] = ()
 
 
-def write_report(path: str | Path, model: str, other: str | None = None, root: str | None = None) -> dict[str, Any]:
+def write_report(path: str | Path, model: str, other: str | None = None, root: Places | None = None) -> dict[str, Any]:
     """Write a report.
 
     Args:
@@ -108,7 +110,7 @@ def write_report(path: str | Path, model: str, other: str | None = None, root: s
         model: A shipped weight, or the folder of a finished run or of a saved model (which has no data on record: its
             report has no curves and no answers).
         other: A model to compare it with, on the data of the first one that has data on record.
-        root: Folder of the data set, if the zoo does not fetch it.
+        root: Where the data is, see :func:`zoo.tools.evaluation.build_data`.
 
     Returns:
         `file`, `bytes`, the names of its `sections`, and `notes` on unreadable files of the run.
@@ -140,7 +142,7 @@ def render(title: str, parts: Sequence[Part]) -> str:
 # ---- sections ----------------------------------------------------------------------------------------------
 
 
-def _single(model: str, root: str | None) -> Iterator[Part]:
+def _single(model: str, root: Places | None) -> Iterator[Part]:
     record, network = record_of(model, data=False), load(model, deploy=False)
     known = "data" in record
     on = f" on {record['data']['title']}" if known else ", a saved model without a record of its data and figures"
@@ -153,7 +155,9 @@ def _single(model: str, root: str | None) -> Iterator[Part]:
         tiles = [(f"{metric['value']:.4f}", metric["name"]), *seeds, *tiles, (f"{record['seconds']:.0f} s", "to train")]
     yield Part("figures", tiles=tiles)
     yield from _curves_section([model])
-    if known:
+    if known and (record.get("input") or {}).get("kind") == "series":
+        yield _forecasts_section(network.eval(), record, root)
+    elif known:
         outputs, targets, _ = outputs_of(network.eval(), record, record, root)
         yield from _outcome_section([(record["name"], outputs, targets)], record, root)
     yield from _insight_section(network, record)
@@ -161,7 +165,7 @@ def _single(model: str, root: str | None) -> Iterator[Part]:
     yield Part("facts", "Facts", rows=_facts(record))
 
 
-def _compared(a: str, b: str, root: str | None) -> Iterator[Part]:
+def _compared(a: str, b: str, root: Places | None) -> Iterator[Part]:
     found = compare(a, b, root=root)
     records = [record_of(a, data=False), record_of(b, data=False)]
     heading = f"{records[0]['name']} and {records[1]['name']}"
@@ -229,7 +233,7 @@ def curves(run: Path, notes: list[str] | None = None) -> dict[str, tuple[list[in
 
 
 def _outcome_section(
-    sides: Sequence[tuple[str, Tensor, Tensor]], record: Mapping[str, Any], root: str | None = None
+    sides: Sequence[tuple[str, Tensor, Tensor]], record: Mapping[str, Any], root: Places | None = None
 ) -> Iterator[Part]:
     figures = []
     classes = record["class_names"]
@@ -251,8 +255,39 @@ def _outcome_section(
     yield Part(title.lower(), title, figures=figures)
 
 
+@torch.inference_mode()
+def _forecasts_section(network: nn.Module, record: Mapping[str, Any], root: Places | None) -> Part:
+    """Forecasts of three windows beside what came, and the error of every step over (up to 256) windows."""
+    data, part = build_data(record, root), "val" if part_of(record) == "validation" else "test"
+    rows, form = data.datasets[part], inputs.read(data.input_record())
+    chosen = np.linspace(0, len(rows) - 1, min(256, len(rows))).round().astype(int).tolist()
+    (windows, marks), targets = rows.batch(chosen)
+    found = network(windows, marks)
+    figures = []
+    for i in (0, len(chosen) // 2, len(chosen) - 1):
+        ax = given_or_new(None, (4.6, 3.0))
+        past, came, told = (in_units(x[i], form) for x in (windows, targets, found))
+        for column, color in zip(range(min(3, form.count)), (COLOR, ACCENT, GREY), strict=False):
+            steps = np.arange(1 - len(past), len(came) + 1)
+            ax.plot(steps, np.concatenate([past, came])[:, column], color=color, linewidth=1)
+            ax.plot(steps[-len(told) :], told[:, column], color=color, linestyle="--", label=form.columns[column][:24])
+        ax.set(xlabel="step", title=f"{part} window {chosen[i] + 1}")
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.legend(fontsize=7, frameon=False)
+        figures.append(_figure(ax, f"window {chosen[i] + 1} of {len(rows)}: what came, and dashed the forecast"))
+    ax = given_or_new(None, (4.6, 3.0))
+    for name, answers in (("forecast", found), ("last value", windows[:, -1:].expand_as(targets))):
+        error = (answers - targets).square().mean((0, 2)).sqrt()
+        ax.plot(range(1, len(error) + 1), error, label=name, color=COLOR if name == "forecast" else GREY)
+    ax.set(xlabel="step ahead", ylabel="RMSE, standardised")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    figures.append(_figure(ax, f"error of each step over {len(chosen)} {part} windows"))
+    return Part("forecasts", "Forecasts", figures=figures)
+
+
 def _mistakes(
-    side: tuple[str, Tensor, Tensor], record: Mapping[str, Any], root: str | None, count: int = 16
+    side: tuple[str, Tensor, Tensor], record: Mapping[str, Any], root: Places | None, count: int = 16
 ) -> list[Picture]:
     """The misclassified images with the largest loss."""
     _, outputs, targets = side
@@ -264,6 +299,8 @@ def _mistakes(
     losses = torch.nn.functional.cross_entropy(outputs[wrong], targets[wrong], reduction="none")
     worst = wrong[losses.argsort(descending=True)[:count]]
     images = torch.cat([x for x, _ in batches(build_data(record, root), part=part_of(record))])[worst]
+    if images.ndim != 4 or images.shape[1] not in (1, 3):  # texts, point clouds, spectra
+        return []
     figure, axes = _grid(len(worst))
     for ax, image, i in zip(axes, images, worst.tolist(), strict=False):
         low, high = image.min(), image.max()

@@ -1,33 +1,38 @@
-"""ImageNet-style validation of released weights on a folder of images, with their own preprocessing.
+"""Validation on a folder of images, beside the published accuracy, or on the rows of a table.
 
 >>> result = validate("unireplknet_a.in1k", "imagenet")     # imagenet/val/n01440764/*.JPEG
 >>> result.top1, result.published                           # percent
+>>> validate("outputs/grbf-tabular/latest", "test.csv")
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.data.checks import DataError
 from zoo.data.folder import IMAGES, FolderImages
+from zoo.data.lists import is_list, read_list
+from zoo.data.own_tables import open_table, read_targets
 from zoo.data.pictures import Fit
+from zoo.data.prepare import form_for
+from zoo.data.rows import read_rows
 from zoo.data.sampling import EpochBatches, ResumableLoader
 from zoo.data.walk import class_folders, scan
 from zoo.models.deploy import to_deploy
 from zoo.registry.factory import answers_imagenet, as_named, create_model
 from zoo.support import inputs
 from zoo.support.quoting import shown
+from zoo.tools.listing import published
 
-__all__ = ["Validation", "ValidationError", "published", "validate"]
+__all__ = ["TableValidation", "Validation", "ValidationError", "published", "validate"]
 
-_PUBLISHED = re.compile(r"published ImageNet-1K top-1: ([\d.]+) %")
 _PARTS = ("val", "valid", "validation", "test")
 
 
@@ -54,6 +59,32 @@ class Validation:
         return f"{self.model} on {self.images} images at {size} ({how}): top-1 {self.top1:.2f} %{top5}; {beside}"
 
 
+@dataclass
+class TableValidation:
+    """Result of a validation on a table.
+
+    Attributes:
+        model: As given.
+        data: The file.
+        rows: Its rows.
+        target: The column that is predicted.
+        metrics: `accuracy` and `most_frequent`, the accuracy of always answering the file's most frequent class; or
+            `r2` and `rmse`.
+        notes: What was done with missing cells, unseen categories and other columns.
+    """
+
+    model: str
+    data: str
+    rows: int
+    target: str
+    metrics: dict[str, float]
+    notes: list[str]
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in self.metrics.items())
+        return f"{self.model} on {self.rows:,} rows of {self.data}, column {self.target}: {told}"
+
+
 @torch.inference_mode()
 def validate(
     model: str,
@@ -63,34 +94,50 @@ def validate(
     batch_size: int = 64,
     num_workers: int = 0,
     device: str = "cpu",
-) -> Validation:
-    """Accuracy of released weights, in deploy form, on a folder of images, beside the published accuracy.
+    columns: Mapping[str, str] | None = None,
+) -> Validation | TableValidation:
+    """Accuracy of weights, in deploy form, on a folder of images or on a table with the column of the target.
 
-    Size, crop, interpolation, mean and standard deviation are those of the weights' record.
+    Images: size, crop, interpolation, mean and standard deviation are those of the weights' record, and the published
+    accuracy is beside. Tables: columns are found and encoded as in prediction.
 
     Args:
         model: Name with its tag, for example `unireplknet_a.in1k`, `local-dir:<folder>` of `zoo.save_pretrained`, or
             the folder of a run.
-        data: Folder with one folder per class, or with such a `val/`, `valid/`, `validation/` or `test/`. Folders named
-            by the model's labels (for ImageNet `n01440764`, ...) may be a subset of the classes; other names are
+        data: A table, for a model of tables; or a folder with one folder per class, or with such a `val/`, `valid/`,
+            `validation/` or `test/`; or a list of images and classes, see :func:`zoo.data.lists.read_list`. Classes
+            named by the model's labels (for ImageNet `n01440764`, ...) may be a subset of the classes; other names are
             assigned in sorted order.
         checkpoint: Weights to use instead of fetching the released ones.
         batch_size: Batch size.
         num_workers: Worker processes that decode images; 0 decodes in this process.
         device: Device, for example `cuda`.
+        columns: Of a list: names of the columns `file` and `class`, which have these names by default.
 
     Raises:
         CheckpointError: The weights are missing and cannot be fetched (the message says which file to place where), or
             do not have the recorded hash.
         DataError: The folder or its images are missing or damaged.
-        ValidationError: The name has no weights, or the classes do not match.
+        ValidationError: The name has no weights, or the classes do not match; or the table's target is not known.
     """
-    folder = _image_folder(Path(data).expanduser())
-    network = _load(model, checkpoint)
+    folder, listing, network = Path(data).expanduser(), None, None
+    if folder.is_file():
+        network = _load(model, checkpoint)
+        if inputs.record_of(network)["kind"] == "table":
+            return _on_table(model, network, folder, device)
+    if is_list(folder):
+        listing = read_list(folder, IMAGES, columns or {"file": "file", "class": "class"}, whose="--")
+    else:
+        folder = _image_folder(folder)
+    network = network if network is not None else _load(model, checkpoint)
     cfg: dict[str, Any] = dict(network.pretrained_cfg)  # type: ignore[arg-type]
     preprocessing, classes = _preprocessing(cfg), int(network.num_classes)  # type: ignore[arg-type]
-    names = class_folders(folder, IMAGES)
-    paths, places = scan(folder, names, IMAGES)
+    if listing is None:
+        names = class_folders(folder, IMAGES)
+        paths, places = scan(folder, names, IMAGES)
+    else:
+        names, paths = sorted(set(listing.columns["class"])), listing.files
+        places = [names.index(label) for label in listing.columns["class"]]
     labels = list(cfg.get("label_names") or ()) or _imagenet(model, classes)
     outputs = torch.tensor(_outputs(names, labels, classes, folder))
     images = FolderImages(paths, places, _fit(network), seed=None)
@@ -111,9 +158,35 @@ def validate(
     return Validation(model, count, 100 * hits1 / count, top5, published(cfg.get("notes")), preprocessing)
 
 
-def published(notes: Sequence[str] | None) -> float | None:
-    """ImageNet top-1 accuracy in percent published by the authors, as noted in a configuration; None if missing."""
-    return next((float(found[1]) for note in notes or () if (found := _PUBLISHED.match(note))), None)
+def _on_table(model: str, network: nn.Module, path: Path, device: str) -> TableValidation:
+    network = to_deploy(network.eval(), inplace=True).to(device)
+    form = form_for(path, inputs.record_of(network))
+    if form.target is None:
+        raise ValidationError(f"the record of {model} does not name the column that it predicts")
+    read = read_rows(path, form)
+    table = open_table(path, form.separator, form.encoding)
+    cfg: Any = getattr(network, "pretrained_cfg", None) or {}
+    classes = list(cfg.get("label_names") or ())
+    names = [variable.name for variable in form.variables] or form.columns
+    place = table.match([*names, form.target], also=table.header or ()).places[-1]
+    y = read_targets(table, table.name(place), classes)
+    outputs = torch.cat([network(rows.to(device)).float().cpu() for rows in read.values.split(4096)])
+    if not outputs.isfinite().all():
+        raise ValidationError(f"{path}: the model gives NaN or infinity")
+    if not classes:
+        outputs = inputs.in_units(form.model_dump(), outputs.double())
+    metrics = _metrics(outputs, y, bool(classes))
+    return TableValidation(model, str(path), len(y), form.target, metrics, read.notes)
+
+
+def _metrics(outputs: Tensor, y: np.ndarray, classes: bool) -> dict[str, float]:
+    if classes:
+        decided = (outputs[:, 0] > 0).long() if outputs.shape[1] == 1 else outputs.argmax(1)
+        right = float((decided.numpy() == y).mean())
+        return {"accuracy": right, "most_frequent": float(np.bincount(y).max() / len(y))}
+    error, spread = outputs.squeeze(-1).double().numpy() - y, float(np.square(y - y.mean()).sum())
+    metrics = {"r2": 1 - float(np.square(error).sum()) / spread} if spread else {}
+    return metrics | {"rmse": float(np.sqrt(np.square(error).mean()))}
 
 
 def _image_folder(data: Path) -> Path:
@@ -162,6 +235,7 @@ def _outputs(names: Sequence[str], labels: Sequence[str], classes: int, folder: 
         return list(range(classes))
     strange = next(name for name in names if name not in place)
     raise ValidationError(
-        f"{folder} has {len(names)} class folders, the model {classes} classes, and {strange!r} is not a label of the "
-        "model: name the folders by their labels (n01440764, ... for ImageNet), one a class"
+        f"{folder} has {len(names)} {'class folders' if folder.is_dir() else 'classes'}, the model {classes} classes, "
+        f"and {strange!r} is not a label of the model: name {'the folders' if folder.is_dir() else 'them'} by their "
+        "labels (n01440764, ... for ImageNet), one a class"
     )

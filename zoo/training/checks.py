@@ -11,6 +11,7 @@ import math
 import traceback
 import typing
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -34,7 +35,7 @@ from zoo.registry.factory import create_model
 from zoo.support.signatures import ConfigError, check_call, check_section, flatten
 from zoo.support.suggest import suggestion
 from zoo.tasks import Task, create_optimizer, create_scheduler, schedule_problems
-from zoo.training.summary import tell
+from zoo.training.summary import tell, tell_data
 
 # Lightning's callbacks that are refused, and what to use instead
 REFUSED: dict[type, str] = {
@@ -182,12 +183,16 @@ class Start(Callback):
     def __init__(self, test: bool = True) -> None:
         self.untested = None if test else "test = false"
         self._told = not test
+        self._reported = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check the data module, which Lightning has just set up."""
         if stage != "fit":
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
+        if not self._reported:
+            self._report(data)
+            self._reported = True
         if not self._told:
             self.untested = self.untested or no_test(data, pl_module)
             self._told = True
@@ -203,6 +208,14 @@ class Start(Callback):
                     "task.freeze keeps random weights, as no others are given: those of model.pretrained=true, or of a "
                     "file or run as model.checkpoint_path, would be others"
                 )
+
+    @staticmethod
+    def _report(data: Any) -> None:
+        """Print what a data module says about itself, after a look at its files."""
+        if callable(check := getattr(data, "check_files", None)):
+            check()
+        if callable(describe := getattr(data, "describe", None)):
+            tell_data(describe())
 
     @staticmethod
     def _check_inputs(data: Any, task: Task) -> None:
@@ -224,7 +237,10 @@ def no_test(data: Any, task: L.LightningModule) -> str | None:
     if not is_overridden("test_step", task, L.LightningModule):
         return f"{type(task).__name__} measures by itself while it trains"
     parts = getattr(data, "datasets", None)
-    remedy = f" (a folder {data.root}/test would be one)" if hasattr(data, "root") else ""
+    own = getattr(data, "path", None)
+    ways = [f"a folder {own}/test would be one"] if isinstance(own, Path) and own.is_dir() else []
+    ways += ["data.test_fraction=0.2 would keep a fifth for it"] if hasattr(data, "test_fraction") else []
+    remedy = f" ({'; '.join(ways)})" if ways else ""
     if isinstance(parts, Mapping) and parts:
         if "test" not in parts:
             return f"{name} has no test part, only {' and '.join(parts)}{remedy}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,8 @@ from zoo.training.callbacks import StopEarly
 from zoo.training.checkpointing import FOLDER, step_files
 from zoo.training.folder import write_texts
 from zoo.training.loggers import WandbRun
+from zoo.training.result import RunResult
 from zoo.training.summary import print_summary, tell
-
-
-@dataclass
-class RunResult:
-    """Metrics, duration and paths of a run."""
-
-    output_dir: Path
-    metrics: dict[str, float] = field(default_factory=dict)
-    epochs: dict[str, int] = field(default_factory=dict)  # of the `train/`, `val/` and `test/` metrics, from 0
-    seconds: float = 0.0
-    checkpoint: Path | None = None
-    model_dir: Path | None = None
-    stopped: str | None = None  # why the training ended early
 
 
 def load_best(engine: L.Trainer, task: Task, result: RunResult) -> None:
@@ -130,6 +117,8 @@ def _data_facts(engine: L.Trainer) -> dict[str, Any]:
     parts: dict[str, Any] = getattr(data, "datasets", None) or {}
     own = {part: rows for part, rows in parts.items() if part == "val" or rows is not parts.get("val")}
     facts: dict[str, Any] = {part: len(rows) for part, rows in own.items()}
+    if hasattr(data, "stream"):  # of tasks: all images that they are made of
+        facts = {"train": len(data.stream.train[1]), data.evaluate_on: len(data.stream.test[1])}
     if names := getattr(data, "feature_names", None):
         facts["feature_names"] = list(names)
     return facts

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import re
 import shlex
@@ -20,19 +21,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback as HydraCallback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.support.environment import bound_waiting
 from zoo.support.quoting import one_line_warnings, override, path_word, shown
 from zoo.support.suggest import suggestion
+
+if TYPE_CHECKING:
+    from zoo.training.result import RunResult
 
 bound_waiting()  # before torch is imported
 
@@ -42,6 +46,7 @@ CONFIGS = next(path for path in (_HERE.parent / "configs", _HERE / "configs") if
 DEFAULT_EXPERIMENT = "mnist5k"  # if the command line chooses no experiment, model, data or task
 
 _caught: list[Exception] = []  # error of the job, raised again outside Hydra
+_results: list[RunResult] = []  # of the jobs
 _lasting: list[str] = []  # words of this command line for printed ones: configuration flags, changes of a resumed run
 
 
@@ -58,13 +63,16 @@ def _job(cfg: DictConfig) -> float | None:
         if note:
             note(folder=str(folder), overrides=list(HydraConfig.get().overrides.task))
         with writing_in(folder, resumed=cfg.get("resume") is not None):
+            _use_current_words(cfg)
             if cfg.get("resume") is None:
                 check_new(folder, _command())
             else:
                 _tell_changes(cfg, folder)
             _write_hydra_files(cfg)
             config: Any = OmegaConf.to_container(cfg, resolve=True)
-            return run_config(config, multirun=multirun, command=_command(), origin=_origin(sweep))
+            result = run_config(config, multirun=multirun, command=_command(), origin=_origin(sweep))
+            _results.append(result)
+            return result.metrics.get(config.get("optimized_metric") or "")  # for a sweeper
     except Exception as error:
         if note:
             note(failed=str(error) or type(error).__name__)
@@ -72,6 +80,37 @@ def _job(cfg: DictConfig) -> float | None:
             raise
         _caught.append(error)  # Hydra would wrap it in its own message
         return None
+
+
+def _use_current_words(cfg: DictConfig) -> None:
+    """Put an older word of the `data` section in the place of the current one, whatever the files say there.
+
+    Raises:
+        ConfigError: The current word was typed, too.
+    """
+    from hydra.utils import get_object
+
+    from zoo.support.signatures import ConfigError
+
+    data, new = cfg.get("data"), None
+    if not isinstance(data, DictConfig) or "root" not in data:
+        return
+    with suppress(ImportError, ValueError, AttributeError, OmegaConfBaseException):  # the section's check tells
+        new = getattr(get_object(data["_target_"]).__init__, "older_names", {}).get("root")
+    if new is None:
+        return
+    given: Any = OmegaConf.to_container(data)
+    with open_dict(data):
+        del data["root"]
+        if given["root"] not in (None, "???"):
+            if any(_key(text) == f"data.{new}" for text in HydraConfig.get().overrides.task):
+                raise ConfigError(f"data.root is the older word for data.{new}: give one of them, not both")
+            data[new] = given["root"]
+
+
+def _known_word(argument: str) -> str:
+    """`data.root=...`, which no file lists any more, as an override that adds it; see `_use_current_words`."""
+    return f"++{argument}" if argument.startswith("data.root=") else argument
 
 
 # --- several runs of a command ---
@@ -137,7 +176,8 @@ def _write_hydra_files(cfg: DictConfig) -> None:
 
     job = HydraConfig.get()
     if cfg.get("resume") is None and is_first_process():
-        files = {"config": cfg, "hydra": OmegaConf.create({"hydra": job}), "overrides": job.overrides.task}
+        typed = [text.removeprefix("++") if _known_word(text[2:]) == text else text for text in job.overrides.task]
+        files = {"config": cfg, "hydra": OmegaConf.create({"hydra": job}), "overrides": typed}
         texts = {f"{name}.yaml": OmegaConf.to_yaml(content) for name, content in files.items()}
         write_texts(Path(job.runtime.output_dir) / ".hydra", texts)
 
@@ -149,8 +189,9 @@ _FREE = ("resume", "logger.", "trainer.max_", "trainer.enable_", "callbacks.prog
 def _tell_changes(cfg: DictConfig, folder: Path) -> None:
     """Tell which values of a resumed run are not those of its folder."""
     import yaml
+    from hydra.utils import get_object
 
-    from zoo.support.signatures import flatten
+    from zoo.support.signatures import current_arguments, flatten
     from zoo.support.values import DamagedFileError, read_yaml
     from zoo.training.summary import tell
 
@@ -160,8 +201,14 @@ def _tell_changes(cfg: DictConfig, folder: Path) -> None:
     if not isinstance(found, dict):
         tell(f"{path} cannot be read: whether the resumed run has other values than before is not known")
         return
+    data = found.get("data")
+    if isinstance(data, dict) and data.get("_target_") == cfg.data.get("_target_"):
+        with suppress(ImportError, ValueError, AttributeError):  # an earlier release had other words
+            found["data"] = current_arguments(get_object(cfg.data["_target_"]), data)
     before, now = dict(flatten(found)), dict(flatten(yaml.safe_load(OmegaConf.to_yaml(cfg))))
-    changed = [key for key in {**before, **now} if before.get(key) != now.get(key) and not key.startswith(_FREE)]
+    typed = set(map(_key, HydraConfig.get().overrides.task))
+    keys = [key for key in {**before, **now} if key in before or key in typed]  # others are of a later release
+    changed = [key for key in keys if before.get(key) != now.get(key) and not key.startswith(_FREE)]
     values = [f"{key:.80} = {now.get(key)!s:.60} (was {before.get(key)!s:.60})" for key in changed]
     if values:
         more = f" and {len(values) - 5} more" if len(values) > 5 else ""
@@ -215,14 +262,7 @@ def main() -> None:
             script = Path(sys.argv[0])  # without its folder, to keep the examples short
             print(help_text(f"python {script.name}" if script.suffix == ".py" else script.name))
             return
-        sys.argv[1:] = _prepare(sys.argv[1:])
-        with _hydra_raises(), one_line_warnings():
-            try:
-                _job()
-            finally:
-                _end_multirun()
-        if _caught:
-            raise _caught.pop()
+        _run()
     except (HydraException, OmegaConfBaseException) as error:
         _fail(_explain(error, sys.argv[1:]))
     except KeyboardInterrupt:
@@ -236,6 +276,65 @@ def main() -> None:
             raise
         code = getattr(error, "exit_code", 1)
         _fail(str(error), code)
+
+
+def _run() -> None:
+    """Run what `sys.argv` says."""
+    sys.argv[1:] = _prepare(sys.argv[1:])
+    with _hydra_raises(), one_line_warnings():
+        try:
+            _job()
+        finally:
+            _end_multirun()
+    if _caught:
+        raise _caught.pop()
+
+
+def train(overrides: str | Sequence[str] | Mapping[str, Any] = ()) -> RunResult:
+    """Train as `python train.py OVERRIDES` does, in this process.
+
+    >>> train("experiment=grbf_wine trainer.max_epochs=5").metrics["test/acc"]
+    >>> train({"experiment": "grbf_wine", "name": "wine, again", "seed": 1})
+
+    `sys.argv`, the root logger and torch's number of threads are afterwards as they were.
+
+    Args:
+        overrides: As on the command line: one text, or a list of `key=value`; or a mapping from keys to values, whose
+            texts need no quotation marks.
+
+    Returns:
+        Metrics, time and paths of the run.
+
+    Raises:
+        UsageError: An override or its value is not understood, or a flag is given.
+        ConfigError: The configuration does not fit; before anything is built.
+        RunStopped: After a signal, with the state saved.
+        RunFailed: The run could not continue; the last good checkpoint is kept.
+    """
+    import torch
+
+    if isinstance(overrides, Mapping):
+        words = [override(key, value) for key, value in overrides.items()]
+    else:
+        words = shlex.split(overrides) if isinstance(overrides, str) else [str(word) for word in overrides]
+    if flag := next((word for word in words if word.startswith("-")), None):
+        raise UsageError(f"{flag} is a flag of the command line; from Python one run is started, by key=value")
+    root = logging.getLogger()
+    argv, threads, handlers, level = sys.argv, torch.get_num_threads(), root.handlers[:], root.level
+    sys.argv = ["train.py", *words]
+    _results.clear()
+    try:
+        _run()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(_explain(error, sys.argv[1:])) from None
+    finally:
+        sys.argv = argv
+        torch.set_num_threads(threads)
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    return _results.pop()
 
 
 def _fail(message: str, code: int = 1) -> None:
@@ -291,7 +390,7 @@ def help_text(command: str = "python train.py") -> str:
     examples = {
         "": "the default experiment: UniRepLKNet, MNIST digits",
         "experiment=digits": "another experiment",
-        "model=unireplknet_a data=cifar10 data.root=DIR": "any model on any data",
+        "model=unireplknet_a data=cifar10 data.cache=DIR": "any model on any data",
         "trainer.max_epochs=50 optimizer.lr=1e-3 seed=1": "any value of the configuration",
         "-m seed=0,1,2": "several runs; hydra/launcher=joblib: side by side",
         "resume=outputs/mnist5k/latest": "continue a run where it stopped",
@@ -441,6 +540,7 @@ def _prepare(arguments: list[str]) -> list[str]:
         _lasting.extend(typed := [a for a in overrides if not a.startswith("resume=")])
         overrides = _continue_run(Path(resume), typed)
         overrides.append(override("resume", resume))
+    overrides = list(map(_known_word, overrides))
     own = _value(flags, "--config-name", "-cn") is not None
     if not own and not set(map(_key, overrides)) & {"experiment", "model", "data", "task", "resume"}:
         overrides.append(f"experiment={DEFAULT_EXPERIMENT}")
@@ -485,8 +585,34 @@ def _continue_run(target: Path, arguments: list[str]) -> list[str]:
     recorded = run / ".hydra" / "overrides.yaml"
     if not recorded.is_file():
         raise ResumeError(f"resume={target}: {run} is not the folder of a run (it has no .hydra/overrides.yaml)")
-    merged = merge_overrides(_recorded_overrides(recorded, target, arguments), arguments)
+    before = _recorded_overrides(recorded, target, arguments)
+    if {"data.path", "data.cache"} & set(map(_key, arguments)):
+        before = [text for text in before if _key(text) != "data.root"]  # what is typed replaces the older word
+    merged = merge_overrides([*before, *_former_defaults(run, before, arguments)], arguments)
     return merge_overrides(merged, [override("hydra.run.dir", run), "hydra.output_subdir=null"])
+
+
+#: Keys whose default was another one in an earlier release.
+_NEW_DEFAULTS = ("model.backbone", "model.drop_path_rate", "data.scenario", "data.tasks")
+
+
+def _former_defaults(run: Path, recorded: Sequence[str], typed: Sequence[str]) -> list[str]:
+    """Overrides that give a resumed run the defaults that it began with, where they are others today."""
+    from zoo.support.values import DamagedFileError, read_yaml
+
+    found: Any = None
+    with suppress(DamagedFileError, OSError):
+        found = read_yaml(run / ".hydra" / "config.yaml")
+    given, kept = set(map(_key, [*recorded, *typed])), []
+    for key in _NEW_DEFAULTS:
+        section, _, name = key.partition(".")
+        values = found.get(section) if isinstance(found, dict) else None
+        value = values.get(name) if isinstance(values, dict) else None
+        if key in given or {section, "experiment"} & set(map(_key, typed)):
+            continue
+        if isinstance(value, int | float) or (isinstance(value, str) and re.fullmatch(r"\w+", value)):
+            kept.append(override(key, value))
+    return kept
 
 
 class ResumeError(ValueError):
@@ -630,9 +756,10 @@ def _explain(error: Exception, arguments: list[str]) -> str:
 
 def _unquoted(error: OverrideParseException) -> str:
     """Message for an override that Hydra cannot parse, with the quoted form of its value."""
-    key, _, value = error.override.partition("=")
+    typed = error.override.replace("++data.root=", "data.root=", 1)
+    key, _, value = typed.partition("=")
     return (
-        f"{error.override} is not understood by Hydra's grammar; if the value is meant as it stands, quote it: "
+        f"{typed} is not understood by Hydra's grammar; if the value is meant as it stands, quote it: "
         f"{shlex.quote(override(key, value.strip(chr(34) + chr(39))))}"
     )
 

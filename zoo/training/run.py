@@ -39,10 +39,11 @@ from zoo.training.checkpointing import (
     set_aside,
 )
 from zoo.training.checks import LastValidation, Start, check_config, is_lightnings, is_ours, sentence
-from zoo.training.finish import RunResult, finish, last_good, load_best, shown_path
+from zoo.training.finish import finish, last_good, load_best, shown_path
 from zoo.training.folder import check_new, is_first_process, writing_in
 from zoo.training.loggers import WandbRun, titles
 from zoo.training.notes import note_seconds, run_notes
+from zoo.training.result import RunResult
 
 _log = logging.getLogger(__name__)
 
@@ -74,8 +75,8 @@ def run_config(
     multirun: bool = False,
     command: str = "python train.py",
     origin: dict[str, Any] | None = None,
-) -> float | None:
-    """Check a composed configuration, then run it; returns the value of `optimized_metric` for a sweeper.
+) -> RunResult:
+    """Check a composed configuration, then run it.
 
     Args:
         config: All arguments of `run` but the last two.
@@ -87,8 +88,7 @@ def run_config(
         ConfigError: Before anything is built, with all problems found.
     """
     check_config(config, multirun=multirun)
-    result = run(**config, command=command, origin=origin)
-    return result.metrics.get(config.get("optimized_metric") or "")
+    return run(**config, command=command, origin=origin)
 
 
 # Callbacks that a switch of the trainer turns off; Lightning refuses the one with the other
@@ -203,6 +203,7 @@ def run(
         "trainer",
         lambda: instantiate(
             trainer,
+            max_epochs=getattr(datamodule, "tasks", None),  # of a stream, an epoch is a task
             callbacks=[*hooks, start, counter, LastValidation(), watch, Home()],
             logger=loggers,
             plugins=[AtomicCheckpointIO()],

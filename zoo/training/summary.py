@@ -30,6 +30,12 @@ def tell(text: str) -> None:
     print(f"note: {shown(text)}", file=sys.stderr, flush=True)
 
 
+@rank_zero_only
+def tell_data(lines: Sequence[str]) -> None:
+    """Print the report of the data before training, from the first process only."""
+    print("\n".join(["data", *(f"  {shown(line)}" for line in lines)]), flush=True)
+
+
 def print_summary(
     *,
     metrics: Mapping[str, float],
