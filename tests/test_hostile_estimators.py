@@ -39,7 +39,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("saved")
     kernel = Gaussian([1.0] * 4, dtype=torch.float64) + Linear()
     made: dict[str, Any] = {
-        "grbf": GRBFClassifier(n_centers=5, max_iter=3, random_state=np.random.RandomState(0)).fit(X, labels),
+        "grbf": GRBFClassifier(solver="adam", n_centers=5, max_iter=3, random_state=np.random.RandomState(0)).fit(
+            X, labels
+        ),
         "values": GRBFRegressor(solver="agop").fit(X, y),
         "gp": GPRegressor(kernel, optimize=False, random_state=0).fit(X, y),
         "gpc": GPClassifier(optimize=False, random_state=0).fit(X, labels),
@@ -414,7 +416,9 @@ def test_what_an_estimator_says_of_itself_is_shown_as_text(
 ) -> None:
     """Names of columns and classes are of whoever made the table."""
     X, y = rows()
-    estimator = GRBFClassifier(n_centers=5, max_iter=2, random_state=0).fit(X, np.where(y > 0, "<b>|`x`", "\x1b[2J"))
+    estimator = GRBFClassifier(solver="adam", n_centers=5, max_iter=2, random_state=0).fit(
+        X, np.where(y > 0, "<b>|`x`", "\x1b[2J")
+    )
     estimator.feature_names_in_ = np.array(["<script>", "a|b", "`c`", "d\x1b[2J"], dtype=object)
     folder = zoo.save_pretrained(estimator, trap.folder / "saved")
     assert main(["info", str(folder)]) == 0

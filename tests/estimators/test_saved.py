@@ -17,7 +17,7 @@ from zoo.kernels import ActiveDims, Gaussian, Kernel, Linear, Matern, Periodic
 from zoo.testing import EstimatorTests
 from zoo.testing.estimators import rows
 
-SHORT: dict[str, Any] = {"n_centers": 5, "max_iter": 8, "random_state": 0}
+SHORT: dict[str, Any] = {"solver": "adam", "n_centers": 5, "max_iter": 8, "random_state": 0}
 
 
 class TestGRBFClassifier(EstimatorTests):

@@ -34,7 +34,7 @@ def wine() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def estimator(wine: tuple[np.ndarray, np.ndarray]) -> Any:
-    fitted = GRBFClassifier(n_centers=5, max_iter=20, random_state=0).fit(*wine)
+    fitted = GRBFClassifier(solver="adam", n_centers=5, max_iter=20, random_state=0).fit(*wine)
     fitted.feature_names_in_ = np.array(NAMES, dtype=object)  # as a data frame sets them
     return fitted
 
@@ -155,9 +155,9 @@ def test_the_commands_take_the_folder_of_an_estimator(
 
 
 EXPORTED = {
-    "grbf": lambda: GRBFClassifier(n_centers=5, max_iter=5, random_state=0),
+    "grbf": lambda: GRBFClassifier(solver="adam", n_centers=5, max_iter=5, random_state=0),
     "agop": lambda: GRBFClassifier(solver="agop"),
-    "values": lambda: GRBFRegressor(n_centers=5, max_iter=5, precision=2, random_state=0),
+    "values": lambda: GRBFRegressor(solver="adam", n_centers=5, max_iter=5, precision=2, random_state=0),
     "gp": lambda: GPRegressor(max_iter=2, restarts=0, random_state=0),
     "sparse": lambda: GPRegressor(max_iter=2, n_inducing=8, random_state=0),
     "gpc": lambda: GPClassifier(max_iter=1, random_state=0),
@@ -230,7 +230,7 @@ def test_an_estimator_is_measured_on_a_table(
         score(folder, table, "color")
     with pytest.raises(DataError, match="is a folder; an estimator takes a table"):
         score(folder, tmp_path)
-    values = GRBFRegressor(n_centers=5, max_iter=5, random_state=0).fit(X[:, :2], X[:, 2])
+    values = GRBFRegressor(solver="adam", n_centers=5, max_iter=5, random_state=0).fit(X[:, :2], X[:, 2])
     saved = zoo.save_pretrained(values, tmp_path / "values")  # without names of columns
     (tmp_path / "plain.csv").write_text("\n".join(["x,y,z", *(",".join(map(repr, r)) for r in X.tolist())]))
     found = score(saved, tmp_path / "plain.csv", "z")

@@ -409,12 +409,13 @@ class MetricMachine(nn.Module):
 
     def forward(self, X: Tensor) -> Tensor:
         """Predictions (n, C) for rows (n, D), in float64."""
-        step = max(1, _CACHED // len(self.centers)) if self.setting else len(X)
+        step = max(1, _CACHED // len(self.centers)) if self.setting else max(1, len(X))
         return torch.cat([self.whole(x) for x in X.split(step)])
 
     def whole(self, X: Tensor) -> Tensor:
         """As :meth:`forward`, but all rows at once: a recorded program would keep the number of parts."""
-        return self.kernel(self._rows(X), self.centers) @ self.coefficients + self.intercept
+        Z = self._rows(X)
+        return self.kernel(Z, self.centers) @ self.coefficients + self.intercept
 
     def rescale(self, scale: Tensor | float, shift: Tensor | float) -> None:
         """Replace predictions f by scale * f + shift, both numbers or (C,), for a change of units or logits."""
