@@ -16,9 +16,9 @@ from zoo.support import places
 from zoo.tools import evaluation
 from zoo.tools.comparison import compare
 from zoo.tools.errors import ToolError
-from zoo.tools.report import report
+from zoo.tools.report import write_report
 
-QUICK = ("experiment=grbf_tabular", "data.target=stays", "model.model_name=test_grbf", "trainer.max_epochs=1")
+QUICK = ("model=grbf", "data=tabular", "data.target=stays", "model.model_name=test_grbf", "trainer.max_epochs=1")
 QUICK += ("logger=csv", "callbacks.explanations=null", "hydra.run.dir=run")
 UNKNOWN = "and is not known to be made by you on this machine: "
 
@@ -56,7 +56,7 @@ def resume(made: Path, run: Path, *words: str) -> str:
 def doors(run: Path) -> list[Callable[[], object]]:
     return [
         lambda: evaluation.validate(str(run)),
-        lambda: report(str(run), run.parent / "page.html"),
+        lambda: write_report(run.parent / "page.html", str(run)),
         lambda: compare(str(run), str(run)),
     ]
 

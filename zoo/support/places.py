@@ -22,7 +22,18 @@ from typing import Any
 from zoo.support.signatures import flatten
 from zoo.support.values import DamagedFileError, read_text
 
-__all__ = ["SIGNATURE", "data_section", "is_place", "names_place", "not_vouched", "places_in", "resolved", "sign", "unknown", "vouched"]
+__all__ = [
+    "SIGNATURE",
+    "data_section",
+    "is_place",
+    "names_place",
+    "not_vouched",
+    "places_in",
+    "resolved",
+    "sign",
+    "unknown",
+    "vouched",
+]
 
 SIGNATURE = ".hydra/places.sig"  # in a run folder
 _BYTES = 32
