@@ -512,10 +512,8 @@ def find_resumable(run: Path, checkpoint: Path | None = None, accumulated: int =
         raise CheckpointError(f"{error}\n{_instead(chosen, run)}") from None
     if why := inexact(state, accumulated):
         raise CheckpointError(f"{chosen} is no state to go on from exactly, {why}\n{_instead(chosen, run)}")
-    step, done = state["global_step"], f"{state['epoch']} {'epoch' if state['epoch'] == 1 else 'epochs'} done"
-    tell(
-        f"going on from {chosen.name}, the state after step {step}, {epoch} {'epoch' if epoch == 1 else 'epochs'} done"
-    )
+    done = f"{state['epoch']} {'epoch' if state['epoch'] == 1 else 'epochs'} done"
+    tell(f"going on from {chosen.name}, the state after step {state['global_step']}, {done}")
     return chosen
 
 
@@ -554,7 +552,7 @@ def _instead(chosen: Path, run: Path) -> str:
         if path != chosen and _readable(path, run):
             line = shlex.quote(override("resume", path))
             return f"the checkpoint before it is intact, continue with: {line}"
-    return f"no other checkpoint in {run / FOLDER} can be read"
+    return f"no other state in {run / FOLDER} can be read"
 
 
 def _readable(path: Path, run: Path) -> bool:
