@@ -99,7 +99,7 @@ def test_one_inverted_byte_is_told_with_the_state_before(run: Path) -> None:
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 0xFF
     newest.write_bytes(content)
-    with pytest.raises(CheckpointError, match="is damaged: .* does not have its checksum") as raised:
+    with pytest.raises(CheckpointError, match=r"is damaged: .* does not have its checksum") as raised:
         find_resumable(run)
     assert str(raised.value).splitlines()[1] == f"the checkpoint before it is intact, continue with: resume={before}"
     done = train_here(run.parent, "resume=run", "trainer.max_epochs=4", check=False)
