@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from tests.conftest import train_here
 from zoo.registry.checkpoints import CheckpointError, read_checkpoint
+from zoo.support.quoting import override
 from zoo.tasks import load_task
 from zoo.training.checkpointing import check_weights, find_resumable, step_files
 from zoo.training.states import inexact, state_problem
@@ -101,7 +103,8 @@ def test_one_inverted_byte_is_told_with_the_state_before(run: Path) -> None:
     newest.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"is damaged: .* does not have its checksum") as raised:
         find_resumable(run)
-    assert str(raised.value).splitlines()[1] == f"the checkpoint before it is intact, continue with: resume={before}"
+    line = f"the checkpoint before it is intact, continue with: {shlex.quote(override('resume', before))}"
+    assert str(raised.value).splitlines()[1] == line
     done = train_here(run.parent, "resume=run", "trainer.max_epochs=4", check=False)
     assert done.returncode == 1
     assert "does not have its checksum" in done.stderr
@@ -120,7 +123,8 @@ def test_weights_that_are_not_finite_are_told_before_training(run: Path) -> None
     check_weights(before, run, task)
     done = train_here(run.parent, "resume=run", "trainer.max_epochs=4", check=False)
     assert done.returncode == 1
-    assert done.stderr.strip().endswith(f"is intact, continue with: resume={before}")
+    assert done.stderr.strip().endswith(f"is intact, continue with: {shlex.quote(override('resume', before))}")
+    assert "going on" not in done.stderr
     assert "optimizer.lr" not in done.stderr
 
 
@@ -131,14 +135,14 @@ def test_a_state_of_another_task_is_refused(run: Path) -> None:
     torch.save(state, newest)
     done = train_here(run.parent, "resume=run", "trainer.max_epochs=4", check=False)
     assert done.returncode == 1
-    assert "the state is of the task 'os.system', and this run's is ClassificationTask" in done.stderr
+    assert "the state is of the task 'os.system', and this run's is TabularTask" in done.stderr
 
 
 def test_which_state_is_resumed_is_told(run: Path) -> None:
     best = read_checkpoint(run / "checkpoints" / "best.ckpt")
     done = train_here(run.parent, "resume=run/checkpoints/best.ckpt", "trainer.max_epochs=4")
-    epochs = "1 epoch" if best["epoch"] == 1 else f"{best['epoch']} epochs"
-    told = f"note: going on from best.ckpt, the state after step {best['global_step']}, {epochs} done"
+    epochs = "1 epoch" if best["epoch"] == 0 else f"{best['epoch'] + 1} epochs"
+    told = f"note: going on from best.ckpt, the state after step {best['global_step']} and {epochs}"
     assert told in done.stderr.splitlines()
 
 

@@ -512,13 +512,11 @@ def find_resumable(run: Path, checkpoint: Path | None = None, accumulated: int =
         raise CheckpointError(f"{error}\n{_instead(chosen, run)}") from None
     if why := inexact(state, accumulated):
         raise CheckpointError(f"{chosen} is no state to go on from exactly, {why}\n{_instead(chosen, run)}")
-    done = f"{state['epoch']} {'epoch' if state['epoch'] == 1 else 'epochs'} done"
-    tell(f"going on from {chosen.name}, the state after step {state['global_step']}, {done}")
     return chosen
 
 
 def check_weights(state: Path, run: Path, task: nn.Module) -> None:
-    """Check that the weights of a state are finite, but for the placeholders that a new model has.
+    """Check that the weights of a state are finite, but for the placeholders of a new model, and tell which state it is.
 
     Raises:
         CheckpointError: They are not; the message names the newest intact state.
@@ -533,6 +531,9 @@ def check_weights(state: Path, run: Path, task: nn.Module) -> None:
                 sound = f"buffer {name.removeprefix('model.')}" in exempt or _is_sound(values)
             if not sound:
                 raise CheckpointError(f"{state} is damaged: its {part} {name} is not finite\n{_instead(state, run)}")
+    done = content["loops"]["fit_loop"]["epoch_progress"]["current"].get("processed", content["epoch"])
+    epochs = "1 epoch" if done == 1 else f"{done} epochs"
+    tell(f"going on from {state.name}, the state after step {content['global_step']} and {epochs}")
 
 
 def _read_state(path: Path, run: Path) -> dict[str, Any]:

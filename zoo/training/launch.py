@@ -216,7 +216,7 @@ def _check_places(cfg: DictConfig, folder: Path) -> None:
     with suppress(DamagedFileError, OSError):
         found = read_yaml(folder / ".hydra" / "config.yaml")
     if isinstance(found, dict) and isinstance(found.get("data"), dict):
-        recorded = places_in(data_section(found), folder)
+        recorded = places_in(data_section(_in_current_words(found, cfg)), folder)
     typed = {_key(text).removeprefix("data.") for text in _lasting if _key(text).startswith("data.")}
     typed |= {"path", "cache"} if "root" in typed else {"path"} if "name" in typed else set()
     odd = not_vouched({key: place for key, place in used.items() if key not in typed}, vouched(recorded, folder))
@@ -231,12 +231,24 @@ def _check_places(cfg: DictConfig, folder: Path) -> None:
 _FREE = ("resume", "logger.", "trainer.max_", "trainer.enable_", "callbacks.progress.", "data.num_workers")
 
 
+def _in_current_words(found: dict[str, Any], cfg: DictConfig) -> dict[str, Any]:
+    """A recorded configuration whose `data` section has the words of today, if the run still has that data module."""
+    from hydra.utils import get_object
+
+    from zoo.support.signatures import current_arguments
+
+    data = found.get("data")
+    if isinstance(data, dict) and data.get("_target_") == cfg.data.get("_target_"):
+        with suppress(ImportError, ValueError, AttributeError):  # an earlier release had other words
+            return found | {"data": current_arguments(get_object(cfg.data["_target_"]), data)}
+    return found
+
+
 def _tell_changes(cfg: DictConfig, folder: Path) -> None:
     """Tell which values of a resumed run are not those of its folder."""
     import yaml
-    from hydra.utils import get_object
 
-    from zoo.support.signatures import current_arguments, flatten
+    from zoo.support.signatures import flatten
     from zoo.support.values import DamagedFileError, read_yaml
     from zoo.training.summary import tell
 
@@ -246,10 +258,7 @@ def _tell_changes(cfg: DictConfig, folder: Path) -> None:
     if not isinstance(found, dict):
         tell(f"{path} cannot be read: whether the resumed run has other values than before is not known")
         return
-    data = found.get("data")
-    if isinstance(data, dict) and data.get("_target_") == cfg.data.get("_target_"):
-        with suppress(ImportError, ValueError, AttributeError):  # an earlier release had other words
-            found["data"] = current_arguments(get_object(cfg.data["_target_"]), data)
+    found = _in_current_words(found, cfg)
     before, now = dict(flatten(found)), dict(flatten(yaml.safe_load(OmegaConf.to_yaml(cfg))))
     typed = set(map(_key, HydraConfig.get().overrides.task))
     keys = [key for key in {**before, **now} if key in before or key in typed]  # others are of a later release
