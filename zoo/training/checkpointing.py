@@ -516,7 +516,7 @@ def find_resumable(run: Path, checkpoint: Path | None = None, accumulated: int =
 
 
 def check_weights(state: Path, run: Path, task: nn.Module) -> None:
-    """Check that the weights of a state are finite, but for the placeholders of a new model, and tell which state it is.
+    """Check that the weights of a state are finite, but for placeholders of a new model, and tell which state it is.
 
     Raises:
         CheckpointError: They are not; the message names the newest intact state.
