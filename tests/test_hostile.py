@@ -286,7 +286,7 @@ def test_a_resumed_run_fetches_nothing(trap: Trap, run: Path) -> None:
     there = sorted(path for path in trap.root.rglob("*") if path.is_dir())
     for overrides in FETCHING:
         run_folder(trap.folder, overrides)
-        told = trap.resume("logger=csv")
+        told = trap.resume("logger=csv", "data.cache=d")
         assert "a resumed run fetches nothing: start the same experiment once without resume=" in told, overrides
     assert sorted(path for path in trap.root.rglob("*") if path.is_dir()) == there
 

@@ -253,6 +253,10 @@ def test_values_beyond_float32_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a at 2020-04-09 00:00:00 is -1e\+308, too far from the training part"):
         Forecast(str(path), seq_len=4, pred_len=2).setup()
 
+    path.write_text("date,a\n" + "".join(f"{day},{i}e299\n" for i, day in enumerate(days)))
+    with pytest.raises(DataError, match=r"^a of .*series.* holds 6.9e\+300, whose square is no number"):
+        Forecast(str(path), seq_len=4, pred_len=2).setup()
+
 
 # ---- the same input in training and in prediction ----------------------------------------------------------
 

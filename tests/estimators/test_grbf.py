@@ -978,3 +978,11 @@ def test_extreme_targets_are_those_of_one_in_other_units(settings: dict[str, Any
     shares = [model.feature_importance("gradient") for model in fitted]
     np.testing.assert_allclose(shares[1], shares[0], rtol=1e-6)
     np.testing.assert_allclose(fitted[1].explained_ratio_, fitted[0].explained_ratio_, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("device", ["zz", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_an_invalid_parameter(device: str) -> None:
+    X, y = load_wine(return_X_y=True)
+    told = rf"The 'device' parameter of GRBFClassifier must be a device of torch .* Got '{device}' instead"
+    with pytest.raises(ValueError, match=told):
+        GRBFClassifier(device=device, max_iter=1).fit(X, y)

@@ -286,3 +286,9 @@ def test_what_a_run_prints_runs_as_printed(tmp_path: Path) -> None:
         patch.chdir(tmp_path)
         exec(f"import zoo\n{load.strip()}", namespace)
     assert namespace["model"].num_classes == 10
+
+
+def test_a_number_that_is_none_is_told_by_its_key_alone(tmp_path: Path) -> None:
+    for word in ("optimizer.lr", "data.val_fraction", "callbacks.ema.decay"):
+        done = train_here(tmp_path, "experiment=digits", f"{word}=nan", check=False)
+        assert done.stderr.strip() == f"error: {word} = nan: only finite numbers are allowed"

@@ -17,6 +17,8 @@ class _Place(argparse.Action):
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
         word = str(option_string).lstrip("-")
+        if not values:
+            raise argparse.ArgumentError(self, "it is empty, as from an unset variable: name the path")
         namespace.root = {
             **(namespace.root or {}),
             next(w for w in ("path", "cache", "root") if w.startswith(word)): values,

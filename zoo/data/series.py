@@ -339,6 +339,7 @@ _BUNDLED_OPTIONS: dict[str, Any] = {
     "regular": True,
 }
 SUFFIXES = (".csv", ".tsv", ".txt")
+_MAX_VALUE = 1e150  # whose squares, and sums of them, are numbers of float64
 _FILES_SHOWN = 5
 SERIES = {"chicago": _chicago, "jfk_weather": _jfk_weather, "victoria_electricity": _victoria_electricity}
 
@@ -613,6 +614,9 @@ class Forecast(ImageDataModule):
         past = np.concatenate([one.values[: self._borders(one)[0]] for one in self.all_series])
         if not len(past):
             raise DataError(f"{self.series_name} has {len(series.values)} steps, too few to train on")
+        if (large := np.abs(past).max(0)).max() > _MAX_VALUE:
+            name, most = series.names[int(large.argmax())], large.max()
+            raise DataError(f"{name} of {self.series_name} holds {most:g}, whose square is no number: in another unit?")
         mean, scale = standardisation(past)
         same = [name for name, one, raw in zip(series.names, scale == 1, past.std(0), strict=True) if one and raw < 0.5]
         if same:

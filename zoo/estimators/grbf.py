@@ -29,7 +29,7 @@ from sklearn.base import (
     TransformerMixin,
 )
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import Interval, InvalidParameterError, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor
@@ -60,6 +60,20 @@ _OF_STEPS = (
     *("n_centers", "centers", "learn_centers", "reg_precision", "reg_weights", "reg_centers", "penalty", "shrink_to"),
     *("init", "learning_rate", "max_iter", "batch_size", "tol", "n_iter_no_change", "validation_fraction", "dtype"),
 )
+
+
+def _check_device(estimator: Any) -> None:
+    """Refuse a device that torch does not know or this machine lacks, as scikit-learn refuses a parameter."""
+    try:
+        found = torch.empty(0, device=estimator.device)
+        usable = found.device.type != "meta"
+    except (RuntimeError, AssertionError, NotImplementedError):  # an assertion says that torch has no CUDA
+        usable = False
+    if not usable:
+        raise InvalidParameterError(
+            f"The 'device' parameter of {type(estimator).__name__} must be a device of torch that this machine has, "
+            f"such as 'cpu' or 'cuda'. Got {estimator.device!r} instead."
+        )
 
 
 class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -179,6 +193,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def _validate(self, X, y, sample_weight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         self._validate_params()
+        _check_device(self)
         again = self._is_warm
         if again:
             self._check_start()

@@ -295,6 +295,8 @@ def _check_archive(path: Path, size: int) -> None:
     if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > size:
         raise CheckpointError(f"{path} has compressed entries, which torch.save never writes: it is refused")
     with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():  # torch does not compare the checksums
+            raise CheckpointError(f"{path} is damaged: {damaged} does not have its checksum; copy or download it again")
         for entry in entries:
             if entry.filename.rsplit("/", 1)[-1] == "data.pkl":
                 data = archive.read(entry)

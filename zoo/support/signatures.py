@@ -142,6 +142,8 @@ def check_values(schema: type, values: Mapping[str, Any], key: str = "") -> list
 
 
 def _check_value(hint: Any, value: Any, key: str) -> list[str]:
+    if odd := next(_not_finite(value, key), None):
+        return [odd]
     if isinstance(value, bool) and not _admits_bool(hint):
         return [f"{key} = {value} is a boolean; allowed: {_allowed(hint)}"]
     try:
@@ -156,7 +158,7 @@ def _check_value(hint: Any, value: Any, key: str) -> list[str]:
             e["msg"][:1].lower() + e["msg"][1:] for e in error.errors() if e["type"] != "is_instance_of"
         )
         return [f"{key} = {value!r}: {' or '.join(reasons) or 'allowed is ' + _allowed(hint)}"]
-    return [] if _finite(found) else [f"{key} = {value!r}: only finite numbers are allowed"]
+    return list(_not_finite(found, key))[:1]
 
 
 def _converted(value: Any, found: Any) -> bool:
@@ -168,13 +170,16 @@ def _converted(value: Any, found: Any) -> bool:
     return isinstance(value, str | float) and isinstance(found, int | float) and type(value) is not type(found)
 
 
-def _finite(value: Any) -> bool:
-    """Whether a plain value contains no infinity or NaN at any depth."""
+def _not_finite(value: Any, key: str) -> Iterator[str]:
+    """A sentence for each infinity or NaN in a plain value, at any depth, with its own key."""
     if isinstance(value, Mapping):
-        return all(map(_finite, value.values()))
-    if isinstance(value, list | tuple):
-        return all(map(_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
+        for name, part in value.items():
+            yield from _not_finite(part, f"{key}.{name}")
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _not_finite(part, key)
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"{key} = {value!r}: only finite numbers are allowed"
 
 
 def _wants_mapping(hint: Any) -> bool:

@@ -230,6 +230,9 @@ class Task(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the model's input record; in a run, that of its data takes precedence."""
         note = checkpoint.get("zoo")
+        kind = note.get("task") if isinstance(note, dict) else None
+        if self._trainer is not None and kind not in (None, type(self).__name__):
+            raise OptionError(f"the state is of the task {kind!r:.60}, and this run's is {type(self).__name__}")
         if self._trainer is not None and self.trainer.world_size == 1:  # others may hold a part of the weights each
             self._check_sizes(checkpoint.get("state_dict"))
         own: Any = getattr(self.model, "input_record", None)

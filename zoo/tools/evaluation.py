@@ -18,6 +18,7 @@ from zoo.registry.factory import MAY_BE, as_named, create_model
 from zoo.registry.trust import TrustError, recorded_class
 from zoo.support import inputs as records
 from zoo.support.files import offline
+from zoo.support.places import names_place, not_vouched, places_in, unknown
 from zoo.support.signatures import check_call, current_arguments
 from zoo.support.values import first_line
 from zoo.tools.errors import ToolError
@@ -33,7 +34,8 @@ def record_of(model: str | Path, data: bool = True) -> dict[str, Any]:
 
     Args:
         model: `NAME.TAG` of a shipped weight, or the folder of a finished run or of a saved model, which becomes the
-            record's `name` and `folder`. `places` of a run are where it had its data.
+            record's `name` and `folder`. `places` of a run are where it had its data, and `vouched` those of them that
+            a run of this user's had.
         data: Whether the training data and figures are needed, which a saved model outside its run does not have.
 
     Raises:
@@ -55,7 +57,8 @@ def record_of(model: str | Path, data: bool = True) -> dict[str, Any]:
     named = {"name": str(model), "folder": str(folder)}
     run = folder.parent
     if folder.name == "model" and (run == Path(model) or (run / "summary.json").is_file()):
-        return describe([run], license="unknown") | named | {"places": places_of(run)}
+        places, known = places_of(run)
+        return describe([run], license="unknown") | named | {"places": places, "vouched": known}
     if data:
         raise ToolError(f"{model} is a saved model, without its run's record of data and figures: {_WITH_DATA}")
     return saved(folder) | named
@@ -119,7 +122,7 @@ def part_of(record: Mapping[str, Any]) -> str:
 Places = str | Mapping[str, str]
 
 
-_PLACES = ("path", "folder", "cache", "root")
+_TOLD = {"path": {"path", "folder", "root"}, "cache": {"cache", "root"}, "root": {"path", "folder", "cache", "root"}}
 _NO_PLACE = "the files of {} are not on record: name their folder with --path"
 
 
@@ -135,19 +138,33 @@ def build_data(record: Mapping[str, Any], root: Places | None = None, **changes:
         ToolError: The record is invalid, or own data is not there, or its place is not known.
     """
     given = dict(root) if isinstance(root, Mapping) else {"root": root} if root else {}
-    kept = {"path": ("cache",), "cache": ("path", "folder")}.get(next(iter(given), ""), ()) if given else _PLACES
-    places = {key: value for key, value in record.get("places", {}).items() if key in kept}
+    told = {key for name in given for key in _TOLD.get(name, {name})}
+    places = {key: value for key, value in record.get("places", {}).items() if key not in told}
+    config = {**record["data"]["config"], **changes, **places}
+    _check_places(record, {key: value for key, value in config.items() if key not in given})
     if "path" in places and not Path(places["path"]).expanduser().exists():
         raise ToolError(f"the data of the run, {places['path']}, is not there any more: name its place with --path")
-    config = {**record["data"]["config"], **changes, **places}
     if record["data"].get("own") and not {"path", "root"} & {*places, *given}:
         raise ToolError(_NO_PLACE.format(str(config["_target_"]).rpartition(".")[2]))
-    config = {key: value for key, value in config.items() if value is not None or key not in _PLACES}
+    config = {key: value for key, value in config.items() if value is not None or not names_place(key)}
     with _fetching(record):
         data = _build_section(config, "data", **given)
         data.prepare_data()
         data.setup("validate" if part_of(record) == "validation" else "test")
     return data
+
+
+def _check_places(record: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse places of data that a run folder names, and that were not named by this user."""
+    if "folder" not in record:  # shipped with the zoo
+        return
+    used = places_in(config, Path(record["folder"]).parent)
+    if odd := not_vouched(used, record.get("vouched", {})):
+        own = [key for key in odd if key not in ("path", "folder", "cache", "root")]
+        ways = f"name the data with --{'cache' if odd == ['cache'] else 'path'}"
+        if own:
+            ways = f"resume it once with {' '.join(f'data.{key}=...' for key in odd)}"
+        raise ToolError(unknown(used, odd, ways))
 
 
 def build_task(record: Mapping[str, Any], model: nn.Module) -> Task:

@@ -18,6 +18,7 @@ from zoo.registry import bundled_weights
 from zoo.registry.factory import create_model
 from zoo.results.runs import read_parts, read_run
 from zoo.support.files import WEIGHTS_NAME, locate, read_config, sha256_of, write_all, writer_of
+from zoo.support.places import data_section, is_place, places_in, resolved, vouched
 from zoo.tools.errors import ToolError
 
 __all__ = ["METRICS", "describe", "places_of", "saved", "ship"]
@@ -74,7 +75,7 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
     summary, config = read_parts(best)
     model = saved(best / "model")
     tag = tag or _tag(model["architecture"], run.name)
-    data = _data_section(config)
+    data = data_section(config)
     facts = summary.get("data", {})
     where = origin(data)
     parts = ("train", "val", "test") if judged.startswith("test/") else ("train", "val")
@@ -104,7 +105,7 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
             "config": _without_places(data) | {"seed": config.get("seed")},
             **({"own": True} if data.get("path") else {}),
         },
-        "task": _resolved(config["task"], config),
+        "task": resolved(config["task"], config),
         "license": license,
         "code_license": CODE_LICENSE,
         "experiment": run.name,
@@ -195,42 +196,20 @@ def _tag(architecture: str, experiment: str) -> str:
     return experiment.removeprefix(f"{family}_").replace("-", "_") or experiment
 
 
-def _resolved(value: Any, config: dict[str, Any]) -> Any:
-    """A value of the recorded configuration, with `${key}` references resolved."""
-    if isinstance(value, dict):
-        return {k: _resolved(v, config) for k, v in value.items()}
-    if isinstance(value, str) and (found := re.fullmatch(r"\$\{([\w.]+)\}", value)):
-        node: Any = config
-        for key in found[1].split("."):
-            node = node.get(key) if isinstance(node, dict) else None
-        return node
-    return value
-
-
-_PLACES = ("path", "folder", "cache", "root")  # arguments of a data module that depend on the machine
-
-
-def _data_section(config: dict[str, Any]) -> dict[str, Any]:
-    """The `data` section, resolved; own data is its `path`, which a series had as its name, too."""
-    section = dict(_resolved(config["data"], config))
-    name = section.get("name")
-    if isinstance(name, str) and re.search(r"[./\\]", name) and not section.get("path"):
-        section["path"] = name
-    if section.get("path"):  # not the published set of that name
-        section.pop("name", None)
-    return section
-
-
 def _without_places(section: dict[str, Any]) -> dict[str, Any]:
     """A `data` section without what depends on the machine."""
-    return {key: None if key in _PLACES and isinstance(value, str) else value for key, value in section.items()}
+    return {key: None if is_place(key, value) else value for key, value in section.items()}
 
 
-def places_of(run: Path) -> dict[str, str]:
-    """Where a run had its data, on the machine that it ran on: the `path`, `folder` and `cache` of its data module.
+def places_of(run: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Where a run had its data, on the machine that it ran on.
+
+    Returns:
+        Arguments of its data module, as recorded; and those of them, as absolute paths outside of the run folder, that
+        this user's signature in the folder vouches for.
 
     Raises:
         RunsError: The folder is not that of a finished run.
     """
-    section = _data_section(read_parts(run)[1])
-    return {key: value for key in _PLACES if isinstance(value := section.get(key), str)}
+    section = data_section(read_parts(run)[1])
+    return {k: v for k, v in section.items() if is_place(k, v)}, vouched(places_in(section, run), run)

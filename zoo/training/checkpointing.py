@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import random
@@ -24,10 +25,11 @@ from torch import distributed as dist
 
 from zoo.registry.checkpoints import CheckpointError, read_checkpoint, write_atomic
 from zoo.support.quoting import override
-from zoo.support.values import DamagedFileError
+from zoo.support.values import DamagedFileError, read_json
 from zoo.tasks import NonFiniteLossError
 from zoo.training.checks import ends_here
 from zoo.training.loggers import CsvRun
+from zoo.training.states import generators, inexact, state_problem
 from zoo.training.summary import tell
 
 FOLDER = "checkpoints"
@@ -473,11 +475,10 @@ def random_states() -> dict[str, Any]:
 
 def set_random_states(states: dict[str, Any]) -> None:
     """Restore the result of `random_states`; GPU states only if the number of GPUs is the same."""
-    version, keys, gauss = states["python"]
-    random.setstate((version, tuple(keys), gauss))
-    name, words, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((name, words.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(states["torch"].cpu())
+    python, numpy, own = generators(states)
+    random.setstate(python.getstate())
+    np.random.set_state(numpy.get_state())
+    torch.set_rng_state(own.get_state())
     if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
 
@@ -488,38 +489,76 @@ def step_files(folder: Path) -> list[tuple[int, Path]]:
     return sorted(((int(match[1]), path) for match, path in found), reverse=True)
 
 
-def find_resumable(run: Path, checkpoint: Path | None = None) -> Path:
+def find_resumable(run: Path, checkpoint: Path | None = None, accumulated: int = 1) -> Path:
     """The state to resume from, checked by reading it.
 
     Args:
         run: Folder of the run.
         checkpoint: A checkpoint of the run; None for the newest state.
+        accumulated: Batches of a step, `trainer.accumulate_grad_batches`.
 
     Raises:
-        CheckpointError: If there is none, or it is damaged; the message then names the newest intact one.
+        CheckpointError: If there is none, or it is damaged, or the run cannot go on from it exactly; the message then
+            names the newest intact one.
     """
-    candidates = [path for _, path in step_files(run / FOLDER)]
-    chosen = checkpoint or next(iter(candidates), None)
+    chosen = checkpoint or next((path for _, path in step_files(run / FOLDER)), None)
     if chosen is None:
         raise CheckpointError(
             f"{run} holds no {FOLDER}/step=*.ckpt to resume from: it stopped before its first one; start it again"
         )
     try:
-        read_checkpoint(chosen)
+        state = _read_state(chosen, run)
     except CheckpointError as error:
-        for path in candidates:
-            if path != chosen and _readable(path):
-                raise CheckpointError(
-                    f"{error}\nthe checkpoint before it is intact, continue with: "
-                    f"{shlex.quote(override('resume', path))}"
-                ) from None
-        raise CheckpointError(f"{error}\nno other checkpoint in {run / FOLDER} can be read") from None
+        raise CheckpointError(f"{error}\n{_instead(chosen, run)}") from None
+    if why := inexact(state, accumulated):
+        raise CheckpointError(f"{chosen} is no state to go on from exactly, {why}\n{_instead(chosen, run)}")
     return chosen
 
 
-def _readable(path: Path) -> bool:
+def check_weights(state: Path, run: Path, task: nn.Module) -> None:
+    """Check that the weights of a state are finite, but for placeholders of a new model, and tell which state it is.
+
+    Raises:
+        CheckpointError: They are not; the message names the newest intact state.
+    """
+    exempt, trained = _not_finite(task), {name for name, _ in task.named_parameters()}
+    content = read_checkpoint(state)
+    for part in ("state_dict", "current_model_state"):
+        for name, values in content.get(part, {}).items():
+            if name in trained:
+                sound = name in exempt or _is_finite(values)
+            else:
+                sound = f"buffer {name.removeprefix('model.')}" in exempt or _is_sound(values)
+            if not sound:
+                raise CheckpointError(f"{state} is damaged: its {part} {name} is not finite\n{_instead(state, run)}")
+    done = content["loops"]["fit_loop"]["epoch_progress"]["current"].get("processed", content["epoch"])
+    epochs = "1 epoch" if done == 1 else f"{done} epochs"
+    tell(f"going on from {state.name}, the state after step {content['global_step']} and {epochs}")
+
+
+def _read_state(path: Path, run: Path) -> dict[str, Any]:
+    seed = None
+    with contextlib.suppress(DamagedFileError, OSError):  # told where the notes are read
+        notes = read_json(run / "run.json")
+        seed = notes.get("seed") if isinstance(notes, dict) else None
+    content = read_checkpoint(path)
+    if problem := state_problem(content, seed if isinstance(seed, int) else None):
+        raise CheckpointError(f"{path} is damaged, or no state of this run: {problem}")
+    return content
+
+
+def _instead(chosen: Path, run: Path) -> str:
+    """The line that names the newest other state that is intact."""
+    for _, path in step_files(run / FOLDER):
+        if path != chosen and _readable(path, run):
+            line = shlex.quote(override("resume", path))
+            return f"the checkpoint before it is intact, continue with: {line}"
+    return f"no other state in {run / FOLDER} can be read"
+
+
+def _readable(path: Path, run: Path) -> bool:
     try:
-        read_checkpoint(path)
+        _read_state(path, run)
     except CheckpointError:
         return False
     return True

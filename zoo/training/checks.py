@@ -60,6 +60,14 @@ def is_ours(error: BaseException) -> bool:
     return frames[-1:] == ["zoo"]
 
 
+def is_told(error: BaseException) -> bool:
+    """Whether an error was raised on purpose by the zoo, torch or Lightning, so that its message says something."""
+    frames = [str(frame.f_globals.get("__name__")).split(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)]
+    last = list(traceback.extract_tb(error.__traceback__))[-1:]
+    raised = bool(last) and (last[0].line or "").startswith("raise")
+    return raised and frames[-1] in ("zoo", "torch", "lightning", "lightning_fabric")
+
+
 def sentence(error: BaseException) -> str:
     """First line of an error's message, or its type if it has none."""
     lines = str(error).strip().splitlines()

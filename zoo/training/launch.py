@@ -67,6 +67,7 @@ def _job(cfg: DictConfig) -> float | None:
             if cfg.get("resume") is None:
                 check_new(folder, _command())
             else:
+                _check_places(cfg, folder)
                 _tell_changes(cfg, folder)
             _write_hydra_files(cfg)
             config: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -178,20 +179,76 @@ def _write_hydra_files(cfg: DictConfig) -> None:
     if cfg.get("resume") is None and is_first_process():
         typed = [text.removeprefix("++") if _known_word(text[2:]) == text else text for text in job.overrides.task]
         files = {"config": cfg, "hydra": OmegaConf.create({"hydra": job}), "overrides": typed}
-        texts = {f"{name}.yaml": OmegaConf.to_yaml(content) for name, content in files.items()}
-        write_texts(Path(job.runtime.output_dir) / ".hydra", texts)
+        texts = {f".hydra/{name}.yaml": OmegaConf.to_yaml(content) for name, content in files.items()}
+        folder = Path(job.runtime.output_dir)
+        write_texts(folder, texts | _signed(_places(cfg, folder)))
+
+
+def _places(cfg: DictConfig, folder: Path) -> dict[str, str]:
+    """Where the data of a configuration is, outside of the run folder; see `zoo.support.places`."""
+    from zoo.support.places import places_in
+
+    found: Any = OmegaConf.to_container(cfg, resolve=True)
+    return places_in(found["data"], folder) if isinstance(found.get("data"), dict) else {}
+
+
+def _signed(places: Mapping[str, str]) -> dict[str, str]:
+    """The file with the signature of places, if there are any and this user can sign."""
+    from zoo.support.places import SIGNATURE, sign
+
+    signature = sign(places) if places else None
+    return {SIGNATURE: f"{signature}\n"} if signature else {}
+
+
+def _check_places(cfg: DictConfig, folder: Path) -> None:
+    """Let a resumed run read only data that its user typed, or that a run of this user's on this machine had.
+
+    Raises:
+        ResumeError: A place comes from the folder alone.
+    """
+    from zoo.support.places import data_section, not_vouched, places_in, unknown, vouched
+    from zoo.support.values import DamagedFileError, read_yaml
+    from zoo.training.folder import is_first_process, write_texts
+
+    if not is_first_process():  # the folder is the first one's
+        return
+    used, found, recorded = _places(cfg, folder), None, {}
+    with suppress(DamagedFileError, OSError):
+        found = read_yaml(folder / ".hydra" / "config.yaml")
+    if isinstance(found, dict) and isinstance(found.get("data"), dict):
+        recorded = places_in(data_section(_in_current_words(found, cfg)), folder)
+    typed = {_key(text).removeprefix("data.") for text in _lasting if _key(text).startswith("data.")}
+    typed |= {"path", "cache"} if "root" in typed else {"path"} if "name" in typed else set()
+    odd = not_vouched({key: place for key, place in used.items() if key not in typed}, vouched(recorded, folder))
+    if odd:
+        ways = " ".join(f"data.{key}=..." for key in odd)
+        raise ResumeError(f"resume={cfg.resume}: {unknown(used, odd, f'name the data with {ways}')}")
+    if used == recorded and typed:  # as the user has just said where they are
+        write_texts(folder, _signed(used))
 
 
 #: Values that a resumed run may change without becoming another one; lengths are for going on.
 _FREE = ("resume", "logger.", "trainer.max_", "trainer.enable_", "callbacks.progress.", "data.num_workers")
 
 
+def _in_current_words(found: dict[str, Any], cfg: DictConfig) -> dict[str, Any]:
+    """A recorded configuration whose `data` section has the words of today, if the run still has that data module."""
+    from hydra.utils import get_object
+
+    from zoo.support.signatures import current_arguments
+
+    data = found.get("data")
+    if isinstance(data, dict) and data.get("_target_") == cfg.data.get("_target_"):
+        with suppress(ImportError, ValueError, AttributeError):  # an earlier release had other words
+            return found | {"data": current_arguments(get_object(cfg.data["_target_"]), data)}
+    return found
+
+
 def _tell_changes(cfg: DictConfig, folder: Path) -> None:
     """Tell which values of a resumed run are not those of its folder."""
     import yaml
-    from hydra.utils import get_object
 
-    from zoo.support.signatures import current_arguments, flatten
+    from zoo.support.signatures import flatten
     from zoo.support.values import DamagedFileError, read_yaml
     from zoo.training.summary import tell
 
@@ -201,10 +258,7 @@ def _tell_changes(cfg: DictConfig, folder: Path) -> None:
     if not isinstance(found, dict):
         tell(f"{path} cannot be read: whether the resumed run has other values than before is not known")
         return
-    data = found.get("data")
-    if isinstance(data, dict) and data.get("_target_") == cfg.data.get("_target_"):
-        with suppress(ImportError, ValueError, AttributeError):  # an earlier release had other words
-            found["data"] = current_arguments(get_object(cfg.data["_target_"]), data)
+    found = _in_current_words(found, cfg)
     before, now = dict(flatten(found)), dict(flatten(yaml.safe_load(OmegaConf.to_yaml(cfg))))
     typed = set(map(_key, HydraConfig.get().overrides.task))
     keys = [key for key in {**before, **now} if key in before or key in typed]  # others are of a later release
@@ -535,6 +589,7 @@ def _prepare(arguments: list[str]) -> list[str]:
     for text in overrides:
         if not _key(text) or ("=" not in text and not text.startswith("~")):
             raise UsageError(f"{text!r} is not understood: values are given as key=value, like trainer.max_epochs=5")
+        _check_filled(text)
     resume = next((_plain_value(a) for a in overrides if a.startswith("resume=")), None)
     if resume is not None:
         _lasting.extend(typed := [a for a in overrides if not a.startswith("resume=")])
@@ -553,6 +608,19 @@ def _prepare(arguments: list[str]) -> list[str]:
             "hydra/hydra_logging=none",
         ]
     return [*flags, *overrides]
+
+
+def _check_filled(argument: str) -> None:
+    """Refuse an empty path, which an unset variable of the shell leaves, and which would name the working folder.
+
+    Raises:
+        UsageError: The override names a path, or the run to resume, and has no value.
+    """
+    from zoo.support.places import names_place
+
+    key, equals, value = argument.partition("=")
+    if equals and (names_place(_key(key)) or _key(key) == "resume") and not value.strip(" \t'\""):
+        raise UsageError(f"{key}= is empty, as from an unset variable: name the path, or give {key}=null for none")
 
 
 def _plain_value(argument: str) -> str | None:

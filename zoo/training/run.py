@@ -34,11 +34,12 @@ from zoo.training.checkpointing import (
     ResumeCheckpoint,
     StopRequested,
     UnsoundStateError,
+    check_weights,
     find_resumable,
     scalars,
     set_aside,
 )
-from zoo.training.checks import LastValidation, Start, check_config, is_lightnings, is_ours, sentence
+from zoo.training.checks import LastValidation, Start, check_config, is_lightnings, is_ours, is_told, sentence
 from zoo.training.finish import finish, last_good, load_best, shown_path
 from zoo.training.folder import check_new, is_first_process, writing_in
 from zoo.training.loggers import WandbRun, titles
@@ -170,7 +171,8 @@ def run(
     _quiet()
     folder = Path(output_dir).absolute()
     started = time.perf_counter()
-    state = find_resumable(folder, _named_checkpoint(resume)) if resume else None
+    accumulated = trainer.get("accumulate_grad_batches") or 1
+    state = find_resumable(folder, _named_checkpoint(resume), accumulated) if resume else None
     notes = run_notes(folder, seed, name, state, origin)
     L.seed_everything(notes["seed"], workers=False, verbose=False)
 
@@ -179,6 +181,8 @@ def run(
         task_module = build("model", lambda: build_task(model, task, datamodule, optimizer, scheduler))
     if not isinstance(task_module, Task):
         raise ConfigError(f"task._target_ = {task['_target_']} is not a zoo.tasks.Task")
+    if state is not None:
+        check_weights(state, folder, task_module)
     task_module.run_notes = {"seed": notes["seed"], "wandb_id": notes["wandb_id"]}
     build("optimizer", task_module.build_optimizer)
     offered: dict[str, Any] = {"run_id": notes["wandb_id"], "resumed": state is not None}
@@ -259,7 +263,7 @@ def run(
     except Exception as error:
         damaged = isinstance(error, KeyError | TypeError | AttributeError | IndexError | RuntimeError | ValueError)
         if damaged and state is not None and not counter.steps and not type(error).__module__.startswith("zoo."):
-            raise RunFailed(f"{state} is not a state that this run can continue from: {first_line(error)}") from error
+            raise RunFailed(f"{state} is not a state that this run can continue from{_reason(error)}") from error
         ours = type(error) is ValueError and is_ours(error)  # the zoo's own types are raised as they are
         if not (ours or is_lightnings(error)):
             raise
@@ -276,6 +280,13 @@ def run(
             if isinstance(entry, WandbRun):
                 entry.close(exit_code)
     return result
+
+
+def _reason(error: Exception) -> str:
+    """What torch or Lightning says of a state; words of Python say nothing to a user, and are in the log."""
+    _log.info("the state was not restored", exc_info=True)
+    told = isinstance(error, RuntimeError | ValueError) and is_told(error)
+    return f": {first_line(error)}" if told else ": a part of it is damaged or of another run"
 
 
 def _named_checkpoint(resume: str) -> Path | None:
