@@ -139,6 +139,7 @@ class _Data(TypedDict, total=False):
     license: str
     source: str
     rows: dict[str, int]
+    whole: dict[str, int]  # of parts that were used in part
     config: dict[str, Any]
 
 
