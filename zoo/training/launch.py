@@ -190,8 +190,8 @@ _FREE = ("resume", "logger.", "trainer.enable_", "callbacks.progress.", "data.nu
 _LENGTHS = ("trainer.max_", "callbacks.stop.patience")  # for going on
 
 
-def _changes(cfg: DictConfig, folder: Path) -> Changes | None:
-    """Which values of a resumed run are not those of its folder, which is told; None if that cannot be known."""
+def _changes(cfg: DictConfig, folder: Path) -> Changes:
+    """Which values of a resumed run are not those of its folder, which is told; all typed ones if that is not known."""
     import yaml
     from hydra.utils import get_object
 
@@ -205,7 +205,8 @@ def _changes(cfg: DictConfig, folder: Path) -> Changes | None:
         found = read_yaml(path)
     if not isinstance(found, dict):
         tell(f"{path} cannot be read: whether the resumed run has other values than before is not known")
-        return None
+        unknown = {_key(text): text for text in _typed() if not _key(text).startswith(_FREE)}
+        return Changes(unknown, tuple(key for key in unknown if key.startswith(_LENGTHS)), tuple(unknown.values()))
     data = found.get("data")
     if isinstance(data, dict) and data.get("_target_") == cfg.data.get("_target_"):
         with suppress(ImportError, ValueError, AttributeError):  # an earlier release had other words

@@ -48,9 +48,11 @@ class Resumed(NamedTuple):
     summary: dict[str, Any] | None
 
 
-#: What may differ where a run whose training is over is still to be tested and summed up.
-_PLACES = ("data.path", "data.folder", "data.cache", "data.root", "trainer.accelerator", "trainer.devices",
-           "trainer.strategy", "trainer.num_nodes", "test")  # fmt: skip
+#: What may differ where a run whose training is over is still to be tested and summed up: where its data is, what it
+#: runs on, and callbacks, which act no more.
+_UNSUMMED = ("data.path", "data.folder", "data.cache", "data.root", "trainer.accelerator", "trainer.devices",
+             "trainer.strategy", "trainer.num_nodes", "test", "callbacks.")  # fmt: skip
+_CHOOSES = ("callbacks.best", "callbacks.resume")  # these two know the best state, and the figures so far
 
 
 def resumed(engine: L.Trainer, state: Path, changes: Changes | None, seeds: tuple[int, int | None]) -> Resumed:
@@ -75,9 +77,9 @@ def resumed(engine: L.Trainer, state: Path, changes: Changes | None, seeds: tupl
     if over:
         with suppress(RunsError):
             summary, _ = read_parts(folder)
-    untested = summary is None or not any(name.startswith("test/") for name in summary["metrics"])
-    free = () if not untested else ("test",) if summary else _PLACES
-    odd = [text for key, text in changes.values.items() if key not in (*changes.lengths, *free)]
+    free = _free(summary)
+    may = {key for key in changes.values if key.startswith(free) and not key.startswith(_CHOOSES)}
+    odd = [text for key, text in changes.values.items() if key not in (*changes.lengths, *may)]
     if over and odd:
         told = ", ".join(odd[:3]) + (f" and {len(odd) - 3} more" if len(odd) > 3 else "")
         measure = shell_line("python -m zoo validate", folder, "--data", "DATA")
@@ -86,6 +88,13 @@ def resumed(engine: L.Trainer, state: Path, changes: Changes | None, seeds: tupl
             f"it: give a longer training too, start another run, or measure on other data with `{measure}`"
         )
     return Resumed(_processed(kept), _whole(kept.get("global_step")), over, summary)
+
+
+def _free(summary: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Starts of the keys that may change where the training is over."""
+    if summary is None:
+        return _UNSUMMED
+    return () if any(name.startswith("test/") for name in summary["metrics"]) else ("test",)
 
 
 def _over(engine: L.Trainer, state: Mapping[str, Any]) -> str | None:
