@@ -10,16 +10,20 @@ from typing import Any
 
 import lightning as L
 import pytest
+import torch
 
 from tests.conftest import train_here
-from zoo.data import Digits
+from zoo.data import DataError, Digits
+from zoo.data.task_streams import _second
 from zoo.results.runs import RunsError, read_run, tabulate
+from zoo.support.inputs import preparation
 from zoo.support.signatures import ConfigError
 from zoo.tools.cards import card
 from zoo.tools.evaluation import record_of
 from zoo.tools.release import ship
 from zoo.training.build import build_task
 from zoo.training.counts import counts
+from zoo.training.launch import _recorded_overrides
 from zoo.training.resuming import Changes, Resumed, resumed, stages
 
 pytestmark = pytest.mark.xdist_group("records")  # they share a run
@@ -227,3 +231,30 @@ def test_a_section_that_no_document_has_is_not_invented(partly: tuple[Path, str]
     assert "## Trained my runs" in page.read_text()
     list(tabulate([partly[0]], [page]))
     assert "## Trained runs" in page.read_text()
+
+
+# ---- notes and messages --------------------------------------------------------------------------------------
+
+
+def test_only_pictures_are_prepared_as_pictures() -> None:
+    how = {"input_size": [2, 1, 96], "mean": [0.0], "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center"}
+    assert preparation({"preprocessing": how, "input": {"kind": "series"}}) == {"input_size": [2, 1, 96], "mean": [0.0]}
+    assert preparation({"preprocessing": how, "input": {"kind": "image"}}) == how
+    assert preparation({"preprocessing": how}) == how
+
+
+def test_a_recorded_wish_to_send_is_told_not_to_be_followed(tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "run" / ".hydra" / "overrides.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text("- experiment=digits\n- logger.wandb.mode=online\n")
+    assert _recorded_overrides(path, tmp_path, []) == ["experiment=digits", "logger.wandb.mode=auto"]
+    told = capsys.readouterr().err
+    assert told.startswith("note: logger.wandb.mode=online, which the folder recorded, is read as auto")
+    _recorded_overrides(path, tmp_path, ["logger.wandb.mode=online"])
+    assert not capsys.readouterr().err
+
+
+def test_a_share_of_no_images_names_its_option() -> None:
+    pair = torch.zeros(20, 1, 4, 4, dtype=torch.uint8), torch.arange(20) % 2
+    with pytest.raises(DataError, match=r"give a larger val_fraction than 0"):
+        _second(pair, "val_fraction", 0.0)
