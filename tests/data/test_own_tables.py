@@ -206,7 +206,7 @@ def fake_parquet(names: list[str], columns: list[list[Any]]) -> Any:
     """What is used of `pyarrow.parquet`, on columns in memory."""
 
     class ParquetFile:
-        def __init__(self, path: Path) -> None:
+        def __init__(self, path: Path, page_checksum_verification: bool) -> None:
             self.schema_arrow = SimpleNamespace(names=names)
             self.metadata = SimpleNamespace(num_rows=len(columns[0]))
 

@@ -84,7 +84,7 @@ def read_parquet(path: str | Path) -> ParquetTable:
     if path.stat().st_size > MAX_BYTES:
         raise DataError(f"{path} is larger than {MAX_BYTES // 10**6} MB: split it first")
     try:
-        source = parquet.ParquetFile(path)
+        source = parquet.ParquetFile(path, page_checksum_verification=True)
         names, rows = [str(name).strip() for name in source.schema_arrow.names], source.metadata.num_rows
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as Parquet ({first_line(error)})") from None

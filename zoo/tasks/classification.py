@@ -39,7 +39,6 @@ class ClassificationTask(Task):
         preprocessing: The evaluation transform (`input_size`, `mean`, `std`, ...), stored in the checkpoint.
     """
 
-    class_weights: Tensor | None
     monitors = ("val/loss", "val/acc", "val/acc5", "test/loss", "test/acc", "test/acc5")
 
     def __init__(
@@ -82,8 +81,8 @@ class ClassificationTask(Task):
                 "leave model.num_classes at null to take it from the data"
             )
         self.balanced = class_weights == "balanced"
-        weights = given_weights(class_weights, class_names, num_classes)
-        self.register_buffer("class_weights", weights, persistent=False)  # None: all the same
+        # no buffer, as it may come after an average of the weights and buffers was made; None: all the same
+        self.class_weights = given_weights(class_weights, class_names, num_classes)
         self.mix = self._mixes(num_classes, mixup_alpha, cutmix_alpha)
         self.mixed = {"mixup_alpha": mixup_alpha > 0, "cutmix_alpha": cutmix_alpha > 0}
         self.wants_inputs = self.mix is not None
@@ -111,8 +110,8 @@ class ClassificationTask(Task):
         """
         data: Any = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and self.balanced:
-            weights = balanced_weights(training_classes(data), int(self.model.num_classes))  # type: ignore[arg-type]
-            self.class_weights = weights.to(self.device)
+            count: Any = self.model.num_classes
+            self.class_weights = balanced_weights(training_classes(data), count)
         load = getattr(self.model, "load_encoder", None)
         if stage == "fit" and callable(load) and hasattr(data, "encoder") and self.starts_fresh:
             load(data.encoder)

@@ -40,7 +40,6 @@ class TabularTask(Task):
 
     monitors = tuple(f"{part}/{name}" for part in ("val", "test") for name in ("loss", "score", "acc", "r2", "rmse"))
     unit: Tensor
-    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -83,8 +82,7 @@ class TabularTask(Task):
             raise OptionError("task.class_weights: a regression has no classes")
         self.classes = len(self.class_names or ()) or self.outputs
         self.balanced = class_weights == "balanced"
-        weights = given_weights(class_weights, self.class_names, self.classes)
-        self.register_buffer("class_weights", weights, persistent=False)  # None: all the same
+        self.class_weights = given_weights(class_weights, self.class_names, self.classes)  # None: all the same
         self.register_buffer("unit", torch.ones(()))  # standard deviation of the training targets
         metrics = {part: self._metrics(regression) for part in ("val", "test")}
         self.metrics: Any = nn.ModuleDict({part: nn.ModuleDict(found) for part, found in metrics.items()})
@@ -102,7 +100,7 @@ class TabularTask(Task):
             return
         X, y = data.training_table()
         if self.balanced:
-            self.class_weights = balanced_weights(training_classes(data), self.classes).to(self.device)
+            self.class_weights = balanced_weights(training_classes(data), self.classes)
         if y.is_floating_point():
             self.unit.copy_(standardisation(y.unsqueeze(1))[1].squeeze())
         initialize = getattr(self.model, "initialize", None)
