@@ -48,7 +48,7 @@ def _used(engine: L.Trainer, data: Any, part: str, rows: int) -> int | None:
         return 0
     if part != "train" and isinstance(limit, float) and limit >= 1:
         return rows
-    loader = engine.train_dataloader if part == "train" else getattr(data, f"{part}_dataloader")()
+    loader = getattr(data, f"{part}_dataloader")()
     if not isinstance(loader, Sized):
         return None
     batches = min(taken, limit if isinstance(limit, int) else int(limit * len(loader)))
