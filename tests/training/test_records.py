@@ -56,14 +56,14 @@ def all_files(folder: Path) -> dict[str, bytes]:
 def test_a_share_of_a_part_is_on_record_everywhere(partly: tuple[Path, str]) -> None:
     folder, told = partly
     summary = summary_of(folder)
-    assert summary["data"] == {"train": 200, "val": 143, "test": 50}
+    assert summary["data"] == {"train": 100, "val": 143, "test": 50}
     assert summary["whole"] == {"train": 1295, "test": 359}
     assert "epoch 0, 50 of 359 rows" in told
     record = record_of(folder)
     assert record["metric"]["caveat"] == "on 50 of 359 rows"
     page = card(record)
     assert ", on 50 of 359 rows" in page
-    assert "200 of 1295 an epoch train, 143 val, 50 of 359 test" in page
+    assert "100 of 1295 an epoch train, 143 val, 50 of 359 test" in page
     (table,) = tabulate([folder], [])
     assert ", on 50 of 359 rows" in table
     with pytest.raises(ValueError, match=r"of a model on 50 of 359 rows: that is no figure to ship"):

@@ -502,8 +502,8 @@ def find_resumable(run: Path, checkpoint: Path | None = None) -> Path:
     chosen = checkpoint or next(iter(candidates), None)
     if chosen is None:
         raise CheckpointError(
-            f"{run} holds no {FOLDER}/step=*.ckpt to resume from: it stopped before its first one, or keeps none; start "
-            "it again"
+            f"{run} holds no {FOLDER}/step=*.ckpt to resume from: it stopped before its first one, or keeps none; "
+            "start it again"
         )
     try:
         read_checkpoint(chosen)
