@@ -121,7 +121,7 @@ def test_an_untrained_run_says_so_and_offers_no_state(tmp_path: Path) -> None:
 
 def test_a_run_without_states_and_validation_offers_no_resume_and_warns_once(tmp_path: Path) -> None:
     more = ("callbacks=none", "data.val_fraction=0", "trainer.max_epochs=1", "trainer.limit_train_batches=1")
-    done = train_here(tmp_path, *SHORT, *more, "hydra.run.dir=run", "test=false")
+    done = train_here(tmp_path, *SHORT[:3], *more, "hydra.run.dir=run", "test=false")
     assert "train on" not in done.stdout
     more = ("data.val_fraction=0", "trainer.max_epochs=1", "trainer.limit_train_batches=1", "test=false")
     done = train_here(tmp_path, *SHORT, *more, "hydra.run.dir=other")
@@ -156,15 +156,15 @@ def test_resuming_a_run_that_is_over_changes_nothing_or_is_refused(partly: tuple
 def test_the_command_on_record_names_what_was_resumed(partly: tuple[Path, str], tmp_path: Path) -> None:
     shutil.copytree(partly[0], tmp_path / "run")
     seconds = summary_of(tmp_path / "run")["seconds"]
-    typed = ("trainer.max_epochs=2", "data.batch_size=40", "data.num_workers=0")
+    typed = ("trainer.max_epochs=2", "optimizer.lr=0.0007", "data.num_workers=0")
     train_here(tmp_path, "resume=run", *typed)
     summary = summary_of(tmp_path / "run")
-    assert summary["stages"] == [{"epoch": 1, "step": 2, "overrides": ["trainer.max_epochs=2", "data.batch_size=40"]}]
-    assert summary["data"]["train"] == 80
+    assert summary["stages"] == [{"epoch": 1, "step": 2, "overrides": ["trainer.max_epochs=2", "optimizer.lr=0.0007"]}]
+    assert summary["data"]["train"] == 100
     assert summary["seconds"] > seconds
     line = read_run(tmp_path / "run").command([0])
     assert line.endswith(
-        " seed=0 && python train.py resume=RUN trainer.max_epochs=2 data.batch_size=40  # resumed at epoch 1 (step 2)"
+        " seed=0 && python train.py resume=RUN trainer.max_epochs=2 optimizer.lr=0.0007  # resumed at epoch 1 (step 2)"
     )
     assert record_of(tmp_path / "run")["command"] == line
     assert read_run(partly[0]).kind != read_run(tmp_path / "run").kind, "they are not two seeds of one experiment"

@@ -15,6 +15,7 @@ from zoo.results.runs import RunsError, Stage, read_parts
 from zoo.support.quoting import command as shell_line
 from zoo.support.signatures import ConfigError
 from zoo.training.callbacks import StopEarly
+from zoo.training.finish import shown_path
 
 __all__ = ["Changes", "Resumed", "resumed"]
 
@@ -82,7 +83,7 @@ def resumed(engine: L.Trainer, state: Path, changes: Changes | None, seeds: tupl
     odd = [text for key, text in changes.values.items() if key not in (*changes.lengths, *may)]
     if over and odd:
         told = ", ".join(odd[:3]) + (f" and {len(odd) - 3} more" if len(odd) > 3 else "")
-        measure = shell_line("python -m zoo validate", folder, "--data", "DATA")
+        measure = shell_line("python -m zoo validate", str(shown_path(folder)), "--data", "DATA")
         raise ConfigError(
             f"nothing is left to train, with {over} the run is over, so {told} would only change what is recorded of "
             f"it: give a longer training too, start another run, or measure on other data with `{measure}`"
