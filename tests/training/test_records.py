@@ -98,7 +98,7 @@ def test_samples_are_counted_as_the_trainer_limits_them(
     data = Digits(batch_size=100, eval_batch_size=256)
     data.prepare_data()
     data.setup()
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     engine = L.Trainer(accelerator="cpu", max_epochs=1, **quiet, **limits)
     named = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "world_size")
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=taken - 1))
@@ -139,7 +139,7 @@ def test_resuming_a_run_that_is_over_changes_nothing_or_is_refused(partly: tuple
     for typed in (
         ["data=mnist5k"],
         ["data.val_fraction=0.3", "trainer.max_epochs=1"],
-        ["callbacks=none"],
+        ["callbacks.best=null"],
         ["test=false"],
     ):
         done = train_here(folder.parent, "resume=run", *typed, check=False)

@@ -72,8 +72,8 @@ def _job(cfg: DictConfig) -> float | None:
                 changes = _changes(cfg, folder)
             _write_hydra_files(cfg)
             config: Any = OmegaConf.to_container(cfg, resolve=True)
-            told = {"command": _command(), "origin": _origin(sweep), "changes": changes}
-            result = run_config(config, multirun=multirun, **told)
+            told: Any = {"origin": _origin(sweep), "changes": changes}
+            result = run_config(config, multirun=multirun, command=_command(), **told)
             _results.append(result)
             return result.metrics.get(config.get("optimized_metric") or "")  # for a sweeper
     except Exception as error:

@@ -268,13 +268,13 @@ def run(
             result.stopped = next((hook.reason for hook in hooks if isinstance(hook, StopEarly)), None)
             load_best(engine, task_module, result)
             result.seconds = notes["seconds_before"] + counter.seconds
-            if known is not None:
-                result.metrics, result.seconds = dict(known["metrics"]), known["seconds"]
-                result.epochs |= known.get("epochs") or {}
-            done = known is not None and any(name.startswith("test/") for name in known["metrics"])
-            if start.untested is None and not done:
+            if start.untested is None:
                 engine.test(task_module, datamodule=datamodule, verbose=False)
                 result.metrics |= scalars(engine.callback_metrics)
+            if known is not None:  # measured again for the tables of the loggers; what is on record stays
+                tested = {name: value for name, value in result.metrics.items() if name.startswith("test/")}
+                result.metrics, result.seconds = tested | known["metrics"], known["seconds"]
+                result.epochs |= known.get("epochs") or {}
             finish(engine, task_module, result, notes, command, start.untested if test else None, known)
         exit_code = 0
     except StopRequested as stop:
