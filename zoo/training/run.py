@@ -273,7 +273,7 @@ def run(
                 result.metrics |= scalars(engine.callback_metrics)
             if known is not None:  # measured again for the tables of the loggers; what is on record stays
                 tested = {name: value for name, value in result.metrics.items() if name.startswith("test/")}
-                result.metrics, result.seconds = tested | known["metrics"], known["seconds"]
+                result.metrics, result.seconds = known["metrics"] | tested | known["metrics"], known["seconds"]
                 result.epochs |= known.get("epochs") or {}
             finish(engine, task_module, result, notes, command, start.untested if test else None, known)
         exit_code = 0
