@@ -44,10 +44,10 @@ def summary_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text())
 
 
-def all_files(folder: Path) -> dict[str, bytes]:
+def all_files(folder: Path) -> dict[str, Any]:
     """The records and the model of a run."""
     kept = [folder / "summary.json", folder / "run.json", *sorted((folder / "model").iterdir())]
-    return {path.name: path.read_bytes() for path in kept}
+    return {path.name: json.loads(path.read_bytes()) if path.suffix == ".json" else path.read_bytes() for path in kept}
 
 
 # ---- samples that were used ----------------------------------------------------------------------------------
