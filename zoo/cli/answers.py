@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,12 @@ def _validate(parser: argparse.ArgumentParser, options: argparse.Namespace) -> i
     return told(options, vars(found), [str(found)])
 
 
+def _verdict(found: Mapping[str, Any]) -> str:
+    if found["reproduced"] is None:
+        return f"not compared: the record is of {found['on_record']} rows, this of {found['rows']}"
+    return "reproduced" if found["reproduced"] else "NOT reproduced"
+
+
 def _validate_record(model: str, options: argparse.Namespace) -> int:
     from zoo.tools.evaluation import validate
 
@@ -257,6 +264,6 @@ def _validate_record(model: str, options: argparse.Namespace) -> int:
     lines = [f"{found['name']} on the {found['part']} part of {found['data']}, deploy form"]
     lines += [f"  {key} {value:.4f}; on record {found['recorded'][key]:.4f}" for key, value in found["found"].items()]
     how = ", ".join(f"{k} {v}" for k, v in found["preprocessing"].items())
-    lines += [f"  prepared with {how}", "reproduced" if found["reproduced"] else "NOT reproduced"]
+    lines += [f"  prepared with {how}", _verdict(found)]
     told(options, found, lines)
     return 0 if found["reproduced"] else 1

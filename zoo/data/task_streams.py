@@ -401,14 +401,14 @@ def _held_out(tasks: Sequence[Split], fraction: float) -> tuple[list[Split], lis
         raise DataError(f"test_fraction={fraction} must lie between 0 and 1, where the tasks have no tests")
     train, test = [], []
     for t, (images, classes) in enumerate(tasks):
-        kept, held = _second((images, classes), fraction, f"task {t}: ")
+        kept, held = _second((images, classes), "test_fraction", fraction, f"task {t}: ")
         train.append(kept)
         test.append(held)
     return train, test
 
 
-def _second(pair: Split, fraction: float, place: str = "") -> tuple[Split, Split]:
-    """Images and classes in two parts, by a fixed stratified split.
+def _second(pair: Split, option: str, fraction: float, place: str = "") -> tuple[Split, Split]:
+    """Images and classes in two parts, by a fixed stratified split; `option` names the fraction of the second.
 
     Raises:
         DataError: Nothing is left for the second part.
@@ -416,7 +416,10 @@ def _second(pair: Split, fraction: float, place: str = "") -> tuple[Split, Split
     images, classes = pair
     first, second = (torch.from_numpy(rows) for rows in stratified_split(classes, fraction, SPLIT_SEED))
     if not len(second):
-        raise DataError(f"{place}there are too few images of each class to keep {fraction:.0%} of them apart")
+        raise DataError(
+            f"{place}there are too few images of each class to keep {fraction:.0%} of them apart: give a larger "
+            f"{option} than {fraction:g}"
+        )
     return (images[first], classes[first]), (images[second], classes[second])
 
 
@@ -730,7 +733,7 @@ class ContinualData(LightningDataModule):
     def _made(self, train: Split, test: Split) -> TaskStream:
         """The stream that the scenario makes of training and test images."""
         if self.evaluate_on == "val":
-            train, test = _second(train, self.val_fraction)
+            train, test = _second(train, "val_fraction", self.val_fraction)
         options: dict[str, Any] = {"tasks": self.tasks, "seed": self.seed, "train_samples": self.train_samples}
         if self.scenario == "split":
             return SplitTasks(train, test, **options, classes_per_task=self.classes_per_task)
@@ -740,7 +743,7 @@ class ContinualData(LightningDataModule):
         """The stream of own tasks."""
         pairs = [self._pairs(task) for task in self._files]
         if self.evaluate_on == "val":
-            pairs = [_second(train, self.val_fraction) for train, _ in pairs]
+            pairs = [_second(train, "val_fraction", self.val_fraction) for train, _ in pairs]
         train, test = zip(*pairs, strict=True)
         return GivenTasks(train, test, seed=self.seed, train_samples=self.train_samples)
 
@@ -749,7 +752,7 @@ class ContinualData(LightningDataModule):
         train = self._read(*task.train)
         if task.test is not None:
             return train, self._read(*task.test)
-        return _second(train, self.test_fraction, f"task {task.name}: " if task.name else "")
+        return _second(train, "test_fraction", self.test_fraction, f"task {task.name}: " if task.name else "")
 
     def _read(self, paths: Sequence[str], labels: Sequence[str]) -> Split:
         """Images (N, C, S, S) as bytes, and their classes."""

@@ -142,6 +142,10 @@ class _Data(TypedDict, total=False):
     config: dict[str, Any]
 
 
+class _Shares(TypedDict, total=False):
+    whole: dict[str, int]  # samples of parts of the data that were used in part
+
+
 class _Preprocessing(TypedDict, total=False):
     input_size: list[int]
     mean: list[float]
@@ -161,6 +165,7 @@ def check_record(path: Path, content: Mapping[str, Any]) -> None:
     _check_types(path, "metric.", content["metric"], _METRIC)
     _check_types(path, "data.", content["data"], dict.fromkeys(_Data.__annotations__, (str, dict)))
     problems = check_values(_Inner, content) + check_values(_Data, content["data"], "data")
+    problems += check_values(_Shares, content["data"], "data")
     problems += check_values(_Preprocessing, content["preprocessing"], "preprocessing")
     if problems:
         raise CheckpointError(f"{path}: {problems[0][:300]}")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
-from pydantic import NonNegativeFloat, NonNegativeInt
+from annotated_types import Len
+from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt, ValidationError
 
 from zoo.results.records import Records, markdown, mean_sd, plain, put_section
 from zoo.support.quoting import command, override
 from zoo.support.signatures import check_values
+from zoo.support.suggest import suggestion
 from zoo.support.values import DamagedFileError, check_closed, first_line, read_json, read_yaml
 
 _OWN = ("seed=", "experiment=", "hydra.", "hydra/", "logger", "resume=")  # overrides that do not change the result
@@ -23,9 +25,35 @@ class RunsError(ValueError):
     """A folder is not a finished run, or runs cannot be tabulated together."""
 
 
+class Stage(BaseModel, extra="forbid", strict=True):
+    """A part of a run that was resumed with changes: where it went on, and the overrides that were typed."""
+
+    epoch: NonNegativeInt
+    step: NonNegativeInt
+    overrides: Annotated[list[Annotated[str, Len(1, 4000)]], Len(0, 100)]
+
+
+def stage_problem(found: Any) -> str | None:
+    """Why the `stages` of a run cannot be read; None if they can."""
+    if not isinstance(found, list) or len(found) > 1000:
+        return "stages is no list of the parts of a run"
+    try:
+        for stage in found:
+            Stage.model_validate(stage)
+    except ValidationError as error:
+        return f"stages: {error.errors()[0]['msg']}"
+    return None
+
+
 @dataclass
 class Run:
-    """A finished run, read from its folder."""
+    """A finished run, read from its folder.
+
+    Attributes:
+        stages: The parts after the first one, where it was resumed with changes.
+        rows, whole: Samples of each part that were used; and of the whole part, where only a share of it was.
+        untrained: Whether it has taken no training step.
+    """
 
     name: str
     model: str
@@ -35,13 +63,53 @@ class Run:
     seconds: float
     origin: tuple[str, ...] = ()
     experiment: str | None = None  # value of the override `experiment=`
+    stages: tuple[Stage, ...] = ()
+    rows: dict[str, int] = field(default_factory=dict)
+    whole: dict[str, int] = field(default_factory=dict)
+    untrained: bool = False
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What runs of one experiment that differ only in the seed share."""
+        stages = tuple((stage.epoch, stage.step, *stage.overrides) for stage in self.stages)
+        shares = tuple((part, self.rows[part], count) for part, count in sorted(self.whole.items()))
+        return self.name, self.model, self.changes, stages, shares, self.untrained
 
     def command(self, seeds: Sequence[int], places: bool = True) -> str:
-        """Shell command that trains it with these seeds; without `places`, of a path only the last name is kept."""
+        """Shell command that trains it with these seeds, and resumes it as it was; RUN is its folder.
+
+        Without `places`, of a path only the last name is kept.
+        """
         several = ["-m"] if len(seeds) > 1 else []
         experiment = [f"experiment={self.experiment}"] if self.experiment else []
-        changes = self.changes if places else map(_without_place, self.changes)
-        return command("python train.py", *several, *experiment, *changes, f"seed={','.join(map(str, seeds))}")
+
+        def told(words: Sequence[str]) -> list[str]:
+            return list(words) if places else list(map(_without_place, words))
+
+        seed = f"seed={','.join(map(str, seeds))}"
+        lines = [command("python train.py", *several, *experiment, *told(self.changes), seed)]
+        lines += [command("python train.py", "resume=RUN", *told(stage.overrides)) for stage in self.stages]
+        where = ", ".join(f"epoch {stage.epoch} (step {stage.step})" for stage in self.stages)
+        return " && ".join(lines) + (f"  # resumed at {where}" if where else "")
+
+    def caveat(self, metric: str) -> str:
+        """What a figure is of, if not of a trained model on the whole part, such as `50 of 359 rows`; else empty."""
+        part = metric.partition("/")[0]
+        share = [of_whole(part, self.rows, self.whole)] if part in self.whole and part != "train" else []
+        return ", ".join([*(f"on {text} rows" for text in share), *(["untrained"] if self.untrained else [])])
+
+
+def of_whole(part: str, rows: Mapping[str, int], whole: Mapping[str, int]) -> str:
+    """The samples of a part that were used: `359`, `50 of 359`, or of the training `200 of 1295 an epoch`."""
+    if part not in whole:
+        return str(rows[part])
+    return f"{rows[part]} of {whole[part]}" + (" an epoch" if part == "train" and rows[part] else "")
+
+
+def rows_of(record: Mapping[str, Any]) -> dict[str, str]:
+    """Samples of every part that a record's run used, as `of_whole` tells them."""
+    rows, whole = record["data"]["rows"], record["data"].get("whole") or {}
+    return {part: of_whole(part, rows, whole) for part in rows}
 
 
 def _without_place(change: str) -> str:
@@ -80,7 +148,11 @@ def read_run(folder: Path) -> Run:
     changes = tuple(sorted(o for o in overrides if not o.startswith(_OWN)))
     experiment = next((o.partition("=")[2] for o in overrides if o.startswith("experiment=")), None)
     numbers = summary["seed"], summary["metrics"], summary["seconds"]
-    return Run(config["name"], config["model"]["model_name"], changes, *numbers, _origin(summary), experiment)
+    parts = config["name"], config["model"]["model_name"], changes, *numbers, _origin(summary), experiment
+    stages = tuple(Stage.model_validate(stage) for stage in summary.get("stages") or ())
+    rows = {part: count for part, count in (summary.get("data") or {}).items() if isinstance(count, int)}
+    whole = {part: count for part, count in (summary.get("whole") or {}).items() if part in rows}
+    return Run(*parts, stages, rows, whole, summary.get("untrained") is True)
 
 
 def _origin(summary: dict[str, Any]) -> tuple[str, ...]:
@@ -103,6 +175,8 @@ class _Summary(TypedDict):
 
 class _Extra(TypedDict, total=False):
     data: dict[str, Any]
+    whole: dict[str, NonNegativeInt]
+    untrained: bool
     versions: dict[str, str]
     hardware: dict[str, str | int | float | bool | None]
     finished: str
@@ -141,6 +215,8 @@ def read_parts(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     problems += _checked(summary, _Summary, "summary.json")
     if not problems:
         problems += [f"summary.json: {problem}" for problem in check_values(_Extra, summary)]
+        strange = stage_problem(summary["stages"]) if summary.get("stages") is not None else None
+        problems += [f"summary.json: {strange}"] if strange else []
     if problems:
         again = f"; `python train.py resume={folder}` writes the summary again" if "summary" in problems[0] else ""
         raise RunsError(f"{folder}: {problems[0][:300]}{again}")
@@ -172,16 +248,17 @@ def tabulate(
     Raises:
         RunsError: A folder is not a finished run, or two runs have the same experiment and seed.
     """
-    groups: dict[tuple[str, str, tuple[str, ...]], list[Run]] = defaultdict(list)
+    _check_section(section, documents)
+    groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for folder in dict.fromkeys(folder.resolve() for folder in folders):  # `latest` links to another one
         run = read_run(folder)
-        same = groups[run.name, run.model, run.changes]
+        same = groups[run.kind]
         if any(other.seed == run.seed for other in same):
             raise RunsError(f"{folder} is a second run of {run.name} with seed {run.seed}: name one of them")
         same.append(run)
     measured = Records(floors, ("experiment", "learner"), ("metric", "score", "train", "test"))
     rows = []
-    for (name, model, changes), runs in sorted(groups.items()):
+    for (name, model, changes, *_), runs in sorted(groups.items(), key=lambda group: group[0]):
         runs.sort(key=lambda run: run.seed)
         shared = [m for m in runs[0].metrics if all(m in run.metrics for run in runs)]
         metric = next((m for m in ("test/acc", "test/score", "test/mse", "val/acc", *shared) if m in shared), None)
@@ -190,6 +267,7 @@ def tabulate(
         line = runs[0].command([run.seed for run in runs])
         values = [run.metrics[metric] for run in runs]
         score = mean_sd(values, digits=4) if len(values) > 1 else f"{values[0]:.4f}"  # one run has no spread
+        score += f", {caveat}" if (caveat := runs[0].caveat(metric)) else ""
         seconds = f"{sum(run.seconds for run in runs) / len(runs):.0f}"
         known = measured.numbers("score", experiment=" ".join([name, *changes]), metric=metric)
         floor = f"{known[0]:.4f}" if known else ""
@@ -209,6 +287,25 @@ def tabulate(
         if section == "runs" and shown.is_file() and "<!-- begin summary -->" in before:
             put_section(document, "summary", f"```text\n{_quoted(shown)}\n```")
     yield text
+
+
+def _check_section(section: str, documents: Sequence[Path]) -> None:
+    """Refuse to write a section that no document has, or that another command writes.
+
+    Raises:
+        RunsError: The name is not that of a table of runs.
+    """
+    texts = [document.read_text() for document in documents if document.is_file()]
+    found = [block for text in texts for block in re.findall("<!-- begin (.*?) -->\\n(.*?)<!-- end ", text, re.DOTALL)]
+    known = {"runs", *(name for name, block in found if not block.strip() or block.startswith("## Trained "))}
+    if not documents or section in known:
+        return
+    markers = f"<!-- begin {section} --> and <!-- end {section} -->"
+    what = "is written by another command" if section in dict(found) else f"has no place in {documents[0]}"
+    raise RunsError(
+        f"--section {section!r:.80} {what}{suggestion(section, known)}; of tables of runs there are "
+        f"{', '.join(sorted(known))}" + ("" if section in dict(found) else f"; a new one goes between {markers:.200}")
+    )
 
 
 def _quoted(path: Path) -> str:

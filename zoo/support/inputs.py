@@ -477,6 +477,16 @@ def record_of(model: Any) -> dict[str, Any]:
     return getattr(model, "input_record", None) or derived(model)
 
 
+_OF_PICTURES = ("interpolation", "crop_pct", "crop_mode")
+
+
+def preparation(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The `preprocessing` of a model's record, without what only pictures have if the model takes none."""
+    known: Mapping[str, Any] = record.get("input") or {}
+    pictures = known.get("kind", "image") in ("image", "clip")
+    return {key: value for key, value in record["preprocessing"].items() if pictures or key not in _OF_PICTURES}
+
+
 def in_units(record: Mapping[str, Any] | None, values: Any) -> Any:
     """Outputs, or targets, of a regression on a table in the units of its target; others as they are.
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from zoo.registry import bundled_weights
 from zoo.results.records import markdown, plain, put_section
+from zoo.results.runs import rows_of
 from zoo.support.files import write_atomic, writer_of
+from zoo.support.inputs import preparation
 from zoo.support.quoting import command, python_text
 
 __all__ = ["card", "check", "score", "table", "write"]
@@ -19,11 +21,14 @@ SECTION = "weights"
 
 
 def score(metric: Mapping[str, Any]) -> str:
-    """The metric of the file, and its mean and standard deviation over the seeds, if there are several."""
+    """The metric of the file, and its mean and standard deviation over the seeds, if there are several; and what it is
+    of, if not of the whole part.
+    """
     one = f"{metric['value']:.4f}"
+    caveat = _caveat(metric)
     if metric["n"] < 2:
-        return f"{one} (one seed)"
-    return f"{one} (mean {metric['mean']:.4f}, s.d. {metric['sd']:.4f}, {metric['n']} seeds)"
+        return f"{one} (one seed){caveat}"
+    return f"{one} (mean {metric['mean']:.4f}, s.d. {metric['sd']:.4f}, {metric['n']} seeds){caveat}"
 
 
 def card(record: Mapping[str, Any], place: str = "") -> str:
@@ -53,14 +58,14 @@ def card(record: Mapping[str, Any], place: str = "") -> str:
         "```",
         "",
     ]
-    how = ", ".join(f"{k} {_short(v)}" for k, v in record["preprocessing"].items())
+    how = ", ".join(f"{k} {_short(v)}" for k, v in preparation(record).items())
     arguments = ", ".join(f"{k}={v!r}" for k, v in record["model_args"].items() if k not in ("num_classes", "in_chans"))
     rows = [
-        ("figure of this file", f"{metric['name']} {metric['value']:.4f}, seed {metric['seed']}"),
+        ("figure of this file", f"{metric['name']} {metric['value']:.4f}, seed {metric['seed']}{_caveat(metric)}"),
         *(_seeds(metric) if metric["n"] > 1 else []),
         *([("reproduced by", f"`{command('python -m zoo validate', record['name'])}`")] if shipped else []),
         ("trained by", f"`{record['command']}`, {record['seconds']:.0f} s"),
-        ("data", f"{data['title']}; {', '.join(f'{v} {k}' for k, v in data['rows'].items())}"),
+        ("data", f"{data['title']}; {', '.join(f'{v} {k}' for k, v in rows_of(record).items())}"),
         ("data from", f"{data['source']}; terms: {data['license']}"),
         ("licence of the code", record["code_license"]),
         ("licence of the weights", record["license"]),
@@ -75,6 +80,10 @@ def card(record: Mapping[str, Any], place: str = "") -> str:
     ]
     lines.append(markdown(["", ""], [(k, str(v).replace("|", "/")) for k, v in rows]))
     return "\n".join(lines) + "\n"
+
+
+def _caveat(metric: Mapping[str, Any]) -> str:
+    return f", {metric['caveat']}" if metric.get("caveat") else ""
 
 
 def _seeds(metric: Mapping[str, Any]) -> list[tuple[str, str]]:

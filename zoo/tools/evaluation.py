@@ -16,6 +16,7 @@ from zoo.models.deploy import to_deploy
 from zoo.registry import bundled_weights
 from zoo.registry.factory import MAY_BE, as_named, create_model
 from zoo.registry.trust import TrustError, recorded_class
+from zoo.results.runs import rows_of
 from zoo.support import inputs as records
 from zoo.support.files import offline
 from zoo.support.places import names_place, not_vouched, places_in, unknown
@@ -301,8 +302,9 @@ def validate(model: str, root: Places | None = None, progress: bool = False, tol
         tolerance: Largest difference from the record; absolute for values up to 1, relative above.
 
     Returns:
-        `found` and `recorded` metrics by name, whether they are `reproduced`, `name`, `data`, `part` ("test" or
-        "validation"), `rows` and `preprocessing`.
+        `found` and `recorded` metrics by name, whether they are `reproduced` (None if the recorded ones are of a share
+        of the part, which `on_record` tells), `name`, `data`, `part` ("test" or "validation"), `rows` and
+        `preprocessing`.
 
     Raises:
         ToolError: The model has no record of its data, or the record is invalid.
@@ -316,13 +318,15 @@ def validate(model: str, root: Places | None = None, progress: bool = False, tol
     if judged not in found:
         raise ToolError(f"{record['name']} has {judged} on record, which {record['data']['title']} does not give again")
     close = abs(found[judged] - recorded[judged]) <= tolerance * max(1.0, abs(recorded[judged]))
+    whole = record["data"].get("whole", {}).get(short)
     return {
         "name": record["name"],
         "data": record["data"]["title"],
         "part": part_of(record),
-        "rows": record["data"]["rows"].get(short),
+        "rows": whole or record["data"]["rows"].get(short),
         "found": found,
         "recorded": recorded,
-        "reproduced": close,
-        "preprocessing": record["preprocessing"],
+        "reproduced": close if whole is None else None,
+        "on_record": rows_of(record).get(short),
+        "preprocessing": records.preparation(record),
     }

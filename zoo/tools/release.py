@@ -51,7 +51,7 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
         RunsError: A folder is not that of a finished run.
     """
     found = {folder: read_run(folder) for folder in runs}
-    kinds = {(run.name, run.model, run.changes) for run in found.values()}
+    kinds = {run.kind for run in found.values()}
     if len(kinds) != 1:
         raise ToolError("the runs differ in more than their seed: ship one experiment at a time")
     if len({run.seed for run in found.values()}) != len(found):
@@ -95,13 +95,15 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
             "seeds": [r.seed for r in found.values()],
             "values": values,
             "chosen_by": chosen_by or "nothing: the first one",
+            **({"caveat": caveat} if (caveat := run.caveat(judged)) else {}),
         },
         "metrics": {k: v for k, v in run.metrics.items() if k.startswith(("test/", "val/"))},
         "data": {
             "title": where.title,
             "license": where.license,
             "source": where.source,
-            "rows": {part: facts[part] for part in parts if part in facts},
+            "rows": {part: run.rows[part] for part in parts if part in run.rows},
+            **({"whole": whole} if (whole := {k: v for k, v in run.whole.items() if k in parts}) else {}),
             "config": _without_places(data) | {"seed": config.get("seed")},
             **({"own": True} if data.get("path") else {}),
         },
@@ -132,6 +134,8 @@ def ship(
     record = describe(runs, tag, license)
     if not record["metric"]["name"].startswith("test/"):
         raise ToolError(f"{runs[0]} was not tested: there is no figure to ship")
+    if caveat := record["metric"].get("caveat"):
+        raise ToolError(f"{runs[0]}: {record['metric']['name']} is of a model {caveat}: that is no figure to ship")
     folder = folder or bundled_weights.folder()
     if not bundled_weights.NAME.fullmatch(record["name"]):
         raise ToolError(f"{record['name']!r} cannot be the name of a weight: use a-z, 0-9 and _ in the tag")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from zoo.analysis.plots import ACCENT, COLOR, GREY, given_or_new, new_figure
 from zoo.analysis.probes import Subject, look, probe
 from zoo.data.series import in_units
+from zoo.results.runs import rows_of
 from zoo.support import inputs
 from zoo.support.files import write_atomic, writer_of
 from zoo.support.values import PAGES, check_output, read_curves, read_text
@@ -152,7 +153,8 @@ def _single(model: str, root: Places | None) -> Iterator[Part]:
         metric = record["metric"]
         spread = f"{metric['mean']:.4f} ± {metric['sd']:.4f}" if metric["n"] > 1 else ""
         seeds = [(spread, f"mean ± s.d. of {metric['n']} seeds")] if spread else []
-        tiles = [(f"{metric['value']:.4f}", metric["name"]), *seeds, *tiles, (f"{record['seconds']:.0f} s", "to train")]
+        named = f"{metric['name']}, {metric['caveat']}" if metric.get("caveat") else metric["name"]
+        tiles = [(f"{metric['value']:.4f}", named), *seeds, *tiles, (f"{record['seconds']:.0f} s", "to train")]
     yield Part("figures", tiles=tiles)
     yield from _curves_section([model])
     if known and (record.get("input") or {}).get("kind") == "series":
@@ -252,7 +254,7 @@ def _outcome_section(
     title = "Confusion" if classes else "Predictions"
     if classes and len(record["preprocessing"].get("input_size") or ()) == 3 and len(sides) == 1:
         figures += _mistakes(sides[0], record, root)
-    yield Part(title.lower(), title, figures=figures)
+    yield Part(title.lower(), title, text=f"on {len(sides[0][2]):,} {part_of(record)} rows", figures=figures)
 
 
 @torch.inference_mode()
@@ -343,7 +345,7 @@ def _matrix_section(model: str) -> Iterator[Part]:
 
 
 def _facts(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    own = [("preprocessing", _pairs(record["preprocessing"])), ("sha256", {"code": record["sha256"]})]
+    own = [("preprocessing", _pairs(inputs.preparation(record))), ("sha256", {"code": record["sha256"]})]
     if "data" not in record:
         return own
     data, part = record["data"], part_of(record)
@@ -353,7 +355,7 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("seed", record["metric"]["seed"]),
         (f"{part} metrics", _pairs({k: f"{v:.4g}" for k, v in record["metrics"].items() if k.startswith(short)})),
         ("data", f"{data['title']}, {data['source']}; {data['license']}"),
-        ("rows", _pairs(data["rows"])),
+        ("rows", _pairs(rows_of(record))),
         ("licence", f"weights {record['license']}, code {record['code_license']}"),
         *own,
         ("versions", _pairs(record["versions"])),

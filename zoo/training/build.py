@@ -65,6 +65,11 @@ def build_task(
     for key in ("num_classes", "in_chans", *(k for k, value in model.items() if value is None)):
         if spec.get(key) is None and getattr(datamodule, key, None) is not None:
             spec[key] = getattr(datamodule, key)
+    known = getattr(datamodule, "in_chans", None) if model.get("in_chans") is not None else None
+    if known is not None and known != model["in_chans"]:
+        raise ConfigError(
+            f"model.in_chans = {model['in_chans']}, and the data has {known}: leave it at null to take it from the data"
+        )
     arguments = {"model": spec, "optimizer": optimizer, "scheduler": scheduler}
     target = hydra.utils.get_object(task["_target_"])
     accepted = inspect.signature(target).parameters

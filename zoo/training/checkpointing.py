@@ -504,7 +504,8 @@ def find_resumable(run: Path, checkpoint: Path | None = None, accumulated: int =
     chosen = checkpoint or next((path for _, path in step_files(run / FOLDER)), None)
     if chosen is None:
         raise CheckpointError(
-            f"{run} holds no {FOLDER}/step=*.ckpt to resume from: it stopped before its first one; start it again"
+            f"{run} holds no {FOLDER}/step=*.ckpt to resume from: it stopped before its first one, or keeps none; "
+            "start it again"
         )
     try:
         state = _read_state(chosen, run)

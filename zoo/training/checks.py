@@ -191,7 +191,7 @@ class Start(Callback):
     def __init__(self, test: bool = True) -> None:
         self.untested = None if test else "test = false"
         self._told = not test
-        self._reported = False
+        self._reported = self._warned = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check the data module, which Lightning has just set up."""
@@ -202,12 +202,14 @@ class Start(Callback):
             self._report(data)
             self._reported = True
         if not self._told:
-            self.untested = self.untested or no_test(data, pl_module)
+            left_out = "trainer.limit_test_batches = 0" if trainer.limit_test_batches == 0 else None
+            self.untested = self.untested or left_out or no_test(data, pl_module)
             self._told = True
             if self.untested:
                 tell(f"there will be no test, {self.untested}; val/ figures chose the weights")
-            if not trainer.enable_validation and any(watches(callback) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-                tell("there is no validation part: the last state counts, and no callback acts on a val/ figure")
+        if (missing := no_validation(trainer, data)) and any(map(watches, trainer.callbacks)) and not self._warned:  # type: ignore[attr-defined]
+            tell(f"there is no validation, {missing}: the last state counts, and no callback acts on a val/ figure")
+            self._warned = True
         if isinstance(pl_module, Task):
             self._check_inputs(data, pl_module)
             encoded = hasattr(pl_module.model, "load_encoder") and hasattr(data, "encoder")
@@ -235,6 +237,15 @@ class Start(Callback):
 def watches(callback: Callback) -> bool:
     """Whether a callback monitors a validation metric."""
     return str(getattr(callback, "monitor", None)).startswith("val/")
+
+
+def no_validation(trainer: L.Trainer, data: Any) -> str | None:
+    """Reason why a run has no validation; None if it has one."""
+    if trainer.limit_val_batches == 0:
+        return "trainer.limit_val_batches = 0"
+    parts = getattr(data, "datasets", None)
+    lacks = isinstance(parts, Mapping) and parts and "val" not in parts
+    return f"{type(data).__name__} has no validation part" if lacks or not trainer.enable_validation else None
 
 
 def no_test(data: Any, task: L.LightningModule) -> str | None:

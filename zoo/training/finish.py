@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from zoo.registry.checkpoints import read_checkpoint, save_pretrained
+from zoo.results.runs import of_whole
 from zoo.support.environment import commit, hardware, versions
 from zoo.support.files import write_atomic, writer_of
 from zoo.support.quoting import command as shell_line
 from zoo.tasks import Task
 from zoo.training.callbacks import StopEarly
 from zoo.training.checkpointing import FOLDER, step_files
+from zoo.training.counts import counts, trained
 from zoo.training.folder import write_texts
 from zoo.training.loggers import WandbRun
 from zoo.training.result import RunResult
@@ -27,10 +30,10 @@ from zoo.training.summary import print_summary, tell
 def load_best(engine: L.Trainer, task: Task, result: RunResult) -> None:
     """Load the best weights by the monitored metric, and store their checkpoint, epoch and `val/` metrics in `result`.
 
-    If nothing was monitored, the task keeps the last weights.
+    If nothing was monitored, the task keeps the last weights. Without a training step there is no epoch.
     """
     last = max(engine.current_epoch - 1, 0)
-    result.epochs = {"train": last, "val": last, "test": last}
+    result.epochs = dict.fromkeys(("train", "val", "test"), last) if trained(engine) else {}
     watched = [callback for callback in engine.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     best = next((callback for callback in watched if Path(callback.best_model_path).is_file()), None)
     counts = f"best by {best.monitor}" if best and best.monitor else "last state"
@@ -54,9 +57,25 @@ def load_best(engine: L.Trainer, task: Task, result: RunResult) -> None:
 
 @rank_zero_only
 def finish(
-    engine: L.Trainer, task: Task, result: RunResult, notes: dict[str, Any], command: str, untested: str | None = None
+    engine: L.Trainer,
+    task: Task,
+    result: RunResult,
+    notes: dict[str, Any],
+    command: str,
+    untested: str | None = None,
+    before: Mapping[str, Any] | None = None,
 ) -> None:
-    """Save the model with its data's files, write the summary, and log the best checkpoint to W&B."""
+    """Save the model with its data's files, write the summary, and log the best checkpoint to W&B.
+
+    Args:
+        engine: The trainer.
+        task: The task, with the best weights.
+        result: Metrics, epochs and time; receives the folder of the model.
+        notes: Of `run.json`.
+        command: Command that starts the program, for printed commands.
+        untested: Reason why there is no test result, if one was expected.
+        before: The summary of a run whose training was over, which stays as it is but for new figures.
+    """
     result.model_dir = result.output_dir / "model"
     save_pretrained(
         task.model,
@@ -67,12 +86,11 @@ def finish(
     )
     for name, path in getattr(getattr(engine, "datamodule", None), "model_files", {}).items():
         write_atomic(result.model_dir / name, writer_of(path.read_bytes()))
-    summary = {"metrics": result.metrics, "seconds": round(result.seconds, 1), "seed": notes["seed"]}
     measured = {name.partition("/")[0] for name in result.metrics}
-    summary["epochs"] = {part: epoch for part, epoch in result.epochs.items() if part in measured}
-    summary |= {"stopped_early": result.stopped} if result.stopped else {}
-    summary |= {"data": _data_facts(engine), "versions": versions(), "hardware": hardware()}
-    summary |= {"finished": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()), "commit": commit()}
+    figures = {"metrics": result.metrics}
+    figures["epochs"] = {part: epoch for part, epoch in result.epochs.items() if part in measured}
+    summary = {**before, **figures} if before else _summary(engine, result, notes, figures)
+    rows, whole = summary.get("data") or {}, summary.get("whole") or {}
     wandb_dirs = []
     for entry in engine.loggers:
         if isinstance(entry, WandbRun):
@@ -83,6 +101,7 @@ def finish(
     told = print_summary(
         metrics=result.metrics,
         epochs=result.epochs,
+        shares={part: of_whole(part, rows, whole) for part in whole if part in rows},
         seconds=result.seconds,
         parameters=sum(p.numel() for p in task.model.parameters()),
         checkpoint=shown_path(result.checkpoint) if result.checkpoint else None,
@@ -96,9 +115,24 @@ def finish(
     write_texts(result.output_dir, texts)
 
 
+def _summary(
+    engine: L.Trainer, result: RunResult, notes: Mapping[str, Any], figures: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of `summary.json`."""
+    used = counts(engine)
+    summary = {"metrics": figures["metrics"], "seconds": round(result.seconds, 1), "seed": notes["seed"]}
+    summary |= {"epochs": figures["epochs"]}
+    summary |= {} if trained(engine) else {"untrained": True}
+    summary |= {"stages": notes["stages"]} if notes.get("stages") else {}
+    summary |= {"stopped_early": result.stopped} if result.stopped else {}
+    summary |= {"data": used.used | _names(engine)} | ({"whole": used.whole} if used.whole else {})
+    summary |= {"versions": versions(), "hardware": hardware()}
+    return summary | {"finished": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()), "commit": commit()}
+
+
 def _train_on(engine: L.Trainer, task: Task, folder: Path, command: str) -> str | None:
-    """The command that trains twice as long; None if the data determines the number of epochs."""
-    if not task.trains_on:
+    """The command that trains twice as long; None if the data determines the number of epochs, or no state is kept."""
+    if not task.trains_on or not step_files(folder / FOLDER):
         return None
     longer = {}
     if 0 < engine.max_steps <= engine.global_step:
@@ -111,17 +145,10 @@ def _train_on(engine: L.Trainer, task: Task, folder: Path, command: str) -> str 
     return shell_line(command, resume=shown_path(folder), **longer)
 
 
-def _data_facts(engine: L.Trainer) -> dict[str, Any]:
-    """Sizes of the parts and names of the columns, for the metadata of shipped weights."""
-    data: Any = getattr(engine, "datamodule", None)
-    parts: dict[str, Any] = getattr(data, "datasets", None) or {}
-    own = {part: rows for part, rows in parts.items() if part == "val" or rows is not parts.get("val")}
-    facts: dict[str, Any] = {part: len(rows) for part, rows in own.items()}
-    if hasattr(data, "stream"):  # of tasks: all images that they are made of
-        facts = {"train": len(data.stream.train[1]), data.evaluate_on: len(data.stream.test[1])}
-    if names := getattr(data, "feature_names", None):
-        facts["feature_names"] = list(names)
-    return facts
+def _names(engine: L.Trainer) -> dict[str, Any]:
+    """Names of the columns, for the metadata of shipped weights."""
+    names = getattr(getattr(engine, "datamodule", None), "feature_names", None)
+    return {"feature_names": list(names)} if names else {}
 
 
 def last_good(folder: Path, command: str, **changes: Any) -> str:

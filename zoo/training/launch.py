@@ -37,6 +37,7 @@ from zoo.support.suggest import suggestion
 
 if TYPE_CHECKING:
     from zoo.training.result import RunResult
+    from zoo.training.resuming import Changes
 
 bound_waiting()  # before torch is imported
 
@@ -64,14 +65,16 @@ def _job(cfg: DictConfig) -> float | None:
             note(folder=str(folder), overrides=list(HydraConfig.get().overrides.task))
         with writing_in(folder, resumed=cfg.get("resume") is not None):
             _use_current_words(cfg)
+            changes = None
             if cfg.get("resume") is None:
                 check_new(folder, _command())
             else:
                 _check_places(cfg, folder)
-                _tell_changes(cfg, folder)
+                changes = _changes(cfg, folder)
             _write_hydra_files(cfg)
             config: Any = OmegaConf.to_container(cfg, resolve=True)
-            result = run_config(config, multirun=multirun, command=_command(), origin=_origin(sweep))
+            told: Any = {"origin": _origin(sweep), "changes": changes}
+            result = run_config(config, multirun=multirun, command=_command(), **told)
             _results.append(result)
             return result.metrics.get(config.get("optimized_metric") or "")  # for a sweeper
     except Exception as error:
@@ -227,8 +230,9 @@ def _check_places(cfg: DictConfig, folder: Path) -> None:
         write_texts(folder, _signed(used))
 
 
-#: Values that a resumed run may change without becoming another one; lengths are for going on.
-_FREE = ("resume", "logger.", "trainer.max_", "trainer.enable_", "callbacks.progress.", "data.num_workers")
+#: Values that a resumed run may change without becoming another one.
+_FREE = ("resume", "logger.", "trainer.enable_", "callbacks.progress.", "data.num_workers")
+_LENGTHS = ("trainer.max_", "callbacks.stop.patience")  # for going on
 
 
 def _in_current_words(found: dict[str, Any], cfg: DictConfig) -> dict[str, Any]:
@@ -244,12 +248,13 @@ def _in_current_words(found: dict[str, Any], cfg: DictConfig) -> dict[str, Any]:
     return found
 
 
-def _tell_changes(cfg: DictConfig, folder: Path) -> None:
-    """Tell which values of a resumed run are not those of its folder."""
+def _changes(cfg: DictConfig, folder: Path) -> Changes:
+    """Which values of a resumed run are not those of its folder, which is told; all typed ones if that is not known."""
     import yaml
 
     from zoo.support.signatures import flatten
     from zoo.support.values import DamagedFileError, read_yaml
+    from zoo.training.resuming import Changes
     from zoo.training.summary import tell
 
     path, found = folder / ".hydra" / "config.yaml", None
@@ -257,16 +262,25 @@ def _tell_changes(cfg: DictConfig, folder: Path) -> None:
         found = read_yaml(path)
     if not isinstance(found, dict):
         tell(f"{path} cannot be read: whether the resumed run has other values than before is not known")
-        return
+        unknown = {_key(text): text for text in _typed() if not _key(text).startswith(_FREE)}
+        return Changes(unknown, tuple(key for key in unknown if key.startswith(_LENGTHS)), tuple(unknown.values()))
     found = _in_current_words(found, cfg)
     before, now = dict(flatten(found)), dict(flatten(yaml.safe_load(OmegaConf.to_yaml(cfg))))
     typed = set(map(_key, HydraConfig.get().overrides.task))
     keys = [key for key in {**before, **now} if key in before or key in typed]  # others are of a later release
     changed = [key for key in keys if before.get(key) != now.get(key) and not key.startswith(_FREE)]
-    values = [f"{key:.80} = {now.get(key)!s:.60} (was {before.get(key)!s:.60})" for key in changed]
-    if values:
+    texts = {key: f"{key:.80} = {now.get(key)!s:.60} (was {before.get(key)!s:.60})" for key in changed}
+    if values := [text for key, text in texts.items() if not key.startswith("trainer.max_")]:
         more = f" and {len(values) - 5} more" if len(values) > 5 else ""
         tell(f"from here on with {', '.join(values[:5])}{more}: no longer the run that {folder} began")
+    words = [text for text in _typed() if _key(text) in texts or (texts and _key(text) not in now)]
+    words = [text for text in words if not _key(text).startswith(_FREE)]
+    return Changes(texts, tuple(key for key in texts if key.startswith(_LENGTHS)), tuple(words))
+
+
+def _typed() -> list[str]:
+    """The overrides of this command line, without `resume=` and flags."""
+    return [word for word in _lasting if not word.startswith("-")]
 
 
 class _SafeStream:
@@ -702,6 +716,8 @@ def _recorded_overrides(path: Path, target: Path, arguments: Sequence[str]) -> l
         raise ResumeError(f"resume={target}: {error}") from None
     if not isinstance(overrides, list) or not all(isinstance(text, str) for text in overrides):
         raise ResumeError(f"resume={target}: {path} holds no list of overrides")
+    given = set(map(_key, arguments))
+    _tell_not_sent([text for text in overrides if _not_sent(text) != text and _key(text) not in given])
     overrides = [_not_sent(text) for text in overrides]
     left = set(merge_overrides(overrides, arguments)) - set(arguments)
     for text in overrides:
@@ -720,6 +736,18 @@ def _not_sent(override: str) -> str:
     key, _, value = override.partition("=")
     sent = re.fullmatch(r"\+{0,2}logger\.\w+\.mode", key) and value.strip("'\" ").lower() == "online"
     return f"{key}=auto" if sent else override
+
+
+def _tell_not_sent(recorded: Sequence[str]) -> None:
+    """Tell that a recorded wish to send data is not followed."""
+    from zoo.support.quoting import shown
+
+    for text in recorded:
+        print(
+            f"note: {shown(text)[:80]}, which the folder recorded, is read as auto, as a folder must not decide to "
+            f"send data: type {shown(text)[:80]} again to send it",
+            file=sys.stderr,
+        )
 
 
 def _parsed(override: str) -> tuple[str, Any, bool]:

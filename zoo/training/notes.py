@@ -15,6 +15,7 @@ from annotated_types import Len
 from pydantic import NonNegativeFloat, NonNegativeInt
 
 from zoo.registry.checkpoints import CheckpointError, read_checkpoint
+from zoo.results.runs import stage_problem
 from zoo.support.signatures import check_values
 from zoo.support.values import DamagedFileError, read_json
 from zoo.training.folder import is_first_process, link_latest, write_texts
@@ -35,6 +36,7 @@ class _Notes(TypedDict, total=False):
     label: Words
     group: Words
     seconds_before: NonNegativeFloat
+    stages: list[dict[str, Any]]
 
 
 def read_notes(folder: Path, seed: int | None, state: Path | None) -> dict[str, Any] | None:
@@ -82,6 +84,8 @@ def _problem(found: Any) -> str | None:
         return f"{NAME} has no {missing[0]}"
     if problems := check_values(_Notes, found):
         return f"{NAME}: {problems[0]}"
+    if found.get("stages") is not None and (strange := stage_problem(found["stages"])):
+        return f"{NAME}: {strange}"
     return None if _is_id(found["wandb_id"]) else f"{NAME}: wandb_id = {found['wandb_id']!r:.60} is not an id"
 
 
@@ -133,7 +137,7 @@ def _new_id(of_several: Mapping[str, str]) -> str:
 
 
 def note_seconds(folder: Path, notes: dict[str, Any], seconds: float) -> None:
-    """Add training time to `run.json`."""
+    """Add training time to `run.json`, with all notes."""
     notes = {**notes, "seconds_before": notes["seconds_before"] + seconds}
     try:
         write_texts(folder, {NAME: json.dumps(notes, indent=2) + "\n"})

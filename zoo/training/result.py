@@ -26,8 +26,8 @@ class RunResult:
     Attributes:
         output_dir: The run folder.
         metrics: By name, for example `test/acc`.
-        epochs: Of the `train/`, `val/` and `test/` metrics, from 0.
-        seconds: Of all its parts, if it was resumed.
+        epochs: Of the `train/`, `val/` and `test/` metrics, from 0; empty if nothing was trained.
+        seconds: Time of the training, of all its parts if it was resumed.
         checkpoint: Of the best weights; None if none was kept.
         model_dir: Folder of the trained model, which every command and `zoo.predict` take.
         stopped: Why the training ended early; None if it did not.

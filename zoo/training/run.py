@@ -45,6 +45,7 @@ from zoo.training.folder import check_new, is_first_process, writing_in
 from zoo.training.loggers import WandbRun, titles
 from zoo.training.notes import note_seconds, run_notes
 from zoo.training.result import RunResult
+from zoo.training.resuming import Changes, Resumed, resumed, stages
 
 _log = logging.getLogger(__name__)
 
@@ -58,12 +59,30 @@ class RunStopped(Exception):
 
 
 class _StepCounter(L.Callback):
-    """Counts batches; from the first one on, the checkpoint was restored."""
+    """Counts batches and measures the time of the training; from the first batch on, the checkpoint was restored.
 
-    steps = 0
+    Args:
+        begins: Called when the training starts, which it does not if it was over.
+    """
+
+    def __init__(self, begins: Callable[[], None]) -> None:
+        self.steps, self._begins, self._spent = 0, begins, 0.0
+        self._since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Of training, with its validations."""
+        return self._spent + (time.perf_counter() - self._since if self._since is not None else 0.0)
+
+    def on_train_start(self, *_: Any) -> None:
+        self._begins()
+        self._since = time.perf_counter()
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.steps += 1
+
+    def on_train_end(self, *_: Any) -> None:
+        self._spent, self._since = self.seconds, None
 
 
 class RunFailed(RuntimeError):
@@ -76,20 +95,22 @@ def run_config(
     multirun: bool = False,
     command: str = "python train.py",
     origin: dict[str, Any] | None = None,
+    changes: Changes | None = None,
 ) -> RunResult:
     """Check a composed configuration, then run it.
 
     Args:
-        config: All arguments of `run` but the last two.
+        config: All arguments of `run` but the last three.
         multirun: Whether it is one of several runs of a command.
         command: See `run`.
         origin: See `run`.
+        changes: See `run`.
 
     Raises:
         ConfigError: Before anything is built, with all problems found.
     """
     check_config(config, multirun=multirun)
-    return run(**config, command=command, origin=origin)
+    return run(**config, command=command, origin=origin, changes=changes)
 
 
 # Callbacks that a switch of the trainer turns off; Lightning refuses the one with the other
@@ -135,6 +156,7 @@ def run(
     optimized_metric: str | None = None,
     command: str = "python train.py",
     origin: dict[str, Any] | None = None,
+    changes: Changes | None = None,
 ) -> RunResult:
     """Train, test and save one model. Every argument is a section or a value of `configs/train.yaml`.
 
@@ -157,6 +179,7 @@ def run(
         command: Command that starts the program, for printed commands.
         origin: Where the configuration comes from, logged with it: `experiment`, `choices` and `overrides`; in a
             multirun also `label`, what sets this run apart, and `group`, the name of them all.
+        changes: What the command line changes in a run that it resumes.
 
     Returns:
         Metrics, time and paths.
@@ -170,7 +193,6 @@ def run(
     """
     _quiet()
     folder = Path(output_dir).absolute()
-    started = time.perf_counter()
     accumulated = trainer.get("accumulate_grad_batches") or 1
     state = find_resumable(folder, _named_checkpoint(resume), accumulated) if resume else None
     notes = run_notes(folder, seed, name, state, origin)
@@ -198,7 +220,18 @@ def run(
         if section
     ]
     hooks.sort(key=lambda hook: isinstance(hook, ResumeCheckpoint))  # the last: it saves the others' states
-    counter, watch = _StepCounter(), EndWatch()
+    going_on: Resumed | None = None
+
+    def begins() -> None:
+        """Note a stage with other values where it begins, so that even a killed run has it on record."""
+        if going_on is not None:
+            found = stages(notes, going_on, changes.words if changes else ())
+            if found != (notes.get("stages") or []):
+                notes["stages"] = found
+                if is_first_process():
+                    note_seconds(folder, notes, 0.0)
+
+    counter, watch = _StepCounter(begins), EndWatch()
     for key, kind in _SWITCHES.items():
         if trainer.get(key) is False:
             hooks = [hook for hook in hooks if not isinstance(hook, kind)]
@@ -214,6 +247,9 @@ def run(
             default_root_dir=str(folder),
         ),
     )
+    if state is not None:
+        going_on = resumed(engine, state, changes, (notes["seed"], seed))
+    known = going_on.summary if going_on else None  # of a training that is over
     config: dict[str, Any] = {
         "model": dict(task_module.hparams["model"] or {}),
         "data": data,
@@ -235,11 +271,15 @@ def run(
             result.metrics = before | scalars(engine.callback_metrics)
             result.stopped = next((hook.reason for hook in hooks if isinstance(hook, StopEarly)), None)
             load_best(engine, task_module, result)
+            result.seconds = notes["seconds_before"] + counter.seconds
             if start.untested is None:
                 engine.test(task_module, datamodule=datamodule, verbose=False)
                 result.metrics |= scalars(engine.callback_metrics)
-            result.seconds = notes["seconds_before"] + time.perf_counter() - started
-            finish(engine, task_module, result, notes, command, start.untested if test else None)
+            if known is not None:  # measured again for the tables of the loggers; what is on record stays
+                tested = {name: value for name, value in result.metrics.items() if name.startswith("test/")}
+                result.metrics, result.seconds = known["metrics"] | tested | known["metrics"], known["seconds"]
+                result.epochs |= known.get("epochs") or {}
+            finish(engine, task_module, result, notes, command, start.untested if test else None, known)
         exit_code = 0
     except StopRequested as stop:
         exit_code = 128 + stop.signum
@@ -275,7 +315,7 @@ def run(
         raise ConfigError(f"trainer or callbacks: {sentence(error)}") from None
     finally:
         if is_first_process():
-            note_seconds(folder, notes, time.perf_counter() - started)
+            note_seconds(folder, notes, counter.seconds)
         for entry in engine.loggers:
             if isinstance(entry, WandbRun):
                 entry.close(exit_code)
@@ -305,5 +345,7 @@ def _quiet() -> None:
         ".*The number of training batches .* is smaller than the logging interval.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*Trying to infer the `batch_size`.*",
+        ".*Total length of `list` across ranks is zero.*",  # no validation, which is told in our own words
+        r".*ModelCheckpoint\(monitor='val/[^']*'\)` could not find the monitored key.*",
     ):
         warnings.filterwarnings("ignore", message=message)

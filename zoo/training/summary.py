@@ -40,6 +40,7 @@ def print_summary(
     *,
     metrics: Mapping[str, float],
     epochs: Mapping[str, int],
+    shares: Mapping[str, str],
     seconds: float,
     parameters: int,
     checkpoint: Path | None,
@@ -53,8 +54,9 @@ def print_summary(
 
     Args:
         metrics: Final values by name.
-        epochs: Epoch of the values by the first part of their names, from 0.
-        seconds: Wall time of the run, including the parts before resuming.
+        epochs: Epoch of the values by the first part of their names, from 0; without one, nothing was trained.
+        shares: Samples that they are of, such as `50 of 359`, where it is not the whole part.
+        seconds: Time of the training, including the parts before resuming.
         parameters: Number of parameters of the model.
         checkpoint: The best checkpoint.
         model_dir: Folder of the exported model.
@@ -72,7 +74,9 @@ def print_summary(
     table.add_column()
     for name, value in sorted(metrics.items()):
         if name.startswith(("test/", "val/")) or name == "train/loss":
-            table.add_row(name, f"{value:.4f}", f"epoch {epochs[name.partition('/')[0]]}")
+            part = name.partition("/")[0]
+            of = f", {shares[part]} rows" if part in shares and part != "train" else ""
+            table.add_row(name, f"{value:.4f}", (f"epoch {epochs[part]}" if part in epochs else "untrained") + of)
     table.add_row("parameters", f"{parameters:,}")
     table.add_row("time", "{} min {} s".format(*divmod(round(seconds), 60)))
     console = Console(record=True)
