@@ -150,7 +150,7 @@ def _of_notes(state: Mapping[str, Any], seed: int | None) -> Iterator[str]:
     if not isinstance(rows, list) or not all(map(_is_count, rows)):
         yield "its so_far counts rows that are no numbers"
     average = state.get("averaging_state", {})
-    count = average.get("n_averaged", 0) if isinstance(average, Mapping) else None
+    count: Any = average.get("n_averaged", 0) if isinstance(average, Mapping) else None
     if not (_is_number(count) or (isinstance(count, Tensor) and count.numel() == 1)) or not count >= 0:
         yield "its averaging_state counts no averages"
     about = state.get("zoo")
