@@ -89,6 +89,16 @@ class RunFailed(RuntimeError):
     """A run that could not continue; the message names the last good checkpoint."""
 
 
+def _started_from(folder: Path, value: Any) -> Any:
+    """A value whose places in the run folder start from it, so that a moved run logs the same."""
+    if isinstance(value, dict):
+        return {key: _started_from(folder, entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_started_from(folder, entry) for entry in value]
+    inside = isinstance(value, str) and value.startswith(str(folder))
+    return f".{value.removeprefix(str(folder))}" if inside else value
+
+
 def run_config(
     config: dict[str, Any],
     *,
@@ -259,7 +269,7 @@ def run(
     config |= {"optimizer": optimizer, "scheduler": scheduler, "seed": notes["seed"], "name": name}
     config |= {"callbacks": callbacks, "logger": logger, "test": test, "optimized_metric": optimized_metric}
     for entry in engine.loggers:
-        entry.log_hyperparams({**(origin or {}), **config})
+        entry.log_hyperparams(_started_from(folder, {**(origin or {}), **config}))
 
     result = RunResult(folder)
     exit_code = 1
