@@ -595,6 +595,15 @@ def test_closed_form_says_how_sure_it_is(classes: int) -> None:
     )
 
 
+def test_closed_form_learns_a_table_of_few_different_rows() -> None:
+    """Leave-one-out leaves out one of many equal rows, so the answers are the shares among them."""
+    X = np.repeat([[0, 0], [0, 1], [1, 0], [1, 1]], 50, 0)
+    y = np.concatenate([np.arange(50) < 50 * share for share in (0.1, 0.8, 0.7, 0.2)])
+    model = GRBFClassifier().fit(X, y)
+    np.testing.assert_allclose(model.predict_proba(X[::50])[:, 1], [0.1, 0.8, 0.7, 0.2], atol=0.12)
+    np.testing.assert_array_equal(model.predict(X[::50]), [False, True, True, False])
+
+
 def test_closed_form_follows_class_weights() -> None:
     X, y = load_breast_cancer(return_X_y=True)
     plain, favoured = (

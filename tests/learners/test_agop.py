@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from zoo.kernels.exponential_power import ExponentialPower
 from zoo.kernels.linalg import cholesky
-from zoo.learners.agop import MetricMachine, _part, best_temperature
+from zoo.learners.agop import MetricMachine, _nystroem, _part, _Rows, best_temperature
+from zoo.learners.ridge import solve_left_out
 
 
 def rows(n: int = 90, D: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -197,3 +199,23 @@ def test_data_that_cannot_be() -> None:
         MetricMachine().fit(X, Y * float("nan"))
     with pytest.raises(ValueError, match="weights must not be negative"):
         MetricMachine().fit(X, Y, torch.zeros(10))
+
+
+def test_leave_one_out_leaves_one_of_several_copies() -> None:
+    """Rows with numbers of copies have the coefficients and the residuals of the rows written out."""
+    X, Y = rows(20)
+    X[1] = X[0]  # the same row with another target
+    copies = (torch.arange(20) % 3 + 1).double()
+    written = torch.arange(20).repeat_interleave(copies.long())
+    kernel, ridge = ExponentialPower(1.0, dtype=torch.float64), 0.3
+    merged = solve_left_out(kernel(X), Y, ridge / copies, copies=copies)
+    apart = solve_left_out(kernel(X[written]), Y[written], ridge)
+    torch.testing.assert_close(merged.residuals[written], apart.residuals, rtol=0, atol=1e-9)
+    data = _Rows(X, Y, copies, copies), _Rows(X[written], Y[written], torch.ones(len(written)).double(), None)
+    found = [_nystroem(kernel, X[2:12], one, (0.1, 1.0)) for one in data]
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-9)
+    torch.testing.assert_close(found[0][1][written], found[1][1], rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="copies must be None"):
+        solve_left_out(kernel(X), Y, ridge, recentre=True, copies=copies)
+    with pytest.raises(ValueError, match="copies must be numbers from 1 on"):
+        MetricMachine().fit(X, Y, copies=torch.zeros(20))

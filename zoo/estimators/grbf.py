@@ -183,15 +183,16 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         before = self.__dict__.copy()
         try:
-            X, y, sample_weight = self._validate(X, y, sample_weight)
-            fit_all([self], X, y, sample_weight[None])
+            X, y, sample_weight, copies = self._validate(X, y, sample_weight)
+            fit_all([self], X, y, sample_weight[None], copies[None])
         except BaseException:  # keep the previous fit
             self.__dict__.clear()
             self.__dict__.update(before)
             raise
         return self
 
-    def _validate(self, X, y, sample_weight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _validate(self, X, y, sample_weight) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Rows, encoded targets, row weights, and the number of copies that each row stands for."""
         self._validate_params()
         _check_device(self)
         again = self._is_warm
@@ -217,7 +218,9 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         fixed = _constant(X[sample_weight > 0])
         if len(fixed) and len(X) > 1:
             warnings.warn(f"Features {fixed} are constant.", UserWarning, stacklevel=3)
-        return X, y, self._row_weights(y, sample_weight)
+        whole = (sample_weight == np.round(sample_weight)).all() and sample_weight.max() < 2**31
+        copies = sample_weight if whole else (sample_weight > 0).astype(np.float64)
+        return X, y, self._row_weights(y, sample_weight), copies
 
     def _check_closed_form(self) -> None:
         """Refuse parameters that `solver="agop"` does not support, and warn of those without effect."""
@@ -533,7 +536,9 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if sample_weight is not None:
             counts = counts * np.asarray(sample_weight)
         seeds = rng.randint(2**31 - 1, size=n_samples).tolist()
-        fits = fit_many(self, X, y, [{"random_state": s} for s in seeds], sample_weight=counts)
+        # a drawn row leaves with all of its copies: beside one of them, its own target would be known
+        settings = [{"random_state": s} for s in seeds]
+        fits = fit_many(self, X, y, settings, sample_weight=counts, leave_copies=False)
         kinds = ("official", "trace", "gradient")
         importances = {kind: np.stack([f.feature_importance(kind) for f in fits]) for kind in kinds}
         names = getattr(fits[0], "feature_names_in_", np.array([f"x{i}" for i in range(fits[0].n_features_in_)]))

@@ -39,7 +39,13 @@ _FORMS: dict[str, tuple[Form, ...]] = {
 
 
 def fit_many(
-    estimator: Any, X, y, settings: Sequence[Mapping[str, Any]], *, sample_weight: np.ndarray | None = None
+    estimator: Any,
+    X,
+    y,
+    settings: Sequence[Mapping[str, Any]],
+    *,
+    sample_weight: np.ndarray | None = None,
+    leave_copies: bool = True,
 ) -> list[Any]:
     """Fit one clone of an estimator per setting, training networks of equal shape together.
 
@@ -53,6 +59,8 @@ def fit_many(
         y: Targets (n,).
         settings: Parameters of each fit.
         sample_weight: (fits, n), or (n,) for all; None for ones.
+        leave_copies: Of `solver="agop"`: equal rows, and whole weights as copies, are left out one at a time by
+            leave-one-out; False: a row leaves with its weight.
 
     Returns:
         Fitted estimators in the order of the settings; their classes are those of all rows.
@@ -64,8 +72,9 @@ def fit_many(
     weights = np.broadcast_to(weights, (len(members), len(X)))
     if members:
         validated = [member._validate(X, y, weight) for member, weight in zip(members, weights, strict=True)]
-        rows, targets, _ = validated[0]
-        fit_all(members, rows, targets, np.stack([weight for *_, weight in validated]))
+        rows, targets, *_ = validated[0]
+        copies = np.stack([one if leave_copies else one > 0 for *_, one in validated])
+        fit_all(members, rows, targets, np.stack([weight for *_, weight, _ in validated]), copies)
     return members
 
 
@@ -111,14 +120,22 @@ class _Prepared:
         )
 
 
-def fit_all(members: list[Any], X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> None:
-    """Fit estimators on the same rows with their own weights (B, n), networks of equal shape together."""
-    X, y, weights = _merge_copies(X, y, weights)
+def fit_all(members: list[Any], X: np.ndarray, y: np.ndarray, weights: np.ndarray, copies: np.ndarray) -> None:
+    """Fit estimators on the same rows with their own weights (B, n), networks of equal shape together.
+
+    Args:
+        members: The estimators.
+        X: Rows (n, D).
+        y: Encoded targets (n,).
+        weights: Row weights of each estimator (B, n).
+        copies: Number of rows that each row stands for (B, n).
+    """
+    X, y, weights, copies = _merge_copies(X, y, weights, copies)
     groups: dict[Any, list[_Prepared]] = {}
     with torch.device("cpu"):  # not the default device; training sets its own
-        for i, (member, weight) in enumerate(zip(members, weights, strict=True)):
+        for i, (member, weight, count) in enumerate(zip(members, weights, copies, strict=True)):
             if member.solver == "agop":
-                _fit_agop(member, X, y, weight)
+                _fit_agop(member, X, y, weight, count)
                 continue
             prepared = _prepare(member, X, y, weight)
             groups.setdefault(prepared.shape(i), []).append(prepared)
@@ -126,7 +143,7 @@ def fit_all(members: list[Any], X: np.ndarray, y: np.ndarray, weights: np.ndarra
             _train(group, X, y)
 
 
-def _fit_agop(member: Any, X: np.ndarray, y: np.ndarray, weight: np.ndarray) -> None:
+def _fit_agop(member: Any, X: np.ndarray, y: np.ndarray, weight: np.ndarray, copies: np.ndarray) -> None:
     """Fit one estimator with `solver="agop"`."""
     present = np.flatnonzero(weight)
     own = torch.from_numpy(np.ldexp(weight[present], -np.frexp(weight.max())[1]))
@@ -145,7 +162,7 @@ def _fit_agop(member: Any, X: np.ndarray, y: np.ndarray, weight: np.ndarray) -> 
         _FORMS[member.precision], standardize=bool(member.standardize), intercept=bool(member.fit_intercept)
     )
     with few_threads(len(rows) ** 2 * rows.shape[1]):
-        machine.fit(rows, Y, own)
+        machine.fit(rows, Y, own, torch.from_numpy(copies[present]).to(rows))
         if member._is_regressor:
             machine.rescale(scale, level)
         else:
@@ -225,19 +242,22 @@ def _stacked(networks: list[Networks], device: torch.device) -> Networks:
     return replace(networks[0], **found)
 
 
-def _merge_copies(X: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct (row, target) pairs, sorted, with the sums of their weights.
+def _merge_copies(
+    X: np.ndarray, y: np.ndarray, weights: np.ndarray, copies: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct (row, target) pairs, sorted, with the sums of their weights and numbers.
 
     This makes a fit independent of the order of the rows, and weights equivalent to copies.
     """
     table = np.column_stack([X, y])
     distinct, place = np.unique(table, axis=0, return_inverse=True)
-    merged = np.zeros((len(weights), len(distinct)))
-    for total, weight in zip(merged, weights, strict=True):
-        np.add.at(total, place.ravel(), weight)
-    seen = (merged > 0).any(0)
-    distinct, merged = distinct[seen], merged[:, seen]
-    return np.ascontiguousarray(distinct[:, :-1]), distinct[:, -1].astype(y.dtype), merged
+    merged = np.zeros((2, len(weights), len(distinct)))
+    for total, values in zip(merged, (weights, copies), strict=True):
+        for whole, part in zip(total, values, strict=True):
+            np.add.at(whole, place.ravel(), part)
+    seen = (merged[0] > 0).any(0)
+    distinct, (weights, copies) = distinct[seen], merged[:, :, seen]
+    return np.ascontiguousarray(distinct[:, :-1]), distinct[:, -1].astype(y.dtype), weights, copies
 
 
 def _hold_out(member: Any, y: Tensor, weight: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:

@@ -125,6 +125,19 @@ class Setting(NamedTuple):
     error: float  # weighted mean of the squared leave-one-out residuals, summed over outputs
 
 
+class _Rows(NamedTuple):
+    """Rows of a fit, standardised, and in order."""
+
+    X: Tensor  # (n, D)
+    Y: Tensor  # (n, C), without the intercept
+    weight: Tensor  # (n,)
+    copies: Tensor | None  # (n,); None: each row is one
+
+    def of(self, chosen: Tensor) -> _Rows:
+        """Some of them, by their indices."""
+        return _Rows(*(None if part is None else part[chosen] for part in self))  # type: ignore[arg-type]
+
+
 class _Path(NamedTuple):
     """The sequence of solves that led to a metric."""
 
@@ -136,8 +149,9 @@ class _Path(NamedTuple):
 class _Space:
     """Rows under one metric, and leave-one-out errors of settings on them."""
 
-    def __init__(self, X: Tensor, Y: Tensor, weight: Tensor, metric: Tensor | None) -> None:
-        self.X, self.Y, self.weight = X, Y, weight
+    def __init__(self, rows: _Rows, metric: Tensor | None) -> None:
+        self.rows, (X, self.Y, self.weight, self.copies) = rows, rows
+        self.X = X
         self.kernel = ExponentialPower(1.0, metric=metric, dtype=torch.float64, device=X.device)
         self.d = self.kernel.distances(X)
         self.unit = float(median_distance(self.d)) or 1.0
@@ -161,7 +175,7 @@ class _Space:
 
     def residuals(self, exponent: float, bandwidth: float, ridge: float) -> tuple[Tensor, Tensor]:
         """Coefficients and leave-one-out residuals, both (n, C)."""
-        return solve_left_out(self.gram(exponent, bandwidth), self.Y, ridge / self.weight)
+        return solve_left_out(self.gram(exponent, bandwidth), self.Y, ridge / self.weight, copies=self.copies)
 
     def error(self, exponent: float, bandwidth: float, ridge: float) -> float:
         """Weighted mean of the squared leave-one-out residuals, summed over outputs."""
@@ -292,13 +306,17 @@ class MetricMachine(nn.Module):
     # ---- fitting --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def fit(self, X: Tensor, Y: Tensor, sample_weight: Tensor | None = None) -> MetricMachine:
+    def fit(
+        self, X: Tensor, Y: Tensor, sample_weight: Tensor | None = None, copies: Tensor | None = None
+    ) -> MetricMachine:
         """Select the settings and solve.
 
         Args:
             X: Rows (n, D), finite.
             Y: Targets (n, C), or (n,) for one.
             sample_weight: (n,), non-negative, up to scale; rows of weight 0 are ignored. None weighs all rows equally.
+            copies: Number of equal rows that each row stands for (n,), which have its weight together; leave-one-out
+                leaves out one of them. None: each is one row.
 
         Returns:
             The fitted machine.
@@ -306,20 +324,19 @@ class MetricMachine(nn.Module):
         Raises:
             ValueError: Shapes do not fit, a number is not finite, or all weights are zero.
         """
-        X, Y, weight = _checked(X, Y, sample_weight)
+        X, Y, weight, copies = _checked(X, Y, sample_weight, copies)
         rows, order = len(X), _canonical(X, Y, weight)
         X, Y, weight = X[order], Y[order], weight[order] / weight[order].mean()
+        copies = None if copies is None or bool((copies[order] == 1).all()) else copies[order]
         mean, scale = standardisation(X, weight)
         if not self.standardize:
             mean, scale = torch.zeros_like(mean), torch.ones_like(scale)
         Z = standardised(X, mean, scale, torch.float64)
         offset = weight @ Y / weight.sum() * self.centred
-        data = Z, Y - offset, weight
-        search = _part(len(Z), self.search_rows)
-        path, space = self._search(*(part[search] for part in data))
+        data = _Rows(Z, Y - offset, weight, copies)
+        path, space = self._search(data.of(_part(len(Z), self.search_rows)))
         if len(Z) > self.search_rows:
-            solve = _part(len(Z), self.solve_rows)
-            space = self._replay(path, *(part[solve] for part in data))
+            space = self._replay(path, data.of(_part(len(Z), self.solve_rows)))
         at = path.places[-1]
         if len(Z) <= self.solve_rows:
             if len(Z) > self.search_rows:
@@ -331,7 +348,7 @@ class MetricMachine(nn.Module):
             q, L, _ = self._values(at)
             kernel = copy.deepcopy(space.of(q, L))
             centers = Z[_part(len(Z), self.most_centers)]
-            coefficients, residuals, ridge = _nystroem(kernel, centers, *data, self.grids[2])
+            coefficients, residuals, ridge = _nystroem(kernel, centers, data, self.grids[2])
         error = float(weight @ residuals.square().sum(1) / weight.sum())
         self.setting = Setting(path.form, path.shrinkage, len(path.places) - 1, q, L, ridge, error)
         self.kernel = kernel
@@ -347,28 +364,29 @@ class MetricMachine(nn.Module):
         q, L, ridge = (grid[i] for grid, i in zip(self.grids, at, strict=True))
         return q, L, ridge
 
-    def _search(self, X: Tensor, Y: Tensor, weight: Tensor) -> tuple[_Path, _Space]:
+    def _search(self, rows: _Rows) -> tuple[_Path, _Space]:
         """The best metric, and the rows under it."""
+        X = rows.X
         wanted = (1.0, 1.0, 0.1)
         start = [min(range(len(g)), key=lambda i: abs(g[i] - w)) for g, w in zip(self.grids, wanted, strict=True)]
         few = _part(len(X), self.start_rows)
-        space = _Space(X[few], Y[few], weight[few], None)
+        space = _Space(rows.of(few), None)
         at = space.descend(start, self.grids, (2, 1, 0))
         if len(few) < len(X):
-            space = _Space(X, Y, weight, None)
+            space = _Space(rows, None)
             at = space.descend(at, self.grids, (2,))
         first = (space.error(*self._values(at)), _Path("isotropic", 1.0, [at]), space)
         found = [first] if "isotropic" in self.forms else []
         forms = [form for form in ("full", "diag") if form in self.forms]
-        D = X.shape[1]
+        D, count = X.shape[1], float(len(X) if rows.copies is None else rows.copies.sum())
         if D > WIDEST or D == 1:
             forms = forms and ["diag"]
         for form, shrinkage in [(kind, share) for kind in forms for share in self.shrinkage[kind]]:
             here, places = space, [at]
             free = (1 - shrinkage) * (D * (D + 1) / 2 if form == "full" else D)
-            seen = 1 + self.correction * free / len(X)
+            seen = 1 + self.correction * free / count
             for _ in range(self.iterations):  # compare the last only: choosing among many is optimistic
-                here = _Space(X, Y, weight, self._metric(here, at, form, shrinkage))
+                here = _Space(rows, self._metric(here, at, form, shrinkage))
                 places = [*places, at]
             places[-1] = here.descend(at, self.grids, (2, 1))
             found.append((here.error(*self._values(places[-1])) * seen, _Path(form, shrinkage, places), here))
@@ -376,11 +394,11 @@ class MetricMachine(nn.Module):
         path.places[-1] = space.descend(path.places[-1], self.grids, (0, 2, 1))
         return path, space
 
-    def _replay(self, path: _Path, X: Tensor, Y: Tensor, weight: Tensor) -> _Space:
+    def _replay(self, path: _Path, rows: _Rows) -> _Space:
         """Rows under the metric at the end of a path."""
-        space = _Space(X, Y, weight, None)
+        space = _Space(rows, None)
         for at in path.places[:-1]:
-            space = _Space(X, Y, weight, self._metric(space, at, path.form, path.shrinkage))
+            space = _Space(rows, self._metric(space, at, path.form, path.shrinkage))
         return space
 
     def _metric(self, space: _Space, at: Sequence[int], form: Form, shrinkage: float) -> Tensor:
@@ -461,7 +479,9 @@ class MetricMachine(nn.Module):
         )
 
 
-def _checked(X: Tensor, Y: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _checked(
+    X: Tensor, Y: Tensor, weight: Tensor | None, copies: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     Y = Y[:, None] if Y.ndim == 1 else Y
     weight = X.new_ones(len(X)) if weight is None else weight
     if X.ndim != 2 or Y.ndim != 2 or len(Y) != len(X) or weight.shape != (len(X),):
@@ -475,7 +495,11 @@ def _checked(X: Tensor, Y: Tensor, weight: Tensor | None) -> tuple[Tensor, Tenso
             raise ValueError(f"the {name} have numbers that are not finite")
     if bool((weight < 0).any()) or not bool((weight > 0).any()):
         raise ValueError("weights must not be negative, and one must be above 0")
-    return X, Y, weight
+    if copies is not None:
+        copies = copies.detach().to(weight)
+        if copies.shape != weight.shape or not bool((copies[weight > 0] >= 1).all() & copies.isfinite().all()):
+            raise ValueError(f"copies must be numbers from 1 on of shape ({len(X)},), got {tuple(copies.shape)}")
+    return X, Y, weight, copies
 
 
 def _canonical(X: Tensor, Y: Tensor, weight: Tensor) -> Tensor:
@@ -494,9 +518,7 @@ def _part(n: int, count: int) -> Tensor:
 def _nystroem(
     kernel: ExponentialPower,
     centers: Tensor,
-    X: Tensor,
-    Y: Tensor,
-    weight: Tensor,
+    rows: _Rows,
     ridges: Sequence[float],
 ) -> tuple[Tensor, Tensor, float]:
     """Ridge regression in the span of the kernel functions at the centres.
@@ -504,8 +526,10 @@ def _nystroem(
     Returns:
         Coefficients (m, C), leave-one-out residuals (n, C), and the ridge of least squared residuals.
     """
+    X, Y, weight, copies = rows
     lower = cholesky(kernel(centers)).lower
     blocks = list(zip(X.split(_ROWS), Y.split(_ROWS), weight.split(_ROWS), strict=True))
+    counts = [None] * len(blocks) if copies is None else copies.split(_ROWS)
     products: Tensor | None = None  # weighted sum over features phi = L^-1 k(centres, x)
     targets: Tensor | None = None
     for x, y, w in blocks:
@@ -521,11 +545,11 @@ def _nystroem(
     inverse = 1 / (values.clamp_min(0)[:, None] + torch.tensor(ridges, dtype=X.dtype, device=X.device))  # (m, R)
     solutions = inverse[:, :, None] * turned[:, None]  # (m, R, C)
     residuals = []
-    for x, y, w in blocks:
+    for (x, y, w), m in zip(blocks, counts, strict=True):
         phi = kernel(x, centers) @ basis
         leverage = w[:, None] * (phi.square() @ inverse)  # (n, R)
         fitted = (phi @ solutions.flatten(1)).view(len(x), *solutions.shape[1:])
-        residuals.append(left_out(y[:, None] - fitted, leverage))
+        residuals.append(left_out(y[:, None] - fitted, leverage, None if m is None else m[:, None]))
     found = torch.cat(residuals)  # (n, R, C)
     best = int(torch.einsum("n,nrc->r", weight, found.square()).argmin())
     return basis @ solutions[:, best], found[:, best].clone(), float(ridges[best])

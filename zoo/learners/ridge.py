@@ -157,13 +157,19 @@ class LeftOut(NamedTuple):
     residuals: Tensor  # (n, C), y_i less the prediction without row i
 
 
-def left_out(residuals: Tensor, leverage: Tensor) -> Tensor:
-    """Residuals (..., n, C) of a fit to all rows as those of fits without each row: r_i / (1 - h_i), h (..., n)."""
+def left_out(residuals: Tensor, leverage: Tensor, copies: Tensor | None = None) -> Tensor:
+    """Residuals (..., n, C) of a fit to all rows as those of fits without each row: r_i / (1 - h_i), h (..., n).
+
+    A row that stands for m `copies` (n,) has their weight and leverage; one of them is left out: r_i / (1 - h_i / m).
+    """
+    leverage = leverage if copies is None else leverage / copies
     return residuals / (1 - leverage).clamp_min(1e-12).unsqueeze(-1)
 
 
 @torch.no_grad()
-def solve_left_out(K: Tensor, Y: Tensor, ridge: float | Tensor, *, recentre: bool = False) -> LeftOut:
+def solve_left_out(
+    K: Tensor, Y: Tensor, ridge: float | Tensor, *, recentre: bool = False, copies: Tensor | None = None
+) -> LeftOut:
     """Kernel ridge regression with its exact leave-one-out residuals, A_i / [(K + ridge I)^-1]_ii.
 
     Args:
@@ -172,16 +178,27 @@ def solve_left_out(K: Tensor, Y: Tensor, ridge: float | Tensor, *, recentre: boo
         ridge: Added to the diagonal: a number, or one for each row (n,).
         recentre: Residuals of predictions by the mean of the remaining targets plus the regression of what is left, as
             a refit without row i that centres anew would make.
+        copies: Number m of equal rows that each row stands for (n,), whose ridge is that of one of them over m. One of
+            them is left out: m r_i A_i / (m - 1 + r_i [(K + r I)^-1]_ii), with r the ridge. Not with `recentre`.
 
     Returns:
         Both (n, C), float64.
+
+    Raises:
+        ValueError: Both `recentre` and `copies` are given.
     """
+    if recentre and copies is not None:
+        raise ValueError("recentre=True leaves out whole rows: copies must be None")
     inverse = torch.cholesky_inverse(ridge_factor(K, ridge).lower)
     Y = Y.to(inverse.dtype)
     coefficients = rows = inverse @ Y
     if recentre:  # row i of the solution for targets less the mean without row i
         means = (Y.sum(0) - Y) / (len(Y) - 1)
         rows = coefficients - inverse.sum(1, keepdim=True) * means
+    if copies is not None:
+        copies = copies.to(inverse)
+        own = ridge * torch.ones_like(copies)
+        return LeftOut(coefficients, (copies * own / (copies - 1 + own * inverse.diagonal()))[:, None] * coefficients)
     return LeftOut(coefficients, rows / inverse.diagonal()[:, None])
 
 
