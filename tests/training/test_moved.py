@@ -114,9 +114,9 @@ def test_a_missing_best_state_is_told_and_its_model_is_not_replaced(run: Path, t
     assert summary(copy)["epochs"] == {"train": 3, "val": 3, "test": 3}
     (copy / "checkpoints" / "best.ckpt").unlink()
     shutil.rmtree(copy / "model")
-    done = train_here(tmp_path, *resume, "trainer.max_epochs=4", "callbacks.more=null")
-    assert "no state with a finite val/score is kept: the last state counts" in done.stderr
-    assert "checkpoint   copy/checkpoints/step=" in done.stdout
+    done = train_here(tmp_path, *resume, "trainer.max_epochs=4")
+    assert "no state with a finite val/score is kept: the best by val/loss counts" in done.stderr
+    assert "checkpoint   copy/csv/version_0/checkpoints/epoch=" in done.stdout
 
 
 def test_every_figure_is_of_the_state_that_counts(run: Path, tmp_path: Path) -> None:

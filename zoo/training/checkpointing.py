@@ -523,13 +523,16 @@ def check_weights(state: Path, run: Path, task: nn.Module) -> None:
         CheckpointError: They are not; the message names the newest intact state.
     """
     exempt, trained = _not_finite(task), {name for name, _ in task.named_parameters()}
+    model = getattr(task, "model", None)  # other buffers are figures of the task: those to come are NaN
+    buffers = {f"model.{name}" if model else name for name, _ in (model or task).named_buffers()}
     content = read_checkpoint(state)
     for part in ("state_dict", "current_model_state"):
         for name, values in content.get(part, {}).items():
             if name in trained:
                 sound = name in exempt or _is_finite(values)
             else:
-                sound = f"buffer {name.removeprefix('model.')}" in exempt or _is_sound(values)
+                known = name in buffers and f"buffer {name.removeprefix('model.')}" not in exempt
+                sound = not known or _is_sound(values)
             if not sound:
                 raise CheckpointError(f"{state} is damaged: its {part} {name} is not finite\n{_instead(state, run)}")
     done = content["loops"]["fit_loop"]["epoch_progress"]["current"].get("processed", content["epoch"])

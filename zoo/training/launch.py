@@ -165,7 +165,7 @@ def _origin(sweep: _Sweep | None) -> dict[str, Any]:
     job = HydraConfig.get()
     chosen: Any = OmegaConf.to_container(job.runtime.choices)
     choices = {k: v for k, v in chosen.items() if v is not None and not k.startswith("hydra/")}
-    overrides = list(job.overrides.task)
+    overrides = [text for text in job.overrides.task if _key(text) != "resume"]  # a resumed run is the same run
     origin = {"experiment": choices.get("experiment"), "choices": choices, "overrides": overrides}
     if sweep is not None:
         label = " ".join(text.lstrip("+") for text in overrides if _key(text) in sweep.varied)
