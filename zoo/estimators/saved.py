@@ -263,7 +263,7 @@ def _answer(estimator: Any, numbers: int) -> list[np.ndarray]:
     row, found = np.zeros((1, count)), []
     for name in ("predict_proba", "predict"):
         if callable(function := getattr(estimator, name, None)):
-            with _bounded(numbers):
+            with _bounded(numbers), warnings.catch_warnings(action="ignore"):  # about the names of the features
                 value = np.asarray(function(row))
             right = (1, len(classes)) if name == "predict_proba" else (1,)
             if value.shape[: len(right)] != right:
