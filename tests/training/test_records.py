@@ -107,15 +107,17 @@ def test_samples_are_counted_as_the_trainer_limits_them(
 
 
 def test_an_untrained_run_says_so_and_offers_no_state(tmp_path: Path) -> None:
-    done = train_here(tmp_path, *SHORT, "trainer.max_epochs=0", "hydra.run.dir=run")
-    summary = summary_of(tmp_path / "run")
+    done = train_here(tmp_path, *SHORT, "trainer.max_epochs=0", "hydra.run.dir=digits/run")
+    train_here(tmp_path, *SHORT, "data.batch_size=99999", "hydra.run.dir=digits/without_a_start", check=False)
+    assert (tmp_path / "digits" / "latest").resolve().name == "run", "the other one could not start"
+    summary = summary_of(tmp_path / "digits" / "run")
     assert summary["untrained"] is True
     assert summary["epochs"] == {}
     assert summary["data"]["train"] == 0
     assert "untrained" in done.stdout
     assert "epoch 0" not in done.stdout
     assert "train on" not in done.stdout
-    (table,) = tabulate([tmp_path / "run"], [])
+    (table,) = tabulate([tmp_path / "digits" / "run"], [])
     assert ", untrained" in table
 
 

@@ -18,7 +18,7 @@ from zoo.registry.checkpoints import CheckpointError, read_checkpoint
 from zoo.results.runs import stage_problem
 from zoo.support.signatures import check_values
 from zoo.support.values import DamagedFileError, read_json
-from zoo.training.folder import is_first_process, link_latest, write_texts
+from zoo.training.folder import is_first_process, write_texts
 from zoo.training.summary import tell
 
 __all__ = ["NAME", "note_seconds", "read_notes", "run_notes"]
@@ -127,7 +127,6 @@ def run_notes(
     notes = {"seed": seed, "wandb_id": _new_id(of_several), "seconds_before": 0.0, **of_several}
     if is_first_process():
         write_texts(folder, {NAME: json.dumps(notes, indent=2) + "\n"})
-        link_latest(folder, name)
     return notes
 
 

@@ -41,7 +41,7 @@ from zoo.training.checkpointing import (
 )
 from zoo.training.checks import LastValidation, Start, check_config, is_lightnings, is_ours, is_told, sentence
 from zoo.training.finish import finish, last_good, load_best, shown_path
-from zoo.training.folder import check_new, is_first_process, writing_in
+from zoo.training.folder import check_new, is_first_process, link_latest, writing_in
 from zoo.training.loggers import WandbRun, titles
 from zoo.training.notes import note_seconds, run_notes
 from zoo.training.result import RunResult
@@ -232,8 +232,13 @@ def run(
     hooks.sort(key=lambda hook: isinstance(hook, ResumeCheckpoint))  # the last: it saves the others' states
     going_on: Resumed | None = None
 
+    def has_started() -> None:
+        if state is None and is_first_process():
+            link_latest(folder, name)  # not before: nobody goes on with a run that could not start
+
     def begins() -> None:
         """Note a stage with other values where it begins, so that even a killed run has it on record."""
+        has_started()
         if going_on is not None:
             found = stages(notes, going_on, changes.words if changes else ())
             if found != (notes.get("stages") or []):
@@ -277,6 +282,7 @@ def run(
         with watch:
             engine.fit(task_module, datamodule=datamodule, ckpt_path=str(state) if state else None)
             watch.over = True
+            has_started()  # also where there is no epoch to train
             before = next((hook.metrics for hook in hooks if isinstance(hook, ResumeCheckpoint)), {})
             result.metrics = before | scalars(engine.callback_metrics)
             result.stopped = next((hook.reason for hook in hooks if isinstance(hook, StopEarly)), None)
