@@ -191,20 +191,17 @@ def test_damaged_stages_are_told(found: Any, partly: tuple[Path, str], tmp_path:
         read_run(tmp_path / "run")
 
 
-def test_a_run_that_was_never_summed_up_may_have_its_data_elsewhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_never_summed_up_may_have_its_data_elsewhere(tmp_path: Path) -> None:
     kept = {"global_step": 5, "loops": {"fit_loop": {"epoch_progress": {"current": {"processed": 2}}}}}
-    monkeypatch.setattr("zoo.training.resuming.read_checkpoint", lambda path: kept)
     engine: Any = SimpleNamespace(default_root_dir=tmp_path, max_epochs=2, max_steps=-1, callbacks=[])
     moved = Changes({"data.path": "data.path = b (was a)"})
-    assert resumed(engine, tmp_path, moved, (0, 0)) == (2, 5, "trainer.max_epochs = 2", None)
+    assert resumed(engine, kept, moved, (0, 0)) == (2, 5, "trainer.max_epochs = 2", None)
     with pytest.raises(ConfigError, match=r"so data\.name = b \(was a\) would only change what is recorded"):
-        resumed(engine, tmp_path, Changes({"data.name": "data.name = b (was a)"}), (0, 0))
+        resumed(engine, kept, Changes({"data.name": "data.name = b (was a)"}), (0, 0))
     engine.max_epochs = 3
-    assert resumed(engine, tmp_path, Changes({"data.name": "x"}), (0, 0)).over is None
+    assert resumed(engine, kept, Changes({"data.name": "x"}), (0, 0)).over is None
     engine.max_steps = 5
-    assert resumed(engine, tmp_path, None, (0, 0)).over == "trainer.max_steps = 5"
+    assert resumed(engine, kept, None, (0, 0)).over == "trainer.max_steps = 5"
 
 
 # ---- before the start ----------------------------------------------------------------------------------------
