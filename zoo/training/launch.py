@@ -108,7 +108,12 @@ def _use_current_words(cfg: DictConfig) -> None:
     with open_dict(data):
         del data["root"]
         if given["root"] not in (None, "???"):
-            if any(_key(text) == f"data.{new}" for text in HydraConfig.get().overrides.task):
+            if "data.root" in map(_key, _typed()):  # what is typed now replaces what was typed before
+                earlier = [word for word in _inherited if _key(word) == f"data.{new}"]
+                _inherited[:] = [word for word in _inherited if word not in earlier]
+            else:
+                earlier = []
+            if any(_key(text) == f"data.{new}" and text not in earlier for text in HydraConfig.get().overrides.task):
                 raise ConfigError(f"data.root is the older word for data.{new}: give one of them, not both")
             data[new] = given["root"]
 
@@ -721,6 +726,8 @@ def _continue_run(target: Path, arguments: list[str]) -> list[str]:
     _inherited[:] = map(_not_sent, _inherited)
     if {"data.path", "data.cache"} & set(map(_key, [*_inherited, *arguments])):
         before = [text for text in before if _key(text) != "data.root"]  # what was typed later replaces the older word
+    if {"data.path", "data.cache"} & set(map(_key, arguments)):
+        _inherited[:] = [text for text in _inherited if _key(text) != "data.root"]
     merged = merge_overrides([*before, *_former_defaults(run, before, arguments)], arguments)
     return merge_overrides(merged, [override("hydra.run.dir", run), "hydra.output_subdir=null"])
 
