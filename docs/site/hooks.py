@@ -40,8 +40,13 @@ def on_config(config: Any) -> Any:
     for section in _sections(config.nav):
         ((title, folder),) = section.items()
         if isinstance(folder, str) and folder.endswith("/"):
-            section[title] = [name for name in pages if name.startswith(folder)]
+            section[title] = [_entry(name) for name in pages if name.startswith(folder)]
     return config
+
+
+def _entry(name: str) -> str | dict[str, str]:
+    """A page in the navigation: by its title, or a notebook, whose title is long, by its file's name."""
+    return {f"{Path(name).stem}.ipynb": name} if name.startswith("examples/notebooks/") else name
 
 
 def _sections(nav: list[Any]) -> list[dict[str, Any]]:
@@ -79,7 +84,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def _commands() -> dict[str, str]:
-    os.environ["COLUMNS"] = "100"  # argparse breaks its lines there
+    os.environ["COLUMNS"] = "90"  # argparse breaks its lines there
     parser = build_parser()
     (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     shown = {action.dest: action.help for action in commands._choices_actions}
@@ -94,7 +99,7 @@ def _commands() -> dict[str, str]:
 
 
 def _command(name: str, parser: argparse.ArgumentParser) -> str:
-    usage = parser.format_usage().removeprefix("usage: ").strip()
+    usage = parser.format_usage().replace("\n       ", "\n").removeprefix("usage: ").strip()
     text = f"# {name}\n\n{parser.description}\n\n```text\n{usage}\n```\n\n| argument | meaning |\n| --- | --- |\n"
     for action in parser._actions:
         if action.help != argparse.SUPPRESS and not isinstance(action, argparse._HelpAction):
