@@ -84,6 +84,8 @@ def prepare(path: str | Path, record: Mapping[str, Any], folder: Path | None = N
 
 
 FAR = 50.0  # standard deviations; fewer than 2,500 training rows cannot contain such an outlier
+SHIFTED = 3.0  # standard deviations of the median of a column, in a file of some rows
+_SOME = 5
 UNITS = 10.0  # factor between two units of length, at least
 _EVEN = 1e-5  # tolerance for rounding; half a step of 16-bit sound
 
@@ -129,7 +131,7 @@ def says_nothing(path: Path, values: Tensor, form: Any) -> str | None:
 def far_out(
     path: Path, rows: Tensor, model: Any, names: Sequence[str] = (), measured: Sequence[bool] = ()
 ) -> str | None:
-    """Warning for table values far outside the training data; None if there are none.
+    """Warning for table values far outside the training data, or columns that are elsewhere as a whole; else None.
 
     Checked for models that standardise, by their mean and standard deviation of the training rows.
 
@@ -146,17 +148,25 @@ def far_out(
     if bool((mean == 0).all()) and bool((scale == 1).all()):  # no standardisation
         return None
     mean, scale = mean.double(), scale.double()
-    worst, places = ((rows.double() - mean) / scale).abs().max(0)
+    distance = (rows.double() - mean) / scale
     if measured:
-        worst = worst * torch.tensor(measured)
+        distance = distance * torch.tensor(measured)
+    worst, places = distance.abs().max(0)
     told = []
     for i in (worst > FAR).nonzero()[:, 0].tolist():
         row = int(places[i])
         name = names[i][:60] if i < len(names) else f"column {i + 1}"
         told.append(f"{name} (row {row + 1}: {rows[row, i]:.6g}; training had {mean[i]:.4g} ± {scale[i]:.2g})")
+    if told:
+        why = "values lie far outside of the training rows, so answers there are guesses"
+        return f"{path}: {why}: {listed(told, 5, 200)}"
+    middle = rows.double().median(0).values
+    for i in (distance.median(0).values.abs() > SHIFTED).nonzero()[:, 0].tolist() if len(rows) >= _SOME else ():
+        name = names[i][:60] if i < len(names) else f"column {i + 1}"
+        told.append(f"{name} (median {middle[i]:.6g}; training had {mean[i]:.4g} ± {scale[i]:.2g})")
     if not told:
         return None
-    return f"{path}: values lie far outside of the training rows, so answers there are guesses: {listed(told, 5, 200)}"
+    return f"{path}: most values are unlike those of training, are the units the same? {listed(told, 5, 200)}"
 
 
 def other_units(path: Path, values: Tensor, form: Any) -> str | None:
