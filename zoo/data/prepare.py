@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,17 @@ from zoo.data.checks import DataError
 from zoo.data.delimited import listed
 from zoo.support import inputs
 
-__all__ = ["SUFFIXES", "far_out", "form_for", "kind_of_file", "other_tasks", "other_units", "prepare", "says_nothing"]
+__all__ = [
+    "SUFFIXES",
+    "far_out",
+    "form_for",
+    "kind_of_file",
+    "other_tasks",
+    "other_units",
+    "prepare",
+    "says_nothing",
+    "without_colour",
+]
 
 #: Function of each kind: takes the file and the typed record, and returns the model's arguments.
 PREPARERS = {
@@ -87,6 +98,8 @@ FAR = 50.0  # standard deviations; fewer than 2,500 training rows cannot contain
 SHIFTED = 3.0  # standard deviations of the median of a column, in a file of some rows
 _SOME = 5
 UNITS = 10.0  # factor between two units of length, at least
+_LOOK = 64  # pixels of the short side that are enough to see whether a picture has colours
+_TINT, _TINTED = 32, 0.02  # largest difference of the channels of a grey pixel, of 255; share of others that may be
 _EVEN = 1e-5  # tolerance for rounding; half a step of 16-bit sound
 
 
@@ -186,6 +199,18 @@ def other_units(path: Path, values: Tensor, form: Any) -> str | None:
         f"{path}: its coordinates reach {found:.4g}, those of training {form.extent:.4g}, and the model takes them as "
         "they are: are the units the same?"
     )
+
+
+def without_colour(path: Path, form: Any) -> str | None:
+    """One sentence about a picture in colour for a model of grey ones; None for any other file, or an array."""
+    if form.kind != "image" or form.channels != 1 or not path.is_file():
+        return None
+    from zoo.data.pictures import open_picture
+
+    pixels = torch.from_numpy(np.array(open_picture(path, 3, form.background, _LOOK), np.int16))
+    if float((pixels.amax(2) - pixels.amin(2) > _TINT).float().mean()) < _TINTED:
+        return None
+    return f"{path} is in colour and the model takes grey pictures: it sees how bright each pixel is, and no colour"
 
 
 def other_tasks(form: Any) -> str | None:
