@@ -475,7 +475,11 @@ def _check_record(config: Mapping[str, Any], path: Path) -> None:
     odd = ""
     if "input" in known and found.get("input") != known["input"]:
         odd = "input, which says how files are prepared, is"
-    elif "labels" in found and found["labels"] == known.get("labels") and found["label_names"] != known.get("label_names"):
+    elif (
+        "labels" in found
+        and found["labels"] == known.get("labels")
+        and found["label_names"] != known.get("label_names")
+    ):
         odd = "label_names, which say what each output means, are"
     if odd:
         raise CheckpointError(

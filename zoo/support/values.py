@@ -82,7 +82,7 @@ def check_output(path: str | Path, suffixes: tuple[str, ...] = (), given: Iterab
             raise OutputError(f"cannot write {path}: it is one of the files that are read; name another one")
         if not _is_ours(path):
             raise OutputError(
-                f"cannot write {path}: there is such a file, which the zoo did not write; name another one, or remove it"
+                f"cannot write {path}: there is such a file, which the zoo did not write; name another, or remove it"
             )
     return path
 
