@@ -217,8 +217,8 @@ def encode(
         notes += [f"{column.table.path}: {one}" for one in told]
     if (blank := np.logical_and.reduce([_gaps(column) for column in columns])).any():
         where = _rows(blank, lines, columns[0].table.unit)
-        told = f"no column that the model takes has a value in {where}, so an answer there says nothing"
-        notes.append(f"{columns[0].table.path}: {told}")
+        empty = f"no column that the model takes has a value in {where}, so an answer there says nothing"
+        notes.append(f"{columns[0].table.path}: {empty}")
     return np.stack(found, 1), notes
 
 

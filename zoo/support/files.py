@@ -469,7 +469,7 @@ def _check_record(config: Mapping[str, Any], path: Path) -> None:
     """Refuse an input record that was changed, or classes in another order; classes may be given other names."""
     known = config.get(RECORD_HASHES, {})
     names = config.get("label_names")
-    found = record_hashes(config | {"label_names": names if _are_words(names) else None})
+    found = record_hashes({**config, "label_names": names if _are_words(names) else None})
     if not isinstance(known, dict):
         raise CheckpointError(f"{path}: {RECORD_HASHES} must be an object, not {known!r:.60}")
     odd = ""
