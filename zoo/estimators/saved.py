@@ -32,6 +32,7 @@ from zoo.estimators.named import register_estimator
 from zoo.support import inputs
 from zoo.support.files import (
     CONFIG_NAME,
+    RECORD_HASHES,
     WEIGHTS_NAME,
     CheckpointError,
     check_replaceable,
@@ -40,6 +41,7 @@ from zoo.support.files import (
     locate,
     read_checkpoint,
     read_config,
+    record_hashes,
     undisturbed,
     write_all,
     writer_of,
@@ -113,6 +115,7 @@ def save_estimator(
     config |= {"input": input_record_of(estimator, input_record), "estimator": content}
     config["zoo"] = {"version": zoo.__version__, "form": "estimator"}
     weights = _serialised(writer.tensors)
+    config[RECORD_HASHES] = record_hashes(config)
     config["sha256"] = {WEIGHTS_NAME: hashlib.sha256(weights).hexdigest()}
     text = json.dumps(config, indent=1).encode() + b"\n"
     write_all({folder / WEIGHTS_NAME: writer_of(weights), folder / CONFIG_NAME: writer_of(text)})

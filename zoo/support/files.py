@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import pickle
 import pickletools
@@ -36,6 +37,7 @@ __all__ = [
     "CONFIG_NAME",
     "MAX_TENSORS",
     "RECORDS",
+    "RECORD_HASHES",
     "WEIGHTS_NAME",
     "CheckpointError",
     "check_inside",
@@ -49,6 +51,7 @@ __all__ = [
     "offline_reason",
     "read_checkpoint",
     "read_config",
+    "record_hashes",
     "sha256_of",
     "undisturbed",
     "write_all",
@@ -443,7 +446,50 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             config["input"] = inputs.check(config["input"])
         except inputs.InputError as error:
             raise CheckpointError(f"{path}: {error}; write the folder again with zoo.save_pretrained") from None
+    _check_record(config, path)
     return config
+
+
+#: Entry of a configuration with the hashes of :func:`record_hashes`.
+RECORD_HASHES = "record_sha256"
+
+
+def record_hashes(config: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of what a configuration says about inputs and answers, so that a change of it is found.
+
+    The names of the classes have one in their order, `label_names`, and one in sorted order, `labels`.
+    """
+    parts: dict[str, Any] = {"input": config["input"]} if config.get("input") else {}
+    if names := config.get("label_names"):
+        parts |= {"label_names": list(names), "labels": sorted(names)}
+    return {key: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest() for key, part in parts.items()}
+
+
+def _check_record(config: Mapping[str, Any], path: Path) -> None:
+    """Refuse an input record that was changed, or classes in another order; classes may be given other names."""
+    known = config.get(RECORD_HASHES, {})
+    names = config.get("label_names")
+    found = record_hashes({**config, "label_names": names if _are_words(names) else None})
+    if not isinstance(known, dict):
+        raise CheckpointError(f"{path}: {RECORD_HASHES} must be an object, not {known!r:.60}")
+    odd = ""
+    if "input" in known and found.get("input") != known["input"]:
+        odd = "input, which says how files are prepared, is"
+    elif (
+        "labels" in found
+        and found["labels"] == known.get("labels")
+        and found["label_names"] != known.get("label_names")
+    ):
+        odd = "label_names, which say what each output means, are"
+    if odd:
+        raise CheckpointError(
+            f"{path}: {odd} not as saved: write the folder again with zoo.save_pretrained, or take {RECORD_HASHES} out "
+            "of the file if the change is meant"
+        )
+
+
+def _are_words(names: Any) -> bool:
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
 def undisturbed(folder: str | Path, read: Callable[[], Result], names: Sequence[str] = ()) -> Result:
