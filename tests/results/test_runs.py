@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from zoo.results.records import code, plain
 from zoo.results.runs import Run, RunsError, read_run, tabulate
 
 
@@ -125,6 +126,11 @@ def test_a_chain_of_commands_can_be_copied_from_a_table(tmp_path: Path) -> None:
     (table,) = tabulate([run], [])
     assert " && python train.py resume=RUN trainer.max_epochs=2  # resumed at epoch 1 (step 2) `` |" in table
     assert "| `` python train.py experiment=digits '+x=a\\|`b`&lt;script>' seed=0 && " in table
+
+
+def test_control_characters_are_written_out() -> None:
+    assert plain({"a\x1b[31m": ["b\x07"]}) == {"a\\u001b[31m": ["b\\u0007"]}
+    assert code("a\x1bb") == "`a\\u001bb`"
 
 
 def test_a_command_for_others_has_no_path_of_this_machine() -> None:
