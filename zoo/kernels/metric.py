@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from zoo.kernels.distances import exact_product, inner_point, spreads, squared_distances
 from zoo.kernels.kernel import Kernel, check_dim
+from zoo.kernels.positive import as_numbers
 from zoo.ops import operator
 from zoo.ops.numerics import at_least_float32, autocast_disabled
 
@@ -181,7 +182,7 @@ class PrecisionGaussian(Kernel):
 
     @precision.setter
     def precision(self, value: Tensor) -> None:
-        value = torch.as_tensor(value, device="cpu").detach().to(torch.float64)
+        value = as_numbers("precision", value).detach()
         if value.shape != (self.dim, self.dim):
             raise ValueError(f"precision has shape {tuple(value.shape)}; it must be ({self.dim}, {self.dim})")
         scale = value.abs().max()
