@@ -6,7 +6,8 @@ lam and the temperature T of each layer are learned on other tasks (Zhou and oth
 With one strength for all layers and T = 1 this is PADDLE (Martin and others, NeurIPS 2022) for Gaussian classes, and
 EM-Dirichlet (Martin and others, CVPR 2024) for probabilities.
 
-Shapes: support (..., s, d), its labels (..., s), query (..., q, d); leading dimensions are tasks.
+Shapes: support (..., s, d), its labels (..., s), query (..., q, d); leading dimensions are tasks. Features of half
+precision are computed, and answered, in float32.
 
 >>> head = UNEMGaussian(layers=10)
 >>> fit(head, episodes(X, y, ways=10, present=3, shots=1, queries=45), lr=0.1)
@@ -198,6 +199,7 @@ class UNEMGaussian(_Unrolled):
 
     def forward(self, support: Tensor, labels: Tensor, query: Tensor, classes: int | None = None) -> Tensor:
         """Class probabilities for every query row, (..., q, K), from the last layer."""
+        _check_tensors(support=support, labels=labels, query=query)
         with autocast_disabled(query.device):
             *_, last = self.layers(support, labels, query, classes)
         return last.assignments
@@ -429,6 +431,7 @@ class UNEMDirichlet(_Unrolled):
 
     def forward(self, support: Tensor, labels: Tensor, query: Tensor) -> Tensor:
         """Class probabilities for every query row, (..., q, K), from the last layer."""
+        _check_tensors(support=support, labels=labels, query=query)
         with autocast_disabled(query.device):
             *_, last = self.layers(support, labels, query)
         return last.assignments
@@ -588,7 +591,7 @@ def _squared_distances(z: Tensor, W: Tensor) -> Tensor:
 
 
 def _features(support: Tensor, query: Tensor, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Checked support and query in a common floating-point dtype, at least that of `like`."""
+    """Checked support and query in a common floating-point dtype, at least float32 and that of `like`."""
     _check_tensors(support=support, query=query)
     lead, d = query.shape[:-2], query.shape[-1] if query.ndim >= 2 else 0
     if query.ndim < 2 or support.ndim != query.ndim or support.shape[:-2] != lead or support.shape[-1] != d:
@@ -605,7 +608,7 @@ def _features(support: Tensor, query: Tensor, like: Tensor | None = None) -> tup
     dtype = torch.promote_types(support.dtype, query.dtype)
     if like is not None:
         dtype = torch.promote_types(dtype, like.dtype)
-    dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
+    dtype = torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.get_default_dtype()
     return support.to(dtype), query.to(dtype)
 
 
