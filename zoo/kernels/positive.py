@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["PositiveParameter", "ScalarOrTensor", "as_numbers"]
+__all__ = ["PositiveParameter", "ScalarOrTensor", "as_number", "as_numbers"]
 
 Transform = Literal["softplus", "exp"]
 ScalarOrTensor = float | Sequence[float] | Tensor
@@ -28,6 +28,18 @@ def as_numbers(name: str, value: ScalarOrTensor) -> Tensor:
     except (TypeError, ValueError, RuntimeError, OverflowError):
         pass  # torch's own words name neither the option nor what it takes
     raise ValueError(f"{name} = {value!r:.60} is neither a real number nor a tensor or list of them") from None
+
+
+def as_number(name: str, value: float) -> float:
+    """One real number as a float.
+
+    Raises:
+        ValueError: The value is none, or several.
+    """
+    found = as_numbers(name, value)
+    if found.numel() != 1:
+        raise ValueError(f"{name} must be one number, got shape {tuple(found.shape)}")
+    return float(found)
 
 
 class PositiveParameter:

@@ -247,7 +247,7 @@ def min_max_scaled(support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
     low, high = query.amin(-2, keepdim=True), query.amax(-2, keepdim=True)
     width = torch.where(high > low, high - low, torch.ones_like(low))
     support, query = (support - low) / width, (query - low) / width
-    if not bool((support.detach().isfinite().all() & width.detach().isfinite().all())):
+    if not bool(support.detach().isfinite().all() & width.detach().isfinite().all()):
         raise ValueError(f"the features are too far apart to be scaled in {query.dtype}: use float64, or scale them")
     return support, query
 
@@ -638,7 +638,7 @@ def _one_hot(support: Tensor, labels: Tensor, classes: int | None, *, every: boo
         raise ValueError(f"classes={classes!r} must be a whole number above 0, or None")
     _check_labels(labels, support.shape[:-1], classes)
     K = classes if classes is not None else int(labels.max()) + 1 if labels.numel() else 0
-    if every and K > labels.shape[-1]:  # before memory is taken for them
+    if every and labels.shape[-1] < K:  # before memory is taken for them
         there = set((labels.flatten(0, -2)[:1].flatten() if labels.ndim > 1 else labels).tolist())
         _refuse_missing(next(k for k in range(K) if k not in there))
     R = F.one_hot(labels.long(), max(K, 1)).to(support)
@@ -657,7 +657,9 @@ def _check_labels(labels: Tensor, shape: torch.Size, classes: int | None) -> Non
     if labels.numel():
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or (classes is not None and high >= classes):
-            raise ValueError(f"labels must be 0 to {(high + 1 if classes is None else classes) - 1}, got {low} to {high}")
+            raise ValueError(
+                f"labels must be 0 to {(high + 1 if classes is None else classes) - 1}, got {low} to {high}"
+            )
 
 
 def _check_tensors(**values: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-__all__ = ["all_finite", "not_held", "not_plain", "unusual"]
+__all__ = ["all_finite", "not_held", "not_plain", "unusual", "without_grad"]
 
 #: Types of numbers that every operation of loading knows.
 _NUMBERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128, torch.bool)
@@ -79,6 +79,11 @@ def not_held(own: Mapping[str, Any], given: Mapping[str, Any]) -> str:
             worst = tensor[lost][0].item()
             return f"{name} holds {worst:.4g}, which the model's {dtype} cannot hold: build the model with a wider type"
     return ""
+
+
+def without_grad(values: Any) -> Any:
+    """A tensor that takes part in a gradient as one that does not, which NumPy reads; anything else as it is."""
+    return values.detach() if isinstance(values, Tensor) else values
 
 
 def all_finite(tensor: Tensor) -> bool:
