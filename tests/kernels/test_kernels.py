@@ -342,7 +342,7 @@ def test_on_a_gpu_as_on_the_cpu(precision: str) -> None:
         torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.parametrize("bad", [None, "a", 1j, [], object(), torch.ones(2, dtype=torch.complex64)], ids=repr)
+@pytest.mark.parametrize("bad", [None, "a", 1j, object(), torch.ones(2, dtype=torch.complex64)], ids=repr)
 def test_options_that_are_no_numbers_are_refused(bad):
     calls = {
         "lengthscale": Gaussian,
@@ -357,6 +357,5 @@ def test_options_that_are_no_numbers_are_refused(bad):
         "width": lambda value: create_kernel("gaussian", value if value is not None else "None"),
     }
     for name, call in calls.items():
-        if not (isinstance(bad, list) and name == "offset"):  # of an empty batch
-            with pytest.raises(ValueError, match=name):
-                call(bad)
+        with pytest.raises(ValueError, match=name):
+            call(bad)

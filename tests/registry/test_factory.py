@@ -281,7 +281,7 @@ def test_a_folder_describes_no_more_than_its_weights_fill(
     drawn: list[int] = []
     plain = Tensor.normal_
     monkeypatch.setattr(Tensor, "normal_", lambda self, *a, **k: (drawn.append(self.numel()), plain(self, *a, **k))[1])
-    with pytest.raises(CheckpointError, match="far more than its .* bytes of weights"):
+    with pytest.raises(CheckpointError, match=r"far more than its .* bytes of weights|needs more memory than there is"):
         create_model(f"local-dir:{tmp_path}", pretrained=True, **kwargs)
     assert sum(drawn) < 1e8
 

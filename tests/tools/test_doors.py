@@ -131,7 +131,7 @@ def test_a_module_answers_arrays_and_is_not_changed() -> None:
         zoo.predict(model, np.zeros((3, 32, 32, 1)))
     with pytest.raises(ToolError, match="a data frame holds rows of a table"):
         zoo.predict(model, Frame(["a"], [(1.0,)]))
-    with pytest.raises(ToolError, match="infinite in the model's torch.float32"):
+    with pytest.raises(ToolError, match=r"infinite in the model's torch\.float32"):
         zoo.predict(model, np.full((1, 1, 32, 32), 1e300))
     with pytest.raises(ToolError, match="complex numbers"):
         zoo.predict(model, torch.zeros(1, 1, 32, 32, dtype=torch.complex64))
