@@ -12,7 +12,8 @@ from torch.nn.parameter import is_lazy
 __all__ = ["all_finite", "not_held", "not_plain", "unusual", "without_grad"]
 
 #: Types of numbers that every operation of loading knows.
-_NUMBERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128, torch.bool)
+_NUMBERS: tuple[torch.dtype, ...] = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool)
+_NUMBERS += (torch.complex64, torch.complex128)
 _NUMBERS += (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
 _NUMBERS += (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 
