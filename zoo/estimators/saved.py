@@ -35,6 +35,7 @@ from zoo.support.files import (
     RECORD_HASHES,
     WEIGHTS_NAME,
     CheckpointError,
+    as_path,
     check_replaceable,
     fetch_hub,
     is_safetensors,
@@ -85,7 +86,7 @@ def save_estimator(
     """
     import zoo
 
-    folder, kind = Path(folder), type(estimator)
+    folder, kind = as_path(folder), type(estimator)
     check_replaceable(folder)
     if not overwrite and (folder / CONFIG_NAME).exists():
         raise CheckpointError(f"{folder} holds a model already: choose another folder, or overwrite=True")
@@ -134,7 +135,7 @@ def load_estimator(source: str | Path) -> Any:
             does not fit the estimator of that name. Nothing in it is run.
     """
     place, _, rest = str(source).partition(":")
-    folder = Path(rest if place in ("local-dir", "local_dir") else source).expanduser()
+    folder = as_path(rest if place in ("local-dir", "local_dir") else source).expanduser()
     if place in ("hf-hub", "hf_hub"):
         folder = fetch_hub(rest, None).parent
     return undisturbed(folder, lambda: _load(folder))

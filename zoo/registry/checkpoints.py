@@ -32,6 +32,7 @@ from zoo.support.files import (
     RECORD_HASHES,
     WEIGHTS_NAME,
     CheckpointError,
+    as_path,
     check_replaceable,
     locate,
     read_checkpoint,
@@ -173,7 +174,7 @@ def save_pretrained(
             rebuilt from its name and arguments. Nothing is left half-written.
         ValueError: `class_names`, `preprocessing` or `input_record` does not fit the model.
     """
-    folder, model = Path(folder), _unwrap(model)
+    folder, model = as_path(folder), _unwrap(model)
     check_replaceable(folder)
     taken = [n for n in (WEIGHTS_NAME, CONFIG_NAME) if (folder / n).exists()]
     if taken and not overwrite:

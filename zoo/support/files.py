@@ -30,6 +30,7 @@ from typing import Any, BinaryIO, TypeVar
 import torch
 
 from zoo.support import inputs
+from zoo.support.tensors import not_plain
 from zoo.support.values import DamagedFileError, leads_out, read_json
 from zoo.support.whole import replace_all, still, writing
 
@@ -40,7 +41,9 @@ __all__ = [
     "RECORD_HASHES",
     "WEIGHTS_NAME",
     "CheckpointError",
+    "as_path",
     "check_inside",
+    "check_plain",
     "check_recorded",
     "check_replaceable",
     "fetch_hub",
@@ -54,6 +57,7 @@ __all__ = [
     "record_hashes",
     "sha256_of",
     "undisturbed",
+    "weights_size",
     "write_all",
     "write_atomic",
     "writer_of",
@@ -113,7 +117,7 @@ def write_all(files: Mapping[Place, Callable[[BinaryIO], object]]) -> None:
         CheckpointError: As :func:`write_atomic`; the folder keeps what it had.
     """
     try:
-        replace_all({_checked(path): write for path, write in files.items()})
+        replace_all({as_path(path): write for path, write in files.items()})
     except OSError as error:
         place = error.filename or next(iter(files))
         raise CheckpointError(f"cannot write {place}: {_reason(error)}") from error
@@ -183,7 +187,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         CheckpointError: The file is missing, empty, truncated, of another type, or would run code; the message says
             which in one line.
     """
-    path = _checked(path)
+    path = as_path(path)
     size, head = _first_bytes(path)
     try:
         if _looks_like_safetensors(path, head):
@@ -206,7 +210,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a mapping of names to weights")
+    check_plain(content, str(path))
     return content
+
+
+def check_plain(content: Mapping[Any, Any], origin: str) -> None:
+    """Refuse tensors without plain values, at any depth: torch has no common operations for the others.
+
+    Args:
+        content: Content of a file, or a state dict.
+        origin: Its name in the message.
+
+    Raises:
+        CheckpointError: A tensor is sparse, quantised, nested, on the meta device or of another special kind.
+    """
+    if odd := not_plain(content):
+        raise CheckpointError(f"{origin}: {odd}, and only plain (dense) tensors are read: convert it and save it again")
 
 
 def _first_bytes(path: Path) -> tuple[int, bytes]:
@@ -244,7 +263,7 @@ def is_safetensors(path: str | Path) -> bool:
     Raises:
         CheckpointError: It is missing, empty, or not a regular file.
     """
-    path = _checked(path)
+    path = as_path(path)
     return _looks_like_safetensors(path, _first_bytes(path)[1])
 
 
@@ -420,7 +439,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is missing, or not a JSON object that names an architecture.
     """
-    folder = _checked(folder)
+    folder = as_path(folder)
     path = folder / CONFIG_NAME
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}")
@@ -529,12 +548,14 @@ def check_inside(path: Path, folder: Path) -> None:
         raise CheckpointError(f"{path} leads to {path.resolve()}, outside its folder: copy the file itself there")
 
 
-def _checked(source: str | Path) -> Path:
+def as_path(source: object) -> Path:
     """The source as a path that the operating system accepts.
 
     Raises:
-        CheckpointError: It holds a NUL character.
+        CheckpointError: It is not a text or a path, or holds a NUL character.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise CheckpointError(f"{source!r:.60} is not a path: give a text or a pathlib.Path")
     if "\0" in str(source):
         raise CheckpointError(f"{str(source)!r:.200} is not a path: it holds a NUL character")
     return Path(source)
@@ -575,7 +596,7 @@ def check_recorded(path: Path) -> None:
     Raises:
         CheckpointError: The hashes differ, or the configuration is damaged.
     """
-    path = _checked(path)
+    path = as_path(path)
     if path.is_file() and (path.parent / CONFIG_NAME).is_file():
         with contextlib.suppress(DamagedFileError, FileNotFoundError):  # configuration of another program
             config = read_json(path.parent / CONFIG_NAME, _MAX_CONFIG)
@@ -630,7 +651,7 @@ def locate(source: str | Path) -> Path:
         return _weights_of(Path(rest))
     if "://" in text:
         return fetch_url(text)
-    path = _checked(source).expanduser()
+    path = as_path(source).expanduser()
     if path.is_dir():
         return _weights_of(path)
     _first_bytes(path)  # report a missing or empty file before a wrong hash
@@ -641,7 +662,7 @@ def locate(source: str | Path) -> Path:
 
 def _weights_of(folder: Path) -> Path:
     """The only weight file of a folder, compared with the hash in its configuration; of a run folder, its model's."""
-    folder = _checked(folder)
+    folder = as_path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}")
     if not (folder / CONFIG_NAME).exists() and (folder / "model" / CONFIG_NAME).is_file():
@@ -658,6 +679,12 @@ def _weights_of(folder: Path) -> Path:
     check_inside(path, folder)
     verify(path, hashes.get(path.name))
     return path
+
+
+def weights_size(folder: str | Path) -> int:
+    """Bytes of the largest weight file of a folder, 0 if it has none; nothing is read."""
+    found = [p for p in as_path(folder).iterdir() if p.suffix in _WEIGHT_SUFFIXES and p.is_file()]
+    return max((path.stat().st_size for path in found), default=0)
 
 
 def fetch_url(url: str) -> Path:

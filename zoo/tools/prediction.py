@@ -42,6 +42,7 @@ from zoo.data.walk import Files, below
 from zoo.registry.factory import answers_imagenet, as_named
 from zoo.support import inputs
 from zoo.support.files import write_atomic, writer_of
+from zoo.support.tensors import unusual
 from zoo.support.values import first_line
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import load, record_of, unusable
@@ -173,11 +174,11 @@ def _of_network(network: nn.Module, name: str, folder: Path | None) -> _Subject:
         return [None if bad[i] else _answer(out, facts, top) for i, out in enumerate(outputs)]
 
     def tensor(values: Tensor) -> Tensor:
-        if getattr(network, "vocab_size", None):
-            return values
+        if vocabulary := getattr(network, "vocab_size", None):
+            return _tokens(values, int(vocabulary))
         if facts["record"]["kind"] != "table" and not values.is_floating_point():
             raise ToolError(f"the array holds {values.dtype}: give inputs that are prepared (floats), or the files")
-        return values.to(like.dtype)
+        return _held(values, like.dtype)
 
     return _Subject(network, facts["record"], network, prepare_file, tensor, answers, _evaluated(network))
 
@@ -321,10 +322,16 @@ def _sort(kind: str) -> Files:
 
 def _array(given: Any, record: Mapping[str, Any]) -> Tensor:
     """Inputs (n, ...) of the shape that the record tells; a single one gets its first dimension."""
+    if isinstance(given, Tensor) and (odd := unusual(given)):
+        raise ToolError(f"the array is {odd}: give a plain (dense) one")
+    if np.ma.is_masked(given):
+        raise ToolError("the array has masked values, which the model cannot take: fill them, or leave out their rows")
     try:
         values = given.detach() if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ToolError(f"inputs are files, a data frame or numbers, not this ({first_line(error)})") from None
+    if values.is_complex():
+        raise ToolError("the array holds complex numbers; the model takes real ones")
     shape = inputs.shape_of(record)
     if record["kind"] == "series" or shape is None:
         raise ToolError(f"an input of the kind {record['kind']} is given as a file")
@@ -337,6 +344,22 @@ def _array(given: Any, record: Mapping[str, Any]) -> Tensor:
     if values.is_floating_point() and not bool(values.isfinite().all()):
         raise ToolError("the array holds NaN or infinity")
     return values
+
+
+def _held(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values in a model's type, which must hold them."""
+    found = values.to(dtype)
+    if not bool(found.isfinite().all()):
+        raise ToolError(f"the array holds numbers that are infinite in the model's {dtype}")
+    return found
+
+
+def _tokens(values: Tensor, vocabulary: int) -> Tensor:
+    """Token numbers, checked."""
+    whole = not values.is_floating_point() and values.dtype != torch.bool
+    if not whole or not 0 <= int(values.min()) <= int(values.max()) < vocabulary:
+        raise ToolError(f"the array must hold token numbers, whole numbers from 0 to {vocabulary - 1}")
+    return values.long()
 
 
 def _note(path: Path, values: Tensor, form: Any, first: bool = False) -> dict[str, str]:
