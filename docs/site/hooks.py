@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from zoo.cli import build_parser  # noqa: E402 (this copy of the zoo, installed or not)
-from zoo.training.launch import help_text  # noqa: E402
+from zoo.training.launch import EXAMPLES, GROUPS, choices_of  # noqa: E402
 
 logger = logging.getLogger("mkdocs.hooks")  # its warnings count
 
@@ -120,8 +120,20 @@ def _commands() -> dict[str, str]:
         "# Commands\n\nInstalled, `python -m zoo` is also `kernel-zoo`, `python train.py` `kernel-zoo-train`.\n\n"
         f"| command | what it does |\n| --- | --- |\n| [train.py](train.md) | train a model |\n{rows}\n"
     )
-    train = f"# train.py\n\n```text\n{help_text()}\n```\n"
-    return {"commands/README.md": first, "commands/train.md": train, **pages}
+    return {"commands/README.md": first, "commands/train.md": _train(), **pages}
+
+
+def _train() -> str:
+    """What `train.py --help` tells."""
+    lines = [f"python train.py {arguments}".strip() for arguments in EXAMPLES]
+    shown = "".join(f"| `{line}` | {what} |\n" for line, what in zip(lines, EXAMPLES.values(), strict=True))
+    listed = "".join(f"| `{group}` | `{choices_of(group)}` |\n" for group in GROUPS)
+    return (
+        f"# train.py\n\nTrain a model.\n\n| command | what it does |\n| --- | --- |\n{shown}\n"
+        f"Choices, as `group=choice`:\n\n| group | choices |\n| --- | --- |\n{listed}\n"
+        "`python train.py --hydra-help` tells Hydra's own flags. [Your own data](../own-data.md),\n"
+        "[fine-tune](../fine-tuning.md) and [follow](../following.md) have commands for each purpose.\n"
+    )
 
 
 def _command(name: str, parser: argparse.ArgumentParser) -> str:
