@@ -127,7 +127,7 @@ def _train() -> str:
     """What `train.py --help` tells."""
     lines = [f"python train.py {arguments}".strip() for arguments in EXAMPLES]
     shown = "".join(f"| `{line}` | {what} |\n" for line, what in zip(lines, EXAMPLES.values(), strict=True))
-    listed = "".join(f"| `{group}` | `{choices_of(group)}` |\n" for group in GROUPS)
+    listed = "".join(f"| {group} | `{choices_of(group)}` |\n" for group in GROUPS)
     return (
         f"# train.py\n\nTrain a model.\n\n| command | what it does |\n| --- | --- |\n{shown}\n"
         f"Choices, as `group=choice`:\n\n| group | choices |\n| --- | --- |\n{listed}\n"
