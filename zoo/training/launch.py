@@ -502,36 +502,45 @@ def _python() -> str:
     return shlex.quote(sys.executable or "python")
 
 
+#: What `--help` shows: arguments and what they do.
+EXAMPLES = {
+    "": "the default experiment: UniRepLKNet, MNIST digits",
+    "experiment=digits": "another experiment",
+    "model=unireplknet_a data=cifar10 data.cache=DIR": "any model on any data",
+    "trainer.max_epochs=50 optimizer.lr=1e-3 seed=1": "any value of the configuration",
+    "-m seed=0,1,2": "several runs; hydra/launcher=joblib: side by side",
+    "resume=outputs/mnist5k/latest": "continue a run where it stopped",
+    "--cfg job": "print the whole configuration, every key",
+    "--cfg job -p model": "... of one section",
+}
+#: Groups whose choices it lists.
+GROUPS = (
+    "experiment",
+    "model",
+    "data",
+    "task",
+    "optimizer",
+    "scheduler",
+    "trainer",
+    "callbacks",
+    "logger",
+    "debug",
+)
+
+
 def help_text(command: str = "python train.py") -> str:
     """Text of `--help`: examples, then the choices of every group."""
-    examples = {
-        "": "the default experiment: UniRepLKNet, MNIST digits",
-        "experiment=digits": "another experiment",
-        "model=unireplknet_a data=cifar10 data.cache=DIR": "any model on any data",
-        "trainer.max_epochs=50 optimizer.lr=1e-3 seed=1": "any value of the configuration",
-        "-m seed=0,1,2": "several runs; hydra/launcher=joblib: side by side",
-        "resume=outputs/mnist5k/latest": "continue a run where it stopped",
-        "--cfg job": "print the whole configuration, every key",
-        "--cfg job -p model": "... of one section",
-    }
     lines = ["Train a model of Kernel Zoo.", ""]
-    lines += [f"  {command} {arguments:<47} {what}" for arguments, what in examples.items()]
+    lines += [f"  {command} {arguments:<47} {what}" for arguments, what in EXAMPLES.items()]
     lines += ["", "Choices, as group=choice:", ""]
-    for group in (
-        "experiment",
-        "model",
-        "data",
-        "task",
-        "optimizer",
-        "scheduler",
-        "trainer",
-        "callbacks",
-        "logger",
-        "debug",
-    ):
-        choices = ", ".join(_compact(path.stem for path in (CONFIGS / group).glob("*.yaml")))
-        lines += textwrap.wrap(choices, 110, initial_indent=f"  {group:<11} ", subsequent_indent=" " * 14)
+    for group in GROUPS:
+        lines += textwrap.wrap(choices_of(group), 110, initial_indent=f"  {group:<11} ", subsequent_indent=" " * 14)
     return "\n".join([*lines, "", "Hydra's own flags: --hydra-help"])
+
+
+def choices_of(group: str) -> str:
+    """Names of the choices of a group, as a list in words."""
+    return ", ".join(_compact(path.stem for path in (CONFIGS / group).glob("*.yaml")))
 
 
 def _compact(names: Iterable[str]) -> Iterator[str]:
