@@ -31,9 +31,10 @@ from sklearn.base import (
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, InvalidParameterError, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, check_X_y, validate_data
 from torch import Tensor
 
+from zoo.estimators.encoding import Columns, Encoding, categorical_mask, check_encoding, fit_encoding, read_columns
 from zoo.estimators.grbf_fits import BLOCK, fit_all, fit_many, to_tensor
 from zoo.estimators.grbf_solvers import Networks
 from zoo.estimators.named import check_columns, register_estimator
@@ -106,6 +107,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         "dtype": [StrOptions({"float32", "float64"})],
         "verbose": ["verbose"],
         "warm_start": ["boolean"],
+        "categorical_features": ["array-like", StrOptions({"from_dtype"}), None],
     }
 
     def __init__(
@@ -137,6 +139,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         dtype="float64",
         verbose=0,
         warm_start=False,
+        categorical_features="from_dtype",
     ):
         self.n_centers = n_centers
         self.centers = centers
@@ -164,6 +167,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.dtype = dtype
         self.verbose = verbose
         self.warm_start = warm_start
+        self.categorical_features = categorical_features
 
     # ---- fitting ------------------------------------------------------------------------------------------
 
@@ -171,8 +175,9 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Train the network.
 
         Args:
-            X: Rows (n, D), finite numbers. Constant columns have no influence; a warning names them.
-            y: Targets (n,).
+            X: Rows (n, D): numbers, NaN where one is missing, and categories, see `categorical_features`. Constant
+                columns have no influence; a warning names them.
+            y: Targets (n,); of a regression with `solver="agop"`, also (n, outputs).
             sample_weight: Weight of each row (n,): 2 is equivalent to two copies, 0 to absence.
 
         Returns:
@@ -198,29 +203,45 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         again = self._is_warm
         if again:
             self._check_start()
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            dtype=np.float64,
-            y_numeric=self._is_regressor,
-            ensure_min_samples=1 + (not again),
-            reset=not again,
-        )
+        columns, y = self._read(X, y, again)
         y = self._encode(y)
         if self.early_stopping and self.solver != "adam":
             raise ValueError(f'early_stopping=True works with solver="adam"; it is {self.solver!r}')
         if self.solver == "agop":
             self._check_closed_form()
-        sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        sample_weight = _check_sample_weight(sample_weight, columns.numbers, dtype=np.float64, ensure_non_negative=True)
         if not sample_weight.any():
             raise ValueError("Sample weights must contain at least one non-zero number.")
-        fixed = _constant(X[sample_weight > 0])
+        weight = self._row_weights(y, sample_weight)
+        if not again or getattr(self, "encoding_", None) is None:
+            self.encoding_ = fit_encoding(columns, weight)
+        X = self.encoding_.inputs(columns)
+        free = np.setdiff1d(np.arange(len(X[0])), _constant(X[sample_weight > 0]))
+        fixed = np.setdiff1d(np.arange(self.n_features_in_), self.encoding_.owners[free])
         if len(fixed) and len(X) > 1:
             warnings.warn(f"Features {fixed} are constant.", UserWarning, stacklevel=3)
         whole = (sample_weight == np.round(sample_weight)).all() and sample_weight.max() < 2**31
         copies = sample_weight if whole else (sample_weight > 0).astype(np.float64)
-        return X, y, self._row_weights(y, sample_weight), copies
+        return X, y, weight, copies
+
+    def _read(self, X, y, again: bool) -> tuple[Columns, np.ndarray]:
+        """The columns of training rows, and their targets, checked."""
+        several = self._is_regressor and self.solver == "agop" and np.ndim(y) == 2 and np.shape(y)[1] > 1
+        mask = self._categories() if again else categorical_mask(X, self.categorical_features)
+        checks: dict[str, Any] = {"dtype": np.float64, "ensure_all_finite": "allow-nan"}
+        checks |= {"y_numeric": self._is_regressor, "multi_output": several, "ensure_min_samples": 1 + (not again)}
+        if mask is None:
+            X, y = validate_data(self, X, y, reset=not again, **checks)
+            return Columns(X, {}), y
+        validate_data(self, X, reset=not again, skip_check_array=True)
+        columns = read_columns(X, mask, input_name="X", estimator=self)
+        _, y = check_X_y(np.where(mask, 0.0, columns.numbers), y, estimator=self, **checks)
+        return columns, y
+
+    def _categories(self) -> np.ndarray | None:
+        """Which columns of the last fit hold categories; None if none do."""
+        encoding: Encoding | None = getattr(self, "encoding_", None)
+        return None if encoding is None or not encoding.levels else encoding.categorical
 
     def _check_closed_form(self) -> None:
         """Refuse parameters that `solver="agop"` does not support, and warn of those without effect."""
@@ -308,13 +329,13 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         total = self.eigenvalues_.sum()
         self.explained_ratio_ = self.eigenvalues_ / total if total > 0 else np.full(D, 1 / D)
         self._gradient_root = network.gradient_root(rows).numpy().astype(np.float64)
-        self.feature_importances_ = network.feature_importance("official").numpy().astype(np.float64)
+        self.feature_importances_ = np.asarray(self.feature_importance("official"), dtype=np.float64)
         self.loss_curve_ = losses
         self.n_iter_ = steps
         self._n_features_out = self.n_components_
 
-    def _set_fitted_machine(self, machine: MetricMachine) -> None:
-        """Set the fitted attributes from a rescaled machine."""
+    def _set_fitted_machine(self, machine: MetricMachine, left_out: tuple[np.ndarray, np.ndarray] | None) -> None:
+        """Set the fitted attributes from a rescaled machine, and a regression's residuals and weights left out."""
         assert machine.setting is not None
         machine.left_out = None  # to save memory
         self.network_ = machine.cpu().eval()
@@ -337,6 +358,8 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.loss_curve_ = [machine.setting.error]
         self.n_iter_ = machine.setting.iterations + 1
         self._n_features_out = self.n_components_
+        if left_out is not None:
+            self.left_out_residuals_, self.left_out_weights_ = left_out
 
     @property
     def _closed(self) -> bool:
@@ -359,6 +382,9 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Take back fitted attributes, for :mod:`zoo.estimators.saved`; ValueError if they do not fit."""
         check_columns(state, "feature_importances_")
         network, count = state.get("network_"), state["n_features_in_"]
+        if "encoding_" in state:
+            check_encoding(state["encoding_"], count)
+            count = len(state["encoding_"].owners)
         if isinstance(network, GaussianRBFNetwork):
             network = _checked(network, count)
         elif not isinstance(network, MetricMachine):
@@ -388,7 +414,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if self._components is not None:
             return self._components
         if self._closed:
-            found = eigen_of_root(torch.from_numpy(self._gradient_root), complete=self.n_features_in_ <= 256)
+            found = eigen_of_root(torch.from_numpy(self._gradient_root), complete=self.centers_.shape[1] <= 256)
             return found.components[: self.n_components_].numpy()
         return self.network_.spectrum().components[: self.n_components_].numpy().astype(np.float64)
 
@@ -398,11 +424,56 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         return self._gradient_root.T @ self._gradient_root
 
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.categorical = True
+        tags.target_tags.multi_output = self._is_regressor and self.solver == "agop"
+        return tags
+
     # ---- prediction ---------------------------------------------------------------------------------------
 
-    def _rows(self, X) -> np.ndarray:
+    def inputs(self, X):
+        """Rows of the table (n, D) as the numbers that the network takes: gaps filled, categories one input each.
+
+        Returns:
+            (n, inputs), float64; for a table of numbers without gaps, the rows themselves. Their names are in
+            `input_names_`.
+        """
         check_is_fitted(self)
-        return validate_data(self, X, dtype=np.float64, reset=False)
+        encoding: Encoding | None = getattr(self, "encoding_", None)  # older fits have none
+        mask = self._categories()
+        if mask is None:
+            finite: Any = True if encoding is None else "allow-nan"
+            X = validate_data(self, X, dtype=np.float64, ensure_all_finite=finite, reset=False)
+            return X if encoding is None else encoding.inputs(Columns(X, {}))
+        validate_data(self, X, reset=False, skip_check_array=True)
+        return self.encoding_.inputs(read_columns(X, mask, input_name="X", estimator=self))
+
+    _rows = inputs
+
+    @property
+    def input_names_(self) -> list[str]:
+        """Names of the network's inputs: of a category `column=level`, of a gap `column=(missing)`."""
+        check_is_fitted(self)
+        names = list(map(str, getattr(self, "feature_names_in_", [f"x{i}" for i in range(self.n_features_in_)])))
+        encoding: Encoding | None = getattr(self, "encoding_", None)
+        return names if encoding is None else encoding.names(names)
+
+    def of_inputs(self):
+        """This estimator for rows that are encoded already, as :meth:`inputs` gives them; itself where there is no
+        difference.
+        """
+        check_is_fitted(self)
+        encoding: Encoding | None = getattr(self, "encoding_", None)
+        if encoding is None or encoding.is_plain:
+            return self
+        found = copy.copy(self)
+        names = self.input_names_
+        found.n_features_in_, found.feature_names_in_ = len(names), np.array(names, dtype=object)
+        found.encoding_ = Encoding.of_numbers(len(names))
+        found.feature_importances_ = found.feature_importance("gradient" if self._closed else "official")
+        return found
 
     def _blocks(self, X: np.ndarray) -> Iterator[Tensor]:
         """Iterate over blocks of rows, as tensors."""
@@ -422,7 +493,11 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def inverse_transform(self, Z):
         """Rows (n, D) of the active subspace with coordinates Z (n, n_components), in the units of the features."""
-        check_is_fitted(self)
+        if self.of_inputs() is not self:
+            raise ValueError(
+                "a direction leaves the categories and gaps of a table: of_inputs().inverse_transform(Z) gives the "
+                "numbers that they are encoded as"
+            )
         Z = np.asarray(Z, dtype=np.float64)
         if Z.ndim != 2 or Z.shape[1] != self.n_components_:
             raise ValueError(f"Z has shape {Z.shape}; expected (n, {self.n_components_})")
@@ -476,12 +551,15 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             L = self.network_.factor()
             wide = len(L) == 1  # diagonal metric
             if wide:
-                found = shares(L.square().expand(1, self.n_features_in_)[0], "the metric is zero")
+                found = shares(L.square().expand(1, self.centers_.shape[1])[0], "the metric is zero")
             else:
                 found = importance_from_precision(L @ L.mT, kind)
             importance = found.numpy().astype(np.float64)
         else:
             importance = self.network_.feature_importance(kind).numpy().astype(np.float64)
+        encoding: Encoding | None = getattr(self, "encoding_", None)
+        if encoding is not None and not encoding.is_plain:
+            importance = encoding.by_column(importance)
         return importance if groups is None else self._grouped(importance, groups)
 
     def _grouped(self, importance: np.ndarray, groups: Sequence[Any] | Mapping[Any, Any]) -> dict[Any, float]:
@@ -542,7 +620,9 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         kinds = ("official", "trace", "gradient")
         importances = {kind: np.stack([f.feature_importance(kind) for f in fits]) for kind in kinds}
         names = getattr(fits[0], "feature_names_in_", np.array([f"x{i}" for i in range(fits[0].n_features_in_)]))
-        return Bootstrap(importances, np.stack([f.eigenvalues_ for f in fits]), list(map(str, names)))
+        most = max(len(f.eigenvalues_) for f in fits)  # a refit may lack a category
+        values = [np.pad(f.eigenvalues_, (0, most - len(f.eigenvalues_))) for f in fits]
+        return Bootstrap(importances, np.stack(values), list(map(str, names)))
 
 
 @dataclass(frozen=True)
@@ -640,8 +720,36 @@ class GRBFRegressor(RegressorMixin, _GRBF):
         return np.asarray(y, dtype=np.float64)
 
     def predict(self, X):
-        """Predictions (n,)."""
-        return self._outputs(X)[:, 0]
+        """Predictions (n,); (n, outputs) after a fit to several."""
+        found = self._outputs(X)
+        return found[:, 0] if found.shape[1] == 1 else found
+
+    def predict_interval(self, X, coverage=0.9):
+        """Intervals that hold the target of a new row with a given probability, whatever the noise is distributed as.
+
+        The predictions less and plus the quantile of the absolute leave-one-out residuals (the jackknife; Barber and
+        others, 2021), which the solve gives for nothing. They are as wide everywhere. Only with `solver="agop"`.
+
+        Args:
+            X: Rows (n, D).
+            coverage: Probability, between 0 and 1.
+
+        Returns:
+            Lower and upper ends (n, 2); (n, outputs, 2) after a fit to several.
+
+        Raises:
+            ValueError: The coverage is out of range, or needs more rows than the fit had; or the fit has no residuals.
+        """
+        check_is_fitted(self)
+        if not isinstance(coverage, Real) or not 0 < coverage < 1:
+            raise ValueError(f"coverage={coverage!r} must lie between 0 and 1")
+        residuals = getattr(self, "left_out_residuals_", None)
+        if residuals is None or not self._closed:
+            raise ValueError('intervals are made of leave-one-out residuals: fit with solver="agop"')
+        half = _quantiles(np.abs(residuals), self.left_out_weights_, float(coverage))
+        found = self._outputs(X)
+        found = np.stack([found - half, found + half], -1)
+        return found[:, 0] if found.shape[1] == 1 else found
 
 
 @register_estimator("grbf_classifier", "Gaussian RBF networks for classification")
@@ -695,6 +803,7 @@ class GRBFClassifier(ClassifierMixin, _GRBF):
         dtype="float64",
         verbose=0,
         warm_start=False,
+        categorical_features="from_dtype",
     ):
         super().__init__(
             n_centers=n_centers,
@@ -723,6 +832,7 @@ class GRBFClassifier(ClassifierMixin, _GRBF):
             dtype=dtype,
             verbose=verbose,
             warm_start=warm_start,
+            categorical_features=categorical_features,
         )
         self.class_weight = class_weight
 
@@ -809,6 +919,19 @@ def _checked(network: GaussianRBFNetwork, dim: int) -> GaussianRBFNetwork:
     )
     again.load_state_dict(network.state_dict(), assign=True)
     return again.eval().requires_grad_(False)
+
+
+def _quantiles(values: np.ndarray, weight: np.ndarray, coverage: float) -> np.ndarray:
+    """The conformal quantile of each column of values (n, C): the least that a share `coverage` of n + 1 rows is below,
+    the further one being above all.
+    """
+    weight = weight / weight.max()
+    share = weight / (weight.sum() + weight.sum() / len(weight))
+    order = values.argsort(0)
+    place = (share[order].cumsum(0) < coverage - 1e-12).sum(0)
+    if place.max() >= len(values):
+        raise ValueError(f"coverage={coverage} needs more than the {len(values)} different rows of the fit")
+    return np.take_along_axis(values, np.take_along_axis(order, place[None], 0), 0)[0]
 
 
 def _constant(X: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["constant", "power_of_two", "standardisation", "standardised"]
+__all__ = ["constant", "power_of_two", "shared_scale", "standardisation", "standardised"]
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -80,6 +80,27 @@ def standardisation(rows: Any, weight: Any = None) -> Any:
     mean, unit = (mean + correction).squeeze(-2), unit.squeeze(-2)
     scale = torch.where(constant(variance, mean, count), 1.0 / unit, variance.sqrt())
     return mean * unit, scale * unit
+
+
+def shared_scale(scale: Tensor, blocks: Tensor | None) -> Tensor:
+    """One scale for all columns of a block, the root of the sum of their variances.
+
+    The inputs of a category then vary as much as one number, however many they are; for two categories it is the same
+    as one standardised input of 0 and 1.
+
+    Args:
+        scale: Of each column (D,), as from :func:`standardisation`: 1 where constant, and else below 1 in blocks.
+        blocks: Number of each column's block (D,); -1 for columns of their own. None: all are.
+    """
+    if blocks is None:
+        return scale
+    scale = scale.clone()
+    for block in blocks.unique().tolist():
+        if block >= 0:
+            own = blocks == block
+            variance = torch.where(scale[own] == 1, 0.0, scale[own].square()).sum()
+            scale[own] = variance.sqrt() if bool(variance > 0) else 1.0
+    return scale
 
 
 def standardised(rows: Tensor, mean: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
