@@ -216,7 +216,8 @@ def categorical_mask(X: Any, given: Any) -> np.ndarray | None:
     chosen = np.asarray(given)
     if chosen.size == 0:
         return None
-    kinds = sorted({type(one).__name__ for one in chosen.tolist()}) if chosen.ndim == 1 else [f"{chosen.ndim} axes"]
+    cells = given if isinstance(given, list | tuple) else chosen.tolist()  # an array makes texts of 1 beside "a"
+    kinds = sorted({type(one).__name__ for one in cells}) if chosen.ndim == 1 else [f"{chosen.ndim} axes"]
     if kinds not in (["bool"], ["int"], ["str"]):
         raise ValueError(f"categorical_features must be an array-like of bool, int or str, got: {', '.join(kinds)}.")
     count = X.shape[1] if hasattr(X, "shape") else np.shape(X)[1]

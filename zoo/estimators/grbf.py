@@ -469,9 +469,9 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if encoding is None or encoding.is_plain:
             return self
         found = copy.copy(self)
-        names = self.input_names_
-        found.n_features_in_, found.feature_names_in_ = len(names), np.array(names, dtype=object)
-        found.encoding_ = Encoding.of_numbers(len(names))
+        vars(found).pop("feature_names_in_", None)
+        found.n_features_in_ = len(encoding.owners)
+        found.encoding_ = Encoding.of_numbers(found.n_features_in_)
         found.feature_importances_ = found.feature_importance("gradient" if self._closed else "official")
         return found
 
@@ -656,7 +656,8 @@ class Bootstrap:
 class GRBFRegressor(RegressorMixin, _GRBF):
     """Regression by Gaussian units with one learnable precision matrix (arXiv 2307.05639).
 
-    Targets are standardised for training; predictions are in their original units. One target per row.
+    Targets are standardised for training; predictions are in their original units. With `solver="agop"` rows may have
+    several targets, which share the metric. Ordered classes are predicted as their ranks 0, 1, 2, ..., rounded.
 
     Args:
         n_centers: Number of Gaussian units M; reduced, with a warning, if there are fewer distinct rows.
@@ -692,6 +693,15 @@ class GRBFRegressor(RegressorMixin, _GRBF):
         verbose: With 1, warn if training stopped at `max_iter`.
         warm_start: Start from the same function as the last fit, also if the rows' mean and scale change. Features,
             classes and the parameters of the initialisation must be those of the last fit.
+        categorical_features: Columns that hold categories: `"from_dtype"`, those of a data frame whose type is category
+            or text (of objects, if one is a text); or a mask, indices or names; None for none. Each of the 100 most
+            frequent categories is an input of 0 and 1; these share one scale, so a column varies as much as a number.
+            Missing is a category of its own. What is rarer, or was not in the training rows, is 0 in all of them.
+
+    A missing number (NaN) is the median of the training rows; a column with gaps in these has a further input that
+    says where. Means, scales, medians and categories are those of all rows, also when leave-one-out leaves one out. The
+    network's attributes (`centers_`, `components_`, `precision_` and so on) are those of its inputs, see
+    `input_names_`; importances are summed over the inputs of each column.
 
     With `solver="agop"` the kernel is exp(-|x - z|_P^q), P the average gradient outer product (Radhakrishnan and
     others, arXiv 2212.13881); q, the metric and the ridge are chosen by leave-one-out. Every row is a centre (1000
@@ -706,18 +716,27 @@ class GRBFRegressor(RegressorMixin, _GRBF):
         centers_: (M, D), standardised.
         weights_: (M, 1).
         intercept_: (1,).
-        precision_: P (D, D); factor_: L with P = L L^T.
+        precision_: P (D, D), with D the number of inputs; factor_: L with P = L L^T.
         eigenvalues_: Of P, decreasing (D,); `explained_ratio_`: divided by their sum.
         components_: Eigenvectors as rows (n_components, D), largest entry positive; at most as many as the rank of P.
         gradient_outer_product_: Average of grad f grad f^T over the training rows (D, D).
         feature_importances_: The paper's importance (D,), summing to 1; see `feature_importance` for others.
         loss_curve_: Objective before every step.
         n_iter_: Number of steps.
+        encoding_: How columns become inputs; input_names_: their names.
+        left_out_residuals_: Targets less the leave-one-out predictions, in units of the targets, of the different rows
+            of the fit, sorted by features (m, outputs); left_out_weights_: their weights (m,).
         n_features_in_: D; feature_names_in_: their names, if the rows had any.
     """
 
     def _encode(self, y: np.ndarray) -> np.ndarray:
         return np.asarray(y, dtype=np.float64)
+
+    @property
+    def n_outputs_(self) -> int:
+        """Number of targets of a row."""
+        check_is_fitted(self)
+        return len(self.intercept_)
 
     def predict(self, X):
         """Predictions (n,); (n, outputs) after a fit to several."""
