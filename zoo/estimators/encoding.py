@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_array
 
 from zoo.support.cells import cell_text, unpadded
 from zoo.support.inputs import MISSING, Variable
+from zoo.support.scaling import OWN, UNSCALED
 
 __all__ = ["Columns", "Encoding", "categorical_mask", "check_encoding", "fit_encoding", "read_columns"]
 
@@ -86,9 +87,16 @@ class Encoding:
 
     @property
     def blocks(self) -> np.ndarray | None:
-        """For inputs of categories, the index of their column, which they share a scale in; -1 for others (inputs,)."""
+        """How inputs share scales, for :func:`zoo.support.scaling.block_scale` (inputs,); None if each has its own.
+
+        Those of a category share one; where a gap is, is not scaled: it is one standard deviation away from the median.
+        """
+        if self.is_plain:
+            return None
         owners = self.owners
-        return np.where(np.isin(owners, list(self.levels)), owners, -1) if self.levels else None
+        found = np.where(self.categorical[owners], owners, OWN)
+        found[1:][(owners[1:] == owners[:-1]) & (found[1:] == OWN)] = UNSCALED
+        return found
 
     def variables(self, names: Sequence[str]) -> list[Variable]:
         """The columns as an input record has them, so that files are encoded in the same way."""

@@ -19,7 +19,7 @@ from zoo.estimators.grbf_solvers import Fit, Networks, Objective, fit_adam, fit_
 from zoo.estimators.threads import few_threads
 from zoo.learners.agop import Form, MetricMachine, best_temperature
 from zoo.models.grbf import GaussianRBFNetwork
-from zoo.support.scaling import shared_scale, standardisation, standardised
+from zoo.support.scaling import block_scale, standardisation, standardised
 
 __all__ = ["fit_all", "fit_many"]
 #: Above this many rows, Adam uses mini-batches of `BATCH` rows by default.
@@ -321,7 +321,7 @@ def _scaling(member: Any, rows: Tensor, y: Tensor, weight: Tensor) -> dict[str, 
         found |= {"mean": member.network_.input_mean, "scale": member.network_.input_scale}
     elif member.standardize:
         found["mean"], scale = standardisation(rows[kept], weight[kept])
-        found["scale"] = shared_scale(scale, _blocks(member))
+        found["scale"] = block_scale(scale, _blocks(member))
     if member._is_regressor:
         mean, found["y_scale"] = standardisation(y[kept].unsqueeze(-1), weight[kept])
         if member.fit_intercept:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["constant", "power_of_two", "shared_scale", "standardisation", "standardised"]
+__all__ = ["OWN", "UNSCALED", "block_scale", "constant", "power_of_two", "standardisation", "standardised"]
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -82,24 +82,28 @@ def standardisation(rows: Any, weight: Any = None) -> Any:
     return mean * unit, scale * unit
 
 
-def shared_scale(scale: Tensor, blocks: Tensor | None) -> Tensor:
+#: In `blocks` of :func:`block_scale`: a column with a scale of its own, and one that is not scaled.
+OWN, UNSCALED = -1, -2
+
+
+def block_scale(scale: Tensor, blocks: Tensor | None) -> Tensor:
     """One scale for all columns of a block, the root of the sum of their variances.
 
     The inputs of a category then vary as much as one number, however many they are; for two categories it is the same
-    as one standardised input of 0 and 1.
+    as one standardised input of 0 and 1. An input that says where a rare thing is, such as a gap, is better not scaled:
+    by its own deviation, rows with a gap would be far from all others.
 
     Args:
         scale: Of each column (D,), as from :func:`standardisation`: 1 where constant, and else below 1 in blocks.
-        blocks: Number of each column's block (D,); -1 for columns of their own. None: all are.
+        blocks: Number of each column's block (D,), or :data:`OWN`, or :data:`UNSCALED`. None: all have their own.
     """
     if blocks is None:
         return scale
-    scale = scale.clone()
-    for block in blocks.unique().tolist():
-        if block >= 0:
-            own = blocks == block
-            variance = torch.where(scale[own] == 1, 0.0, scale[own].square()).sum()
-            scale[own] = variance.sqrt() if bool(variance > 0) else 1.0
+    scale = torch.where(blocks == UNSCALED, 1.0, scale)
+    for block in blocks[blocks >= 0].unique().tolist():
+        own = blocks == block
+        variance = torch.where(scale[own] == 1, 0.0, scale[own].square()).sum()
+        scale[own] = variance.sqrt() if bool(variance > 0) else 1.0
     return scale
 
 
