@@ -355,6 +355,30 @@ def test_intervals_are_quantiles_of_residuals_left_out() -> None:
         GRBFRegressor(**STEPS).fit(X, y).predict_interval(X)
 
 
+def test_residuals_left_out_are_those_of_refits_of_weighted_tables() -> None:
+    """The encoding, the centring and the settings are fixed: they stay as they are without the row."""
+    frame, y = table(40)
+    weight = np.random.default_rng(1).uniform(0.5, 2, 40)
+    model = GRBFRegressor().fit(frame, y, weight)
+    machine, scale = model.network_, weight.mean()
+    K = machine.kernel(machine.centers).numpy()
+    order = np.array([np.abs(model.centers_ - row).sum(1).argmin() for row in standardised(model, frame)])
+    target = np.empty(40)
+    target[order] = y - model.intercept_
+    ridge = np.empty(40)
+    ridge[order] = machine.setting.ridge * scale / weight
+    found = []
+    for i in range(40):
+        kept = np.arange(40) != i
+        A = np.linalg.solve(K[np.ix_(kept, kept)] + np.diag(ridge[kept]), target[kept])
+        found.append(target[i] - K[i, kept] @ A)
+    np.testing.assert_allclose(np.sort(model.left_out_residuals_[:, 0]), np.sort(found), rtol=0, atol=1e-9)
+
+
+def standardised(model: Any, frame: Any) -> np.ndarray:
+    return (model.inputs(frame) - model.network_.input_mean.numpy()) / model.network_.input_scale.numpy()
+
+
 # ---- pictures ----------------------------------------------------------------------------------------------
 
 

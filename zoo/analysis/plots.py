@@ -290,7 +290,8 @@ def plot_partial_dependence(
     if not 0 <= component < Z.shape[1]:
         raise ValueError(f"component={component} must be from 0 to {Z.shape[1] - 1}")
     z = Z[:, component]
-    grid = np.linspace(*np.quantile(z, [0.02, 0.98]), resolution)
+    low, high = np.quantile(z, [0.02, 0.98])
+    grid = np.linspace(low, high, resolution)
     ends = model.inverse_transform(np.eye(Z.shape[1])[[component]]) - model.inverse_transform(np.zeros((1, Z.shape[1])))
     moved = X + (grid[:, None] - z)[:, :, None] * ends  # (resolution, n, D)
     classes = getattr(model, "classes_", None)

@@ -153,10 +153,10 @@ def fit_encoding(columns: Columns, weight: np.ndarray) -> Encoding:
 
 
 def _frequent(words: np.ndarray, weight: np.ndarray) -> list[str]:
-    found, place = np.unique(words, return_inverse=True)
-    mass = np.bincount(place, weight)
+    different, place = np.unique(words, return_inverse=True)
+    mass, found = np.bincount(place, weight), different.tolist()
     kept = sorted(range(len(found)), key=lambda i: (-mass[i], _order(found[i])))[:MOST_LEVELS]
-    return sorted((str(found[i]) for i in kept), key=_order)
+    return sorted((found[i] for i in kept), key=_order)
 
 
 def _order(word: str) -> tuple[bool, bool, float, str]:

@@ -55,7 +55,7 @@ from zoo.support.suggest import suggestion
 
 __all__ = ["Bootstrap", "GRBFClassifier", "GRBFRegressor"]
 #: Parameters of the initialisation, which a warm start cannot change.
-_START = ("precision", "n_centers", "centers", "init", "fit_intercept", "standardize")
+_START = ("precision", "n_centers", "centers", "init", "fit_intercept", "standardize", "categorical_features")
 #: Parameters of networks that are trained in steps, which a closed form does not use.
 _OF_STEPS = (
     *("n_centers", "centers", "learn_centers", "reg_precision", "reg_weights", "reg_centers", "penalty", "shrink_to"),
@@ -368,7 +368,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also read pickles of older versions, which stored the matrices."""
-        state = dict(state)
+        state = {"categorical_features": "from_dtype", **state}
         if "network_" in state and "_gradient_root" not in state:
             values, vectors = np.linalg.eigh(state.pop("gradient_outer_product_"))
             state["_gradient_root"] = np.sqrt(values.clip(0))[:, None] * vectors.T
@@ -389,6 +389,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             network = _checked(network, count)
         elif not isinstance(network, MetricMachine):
             raise ValueError(f"network_ is a {type(network).__name__}, not a network of GRBF")
+        _check_left_out(state, network)
         if state["centers_"].shape != network.centers.shape or network.centers.shape[1] != count:
             raise ValueError("centers_ are not the centres of network_")
         self.__dict__.update(state | {"network_": network})
@@ -938,6 +939,20 @@ def _checked(network: GaussianRBFNetwork, dim: int) -> GaussianRBFNetwork:
     )
     again.load_state_dict(network.state_dict(), assign=True)
     return again.eval().requires_grad_(False)
+
+
+def _check_left_out(state: Mapping[str, Any], network: GaussianRBFNetwork | MetricMachine) -> None:
+    """Refuse residuals and weights from a file that no fit gives."""
+    if "left_out_residuals_" not in state and "left_out_weights_" not in state:
+        return
+    residuals, weights = state.get("left_out_residuals_"), state.get("left_out_weights_")
+    outputs = network.coefficients.shape[1] if isinstance(network, MetricMachine) else 0
+    for value, shape in ((weights, np.shape(weights)[:1]), (residuals, (*np.shape(weights)[:1], outputs))):
+        fine = isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.shape == shape and value.size
+        if not fine or not np.isfinite(value).all():
+            raise ValueError("left_out_residuals_ and left_out_weights_ do not hold one row for each row of a fit")
+    if not (weights > 0).all():
+        raise ValueError("left_out_weights_ holds numbers that no fit gives")
 
 
 def _quantiles(values: np.ndarray, weight: np.ndarray, coverage: float) -> np.ndarray:
