@@ -226,7 +226,8 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def _read(self, X, y, again: bool) -> tuple[Columns, np.ndarray]:
         """The columns of training rows, and their targets, checked."""
-        several = self._is_regressor and self.solver == "agop" and np.ndim(y) == 2 and np.shape(y)[1] > 1
+        shape = np.asarray(y).shape  # numpy's own functions refuse what is only convertible
+        several = self._is_regressor and self.solver == "agop" and len(shape) == 2 and shape[1] > 1
         mask = self._categories() if again else categorical_mask(X, self.categorical_features)
         checks: dict[str, Any] = {"dtype": np.float64, "ensure_all_finite": "allow-nan"}
         checks |= {"y_numeric": self._is_regressor, "multi_output": several, "ensure_min_samples": 1 + (not again)}
