@@ -28,7 +28,11 @@ train: setup  ## train the default experiment; ARGS="experiment=digits trainer.m
 test: setup  ## run the tests on two cores; JOBS=8 for more, ARGS="-k golden" for some
 	$(PYTEST) $(ARGS)
 
-test-slow: setup  ## run also the tests that train for minutes
+$(VENV)/.notebooks-ready: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[notebooks]'
+	@touch $@
+
+test-slow: $(VENV)/.notebooks-ready  ## run also the tests that train for minutes, the examples and the notebooks
 	$(PYTEST) -m "slow or not slow" $(ARGS)
 
 test-random: setup  ## run the tests in random order; ARGS="--randomly-seed=7" repeats one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -19,8 +20,18 @@ from zoo.cli import build_parser
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
-READ = [*PAGES, ROOT / "README.md", ROOT / "AGENTS.md"]
+NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
+READ = [*PAGES, ROOT / "README.md", ROOT / "AGENTS.md", ROOT / "examples" / "README.md", *NOTEBOOKS]
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+
+
+@cache
+def text_of(path: Path) -> str:
+    """Text of a page; of a notebook its cells, as the site shows them."""
+    if path.suffix != ".ipynb":
+        return path.read_text()
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(path.read_text())["cells"]]
+    return "\n\n".join(text if kind == "markdown" else f"```python\n{text}\n```" for kind, text in cells) + "\n"
 
 
 def entries(nav: list[Any]) -> Iterator[str]:
@@ -32,7 +43,7 @@ def entries(nav: list[Any]) -> Iterator[str]:
 def test_every_page_is_in_the_navigation() -> None:
     listed = list(entries(yaml.safe_load((DOCS / "site" / "mkdocs.yml").read_text())["nav"]))
     assert len(listed) == len(set(listed))
-    written = {"commands/", "reference/", "checkpoints/", "RESULTS.md", "CHANGELOG.md"}
+    written = {"commands/", "reference/", "checkpoints/", "examples/", "RESULTS.md", "CHANGELOG.md"}
     assert set(listed) == {path.name for path in PAGES} | written
     home = (DOCS / "README.md").read_text()
     assert all(f"]({path.name})" in home for path in PAGES if path.name != "README.md")
@@ -41,13 +52,13 @@ def test_every_page_is_in_the_navigation() -> None:
 @cache
 def anchors(path: Path) -> set[str]:
     """Anchors of a document's headings, as GitHub and the site make them."""
-    titles = re.findall(r"^#{1,6} (.+)$", FENCE.sub("", path.read_text()), re.MULTILINE)
+    titles = re.findall(r"^#{1,6} (.+)$", FENCE.sub("", text_of(path)), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("path", READ, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_link_leads_nowhere(path: Path) -> None:
-    for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", path.read_text())):
+    for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text_of(path))):
         if not link.startswith("https://"):
             name, _, anchor = link.partition("#")
             target = (path.parent / name).resolve() if name else path
@@ -60,7 +71,7 @@ def commands(start: str) -> dict[str, str]:
     """Command lines of the pages' shell sessions that begin with `start`, without their comments, and their page."""
     lines = {}
     for path in READ:
-        for line in re.findall(rf"^\$ {re.escape(start)} (.*)$", path.read_text(), re.MULTILINE):
+        for line in re.findall(rf"^\$ {re.escape(start)} (.*)$", text_of(path), re.MULTILINE):
             lines[shlex.join(shlex.split(line, comments=True))] = path.name
     return lines
 
@@ -73,9 +84,35 @@ def test_commands_of_the_pages_are_understood(capsys: pytest.CaptureFixture[str]
             parser.parse_args(shlex.split(line))
         except SystemExit:
             pytest.fail(f"{page}: {line}: {capsys.readouterr().err}")
-    named = {name for path in READ for name in re.findall(r"`python -m zoo ([a-z]+)", path.read_text())}
+    named = {name for path in READ for name in re.findall(r"`python -m zoo ([a-z]+)", text_of(path))}
     (known,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
     assert named <= set(known)
+
+
+ROLE = re.compile(r":(?:class|func|meth|mod|data|attr):`~?([^`]+)`")
+NAMED = re.compile(r"^\s*(?:def|class) (\w+)|^\s*(?:self\.)?(\w+)(?:: [^=\n]+)? = |^    +(\w+): ", re.MULTILINE)
+
+
+def home_of(dotted: str) -> tuple[Path, list[str]]:
+    """File of a dotted name of the zoo, and what is left of the name inside it."""
+    place, rest = ROOT / "zoo", dotted.split(".")[1:]
+    while rest and (place / rest[0]).is_dir():
+        place, rest = place / rest[0], rest[1:]
+    if rest and (place / f"{rest[0]}.py").is_file():
+        return place / f"{rest[0]}.py", rest[1:]
+    return place / "__init__.py", rest
+
+
+def test_docstrings_refer_to_what_there_is() -> None:
+    texts = {path: path.read_text() for path in sorted((ROOT / "zoo").rglob("*.py"))}
+    known = {name for text in texts.values() for found in NAMED.findall(text) for name in found}
+    for path, text in texts.items():
+        for name in ROLE.findall(text):
+            if name.startswith("zoo."):
+                home, rest = home_of(name)
+                assert all(re.search(rf"\b{part}\b", texts[home]) for part in rest), f"{path.name}: {name}"
+            else:
+                assert set(name.split(".")) <= known, f"{path.name}: {name}"
 
 
 @cache
@@ -149,7 +186,7 @@ def test_training_commands_of_the_pages_pass_the_checks(tmp_path: Path) -> None:
 
 def test_code_of_the_pages_is_python_and_imports_what_there_is() -> None:
     for path in READ:
-        for code in re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL):
+        for code in re.findall(r"^```python\n(.*?)^```$", text_of(path), re.MULTILINE | re.DOTALL):
             for node in ast.walk(ast.parse(code)):
                 if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("zoo"):
                     place = ROOT / str(node.module).replace(".", "/")

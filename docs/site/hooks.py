@@ -1,7 +1,7 @@
 """Pages of the site that are written from something else: commands from their parsers, the reference from docstrings.
 
-Results, changes and the cards of the shipped weights stay where they are in the repository; a link to one of them leads
-to its page of the site. Neither torch nor a model is imported.
+Results, changes, examples and the cards of the shipped weights stay where they are in the repository; a link to one of
+them leads to its page of the site. Neither torch nor a model is imported.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import json
 import os
 import posixpath
 import re
@@ -26,18 +27,26 @@ from zoo.training.launch import help_text  # noqa: E402
 
 #: Packages of the reference, in the order of the navigation; a name is shown on the first page that has it.
 PACKAGES = ("zoo", "estimators", "kernels", "learners", "models", "adapters", "ops", "data", "optim", "tasks", "tools", "testing")  # fmt: skip  # noqa: E501
+#: Pages and folders of pages that lie elsewhere in the repository, at the same place as in the site.
+OUTSIDE = ("RESULTS.md", "CHANGELOG.md", "checkpoints/", "examples/")
+NOTEBOOKS = ROOT / "examples" / "notebooks"
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
 
 
 def on_config(config: Any) -> Any:
     """Fill in the sections of the navigation that end in a slash, and the names of files that stay outside `docs/`."""
-    config.extra["pages"] = pages = {**_commands(), **_reference(), **_weights()}
+    config.extra["pages"] = pages = {**_commands(), **_reference(), **_weights(), **_examples()}
     pages |= {name: (ROOT / name).read_text() for name in ("RESULTS.md", "CHANGELOG.md")}
     for section in _sections(config.nav):
         ((title, folder),) = section.items()
         if isinstance(folder, str) and folder.endswith("/"):
-            section[title] = [name for name in pages if name.startswith(folder)]
+            section[title] = [_entry(name) for name in pages if name.startswith(folder)]
     return config
+
+
+def _entry(name: str) -> str | dict[str, str]:
+    """A page in the navigation: by its title, or a notebook, whose title is long, by its file's name."""
+    return {f"{Path(name).stem}.ipynb": name} if name.startswith("examples/notebooks/") else name
 
 
 def _sections(nav: list[Any]) -> list[dict[str, Any]]:
@@ -46,22 +55,24 @@ def _sections(nav: list[Any]) -> list[dict[str, Any]]:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the written pages, and the pictures that they show."""
+    """Add the written pages, the pictures that they show, and the notebooks themselves."""
     for name, text in config.extra["pages"].items():
         files.append(File.generated(config, name, content=text))
-    for path in sorted((ROOT / "results").glob("*.png")):
-        files.append(File.generated(config, f"results/{path.name}", abs_src_path=str(path)))
+    for path in sorted([*(ROOT / "results").glob("*.png"), *NOTEBOOKS.glob("*.ipynb")]):
+        files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Turn links between files of the repository into links between pages of the site."""
     here = page.file.src_uri
-    place = here if here in ("RESULTS.md", "CHANGELOG.md") or here.startswith("checkpoints/") else f"docs/{here}"
+    place = here if here.startswith(OUTSIDE) else f"docs/{here}"
 
     def lead(link: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(place), link[1]))
-        target = f"{target}/README.md" if target == "checkpoints" else target.removeprefix("docs/")
+        target = f"{target}/README.md" if f"{target}/" in OUTSIDE else target.removeprefix("docs/")
+        shown = f"{posixpath.splitext(target)[0]}.md" if target.startswith("examples/") else target
+        target = target if shown == here else shown  # a notebook's page leads to its file
         return (
             posixpath.relpath(target, posixpath.dirname(here) or ".") if files.get_file_from_path(target) else link[1]
         )
@@ -73,7 +84,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def _commands() -> dict[str, str]:
-    os.environ["COLUMNS"] = "100"  # argparse breaks its lines there
+    os.environ["COLUMNS"] = "90"  # argparse breaks its lines there
     parser = build_parser()
     (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     shown = {action.dest: action.help for action in commands._choices_actions}
@@ -88,7 +99,7 @@ def _commands() -> dict[str, str]:
 
 
 def _command(name: str, parser: argparse.ArgumentParser) -> str:
-    usage = parser.format_usage().removeprefix("usage: ").strip()
+    usage = parser.format_usage().replace("\n       ", "\n").removeprefix("usage: ").strip()
     text = f"# {name}\n\n{parser.description}\n\n```text\n{usage}\n```\n\n| argument | meaning |\n| --- | --- |\n"
     for action in parser._actions:
         if action.help != argparse.SUPPRESS and not isinstance(action, argparse._HelpAction):
@@ -162,3 +173,26 @@ def _weights() -> dict[str, str]:
     rows = "\n".join(f"- [{Path(name).stem}]({Path(name).name})" for name in cards)
     first = f"# Shipped weights\n\nEach has a card: its figure, its data, its licence and how to load it.\n\n{rows}\n"
     return {"checkpoints/README.md": first, **cards}
+
+
+# ---- examples ----------------------------------------------------------------------------------------------
+
+
+def _examples() -> dict[str, str]:
+    pages = {"examples/README.md": (ROOT / "examples" / "README.md").read_text()}
+    pages |= {f"examples/notebooks/{path.stem}.md": _notebook(path) for path in sorted(NOTEBOOKS.glob("*.ipynb"))}
+    return pages | {f"examples/{path.stem}.md": _script(path) for path in sorted((ROOT / "examples").glob("*.py"))}
+
+
+def _notebook(path: Path) -> str:
+    """Text and code of a notebook, which is kept without outputs; so its links are checked and its words found."""
+    cells = json.loads(path.read_text())["cells"]
+    texts = ["".join(cell["source"]) for cell in cells]
+    shown = [t if c["cell_type"] == "markdown" else f"```python\n{t}\n```" for c, t in zip(cells, texts, strict=True)]
+    shown.insert(1, f"The notebook itself: [{path.name}]({path.name}). Its pictures appear when it runs.")
+    return "\n\n".join(shown) + "\n"
+
+
+def _script(path: Path) -> str:
+    text = path.read_text()
+    return f"# {path.name}\n\n{ast.get_docstring(ast.parse(text))}\n\n```python\n{text}```\n"

@@ -38,6 +38,7 @@ def test_a_table_ends_a_multirun_also_where_runs_failed(swept: tuple[Path, str])
     for row in rows[::2]:
         found = json.loads((Path(row["folder"]) / "summary.json").read_text())["metrics"]
         assert float(row["val/acc"]) == found["val/acc"]
+        assert row["partial"] == "train 100 of 1295 an epoch"
     table = told[told.index("runs of sweep/multirun.csv") :]
     assert table.count("finished") == 2
     assert "mean (standard deviation) over seeds" in table

@@ -107,15 +107,17 @@ def test_samples_are_counted_as_the_trainer_limits_them(
 
 
 def test_an_untrained_run_says_so_and_offers_no_state(tmp_path: Path) -> None:
-    done = train_here(tmp_path, *SHORT, "trainer.max_epochs=0", "hydra.run.dir=run")
-    summary = summary_of(tmp_path / "run")
+    done = train_here(tmp_path, *SHORT, "trainer.max_epochs=0", "hydra.run.dir=digits/run")
+    train_here(tmp_path, *SHORT, "data.batch_size=99999", "hydra.run.dir=digits/without_a_start", check=False)
+    assert (tmp_path / "digits" / "latest").resolve().name == "run", "the other one could not start"
+    summary = summary_of(tmp_path / "digits" / "run")
     assert summary["untrained"] is True
     assert summary["epochs"] == {}
     assert summary["data"]["train"] == 0
     assert "untrained" in done.stdout
     assert "epoch 0" not in done.stdout
     assert "train on" not in done.stdout
-    (table,) = tabulate([tmp_path / "run"], [])
+    (table,) = tabulate([tmp_path / "digits" / "run"], [])
     assert ", untrained" in table
 
 
@@ -189,20 +191,17 @@ def test_damaged_stages_are_told(found: Any, partly: tuple[Path, str], tmp_path:
         read_run(tmp_path / "run")
 
 
-def test_a_run_that_was_never_summed_up_may_have_its_data_elsewhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_never_summed_up_may_have_its_data_elsewhere(tmp_path: Path) -> None:
     kept = {"global_step": 5, "loops": {"fit_loop": {"epoch_progress": {"current": {"processed": 2}}}}}
-    monkeypatch.setattr("zoo.training.resuming.read_checkpoint", lambda path: kept)
     engine: Any = SimpleNamespace(default_root_dir=tmp_path, max_epochs=2, max_steps=-1, callbacks=[])
     moved = Changes({"data.path": "data.path = b (was a)"})
-    assert resumed(engine, tmp_path, moved, (0, 0)) == (2, 5, "trainer.max_epochs = 2", None)
+    assert resumed(engine, kept, moved, (0, 0)) == (2, 5, "trainer.max_epochs = 2", None)
     with pytest.raises(ConfigError, match=r"so data\.name = b \(was a\) would only change what is recorded"):
-        resumed(engine, tmp_path, Changes({"data.name": "data.name = b (was a)"}), (0, 0))
+        resumed(engine, kept, Changes({"data.name": "data.name = b (was a)"}), (0, 0))
     engine.max_epochs = 3
-    assert resumed(engine, tmp_path, Changes({"data.name": "x"}), (0, 0)).over is None
+    assert resumed(engine, kept, Changes({"data.name": "x"}), (0, 0)).over is None
     engine.max_steps = 5
-    assert resumed(engine, tmp_path, None, (0, 0)).over == "trainer.max_steps = 5"
+    assert resumed(engine, kept, None, (0, 0)).over == "trainer.max_steps = 5"
 
 
 # ---- before the start ----------------------------------------------------------------------------------------

@@ -120,8 +120,8 @@ def test_weights_that_are_not_finite_are_told_before_training(run: Path) -> None
     torch.save(state, newest)
     task = load_task(before)
     with pytest.raises(CheckpointError, match=f"its current_model_state {re.escape(name)} is not finite"):
-        check_weights(newest, run, task)
-    check_weights(before, run, task)
+        check_weights(find_resumable(run), run, task)
+    check_weights(find_resumable(run, before), run, task)
     done = train_here(run.parent, "resume=run", "trainer.max_epochs=4", check=False)
     assert done.returncode == 1
     assert done.stderr.strip().endswith(f"is intact, continue with: {shlex.quote(override('resume', before))}")

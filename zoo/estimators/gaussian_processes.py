@@ -25,6 +25,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from zoo.estimators.fitting import all_or_nothing
 from zoo.estimators.named import check_columns, register_estimator
 from zoo.estimators.pipelines import OfProcess, OfProcesses
 from zoo.estimators.threads import threads_for
@@ -46,6 +47,32 @@ _COMMON: dict[str, list[Any]] = {
     "standardize": ["boolean"],
     "random_state": ["random_state"],
 }
+
+
+_WIDEST = 1e150  # standard deviation whose square float64 holds with room
+
+
+def _numbers(y: np.ndarray) -> np.ndarray:
+    """Targets (n,) as float64.
+
+    Raises:
+        ValueError: They are dates, or texts that are no numbers.
+    """
+    if y.dtype.kind in "mM":
+        raise ValueError(f"the targets are of the type {y.dtype}, but numbers are needed")
+    return y.astype(np.float64)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """Answers, which a kernel that grows without bound may not have for rows far away.
+
+    Raises:
+        ValueError: One is no number.
+    """
+    if not np.isfinite(values).all():
+        row = int(np.argmin(np.isfinite(values).reshape(len(values), -1).all(1)))
+        raise ValueError(f"row {row} is so far from the others that the kernel has no finite value there")
+    return values
 
 
 class _Process(BaseEstimator):
@@ -84,7 +111,7 @@ class _Process(BaseEstimator):
             warnings.warn(
                 f"L-BFGS ended before it converged ({report.message}): raise max_iter={self.max_iter}",
                 ConvergenceWarning,
-                stacklevel=5,  # beyond the decorators of fit
+                stacklevel=6,  # beyond the decorators of fit
             )
 
 
@@ -159,6 +186,7 @@ class GPRegressor(RegressorMixin, _Process):
 
     @_fit_context(prefer_skip_nested_validation=True)
     @threads_for(lambda self, n, d: n * min(n, self.n_inducing or n) ** 2)
+    @all_or_nothing
     def fit(self, X, y, sigma=None):
         """Optimise the hyper-parameters and condition on the rows.
 
@@ -169,12 +197,18 @@ class GPRegressor(RegressorMixin, _Process):
 
         Returns:
             The estimator.
+
+        Raises:
+            ValueError: As scikit-learn's estimators; or the spread of the targets is above 1e150. An earlier fit stays.
         """
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
+        y = _numbers(y)
         rows, kernel, seed = self._start(X)
         self.y_mean_, self.y_scale_ = 0.0, 1.0
         if self.normalize_y:
             self.y_mean_, self.y_scale_ = (float(v[0]) for v in standardisation(y[:, None]))
+        if self.y_scale_ > _WIDEST:
+            raise ValueError(f"the targets spread by {self.y_scale_:.3g}, so their variance is no number: rescale")
         targets = torch.from_numpy((y - self.y_mean_) / self.y_scale_)
         errors = None if sigma is None else torch.as_tensor(np.asarray(sigma, dtype=np.float64)) / self.y_scale_
         mean, options = copy.deepcopy(self.mean), {"restarts": self.restarts, "max_iter": self.max_iter, "seed": seed}
@@ -215,7 +249,7 @@ class GPRegressor(RegressorMixin, _Process):
         if return_std and return_cov:
             raise ValueError("return_std and return_cov exclude each other")
         rows = self._rows(X)
-        mean = self.posterior_.mean(rows).numpy() * self.y_scale_ + self.y_mean_
+        mean = _finite(self.posterior_.mean(rows).numpy() * self.y_scale_ + self.y_mean_)
         if return_std:
             return mean, self.posterior_.variance(rows, observed=observed).sqrt().numpy() * self.y_scale_
         if return_cov:
@@ -276,6 +310,7 @@ class GPClassifier(ClassifierMixin, _Process):
 
     @_fit_context(prefer_skip_nested_validation=True)
     @threads_for(lambda self, n, d: n**3)
+    @all_or_nothing
     def fit(self, X, y):
         """Optimise the hyper-parameters and approximate the posteriors.
 
@@ -312,7 +347,7 @@ class GPClassifier(ClassifierMixin, _Process):
         """Class probabilities (m, C): posterior means of the sigmoids, normalised for more than two classes."""
         check_is_fitted(self, "posteriors_")
         rows = self._scaled(validate_data(self, X, dtype=np.float64, reset=False))
-        found = torch.stack([posterior.probability(rows) for posterior in self.posteriors_], 1).numpy()
+        found = _finite(torch.stack([posterior.probability(rows) for posterior in self.posteriors_], 1).numpy())
         if len(self.classes_) == 2:
             return np.hstack([1 - found, found])
         return found / found.sum(1, keepdims=True)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -24,12 +25,15 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from zoo.estimators.fitting import all_or_nothing
+from zoo.estimators.labels import joined
 from zoo.estimators.named import check_columns, register_estimator
 from zoo.estimators.pipelines import OfStream
 from zoo.estimators.threads import threads_for
 from zoo.kernels.random_features import FourierFeatures
 from zoo.learners.heads import Discriminant, Mixture, register_learner
 from zoo.learners.statistics import ClassStatistics
+from zoo.support.scaling import standardisation
 
 __all__ = ["KernelStreamClassifier"]
 
@@ -63,13 +67,14 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         n_features_in_: Columns of X.
     """
 
-    _labels: list[Any]  # by code, the integer of a class in the statistics
+    statistics_: ClassStatistics
+    _labels: np.ndarray  # by code, the integer of a class in the statistics
     _histograms: dict[int, dict[int, int]]  # counts of leave-one-out distances, by code and bin
     _made: list[Any]  # the fitted head, or nothing
     _discriminant: dict[str, bool]  # whether a head has distances, by its name
 
     _parameter_constraints: dict[str, list[Any]] = {  # noqa: RUF012 (scikit-learn's protocol)
-        "n_features": [Interval(Integral, 1, None, closed="left")],
+        "n_features": [Interval(Integral, 1, 2**15, closed="both")],  # second moments of 32 GiB
         "lengthscale": [StrOptions({"median"}), Interval(Real, 0, None, closed="neither")],
         "head": [str],
         "shrinkage": [None, Interval(Real, 0, None, closed="left")],
@@ -101,6 +106,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
 
     @_fit_context(prefer_skip_nested_validation=True)
     @threads_for(lambda self, n, d: n * self.n_features * (d + 4 * self.n_features))
+    @all_or_nothing
     def fit(self, X, y, task=None):
         """Discard everything learned and learn rows.
 
@@ -115,6 +121,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
 
     @_fit_context(prefer_skip_nested_validation=True)
     @threads_for(lambda self, n, d: n * self.n_features * (d + 4 * self.n_features))
+    @all_or_nothing
     def partial_fit(self, X, y, classes=None, task=None):
         """Learn more rows, of any classes.
 
@@ -134,26 +141,24 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
             self._draw_map(X)
         codes = self._codes_of(y, learn=True)
         F = self.statistics_.phi(torch.from_numpy(self._standard(X)))
-        before = self._labels
-        try:
-            self._labels = self._known(y)
-            self.statistics_.update(torch.from_numpy(self._standard(X)), codes, _tasks(task))
-        except ValueError:
-            self._labels = before
-            if first:
-                del self.statistics_
-            raise
+        self._labels, self.statistics_ = self._known(y), self.statistics_.snapshot()
+        self.statistics_.update(torch.from_numpy(self._standard(X)), codes, _tasks(task))
         self._changed()
         for code, values in self._held_out(F, codes).items():
-            histogram = self._histograms.setdefault(code, {})
-            for place in _bins(values).tolist():
-                histogram[place] = histogram.get(place, 0) + 1
+            self._count(code, Counter(_bins(values).tolist()))
         return self
 
+    def _count(self, code: int, bins: Mapping[int, int]) -> None:
+        """Add counts to the histogram of a class."""
+        found = dict(self._histograms.get(code, {}))
+        for place, count in bins.items():
+            found[place] = found.get(place, 0) + count
+        self._histograms = self._histograms | {code: found}
+
     def _draw_map(self, X: np.ndarray) -> None:
-        self.mean_ = X.mean(0) if self.standardize else np.zeros(X.shape[1])
-        self.scale_ = X.std(0) if self.standardize else np.ones(X.shape[1])
-        self.scale_[~(self.scale_ > 1e-12 * np.abs(X).max(0))] = 1.0  # constant columns
+        self.mean_, self.scale_ = np.zeros(X.shape[1]), np.ones(X.shape[1])
+        if self.standardize:
+            self.mean_, self.scale_ = standardisation(X)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         rows = torch.from_numpy(
             ((X - self.mean_) / self.scale_)[np.linspace(0, len(X) - 1, min(len(X), 500)).astype(int)]
@@ -166,9 +171,10 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
             X.shape[1], self.n_features, lengthscale=self.lengthscale_, seed=seed, dtype=torch.float64
         )
         self.statistics_ = ClassStatistics(phi)
-        self._labels, self._histograms, self._discriminant = [], {}, {}
+        self._labels, self._histograms, self._discriminant = np.empty(0), {}, {}
 
     @threads_for(lambda self, n, d: n * self.n_features * (d + 4 * self.n_features))
+    @all_or_nothing
     def forget(self, X, y, task=None):
         """Forget rows exactly: the statistics become those of never having seen them, with the same feature map.
 
@@ -188,14 +194,17 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         codes = self._codes_of(y)
         F = self.statistics_.phi(torch.from_numpy(self._standard(X)))
         scores = self._held_out(F, codes)
+        self.statistics_ = self.statistics_.snapshot()
         self.statistics_.downdate(torch.from_numpy(self._standard(X)), codes, _tasks(task))
         self._changed()
+        left = set(self.statistics_.classes.tolist())
+        kept = {code: dict(histogram) for code, histogram in self._histograms.items() if code in left}
         for code, values in scores.items():
-            _remove(self._histograms.get(code, {}), _bins(values).tolist())
-        for code in set(self._histograms) - set(self.statistics_.classes.tolist()):
-            del self._histograms[code]
+            _remove(kept.get(code, {}), _bins(values).tolist())
+        self._histograms = kept
         return self
 
+    @all_or_nothing
     def merge(self, other: KernelStreamClassifier) -> KernelStreamClassifier:
         """Add what another estimator with the same feature map has learned; see :meth:`empty_copy`.
 
@@ -207,18 +216,14 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         same = self.lengthscale_ == other.lengthscale_ and np.array_equal(self.mean_, other.mean_)
         if not same or not np.array_equal(self.scale_, other.scale_):
             raise ValueError("the other estimator has another scaling or lengthscale: start both by empty_copy()")
-        labels = self._known(np.array(other._labels, dtype=object))
-        place = {label: code for code, label in enumerate(labels)}
-        codes = torch.tensor([place[label] for label in other._labels], dtype=torch.int64)
+        codes = self._codes_of(other._labels, learn=True)
         theirs = copy.deepcopy(other.statistics_)
         if theirs.rows:
             theirs.components[:, 1] = codes[theirs.components[:, 1]]
+        self._labels, self.statistics_ = self._known(other._labels), self.statistics_.snapshot()
         self.statistics_.merge(theirs)
-        self._labels = labels
         for code, histogram in other._histograms.items():
-            mine = self._histograms.setdefault(int(codes[code]), {})
-            for bin_, count in histogram.items():
-                mine[bin_] = mine.get(bin_, 0) + count
+            self._count(int(codes[code]), histogram)
         self._changed()
         return self
 
@@ -227,7 +232,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "statistics_")
         other = copy.copy(self)
         other.statistics_ = ClassStatistics(copy.deepcopy(self.statistics_.features))
-        other._labels, other._histograms = [], {}
+        other._labels, other._histograms = self._labels[:0], {}
         other._changed()
         return other
 
@@ -239,9 +244,14 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
     def set_state(self, state: dict[str, Any]) -> None:
         """Take back fitted attributes, for :mod:`zoo.estimators.saved`; ValueError if they do not fit."""
         check_columns(state, "mean_", "scale_")
-        kinds = {"statistics_": ClassStatistics, "_labels": list, "_histograms": dict, "_discriminant": dict}
+        if isinstance(state.get("_labels"), list):  # as releases before 0.2 saved them
+            state = state | {"_labels": np.array(state["_labels"])}
+        kinds = {"statistics_": ClassStatistics, "_labels": np.ndarray, "_histograms": dict, "_discriminant": dict}
         if wrong := next((name for name, kind in kinds.items() if not isinstance(state.get(name), kind)), None):
             raise ValueError(f"{wrong} is not a {kinds[wrong].__name__}")
+        codes, count = state["statistics_"].classes.tolist(), len(state["_labels"])
+        if any(not 0 <= code < count for code in codes):
+            raise ValueError(f"the statistics are of the classes {codes!s:.60}, and there are labels of {count}")
         self.__dict__.update(state | {"_made": []})
 
     # ---- predicting ----------------------------------------------------------------------------------------
@@ -301,7 +311,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         head = self._head()
         if not isinstance(head, Discriminant):
             raise ValueError(f"head={self.head!r} has no density: use head='mixture' or 'lda'")
-        (code,) = self._codes_of(np.array([label], dtype=object)).tolist()
+        (code,) = self._codes_of(np.array([label])).tolist()
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         return head.sample(code, n, torch.Generator().manual_seed(seed)).numpy()
 
@@ -327,8 +337,8 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
 
     def _order(self) -> list[int]:
         """Codes in the order of `classes_`."""
-        place = {label: code for code, label in enumerate(self._labels)}
-        return [place[label] for label in self.classes_.tolist()]
+        codes = self.statistics_.classes.numpy()
+        return [int(code) for code in codes[np.argsort(self._labels[codes], kind="stable")]]
 
     @threads_for(lambda self, n, d: n * self.n_features * (d + 4 * self.n_features))
     def _scores(self, X) -> Tensor:
@@ -350,20 +360,21 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
 
     def _changed(self) -> None:
         self._made = []
-        labels = [self._labels[code] for code in self.statistics_.classes.tolist()]
-        self.classes_ = np.unique(np.array(labels)) if labels else np.array([])
+        self.classes_ = np.unique(self._labels[self.statistics_.classes.numpy()])
 
-    def _known(self, y: np.ndarray) -> list[Any]:
-        """Labels known so far and new ones of y, by code."""
-        return [*self._labels, *(label for label in np.unique(y).tolist() if label not in self._labels)]
+    def _known(self, y: np.ndarray) -> np.ndarray:
+        """Labels known so far and new ones of y, by code; see :func:`joined`."""
+        known, found = joined(self._labels, np.unique(y))
+        seen = set(known.tolist())
+        return np.concatenate([known, found[[label not in seen for label in found.tolist()]]])
 
     def _codes_of(self, y: np.ndarray, *, learn: bool = False) -> Tensor:
-        labels = self._known(y) if learn else self._labels
-        place = {label: code for code, label in enumerate(labels)}
-        unknown = [label for label in y.tolist() if label not in place]
+        known, labels = joined(self._known(y) if learn else self._labels, y)
+        place = {label: code for code, label in enumerate(known.tolist())}
+        unknown = [label for label in labels.tolist() if label not in place]
         if unknown:
             raise ValueError(f"class {unknown[0]!r} was never seen; known classes: {self.classes_.tolist()}")
-        return torch.tensor([place[label] for label in y.tolist()], dtype=torch.int64)
+        return torch.tensor([place[label] for label in labels.tolist()], dtype=torch.int64)
 
     def _distances(self, F: Tensor) -> Tensor:
         """Squared Mahalanobis distances to the nearest mean of every class (n, C), in the order of `classes_`."""

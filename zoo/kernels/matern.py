@@ -98,9 +98,14 @@ class Matern52(_Fixed):
 # ---- functions of the squared distance q, with u = sqrt(c q) ------------------------------------------------
 
 
+def _bounded(q: Tensor) -> Tensor:
+    """Squared distances so small that u^2 is finite: at infinity, exp(-u) times a polynomial would be NaN, not 0."""
+    return q.clamp_max(torch.finfo(q.dtype).max / 64)
+
+
 def _profile(q: Tensor, nu: float, c: float) -> Tensor:
     """exp(-u), times 1 + u for nu = 3/2 or 1 + u + u^2 / 3 for nu = 5/2."""
-    apart = q > 0
+    apart, q = q > 0, _bounded(q)
     u = (c * torch.where(apart, q, 1.0)).sqrt()  # the root is not differentiable at 0, the kernel is
     if nu == 0.5:
         return torch.where(apart, torch.exp(-u), 1.0)
@@ -115,7 +120,7 @@ class _Profile(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, nu: float) -> Tensor:
         c, ctx.nu = 2 * nu, nu
-        u = (c * q).sqrt_()
+        u = (c * _bounded(q)).sqrt_()
         decay = torch.exp(-u)
         rougher = decay if nu == 1.5 else decay * (1 + u)
         ctx.save_for_backward(q, rougher)

@@ -20,6 +20,7 @@ Nearest means, ridge regression and discriminants are functions of them: `zoo.le
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -168,6 +169,12 @@ class ClassStatistics(nn.Module):
         """Bytes needed for the sums; of G only one triangle counts, which is what :meth:`save` writes."""
         d = self.gram.shape[0]
         return itemsize * (self.sums.numel() + d * (d + 1) // 2) + 8 * (self.components.numel() + self.counts.numel())
+
+    def snapshot(self) -> ClassStatistics:
+        """A learner with these sums and the same feature map that may learn on by itself; no memory is copied."""
+        other = copy.copy(self)
+        other._buffers = dict(self._buffers)
+        return other
 
     # ---- learning and forgetting ---------------------------------------------------------------------------
 

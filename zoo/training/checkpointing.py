@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -489,8 +489,15 @@ def step_files(folder: Path) -> list[tuple[int, Path]]:
     return sorted(((int(match[1]), path) for match, path in found), reverse=True)
 
 
-def find_resumable(run: Path, checkpoint: Path | None = None, accumulated: int = 1) -> Path:
-    """The state to resume from, checked by reading it.
+class State(NamedTuple):
+    """A state of a run: its file, and what it contains."""
+
+    path: Path
+    content: dict[str, Any]
+
+
+def find_resumable(run: Path, checkpoint: Path | None = None, accumulated: int = 1) -> State:
+    """The state to resume from, read and checked.
 
     Args:
         run: Folder of the run.
@@ -508,15 +515,15 @@ def find_resumable(run: Path, checkpoint: Path | None = None, accumulated: int =
             "start it again"
         )
     try:
-        state = _read_state(chosen, run)
+        content = _read_state(chosen, run)
     except CheckpointError as error:
         raise CheckpointError(f"{error}\n{_instead(chosen, run)}") from None
-    if why := inexact(state, accumulated):
+    if why := inexact(content, accumulated):
         raise CheckpointError(f"{chosen} is no state to go on from exactly, {why}\n{_instead(chosen, run)}")
-    return chosen
+    return State(chosen, content)
 
 
-def check_weights(state: Path, run: Path, task: nn.Module) -> None:
+def check_weights(state: State, run: Path, task: nn.Module) -> None:
     """Check that the weights of a state are finite, but for placeholders of a new model, and tell which state it is.
 
     Raises:
@@ -525,7 +532,7 @@ def check_weights(state: Path, run: Path, task: nn.Module) -> None:
     exempt, trained = _not_finite(task), {name for name, _ in task.named_parameters()}
     model = getattr(task, "model", None)  # other buffers are figures of the task: those to come are NaN
     buffers = {f"model.{name}" if model else name for name, _ in (model or task).named_buffers()}
-    content = read_checkpoint(state)
+    path, content = state
     for part in ("state_dict", "current_model_state"):
         for name, values in content.get(part, {}).items():
             if name in trained:
@@ -534,10 +541,10 @@ def check_weights(state: Path, run: Path, task: nn.Module) -> None:
                 known = name in buffers and f"buffer {name.removeprefix('model.')}" not in exempt
                 sound = not known or _is_sound(values)
             if not sound:
-                raise CheckpointError(f"{state} is damaged: its {part} {name} is not finite\n{_instead(state, run)}")
+                raise CheckpointError(f"{path} is damaged: its {part} {name} is not finite\n{_instead(path, run)}")
     done = content["loops"]["fit_loop"]["epoch_progress"]["current"].get("processed", content["epoch"])
     epochs = "1 epoch" if done == 1 else f"{done} epochs"
-    tell(f"going on from {state.name}, the state after step {content['global_step']} and {epochs}")
+    tell(f"going on from {path.name}, the state after step {content['global_step']} and {epochs}")
 
 
 def _read_state(path: Path, run: Path) -> dict[str, Any]:

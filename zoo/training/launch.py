@@ -203,6 +203,16 @@ def _signed(places: Mapping[str, str]) -> dict[str, str]:
     return {SIGNATURE: f"{signature}\n"} if signature else {}
 
 
+def _recorded_config(folder: Path) -> dict[str, Any] | None:
+    """The configuration that a run folder recorded; None if it cannot be read."""
+    from zoo.support.values import DamagedFileError, read_yaml
+
+    with suppress(DamagedFileError, OSError):
+        found = read_yaml(folder / ".hydra" / "config.yaml")
+        return found if isinstance(found, dict) else None
+    return None
+
+
 def _check_places(cfg: DictConfig, folder: Path) -> None:
     """Let a resumed run read only data that its user typed, or that a run of this user's on this machine had.
 
@@ -210,15 +220,12 @@ def _check_places(cfg: DictConfig, folder: Path) -> None:
         ResumeError: A place comes from the folder alone.
     """
     from zoo.support.places import data_section, not_vouched, places_in, unknown, vouched
-    from zoo.support.values import DamagedFileError, read_yaml
     from zoo.training.folder import is_first_process, write_texts
 
     if not is_first_process():  # the folder is the first one's
         return
-    used, found, recorded = _places(cfg, folder), None, {}
-    with suppress(DamagedFileError, OSError):
-        found = read_yaml(folder / ".hydra" / "config.yaml")
-    if isinstance(found, dict) and isinstance(found.get("data"), dict):
+    used, found, recorded = _places(cfg, folder), _recorded_config(folder), {}
+    if found is not None and isinstance(found.get("data"), dict):
         recorded = places_in(data_section(_in_current_words(found, cfg)), folder)
     typed = {_key(text).removeprefix("data.") for text in _lasting if _key(text).startswith("data.")}
     typed |= {"path", "cache"} if "root" in typed else {"path"} if "name" in typed else set()
@@ -253,14 +260,12 @@ def _changes(cfg: DictConfig, folder: Path) -> Changes:
     import yaml
 
     from zoo.support.signatures import flatten
-    from zoo.support.values import DamagedFileError, read_yaml
     from zoo.training.resuming import Changes
     from zoo.training.summary import tell
 
-    path, found = folder / ".hydra" / "config.yaml", None
-    with suppress(DamagedFileError, OSError):
-        found = read_yaml(path)
-    if not isinstance(found, dict):
+    found = _recorded_config(folder)
+    if found is None:
+        path = folder / ".hydra" / "config.yaml"
         tell(f"{path} cannot be read: whether the resumed run has other values than before is not known")
         unknown = {_key(text): text for text in _typed() if not _key(text).startswith(_FREE)}
         return Changes(unknown, tuple(key for key in unknown if key.startswith(_LENGTHS)), tuple(unknown.values()))
@@ -680,15 +685,11 @@ _NEW_DEFAULTS = ("model.backbone", "model.drop_path_rate", "data.scenario", "dat
 
 def _former_defaults(run: Path, recorded: Sequence[str], typed: Sequence[str]) -> list[str]:
     """Overrides that give a resumed run the defaults that it began with, where they are others today."""
-    from zoo.support.values import DamagedFileError, read_yaml
-
-    found: Any = None
-    with suppress(DamagedFileError, OSError):
-        found = read_yaml(run / ".hydra" / "config.yaml")
+    found = _recorded_config(run) or {}
     given, kept = set(map(_key, [*recorded, *typed])), []
     for key in _NEW_DEFAULTS:
         section, _, name = key.partition(".")
-        values = found.get(section) if isinstance(found, dict) else None
+        values = found.get(section)
         value = values.get(name) if isinstance(values, dict) else None
         if key in given or {section, "experiment"} & set(map(_key, typed)):
             continue

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zoo.results.runs import of_whole
 from zoo.support.files import CheckpointError, write_atomic, writer_of
 from zoo.support.values import DamagedFileError, first_line, read_json
 from zoo.training.summary import print_table, tell
@@ -32,6 +33,7 @@ class _Run:
     seed: int | None = None
     seconds: float | None = None
     status: str = "not finished"
+    partial: str = ""  # what the figures are of, where it is not the whole part
 
 
 def begin(folder: Path) -> None:
@@ -69,9 +71,11 @@ def conclude(folder: Path, varied: Sequence[str]) -> None:
         return
     measured = sorted({name for run in runs for name in run.metrics})
     keys = [key for key in varied if key != "seed"]
-    header = ["run", *keys, "seed", "status", *measured, "seconds", "folder"]
+    partial = ["partial"] if any(run.partial for run in runs) else []
+    header = ["run", *keys, "seed", "status", *partial, *measured, "seconds", "folder"]
     rows = [
         [run.number, *(run.varied.get(key, "") for key in keys), run.seed, run.status]
+        + [run.partial for _ in partial]
         + [run.metrics.get(name, "") for name in measured]
         + [run.seconds, run.folder]
         for run in runs
@@ -88,7 +92,7 @@ def conclude(folder: Path, varied: Sequence[str]) -> None:
     cells = [
         [str(run.number), *(run.varied.get(key, "") for key in keys), "" if run.seed is None else str(run.seed)]
         + [f"{run.metrics[name]:.4f}" if name in run.metrics else "" for name in shown]
-        + [run.status]
+        + [run.status + (f" ({run.partial})" if run.partial else "")]
         for run in runs
     ]
     print_table(f"runs of {_relative(folder / NAME)}", ["run", *keys, "seed", *shown, "status"], cells)
@@ -132,7 +136,16 @@ def _read(folder: Path, varied: Sequence[str]) -> list[_Run]:
                 summary = read_json(Path(run.folder) / "summary.json")
                 run.metrics = {str(name): float(value) for name, value in summary["metrics"].items()}
                 run.seed, run.seconds, run.status = summary["seed"], summary["seconds"], "finished"
+                run.partial = _partial(summary)
     return [runs[number] for number in sorted(runs)]
+
+
+def _partial(summary: Mapping[str, Any]) -> str:
+    """Which of the figures are of a share of their part, in rows, such as `test 50 of 359`."""
+    rows, whole = summary.get("data") or {}, summary.get("whole") or {}
+    measured = {name.partition("/")[0] for name in summary["metrics"]}
+    parts = [part for part in whole if part in rows and part in measured]
+    return ", ".join(f"{part} {of_whole(part, rows, whole)}" for part in parts)
 
 
 def _take(runs: dict[int, _Run], note: Mapping[str, Any], varied: Sequence[str]) -> None:

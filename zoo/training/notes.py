@@ -14,11 +14,11 @@ from typing import Annotated, Any, TypedDict
 from annotated_types import Len
 from pydantic import NonNegativeFloat, NonNegativeInt
 
-from zoo.registry.checkpoints import CheckpointError, read_checkpoint
+from zoo.registry.checkpoints import CheckpointError
 from zoo.results.runs import stage_problem
 from zoo.support.signatures import check_values
 from zoo.support.values import DamagedFileError, read_json
-from zoo.training.folder import is_first_process, link_latest, write_texts
+from zoo.training.folder import is_first_process, write_texts
 from zoo.training.summary import tell
 
 __all__ = ["NAME", "note_seconds", "read_notes", "run_notes"]
@@ -39,7 +39,7 @@ class _Notes(TypedDict, total=False):
     stages: list[dict[str, Any]]
 
 
-def read_notes(folder: Path, seed: int | None, state: Path | None) -> dict[str, Any] | None:
+def read_notes(folder: Path, seed: int | None, state: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Seed, W&B id and training time so far of a resumed run; None if it has none yet.
 
     If the file is damaged, seed and id are taken from the checkpoint or the configuration, with a message.
@@ -47,7 +47,7 @@ def read_notes(folder: Path, seed: int | None, state: Path | None) -> dict[str, 
     Args:
         folder: The run folder.
         seed: Seed of the configuration; None if it was chosen at random.
-        state: The checkpoint to resume from.
+        state: Content of the checkpoint to resume from.
 
     Raises:
         CheckpointError: The file is damaged, and the random seed is in no checkpoint.
@@ -89,8 +89,8 @@ def _problem(found: Any) -> str | None:
     return None if _is_id(found["wandb_id"]) else f"{NAME}: wandb_id = {found['wandb_id']!r:.60} is not an id"
 
 
-def _notes_of(state: Path | None) -> Mapping[str, Any]:
-    about = read_checkpoint(state).get("zoo") if state is not None else None
+def _notes_of(state: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    about = state.get("zoo") if state is not None else None
     notes = about.get("run") if isinstance(about, Mapping) else None
     return notes if isinstance(notes, Mapping) and _problem(dict(notes)) is None else {}
 
@@ -106,7 +106,7 @@ def _is_id(value: Any) -> bool:
 
 
 def run_notes(
-    folder: Path, seed: int | None, name: str, state: Path | None, origin: Mapping[str, Any] | None = None
+    folder: Path, seed: int | None, state: Mapping[str, Any] | None, origin: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Seed, W&B id and training time so far: chosen when the run starts, kept when it is resumed.
 
@@ -127,7 +127,6 @@ def run_notes(
     notes = {"seed": seed, "wandb_id": _new_id(of_several), "seconds_before": 0.0, **of_several}
     if is_first_process():
         write_texts(folder, {NAME: json.dumps(notes, indent=2) + "\n"})
-        link_latest(folder, name)
     return notes
 
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import lightning as L
 from lightning.pytorch.callbacks import Timer
 
-from zoo.registry.checkpoints import read_checkpoint
 from zoo.results.runs import RunsError, Stage, read_parts
 from zoo.support.quoting import command as shell_line
 from zoo.support.signatures import ConfigError
@@ -56,12 +55,14 @@ _UNSUMMED = ("data.path", "data.folder", "data.cache", "data.root", "trainer.acc
 _CHOOSES = ("callbacks.best", "callbacks.resume")  # these two know the best state, and the figures so far
 
 
-def resumed(engine: L.Trainer, state: Path, changes: Changes | None, seeds: tuple[int, int | None]) -> Resumed:
+def resumed(
+    engine: L.Trainer, state: Mapping[str, Any], changes: Changes | None, seeds: tuple[int, int | None]
+) -> Resumed:
     """Where a run goes on, after a check that what is changed has a meaning there.
 
     Args:
         engine: The trainer of the resumed run, before its training.
-        state: The state to resume from.
+        state: Content of the state to resume from.
         changes: What the command line changes.
         seeds: The run's seed, and that of the configuration.
 
@@ -73,8 +74,7 @@ def resumed(engine: L.Trainer, state: Path, changes: Changes | None, seeds: tupl
         raise ConfigError(
             f"seed = {seeds[1]}: a resumed run goes on with its own seed, {seeds[0]}; leave it out, or start a new run"
         )
-    kept = read_checkpoint(state)
-    over, summary = _over(engine, kept), None
+    over, summary = _over(engine, state), None
     if over:
         with suppress(RunsError):
             summary, _ = read_parts(folder)
@@ -88,7 +88,7 @@ def resumed(engine: L.Trainer, state: Path, changes: Changes | None, seeds: tupl
             f"nothing is left to train, with {over} the run is over, so {told} would only change what is recorded of "
             f"it: give a longer training too, start another run, or measure on other data with `{measure}`"
         )
-    return Resumed(_processed(kept), _whole(kept.get("global_step")), over, summary)
+    return Resumed(_processed(state), _whole(state.get("global_step")), over, summary)
 
 
 def _free(summary: Mapping[str, Any] | None) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ from zoo.training.checkpointing import (
 )
 from zoo.training.checks import LastValidation, Start, check_config, is_lightnings, is_ours, is_told, sentence
 from zoo.training.finish import finish, last_good, load_best, shown_path
-from zoo.training.folder import check_new, is_first_process, writing_in
+from zoo.training.folder import check_new, is_first_process, link_latest, writing_in
 from zoo.training.loggers import WandbRun, titles
 from zoo.training.notes import note_seconds, run_notes
 from zoo.training.result import RunResult
@@ -204,8 +204,9 @@ def run(
     _quiet()
     folder = Path(output_dir).absolute()
     accumulated = trainer.get("accumulate_grad_batches") or 1
-    state = find_resumable(folder, _named_checkpoint(resume), accumulated) if resume else None
-    notes = run_notes(folder, seed, name, state, origin)
+    found = find_resumable(folder, _named_checkpoint(resume), accumulated) if resume else None
+    state = found.path if found else None
+    notes = run_notes(folder, seed, found.content if found else None, origin)
     L.seed_everything(notes["seed"], workers=False, verbose=False)
 
     datamodule = build("data", lambda: instantiate(data, seed=notes["seed"]))
@@ -213,8 +214,8 @@ def run(
         task_module = build("model", lambda: build_task(model, task, datamodule, optimizer, scheduler))
     if not isinstance(task_module, Task):
         raise ConfigError(f"task._target_ = {task['_target_']} is not a zoo.tasks.Task")
-    if state is not None:
-        check_weights(state, folder, task_module)
+    if found is not None:
+        check_weights(found, folder, task_module)
     task_module.run_notes = {"seed": notes["seed"], "wandb_id": notes["wandb_id"]}
     build("optimizer", task_module.build_optimizer)
     offered: dict[str, Any] = {"run_id": notes["wandb_id"], "resumed": state is not None}
@@ -232,12 +233,17 @@ def run(
     hooks.sort(key=lambda hook: isinstance(hook, ResumeCheckpoint))  # the last: it saves the others' states
     going_on: Resumed | None = None
 
+    def has_started() -> None:
+        if state is None and is_first_process():
+            link_latest(folder, name)  # not before: nobody goes on with a run that could not start
+
     def begins() -> None:
         """Note a stage with other values where it begins, so that even a killed run has it on record."""
+        has_started()
         if going_on is not None:
-            found = stages(notes, going_on, changes.words if changes else ())
-            if found != (notes.get("stages") or []):
-                notes["stages"] = found
+            trained = stages(notes, going_on, changes.words if changes else ())
+            if trained != (notes.get("stages") or []):
+                notes["stages"] = trained
                 if is_first_process():
                     note_seconds(folder, notes, 0.0)
 
@@ -257,8 +263,9 @@ def run(
             default_root_dir=str(folder),
         ),
     )
-    if state is not None:
-        going_on = resumed(engine, state, changes, (notes["seed"], seed))
+    if found is not None:
+        going_on = resumed(engine, found.content, changes, (notes["seed"], seed))
+        found = None  # as large as the training
     known = going_on.summary if going_on else None  # of a training that is over
     config: dict[str, Any] = {
         "model": dict(task_module.hparams["model"] or {}),
@@ -277,6 +284,7 @@ def run(
         with watch:
             engine.fit(task_module, datamodule=datamodule, ckpt_path=str(state) if state else None)
             watch.over = True
+            has_started()  # also where there is no epoch to train
             before = next((hook.metrics for hook in hooks if isinstance(hook, ResumeCheckpoint)), {})
             result.metrics = before | scalars(engine.callback_metrics)
             result.stopped = next((hook.reason for hook in hooks if isinstance(hook, StopEarly)), None)
