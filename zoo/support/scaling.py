@@ -83,7 +83,8 @@ def standardisation(rows: Any, weight: Any = None) -> Any:
 
 
 #: In `blocks` of :func:`block_scale`: a column with a scale of its own, and one that is not scaled.
-OWN, UNSCALED = -1, -2
+OWN = -1
+UNSCALED = -2
 
 
 def block_scale(scale: Tensor, blocks: Tensor | None) -> Tensor:
