@@ -470,7 +470,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         encoding: Encoding | None = getattr(self, "encoding_", None)
         if encoding is None or encoding.is_plain:
             return self
-        found = copy.copy(self)
+        found: Any = copy.copy(self)
         vars(found).pop("feature_names_in_", None)
         found.n_features_in_ = len(encoding.owners)
         found.encoding_ = Encoding.of_numbers(found.n_features_in_)
@@ -762,7 +762,7 @@ class GRBFRegressor(RegressorMixin, _GRBF):
             ValueError: The coverage is out of range, or needs more rows than the fit had; or the fit has no residuals.
         """
         check_is_fitted(self)
-        if not isinstance(coverage, Real) or not 0 < coverage < 1:
+        if not isinstance(coverage, Real) or not 0 < float(coverage) < 1:
             raise ValueError(f"coverage={coverage!r} must lie between 0 and 1")
         residuals = getattr(self, "left_out_residuals_", None)
         if residuals is None or not self._closed:
@@ -946,8 +946,9 @@ def _check_left_out(state: Mapping[str, Any], network: GaussianRBFNetwork | Metr
     """Refuse residuals and weights from a file that no fit gives."""
     if "left_out_residuals_" not in state and "left_out_weights_" not in state:
         return
-    residuals, weights = state.get("left_out_residuals_"), state.get("left_out_weights_")
     outputs = network.coefficients.shape[1] if isinstance(network, MetricMachine) else 0
+    residuals: Any = state.get("left_out_residuals_")
+    weights: Any = state.get("left_out_weights_")
     for value, shape in ((weights, np.shape(weights)[:1]), (residuals, (*np.shape(weights)[:1], outputs))):
         fine = isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.shape == shape and value.size
         if not fine or not np.isfinite(value).all():
