@@ -121,6 +121,36 @@ def test_names_of_classes(names: list[str], told: str, tmp_path: Path) -> None:
     assert is_printable(str(refusal.value))
 
 
+def test_a_record_that_was_changed(tmp_path: Path) -> None:
+    """Labels may be renamed by hand, but not swapped; how files are prepared stays as saved, unless it is meant."""
+    folder, path = saved(tmp_path), tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    look = {**config["input"], "channels": 3, "background": 7}
+    for change, told in (
+        ({"label_names": ["dog", "cat"]}, "label_names, which say what each output means, are not as saved"),
+        ({"input": look}, "input, which says how files are prepared, is not as saved"),
+        ({"record_sha256": [1]}, "record_sha256 must be an object"),
+    ):
+        path.write_text(json.dumps(config | change))
+        with pytest.raises(CheckpointError, match=told):
+            zoo.create_model(f"local-dir:{folder}", pretrained=True)
+    renamed = config | {"label_names": ["Hund", "Katze"]}
+    older = {key: value for key, value in (config | {"input": look}).items() if key != "record_sha256"}
+    for fine in (config, renamed, older, older | {"label_names": ["dog", "cat"]}):
+        path.write_text(json.dumps(fine))
+        zoo.create_model(f"local-dir:{folder}", pretrained=True)
+
+
+def test_columns_that_contradict_the_variables() -> None:
+    variables = [{"name": "age"}, {"name": "sex", "values": ["f", "m"]}, {"name": "size", "fill": 0.0}]
+    record = {"kind": "table", "count": 4, "variables": variables, "columns": ["age", "sex=f", "sex=m", "size"]}
+    inputs.check(record)
+    inputs.check(record | {"columns": ["age", "f", "m", "size"]})
+    for swapped in (["size", "sex=f", "sex=m", "age"], ["age", "sex=m", "sex=f", "size"]):
+        with pytest.raises(inputs.InputError, match=f"{swapped[0]}|sex=m.* is where the variables have"):
+            inputs.check(record | {"columns": swapped})
+
+
 def test_two_names_of_one_output(tmp_path: Path) -> None:
     folder = zoo.save_pretrained(zoo.create_model("test_unireplknet", num_classes=1), tmp_path)
     config = json.loads((folder / "config.json").read_text())

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import argparse
 import ast
+import html
 import inspect
 import json
+import logging
 import os
 import posixpath
 import re
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from mkdocs.structure.files import File
 
@@ -23,12 +26,17 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from zoo.cli import build_parser  # noqa: E402 (this copy of the zoo, installed or not)
-from zoo.training.launch import help_text  # noqa: E402
+from zoo.training.launch import EXAMPLES, GROUPS, choices_of  # noqa: E402
+
+logger = logging.getLogger("mkdocs.hooks")  # its warnings count
 
 #: Packages of the reference, in the order of the navigation; a name is shown on the first page that has it.
 PACKAGES = ("zoo", "estimators", "kernels", "learners", "models", "adapters", "ops", "data", "optim", "tasks", "tools", "testing")  # fmt: skip  # noqa: E501
 #: Pages and folders of pages that lie elsewhere in the repository, at the same place as in the site.
 OUTSIDE = ("RESULTS.md", "CHANGELOG.md", "checkpoints/", "examples/")
+#: In a built page: what a tag leads to, and what can be led to.
+TARGET = re.compile(r'<(?:a|img|link|script)\b[^>]*?\s(?:href|src)="([^"]*)"')
+ANCHOR = re.compile(r'<[^>]*?\s(?:id|name)="([^"]+)"')
 NOTEBOOKS = ROOT / "examples" / "notebooks"
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
 
@@ -80,6 +88,24 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     return markdown if here.startswith(("commands/", "reference/")) else LINK.sub(lead, markdown)
 
 
+def on_post_build(config: Any) -> None:
+    """Look once more in the pages as they were built: links of raw HTML and of docstrings have not been checked."""
+    site = Path(config.site_dir).resolve()
+    pages = {path: path.read_text() for path in sorted(site.rglob("*.html"))}
+    anchors = {path: set(ANCHOR.findall(text)) for path, text in pages.items()}
+    for path, text in pages.items():
+        for link in sorted(set(TARGET.findall(text))):
+            address = urlsplit(html.unescape(link))
+            if address.scheme or address.netloc:
+                continue
+            start = site if address.path.startswith("/") else path.parent
+            target = (start / unquote(address.path).lstrip("/")).resolve() if address.path else path
+            target = target / "index.html" if target.is_dir() else target
+            anchor = unquote(address.fragment)
+            if not target.is_file() or (anchor and target in anchors and anchor not in anchors[target]):
+                logger.warning("%s has a link to nowhere: %s", path.relative_to(site), link)
+
+
 # ---- commands ----------------------------------------------------------------------------------------------
 
 
@@ -94,8 +120,20 @@ def _commands() -> dict[str, str]:
         "# Commands\n\nInstalled, `python -m zoo` is also `kernel-zoo`, `python train.py` `kernel-zoo-train`.\n\n"
         f"| command | what it does |\n| --- | --- |\n| [train.py](train.md) | train a model |\n{rows}\n"
     )
-    train = f"# train.py\n\n```text\n{help_text()}\n```\n"
-    return {"commands/README.md": first, "commands/train.md": train, **pages}
+    return {"commands/README.md": first, "commands/train.md": _train(), **pages}
+
+
+def _train() -> str:
+    """What `train.py --help` tells."""
+    lines = [f"python train.py {arguments}".strip() for arguments in EXAMPLES]
+    shown = "".join(f"| `{line}` | {what} |\n" for line, what in zip(lines, EXAMPLES.values(), strict=True))
+    listed = "".join(f"| {group} | `{choices_of(group)}` |\n" for group in GROUPS)
+    return (
+        f"# train.py\n\nTrain a model.\n\n| command | what it does |\n| --- | --- |\n{shown}\n"
+        f"Choices, as `group=choice`:\n\n| group | choices |\n| --- | --- |\n{listed}\n"
+        "`python train.py --hydra-help` tells Hydra's own flags. [Your own data](../own-data.md),\n"
+        "[fine-tune](../fine-tuning.md) and [follow](../following.md) have commands for each purpose.\n"
+    )
 
 
 def _command(name: str, parser: argparse.ArgumentParser) -> str:

@@ -994,3 +994,15 @@ def test_a_device_that_is_not_there_is_an_invalid_parameter(device: str) -> None
     told = rf"The 'device' parameter of GRBFClassifier must be a device of torch .* Got '{device}' instead"
     with pytest.raises(ValueError, match=told):
         GRBFClassifier(device=device, max_iter=1).fit(X, y)
+
+
+def test_rows_with_a_gradient_and_huge_targets() -> None:
+    X = torch.randn(20, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = X.sum(1)
+    plain = GRBFRegressor(solver="adam", n_centers=2, max_iter=2, random_state=0).fit(X.numpy(), y.numpy())
+    X.requires_grad_()
+    found = GRBFRegressor(solver="adam", n_centers=2, max_iter=2, random_state=0).fit(X, X.sum(1))
+    assert np.array_equal(found.predict(X), plain.predict(X.detach().numpy()))
+    for solver in ("adam", "agop"):
+        with pytest.raises(ValueError, match=r"y has values up to 1e\+307, whose squares are infinite"):
+            GRBFRegressor(solver=solver).fit(X.detach(), np.full(20, 1e307))

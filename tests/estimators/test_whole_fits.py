@@ -168,6 +168,13 @@ def test_targets_that_are_no_numbers_are_refused_before_the_fit() -> None:
             model.fit(X, y)
 
 
+def test_rows_of_a_computation_are_taken_without_it() -> None:
+    rows = torch.from_numpy(X).requires_grad_()
+    for estimator, y, _ in ESTIMATORS.values():
+        model = copy.deepcopy(estimator).fit(rows, y)
+        np.testing.assert_array_equal(model.predict(rows), copy.deepcopy(estimator).fit(X, y).predict(X))
+
+
 def test_more_features_than_fit_into_memory_are_refused() -> None:
     with pytest.raises(ValueError, match="n_features"):
         KernelStreamClassifier(n_features=10**9).fit(X, labels)

@@ -8,18 +8,24 @@ from sklearn.metrics import pairwise
 from torch import Tensor, nn
 
 from zoo.kernels import (
+    Constant,
+    ExponentialPower,
     FeatureKernel,
     FourierFeatures,
     Gaussian,
     Kernel,
     Laplacian,
     Linear,
+    Matern,
+    OffsetLinear,
     Polynomial,
     PositiveParameter,
     PrecisionGaussian,
     Product,
     Scaled,
+    SpectralMixture,
     Sum,
+    create_kernel,
     distances,
     squared_distances,
 )
@@ -334,3 +340,22 @@ def test_on_a_gpu_as_on_the_cpu(precision: str) -> None:
                 torch.testing.assert_close(kernel(X.cuda(), Z.cuda()).double().cpu(), exact, rtol=1e-4, atol=1e-5)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("bad", [None, "a", 1j, object(), torch.ones(2, dtype=torch.complex64)], ids=repr)
+def test_options_that_are_no_numbers_are_refused(bad):
+    calls = {
+        "lengthscale": Gaussian,
+        "variance": Constant,
+        "offset": OffsetLinear,
+        "exponent": lambda value: ExponentialPower(exponent=value),
+        "norm": lambda value: ExponentialPower(norm=value),
+        "degree": Polynomial,
+        "nu": Matern,
+        "dim": PrecisionGaussian,
+        "means": lambda value: SpectralMixture([1.0], value, [[1.0]]),
+        "width": lambda value: create_kernel("gaussian", value if value is not None else "None"),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=name):
+            call(bad)

@@ -142,6 +142,21 @@ def test_what_cannot_be_used_is_refused():
         (lambda: head(support, labels, query / 0), "the query has numbers that are not finite"),
         (lambda: head(support, labels, query[:, :0]), "the query has no rows"),
         (lambda: UNEMGaussian(0), "layers=0 must be above 0"),
+        (lambda: prototypes(support.float() * 1e30, labels, query.float() * 1e30), "too large for distances"),
+        (lambda: head.float()(support.float() * 1e30, labels, query.float() * 1e30), "too large for distances"),
+        (lambda: head(support * 1e307, labels, query * 1e307), "the features are too large"),
+        (lambda: paddle(support, labels, query / 0), "the query has numbers that are not finite"),
+        (lambda: paddle(support / 0, labels, query), "the support has numbers that are not finite"),
+        (lambda: paddle(support, labels, query[:, :0]), "the query has no rows"),
+        (lambda: paddle(support, labels, query[..., :2]), "must agree"),
+        (lambda: prototypes(support, labels * 10**13, query), "class 1 has no row in the support"),
+        (lambda: prototypes(support, labels, query, 10**13), "class 4 has no row in the support"),
+        (lambda: prototypes(support.tolist(), labels, query), "support is a list, not a tensor"),
+        (lambda: head(support, labels, query.tolist()), "query is a list, not a tensor"),
+        (lambda: em_dirichlet(support, labels.tolist(), query, present=1), "labels is a list, not a tensor"),
+        (lambda: prototypes(support + 1j, labels, query), "the support has complex numbers"),
+        (lambda: next(dirichlet_layers(-support.abs(), labels, query.abs(), wanted, wanted)), "no probabilities"),
+        (lambda: nll(query, wanted * 100), "labels must be 0 to 3"),
         (lambda: UNEMDirichlet(temperature=1.0), "temperature - 1=0.0 must be above 0"),
         (lambda: em_dirichlet(support, labels, query, present=0), "present=0"),
         (lambda: episodes(query[0], wanted[0], ways=5, present=1, shots=1, queries=1), "classes at hand"),
@@ -151,6 +166,13 @@ def test_what_cannot_be_used_is_refused():
     for call, message in cases:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_precisions_of_support_and_query_may_differ():
+    support, labels, query, _ = task()
+    for answer in (prototypes, paddle, UNEMGaussian(2, dtype=torch.float64)):
+        mixed, whole = answer(support.float(), labels, query), answer(support.float().double(), labels, query)
+        assert torch.equal(mixed, whole)
 
 
 def features(X: Tensor, units: int, seed: int) -> Tensor:

@@ -30,6 +30,7 @@ import zoo
 from tests.support.test_whole import beside, killed_at
 from zoo.models import to_deploy
 from zoo.registry.checkpoints import CheckpointError, load_checkpoint, read_checkpoint, save_pretrained, write_atomic
+from zoo.results.runs import RunsError
 from zoo.support import files
 from zoo.support.files import RECORDS, cache_folder, sha256_of, write_all
 from zoo.support.values import OutputError, check_output
@@ -557,6 +558,37 @@ def test_precision_memory_order_and_tied_weights_survive(dtype: torch.dtype, tmp
     assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
 
 
+def test_numbers_that_the_model_cannot_hold_are_refused(source: nn.Module, model: nn.Module) -> None:
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    large = {k: v.double() * 1e300 if v.is_floating_point() else v for k, v in source.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"which the model's torch\.float32 cannot hold"):
+        load_checkpoint(model, large)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda x: x.flatten(1).to_sparse(), "of the layout sparse_coo"),
+        (lambda x: x.flatten(1).to_sparse_csr(), "of the layout sparse_csr"),
+        (lambda x: x.to("meta"), "on the meta device"),
+        (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "quantised"),
+        (lambda x: torch.nested.nested_tensor([x[0], x[1]]), "nested"),
+    ],
+    ids=["sparse", "csr", "meta", "quantised", "nested"],
+)
+def test_only_plain_tensors_are_read(change, told: str, source: nn.Module, model: nn.Module, tmp_path: Path) -> None:
+    state = source.state_dict()
+    name = next(iter(state))
+    given = {**state, name: change(state[name].detach())}
+    with pytest.raises(CheckpointError, match=f"the state dict: {name} is {told}"):
+        load_checkpoint(model, given)
+    if told != "nested":  # refused by torch's reader
+        torch.save({"epoch": 3, "state_dict": given}, tmp_path / "a.pt")
+        with pytest.raises(CheckpointError, match=f"a.pt: state_dict.{name} is {told}"):
+            load_checkpoint(model, tmp_path / "a.pt")
+
+
 def test_rounded_weights_are_told(model: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_pretrained(model.half(), tmp_path)
     zoo.create_model(f"local-dir:{tmp_path}", pretrained=True)
@@ -603,6 +635,16 @@ def test_what_is_no_path_or_name_is_told(source: nn.Module) -> None:
         save_pretrained(source, "a\0b")
     with pytest.raises(OutputError, match="it holds a NUL character"):
         check_output("a\0b")
+    for place in (None, 5):
+        for call in (
+            lambda: load_checkpoint(source, place),  # noqa: B023
+            lambda: save_pretrained(source, place),  # noqa: B023
+            lambda: zoo.load_estimator(place),  # noqa: B023
+            lambda: zoo.load_task(place),  # noqa: B023
+            lambda: zoo.load_run(place),  # noqa: B023
+        ):
+            with pytest.raises((CheckpointError, RunsError), match=f"{place} is not a path: give a text"):
+                call()
     with pytest.raises(TypeError, match="model_name = 5 is not a text"):
         zoo.create_model(5)  # type: ignore[arg-type]
 

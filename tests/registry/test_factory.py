@@ -238,6 +238,54 @@ def test_a_new_family_needs_nothing_here(tmp_path: Path, monkeypatch: pytest.Mon
         timm.models._registry._model_entrypoints.pop("toy_family")
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("test_unireplknet", {"in_chans": 0}),
+        ("test_unireplknet", {"num_classes": -1}),
+        ("test_snnk", {"in_chans": 0}),
+        ("test_grbf", {"num_classes": -1}),
+        ("test_grbf", {"img_size": (0, 2)}),
+    ],
+)
+def test_sizes_are_checked_before_building(name: str, sizes: dict, tmp_path: Path) -> None:
+    (key,) = sizes
+    for build in (create_model, timm.create_model):
+        with pytest.raises(ValueError, match=f"{name}: {key}.* = .*greater than"):
+            build(name, **sizes)
+    if key == "num_classes":
+        config = {"architecture": name, "model_args": sizes, "pretrained_cfg": sizes, **sizes}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match=key):
+            create_model(f"local-dir:{tmp_path}")
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"num_classes": 3}], ids=["as described", "own classes"])
+@pytest.mark.parametrize(
+    "description",
+    [
+        {"architecture": "vit_giant_patch14_dinov2"},
+        {"architecture": "unireplknet_xl"},
+        {"architecture": "test_unireplknet", "model_args": {"dims": [10**9] * 4}},
+    ],
+    ids=["timm", "ours", "dims"],
+)
+def test_a_folder_describes_no_more_than_its_weights_fill(
+    description: dict, kwargs: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo.save_pretrained(create_model("test_unireplknet", num_classes=2), tmp_path)
+    assert create_model(f"local-dir:{tmp_path}", pretrained=True, **kwargs) is not None
+    config = json.loads((tmp_path / "config.json").read_text())
+    config = {"sha256": config["sha256"], "model_args": {}, "pretrained_cfg": {}, **description}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    drawn: list[int] = []
+    plain = Tensor.normal_
+    monkeypatch.setattr(Tensor, "normal_", lambda self, *a, **k: (drawn.append(self.numel()), plain(self, *a, **k))[1])
+    with pytest.raises(CheckpointError, match=r"far more than its .* bytes of weights|needs more memory than there is"):
+        create_model(f"local-dir:{tmp_path}", pretrained=True, **kwargs)
+    assert sum(drawn) < 1e8
+
+
 def test_every_value_of_a_description_has_the_declared_type(tmp_path: Path) -> None:
     """A text, where an architecture takes a number, is refused before the model is built."""
     checked, kinds = 0, {int: "3", float: "0.5", bool: "yes"}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from zoo.results.runs import Run, RunsError, tabulate
+from zoo.results.records import code, plain
+from zoo.results.runs import Run, RunsError, read_run, tabulate
 
 
 def run_folder(folder: Path, seed: int, accuracy: float, changes: str = "") -> Path:
@@ -57,6 +59,78 @@ def test_unfinished_and_repeated_runs_are_told(tmp_path: Path) -> None:
     with pytest.raises(RunsError, match="b is a second run of digits with seed 0"):
         list(tabulate(runs, [tmp_path / "RESULTS.md"]))
     assert not (tmp_path / "RESULTS.md").exists()
+
+
+def change(folder: Path, **entries: Any) -> None:
+    path = folder / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+def test_a_run_without_a_name_is_called_by_its_choices(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", 0, 0.9)
+    config = run / ".hydra" / "config.yaml"
+    name = "${hydra:runtime.choices.model}-${hydra:runtime.choices.data}"
+    config.write_text(config.read_text().replace("digits", f"'{name}'"))
+    chosen = "hydra: {runtime: {choices: {model: unireplknet_z, data: mnist}}}"
+    (run / ".hydra" / "hydra.yaml").write_text(chosen)
+    assert read_run(run).name == "unireplknet_z-mnist"
+    (table,) = tabulate([run], [])
+    assert "| unireplknet_z-mnist |" in table
+    config.write_text(config.read_text().replace(name, "${model.model_name}, ${oc.env:HOME}"))
+    assert read_run(run).name == "unireplknet_z, ${oc.env:HOME}", "nothing else is looked up"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "told"),
+    [
+        ({"test/acc": 1.5}, "summary.json: test/acc = 1.5, which is no accuracy"),
+        ({"val/acc_agnostic": -0.1}, "val/acc_agnostic = -0.1, which is no accuracy"),
+        ({"test/mse": -1.0}, "test/mse = -1, which is no error"),
+        ({"test/acc": True}, "metrics.test/acc = True is a boolean; allowed: float"),
+        ({"test/loss": 0.1, "test/acc": "x" * 900, "val/acc": 0.5}, f"summary.json: metrics.test/acc = '{'x' * 99}"),
+        ([0.5] * 300, "summary.json: metrics = [0.5, 0.5,"),
+    ],
+)
+def test_figures_that_cannot_be_are_told_shortly(metrics: Any, told: str, tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", 0, 0.9)
+    change(run, metrics=metrics)
+    with pytest.raises(RunsError) as raised:
+        list(tabulate([run], [tmp_path / "RESULTS.md"]))
+    assert told in str(raised.value)
+    assert len(str(raised.value)) - 2 * len(str(run)) < 300
+    assert not (tmp_path / "RESULTS.md").exists()
+
+
+def test_figures_are_of_the_weights_that_are_there(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", 0, 0.9)
+    change(run, model_sha256="a" * 64)
+    assert read_run(run).metrics["test/acc"] == 0.9, "without its model"
+    (run / "model").mkdir()
+    for digest in ("a" * 64, "b" * 64):
+        (run / "model" / "config.json").write_text(json.dumps({"sha256": {"model.safetensors": digest}}))
+        if digest[0] == "a":
+            assert read_run(run)
+    with pytest.raises(RunsError, match=r"of other weights than those in model/ \(sha256 aaaaaaaaaaaa\.\.\., and bbbb"):
+        read_run(run)
+    (run / "model" / "config.json").write_text("{}")
+    (run / "model" / "model.safetensors").write_bytes(b"w")
+    with pytest.raises(RunsError, match=r"`python train.py resume=.*` writes the summary again"):
+        read_run(run)
+    change(run, model_sha256=None)
+    assert read_run(run), "of an earlier release"
+
+
+def test_a_chain_of_commands_can_be_copied_from_a_table(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", 0, 0.9, ", '+x=a|`b`<script>'")
+    change(run, stages=[{"epoch": 1, "step": 2, "overrides": ["trainer.max_epochs=2"]}])
+    (table,) = tabulate([run], [])
+    assert " && python train.py resume=RUN trainer.max_epochs=2  # resumed at epoch 1 (step 2) `` |" in table
+    assert "| `` python train.py experiment=digits '+x=a\\|`b`&lt;script>' seed=0 && " in table
+
+
+def test_control_characters_are_written_out() -> None:
+    assert plain({"a\x1b[31m": ["b\x07"]}) == {"a\\u001b[31m": ["b\\u0007"]}
+    assert code("a\x1bb") == "`a\\u001bb`"
 
 
 def test_a_command_for_others_has_no_path_of_this_machine() -> None:

@@ -91,6 +91,11 @@ def test_what_is_given_is_refused_in_one_sentence(estimator: Any, folder: Path, 
         (np.full((2, 3), np.nan), "NaN or infinity"),
         (np.zeros((0, 3)), "no rows"),
         ({"a": 1}, "inputs are files, a data frame or numbers"),
+        (np.ones((1, 3)) + 1j, "complex numbers"),
+        (np.ma.masked_array(np.ones((1, 3)), [[True, False, False]]), "masked values"),
+        (np.ones((1, 3)).astype("datetime64[s]"), "inputs are files, a data frame or numbers"),
+        (torch.ones(1, 3).to_sparse(), "the array is of the layout sparse_coo"),
+        (torch.ones(1, 3, device="meta"), "on the meta device"),
         ([["a", "b", "c"]], "inputs are files, a data frame or numbers"),
         (Frame(NAMES, [(1.0, None, 2.0)]), "the data frame, line 1: acid is empty"),
         (Frame(["alcohol", "ash"], [(1.0, 2.0)]), "the data frame has no column 'acid'"),
@@ -126,6 +131,10 @@ def test_a_module_answers_arrays_and_is_not_changed() -> None:
         zoo.predict(model, np.zeros((3, 32, 32, 1)))
     with pytest.raises(ToolError, match="a data frame holds rows of a table"):
         zoo.predict(model, Frame(["a"], [(1.0,)]))
+    with pytest.raises(ToolError, match=r"infinite in the model's torch\.float32"):
+        zoo.predict(model, np.full((1, 1, 32, 32), 1e300))
+    with pytest.raises(ToolError, match="complex numbers"):
+        zoo.predict(model, torch.zeros(1, 1, 32, 32, dtype=torch.complex64))
 
 
 def test_the_commands_take_the_folder_of_an_estimator(

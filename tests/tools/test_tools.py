@@ -19,18 +19,22 @@ from sklearn.datasets import load_digits, load_wine
 
 import zoo
 from tests.conftest import ROOT
+from zoo.analysis.plots import new_figure, save_figure
 from zoo.analysis.probes import ProbeError, Subject, look
 from zoo.cli import main
 from zoo.data import ImageFolder, sources
 from zoo.data.prepare import far_out
+from zoo.data.rows import read_rows
 from zoo.data.sampling import SampleKey
 from zoo.registry import bundled_weights
+from zoo.support import inputs
 from zoo.support.files import sha256_of
+from zoo.support.values import PAGES, PICTURES, OutputError, check_output
 from zoo.tools import cards, comparison, evaluation, hub, info
 from zoo.tools.errors import ToolError
 from zoo.tools.export import export, quantize, run_elsewhere
 from zoo.tools.release import describe, ship
-from zoo.tools.report import plot_accuracy_matrix, write_report
+from zoo.tools.report import Part, plot_accuracy_matrix, render, write_report
 
 WINE, DIGITS = "grbf.wine", "unireplknet_z.digits"
 
@@ -372,6 +376,108 @@ def test_values_far_from_the_training_rows_are_told(
     free.input_mean, free.input_scale = torch.tensor([0.5, 0.0]), torch.tensor([0.3, 1.0])
     assert far_out(path, torch.tensor([[15.0, 49.0]]), free) is None
     assert "column 1 (row 2: 16;" in (far_out(path, torch.tensor([[0.0, 0.0], [16.0, 0.0]]), free) or "")
+
+
+def test_a_column_in_other_units_is_told(wine_csv: Path, caplog: pytest.LogCaptureFixture) -> None:
+    free = torch.nn.Linear(2, 2)
+    free.input_mean, free.input_scale = torch.tensor([40.0, 70.0]), torch.tensor([12.0, 9.0])
+    rows = torch.tensor([[40.0, 70.0]]) + torch.arange(-3, 4)[:, None]
+    assert far_out(wine_csv, rows, free, ["age", "weight"]) is None
+    told = far_out(wine_csv, rows / torch.tensor([12.0, 1.0]), free, ["age", "weight"])
+    assert "age (median 3.33333; training had 40 ± 12)" in (told or "")
+    assert "weight" not in (told or "")
+    assert far_out(wine_csv, rows / 12, free, measured=[False, False]) is None
+    assert far_out(wine_csv, rows[:2] / 12, free) is None, "two rows may be anything"
+
+
+def test_rows_without_a_value_are_told(tmp_path: Path) -> None:
+    variables = [{"name": "age", "fill": 1.0}, {"name": "sex", "values": ["f", "m"], "unseen": "zeros"}]
+    form = inputs.read({"kind": "table", "count": 3, "variables": variables})
+    (tmp_path / "x.csv").write_text("age,sex\n,f\n,\n,\n3,\n")
+    notes = read_rows(tmp_path / "x.csv", form).notes
+    assert notes[-1].endswith("has a value in 2 rows (the first is line 3), so an answer there says nothing")
+    (tmp_path / "x.csv").write_text("age,sex\n,f\n3,\n")
+    assert not any("says nothing" in note for note in read_rows(tmp_path / "x.csv", form).notes)
+
+
+def test_answers_replace_no_file_of_others(
+    wine_csv: Path, digit_png: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, notes = wine_csv.read_bytes(), tmp_path / "notes.csv"
+    notes.write_text("file,class\nx.png,mine\n")
+    link, again = tmp_path / "link.csv", ["predict", WINE, str(wine_csv)]
+    link.symlink_to(wine_csv)
+    for command, place, told in (
+        (again, ["--csv", str(wine_csv)], "it is one of the files that are read"),
+        (again, ["--csv", str(link)], "it is one of the files that are read"),
+        (again, ["--csv", str(notes)], "which the zoo did not write"),
+        (again, ["--out", str(digit_png)], "which the zoo did not write"),
+        (["probe", "kernels", "test_unireplknet"], ["--out", str(digit_png)], "which the zoo did not write"),
+    ):
+        kept = Path(place[1]).read_bytes()
+        assert main([*command, *place]) == 1
+        assert told in capsys.readouterr().err
+        assert Path(place[1]).read_bytes() == kept
+    out = ["--csv", str(tmp_path / "answers.csv"), "--out", str(tmp_path / "answers.png")]
+    assert [main([*again, *out]) for _ in range(2)] == [0, 0], "its own answers it replaces"
+    own = tmp_path / "answers.csv"
+    capsys.readouterr()
+    assert main(["predict", WINE, str(own), "--csv", str(own)]) == 1
+    assert "it is one of the files that are read" in capsys.readouterr().err
+    assert wine_csv.read_bytes() == before
+
+
+def test_own_pictures_and_pages_are_known(tmp_path: Path) -> None:
+    for suffix in PICTURES:
+        save_figure(new_figure((1, 1)), tmp_path / f"x{suffix}")
+        check_output(tmp_path / f"x{suffix}", PICTURES)
+        new_figure((1, 1)).savefig(tmp_path / f"y{suffix}")
+        with pytest.raises(OutputError, match="which the zoo did not write"):
+            check_output(tmp_path / f"y{suffix}", PICTURES)
+    (tmp_path / "x.html").write_text(render("x" * 90_000, []))
+    check_output(tmp_path / "x.html", PAGES)
+    (tmp_path / "x.html").write_text("<!doctype html>\n<title>mine</title>")
+    with pytest.raises(OutputError, match="which the zoo did not write"):
+        write_report(tmp_path / "x.html", WINE)
+    (tmp_path / "x.html").write_text("")
+    check_output(tmp_path / "x.html", PAGES)
+
+
+def test_pages_hold_no_control_characters() -> None:
+    page = render("a\x1b[31m", [Part("a", tiles=[("1", "test/\x1b]0;x")], rows=[["\x9b", {"code": "\x07"}]])])
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", page)
+    assert "test/\\u001b]0;x" in page
+
+
+def test_links_out_of_a_folder_are_not_read(digit_png: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "digits"
+    (folder / "more").mkdir(parents=True)
+    shutil.copy(digit_png, folder / "more" / "0.png")
+    (folder / "more" / "same.png").symlink_to("0.png")
+    (tmp_path / "secret").write_text("secret")
+    (folder / "passwd.png").symlink_to(tmp_path / "secret")
+    assert [entry["file"] for entry in zoo.predict(DIGITS, folder)] == [str(folder / "more" / "0.png")]
+    assert "not followed: passwd.png" in caplog.text
+    shutil.rmtree(folder / "more")
+    with pytest.raises(ToolError, match="is a folder without a file that the model takes"):
+        zoo.predict(DIGITS, folder)
+
+
+def test_dropped_colours_are_told_once(digit_png: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 36, 3), dtype=np.uint8)
+    pixels[..., 1:] //= 8
+    Image.fromarray(pixels).save(tmp_path / "red.png")
+    Image.open(digit_png).convert("RGB").save(tmp_path / "grey.png")
+    entries = zoo.predict(DIGITS, [tmp_path / "grey.png", tmp_path / "red.png", tmp_path / "red.png"])
+    assert ["note" in entry for entry in entries] == [False, True, False]
+    assert entries[1]["note"].startswith(f"{tmp_path / 'red.png'} is in colour and the model takes grey pictures")
+
+
+def test_labels_in_another_order_than_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = bundled_weights.record(WINE)
+    record["class_names"] = record["class_names"][::-1]
+    with pytest.raises(ToolError, match="output 0 is 'class_2' there and 'class_0' here"):
+        evaluation.evaluate(record, torch.nn.Identity())
 
 
 def test_the_accuracy_matrix_is_drawn() -> None:

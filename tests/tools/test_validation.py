@@ -98,6 +98,27 @@ def test_five_classes_have_no_top_5(tmp_path: Path) -> None:
     assert "top-5" not in str(found)
 
 
+def test_other_names_are_no_classes(saved: Path, tmp_path: Path) -> None:
+    """As many folders as classes, in an order of their own: no answer is better than a wrong one."""
+    write_images(tmp_path / "val", ["Hen", "cat", "dog", "emu", "fox", "gnu"], each=1)
+    with pytest.raises(ValidationError, match=r"'Hen' is not a label of the model \(did you mean 'hen'\?\): name the"):
+        validate(str(saved), tmp_path)
+    (tmp_path / "list.csv").write_text("file,class\n" + "".join(f"val/{n}/0.png,{n * 2}\n" for n in ("cat", "dog")))
+    with pytest.raises(ValidationError, match="'catcat' is not a label of the model"):
+        validate(str(saved), tmp_path / "list.csv")
+
+
+def test_only_pictures_and_tables_are_validated_on_files(tmp_path: Path) -> None:
+    model = create_model("test_unireplknet_audio", num_classes=2)
+    record = {"kind": "sound", "rate": 8000, "samples": 8000}
+    folder = save_pretrained(model, tmp_path / "model", class_names=["a", "b"], input_record=record)
+    (tmp_path / "sounds" / "a").mkdir(parents=True)
+    (tmp_path / "list.csv").write_text("file,class\nx.wav,a\n")
+    for data in ("sounds", "list.csv"):
+        with pytest.raises(ValidationError, match="takes a recording, no images: without --data its own figure"):
+            validate(str(folder), tmp_path / data)
+
+
 def test_command(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_images(tmp_path / "val", ["cat"], each=2)
     assert main(["validate", "--model", f"local-dir:{saved}", "--data", str(tmp_path)]) == 0

@@ -134,6 +134,22 @@ def test_what_a_killed_run_left_over_goes(tmp_path: Path) -> None:
     assert left == {Path(".lock"), Path("wandb/mine.tmp")}
 
 
+def test_the_switch_of_a_killed_writer_is_finished_when_the_run_is_resumed(tmp_path: Path) -> None:
+    model, names = tmp_path / "model", ("config.json", "model.safetensors")
+    for place in (".old.0123456789ab.tmp", ".new.0123456789ab.tmp"):
+        (model / place).mkdir(parents=True)
+        for name in names:
+            (model / place / name).write_text(place)
+    (model / ".now.0123456789ab.tmp").symlink_to(".new.0123456789ab.tmp")
+    for name in names:
+        (model / name).symlink_to(f".now.0123456789ab.tmp/{name}")
+    with writing_in(tmp_path, resumed=True):
+        assert sorted(path.name for path in model.iterdir()) == sorted(names)
+        for name in names:
+            assert not (model / name).is_symlink()
+            assert (model / name).read_text() == ".new.0123456789ab.tmp"
+
+
 def test_latest_leads_to_the_newest_run(tmp_path: Path) -> None:
     for run in ("first", "second"):
         (tmp_path / "mine" / run).mkdir(parents=True)

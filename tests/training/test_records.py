@@ -15,15 +15,17 @@ import torch
 from tests.conftest import train_here
 from zoo.data import DataError, Digits
 from zoo.data.task_streams import _second
-from zoo.results.runs import RunsError, read_run, tabulate
+from zoo.results.runs import RunsError, read_run, tabulate, weights_of
 from zoo.support.inputs import preparation
 from zoo.support.signatures import ConfigError
 from zoo.tools.cards import card
 from zoo.tools.evaluation import record_of
 from zoo.tools.release import ship
+from zoo.training import launch
 from zoo.training.build import build_task
 from zoo.training.counts import counts
 from zoo.training.launch import _recorded_overrides
+from zoo.training.result import load_run
 from zoo.training.resuming import Changes, Resumed, resumed, stages
 
 pytestmark = pytest.mark.xdist_group("records")  # they share a run
@@ -170,8 +172,70 @@ def test_the_command_on_record_names_what_was_resumed(partly: tuple[Path, str], 
     )
     assert record_of(tmp_path / "run")["command"] == line
     assert read_run(partly[0]).kind != read_run(tmp_path / "run").kind, "they are not two seeds of one experiment"
-    train_here(tmp_path, "resume=run")  # with the first values it is over
+    done = train_here(tmp_path, "resume=run")  # with its last values it is over
     assert summary_of(tmp_path / "run") == summary
+    told = f"going on with trainer.max_epochs=2, optimizer.lr=0.0007, with which {tmp_path / 'run'} was last resumed"
+    assert told in done.stderr
+    assert "from here on" not in done.stderr
+
+
+def test_a_run_killed_in_its_second_stage_goes_on_in_it_and_credits_no_other_weights(
+    partly: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(partly[0], run)
+    first = summary_of(run)
+    assert first.pop("model_sha256") == weights_of(run)
+    (run / "summary.json").write_text(json.dumps(first))  # of an earlier release, which has no hash
+    notes = json.loads((run / "run.json").read_text())
+    begun = [{"epoch": 1, "step": 2, "overrides": ["trainer.max_epochs=2", "optimizer.lr=0.0007"]}]
+    (run / "run.json").write_text(json.dumps(notes | {"stages": begun}))
+
+    def killed(*_: Any) -> None:
+        raise RuntimeError("killed between the model and the summary")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("zoo.training.finish._summary", killed)
+        with pytest.raises(RuntimeError, match="killed between"):
+            launch.train(f"resume={run}")  # as it was last resumed
+    assert summary_of(run)["metrics"] == first["metrics"], "nothing is lost"
+    for read in (read_run, load_run, record_of):
+        with pytest.raises(RunsError, match=r"summary\.json is of other weights than those in model/"):
+            read(run)
+    result = launch.train(f"resume={run}")
+    assert summary_of(run)["model_sha256"] == weights_of(run)
+    assert summary_of(run)["stages"] == begun
+    assert read_run(run).metrics == result.metrics == load_run(run).metrics
+    assert result.epochs["train"] == 1
+    launch.train(f"resume={run} trainer.max_epochs=3")
+    assert "from here on" not in capsys.readouterr().err, "its rate is as before"
+    later = {"epoch": 2, "step": 4, "overrides": ["trainer.max_epochs=3", "optimizer.lr=0.0007"]}
+    assert summary_of(run)["stages"] == [*begun, later]
+    with pytest.raises(
+        ConfigError, match=r"trainer\.max_epochs = 2, and the state .* is after 3 epochs: give at least 3"
+    ):
+        launch.train(f"resume={run} trainer.max_epochs=2")
+
+
+def test_a_stage_counts_from_its_state_on_and_is_checked_as_what_the_run_began_with(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    with pytest.raises(launch.ResumeError, match=r"stopped before anything was on record: start it again"):
+        launch._continue_run(tmp_path, [])
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("[trainer.max_epochs=3, optimizer.lr=1]")
+    words = (["trainer.max_epochs=4"], ["trainer.max_epochs=5", "optimizer.lr=2"], ["hydra.run.dir=elsewhere"])
+    found = [{"epoch": i, "step": 10 * i, "overrides": text} for i, text in enumerate(words, 1)]
+    (tmp_path / "run.json").write_text(json.dumps({"stages": found}))
+    (tmp_path / "checkpoints").mkdir()
+    for step, kept in ((8, ["3", "1"]), (12, ["4", "1"]), (20, ["5", "2"])):
+        state = tmp_path / "checkpoints" / f"step={step:08d}.ckpt"
+        state.touch()
+        for target in (tmp_path, state):
+            assert launch._continue_run(target, [])[:2] == [f"trainer.max_epochs={kept[0]}", f"optimizer.lr={kept[1]}"]
+    assert "trainer.max_epochs=9" in launch._continue_run(tmp_path, ["trainer.max_epochs=9"])
+    (tmp_path / "checkpoints" / "step=00000030.ckpt").touch()
+    with pytest.raises(launch.ResumeError, match=r"'hydra\.run\.dir=elsewhere' .* is refused, it configures Hydra"):
+        launch._continue_run(tmp_path, [])
 
 
 def test_stages_that_led_nowhere_are_dropped() -> None:

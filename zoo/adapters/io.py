@@ -25,7 +25,16 @@ from zoo.adapters.api import (
 from zoo.adapters.config import config_from
 from zoo.adapters.conversion import Inputs
 from zoo.adapters.sites import SavedModule, sites
-from zoo.support.files import CheckpointError, check_inside, read_checkpoint, undisturbed, write_all, writer_of
+from zoo.support.files import (
+    CheckpointError,
+    as_path,
+    check_inside,
+    read_checkpoint,
+    undisturbed,
+    write_all,
+    writer_of,
+)
+from zoo.support.tensors import not_held
 from zoo.support.values import DamagedFileError, read_json
 
 __all__ = ["load_adapter", "save_adapter"]
@@ -70,7 +79,7 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     config = known_config(model, name)
     state = {k: v.detach().cpu().contiguous().clone() for k, v in _state(model, name).items()}
     content = {"format": FORMAT, "base_model": type(model).__name__, **asdict(config)}
-    folder = Path(folder)
+    folder = as_path(folder)
     if os.path.lexists(folder / CONFIG) or os.path.lexists(folder / WEIGHTS):
         _content_of(folder)  # keep files of other programs
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +105,7 @@ def load_adapter(
         CheckpointError: A file is missing, damaged or not an adapter, or it was saved for another model.
         ValueError: The name is taken.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     config, base, state = undisturbed(folder, lambda: _read(folder), (CONFIG, WEIGHTS))
     other = f"{folder} was saved for another model ({base}, this is {type(model).__name__})"
     before = _snapshot(model)
@@ -147,20 +156,26 @@ def _read(folder: Path) -> tuple[Any, str, dict[str, Any]]:
 def _fill(model: nn.Module, name: str, state: Mapping[str, Tensor], other: str) -> None:
     own = _state(model, name)
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
+    shapes = [k for k in own if k in state and own[k].shape != getattr(state[k], "shape", None)]
     if missing or unexpected or shapes:
         first = (
-            f"{shapes[0]} has shape {tuple(state[shapes[0]].shape)} and should have {tuple(own[shapes[0]].shape)}"
+            f"{shapes[0]} has shape {_size(state[shapes[0]])} and should have {_size(own[shapes[0]])}"
             if shapes
             else f"{(missing or unexpected)[0]} is {'missing' if missing else 'not in this model'}"
         )
         raise CheckpointError(f"{other}: {first}")
+    if problem := not_held(own, state):
+        raise CheckpointError(f"{other}: {problem}")
     for place, module in _parts(model, name).items():
         part = {k.removeprefix(f"{place}."): v for k, v in state.items() if k.startswith(f"{place}.")}
         try:
             module.load_state_dict(part)
         except RuntimeError as error:
             raise CheckpointError(f"{place}: {error}") from None
+
+
+def _size(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, Tensor) else f"none ({type(value).__name__})"
 
 
 def _snapshot(model: nn.Module) -> tuple[dict[str, bool], str | None]:

@@ -21,6 +21,7 @@ from zoo.adapters.api import inject_adapters
 from zoo.ops.numerics import without_padding
 from zoo.support.files import CheckpointError, read_checkpoint
 from zoo.support.suggest import suggestion
+from zoo.support.tensors import not_held
 
 __all__ = ["TUNINGS", "TextClassifier"]
 
@@ -133,11 +134,14 @@ class TextClassifier(nn.Module):
         theirs = {k: k.replace(".base_layer.", ".") for k in own}  # PEFT moves the layers that it wraps
         for name, value in own.items():
             found = state.get(theirs[name])
-            if found is None or found.shape != value.shape:
+            if getattr(found, "shape", None) != value.shape:
                 raise CheckpointError(
                     f"{path} holds no encoder of this size: {theirs[name]} is missing or of another shape"
                 )
-        self.bert.load_state_dict({name: state[other] for name, other in theirs.items()}, strict=False)
+        chosen = {name: state[other] for name, other in theirs.items()}
+        if problem := not_held(own, chosen):
+            raise CheckpointError(f"{path}: {problem}")
+        self.bert.load_state_dict(chosen, strict=False)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Tokens (B, L), 0 is padding, to mean states (B, d)."""

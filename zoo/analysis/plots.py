@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from zoo.support.values import MAKER
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -46,6 +50,15 @@ def new_figure(size: tuple[float, float]) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
+    """Write a picture (.png, .svg, .pdf), whole or not at all, with the name of the zoo in its metadata."""
+    from zoo.support.files import write_atomic
+
+    kind = path.suffix.lower()[1:]
+    told: Any = {"Software" if kind == "png" else "Creator": MAKER}
+    write_atomic(path, lambda file: figure.savefig(file, format=kind, dpi=dpi, metadata=told))
 
 
 def given_or_new(ax: Axes | None, size: tuple[float, float] = (5.0, 3.6)) -> Axes:

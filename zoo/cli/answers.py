@@ -53,9 +53,9 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
 
 def _predict(options: argparse.Namespace) -> int:
     if options.out:
-        check_output(options.out, PICTURES)
+        check_output(options.out, PICTURES, options.files)
     if options.csv:
-        check_output(options.csv, (".csv",))
+        check_output(options.csv, (".csv",), options.files)
     from zoo.tools.prediction import draw, predict, write_table
 
     found = predict(
@@ -78,10 +78,9 @@ def _predict(options: argparse.Namespace) -> int:
         if "note" in entry:
             print(f"note: {shown(entry['note'])}", file=sys.stderr)
     if options.out:
-        from zoo.support.files import write_atomic
+        from zoo.analysis.plots import save_figure
 
-        figure = draw(found[0], options.model)
-        write_atomic(options.out, lambda file: figure.savefig(file, format=options.out.suffix.lower()[1:], dpi=120))
+        save_figure(draw(found[0], options.model), options.out)
         lines.append(f"picture: {options.out}")
     if options.csv:
         write_table(options.csv, found)

@@ -207,7 +207,18 @@ def encode(
         inputs, told = _encode(column, variable, lines)
         found += inputs
         notes += [f"{column.table.path}: {one}" for one in told]
+    if (blank := np.logical_and.reduce([_gaps(column) for column in columns])).any():
+        where = _rows(blank, lines, columns[0].table.unit)
+        empty = f"no column that the model takes has a value in {where}, so an answer there says nothing"
+        notes.append(f"{columns[0].table.path}: {empty}")
     return np.stack(found, 1), notes
+
+
+def _gaps(column: Column) -> np.ndarray:
+    """Which cells are missing, (n,)."""
+    if len(column.numbers):
+        return np.isnan(column.numbers)
+    return np.array([word in ("", MISSING) for word in column.words], bool)[column.codes]
 
 
 def _encode(column: Column, variable: Variable, lines: Sequence[int]) -> tuple[list[np.ndarray], list[str]]:

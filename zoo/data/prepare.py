@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,17 @@ from zoo.data.checks import DataError
 from zoo.data.delimited import listed
 from zoo.support import inputs
 
-__all__ = ["SUFFIXES", "far_out", "form_for", "kind_of_file", "other_tasks", "other_units", "prepare", "says_nothing"]
+__all__ = [
+    "SUFFIXES",
+    "far_out",
+    "form_for",
+    "kind_of_file",
+    "other_tasks",
+    "other_units",
+    "prepare",
+    "says_nothing",
+    "without_colour",
+]
 
 #: Function of each kind: takes the file and the typed record, and returns the model's arguments.
 PREPARERS = {
@@ -84,7 +95,11 @@ def prepare(path: str | Path, record: Mapping[str, Any], folder: Path | None = N
 
 
 FAR = 50.0  # standard deviations; fewer than 2,500 training rows cannot contain such an outlier
+SHIFTED = 3.0  # standard deviations of the median of a column, in a file of some rows
+_SOME = 5
 UNITS = 10.0  # factor between two units of length, at least
+_LOOK = 64  # pixels of the short side that are enough to see whether a picture has colours
+_TINT, _TINTED = 32, 0.02  # largest difference of the channels of a grey pixel, of 255; share of others that may be
 _EVEN = 1e-5  # tolerance for rounding; half a step of 16-bit sound
 
 
@@ -129,7 +144,7 @@ def says_nothing(path: Path, values: Tensor, form: Any) -> str | None:
 def far_out(
     path: Path, rows: Tensor, model: Any, names: Sequence[str] = (), measured: Sequence[bool] = ()
 ) -> str | None:
-    """Warning for table values far outside the training data; None if there are none.
+    """Warning for table values far outside the training data, or columns that are elsewhere as a whole; else None.
 
     Checked for models that standardise, by their mean and standard deviation of the training rows.
 
@@ -146,17 +161,25 @@ def far_out(
     if bool((mean == 0).all()) and bool((scale == 1).all()):  # no standardisation
         return None
     mean, scale = mean.double(), scale.double()
-    worst, places = ((rows.double() - mean) / scale).abs().max(0)
+    distance = (rows.double() - mean) / scale
     if measured:
-        worst = worst * torch.tensor(measured)
+        distance = distance * torch.tensor(measured)
+    worst, places = distance.abs().max(0)
     told = []
     for i in (worst > FAR).nonzero()[:, 0].tolist():
         row = int(places[i])
         name = names[i][:60] if i < len(names) else f"column {i + 1}"
         told.append(f"{name} (row {row + 1}: {rows[row, i]:.6g}; training had {mean[i]:.4g} ± {scale[i]:.2g})")
+    if told:
+        why = "values lie far outside of the training rows, so answers there are guesses"
+        return f"{path}: {why}: {listed(told, 5, 200)}"
+    middle = rows.double().median(0).values
+    for i in (distance.median(0).values.abs() > SHIFTED).nonzero()[:, 0].tolist() if len(rows) >= _SOME else ():
+        name = names[i][:60] if i < len(names) else f"column {i + 1}"
+        told.append(f"{name} (median {middle[i]:.6g}; training had {mean[i]:.4g} ± {scale[i]:.2g})")
     if not told:
         return None
-    return f"{path}: values lie far outside of the training rows, so answers there are guesses: {listed(told, 5, 200)}"
+    return f"{path}: most values are unlike those of training, are the units the same? {listed(told, 5, 200)}"
 
 
 def other_units(path: Path, values: Tensor, form: Any) -> str | None:
@@ -176,6 +199,18 @@ def other_units(path: Path, values: Tensor, form: Any) -> str | None:
         f"{path}: its coordinates reach {found:.4g}, those of training {form.extent:.4g}, and the model takes them as "
         "they are: are the units the same?"
     )
+
+
+def without_colour(path: Path, form: Any) -> str | None:
+    """One sentence about a picture in colour for a model of grey ones; None for any other file, or an array."""
+    if form.kind != "image" or form.channels != 1 or not path.is_file():
+        return None
+    from zoo.data.pictures import open_picture
+
+    pixels = torch.from_numpy(np.array(open_picture(path, 3, form.background, _LOOK), np.int16))
+    if float((pixels.amax(2) - pixels.amin(2) > _TINT).float().mean()) < _TINTED:
+        return None
+    return f"{path} is in colour and the model takes grey pictures: it sees how bright each pixel is, and no colour"
 
 
 def other_tasks(form: Any) -> str | None:

@@ -189,7 +189,7 @@ def below(folder: Path, files: Files, unused: list[str] | None = None) -> list[s
             (found if link.lower().endswith(files.suffixes) else others).append(link)
     if left_out:
         warn_once(
-            f"{folder}: links that lead out of the class folder, or nowhere, are not followed: {_first_names(left_out)}"
+            f"{folder}: links that lead out of this folder, or nowhere, are not followed: {_first_names(left_out)}"
         )
     return sorted(found)
 

@@ -36,6 +36,7 @@ from zoo.learners.gaussian_process import FitReport, GaussianProcess
 from zoo.learners.laplace import LaplaceProcess
 from zoo.learners.sparse_gp import SparseGaussianProcess
 from zoo.support.scaling import standardisation
+from zoo.support.tensors import without_grad
 
 __all__ = ["GPClassifier", "GPRegressor"]
 
@@ -201,7 +202,7 @@ class GPRegressor(RegressorMixin, _Process):
         Raises:
             ValueError: As scikit-learn's estimators; or the spread of the targets is above 1e150. An earlier fit stays.
         """
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
+        X, y = validate_data(self, without_grad(X), y, dtype=np.float64, y_numeric=True)
         y = _numbers(y)
         rows, kernel, seed = self._start(X)
         self.y_mean_, self.y_scale_ = 0.0, 1.0
@@ -272,7 +273,7 @@ class GPRegressor(RegressorMixin, _Process):
 
     def _rows(self, X) -> Tensor:
         check_is_fitted(self, "posterior_")
-        return self._scaled(validate_data(self, X, dtype=np.float64, reset=False))
+        return self._scaled(validate_data(self, without_grad(X), dtype=np.float64, reset=False))
 
 
 @register_estimator("gp_classifier", "Gaussian-process classification by Laplace's approximation")
@@ -321,7 +322,7 @@ class GPClassifier(ClassifierMixin, _Process):
         Returns:
             The estimator.
         """
-        X, y = validate_data(self, X, y, dtype=np.float64)
+        X, y = validate_data(self, without_grad(X), y, dtype=np.float64)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -346,7 +347,7 @@ class GPClassifier(ClassifierMixin, _Process):
     def predict_proba(self, X):
         """Class probabilities (m, C): posterior means of the sigmoids, normalised for more than two classes."""
         check_is_fitted(self, "posteriors_")
-        rows = self._scaled(validate_data(self, X, dtype=np.float64, reset=False))
+        rows = self._scaled(validate_data(self, without_grad(X), dtype=np.float64, reset=False))
         found = _finite(torch.stack([posterior.probability(rows) for posterior in self.posteriors_], 1).numpy())
         if len(self.classes_) == 2:
             return np.hstack([1 - found, found])

@@ -52,8 +52,10 @@ from zoo.models.grbf import (
 )
 from zoo.support.scaling import power_of_two, standardisation
 from zoo.support.suggest import suggestion
+from zoo.support.tensors import without_grad
 
 __all__ = ["Bootstrap", "GRBFClassifier", "GRBFRegressor"]
+_LARGEST_TARGET = 1e150  # the squares of targets are summed
 #: Parameters of the initialisation, which a warm start cannot change.
 _START = ("precision", "n_centers", "centers", "init", "fit_intercept", "standardize", "categorical_features")
 #: Parameters of networks that are trained in steps, which a closed form does not use.
@@ -188,7 +190,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         before = self.__dict__.copy()
         try:
-            X, y, sample_weight, copies = self._validate(X, y, sample_weight)
+            X, y, sample_weight, copies = self._validate(without_grad(X), without_grad(y), sample_weight)
             fit_all([self], X, y, sample_weight[None], copies[None])
         except BaseException:  # keep the previous fit
             self.__dict__.clear()
@@ -444,7 +446,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         encoding: Encoding | None = getattr(self, "encoding_", None)  # older fits have none
-        mask = self._categories()
+        mask, X = self._categories(), without_grad(X)
         if mask is None:
             finite: Any = True if encoding is None else "allow-nan"
             X = validate_data(self, X, dtype=np.float64, ensure_all_finite=finite, reset=False)
@@ -732,7 +734,10 @@ class GRBFRegressor(RegressorMixin, _GRBF):
     """
 
     def _encode(self, y: np.ndarray) -> np.ndarray:
-        return np.asarray(y, dtype=np.float64)
+        y = np.asarray(y, dtype=np.float64)
+        if not (largest := np.abs(y).max(initial=0.0)) < _LARGEST_TARGET:
+            raise ValueError(f"y has values up to {largest:.3g}, whose squares are infinite: give it in other units")
+        return y
 
     @property
     def n_outputs_(self) -> int:

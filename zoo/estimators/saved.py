@@ -32,14 +32,17 @@ from zoo.estimators.named import register_estimator
 from zoo.support import inputs
 from zoo.support.files import (
     CONFIG_NAME,
+    RECORD_HASHES,
     WEIGHTS_NAME,
     CheckpointError,
+    as_path,
     check_replaceable,
     fetch_hub,
     is_safetensors,
     locate,
     read_checkpoint,
     read_config,
+    record_hashes,
     undisturbed,
     write_all,
     writer_of,
@@ -83,7 +86,7 @@ def save_estimator(
     """
     import zoo
 
-    folder, kind = Path(folder), type(estimator)
+    folder, kind = as_path(folder), type(estimator)
     check_replaceable(folder)
     if not overwrite and (folder / CONFIG_NAME).exists():
         raise CheckpointError(f"{folder} holds a model already: choose another folder, or overwrite=True")
@@ -113,6 +116,7 @@ def save_estimator(
     config |= {"input": input_record_of(estimator, input_record), "estimator": content}
     config["zoo"] = {"version": zoo.__version__, "form": "estimator"}
     weights = _serialised(writer.tensors)
+    config[RECORD_HASHES] = record_hashes(config)
     config["sha256"] = {WEIGHTS_NAME: hashlib.sha256(weights).hexdigest()}
     text = json.dumps(config, indent=1).encode() + b"\n"
     write_all({folder / WEIGHTS_NAME: writer_of(weights), folder / CONFIG_NAME: writer_of(text)})
@@ -131,7 +135,7 @@ def load_estimator(source: str | Path) -> Any:
             does not fit the estimator of that name. Nothing in it is run.
     """
     place, _, rest = str(source).partition(":")
-    folder = Path(rest if place in ("local-dir", "local_dir") else source).expanduser()
+    folder = as_path(rest if place in ("local-dir", "local_dir") else source).expanduser()
     if place in ("hf-hub", "hf_hub"):
         folder = fetch_hub(rest, None).parent
     return undisturbed(folder, lambda: _load(folder))

@@ -34,6 +34,7 @@ from zoo.kernels.random_features import FourierFeatures
 from zoo.learners.heads import Discriminant, Mixture, register_learner
 from zoo.learners.statistics import ClassStatistics
 from zoo.support.scaling import standardisation
+from zoo.support.tensors import without_grad
 
 __all__ = ["KernelStreamClassifier"]
 
@@ -135,7 +136,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
 
     def _learn(self, X, y, task):
         first, _ = not hasattr(self, "statistics_"), self._learner()
-        X, y = validate_data(self, X, y, dtype=np.float64, reset=first)
+        X, y = validate_data(self, without_grad(X), y, dtype=np.float64, reset=first)
         check_classification_targets(y)
         if first:
             self._draw_map(X)
@@ -190,7 +191,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
             ValueError: These rows cannot have been learned; nothing is forgotten.
         """
         check_is_fitted(self, "statistics_")
-        X, y = validate_data(self, X, y, dtype=np.float64, reset=False)
+        X, y = validate_data(self, without_grad(X), y, dtype=np.float64, reset=False)
         codes = self._codes_of(y)
         F = self.statistics_.phi(torch.from_numpy(self._standard(X)))
         scores = self._held_out(F, codes)
@@ -330,7 +331,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
 
     def _phi(self, X) -> Tensor:
         check_is_fitted(self, "statistics_")
-        X = validate_data(self, X, dtype=np.float64, reset=False)
+        X = validate_data(self, without_grad(X), dtype=np.float64, reset=False)
         if not self.statistics_.rows:
             raise ValueError("no rows are left: call fit or partial_fit first")
         return self.statistics_.phi(torch.from_numpy(self._standard(X)))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from zoo.kernels.compose import outer_columns
 from zoo.kernels.kernel import Kernel, register_kernel
-from zoo.kernels.positive import PositiveParameter
+from zoo.kernels.positive import PositiveParameter, as_number
 
 __all__ = ["FeatureKernel", "Linear", "Polynomial"]
 
@@ -53,7 +53,7 @@ class Polynomial(Kernel):
         dtype=None,
     ) -> None:
         super().__init__()
-        if degree < 1 or degree != int(degree):
+        if as_number("degree", degree) < 1 or degree % 1:  # not 0 of infinity and NaN either
             raise ValueError(f"degree={degree} is not a whole number of at least 1")
         self.degree = int(degree)
         PositiveParameter.register(self, "gamma", gamma, learnable=learnable, device=device, dtype=dtype)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from zoo.kernels.distances import distances
 from zoo.kernels.kernel import Kernel, register_kernel
-from zoo.kernels.positive import PositiveParameter, ScalarOrTensor
+from zoo.kernels.positive import PositiveParameter, ScalarOrTensor, as_number
 from zoo.ops.numerics import autocast_disabled
 
 __all__ = ["ExponentialPower"]
@@ -61,16 +61,17 @@ class ExponentialPower(Kernel):
         dtype=None,
     ) -> None:
         super().__init__()
+        exponent, norm = as_number("exponent", exponent), as_number("norm", norm)
         if not 0 < exponent <= 2:
             raise ValueError(f"exponent={exponent} is not in (0, 2]")
         if not 0 < norm <= 2:
             raise ValueError(f"norm={norm} is not in (0, 2]")
-        self.exponent, self.norm = float(exponent), float(norm)
+        self.exponent, self.norm = exponent, norm
         PositiveParameter.register(self, "lengthscale", lengthscale, learnable=learnable, device=device, dtype=dtype)
         self.register_buffer("metric", None)
         self.register_buffer("root", None)
         if metric is not None:
-            self.set_metric(metric.to(device))
+            self.set_metric(metric.to(device) if isinstance(metric, Tensor) else metric)
 
     @classmethod
     def by_width(cls, width: float | None = None, **options: Any) -> ExponentialPower:
@@ -89,6 +90,8 @@ class ExponentialPower(Kernel):
         if metric is None:
             self.metric = self.root = None
             return
+        if not isinstance(metric, Tensor) or metric.is_complex():
+            raise ValueError(f"the metric is {metric!r:.60}, not a tensor of real numbers: use torch.as_tensor")
         if metric.ndim not in (1, 2) or (metric.ndim == 2 and metric.shape[0] != metric.shape[1]):
             raise ValueError(f"a metric is (D,) or (D, D), got {tuple(metric.shape)}")
         if not bool(torch.isfinite(metric).all()):

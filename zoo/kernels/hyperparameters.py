@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from zoo.kernels.positive import PositiveParameter
+from zoo.kernels.positive import PositiveParameter, as_numbers
 
 __all__ = ["Hyperparameter", "hyperparameters"]
 
@@ -45,7 +45,7 @@ class Hyperparameter(NamedTuple):
         if self.positive() is not None:
             setattr(self.module, self.name, value)
             return
-        new = torch.as_tensor(value, dtype=torch.float64, device="cpu")
+        new = as_numbers(self.name, value)
         if not bool(new.isfinite().all()):
             raise ValueError(f"{self.name} must be finite")
         self.raw.copy_(new.expand(self.raw.shape))

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.kernels.distances import common_dtype
+from zoo.kernels.positive import as_number
 from zoo.ops.numerics import autocast_disabled
 from zoo.support.register import Register
 from zoo.support.suggest import suggestion
@@ -204,7 +205,7 @@ def create_kernel(name: str, width: float | None = None, *, device=None, dtype=N
     Raises:
         ValueError: The kernel is unknown, or the width is not positive.
     """
-    if width is not None and not width > 0:
+    if width is not None and not as_number("width", width) > 0:
         raise ValueError(f"width={width} must be positive")
     known = KERNELS.entries()
     if name not in known:

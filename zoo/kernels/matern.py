@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.kernel import register_kernel
-from zoo.kernels.positive import ScalarOrTensor
+from zoo.kernels.positive import ScalarOrTensor, as_number
 from zoo.kernels.radial import Radial
 from zoo.ops.dispatch import is_tracing, is_transformed
 from zoo.ops.numerics import differentiable_grad
@@ -43,7 +43,7 @@ class Matern(Radial):
     def __init__(
         self, nu: float = 1.5, lengthscale: ScalarOrTensor = 1.0, *, learnable: bool = True, device=None, dtype=None
     ) -> None:
-        if nu not in (0.5, 1.5, 2.5, math.inf):
+        if as_number("nu", nu) not in (0.5, 1.5, 2.5, math.inf):
             raise ValueError(f"nu={nu} must be 0.5, 1.5, 2.5 or infinity")
         super().__init__(lengthscale, learnable=learnable, device=device, dtype=dtype)
         self.nu = float(nu)

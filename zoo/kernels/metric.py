@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from zoo.kernels.distances import exact_product, inner_point, spreads, squared_distances
 from zoo.kernels.kernel import Kernel, check_dim
+from zoo.kernels.positive import as_number, as_numbers
 from zoo.ops import operator
 from zoo.ops.numerics import at_least_float32, autocast_disabled
 
@@ -158,8 +159,10 @@ class PrecisionGaussian(Kernel):
     ) -> None:
         super().__init__()
         rank = dim if rank is None else rank
-        if dim < 1 or not 1 <= rank <= dim:
-            raise ValueError(f"dim={dim}, rank={rank}: dim must be positive and rank between 1 and dim")
+        whole = all(as_number(key, value) % 1 == 0 for key, value in (("dim", dim), ("rank", rank)))
+        if not whole or not 1 <= rank <= dim:
+            raise ValueError(f"dim={dim}, rank={rank}: dim must be a positive whole number, rank one from 1 to dim")
+        dim, rank = int(dim), int(rank)
         self.dim, self.rank = dim, rank
         elements = torch.zeros(len(triangle(dim, rank)), device=device, dtype=dtype)
         if learnable:
@@ -181,7 +184,7 @@ class PrecisionGaussian(Kernel):
 
     @precision.setter
     def precision(self, value: Tensor) -> None:
-        value = torch.as_tensor(value, device="cpu").detach().to(torch.float64)
+        value = as_numbers("precision", value).detach()
         if value.shape != (self.dim, self.dim):
             raise ValueError(f"precision has shape {tuple(value.shape)}; it must be ({self.dim}, {self.dim})")
         scale = value.abs().max()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from zoo.kernels.kernel import Kernel
-from zoo.kernels.positive import ScalarOrTensor
+from zoo.kernels.positive import ScalarOrTensor, as_numbers
 
 __all__ = ["OffsetLinear"]
 
@@ -27,7 +27,7 @@ class OffsetLinear(Kernel):
     def __init__(self, offset: ScalarOrTensor = 0.0, *, learnable: bool = True, device=None, dtype=None) -> None:
         super().__init__()
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        value = torch.as_tensor(offset, dtype=torch.float64, device="cpu").detach()
+        value = as_numbers("offset", offset).detach()
         if not bool(value.isfinite().all()):
             raise ValueError(f"offset={offset} must be finite")
         value = value.to(device=device, dtype=dtype, copy=True)

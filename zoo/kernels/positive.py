@@ -9,10 +9,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["PositiveParameter", "ScalarOrTensor"]
+__all__ = ["PositiveParameter", "ScalarOrTensor", "as_number", "as_numbers"]
 
 Transform = Literal["softplus", "exp"]
 ScalarOrTensor = float | Sequence[float] | Tensor
+
+
+def as_numbers(name: str, value: ScalarOrTensor) -> Tensor:
+    """Real numbers as a tensor, float64, on the CPU.
+
+    Raises:
+        ValueError: The value is none, for example a word, None or a complex number.
+    """
+    try:
+        found = torch.as_tensor(value, device="cpu")
+        if not found.is_complex():
+            return torch.as_tensor(value, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        pass  # torch's own words name neither the option nor what it takes
+    raise ValueError(f"{name} = {value!r:.60} is neither a real number nor a tensor or list of them") from None
+
+
+def as_number(name: str, value: float) -> float:
+    """One real number as a float.
+
+    Raises:
+        ValueError: The value is none, or several.
+    """
+    found = as_numbers(name, value)
+    if found.numel() != 1:
+        raise ValueError(f"{name} must be one number, got shape {tuple(found.shape)}")
+    return float(found)
 
 
 class PositiveParameter:
@@ -78,7 +105,7 @@ class PositiveParameter:
         raw = getattr(module, f"raw_{self.name}")
         if raw is None:
             raise ValueError(f"{self.name} was fixed at 0 when {type(module).__name__} was built; build another")
-        new = self.inverse(torch.as_tensor(value, dtype=torch.float64, device="cpu"))
+        new = self.inverse(as_numbers(self.name, value))
         try:
             new = new.expand(raw.shape)
         except RuntimeError:
@@ -125,7 +152,7 @@ class PositiveParameter:
         if descriptor.optional and isinstance(value, int | float) and value == 0:
             module.register_parameter(f"raw_{name}", None)
             return
-        raw = descriptor.inverse(torch.as_tensor(value, dtype=torch.float64, device="cpu").detach())
+        raw = descriptor.inverse(as_numbers(name, value).detach())
         if dtype is None:  # float64 if the default cannot represent it
             dtype = torch.get_default_dtype()
             dtype = dtype if bool(raw.to(dtype).isfinite().all()) else torch.float64

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo.kernels.kernel import Kernel
 from zoo.kernels.linalg import double
-from zoo.kernels.positive import PositiveParameter, ScalarOrTensor
+from zoo.kernels.positive import PositiveParameter, ScalarOrTensor, as_numbers
 
 __all__ = ["GridSpectralMixture", "SpectralMixture", "components", "frequency_grid"]
 
@@ -62,7 +62,7 @@ def mixture(X: Tensor, Z: Tensor | None, weights: Tensor, means: Tensor, scales:
 
 
 def _matrix(name: str, value: ScalarOrTensor) -> Tensor:
-    given = torch.as_tensor(value, dtype=torch.float64, device="cpu")
+    given = as_numbers(name, value)
     if given.ndim != 2 or not given.numel() or not bool(given.isfinite().all()):
         raise ValueError(f"{name} must be finite numbers (Q, D), got shape {tuple(given.shape)}")
     return given
@@ -125,7 +125,7 @@ class SpectralMixture(_Spectral):
         super().__init__()
         dtype = torch.get_default_dtype() if dtype is None else dtype
         frequencies, widths = _matrix("means", means), _matrix("scales", scales)
-        found = torch.as_tensor(weights, dtype=torch.float64, device="cpu")
+        found = as_numbers("weights", weights)
         if frequencies.shape != widths.shape or found.shape != frequencies.shape[:1]:
             raise ValueError(
                 f"weights {tuple(found.shape)}, means {tuple(frequencies.shape)} and scales {tuple(widths.shape)} "
@@ -200,7 +200,7 @@ class GridSpectralMixture(_Spectral):
         dtype = torch.get_default_dtype() if dtype is None else dtype
         frequencies = _matrix("means", means)
         for name, value, shape in (("scales", scales, frequencies.shape), ("weights", weights, frequencies.shape[:1])):
-            given = torch.as_tensor(value, dtype=torch.float64, device="cpu")
+            given = as_numbers(name, value)
             if given.ndim and given.shape != shape:
                 raise ValueError(f"{name} has shape {tuple(given.shape)}; it must be {tuple(shape)} or one number")
             if not bool((given.isfinite() & (given >= 0)).all()):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from zoo.kernels.distances import city_block_distances, inner_point, spreads, squared_distances
 from zoo.kernels.kernel import Kernel, check_dim, register_kernel
-from zoo.kernels.positive import PositiveParameter, ScalarOrTensor
+from zoo.kernels.positive import PositiveParameter, ScalarOrTensor, as_numbers
 
 __all__ = ["Gaussian", "Laplacian"]
 
@@ -73,7 +73,7 @@ class Laplacian(Kernel):
 
 
 def _register_lengthscale(module: nn.Module, value: ScalarOrTensor, learnable: bool, device: Any, dtype: Any) -> None:
-    shape = tuple(torch.as_tensor(value, device="cpu").shape)
+    shape = tuple(as_numbers("lengthscale", value).shape)
     if len(shape) > 1:
         raise ValueError(f"lengthscale must be one number or one per dimension, got shape {shape}")
     PositiveParameter.register(module, "lengthscale", value, learnable=learnable, device=device, dtype=dtype)

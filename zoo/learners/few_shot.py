@@ -6,7 +6,8 @@ lam and the temperature T of each layer are learned on other tasks (Zhou and oth
 With one strength for all layers and T = 1 this is PADDLE (Martin and others, NeurIPS 2022) for Gaussian classes, and
 EM-Dirichlet (Martin and others, CVPR 2024) for probabilities.
 
-Shapes: support (..., s, d), its labels (..., s), query (..., q, d); leading dimensions are tasks.
+Shapes: support (..., s, d), its labels (..., s), query (..., q, d); leading dimensions are tasks. Features of half
+precision are computed, and answered, in float32.
 
 >>> head = UNEMGaussian(layers=10)
 >>> fit(head, episodes(X, y, ways=10, present=3, shots=1, queries=45), lr=0.1)
@@ -16,7 +17,7 @@ Shapes: support (..., s, d), its labels (..., s), query (..., q, d); leading dim
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -107,12 +108,12 @@ def gaussian_layers(
         U, V and W of every layer.
 
     Raises:
-        ValueError: The shapes do not fit, a number is not finite, or a class has no row.
+        ValueError: The shapes do not fit, a number is not finite or so large that distances are not, or a class has no
+            row.
     """
-    R = _one_hot(support, labels, query, classes)  # (..., s, K)
-    if not bool(R.detach().sum(-2).all()):
-        missing = int((R.detach().sum(-2) == 0).nonzero()[0, -1])
-        raise ValueError(f"class {missing} has no row in the support of a task: means need one row of every class")
+    support, query = _features(support, query)
+    R = _one_hot(support, labels, classes, every=True)  # (..., s, K)
+    _check_size(support, query)
     known = R.mT @ support
     W = known / R.sum(-2)[..., None]
     V = torch.full_like(W[..., 0], offset)
@@ -193,11 +194,12 @@ class UNEMGaussian(_Unrolled):
         self, support: Tensor, labels: Tensor, query: Tensor, classes: int | None = None
     ) -> Iterator[GaussianLayer]:
         """Output of every layer; see :func:`gaussian_layers`."""
-        support, query = (_full(x, self.a) * self.scale for x in (support, query))
+        support, query = _scaled(*_features(support, query, self.a), self.scale)
         return gaussian_layers(support, labels, query, self.lam, self.temperature, classes, eps=self.eps)
 
     def forward(self, support: Tensor, labels: Tensor, query: Tensor, classes: int | None = None) -> Tensor:
         """Class probabilities for every query row, (..., q, K), from the last layer."""
+        _check_tensors(support=support, labels=labels, query=query)
         with autocast_disabled(query.device):
             *_, last = self.layers(support, labels, query, classes)
         return last.assignments
@@ -227,6 +229,7 @@ def paddle(
         scale_features: Scale each task's features with :func:`min_max_scaled` first.
     """
     _check_positive(iterations=iterations)
+    support, query = _features(support, query)
     if scale_features:
         support, query = min_max_scaled(support, query)
     lams = torch.full((iterations,), float(lam), dtype=query.dtype, device=query.device)
@@ -235,14 +238,23 @@ def paddle(
 
 
 def min_max_scaled(support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-    """Min-max scaling of both by the query, per task and feature; a constant feature is only shifted."""
+    """Min-max scaling of both by the query, per task and feature; a constant feature is only shifted.
+
+    Raises:
+        ValueError: The shapes do not fit, a number is not finite, or one cannot be scaled.
+    """
+    support, query = _features(support, query)
     low, high = query.amin(-2, keepdim=True), query.amax(-2, keepdim=True)
     width = torch.where(high > low, high - low, torch.ones_like(low))
-    return (support - low) / width, (query - low) / width
+    support, query = (support - low) / width, (query - low) / width
+    if not bool(support.detach().isfinite().all() & width.detach().isfinite().all()):
+        raise ValueError(f"the features are too far apart to be scaled in {query.dtype}: use float64, or scale them")
+    return support, query
 
 
 def prototypes(support: Tensor, labels: Tensor, query: Tensor, classes: int | None = None) -> Tensor:
     """Probabilities (..., q, K) from distances to the support's class means; the query is not used for fitting."""
+    support, query = _features(support, query)
     one = torch.ones(1, dtype=query.dtype, device=query.device)
     return next(gaussian_layers(support, labels, query, 0 * one, one, classes)).assignments
 
@@ -283,9 +295,13 @@ def dirichlet_layers(
         U, V, alpha, m and the number of updates of every layer.
 
     Raises:
-        ValueError: The shapes do not fit, or a number is not finite.
+        ValueError: The shapes do not fit, or a number is not finite, or negative.
     """
-    R = _one_hot(support, labels, query, query.shape[-1])
+    support, query = _features(support, query)
+    for name, values in (("support", support), ("query", query)):
+        if bool((values.detach() < 0).any()):
+            raise ValueError(f"the {name} has negative numbers, which are no probabilities")
+    R = _one_hot(support, labels, query.shape[-1])
     log_support, log_query = (support + _TINY).log(), (query + _TINY).log()
     known = R.mT @ log_support
     alpha, U = torch.ones_like(known), query
@@ -410,11 +426,12 @@ class UNEMDirichlet(_Unrolled):
 
     def layers(self, support: Tensor, labels: Tensor, query: Tensor) -> Iterator[DirichletLayer]:
         """Output of every layer; see :func:`dirichlet_layers`."""
-        p, q = ((_full(x, self.a) * self.t).softmax(-1) for x in (support, query))
+        p, q = (x.softmax(-1) for x in _scaled(*_features(support, query, self.a), self.t))
         return dirichlet_layers(p, labels, q, self.lam, self.temperature, max_steps=self.max_steps)
 
     def forward(self, support: Tensor, labels: Tensor, query: Tensor) -> Tensor:
         """Class probabilities for every query row, (..., q, K), from the last layer."""
+        _check_tensors(support=support, labels=labels, query=query)
         with autocast_disabled(query.device):
             *_, last = self.layers(support, labels, query)
         return last.assignments
@@ -442,8 +459,9 @@ def em_dirichlet(
         max_steps: Maximum number of updates of alpha per layer.
     """
     _check_positive(present=present, iterations=iterations, scale=scale)
+    support, query = _features(support, query)
     lam = torch.full((iterations,), float(query.shape[-1] // present), dtype=query.dtype, device=query.device)
-    p, q = ((x * scale).softmax(-1) for x in (support, query))
+    p, q = (x.softmax(-1) for x in _scaled(support, query, scale))
     *_, last = dirichlet_layers(p, labels, q, lam, torch.ones_like(lam), max_steps=max_steps)
     return last.assignments
 
@@ -453,6 +471,11 @@ def em_dirichlet(
 
 def nll(probabilities: Tensor, labels: Tensor) -> Tensor:
     """Mean negative log probability (..., q, K) of the true class (..., q): the training loss of the heads."""
+    _check_tensors(probabilities=probabilities, labels=labels)
+    if probabilities.ndim < 1 or not probabilities.is_floating_point():
+        raise ValueError(f"probabilities must be floating-point numbers (..., q, K), got {_told(probabilities)}")
+    _check_labels(labels, probabilities.shape[:-1], probabilities.shape[-1])
+    labels = labels.long()
     tiny = torch.finfo(probabilities.dtype).tiny
     return -probabilities.gather(-1, labels[..., None]).clamp_min(tiny).log().mean()
 
@@ -487,6 +510,9 @@ def episodes(
         ValueError: There are not enough classes or rows.
     """
     _check_positive(ways=ways, present=present, shots=shots, queries=queries, tasks=tasks)
+    _check_tensors(X=X, y=y)
+    if X.ndim != 2 or y.shape != X.shape[:1]:
+        raise ValueError(f"X (n, d) and y (n,) must agree, got {tuple(X.shape)} and {tuple(y.shape)}")
     rows = {int(c): (y == c).nonzero().flatten() for c in y.unique()}
     if not present <= ways <= len(rows):
         raise ValueError(f"present={present} and ways={ways} must not be more than the {len(rows)} classes at hand")
@@ -564,30 +590,89 @@ def _squared_distances(z: Tensor, W: Tensor) -> Tensor:
     return z.square().sum(-1, keepdim=True) + W.square().sum(-1)[..., None, :] - 2 * z @ W.mT
 
 
-def _one_hot(support: Tensor, labels: Tensor, query: Tensor, classes: int | None) -> Tensor:
-    """Validated one-hot labels (..., s, K) in the features' dtype."""
+def _features(support: Tensor, query: Tensor, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Checked support and query in a common floating-point dtype, at least float32 and that of `like`."""
+    _check_tensors(support=support, query=query)
     lead, d = query.shape[:-2], query.shape[-1] if query.ndim >= 2 else 0
     if query.ndim < 2 or support.ndim != query.ndim or support.shape[:-2] != lead or support.shape[-1] != d:
         raise ValueError(
             f"support (..., s, d) and query (..., q, d) must agree, got {tuple(support.shape)} and {tuple(query.shape)}"
         )
-    if labels.shape != support.shape[:-1] or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(
-            f"labels must be integers {tuple(support.shape[:-1])}, got {labels.dtype} {tuple(labels.shape)}"
-        )
     if not query.shape[-2]:
         raise ValueError("the query has no rows")
     for name, values in (("support", support), ("query", query)):
+        if values.is_complex():
+            raise ValueError(f"the {name} has complex numbers; features are real ones")
         if not bool(values.detach().isfinite().all()):
             raise ValueError(f"the {name} has numbers that are not finite")
+    dtype = torch.promote_types(support.dtype, query.dtype)
+    if like is not None:
+        dtype = torch.promote_types(dtype, like.dtype)
+    dtype = torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.get_default_dtype()
+    return support.to(dtype), query.to(dtype)
+
+
+def _scaled(support: Tensor, query: Tensor, factor: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Both times the factor of a head."""
+    support, query = support * factor, query * factor
+    if not bool(support.detach().isfinite().all() & query.detach().isfinite().all()):
+        raise ValueError(f"the features are too large for {query.dtype} when scaled: use float64, or scale them")
+    return support, query
+
+
+def _check_size(support: Tensor, query: Tensor) -> None:
+    """Refuse features whose squared distances or sums are infinite."""
+    most, rows = torch.finfo(query.dtype).max, support.shape[-2] + query.shape[-2]
+    largest = max(float(x.detach().abs().max()) for x in (support, query) if x.numel()) if query.numel() else 0.0
+    if largest * rows > most or 16 * query.shape[-1] * largest**2 > most:
+        raise ValueError(
+            f"the features are too large for distances in {query.dtype} (up to {largest:.3g}): use float64, or scale "
+            "them"
+        )
+
+
+def _one_hot(support: Tensor, labels: Tensor, classes: int | None, *, every: bool = False) -> Tensor:
+    """Validated one-hot labels (..., s, K) in the features' dtype; `every`: all classes need a row."""
+    _check_tensors(labels=labels)
+    if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int) or classes < 1):
+        raise ValueError(f"classes={classes!r} must be a whole number above 0, or None")
+    _check_labels(labels, support.shape[:-1], classes)
     K = classes if classes is not None else int(labels.max()) + 1 if labels.numel() else 0
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < K:
-        raise ValueError(f"labels must be 0 to {K - 1}, got {int(labels.min())} to {int(labels.max())}")
-    return F.one_hot(labels.long(), max(K, 1)).to(query)
+    if every and labels.shape[-1] < K:  # before memory is taken for them
+        there = set((labels.flatten(0, -2)[:1].flatten() if labels.ndim > 1 else labels).tolist())
+        _refuse_missing(next(k for k in range(K) if k not in there))
+    R = F.one_hot(labels.long(), max(K, 1)).to(support)
+    if every and not bool(R.sum(-2).all()):
+        _refuse_missing(int((R.sum(-2) == 0).nonzero()[0, -1]))
+    return R
 
 
-def _full(x: Tensor, like: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, like.dtype)) if x.is_floating_point() else x.to(like.dtype)
+def _refuse_missing(label: int) -> NoReturn:
+    raise ValueError(f"class {label} has no row in the support of a task: means need one row of every class")
+
+
+def _check_labels(labels: Tensor, shape: torch.Size, classes: int | None) -> None:
+    if labels.shape != shape or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"labels must be integers {tuple(shape)}, got {labels.dtype} {tuple(labels.shape)}")
+    if labels.numel():
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or (classes is not None and high >= classes):
+            raise ValueError(
+                f"labels must be 0 to {(high + 1 if classes is None else classes) - 1}, got {low} to {high}"
+            )
+
+
+def _check_tensors(**values: Tensor) -> None:
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} is a {type(value).__name__}, not a tensor: use torch.as_tensor")
+    devices = {str(value.device) for value in values.values()}
+    if len(devices) > 1:
+        raise ValueError(f"{' and '.join(values)} are on different devices: {' and '.join(sorted(devices))}")
+
+
+def _told(values: Tensor) -> str:
+    return f"{values.dtype} {tuple(values.shape)}"
 
 
 def _inverse_softplus(x: Tensor) -> Tensor:

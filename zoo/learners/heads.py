@@ -58,8 +58,15 @@ class _Head(nn.Module):
     classes: Tensor
 
     def predict(self, F: Tensor) -> Tensor:
-        """Class of the largest score (n,)."""
-        return self.classes[self(F).argmax(-1)]
+        """Class of the largest score (n,).
+
+        Raises:
+            ValueError: A feature is NaN or infinite, or so large that its score is.
+        """
+        scores = self(F)
+        if not bool(scores.isfinite().all()):
+            raise ValueError("the scores are not finite: the features have NaN or infinity, or are too large")
+        return self.classes[scores.argmax(-1)]
 
     def predict_proba(self, F: Tensor) -> Tensor:
         """Softmax of the scores (n, C): model probabilities for discriminants, otherwise merely normalised scores."""
@@ -413,6 +420,10 @@ def ridge_leave_one_out(F: Tensor, labels: Tensor, statistics: ClassStatistics, 
 
 def _fitting(F: Tensor, dim: int, like: Tensor) -> Tensor:
     """Features as a matrix in the head's dtype."""
+    if not isinstance(F, Tensor):
+        raise ValueError(f"the features are a {type(F).__name__}, not a tensor: use torch.as_tensor")
+    if F.is_complex():
+        raise ValueError("the features are complex numbers; the head takes real ones")
     if F.ndim != 2 or F.shape[1] != dim:
         raise ValueError(f"the head takes features (n, {dim}), got {tuple(F.shape)}")
     return F.to(like.dtype)

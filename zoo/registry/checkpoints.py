@@ -29,11 +29,14 @@ from zoo.registry.loading import Strict, classifier_names, load_state, skeleton
 from zoo.support import inputs
 from zoo.support.files import (
     CONFIG_NAME,
+    RECORD_HASHES,
     WEIGHTS_NAME,
     CheckpointError,
+    as_path,
     check_replaceable,
     locate,
     read_checkpoint,
+    record_hashes,
     undisturbed,
     write_all,
     write_atomic,
@@ -171,7 +174,7 @@ def save_pretrained(
             rebuilt from its name and arguments. Nothing is left half-written.
         ValueError: `class_names`, `preprocessing` or `input_record` does not fit the model.
     """
-    folder, model = Path(folder), _unwrap(model)
+    folder, model = as_path(folder), _unwrap(model)
     check_replaceable(folder)
     taken = [n for n in (WEIGHTS_NAME, CONFIG_NAME) if (folder / n).exists()]
     if taken and not overwrite:
@@ -180,6 +183,7 @@ def save_pretrained(
     if record := input_record or getattr(model, "input_record", None):
         config["input"] = inputs.check(record)
     weights = _serialise(model)
+    config[RECORD_HASHES] = record_hashes(config)
     config["sha256"] = {WEIGHTS_NAME: hashlib.sha256(weights).hexdigest()}
     text = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
     write_all({folder / WEIGHTS_NAME: writer_of(weights), folder / CONFIG_NAME: writer_of(text)})

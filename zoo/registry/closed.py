@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -19,11 +20,26 @@ from typing import Any
 
 from timm.models import _builder, _factory
 from timm.models import _registry as registry
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from torch.nn.parameter import is_lazy
 
-from zoo.support.files import CONFIG_NAME, WEIGHTS_NAME, CheckpointError, check_inside, check_recorded, read_config
+from zoo.registry.described import Sizes, size_problems
+from zoo.support.files import (
+    CONFIG_NAME,
+    MAX_TENSORS,
+    WEIGHTS_NAME,
+    CheckpointError,
+    check_inside,
+    check_recorded,
+    read_config,
+)
 from zoo.support.whole import still
 
-__all__ = ["active", "check_name", "closed", "install"]
+__all__ = ["active", "check_name", "closed", "install", "sized"]
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +97,10 @@ def _enforced(entry: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(entry)
     def build(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> Any:
+        given = {k: kwargs[k] for k in Sizes.__annotations__ if kwargs.get(k) is not None}
+        described = pretrained_cfg if isinstance(pretrained_cfg, dict) else {}
+        if problems := size_problems({k: described[k] for k in Sizes.__annotations__ if k in described} | given):
+            raise ValueError(f"{entry.__name__}: {problems[0]}")
         source = pretrained_cfg.get("source") if isinstance(pretrained_cfg, dict) else None
         if source not in ("local-dir", "hf-hub") or _current.get() is not None:
             return entry(pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
@@ -111,6 +131,54 @@ def check_name(model_name: object) -> None:
         raise CheckpointError(
             f"{folder.name} is built on {model_name!r:.100}, which lies outside it: a file names architectures only"
         )
+
+
+# ---- size ------------------------------------------------------------------------------------------------------
+
+
+class TooLargeError(CheckpointError):
+    """A description of more than its weights can fill."""
+
+
+_FORMS = 4  # numbers of a model for each byte of its file: one-byte numbers, and a training form beside a merged one
+_SPARE, _SPARE_BUFFERS = 2**20, 2**26  # numbers that need not be in the file; tables that are computed
+
+
+@contextlib.contextmanager
+def sized(name: str, size: int) -> Iterator[None]:
+    """Context for building a model that a file describes, which ends when the model has more than its file can fill.
+
+    Modules register their parameters before the values are drawn, so a description costs little more than its file.
+
+    Args:
+        name: Name of the file for messages.
+        size: Bytes of its weights.
+
+    Raises:
+        TooLargeError: The model is larger.
+    """
+    limits = {"parameter": _FORMS * size + _SPARE, "buffer": _FORMS * size + _SPARE_BUFFERS}
+    left, count, here = dict(limits), 0, threading.get_ident()
+
+    def hook(kind: str, module: nn.Module, key: str, tensor: Tensor | None) -> None:
+        nonlocal count
+        if tensor is None or is_lazy(tensor) or threading.get_ident() != here:
+            return
+        left[kind] -= tensor.numel()
+        count += 1
+        if left[kind] < 0 or count > _FORMS * MAX_TENSORS:
+            what = f"over {limits[kind]:,} numbers" if left[kind] < 0 else f"over {count - 1:,} tensors"
+            raise TooLargeError(f"{name} describes a model of {what}, far more than its {size:,} bytes of weights")
+
+    handles = (
+        register_module_parameter_registration_hook(functools.partial(hook, "parameter")),
+        register_module_buffer_registration_hook(functools.partial(hook, "buffer")),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 # ---- timm's loaders --------------------------------------------------------------------------------------------

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Annotated, Literal, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypedDict
 
+import numpy as np
 from annotated_types import Ge, Gt, Le
 from pydantic import FiniteFloat
 
 from zoo.support.quoting import is_printable
+from zoo.support.signatures import check_values
 
-__all__ = ["Beside", "Described", "Shared", "name_problems"]
+__all__ = ["Beside", "Described", "Shared", "Sizes", "name_problems", "size_problems"]
 
 _Side = Annotated[int, Gt(0), Le(1_000_000)]
 _Share = Annotated[float, Ge(0.05), Le(20)]
@@ -64,6 +66,25 @@ class Shared(TypedDict, total=False):
     in_chans: Annotated[int, Gt(0), Le(1_000_000)]
     drop_rate: Annotated[float, Ge(0), Le(1)]
     drop_path_rate: Annotated[float, Ge(0), Le(1)]
+
+
+class Sizes(TypedDict, total=False):
+    """Arguments that every model of the zoo checks before it is built."""
+
+    num_classes: Annotated[int, Ge(0), Le(1_000_000)]
+    in_chans: _Side
+    img_size: _Side | tuple[_Side, ...]
+
+
+def size_problems(values: Mapping[str, Any]) -> list[str]:
+    """Problems of the sizes among the arguments of a model, one sentence each; NumPy's numbers count as numbers."""
+    return check_values(Sizes, {name: _plain(value) for name, value in values.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def name_problems(names: Sequence[str], outputs: int | None) -> list[str]:

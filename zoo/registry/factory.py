@@ -10,17 +10,20 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import logging
 import os
 import re
 import sys
 import typing
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models import get_pretrained_cfg, model_entrypoint
 from timm.models._features import FeatureGetterNet
 from torch import nn
@@ -41,12 +44,15 @@ from zoo.support.files import (
     read_checkpoint,
     read_config,
     undisturbed,
+    weights_size,
 )
 from zoo.support.signatures import check_call, check_values
 from zoo.support.suggest import nearest, suggestion
 from zoo.support.values import check_closed, first_line, is_of_memory
 
 __all__ = ["RECORDS", "create_model", "list_models"]
+
+_log = logging.getLogger(__name__)
 
 #: Arguments of `create_model` for timm itself; all others go to the architecture.
 _FACTORY = (
@@ -135,7 +141,8 @@ def _create(
 ) -> nn.Module:
     source, name = _parse(model_name)
     theirs = pretrained and not source and not _is_ours(name)  # timm's weights use timm's loader
-    model = _build(model_name, source, name, pretrained=theirs, kwargs=given)
+    with _sized(model_name, source, pretrained, given):
+        model = _build(model_name, source, name, pretrained=theirs, kwargs=given)
     if pretrained and not theirs:
         _load_pretrained(model, source, model_name.partition(":")[2] if source else name)
     if checkpoint_path:
@@ -300,6 +307,38 @@ def _build(model_name: str, source: str, name: str, *, pretrained: bool, kwargs:
         if argument in kwargs:
             raise TypeError(message) from None
         raise
+
+
+@contextlib.contextmanager
+def _sized(model_name: str, source: str, pretrained: bool, kwargs: dict[str, Any]) -> Iterator[None]:
+    """Context that ends the building of a folder's model if it is larger than its file of weights can fill.
+
+    The caller's own arguments are not limited: with any, only what the folder describes is checked, without values.
+    """
+    place = model_name.partition(":")[2]
+    size = weights_size(place) if source == "local-dir" and not closed.active() else 0
+    if source == "local-dir" and pretrained and not size:
+        locate(f"local-dir:{place}")  # raises the error for weights that are not there
+    if not size:
+        yield
+    elif not kwargs:
+        with closed.sized(model_name, size):
+            yield
+    else:
+        try:
+            with (
+                torch.random.fork_rng(devices=[]),
+                warnings.catch_warnings(action="ignore"),
+                torch.device("meta"),
+                closed.closed(model_name),
+                closed.sized(model_name, size),
+            ):
+                timm.create_model(model_name, pretrained=False)
+        except closed.TooLargeError:
+            raise
+        except Exception as error:  # the caller's arguments may be what is missing
+            _log.debug("%s alone builds no model (%s)", model_name, first_line(error))
+        yield
 
 
 def _build_described(model_name: str, source: str, name: str, kwargs: dict[str, Any]) -> nn.Module:

@@ -21,9 +21,10 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from zoo.models.deploy import to_deploy
-from zoo.support.files import MAX_TENSORS, CheckpointError
+from zoo.support.files import MAX_TENSORS, CheckpointError, check_plain
+from zoo.support.tensors import all_finite, not_held
 
-__all__ = ["Strict", "classifier_names", "find_state_dict", "load_state", "skeleton", "warn_not_finite"]
+__all__ = ["Strict", "check_types", "classifier_names", "find_state_dict", "load_state", "skeleton", "warn_not_finite"]
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ def find_state_dict(checkpoint: Mapping[str, Any], origin: str) -> dict[str, Ten
         raise CheckpointError(f"{origin} holds no weights: its entries are {there}")
     if len(state) > MAX_TENSORS:
         raise CheckpointError(f"{origin} holds {len(state):,} tensors, more than the {MAX_TENSORS:,} that are read")
+    check_plain(state, origin)
     return state
 
 
@@ -215,7 +217,7 @@ def load_state(
         fit = replace(fit, unexpected=[])
     if strict and not fit.complete:
         raise CheckpointError(_explain(fit, heads, model, state, origin))
-    _check_types(model, state, origin)
+    check_types(model, state, origin)
     warn_not_finite(model, state, origin)
     kept = tuple(f"{h}." for h in heads) if strict == "backbone" else ()
     left_out = {*fit.shapes, *fit.unexpected}
@@ -265,16 +267,18 @@ def _mergeable(model: nn.Module) -> bool:
     return any(callable(getattr(m, "reparameterize", None)) for m in model.modules())
 
 
-def _check_types(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Refuse integers for floating-point weights (quantised files need their scales); warn if float64 is rounded."""
+def check_types(model: nn.Module, state: Mapping[str, Any], origin: str) -> None:
+    """Refuse numbers that the types of the model's tensors do not hold; warn if float64 is rounded.
+
+    Raises:
+        CheckpointError: A tensor holds whole numbers for floating-point ones, or a number that would become infinite.
+    """
     own = model.state_dict()
-    if any(t.dtype == torch.float64 and k in own and own[k].dtype != torch.float64 for k, t in state.items()):
+    if problem := not_held(own, state):
+        raise CheckpointError(f"{origin}: {problem}")
+    wide = (k for k, t in state.items() if k in own and isinstance(t, Tensor) and t.dtype == torch.float64)
+    if any(own[k].dtype != torch.float64 for k in wide):
         _log.warning("%s holds float64 weights, rounded to the model's type: dtype=torch.float64 keeps them", origin)
-    for name, tensor in state.items():
-        if name in own and own[name].is_floating_point() != tensor.is_floating_point():
-            raise CheckpointError(
-                f"{origin}: {name} is {tensor.dtype}, the model's {own[name].dtype}; convert the file first"
-            )
 
 
 def warn_not_finite(model: nn.Module, state: Mapping[str, Any], origin: str) -> None:
@@ -284,7 +288,7 @@ def warn_not_finite(model: nn.Module, state: Mapping[str, Any], origin: str) -> 
     """
     learned = {name for name, _ in model.named_parameters()}
     for name, tensor in state.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.isfinite().all():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or all_finite(tensor):
             continue
         if name in learned or tensor.isnan().any():
             kind = "NaN" if tensor.isnan().any() else "infinity"

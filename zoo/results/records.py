@@ -17,8 +17,9 @@ from typing import Any, ClassVar
 from zoo.support.environment import chip, commit, wait_policy
 from zoo.support.environment import git as _git
 from zoo.support.files import write_atomic, writer_of
+from zoo.support.quoting import shown
 
-__all__ = ["STAMP", "Provenance", "Records", "RowsError", "mean_sd", "put_section", "stamp"]
+__all__ = ["STAMP", "Provenance", "Records", "RowsError", "code", "mean_sd", "put_section", "stamp"]
 
 #: Columns of every row that describe its measurement.
 STAMP = ("date", "commit", "threads", "wait_policy", "load", "machine")
@@ -136,12 +137,25 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Escape untrusted values for Markdown, recursively: one line, no HTML, no backticks."""
+    """Escape untrusted values for Markdown, recursively: one line, no control characters, no HTML, no backticks."""
     if isinstance(value, str):
-        return html.escape(" ".join(value.split("\n")).replace("\r", " ").replace("`", "'"), quote=False)
+        return html.escape(shown(" ".join(value.split("\n")).replace("\r", " ").replace("`", "'"), "\t"), quote=False)
     if isinstance(value, Mapping):
         return {plain(key): plain(part) for key, part in value.items()}
     return [plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def code(text: str) -> str:
+    """An untrusted text as a Markdown code span in a table, where it stands as it is and can be copied.
+
+    Only what would start a tag or a comment is escaped.
+    """
+    text = shown(" ".join(text.split("\n")).replace("\r", " "), "\t")
+    text = re.sub(r"<(?=[A-Za-z!/?])", "&lt;", text).replace("|", "\\|")
+    if "`" not in text:
+        return f"`{text}`"
+    fence = "`" * (1 + max(map(len, re.findall("`+", text))))
+    return f"{fence} {text} {fence}"
 
 
 def put_section(path: Path, name: str, text: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any, TypedDict
@@ -12,12 +14,15 @@ from typing import Annotated, Any, TypedDict
 from annotated_types import Len
 from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt, ValidationError
 
-from zoo.results.records import Records, markdown, mean_sd, plain, put_section
+from zoo.results.records import Records, code, markdown, mean_sd, plain, put_section
+from zoo.support.files import CONFIG_NAME, WEIGHTS_NAME, sha256_of
+from zoo.support.places import resolved
 from zoo.support.quoting import command, override
 from zoo.support.signatures import check_values
 from zoo.support.suggest import suggestion
 from zoo.support.values import DamagedFileError, check_closed, first_line, read_json, read_yaml
 
+MEASURED = "model_sha256"  # in a summary: which weights its figures are of
 _OWN = ("seed=", "experiment=", "hydra.", "hydra/", "logger", "resume=")  # overrides that do not change the result
 
 
@@ -181,6 +186,7 @@ class _Extra(TypedDict, total=False):
     hardware: dict[str, str | int | float | bool | None]
     finished: str
     commit: str
+    model_sha256: Annotated[str, Len(64, 64)]
 
 
 class _Config(TypedDict):
@@ -216,11 +222,68 @@ def read_parts(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not problems:
         problems += [f"summary.json: {problem}" for problem in check_values(_Extra, summary)]
         strange = stage_problem(summary["stages"]) if summary.get("stages") is not None else None
+        strange = strange or next(_impossible(summary["metrics"]), None)
         problems += [f"summary.json: {strange}"] if strange else []
+    if not problems:
+        known, found = summary.get(MEASURED), weights_of(folder)
+        if known and found and known != found:
+            problems += [
+                f"summary.json is of other weights than those in model/ (sha256 {known:.12}..., and {found:.12}...)"
+            ]
+        config["name"] = _resolved_name(folder, config)
     if problems:
         again = f"; `python train.py resume={folder}` writes the summary again" if "summary" in problems[0] else ""
         raise RunsError(f"{folder}: {problems[0][:300]}{again}")
     return summary, config
+
+
+def weights_of(folder: Path) -> str | None:
+    """SHA-256 of the weights in the `model/` of a run, by its configuration, which loading compares with the file."""
+    model = folder / "model"
+    try:
+        found = read_json(model / CONFIG_NAME)
+        recorded = found.get("sha256") if isinstance(found, dict) else None
+        digest = recorded.get(WEIGHTS_NAME) if isinstance(recorded, dict) else None
+        if not digest and (model / WEIGHTS_NAME).is_file():
+            digest = sha256_of(model / WEIGHTS_NAME)
+        return str(digest) if digest else None
+    except (DamagedFileError, OSError):  # told where the model is loaded
+        return None
+
+
+#: Smallest and largest value of a metric, by a word of its name.
+_BOUNDS = {
+    **dict.fromkeys(("acc", "acc5", "accuracy"), (0.0, 1.0, "accuracy")),
+    **dict.fromkeys(("mse", "rmse", "mae"), (0.0, math.inf, "error")),
+    "r2": (-math.inf, 1.0, "R2"),
+}
+
+
+def _impossible(metrics: Mapping[str, float]) -> Iterator[str]:
+    """A sentence for each figure that its metric cannot have, but for rounding."""
+    for name, value in metrics.items():
+        for word in re.split("[/_]", name):
+            low, high, what = _BOUNDS.get(word, (-math.inf, math.inf, ""))
+            if not low - 1e-6 <= value <= high + 1e-6:
+                yield f"{name:.80} = {value:g}, which is no {what}"
+
+
+def _resolved_name(folder: Path, config: Mapping[str, Any]) -> str:
+    """The name of a run, with the choices of its groups, of which it consists by default; nothing else is looked up."""
+    if "${" not in config["name"]:
+        return str(config["name"])
+    chosen: Any = None
+    with suppress(DamagedFileError, OSError):
+        chosen = read_yaml(folder / ".hydra" / "hydra.yaml")
+    for key in ("hydra", "runtime", "choices"):
+        chosen = chosen.get(key) if isinstance(chosen, dict) else None
+
+    def choice(found: re.Match[str]) -> str:
+        value = chosen.get(found[1]) if isinstance(chosen, dict) else None
+        return value if isinstance(value, str) else found[1]
+
+    text = re.sub(r"\$\{hydra:runtime\.choices\.(\w+)\}", choice, config["name"])
+    return re.sub(r"\$\{[\w.]+\}", lambda found: str(resolved(found[0], config)), text)
 
 
 def _checked(values: Any, schema: type, what: str) -> list[str]:
@@ -272,7 +335,7 @@ def tabulate(
         known = measured.numbers("score", experiment=" ".join([name, *changes]), metric=metric)
         floor = f"{known[0]:.4f}" if known else ""
         cells = [plain(name), plain(model), f"{plain(metric)} {score}", floor, str(len(runs)), seconds]
-        rows.append([*cells, f"`{plain(line)}`"])
+        rows.append([*cells, code(line)])
     header = ["experiment", "model", "mean (standard deviation)", "linear floor", "seeds", "seconds a run", "command"]
     if not any(row[3] for row in rows):
         header, rows = header[:3] + header[4:], [row[:3] + row[4:] for row in rows]

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import pickle
 import pickletools
@@ -29,6 +30,7 @@ from typing import Any, BinaryIO, TypeVar
 import torch
 
 from zoo.support import inputs
+from zoo.support.tensors import not_plain
 from zoo.support.values import DamagedFileError, leads_out, read_json
 from zoo.support.whole import replace_all, still, writing
 
@@ -36,9 +38,12 @@ __all__ = [
     "CONFIG_NAME",
     "MAX_TENSORS",
     "RECORDS",
+    "RECORD_HASHES",
     "WEIGHTS_NAME",
     "CheckpointError",
+    "as_path",
     "check_inside",
+    "check_plain",
     "check_recorded",
     "check_replaceable",
     "fetch_hub",
@@ -49,8 +54,10 @@ __all__ = [
     "offline_reason",
     "read_checkpoint",
     "read_config",
+    "record_hashes",
     "sha256_of",
     "undisturbed",
+    "weights_size",
     "write_all",
     "write_atomic",
     "writer_of",
@@ -110,7 +117,7 @@ def write_all(files: Mapping[Place, Callable[[BinaryIO], object]]) -> None:
         CheckpointError: As :func:`write_atomic`; the folder keeps what it had.
     """
     try:
-        replace_all({_checked(path): write for path, write in files.items()})
+        replace_all({as_path(path): write for path, write in files.items()})
     except OSError as error:
         place = error.filename or next(iter(files))
         raise CheckpointError(f"cannot write {place}: {_reason(error)}") from error
@@ -180,7 +187,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         CheckpointError: The file is missing, empty, truncated, of another type, or would run code; the message says
             which in one line.
     """
-    path = _checked(path)
+    path = as_path(path)
     size, head = _first_bytes(path)
     try:
         if _looks_like_safetensors(path, head):
@@ -203,7 +210,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a mapping of names to weights")
+    check_plain(content, str(path))
     return content
+
+
+def check_plain(content: Mapping[Any, Any], origin: str) -> None:
+    """Refuse tensors without plain values, at any depth: torch has no common operations for the others.
+
+    Args:
+        content: Content of a file, or a state dict.
+        origin: Its name in the message.
+
+    Raises:
+        CheckpointError: A tensor is sparse, quantised, nested, on the meta device or of another special kind.
+    """
+    if odd := not_plain(content):
+        raise CheckpointError(f"{origin}: {odd}, and only plain (dense) tensors are read: convert it and save it again")
 
 
 def _first_bytes(path: Path) -> tuple[int, bytes]:
@@ -241,7 +263,7 @@ def is_safetensors(path: str | Path) -> bool:
     Raises:
         CheckpointError: It is missing, empty, or not a regular file.
     """
-    path = _checked(path)
+    path = as_path(path)
     return _looks_like_safetensors(path, _first_bytes(path)[1])
 
 
@@ -417,7 +439,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is missing, or not a JSON object that names an architecture.
     """
-    folder = _checked(folder)
+    folder = as_path(folder)
     path = folder / CONFIG_NAME
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}")
@@ -443,7 +465,50 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             config["input"] = inputs.check(config["input"])
         except inputs.InputError as error:
             raise CheckpointError(f"{path}: {error}; write the folder again with zoo.save_pretrained") from None
+    _check_record(config, path)
     return config
+
+
+#: Entry of a configuration with the hashes of :func:`record_hashes`.
+RECORD_HASHES = "record_sha256"
+
+
+def record_hashes(config: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of what a configuration says about inputs and answers, so that a change of it is found.
+
+    The names of the classes have one in their order, `label_names`, and one in sorted order, `labels`.
+    """
+    parts: dict[str, Any] = {"input": config["input"]} if config.get("input") else {}
+    if names := config.get("label_names"):
+        parts |= {"label_names": list(names), "labels": sorted(names)}
+    return {key: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest() for key, part in parts.items()}
+
+
+def _check_record(config: Mapping[str, Any], path: Path) -> None:
+    """Refuse an input record that was changed, or classes in another order; classes may be given other names."""
+    known = config.get(RECORD_HASHES, {})
+    names = config.get("label_names")
+    found = record_hashes({**config, "label_names": names if _are_words(names) else None})
+    if not isinstance(known, dict):
+        raise CheckpointError(f"{path}: {RECORD_HASHES} must be an object, not {known!r:.60}")
+    odd = ""
+    if "input" in known and found.get("input") != known["input"]:
+        odd = "input, which says how files are prepared, is"
+    elif (
+        "labels" in found
+        and found["labels"] == known.get("labels")
+        and found["label_names"] != known.get("label_names")
+    ):
+        odd = "label_names, which say what each output means, are"
+    if odd:
+        raise CheckpointError(
+            f"{path}: {odd} not as saved: write the folder again with zoo.save_pretrained, or take {RECORD_HASHES} out "
+            "of the file if the change is meant"
+        )
+
+
+def _are_words(names: Any) -> bool:
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
 def undisturbed(folder: str | Path, read: Callable[[], Result], names: Sequence[str] = ()) -> Result:
@@ -483,12 +548,14 @@ def check_inside(path: Path, folder: Path) -> None:
         raise CheckpointError(f"{path} leads to {path.resolve()}, outside its folder: copy the file itself there")
 
 
-def _checked(source: str | Path) -> Path:
+def as_path(source: object) -> Path:
     """The source as a path that the operating system accepts.
 
     Raises:
-        CheckpointError: It holds a NUL character.
+        CheckpointError: It is not a text or a path, or holds a NUL character.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise CheckpointError(f"{source!r:.60} is not a path: give a text or a pathlib.Path")
     if "\0" in str(source):
         raise CheckpointError(f"{str(source)!r:.200} is not a path: it holds a NUL character")
     return Path(source)
@@ -529,7 +596,7 @@ def check_recorded(path: Path) -> None:
     Raises:
         CheckpointError: The hashes differ, or the configuration is damaged.
     """
-    path = _checked(path)
+    path = as_path(path)
     if path.is_file() and (path.parent / CONFIG_NAME).is_file():
         with contextlib.suppress(DamagedFileError, FileNotFoundError):  # configuration of another program
             config = read_json(path.parent / CONFIG_NAME, _MAX_CONFIG)
@@ -584,7 +651,7 @@ def locate(source: str | Path) -> Path:
         return _weights_of(Path(rest))
     if "://" in text:
         return fetch_url(text)
-    path = _checked(source).expanduser()
+    path = as_path(source).expanduser()
     if path.is_dir():
         return _weights_of(path)
     _first_bytes(path)  # report a missing or empty file before a wrong hash
@@ -595,7 +662,7 @@ def locate(source: str | Path) -> Path:
 
 def _weights_of(folder: Path) -> Path:
     """The only weight file of a folder, compared with the hash in its configuration; of a run folder, its model's."""
-    folder = _checked(folder)
+    folder = as_path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}")
     if not (folder / CONFIG_NAME).exists() and (folder / "model" / CONFIG_NAME).is_file():
@@ -612,6 +679,12 @@ def _weights_of(folder: Path) -> Path:
     check_inside(path, folder)
     verify(path, hashes.get(path.name))
     return path
+
+
+def weights_size(folder: str | Path) -> int:
+    """Bytes of the largest weight file of a folder, 0 if it has none; nothing is read."""
+    found = [p for p in as_path(folder).iterdir() if p.suffix in _WEIGHT_SUFFIXES and p.is_file()]
+    return max((path.stat().st_size for path in found), default=0)
 
 
 def fetch_url(url: str) -> Path:

@@ -317,7 +317,16 @@ class Table(Record):
         width = sum(v.width() for v in self.variables)
         if self.variables and width != self.count:
             raise ValueError(f"the variables make {width} columns of {self.count}")
+        if self.variables and self.columns:
+            self._check_names()
         return self
+
+    def _check_names(self) -> None:
+        """Refuse columns that are not those of the variables; older records name a category by its word alone."""
+        made = [(v, name) for v in self.variables for name in v.inputs()]
+        for column, (variable, name) in zip(self.columns, made, strict=True):
+            if column not in (name, name.removeprefix(f"{variable.name}=")):
+                raise ValueError(f"the column {column[:60]!r} is where the variables have {name[:60]!r}")
 
     def measured(self) -> list[bool]:
         """Whether each feature is a measured number, not a category or a word about a missing cell."""

@@ -144,6 +144,10 @@ def check_values(schema: type, values: Mapping[str, Any], key: str = "") -> list
 def _check_value(hint: Any, value: Any, key: str) -> list[str]:
     if odd := next(_not_finite(value, key), None):
         return [odd]
+    if typing.get_origin(hint) is dict and isinstance(value, Mapping):  # the entry at fault is named, not all of them
+        entries = (_check_value(typing.get_args(hint)[1], part, f"{key}.{name!s:.80}") for name, part in value.items())
+        if odd_entry := next(filter(None, entries), None):
+            return odd_entry
     if isinstance(value, bool) and not _admits_bool(hint):
         return [f"{key} = {value} is a boolean; allowed: {_allowed(hint)}"]
     try:
@@ -157,17 +161,23 @@ def _check_value(hint: Any, value: Any, key: str) -> list[str]:
         reasons = dict.fromkeys(
             e["msg"][:1].lower() + e["msg"][1:] for e in error.errors() if e["type"] != "is_instance_of"
         )
-        return [f"{key} = {value!r}: {' or '.join(reasons) or 'allowed is ' + _allowed(hint)}"]
+        return [f"{key} = {_brief(value)}: {' or '.join(reasons) or 'allowed is ' + _allowed(hint)}"]
     return list(_not_finite(found, key))[:1]
 
 
+def _brief(value: Any, width: int = 120) -> str:
+    """A value as in Python, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= width else f"{text[: width - 3]}..."
+
+
 def _converted(value: Any, found: Any) -> bool:
-    """Whether a number was read from a text, or a whole number from a fraction, at any depth."""
+    """Whether a number was read from a text or a boolean, or a whole number from a fraction, at any depth."""
     if isinstance(value, Mapping) and isinstance(found, Mapping):
         return any(map(_converted, value.values(), found.values()))
     if isinstance(value, list | tuple) and isinstance(found, list | tuple):
         return any(map(_converted, value, found))
-    return isinstance(value, str | float) and isinstance(found, int | float) and type(value) is not type(found)
+    return isinstance(value, str | float | bool) and isinstance(found, int | float) and type(value) is not type(found)
 
 
 def _not_finite(value: Any, key: str) -> Iterator[str]:

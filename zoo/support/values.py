@@ -6,11 +6,14 @@ import csv
 import io
 import json
 import os
+import re
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "MAKER",
     "PAGES",
     "PICTURES",
     "DamagedFileError",
@@ -28,6 +31,16 @@ __all__ = [
 
 PICTURES, PAGES = (".png", ".svg", ".pdf"), (".html", ".htm")  # suffixes of plots and reports
 
+#: Who wrote a file, in the metadata of pictures and reports.
+MAKER = "Kernel Zoo"
+_MARKED = 65_536  # bytes at the start and at the end, where the mark is
+#: By suffix, what only files have that the zoo wrote: its name; the style of a report; the header of answers.
+_OURS = {
+    PICTURES: rb"Kernel Zoo",
+    PAGES: rb'name="generator" content="Kernel Zoo"|:root { color-scheme: light dark; --ink: #1d2733; --soft: #5b6a79',
+    (".csv",): rb"\A(file,class,probability|(file,)?row,(class|value)|file,step)(,|\r?\n)",
+}
+
 MAX_BYTES = 16_000_000  # of a configuration, a record or a summary
 MAX_CURVES = 200_000_000  # of a run's metrics
 
@@ -40,15 +53,17 @@ class OutputError(ValueError):
     """A path that cannot, or must not, be written; the message is one line."""
 
 
-def check_output(path: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
+def check_output(path: str | Path, suffixes: tuple[str, ...] = (), given: Iterable[str | Path] = ()) -> Path:
     """Check an output path before any work starts.
 
     Args:
         path: A file, or a folder if `suffixes` is empty. The folder itself is created later, its parent must exist.
         suffixes: Allowed suffixes: files of other types are never overwritten.
+        given: Files that are read, which the output may not replace.
 
     Raises:
-        OutputError: The suffix is not allowed, or the parent folder does not exist.
+        OutputError: The suffix is not allowed, the parent folder does not exist, or there is a file of that name that
+            the zoo did not write.
     """
     path = Path(path)
     if "\0" in str(path):
@@ -62,7 +77,29 @@ def check_output(path: str | Path, suffixes: tuple[str, ...] = ()) -> Path:
         raise OutputError(f"cannot write {path}: {folder} is not a folder")
     if not folder.exists() and not folder.absolute().parent.is_dir():
         raise OutputError(f"cannot write {path}: there is no folder {folder.parent}; make it first")
+    if suffixes and path.exists():
+        if any(Path(one).exists() and path.samefile(one) for one in given):
+            raise OutputError(f"cannot write {path}: it is one of the files that are read; name another one")
+        if not _is_ours(path):
+            raise OutputError(
+                f"cannot write {path}: there is such a file, which the zoo did not write; name another, or remove it"
+            )
     return path
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is empty, or by its content a picture, report or table of answers that the zoo wrote."""
+    if not path.is_file():  # a pipe or a device
+        return False
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MARKED)
+            file.seek(max(0, path.stat().st_size - _MARKED))
+            content += file.read(_MARKED)
+    except OSError:
+        return False
+    known = next((mark for suffixes, mark in _OURS.items() if path.suffix.lower() in suffixes), b"")
+    return not content or bool(known and re.search(known, content))
 
 
 def read_json(path: Path, limit: int = MAX_BYTES) -> Any:

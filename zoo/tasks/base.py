@@ -275,8 +275,8 @@ def load_task(path: str | Path) -> Task:
         zoo.CheckpointError: If the file is damaged, contains code, or was not written by a task of the zoo.
     """
     from zoo.registry.checkpoints import CheckpointError, read_checkpoint
-    from zoo.registry.closed import closed
-    from zoo.registry.loading import warn_not_finite
+    from zoo.registry.closed import closed, sized
+    from zoo.registry.loading import check_types, warn_not_finite
 
     checkpoint = read_checkpoint(path)
     about, hparams, state = (checkpoint.get(key) for key in ("zoo", "hyper_parameters", "state_dict"))
@@ -292,7 +292,7 @@ def load_task(path: str | Path) -> Task:
             f"{name}.load_from_checkpoint(path, model=...)"
         )
     try:
-        with closed(str(path), opened=True):
+        with closed(str(path), opened=True), sized(str(path), Path(path).stat().st_size):
             task = _TASKS[name](**{**hparams, "model": {**model, "pretrained": False, "checkpoint_path": None}})
         task.load_state_dict(state)
         task.on_load_checkpoint(checkpoint)
@@ -303,5 +303,6 @@ def load_task(path: str | Path) -> Task:
     except Exception as error:  # untrusted values can make a constructor raise anything
         raise CheckpointError(f"{path} holds no {name} that can be built again: {first_line(error)}") from error
     own = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+    check_types(task.model, own, str(path))
     warn_not_finite(task.model, own, str(path))  # only the model: metrics of the task may be NaN
     return task.eval()

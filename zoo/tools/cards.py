@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.registry import bundled_weights
-from zoo.results.records import markdown, plain, put_section
+from zoo.results.records import code, markdown, plain, put_section
 from zoo.results.runs import rows_of
 from zoo.support.files import write_atomic, writer_of
 from zoo.support.inputs import preparation
@@ -36,7 +36,7 @@ def card(record: Mapping[str, Any], place: str = "") -> str:
 
     A run's card has no command that reproduces its figure, which would need the run's folder.
     """
-    shipped = "folder" not in record
+    shipped, raw = "folder" not in record, record
     record, place = plain(record), place or record["name"]
     metric, data = record["metric"], record["data"]
     classes = record["class_names"]
@@ -59,26 +59,26 @@ def card(record: Mapping[str, Any], place: str = "") -> str:
         "",
     ]
     how = ", ".join(f"{k} {_short(v)}" for k, v in preparation(record).items())
-    arguments = ", ".join(f"{k}={v!r}" for k, v in record["model_args"].items() if k not in ("num_classes", "in_chans"))
+    arguments = ", ".join(f"{k}={v!r}" for k, v in raw["model_args"].items() if k not in ("num_classes", "in_chans"))
     rows = [
         ("figure of this file", f"{metric['name']} {metric['value']:.4f}, seed {metric['seed']}{_caveat(metric)}"),
         *(_seeds(metric) if metric["n"] > 1 else []),
-        *([("reproduced by", f"`{command('python -m zoo validate', record['name'])}`")] if shipped else []),
-        ("trained by", f"`{record['command']}`, {record['seconds']:.0f} s"),
+        *([("reproduced by", code(command("python -m zoo validate", raw["name"])))] if shipped else []),
+        ("trained by", f"{code(raw['command'])}, {record['seconds']:.0f} s"),
         ("data", f"{data['title']}; {', '.join(f'{v} {k}' for k, v in rows_of(record).items())}"),
         ("data from", f"{data['source']}; terms: {data['license']}"),
         ("licence of the code", record["code_license"]),
         ("licence of the weights", record["license"]),
         ("parameters", f"{record['parameters']:,}"),
         ("file", f"{record['bytes']:,} bytes, sha256 `{record['sha256']}`"),
-        ("arguments", f"`{arguments}`" if arguments else "the variant's own"),
+        ("arguments", code(arguments) if arguments else "the variant's own"),
         ("preprocessing", how),
         ("classes", ", ".join(classes) if classes else "none: it predicts a value"),
         *([("features", ", ".join(record["feature_names"]))] if record["feature_names"] else []),
         ("versions", ", ".join(f"{k} {v}" for k, v in record["versions"].items())),
         ("hardware", ", ".join(f"{k} {v}" for k, v in record["hardware"].items())),
     ]
-    lines.append(markdown(["", ""], [(k, str(v).replace("|", "/")) for k, v in rows]))
+    lines.append(markdown(["", ""], [(k, re.sub(r"(?<!\\)\|", "/", str(v))) for k, v in rows]))
     return "\n".join(lines) + "\n"
 
 
@@ -100,12 +100,13 @@ def table(records: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown table with one row per weight."""
     header = ["weights", "data", "metric", "this file", "mean (s.d.) over seeds", "n", "parameters", "MB", "trained by"]
     rows = []
-    for name, record in sorted(plain(records).items()):
+    for name, raw in sorted(records.items()):
+        name, record = plain(name), plain(raw)
         m = record["metric"]
         seeds = f"{m['mean']:.4f} ({m['sd']:.4f})" if m["n"] > 1 else "one seed"
         size = f"{record['bytes'] / 1e6:.2f}"
         row = [f"[{name}](checkpoints/{name}.md)", record["data"]["title"], m["name"], f"{m['value']:.4f}", seeds]
-        rows.append([*row, m["n"], f"{record['parameters']:,}", size, f"`{record['command']}`"])
+        rows.append([*row, m["n"], f"{record['parameters']:,}", size, code(raw["command"])])
     return markdown(header, rows)
 
 

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,8 @@ from zoo.tools.errors import ToolError
 from zoo.tools.pretrained import estimator_config, holds_estimator
 
 __all__ = ["SavedEstimator", "card", "describe", "open_estimator", "pipeline", "refuse", "score"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ def score(model: str | Path, data: str | Path, target: str | None = None) -> dic
         DataError: The table is missing or damaged, or an answer is no class; the message names line and column.
         ToolError: The target is not named, or a prediction is not finite.
     """
-    from zoo.data.prepare import form_for
+    from zoo.data.prepare import far_out, form_for
     from zoo.data.rows import read_rows
     from zoo.estimators.saved import of_inputs
 
@@ -144,6 +148,11 @@ def score(model: str | Path, data: str | Path, target: str | None = None) -> dic
     if not record.get("columns") and len(names := [n for n in table.header or () if n != target]) == record["count"]:
         record["columns"] = names  # without names on record, in order
     rows = read_rows(table, inputs.read(record | {"target": target}), torch.float64)
+    form = inputs.read(record)
+    mean, scale = _place(estimator)
+    scaling = SimpleNamespace(input_mean=mean, input_scale=scale)
+    if far := far_out(path, rows.values, scaling, form.columns, form.measured()):
+        _log.warning("%s", far)
     places = _column(table, target)
     found = _predicted(of_inputs(estimator), rows.values)
     told: dict[str, Any] = {"name": saved.name, "data": str(path), "rows": len(found)}

@@ -195,6 +195,7 @@ def evaluate(record: Mapping[str, Any], model: nn.Module, progress: bool = False
     if known and known != data.input_record().get("tokenizer_sha256"):
         raise ToolError(f"the tokenizer in {data.cache} is not that of the training (sha256 {known[:12]}...)")
     _check_table(record, data)
+    _check_classes(record, data)
     hook = model.register_forward_hook(_watch(str(record.get("name", "the model"))))
     try:
         with _fetching(record):
@@ -210,6 +211,15 @@ def _check_table(record: Mapping[str, Any], data: Any) -> None:
         path = record.get("places", {}).get("path", "the table")
         raise ToolError(f"{path} is no longer the one of the training: its columns or training rows "
                         "make other inputs; `validate --data FILE` measures on another table")  # fmt: skip
+
+
+def _check_classes(record: Mapping[str, Any], data: Any) -> None:
+    """Refuse a model whose labels are the classes of its data in another order; they may have other names."""
+    labels, classes = list(record["class_names"] or ()), list(getattr(data, "class_names", None) or ())
+    if labels != classes and sorted(labels) == sorted(classes):
+        first = next(i for i, pair in enumerate(zip(labels, classes, strict=True)) if len(set(pair)) == 2)
+        raise ToolError(f"the labels of {record['name']} are in another order than the classes of its data: output "
+                        f"{first} is {labels[first]!r:.60} there and {classes[first]!r:.60} here")  # fmt: skip
 
 
 def unusable(outputs: Tensor) -> Tensor:

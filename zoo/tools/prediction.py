@@ -36,11 +36,13 @@ from zoo.data.prepare import (
     other_units,
     prepare,
     says_nothing,
+    without_colour,
 )
-from zoo.data.walk import Files
+from zoo.data.walk import Files, below
 from zoo.registry.factory import answers_imagenet, as_named
 from zoo.support import inputs
 from zoo.support.files import write_atomic, writer_of
+from zoo.support.tensors import unusual
 from zoo.support.values import first_line
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import load, record_of, unusable
@@ -60,7 +62,8 @@ def predict(
     Args:
         model: Name of shipped or published weights, the folder of a saved model or estimator or of a run,
             `local-dir:<folder>`; or a model or a fitted estimator itself, which is not changed.
-        files: A file of the kind the model takes, a folder of such files, a table (.csv, .tsv) with a column of their
+        files: A file of the kind the model takes, a folder of such files (links in it that lead out of it are not
+            followed), a table (.csv, .tsv) with a column of their
             names, or a list of these. Columns of tables and series are matched by name, or taken in order if the input
             record has no names. Or a data frame (pandas or polars), for a model of tables; or an array or tensor: rows
             (n, D) of a table, in the units of a file, or inputs (n, ...) prepared as the model takes them.
@@ -86,6 +89,7 @@ def predict(
         raise ToolError(f"only tables can be without a header line; the model takes a file of {kind}")
     subject.record |= {} if header else {"header": False}
     found: list[dict[str, Any]] = []
+    grey = False  # whether it is told that colours are dropped
     with subject.ready:
         for given in _batches(files, subject, file_column):
             if kind == "series":
@@ -97,6 +101,8 @@ def predict(
             note = _note(place, given.arguments[0], form, first=not found) if given.first == 1 else {}
             far = kind == "table" and far_out(place, given.arguments[0], subject.scaling, form.columns, form.measured())
             note = {"note": far} if far and given.first == 1 else note
+            if given.path and not (note or grey) and (told := without_colour(place, form)):
+                note, grey = {"note": told}, True
             for i, answer in enumerate(subject.answers(given.arguments, top)):
                 entry: dict[str, Any] = {"file": given.name} if given.path else {}
                 if not given.path or (kind in BY_ROW and given.path.suffix.lower() in SUFFIXES["table"]):
@@ -168,11 +174,11 @@ def _of_network(network: nn.Module, name: str, folder: Path | None) -> _Subject:
         return [None if bad[i] else _answer(out, facts, top) for i, out in enumerate(outputs)]
 
     def tensor(values: Tensor) -> Tensor:
-        if getattr(network, "vocab_size", None):
-            return values
+        if vocabulary := getattr(network, "vocab_size", None):
+            return _tokens(values, int(vocabulary))
         if facts["record"]["kind"] != "table" and not values.is_floating_point():
             raise ToolError(f"the array holds {values.dtype}: give inputs that are prepared (floats), or the files")
-        return values.to(like.dtype)
+        return _held(values, like.dtype)
 
     return _Subject(network, facts["record"], network, prepare_file, tensor, answers, _evaluated(network))
 
@@ -303,23 +309,31 @@ def _files(path: Path, kind: str, column: str) -> list[Path]:
                 kind_of_file(path, kind)
             except DataError as error:
                 raise ToolError(f"{error}; a list of files needs a column {column!r} (--file-column)") from None
-        files = Files(WORDS[kind].partition(" ")[2], kind, SUFFIXES[kind])
-        listing = _checked(lambda one, _: read_list(one, files, {"file": column}, whose="--"), path, {})
+        listing = _checked(lambda one, _: read_list(one, _sort(kind), {"file": column}, whose="--"), path, {})
         return list(map(Path, listing.files))
     if not path.is_dir():
         return [path]
-    below = (one for one in path.rglob("*") if not any(part.startswith(".") for part in one.relative_to(path).parts))
-    if found := sorted(one for one in below if one.suffix.lower() in SUFFIXES.get(kind, ()) and one.is_file()):
+    if found := sorted(map(Path, _checked(lambda one, _: below(one, _sort(kind)), path, {}))):
         return found
     raise ToolError(f"{path} is a folder without a file that the model takes ({' '.join(SUFFIXES.get(kind, ()))})")
 
 
+def _sort(kind: str) -> Files:
+    return Files(WORDS.get(kind, kind).partition(" ")[2], kind, SUFFIXES.get(kind, ()))
+
+
 def _array(given: Any, record: Mapping[str, Any]) -> Tensor:
     """Inputs (n, ...) of the shape that the record tells; a single one gets its first dimension."""
+    if isinstance(given, Tensor) and (odd := unusual(given)):
+        raise ToolError(f"the array is {odd}: give a plain (dense) one")
+    if np.ma.is_masked(given):
+        raise ToolError("the array has masked values, which the model cannot take: fill them, or leave out their rows")
     try:
         values = given.detach() if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ToolError(f"inputs are files, a data frame or numbers, not this ({first_line(error)})") from None
+    if values.is_complex():
+        raise ToolError("the array holds complex numbers; the model takes real ones")
     shape = inputs.shape_of(record)
     if record["kind"] == "series" or shape is None:
         raise ToolError(f"an input of the kind {record['kind']} is given as a file")
@@ -332,6 +346,22 @@ def _array(given: Any, record: Mapping[str, Any]) -> Tensor:
     if values.is_floating_point() and not bool(values.isfinite().all()):
         raise ToolError("the array holds NaN or infinity")
     return values
+
+
+def _held(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values in a model's type, which must hold them."""
+    found = values.to(dtype)
+    if not bool(found.isfinite().all()):
+        raise ToolError(f"the array holds numbers that are infinite in the model's {dtype}")
+    return found
+
+
+def _tokens(values: Tensor, vocabulary: int) -> Tensor:
+    """Token numbers, checked."""
+    whole = not values.is_floating_point() and values.dtype != torch.bool
+    if not whole or not 0 <= int(values.min()) <= int(values.max()) < vocabulary:
+        raise ToolError(f"the array must hold token numbers, whole numbers from 0 to {vocabulary - 1}")
+    return values.long()
 
 
 def _note(path: Path, values: Tensor, form: Any, first: bool = False) -> dict[str, str]:

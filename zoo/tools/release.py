@@ -59,18 +59,12 @@ def describe(runs: Sequence[Path], tag: str | None = None, license: str = "apach
     first = next(iter(found.values()))
     optimized = read_parts(next(iter(found)))[1].get("optimized_metric")
     judged, chosen_by = _metric(next(iter(found)), first.metrics, str(optimized))
-    if "acc" in judged and (odd := [folder for folder in found if not 0 <= found[folder].metrics[judged] <= 1]):
-        raise ToolError(f"{odd[0]}/summary.json: {judged} = {found[odd[0]].metrics[judged]:g}, which is no accuracy")
     sign = -1 if _SMALLER_IS_BETTER.search(judged) else 1
     chosen_by = chosen_by if chosen_by in first.metrics else None
     best = next(iter(found))
     if chosen_by:
         best = max(found, key=lambda folder: sign * found[folder].metrics[str(chosen_by)])
     values = [run.metrics[judged] for run in found.values()]
-    if "acc" in judged and (odd := [folder for folder in found if not 0 <= found[folder].metrics[judged] <= 1]):
-        raise ToolError(
-            f"{odd[0]}/summary.json holds {judged} = {found[odd[0]].metrics[judged]:g}, which is no accuracy"
-        )
     run = found[best]
     summary, config = read_parts(best)
     model = saved(best / "model")

@@ -23,7 +23,8 @@ from zoo.data.series import in_units
 from zoo.results.runs import rows_of
 from zoo.support import inputs
 from zoo.support.files import write_atomic, writer_of
-from zoo.support.values import PAGES, check_output, read_curves, read_text
+from zoo.support.quoting import shown
+from zoo.support.values import MAKER, PAGES, check_output, read_curves, read_text
 from zoo.tools.comparison import compare, decide, outputs_of
 from zoo.tools.evaluation import Places, batches, build_data, load, part_of, record_of
 
@@ -61,6 +62,7 @@ _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <title>{{ title }}</title>
+<meta name="generator" content="{{ maker }}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>{{ style }}</style>
 <body>
@@ -136,8 +138,9 @@ def render(title: str, parts: Sequence[Part]) -> str:
     """Render parts as an HTML page."""
     import jinja2
 
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(_PAGE)
-    return template.render(title=title, style=_STYLE, parts=parts)
+    text = lambda value: shown(value) if isinstance(value, str) else value  # noqa: E731  # no control characters
+    pages = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=text)
+    return pages.from_string(_PAGE).render(title=title, style=_STYLE, maker=MAKER, parts=parts)
 
 
 # ---- sections ----------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import logging
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from zoo.data.folder import IMAGES, FolderImages
 from zoo.data.lists import is_list, read_list
 from zoo.data.own_tables import open_table, read_targets
 from zoo.data.pictures import Fit
-from zoo.data.prepare import form_for
+from zoo.data.prepare import WORDS, far_out, form_for
 from zoo.data.rows import read_rows
 from zoo.data.sampling import EpochBatches, ResumableLoader
 from zoo.data.walk import class_folders, scan
@@ -29,10 +31,12 @@ from zoo.models.deploy import to_deploy
 from zoo.registry.factory import answers_imagenet, as_named, create_model
 from zoo.support import inputs
 from zoo.support.quoting import shown
+from zoo.support.suggest import nearest
 from zoo.tools.listing import published
 
 __all__ = ["TableValidation", "Validation", "ValidationError", "published", "validate"]
 
+_log = logging.getLogger(__name__)
 _PARTS = ("val", "valid", "validation", "test")
 
 
@@ -70,7 +74,8 @@ class TableValidation:
         target: The column that is predicted.
         metrics: `accuracy` and `most_frequent`, the accuracy of always answering the file's most frequent class; or
             `r2` and `rmse`.
-        notes: What was done with missing cells, unseen categories and other columns.
+        notes: What was done with missing cells, unseen categories and other columns; and which values lie far outside
+            of the training rows.
     """
 
     model: str
@@ -106,8 +111,8 @@ def validate(
             the folder of a run.
         data: A table, for a model of tables; or a folder with one folder per class, or with such a `val/`, `valid/`,
             `validation/` or `test/`; or a list of images and classes, see :func:`zoo.data.lists.read_list`. Classes
-            named by the model's labels (for ImageNet `n01440764`, ...) may be a subset of the classes; other names are
-            assigned in sorted order.
+            are named by the model's labels (for ImageNet `n01440764`, ...), all of them or some; only for a model
+            without labels are they its outputs in sorted order.
         checkpoint: Weights to use instead of fetching the released ones.
         batch_size: Batch size.
         num_workers: Worker processes that decode images; 0 decodes in this process.
@@ -125,11 +130,12 @@ def validate(
         network = _load(model, checkpoint)
         if inputs.record_of(network)["kind"] == "table":
             return _on_table(model, network, folder, device)
-    if is_list(folder):
-        listing = read_list(folder, IMAGES, columns or {"file": "file", "class": "class"}, whose="--")
-    else:
+    elif not is_list(folder):
         folder = _image_folder(folder)
     network = network if network is not None else _load(model, checkpoint)
+    fit = _fit(model, network)  # before files are read, and refused for being no images
+    if is_list(folder):
+        listing = read_list(folder, IMAGES, columns or {"file": "file", "class": "class"}, whose="--")
     cfg: dict[str, Any] = dict(network.pretrained_cfg)  # type: ignore[arg-type]
     preprocessing, classes = _preprocessing(cfg), int(network.num_classes)  # type: ignore[arg-type]
     if listing is None:
@@ -140,7 +146,7 @@ def validate(
         places = [names.index(label) for label in listing.columns["class"]]
     labels = list(cfg.get("label_names") or ()) or _imagenet(model, classes)
     outputs = torch.tensor(_outputs(names, labels, classes, folder))
-    images = FolderImages(paths, places, _fit(network), seed=None)
+    images = FolderImages(paths, places, fit, seed=None)
     network = to_deploy(network.eval(), inplace=True).to(device)
     done = hits1 = hits5 = 0
     batches = EpochBatches(len(images), batch_size, seed=0, shuffle=False)
@@ -169,6 +175,8 @@ def _on_table(model: str, network: nn.Module, path: Path, device: str) -> TableV
     classes = list(cfg.get("label_names") or ())
     names = [variable.name for variable in form.variables] or form.columns
     place = table.match([*names, form.target], also=table.header or ()).places[-1]
+    if far := far_out(path, read.values, network, form.columns, form.measured()):
+        _log.warning("%s", far)
     y = read_targets(table, table.name(place), classes)
     outputs = torch.cat([network(rows.to(device)).float().cpu() for rows in read.values.split(4096)])
     if not outputs.isfinite().all():
@@ -176,7 +184,7 @@ def _on_table(model: str, network: nn.Module, path: Path, device: str) -> TableV
     if not classes:
         outputs = inputs.in_units(form.model_dump(), outputs.double())
     metrics = _metrics(outputs, y, bool(classes))
-    return TableValidation(model, str(path), len(y), form.target, metrics, read.notes)
+    return TableValidation(model, str(path), len(y), form.target, metrics, [*read.notes, *([far] if far else [])])
 
 
 def _metrics(outputs: Tensor, y: np.ndarray, classes: bool) -> dict[str, float]:
@@ -209,11 +217,12 @@ def _preprocessing(cfg: dict[str, Any]) -> dict[str, Any]:
     return {key: resolved[key] for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")}
 
 
-def _fit(network: nn.Module) -> Fit:
+def _fit(model: str, network: nn.Module) -> Fit:
     record = inputs.record_of(network)
-    if record["kind"] != "image":
-        raise ValidationError(f"the model takes inputs of the kind {record['kind']!r}, not images")
-    return Fit(inputs.read(record))
+    if (kind := record["kind"]) == "image":
+        return Fit(inputs.read(record))
+    ways = "with --data it is measured on a table" if kind == "table" else "without --data its own figure is measured"
+    raise ValidationError(f"{model} takes {WORDS.get(kind, f'inputs of the kind {kind!r:.40}')}, no images: {ways}")
 
 
 def _imagenet(model: str, classes: int) -> list[str]:
@@ -226,16 +235,22 @@ def _imagenet(model: str, classes: int) -> list[str]:
 
 
 def _outputs(names: Sequence[str], labels: Sequence[str], classes: int, folder: Path) -> list[int]:
-    """Index of the model's output for each class folder."""
-    names = [shown(name, keep="") for name in names]  # as saved
-    place = {label: i for i, label in enumerate(labels)}
+    """Index of the model's output for each class folder; in order only if the model has no labels."""
+    names = [_spelling(shown(name, keep="")) for name in names]  # as saved
+    place = {_spelling(label): i for i, label in enumerate(labels)}
     if all(name in place for name in names):
         return [place[name] for name in names]
-    if len(names) == classes:
+    if not labels and len(names) == classes:
         return list(range(classes))
     strange = next(name for name in names if name not in place)
+    close = f" (did you mean {near[0]!r:.60}?)" if (near := nearest(strange, labels, 1)) else ""
     raise ValidationError(
         f"{folder} has {len(names)} {'class folders' if folder.is_dir() else 'classes'}, the model {classes} classes, "
-        f"and {strange!r} is not a label of the model: name {'the folders' if folder.is_dir() else 'them'} by their "
-        "labels (n01440764, ... for ImageNet), one a class"
+        f"and {strange!r:.60} is not a label of the model{close}: name {'the folders' if folder.is_dir() else 'them'} "
+        "by their labels (n01440764, ... for ImageNet), one a class"
     )
+
+
+def _spelling(name: str) -> str:
+    """Accents as part of their letters: a folder copied from another system may have them beside."""
+    return unicodedata.normalize("NFC", name)

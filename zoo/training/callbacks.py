@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import lightning as L
@@ -13,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from pydantic import NonNegativeFloat, PositiveInt
+from rich.console import Console
 from torch import Tensor, nn
 
 from zoo.analysis.plots import as_array, plot_hyper_kernels, plot_kernels, plot_receptive_field
@@ -27,6 +29,12 @@ class ProgressBar(RichProgressBar):
 
     def __init__(self, refresh_rate: PositiveInt = 1, leave: bool = False) -> None:
         super().__init__(refresh_rate=refresh_rate, leave=leave)
+        self._shows = not Console().is_jupyter or find_spec("ipywidgets") is not None
+
+    @property
+    def is_enabled(self) -> bool:
+        """Not in a notebook without ipywidgets, where rich shows a warning instead of a bar."""
+        return super().is_enabled and self._shows
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}

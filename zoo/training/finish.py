@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from zoo.registry.checkpoints import read_checkpoint, save_pretrained
-from zoo.results.runs import of_whole
+from zoo.results.runs import MEASURED, of_whole, weights_of
 from zoo.support.environment import commit, hardware, versions
 from zoo.support.files import write_atomic, writer_of
 from zoo.support.quoting import command as shell_line
+from zoo.support.values import DamagedFileError, read_json
 from zoo.tasks import Task
 from zoo.training.callbacks import StopEarly
 from zoo.training.checkpointing import FOLDER, step_files
@@ -77,6 +79,8 @@ def finish(
         before: The summary of a run whose training was over, which stays as it is but for new figures.
     """
     result.model_dir = result.output_dir / "model"
+    former = weights_of(result.output_dir)
+    _mark(result.output_dir, former)
     save_pretrained(
         task.model,
         result.model_dir,
@@ -89,7 +93,11 @@ def finish(
     measured = {name.partition("/")[0] for name in result.metrics}
     figures = {"metrics": result.metrics}
     figures["epochs"] = {part: epoch for part, epoch in result.epochs.items() if part in measured}
-    summary = {**before, **figures} if before else _summary(engine, result, notes, figures)
+    saved = weights_of(result.output_dir)
+    if before:
+        summary = {MEASURED: former or saved, **before, **figures}
+    else:
+        summary = {**_summary(engine, result, notes, figures), MEASURED: saved}
     rows, whole = summary.get("data") or {}, summary.get("whole") or {}
     wandb_dirs = []
     for entry in engine.loggers:
@@ -113,6 +121,14 @@ def finish(
     )
     texts = {"summary.json": json.dumps(summary, indent=2) + "\n", "summary.txt": told}
     write_texts(result.output_dir, texts)
+
+
+def _mark(folder: Path, weights: str | None) -> None:
+    """Let a summary of an earlier release say which weights it is of, before others take their place."""
+    with suppress(DamagedFileError, OSError):
+        found = read_json(folder / "summary.json")
+        if weights and isinstance(found, dict) and MEASURED not in found:
+            write_texts(folder, {"summary.json": json.dumps({**found, MEASURED: weights}, indent=2) + "\n"})
 
 
 def _summary(

@@ -49,6 +49,7 @@ DEFAULT_EXPERIMENT = "mnist5k"  # if the command line chooses no experiment, mod
 _caught: list[Exception] = []  # error of the job, raised again outside Hydra
 _results: list[RunResult] = []  # of the jobs
 _lasting: list[str] = []  # words of this command line for printed ones: configuration flags, changes of a resumed run
+_inherited: list[str] = []  # overrides that a resumed run was last resumed with
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
@@ -107,7 +108,12 @@ def _use_current_words(cfg: DictConfig) -> None:
     with open_dict(data):
         del data["root"]
         if given["root"] not in (None, "???"):
-            if any(_key(text) == f"data.{new}" for text in HydraConfig.get().overrides.task):
+            if "data.root" in map(_key, _typed()):  # what is typed now replaces what was typed before
+                earlier = [word for word in _inherited if _key(word) == f"data.{new}"]
+                _inherited[:] = [word for word in _inherited if word not in earlier]
+            else:
+                earlier = []
+            if any(_key(text) == f"data.{new}" and text not in earlier for text in HydraConfig.get().overrides.task):
                 raise ConfigError(f"data.root is the older word for data.{new}: give one of them, not both")
             data[new] = given["root"]
 
@@ -268,19 +274,57 @@ def _changes(cfg: DictConfig, folder: Path) -> Changes:
         path = folder / ".hydra" / "config.yaml"
         tell(f"{path} cannot be read: whether the resumed run has other values than before is not known")
         unknown = {_key(text): text for text in _typed() if not _key(text).startswith(_FREE)}
-        return Changes(unknown, tuple(key for key in unknown if key.startswith(_LENGTHS)), tuple(unknown.values()))
+        words = merge_overrides(_inherited, list(unknown.values()))
+        return Changes(unknown, tuple(key for key in unknown if key.startswith(_LENGTHS)), tuple(words))
     found = _in_current_words(found, cfg)
-    before, now = dict(flatten(found)), dict(flatten(yaml.safe_load(OmegaConf.to_yaml(cfg))))
+    first, now = dict(flatten(found)), dict(flatten(yaml.safe_load(OmegaConf.to_yaml(cfg))))
     typed = set(map(_key, HydraConfig.get().overrides.task))
-    keys = [key for key in {**before, **now} if key in before or key in typed]  # others are of a later release
-    changed = [key for key in keys if before.get(key) != now.get(key) and not key.startswith(_FREE)]
-    texts = {key: f"{key:.80} = {now.get(key)!s:.60} (was {before.get(key)!s:.60})" for key in changed}
+    keys = [key for key in {**first, **now} if key in first or key in typed]  # others are of a later release
+    keys = [key for key in keys if not key.startswith(_FREE)]
+    before = _last_values(first, now)
+    texts = {
+        key: f"{key:.80} = {now.get(key)!s:.60} (was {before.get(key)!s:.60})"
+        for key in keys
+        if before.get(key) != now.get(key)
+    }
+    again = set(map(_key, _typed()))
+    if kept := [word for word in _inherited if _key(word) not in again]:
+        tell(f"going on with {', '.join(f'{word:.80}' for word in kept)}, with which {folder} was last resumed")
     if values := [text for key, text in texts.items() if not key.startswith("trainer.max_")]:
         more = f" and {len(values) - 5} more" if len(values) > 5 else ""
         tell(f"from here on with {', '.join(values[:5])}{more}: no longer the run that {folder} began")
-    words = [text for text in _typed() if _key(text) in texts or (texts and _key(text) not in now)]
+    changed = {key for key in keys if first.get(key) != now.get(key)}
+    words = merge_overrides(_inherited, _typed())  # all that sets it apart from the run that began
+    words = [text for text in words if _key(text) in changed or (changed and _key(text) not in now)]
     words = [text for text in words if not _key(text).startswith(_FREE)]
     return Changes(texts, tuple(key for key in texts if key.startswith(_LENGTHS)), tuple(words))
+
+
+#: Groups whose choices set values anywhere in the configuration.
+_EVERYWHERE = ("experiment", "debug", "sweep")
+
+
+def _last_values(first: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that a run had when it was last resumed, by their keys, as far as this command line tells.
+
+    Args:
+        first: Those that it began with.
+        now: Those of this command line, which are the last ones but for what it types.
+    """
+    import yaml
+
+    again, last = set(map(_key, _typed())), dict(first)
+    for word in _inherited:
+        key, value = _key(word), _parsed(word)[1]
+        if word.startswith("~"):
+            last = {name: part for name, part in last.items() if name != key and not name.startswith(f"{key}.")}
+        elif key in now:
+            plain = isinstance(value, str | int | float | list | None)
+            last[key] = yaml.safe_load(OmegaConf.to_yaml({"value": value}))["value"] if plain else now[key]
+        elif key not in again:  # a choice of a group, or a section
+            start = "" if key in _EVERYWHERE else key.replace("/", ".") + "."
+            last |= {name: part for name, part in now.items() if name.startswith(start) and name not in again}
+    return last
 
 
 def _typed() -> list[str]:
@@ -458,36 +502,45 @@ def _python() -> str:
     return shlex.quote(sys.executable or "python")
 
 
+#: What `--help` shows: arguments and what they do.
+EXAMPLES = {
+    "": "the default experiment: UniRepLKNet, MNIST digits",
+    "experiment=digits": "another experiment",
+    "model=unireplknet_a data=cifar10 data.cache=DIR": "any model on any data",
+    "trainer.max_epochs=50 optimizer.lr=1e-3 seed=1": "any value of the configuration",
+    "-m seed=0,1,2": "several runs; hydra/launcher=joblib: side by side",
+    "resume=outputs/mnist5k/latest": "continue a run where it stopped",
+    "--cfg job": "print the whole configuration, every key",
+    "--cfg job -p model": "... of one section",
+}
+#: Groups whose choices it lists.
+GROUPS = (
+    "experiment",
+    "model",
+    "data",
+    "task",
+    "optimizer",
+    "scheduler",
+    "trainer",
+    "callbacks",
+    "logger",
+    "debug",
+)
+
+
 def help_text(command: str = "python train.py") -> str:
     """Text of `--help`: examples, then the choices of every group."""
-    examples = {
-        "": "the default experiment: UniRepLKNet, MNIST digits",
-        "experiment=digits": "another experiment",
-        "model=unireplknet_a data=cifar10 data.cache=DIR": "any model on any data",
-        "trainer.max_epochs=50 optimizer.lr=1e-3 seed=1": "any value of the configuration",
-        "-m seed=0,1,2": "several runs; hydra/launcher=joblib: side by side",
-        "resume=outputs/mnist5k/latest": "continue a run where it stopped",
-        "--cfg job": "print the whole configuration, every key",
-        "--cfg job -p model": "... of one section",
-    }
     lines = ["Train a model of Kernel Zoo.", ""]
-    lines += [f"  {command} {arguments:<47} {what}" for arguments, what in examples.items()]
+    lines += [f"  {command} {arguments:<47} {what}" for arguments, what in EXAMPLES.items()]
     lines += ["", "Choices, as group=choice:", ""]
-    for group in (
-        "experiment",
-        "model",
-        "data",
-        "task",
-        "optimizer",
-        "scheduler",
-        "trainer",
-        "callbacks",
-        "logger",
-        "debug",
-    ):
-        choices = ", ".join(_compact(path.stem for path in (CONFIGS / group).glob("*.yaml")))
-        lines += textwrap.wrap(choices, 110, initial_indent=f"  {group:<11} ", subsequent_indent=" " * 14)
+    for group in GROUPS:
+        lines += textwrap.wrap(choices_of(group), 110, initial_indent=f"  {group:<11} ", subsequent_indent=" " * 14)
     return "\n".join([*lines, "", "Hydra's own flags: --hydra-help"])
+
+
+def choices_of(group: str) -> str:
+    """Names of the choices of a group, as a list in words."""
+    return ", ".join(_compact(path.stem for path in (CONFIGS / group).glob("*.yaml")))
 
 
 def _compact(names: Iterable[str]) -> Iterator[str]:
@@ -602,6 +655,7 @@ def _prepare(arguments: list[str]) -> list[str]:
     flags, overrides = split_arguments(arguments)
     _check_flags(flags)
     named = {"--config-dir": "-cd", "--config-name": "-cn", "--config-path": "-cp"}
+    _inherited.clear()
     _lasting[:] = [f"{flag}={value}" for flag, short in named.items() if (value := _value(flags, flag, short))]
     if {"--shell-completion", "-sc", "--version", "--hydra-help"} & set(flags):
         return [*flags, *overrides]
@@ -671,12 +725,48 @@ def _continue_run(target: Path, arguments: list[str]) -> list[str]:
         raise ResumeError(f"resume={target}: Hydra would look up what stands in ${{...}}; give the folder another name")
     recorded = run / ".hydra" / "overrides.yaml"
     if not recorded.is_file():
-        raise ResumeError(f"resume={target}: {run} is not the folder of a run (it has no .hydra/overrides.yaml)")
-    before = _recorded_overrides(recorded, target, arguments)
+        began = (run / ".lock").is_file()  # the first file of a run
+        why = f"{run} is not the folder of a run (it has no .hydra/overrides.yaml)"
+        if began:
+            why = f"{run} has nothing to go on from, the run stopped before anything was on record: start it again"
+        raise ResumeError(f"resume={target}: {why}")
+    _inherited[:] = _last_stage(run, target.expanduser())
+    before = _recorded_overrides(recorded, target, arguments, _inherited)
+    _inherited[:] = map(_not_sent, _inherited)
+    if {"data.path", "data.cache"} & set(map(_key, [*_inherited, *arguments])):
+        before = [text for text in before if _key(text) != "data.root"]  # what was typed later replaces the older word
     if {"data.path", "data.cache"} & set(map(_key, arguments)):
-        before = [text for text in before if _key(text) != "data.root"]  # what is typed replaces the older word
+        _inherited[:] = [text for text in _inherited if _key(text) != "data.root"]
     merged = merge_overrides([*before, *_former_defaults(run, before, arguments)], arguments)
     return merge_overrides(merged, [override("hydra.run.dir", run), "hydra.output_subdir=null"])
+
+
+def _last_stage(run: Path, target: Path) -> list[str]:
+    """The overrides that a run was resumed with where it last went on before a state; none if it never was.
+
+    Args:
+        run: The run folder.
+        target: A state in it, or any folder for its newest one.
+    """
+    from zoo.registry.checkpoints import CheckpointError, read_checkpoint
+    from zoo.results.runs import Stage, stage_problem
+    from zoo.support.values import DamagedFileError, read_json
+    from zoo.training.checkpointing import FOLDER, step_files
+
+    notes: Any = None
+    with suppress(DamagedFileError, OSError):  # told where the notes are read
+        notes = read_json(run / "run.json")
+    found = notes.get("stages") if isinstance(notes, dict) else None
+    if not found or stage_problem(found):
+        return []
+    stages, steps = [Stage.model_validate(stage) for stage in found], step_files(run / FOLDER)
+    step: Any = steps[0][0] if steps else None
+    if target.is_file():
+        step = next((number for number, path in steps if path.name == target.name), None)
+        with suppress(CheckpointError):
+            step = read_checkpoint(target).get("global_step") if step is None else step
+    led = [stage for stage in stages if not isinstance(step, int) or stage.step <= step]
+    return list(led[-1].overrides) if led else []
 
 
 #: Keys whose default was another one in an earlier release.
@@ -702,8 +792,14 @@ class ResumeError(ValueError):
     """`resume=` does not name a run, or the run has unsafe overrides."""
 
 
-def _recorded_overrides(path: Path, target: Path, arguments: Sequence[str]) -> list[str]:
+def _recorded_overrides(path: Path, target: Path, arguments: Sequence[str], stage: Sequence[str] = ()) -> list[str]:
     """Read the overrides of a run, which must be plain data; those typed again by the user are not checked.
+
+    Args:
+        path: The file of those that it began with.
+        target: What is resumed, for messages.
+        arguments: What was typed.
+        stage: Recorded ones that it was last resumed with, which follow.
 
     Raises:
         ResumeError: The file is damaged, or an override refers to code, another folder or an address.
@@ -717,7 +813,7 @@ def _recorded_overrides(path: Path, target: Path, arguments: Sequence[str]) -> l
         raise ResumeError(f"resume={target}: {error}") from None
     if not isinstance(overrides, list) or not all(isinstance(text, str) for text in overrides):
         raise ResumeError(f"resume={target}: {path} holds no list of overrides")
-    given = set(map(_key, arguments))
+    overrides, given = [*overrides, *stage], set(map(_key, arguments))
     _tell_not_sent([text for text in overrides if _not_sent(text) != text and _key(text) not in given])
     overrides = [_not_sent(text) for text in overrides]
     left = set(merge_overrides(overrides, arguments)) - set(arguments)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.results.runs import read_parts
+from zoo.results.runs import RunsError, read_parts
+from zoo.support.files import CheckpointError, as_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,7 +62,10 @@ def load_run(folder: str | Path) -> RunResult:
     Raises:
         RunsError: It is not the folder of a finished run, or is damaged.
     """
-    folder = Path(folder).expanduser().absolute()
+    try:
+        folder = as_path(folder).expanduser().absolute()
+    except CheckpointError as error:
+        raise RunsError(str(error)) from None
     summary, _ = read_parts(folder)
     best, model = folder / "checkpoints" / "best.ckpt", folder / "model"
     return RunResult(

@@ -67,12 +67,19 @@ def resumed(
         seeds: The run's seed, and that of the configuration.
 
     Raises:
-        ConfigError: The seed is changed; or nothing is left to train, and changed values would only change records.
+        ConfigError: The seed is changed; or the run is longer already; or nothing is left to train, and changed values
+            would only change records.
     """
     folder, changes = Path(engine.default_root_dir), changes or Changes({})
     if "seed" in changes.values and seeds[1] not in (None, seeds[0]):
         raise ConfigError(
             f"seed = {seeds[1]}: a resumed run goes on with its own seed, {seeds[0]}; leave it out, or start a new run"
+        )
+    epochs, behind = engine.max_epochs, _processed(state)
+    if epochs is not None and 0 <= epochs < behind:
+        raise ConfigError(
+            f"trainer.max_epochs = {epochs}, and the state that the run goes on from is after {behind} epochs: give at "
+            f"least {behind}"
         )
     over, summary = _over(engine, state), None
     if over:

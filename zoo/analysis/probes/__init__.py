@@ -168,8 +168,8 @@ def draw(
 
 def save(found: Finding, subject: Subject, out: Path) -> str:
     """Write the picture of a finding; returns a one-line summary."""
-    from zoo.support.files import write_atomic
+    from zoo.analysis.plots import save_figure
 
     figure: Any = found.draw().figure
-    write_atomic(out, lambda file: figure.savefig(file, format=out.suffix.lower()[1:], dpi=150))
+    save_figure(figure, out, dpi=150)
     return f"{out}: {found.told}" + ("; the weights are untrained" if subject.untrained else "")
