@@ -43,6 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             X, labels
         ),
         "values": GRBFRegressor(solver="agop").fit(X, y),
+        "columns": GRBFRegressor(categorical_features=[0]).fit(X.round(), y),
         "gp": GPRegressor(kernel, optimize=False, random_state=0).fit(X, y),
         "gpc": GPClassifier(optimize=False, random_state=0).fit(X, labels),
         "stream": KernelStreamClassifier(n_features=8, random_state=0).fit(X, labels),
@@ -153,6 +154,11 @@ def spread(c: Config, t: dict[str, Tensor]) -> None:
             t[name] = torch.ones(30_000, dtype=torch.float64)
             text = text.replace(f'"name": "{name}", "order": []', f'"name": "{name}", "order": [0]')
     c["estimator"] = json.loads(text)
+
+
+def levels(change: Callable[[list[Any]], object]) -> Change:
+    """Change the categories of a column: its index and their list."""
+    return lambda c, t: change(c["estimator"]["state"]["encoding_"]["values"]["levels"]["items"][0])
 
 
 #: What is done to the folder of which estimator.
@@ -286,6 +292,33 @@ HOSTILE: dict[str, tuple[str, Change]] = {
     "labels of a stream that are gone": ("stream", state(_labels=["cat"])),
     "statistics that are none": ("stream", state(statistics_=None)),
     "centres of another network": ("values", tensor("centers_", lambda t: t[:-1])),
+    # columns
+    "an encoding that is a text": ("columns", state(encoding_="x")),
+    "an encoding that is another record": (
+        "columns", lambda c, t: c["estimator"]["state"]["encoding_"].update({"class": "zoo.learners.agop.Setting"})
+    ),
+    "an encoding that is a function": (
+        "columns",
+        lambda c, t: c["estimator"]["state"]["encoding_"].update({"class": "zoo.estimators.encoding.check_array"}),
+    ),
+    "no encoding": ("columns", lambda c, t: c["estimator"]["state"].pop("encoding_")),
+    "a median that is no number": ("columns", tensor("encoding_.fill", lambda t: t * torch.nan)),
+    "a median too few": ("columns", tensor("encoding_.fill", lambda t: t[:-1])),
+    "gaps that are numbers": ("columns", tensor("encoding_.indicator", lambda t: t.double())),
+    "gaps of categories": ("columns", tensor("encoding_.indicator", torch.ones_like)),
+    "categories of a column that is not there": ("columns", levels(lambda part: part.__setitem__(0, 10**9))),
+    "categories that are numbers": ("columns", levels(lambda part: part.__setitem__(1, [1, 2, 3]))),
+    "a category twice": ("columns", levels(lambda part: part[1].__setitem__(0, part[1][1]))),
+    "a category too many": ("columns", levels(lambda part: part[1].append("more"))),
+    "categories too many": ("columns", levels(lambda part: part[1].extend(map(str, range(10**5))))),
+    "other categories on record": (
+        "columns", lambda c, t: c["input"]["variables"][0]["values"].__setitem__(0, "other")
+    ),
+    "another median on record": ("columns", lambda c, t: c["input"]["variables"][1].update(fill=7.5)),
+    "residuals that are no numbers": ("columns", tensor("left_out_residuals_", lambda t: t * torch.inf)),
+    "residuals of other rows": ("columns", tensor("left_out_residuals_", lambda t: t[:-1])),
+    "residuals of other targets": ("columns", tensor("left_out_residuals_", lambda t: t.repeat(1, 2))),
+    "weights of rows that are zero": ("columns", tensor("left_out_weights_", torch.zeros_like)),
     # numbers
     "a scale of zero": ("gp", tensor("scale_", torch.zeros_like)),
     "a mean that is no number": ("gp", tensor("mean_", lambda t: t * torch.nan)),

@@ -8,6 +8,7 @@ With `ax=None`, functions draw on the axes of a new figure. Nothing is shown or 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ __all__ = [
     "plot_kernels",
     "plot_loadings",
     "plot_output",
+    "plot_partial_dependence",
     "plot_receptive_field",
     "plot_spectrum",
     "plot_summary",
@@ -232,6 +234,7 @@ def plot_output(model: Any, X: Any, y: Any = None, *, resolution: int = 80, ax: 
         resolution: Grid points per side.
         ax: Axes.
     """
+    model, X = _on_numbers(model, X)
     Z = model.transform(X)
     if Z.shape[1] < 2:
         raise ValueError("the picture needs two latent variables; fit with n_components=None or at least 2")
@@ -265,6 +268,64 @@ def plot_output(model: Any, X: Any, y: Any = None, *, resolution: int = 80, ax: 
     ax.set_xlabel("z1")
     ax.set_ylabel("z2")
     ax.legend(frameon=True, fontsize="small", loc="best")
+    return ax
+
+
+def _on_numbers(model: Any, X: Any) -> tuple[Any, Any]:
+    """A model for rows of numbers, and the rows as such: categories and gaps are what they are encoded as."""
+    if not hasattr(model, "of_inputs"):
+        return model, X
+    found = copy.copy(model.of_inputs())
+    vars(found).pop("feature_names_in_", None)  # rows without names are meant
+    return found, model.inputs(X)
+
+
+def plot_partial_dependence(
+    model: Any, X: Any, *, component: int = 0, resolution: int = 50, rows: int = 200, ax: Axes | None = None
+) -> Axes:
+    """Partial dependence on a direction: the mean output when all rows are moved to the same place along it.
+
+    Shown are the probability of the second class (binary) or of each class, or the value (regression); with one curve,
+    also those of single rows, whose mean it is. A tick below stands for every row.
+
+    Args:
+        model: A fitted GRBF estimator.
+        X: Rows (n, D).
+        component: Index of the latent variable, in decreasing order of importance.
+        resolution: Places along it, from the 2nd to the 98th percentile of the rows.
+        rows: Largest number of rows to average over, evenly spaced.
+        ax: Axes.
+    """
+    model, X = _on_numbers(model, X)
+    X = np.asarray(X, dtype=float)
+    X = X[np.unique(np.linspace(0, len(X) - 1, rows).astype(int))]
+    Z = model.transform(X)
+    if not 0 <= component < Z.shape[1]:
+        raise ValueError(f"component={component} must be from 0 to {Z.shape[1] - 1}")
+    z = Z[:, component]
+    low, high = np.quantile(z, [0.02, 0.98])
+    grid = np.linspace(low, high, resolution)
+    ends = model.inverse_transform(np.eye(Z.shape[1])[[component]]) - model.inverse_transform(np.zeros((1, Z.shape[1])))
+    moved = X + (grid[:, None] - z)[:, :, None] * ends  # (resolution, n, D)
+    classes = getattr(model, "classes_", None)
+    function = model.predict if classes is None else model.predict_proba
+    values = function(moved.reshape(-1, X.shape[1])).reshape(resolution, len(X), -1)
+    values = values[:, :, 1:] if classes is not None and len(classes) == 2 else values
+    ax = given_or_new(ax)
+    curves = values.mean(1)
+    if curves.shape[1] == 1:
+        ax.plot(grid, values[:, :: max(1, len(X) // 30), 0], color=GREY, linewidth=0.5, alpha=0.4)
+        ax.plot(grid, curves[:, 0], color=ACCENT, linewidth=2)
+        ax.set_ylabel("prediction" if classes is None else f"probability of {classes[1]}")
+    else:
+        for i, curve in enumerate(curves.T):
+            ax.plot(grid, curve, label=f"target {i + 1}" if classes is None else str(classes[i]))
+        ax.set_ylabel("prediction" if classes is None else "probability")
+        ax.legend(frameon=False)
+    ax.plot(z, np.zeros_like(z), "|", color=GREY, markersize=8, transform=ax.get_xaxis_transform(), clip_on=False)
+    ax.set_xlim(grid[0], grid[-1])
+    ax.set_xlabel(f"z{component + 1}")
+    _plain(ax)
     return ax
 
 

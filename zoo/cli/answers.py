@@ -68,6 +68,8 @@ def _predict(options: argparse.Namespace) -> int:
             lines += _forecast_lines(where, entry)
         elif "value" in entry:
             lines.append(f"{where}: {entry['value']:.6g}")
+        elif "values" in entry:
+            lines.append(f"{where}: {', '.join(f'{value:.6g}' for value in entry['values'])}")
         else:
             answers = ", ".join(
                 p["class"] + (f" {p['probability']:.1%}" if "probability" in p else "") for p in entry["predictions"]

@@ -10,7 +10,6 @@ get a fill value, or categories, one input each.
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -21,21 +20,14 @@ import torch
 
 from zoo.data.checks import DataError
 from zoo.data.delimited import NumberReader, TableFile, is_missing, is_number, is_time, listed
+from zoo.support.cells import unpadded
 from zoo.support.inputs import MISSING, Variable
 from zoo.support.quoting import is_printable
 
-__all__ = ["Column", "Survey", "check_words", "encode", "fitted", "read_columns", "survey", "unpadded", "word_order"]
+__all__ = ["Column", "Survey", "check_words", "encode", "fitted", "read_columns", "survey", "word_order"]
 
 FLOAT32 = float(torch.finfo(torch.float32).max)
 _TRUTH = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0}
-_WHOLE = re.compile(r"([+-]?\d+)\.0*", re.ASCII)
-
-
-def unpadded(cell: str) -> str:
-    """A whole number without its decimals, so that the categories 3 and 3.0 are one; other cells as they are."""
-    found = _WHOLE.fullmatch(cell)
-    return found[1] if found else cell
-
 
 # ---- what the cells are ------------------------------------------------------------------------------------
 

@@ -27,13 +27,13 @@ from zoo.data.columns import (
     fitted,
     read_columns,
     survey,
-    unpadded,
     word_order,
 )
 from zoo.data.delimited import NumberReader, TableFile, is_missing, is_number, listed, read_table
 from zoo.data.parquet import read_parquet
 from zoo.data.sampling import stratified_split
 from zoo.support import inputs
+from zoo.support.cells import unpadded
 from zoo.support.inputs import MISSING, Variable
 from zoo.support.quoting import is_printable
 from zoo.support.scaling import standardisation

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from zoo.data.columns import read_columns
 from zoo.data.delimited import TableFile, listed
 from zoo.data.own_tables import open_table
 from zoo.support import inputs
+from zoo.support.cells import cell_text
 
 __all__ = ["FrameTable", "TableRows", "prepare_table", "read_rows"]
 
@@ -66,17 +66,7 @@ class FrameTable(TableFile):
         pandas = hasattr(self.frame, "itertuples")
         cells = self.frame.itertuples(index=False, name=None) if pandas else self.frame.iter_rows()
         for i, row in enumerate(cells, 1):
-            yield i, list(map(_cell, row))
-
-
-def _cell(value: Any) -> str:
-    try:
-        if value is None or bool(value != value):
-            return ""
-    except TypeError:  # pandas.NA is neither equal nor unequal
-        return ""
-    value = value.item() if isinstance(value, np.generic) else value
-    return str(int(value)) if isinstance(value, bool) else str(value).strip()
+            yield i, list(map(cell_text, row))
 
 
 def read_rows(path: str | Path | TableFile, form: inputs.Table, dtype: torch.dtype = torch.float32) -> TableRows:

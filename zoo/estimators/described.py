@@ -35,7 +35,7 @@ LAYERS = frozenset({
     "ModuleList", "ParameterDict", "ParameterList", "RMSNorm", "ReLU", "SELU", "Sequential", "SiLU", "Sigmoid",
     "Softmax", "Softplus", "Tanh",
 })  # fmt: skip
-_HOMES = ("zoo.kernels", "zoo.learners", "zoo.models.grbf")
+_HOMES = ("zoo.kernels", "zoo.learners", "zoo.models.grbf", "zoo.estimators.encoding")
 _OWN = vars(nn.Module()).keys()  # attributes that every module has
 _DEEPEST = 50  # values inside of values
 _MOST_OBJECTS = 20_000  # modules and records, a shared one counted wherever it stands

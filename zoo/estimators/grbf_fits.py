@@ -19,7 +19,7 @@ from zoo.estimators.grbf_solvers import Fit, Networks, Objective, fit_adam, fit_
 from zoo.estimators.threads import few_threads
 from zoo.learners.agop import Form, MetricMachine, best_temperature
 from zoo.models.grbf import GaussianRBFNetwork
-from zoo.support.scaling import standardisation, standardised
+from zoo.support.scaling import block_scale, standardisation, standardised
 
 __all__ = ["fit_all", "fit_many"]
 #: Above this many rows, Adam uses mini-batches of `BATCH` rows by default.
@@ -74,7 +74,12 @@ def fit_many(
         validated = [member._validate(X, y, weight) for member, weight in zip(members, weights, strict=True)]
         rows, targets, *_ = validated[0]
         copies = np.stack([one if leave_copies else one > 0 for *_, one in validated])
-        fit_all(members, rows, targets, np.stack([weight for *_, weight, _ in validated]), copies)
+        weights = np.stack([weight for *_, weight, _ in validated])
+        if any(not one.encoding_.is_plain for one in members):  # inputs by the rows of positive weight
+            for i, (member, (own, *_)) in enumerate(zip(members, validated, strict=True)):
+                fit_all([member], own, targets, weights[[i]], copies[[i]])
+        else:
+            fit_all(members, rows, targets, weights, copies)
     return members
 
 
@@ -126,7 +131,7 @@ def fit_all(members: list[Any], X: np.ndarray, y: np.ndarray, weights: np.ndarra
     Args:
         members: The estimators.
         X: Rows (n, D).
-        y: Encoded targets (n,).
+        y: Encoded targets (n,), or (n, outputs).
         weights: Row weights of each estimator (B, n).
         copies: Number of rows that each row stands for (B, n).
     """
@@ -149,11 +154,11 @@ def _fit_agop(member: Any, X: np.ndarray, y: np.ndarray, weight: np.ndarray, cop
     own = torch.from_numpy(np.ldexp(weight[present], -np.frexp(weight.max())[1]))
     rows, targets = (torch.from_numpy(part[present]).to(member.device) for part in (X, y))
     own = own.to(rows)
-    scale = 1.0
     if member._is_regressor:
-        mean, spread = standardisation(targets[:, None], own)
-        level, scale = (float(mean) if member.fit_intercept else 0.0), float(spread)
-        Y = (targets[:, None] - level) / scale
+        Y = targets.reshape(len(targets), -1)
+        mean, scale = standardisation(Y, own)
+        level = mean * bool(member.fit_intercept)
+        Y = (Y - level) / scale
     elif len(member.classes_) == 2:
         Y = targets[:, None].double()
     else:
@@ -162,12 +167,20 @@ def _fit_agop(member: Any, X: np.ndarray, y: np.ndarray, weight: np.ndarray, cop
         _FORMS[member.precision], standardize=bool(member.standardize), intercept=bool(member.fit_intercept)
     )
     with few_threads(len(rows) ** 2 * rows.shape[1]):
-        machine.fit(rows, Y, own, torch.from_numpy(copies[present]).to(rows))
+        machine.fit(rows, Y, own, torch.from_numpy(copies[present]).to(rows), _blocks(member))
+        left_out = None
         if member._is_regressor:
+            assert machine.left_out is not None
+            left_out = ((Y - machine.left_out) * scale).cpu().numpy(), weight[present]
             machine.rescale(scale, level)
         else:
             _calibrate(machine, targets, own)
-        member._set_fitted_machine(machine)
+        member._set_fitted_machine(machine, left_out)
+
+
+def _blocks(member: Any) -> Tensor | None:
+    blocks = member.encoding_.blocks
+    return None if blocks is None else torch.from_numpy(blocks).to(member.device)
 
 
 def _calibrate(machine: MetricMachine, labels: Tensor, weight: Tensor) -> None:
@@ -249,7 +262,7 @@ def _merge_copies(
 
     This makes a fit independent of the order of the rows, and weights equivalent to copies.
     """
-    table = np.column_stack([X, y])
+    D, table = X.shape[1], np.column_stack([X, y])
     distinct, place = np.unique(table, axis=0, return_inverse=True)
     merged = np.zeros((2, len(weights), len(distinct)))
     for total, values in zip(merged, (weights, copies), strict=True):
@@ -257,7 +270,8 @@ def _merge_copies(
             np.add.at(whole, place.ravel(), part)
     seen = (merged[0] > 0).any(0)
     distinct, (weights, copies) = distinct[seen], merged[:, :, seen]
-    return np.ascontiguousarray(distinct[:, :-1]), distinct[:, -1].astype(y.dtype), weights, copies
+    targets = distinct[:, D:].reshape(-1, *y.shape[1:]).astype(y.dtype)
+    return np.ascontiguousarray(distinct[:, :D]), targets, weights, copies
 
 
 def _hold_out(member: Any, y: Tensor, weight: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
@@ -306,7 +320,8 @@ def _scaling(member: Any, rows: Tensor, y: Tensor, weight: Tensor) -> dict[str, 
     if member._is_warm and member.network_.form == "isotropic":  # an isotropic metric cannot absorb new scales
         found |= {"mean": member.network_.input_mean, "scale": member.network_.input_scale}
     elif member.standardize:
-        found["mean"], found["scale"] = standardisation(rows[kept], weight[kept])
+        found["mean"], scale = standardisation(rows[kept], weight[kept])
+        found["scale"] = block_scale(scale, _blocks(member))
     if member._is_regressor:
         mean, found["y_scale"] = standardisation(y[kept].unsqueeze(-1), weight[kept])
         if member.fit_intercept:

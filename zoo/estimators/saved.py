@@ -52,7 +52,7 @@ from zoo.support.register import UnknownNameError
 from zoo.support.signatures import check_call
 from zoo.support.values import first_line, is_of_memory
 
-__all__ = ["input_record_of", "load_estimator", "save_estimator"]
+__all__ = ["input_record_of", "load_estimator", "of_inputs", "save_estimator"]
 
 _FORMAT = 1
 _WIDEST = 1_000_000  # features
@@ -296,7 +296,7 @@ def _check_labels(estimator: Any) -> None:
 def _outputs(estimator: Any) -> dict[str, Any]:
     """Number of outputs and names of classes, as a configuration has them."""
     if not is_classifier(estimator):
-        return {"num_classes": 1}
+        return {"num_classes": int(getattr(estimator, "n_outputs_", 1))}
     names = [shown(str(label), keep="") for label in estimator.classes_.tolist()]
     if len(set(names)) < len(names):
         raise CheckpointError("classes_ holds two classes of the same name")
@@ -332,17 +332,46 @@ def input_record_of(estimator: Any, given: Mapping[str, Any] | None = None) -> d
     Raises:
         ValueError: The given one describes another input.
     """
-    count = estimator.n_features_in_
+    count = of_inputs(estimator).n_features_in_
+    variables = _variables(estimator)
     if given is not None:
         record = inputs.check(given)
         if record["kind"] != "table" or inputs.shape_of(record) != (count,):
             raise ValueError(f"the record describes another input than the {count} features of the estimator")
+        if variables and [_numbers_of(one) for one in record.get("variables", [])] != list(map(_numbers_of, variables)):
+            raise ValueError("the record encodes the columns otherwise than the estimator")
         return record
     record = {"kind": "table", "count": count}
+    if variables:
+        return inputs.check(record | {"columns": estimator.input_names_, "variables": variables})
     try:  # names that no header can hold are left out, and columns taken in order
         return inputs.check(record | {"columns": list(map(str, getattr(estimator, "feature_names_in_", ())))})
     except inputs.InputError:
         return inputs.check(record)
+
+
+def of_inputs(estimator: Any) -> Any:
+    """The estimator of the numbers that a table's columns are encoded as: itself, if it encodes none."""
+    own = getattr(estimator, "of_inputs", None)
+    return own() if callable(own) else estimator
+
+
+def _variables(estimator: Any) -> list[dict[str, Any]]:
+    """The columns of an estimator that encodes them, as a record has them; empty for any other.
+
+    Raises:
+        ValueError: A category or name cannot be printed.
+    """
+    if of_inputs(estimator) is estimator:
+        return []
+    count = estimator.n_features_in_
+    names = list(map(str, getattr(estimator, "feature_names_in_", [f"x{i}" for i in range(count)])))
+    return [one.model_dump(exclude_defaults=True) for one in estimator.encoding_.variables(names)]
+
+
+def _numbers_of(variable: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a variable of a record becomes as inputs."""
+    return variable.get("values"), variable.get("fill"), variable.get("indicator", False)
 
 
 def _serialised(tensors: dict[str, Tensor]) -> bytes:

@@ -23,7 +23,7 @@ from zoo.kernels.exponential_power import ExponentialPower
 from zoo.kernels.linalg import cholesky
 from zoo.learners.ridge import left_out, ridge_factor, solve_left_out, solve_ridge
 from zoo.support.renamed import renamed
-from zoo.support.scaling import standardisation, standardised
+from zoo.support.scaling import block_scale, standardisation, standardised
 
 __all__ = [
     "Iterate",
@@ -307,7 +307,12 @@ class MetricMachine(nn.Module):
 
     @torch.no_grad()
     def fit(
-        self, X: Tensor, Y: Tensor, sample_weight: Tensor | None = None, copies: Tensor | None = None
+        self,
+        X: Tensor,
+        Y: Tensor,
+        sample_weight: Tensor | None = None,
+        copies: Tensor | None = None,
+        blocks: Tensor | None = None,
     ) -> MetricMachine:
         """Select the settings and solve.
 
@@ -317,6 +322,7 @@ class MetricMachine(nn.Module):
             sample_weight: (n,), non-negative, up to scale; rows of weight 0 are ignored. None weighs all rows equally.
             copies: Number of equal rows that each row stands for (n,), which have its weight together; leave-one-out
                 leaves out one of them. None: each is one row.
+            blocks: Columns that share a scale or have none (D,), see :func:`zoo.support.scaling.block_scale`.
 
         Returns:
             The fitted machine.
@@ -329,6 +335,7 @@ class MetricMachine(nn.Module):
         X, Y, weight = X[order], Y[order], weight[order] / weight[order].mean()
         copies = None if copies is None or bool((copies[order] == 1).all()) else copies[order]
         mean, scale = standardisation(X, weight)
+        scale = block_scale(scale, blocks)
         if not self.standardize:
             mean, scale = torch.zeros_like(mean), torch.ones_like(scale)
         Z = standardised(X, mean, scale, torch.float64)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["constant", "power_of_two", "standardisation", "standardised"]
+__all__ = ["OWN", "UNSCALED", "block_scale", "constant", "power_of_two", "standardisation", "standardised"]
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -80,6 +80,32 @@ def standardisation(rows: Any, weight: Any = None) -> Any:
     mean, unit = (mean + correction).squeeze(-2), unit.squeeze(-2)
     scale = torch.where(constant(variance, mean, count), 1.0 / unit, variance.sqrt())
     return mean * unit, scale * unit
+
+
+#: In `blocks` of :func:`block_scale`: a column with a scale of its own, and one that is not scaled.
+OWN = -1
+UNSCALED = -2
+
+
+def block_scale(scale: Tensor, blocks: Tensor | None) -> Tensor:
+    """One scale for all columns of a block, the root of the sum of their variances.
+
+    The inputs of a category then vary as much as one number, however many they are; for two categories it is the same
+    as one standardised input of 0 and 1. An input that says where a rare thing is, such as a gap, is better not scaled:
+    by its own deviation, rows with a gap would be far from all others.
+
+    Args:
+        scale: Of each column (D,), as from :func:`standardisation`: 1 where constant, and else below 1 in blocks.
+        blocks: Number of each column's block (D,), or :data:`OWN`, or :data:`UNSCALED`. None: all have their own.
+    """
+    if blocks is None:
+        return scale
+    scale = torch.where(blocks == UNSCALED, 1.0, scale)
+    for block in blocks[blocks >= 0].unique().tolist():
+        own = blocks == block
+        variance = torch.where(scale[own] == 1, 0.0, scale[own].square()).sum()
+        scale[own] = variance.sqrt() if bool(variance > 0) else 1.0
+    return scale
 
 
 def standardised(rows: Tensor, mean: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

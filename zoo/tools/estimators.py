@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -95,13 +95,19 @@ def describe(saved: SavedEstimator) -> dict[str, Any]:
         "name": saved.name,
         "class": type(estimator).__name__,
         "input": [estimator.n_features_in_],
-        "columns": config["input"].get("columns") or [],
+        "columns": _names(config["input"], estimator.n_features_in_),
         "num_classes": config["num_classes"],
         "classes": config.get("label_names", []),
         "numbers": sum(values.numel() for values in read_checkpoint(saved.weights).values()),
         "weights": f"{saved.weights}, sha256 {config['sha256'][WEIGHTS_NAME][:12]} as recorded",
         "settings": {k: _short(v) for k, v in given.items() if repr(v) != repr(default.get(k))},
     }
+
+
+def _names(record: Mapping[str, Any], count: int) -> list[str]:
+    """Names of an estimator's columns, which the record may have encoded; empty if unknown."""
+    names = [variable["name"] for variable in record.get("variables", ())]
+    return names if len(names) == count else record.get("columns") or []
 
 
 def _short(value: Any) -> str:
@@ -128,6 +134,7 @@ def score(model: str | Path, data: str | Path, target: str | None = None) -> dic
     """
     from zoo.data.prepare import far_out, form_for
     from zoo.data.rows import read_rows
+    from zoo.estimators.saved import of_inputs
 
     saved = open_estimator(model)
     if saved is None:
@@ -147,7 +154,7 @@ def score(model: str | Path, data: str | Path, target: str | None = None) -> dic
     if far := far_out(path, rows.values, scaling, form.columns, form.measured()):
         _log.warning("%s", far)
     places = _column(table, target)
-    found = _predicted(estimator, rows.values)
+    found = _predicted(of_inputs(estimator), rows.values)
     told: dict[str, Any] = {"name": saved.name, "data": str(path), "rows": len(found)}
     if hasattr(estimator, "classes_"):
         right = _classes(table, target, places, estimator.classes_.tolist())
@@ -276,8 +283,12 @@ def pipeline(saved: SavedEstimator) -> Pipeline:
         raise ToolError(
             f"{type(saved.estimator).__name__} has no method to_pipeline(), the torch module that an export records"
         )
+    from zoo.estimators.saved import of_inputs
+
     try:
-        return Pipeline(made().eval().requires_grad_(False), saved).eval()
+        return Pipeline(
+            made().eval().requires_grad_(False), replace(saved, estimator=of_inputs(saved.estimator))
+        ).eval()
     except ValueError as error:
         raise ToolError(f"{type(saved.estimator).__name__} cannot be exported: {shown(first_line(error))}") from None
 

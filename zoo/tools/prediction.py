@@ -73,11 +73,11 @@ def predict(
 
     Returns:
         One entry per file, or per row of a table or array: `file` (not of an array), `row` (from 1) of a table or
-        array, and `predictions` (`class` and `probability`, most probable first) or `value`. For a series: `forecast`
-        (a list of values per step, in the units of the file), `columns` (names of the values) and `times` (of the
-        steps, if the step is constant). The first entry of a file or array has a `note` if it is blank or silent, or
-        its values are far outside the training data; the first entry of all has one if the tasks of training permuted
-        or rotated their images.
+        array, and `predictions` (`class` and `probability`, most probable first), `value`, or `values` of several
+        targets. For a series: `forecast` (a list of values per step, in the units of the file), `columns` (names of the
+        values) and `times` (of the steps, if the step is constant). The first entry of a file or array has a `note` if
+        it is blank or silent, or its values are far outside the training data; the first entry of all has one if the
+        tasks of training permuted or rotated their images.
 
     Raises:
         ToolError: A file is missing, damaged or of the wrong kind, an array has the wrong shape, or the model's output
@@ -201,7 +201,7 @@ def _of_estimator(estimator: Any, record: Mapping[str, Any] | None = None) -> _S
     from sklearn.exceptions import NotFittedError
     from sklearn.utils.validation import check_is_fitted
 
-    from zoo.estimators.saved import input_record_of
+    from zoo.estimators.saved import input_record_of, of_inputs
 
     if not isinstance(estimator, BaseEstimator):
         raise ToolError(f"{type(estimator).__name__} is no model: give a name, a folder, a module or an estimator")
@@ -210,7 +210,7 @@ def _of_estimator(estimator: Any, record: Mapping[str, Any] | None = None) -> _S
     except NotFittedError:
         raise ToolError(f"{type(estimator).__name__} is not fitted yet: call fit first") from None
     try:
-        table = input_record_of(estimator, record)
+        table, answering = input_record_of(estimator, record), of_inputs(estimator)
     except (ValueError, AttributeError) as error:
         raise ToolError(f"{type(estimator).__name__}: {first_line(error)}") from None
 
@@ -221,11 +221,11 @@ def _of_estimator(estimator: Any, record: Mapping[str, Any] | None = None) -> _S
         return (read_rows(file, form, torch.float64).values,)
 
     def answers(arguments: tuple[Tensor, ...], top: int) -> list[dict[str, Any] | None]:
-        proba = getattr(estimator, "predict_proba", None)
+        proba = getattr(answering, "predict_proba", None)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "X does not have valid feature names", UserWarning)
             try:  # of a package of its own, or of a folder that may come from anyone
-                values = np.asarray((proba or estimator.predict)(arguments[0].numpy()))
+                values = np.asarray((proba or answering.predict)(arguments[0].numpy()))
             except Exception as error:
                 raise ToolError(f"{type(estimator).__name__} gives no answer: {first_line(error)}") from error
         if proba is not None:
@@ -233,6 +233,8 @@ def _of_estimator(estimator: Any, record: Mapping[str, Any] | None = None) -> _S
             return [_classes(shares, names, top) for shares in torch.from_numpy(values)]
         if is_classifier(estimator):
             return [{"predictions": [{"class": str(label)}]} for label in values.tolist()]
+        if values.ndim == 2:
+            return [{"values": row} if np.isfinite(row).all() else None for row in values.tolist()]
         if values.ndim != 1:
             raise ToolError(f"{type(estimator).__name__} gives {values.shape[1:]} values a row: call it yourself")
         return [{"value": value} if np.isfinite(value).all() else None for value in values.tolist()]
@@ -439,8 +441,8 @@ def write_table(path: str | Path, entries: Sequence[Mapping[str, Any]]) -> None:
     """Write entries of :func:`predict` as a CSV file, whole or not at all.
 
     Columns: `file` and `row`, as far as the entries have them; then `class` and `probability`, and `class_2`,
-    `probability_2`, ... of further classes; or `value`; or of a series, with a line for every step, `step`, `time` and
-    a column for each variable.
+    `probability_2`, ... of further classes; or `value`, or `value_1`, `value_2`, ... of several targets; or of a
+    series, with a line for every step, `step`, `time` and a column for each variable.
     """
     rows: list[dict[str, Any]] = []
     for entry in entries:
@@ -451,6 +453,7 @@ def write_table(path: str | Path, entries: Sequence[Mapping[str, Any]]) -> None:
                 rows.append(place | {"step": i + 1} | time | dict(zip(entry["columns"], values, strict=True)))
             continue
         answers = {"value": entry["value"]} if "value" in entry else {}
+        answers |= {f"value_{i}": value for i, value in enumerate(entry.get("values", ()), 1)}
         for i, found in enumerate(entry.get("predictions", ()), 1):
             answers |= {key if i == 1 else f"{key}_{i}": value for key, value in found.items()}
         rows.append(place | answers)
@@ -496,13 +499,16 @@ def draw(entry: Mapping[str, Any], model: str) -> Any:
     else:
         importance = getattr(network, "feature_importance", None)
         if callable(importance):
-            names = subject.record.get("columns") or None
-            plot_importances(torch.as_tensor(importance()).double(), names, top=8, ax=left)
+            shares = torch.as_tensor(importance()).double()
+            columns = [variable["name"] for variable in subject.record.get("variables", ())]  # of an estimator
+            names = columns if len(columns) == len(shares) else subject.record.get("columns") or None
+            plot_importances(shares, names, top=8, ax=left)
         else:
             left.set_axis_off()
     left.set_title(path.name + (f", row {entry['row']}" if "row" in entry else ""), fontsize=10)
-    if "value" in entry:
-        right.text(0.5, 0.5, f"{entry['value']:.4g}", ha="center", va="center", fontsize=28, color=COLOR)
+    if "value" in entry or "values" in entry:
+        told = "\n".join(f"{value:.4g}" for value in entry.get("values", [entry.get("value")])[:8])
+        right.text(0.5, 0.5, told, ha="center", va="center", fontsize=28, color=COLOR)
         right.set_axis_off()
     elif "predictions" in entry:
         found = entry["predictions"][::-1]
