@@ -342,7 +342,9 @@ def test_on_a_gpu_as_on_the_cpu(precision: str) -> None:
         torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.parametrize("bad", [None, "a", 1j, object(), torch.ones(2, dtype=torch.complex64)], ids=lambda bad: type(bad).__name__)
+@pytest.mark.parametrize(
+    "bad", [None, "a", 1j, object(), torch.ones(2, dtype=torch.complex64)], ids=lambda bad: type(bad).__name__
+)
 def test_options_that_are_no_numbers_are_refused(bad):
     calls = {
         "lengthscale": Gaussian,
