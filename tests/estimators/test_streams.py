@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from typing import Any
 
 import numpy as np
@@ -142,3 +143,15 @@ def test_a_learner_is_found_by_its_name(digits, monkeypatch):
         KernelStreamClassifier(head=3).fit(X, y)
     with pytest.raises(ValueError, match=r"there is already a learner 'lda', in zoo\.learners\.heads"):
         register_learner("lda")(sharper)
+
+
+def test_a_stream_that_begins_with_one_class_says_what_that_fixes(digits):
+    X, y = digits
+    zeros = y == y[0]
+    with pytest.warns(UserWarning, match="the first rows are of one class") as told:
+        KernelStreamClassifier(n_features=10, random_state=0).partial_fit(X[zeros], y[zeros])
+    assert told[0].filename == __file__
+    with warnings.catch_warnings(action="error"):
+        given = {"n_features": 10, "standardize": False, "lengthscale": 1.5}
+        KernelStreamClassifier(**given).partial_fit(X[zeros], y[zeros])
+        KernelStreamClassifier(n_features=10).partial_fit(X, y).partial_fit(X[zeros], y[zeros])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
@@ -38,6 +39,10 @@ from zoo.support.tensors import without_grad
 
 __all__ = ["KernelStreamClassifier"]
 
+_OF_ONE_CLASS = (
+    "the first rows are of one class, and the scaling of the columns and the lengthscale are theirs from here on, "
+    "which may suit no other class: begin with rows of several classes, or set standardize=False and a lengthscale"
+)
 _STEPS = 200  # histogram bins per factor e of the squared distance
 _NEAR = 0.7  # default lengthscale, relative to the median distance between rows
 
@@ -46,8 +51,9 @@ _NEAR = 0.7  # default lengthscale, relative to the median distance between rows
 class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
     """Closed-form classification of streams with random Fourier features of the Gaussian kernel.
 
-    The first call fixes the feature map; its scaling and default lengthscale come from the rows of that call. After
-    that only counts, sums and second moments of the features are stored, no rows. New classes may appear at any time.
+    The first call fixes the feature map; its scaling and default lengthscale come from the rows of that call, which
+    should be of several classes (a warning says so), or be given: `standardize=False` and a lengthscale. After that
+    only counts, sums and second moments of the features are stored, no rows. New classes may appear at any time.
     Learning in batches, or separately and merging, gives the same result as learning everything at once.
 
     Args:
@@ -140,6 +146,8 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
         check_classification_targets(y)
         if first:
             self._draw_map(X)
+            if len(np.unique(y)) == 1 and (self.standardize or self.lengthscale == "median"):
+                warnings.warn(_OF_ONE_CLASS, stacklevel=6)  # beyond the decorators
         codes = self._codes_of(y, learn=True)
         F = self.statistics_.phi(torch.from_numpy(self._standard(X)))
         self._labels, self.statistics_ = self._known(y), self.statistics_.snapshot()
