@@ -29,6 +29,7 @@ def test_a_run_from_python_is_that_of_the_command(tmp_path: Path, monkeypatch: p
     run = zoo.train({**SMALL, "hydra.run.dir": folder})
     assert (sys.argv, torch.get_num_threads(), root.handlers, root.level) == (argv, threads, handlers, level)
     assert run.output_dir == folder
+    assert "kernel-zoo-train 'resume=" in (folder / "summary.txt").read_text(), "there is no train.py in this folder"
     assert 0 <= run.metrics["test/acc"] <= 1
     again = zoo.load_run(folder)
     assert again.metrics == run.metrics

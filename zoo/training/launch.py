@@ -438,7 +438,8 @@ def train(overrides: str | Sequence[str] | Mapping[str, Any] = ()) -> RunResult:
         raise UsageError(f"{flag} is a flag of the command line; from Python one run is started, by key=value")
     root = logging.getLogger()
     argv, threads, handlers, level = sys.argv, torch.get_num_threads(), root.handlers[:], root.level
-    sys.argv = ["train.py", *words]
+    program = "train.py" if Path("train.py").is_file() else "kernel-zoo-train"  # of printed commands
+    sys.argv = [program, *words]
     _results.clear()
     try:
         _run()
