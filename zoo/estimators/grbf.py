@@ -55,7 +55,7 @@ from zoo.support.suggest import suggestion
 from zoo.support.tensors import without_grad
 
 __all__ = ["Bootstrap", "GRBFClassifier", "GRBFRegressor"]
-_LARGEST_TARGET = 1e150  # the squares of targets are summed
+_LARGEST_TARGET = 1e304  # sums of targets are numbers
 #: Parameters of the initialisation, which a warm start cannot change.
 _START = ("precision", "n_centers", "centers", "init", "fit_intercept", "standardize", "categorical_features")
 #: Parameters of networks that are trained in steps, which a closed form does not use.
@@ -736,7 +736,7 @@ class GRBFRegressor(RegressorMixin, _GRBF):
     def _encode(self, y: np.ndarray) -> np.ndarray:
         y = np.asarray(y, dtype=np.float64)
         if not (largest := np.abs(y).max(initial=0.0)) < _LARGEST_TARGET:
-            raise ValueError(f"y has values up to {largest:.3g}, whose squares are infinite: give it in other units")
+            raise ValueError(f"y has values up to {largest:.3g}, whose sums may be infinite: give it in other units")
         return y
 
     @property

@@ -98,7 +98,9 @@ def _enforced(entry: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(entry)
     def build(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> Any:
         given = {k: kwargs[k] for k in Sizes.__annotations__ if kwargs.get(k) is not None}
-        described = pretrained_cfg if isinstance(pretrained_cfg, dict) else {}
+        described = dict(pretrained_cfg) if isinstance(pretrained_cfg, dict) else {}
+        if described.get("num_classes") == -1:  # of a model without classes
+            del described["num_classes"]
         if problems := size_problems({k: described[k] for k in Sizes.__annotations__ if k in described} | given):
             raise ValueError(f"{entry.__name__}: {problems[0]}")
         source = pretrained_cfg.get("source") if isinstance(pretrained_cfg, dict) else None
