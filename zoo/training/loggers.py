@@ -85,7 +85,9 @@ def _ask(key: str) -> str | None:
         )
     except requests.exceptions.SSLError:  # the client may have certificates of its own
         return None
-    except (requests.ConnectionError, requests.Timeout) as error:
+    except requests.Timeout:  # it counts from a later moment than the bound on the whole call
+        return _no_answer(_ANSWER)
+    except requests.ConnectionError as error:
         return f"no connection to {urlparse(_service()).hostname}, {type(error).__name__}"
     except requests.RequestException:
         return None
@@ -466,6 +468,10 @@ def _reason(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__)[:200]
 
 
+def _no_answer(seconds: float) -> str:
+    return f"no answer within {seconds:g} s"
+
+
 def _bounded(call: Callable[[], Any], seconds: float) -> Any:
     """Run a call in a thread with a timeout; after TimeoutError the thread is abandoned."""
     done: list[tuple[Any, BaseException | None]] = []
@@ -480,7 +486,7 @@ def _bounded(call: Callable[[], Any], seconds: float) -> Any:
     thread.start()
     thread.join(seconds)
     if not done:
-        raise TimeoutError(f"no answer within {seconds:g} s")
+        raise TimeoutError(_no_answer(seconds))
     value, error = done[0]
     if error is not None:
         raise error if isinstance(error, Exception) else RuntimeError(_reason(error))
