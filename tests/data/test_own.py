@@ -299,6 +299,39 @@ def test_clouds_are_the_same_in_every_format(tmp_path: Path) -> None:
     assert few.shape == (16, 3)
 
 
+def test_names_of_columns_are_honoured_in_every_format(tmp_path: Path) -> None:
+    rows = cloud(0, "rod")
+    forms = {"a.csv": "x,y,z\n" + as_text(rows, ","), "b.csv": "Z,y,X\n" + as_text(rows[:, ::-1], ",")}
+    forms |= {"c.txt": "z y x\n" + as_text(rows[:, ::-1]), "d.tsv": "y\tz\tx\n" + as_text(rows[:, [1, 2, 0]], "\t")}
+    write(tmp_path, forms | {"u.csv": "u,v,w\n" + as_text(rows, ","), "v.xyz": "x y x\n" + as_text(rows)})
+    record = {"kind": "points", "points": 16, "channels": 3, "fit": "sphere"}
+    (wanted,) = prepare(tmp_path / "a.csv", record)
+    for name in forms:
+        assert torch.equal(prepare(tmp_path / name, record)[0], wanted), name
+    for name in "u.csv", "v.xyz":
+        with pytest.raises(DataError, match="a point cloud needs x, y and z"):
+            prepare(tmp_path / name, record)
+
+
+def test_further_values_are_matched_by_their_names(tmp_path: Path) -> None:
+    for kind in "ball", "rod":
+        (tmp_path / "d" / kind).mkdir(parents=True)
+        for i in range(3):
+            rows = np.concatenate([cloud(i, kind), np.full((len(cloud(i, kind)), 2), [1.0, 9.0])], 1)
+            text = "x,y,z,hot,cold\n" + as_text(rows, ",")
+            if i:
+                text = "cold,x,y,z,Hot\n" + as_text(rows[:, [4, 0, 1, 2, 3]], ",")
+            (tmp_path / "d" / kind / f"{i}.csv").write_text(text)
+    data = ready(PointFolder(tmp_path / "d", num_points=8, test_fraction=0, val_fraction=0))
+    record = inputs.check(data.input_record())
+    assert (record["mean"][3:], record["further"]) == ([1, 9], ["hot", "cold"])
+    first, second = (prepare(tmp_path / "d" / "rod" / f"{i}.csv", record)[0][..., 3:] for i in range(2))
+    assert torch.equal(first, second)
+    odd = write(tmp_path, {"odd.csv": "x,y,z,hot,wet\n1,2,3,4,5\n2,2,3,4,5\n"})
+    with pytest.raises(DataError, match="has the values hot, wet after x, y and z, the model takes hot, cold"):
+        prepare(odd / "odd.csv", record)
+
+
 def test_a_folder_of_clouds(tmp_path: Path) -> None:
     place = clouds(tmp_path / "d")
     data = ready(PointFolder(place, num_points=32, val_fraction=0.25, batch_size=4))

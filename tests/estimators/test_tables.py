@@ -19,6 +19,7 @@ from zoo.analysis.plots import plot_output, plot_partial_dependence
 from zoo.estimators import GRBFClassifier, GRBFRegressor, fit_many
 from zoo.estimators.encoding import MOST_LEVELS, Columns, Encoding, check_encoding, fit_encoding
 from zoo.tools import estimators as saved_estimators
+from zoo.tools.errors import ToolError
 from zoo.tools.export import export
 
 pd = pytest.importorskip("pandas")
@@ -99,6 +100,31 @@ def test_categories_of_numbers_are_what_a_file_calls_them() -> None:
     found = model.predict(odd)
     np.testing.assert_array_equal(found[1:], found[:1].repeat(2))
     assert not model.inputs(odd)[:, :3].any()
+
+
+def test_truths_and_dates_of_a_frame_are_those_of_its_file(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    vip, day = rng.random(60) < 0.5, rng.integers(0, 3, 60)
+    frame = pd.DataFrame({"vip": vip, "x": rng.normal(size=60)})
+    dated = frame.assign(
+        vip=pd.Categorical(vip), day=pd.Categorical(pd.to_datetime(["2020-01-01", "2020-01-02", "2020-01-03"])[day])
+    )
+    y = 3 * vip + day
+    for number, table in enumerate((frame, dated)):
+        model = GRBFRegressor().fit(table, y)
+        path = tmp_path / f"{number}.csv"
+        table.assign(y=y).to_csv(path, index=False)
+        zoo.save_pretrained(model, tmp_path / str(number))
+        wanted = model.predict(table)
+        for given in (model, tmp_path / str(number)):
+            for rows in (path, table):
+                found = [row["value"] for row in zoo.predict(given, str(path) if rows is path else rows)]
+                np.testing.assert_allclose(found, wanted, rtol=1e-6)
+        told = saved_estimators.score(tmp_path / str(number), path, "y")
+        assert told["rmse"] == pytest.approx(np.sqrt(np.square(wanted - y).mean()))
+    (tmp_path / "odd.csv").write_text("vip,x\nTrue,1\n3,1\n")
+    with pytest.raises(ToolError, match="line 2: vip is 'True' beside numbers"):
+        zoo.predict(tmp_path / "0", str(tmp_path / "odd.csv"))
 
 
 def test_two_categories_are_one_number_of_two_values() -> None:

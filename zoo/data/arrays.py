@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from zoo.data.checks import DataError
-from zoo.data.delimited import read_table
+from zoo.data.delimited import listed, read_table
 from zoo.data.own import read_plain
 
-__all__ = ["read_array", "read_cloud"]
+__all__ = ["Cloud", "read_array", "read_cloud"]
 
 _MAX_BYTES, _MAX_TEXT = 200_000_000, 20_000_000
 _MAX_VALUE = 1e30  # whose squares are no infinity in float64, and which float32 holds
@@ -56,24 +56,35 @@ def read_array(path: Path, wanted: str, dtype: Any = np.float32) -> np.ndarray:
 _FIRST = ("x", "y", "z")
 
 
-def read_cloud(path: Path) -> np.ndarray:
-    """Read a point cloud (P, C), float64: one row for a point, its coordinates first.
+class Cloud(NamedTuple):
+    """A point cloud.
+
+    Attributes:
+        rows: One for a point, its coordinates first (P, C), float64.
+        further: What the file calls the values after x, y and z, in small letters; None if it names none.
+    """
+
+    rows: np.ndarray
+    further: list[str] | None
+
+
+def read_cloud(path: Path) -> Cloud:
+    """Read a point cloud: one row for a point; x, y and z are moved to the front if the file names its columns.
 
     Args:
         path: A `.npy` array; text with numbers between blanks, commas, semicolons or tabs, with or without a line of
-            names (`.xyz`, `.txt`, `.csv`, `.tsv`); or an ASCII `.ply`, of which the vertices are read,
-            x, y and z first.
+            names (`.xyz`, `.txt`, `.csv`, `.tsv`); or an ASCII `.ply`, of which the vertices are read.
 
     Raises:
-        DataError: The file is damaged, too large, or holds anything but rows of finite numbers; of a text the message
-            names the line.
+        DataError: The file is damaged, too large, or holds anything but rows of finite numbers, or its names lack x, y
+            or z; of a text the message names the line.
     """
     suffix = path.suffix.lower()
     if suffix == ".npy":
         values = read_array(path, "a point cloud", np.float64)
         if not (np.abs(values) <= _MAX_VALUE).all():
             raise DataError(f"{path} cannot be read as a point cloud: it holds values above {_MAX_VALUE:g}")
-        return values
+        return Cloud(values, None)
     if suffix == ".ply" and path.is_file():
         with path.open("rb") as file:
             if b"\nformat binary" in file.read(200):
@@ -83,20 +94,38 @@ def read_cloud(path: Path) -> np.ndarray:
         return _ply(path, text)
     if suffix in (".csv", ".tsv"):
         table = read_table(path, what="point cloud")
-        return table.numbers(range(table.width), limit=_MAX_VALUE)
-    return _numbers(path, enumerate(text.splitlines(), 1))
+        return _in_order(path, table.numbers(range(table.width), limit=_MAX_VALUE), table.header)
+    return _in_order(path, *_numbers(path, enumerate(text.splitlines(), 1)))
 
 
-def _numbers(path: Path, lines: Iterable[tuple[int, str]]) -> np.ndarray:
-    """The numbers of numbered lines, (rows, columns), between semicolons, else commas, else blanks, below a line of
-    names if there is one; what follows a # is a comment.
+def _in_order(path: Path, values: np.ndarray, names: Sequence[str] | None) -> Cloud:
+    """The columns of a text in the order x, y, z, and then as they are; without names, as they are."""
+    if names is None:
+        return Cloud(values, None)
+    plain = [name.strip().lstrip("/").casefold() for name in names]  # some programs write //X Y Z
+    if len(plain) < len(_FIRST):
+        return Cloud(values, None)  # refused for its width
+    if any(plain.count(name) != 1 for name in _FIRST) or len(set(plain)) < len(plain):
+        raise DataError(
+            f"{path} names its columns {listed(names)}: a point cloud needs x, y and z there, and every name once, or "
+            "no line of names"
+        )
+    if values.shape[1:] != (len(plain),):
+        raise DataError(f"{path} has {len(plain)} names ({listed(names)}) for columns, and rows of {values.shape[1]}")
+    further = [name for name in plain if name not in _FIRST]
+    return Cloud(values[:, [plain.index(name) for name in (*_FIRST, *further)]], further)
+
+
+def _numbers(path: Path, lines: Iterable[tuple[int, str]]) -> tuple[np.ndarray, list[str] | None]:
+    """The numbers of numbered lines, (rows, columns), between semicolons, else commas, else blanks, and the line of
+    names above them if there is one; what follows a # is a comment.
     """
-    values, width, named = array("d"), 0, False
+    values, width, names = array("d"), 0, None
     for number, line in lines:
         line = line.partition("#")[0].strip()
         cells = line.split(next((mark for mark in ";," if mark in line), None))
-        if cells and not width and not named and not any(map(_is_number, cells)):
-            named = True
+        if cells and not width and names is None and not any(map(_is_number, cells)):
+            names = cells
             continue
         if width and cells and len(cells) != width:
             raise DataError(f"{path}, line {number}: {len(cells)} numbers where the lines before have {width}")
@@ -109,7 +138,8 @@ def _numbers(path: Path, lines: Iterable[tuple[int, str]]) -> np.ndarray:
             if not abs(values[-1]) <= _MAX_VALUE:
                 why = "too large for a coordinate" if math.isfinite(values[-1]) else "not a finite number"
                 raise DataError(f"{path}, line {number}: {cell[:40]!r} is {why}")
-    return np.frombuffer(values, np.float64).reshape(-1, max(width, 1)).copy()
+    rows = np.frombuffer(values, np.float64).reshape(-1, width or len(names or "-"))
+    return rows.copy(), names
 
 
 def _is_number(cell: str) -> bool:
@@ -120,7 +150,7 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _ply(path: Path, text: str) -> np.ndarray:
+def _ply(path: Path, text: str) -> Cloud:
     """The vertices of an ASCII PLY file; x, y and z are moved to the front."""
     lines = text.splitlines()
     head = next((i for i, line in enumerate(lines) if line.strip() == "end_header"), None)
@@ -140,8 +170,8 @@ def _ply(path: Path, text: str) -> np.ndarray:
     names, count = [line[2] for line in own], int(element[2])
     if not set(_FIRST) <= set(names) or len(set(names)) < len(names):
         raise DataError(f"{path}: the vertices need the properties x, y and z, each once")
-    values = _numbers(path, enumerate(lines[head + 1 : head + 1 + count], head + 2))
+    values, _ = _numbers(path, enumerate(lines[head + 1 : head + 1 + count], head + 2))
     if values.shape != (count, len(names)):
         found = f"{len(values)} vertices of {values.shape[1]} numbers"
         raise DataError(f"{path}: {found}, where its header has {count} of {len(names)}")
-    return values[:, [*map(names.index, _FIRST), *(i for i, name in enumerate(names) if name not in _FIRST)]]
+    return _in_order(path, values, names)

@@ -396,9 +396,11 @@ class AudioFolder(AudioDataModule, FileParts):
         found: Parts = {}
         for part, files in self._files(names).items():
             kept: tuple[list[Tensor], list[int]] = ([], [])
-            skipped = 0
+            skipped, silent = 0, []
             for path, target in zip(*files, strict=True):
                 clip = read_audio(path, self.sample_rate, self.max_seconds)
+                if clip is not None and int(clip.max()) - int(clip.min()) <= 1:  # a step: the rounding of a constant
+                    silent.append(path)
                 if clip is not None and len(clip) >= self.min_seconds * self.sample_rate:
                     kept[0].append(clip)
                     kept[1].append(target)
@@ -407,6 +409,9 @@ class AudioFolder(AudioDataModule, FileParts):
             if skipped:
                 spans = f"{self.min_seconds:g} to {self.max_seconds:g} seconds"
                 self.notes.append(f"{part}: {skipped:,} recordings are not of {spans} and left out")
+            if silent:
+                told = f"{part}: nothing can be heard in {len(silent):,} recordings, all samples of each are the same"
+                self.notes.append(f"{told} (the first is {silent[0]})")
             lost = set(range(len(names))) - set(kept[1])
             if part == "train" and lost:
                 raise DataError(

@@ -20,14 +20,13 @@ import torch
 
 from zoo.data.checks import DataError
 from zoo.data.delimited import NumberReader, TableFile, is_missing, is_number, is_time, listed
-from zoo.support.cells import unpadded
+from zoo.support.cells import TRUTH, known_category, unpadded
 from zoo.support.inputs import MISSING, Variable
 from zoo.support.quoting import is_printable
 
 __all__ = ["Column", "Survey", "check_words", "encode", "fitted", "read_columns", "survey", "word_order"]
 
 FLOAT32 = float(torch.finfo(torch.float32).max)
-_TRUTH = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0}
 
 # ---- what the cells are ------------------------------------------------------------------------------------
 
@@ -74,7 +73,7 @@ class Survey:
             self.numbers += 1
         else:
             self.odd = self.odd or (line, cell)
-            self.truths += cell.lower() in ("true", "false")
+            self.truths += cell.lower() in TRUTH
             self.times += cell[:1].isdigit() and is_time(cell)
         if not gap and len(self.words) <= limit:
             self.words[unpadded(cell)] = None
@@ -124,7 +123,11 @@ class Column:
 
 
 def read_columns(
-    table: TableFile, variables: Sequence[Variable], places: Sequence[int], missing_words: Collection[str] = ()
+    table: TableFile,
+    variables: Sequence[Variable],
+    places: Sequence[int],
+    missing_words: Collection[str] = (),
+    truth: bool = False,
 ) -> tuple[list[Column], list[int]]:
     """The columns of some variables, and the line number of each row.
 
@@ -133,6 +136,7 @@ def read_columns(
         variables: What the columns are.
         places: Index of each variable's column.
         missing_words: Words that mean a missing cell, beside an empty one.
+        truth: Whether a column of numbers may hold true and false instead, as 1 and 0, if it holds nothing else.
 
     Raises:
         DataError: A cell is not a number, or missing where none may be; or there are no rows.
@@ -150,10 +154,11 @@ def read_columns(
                 if not cell and variable.required:
                     raise DataError(f"{table.where(line)}: {table.name(place)} is empty")
                 if cell not in known[i]:
-                    cell = MISSING if not cell and variable.unseen else unpadded(cell)
+                    cell = MISSING if not cell and variable.unseen else known_category(cell, known[i])
                 values[i].append(words[i].setdefault(cell, len(words[i])))
-            elif variable.truth and cell.lower() in _TRUTH:
-                values[i].append(_TRUTH[cell.lower()])
+            elif (variable.truth or truth) and cell.lower() in TRUTH:
+                values[i].append(TRUTH[cell.lower()])
+                words[i].setdefault(cell, line)
             else:
                 values[i].append(reader.value(cell, line, place, missing=variable.fill is not None))
     reader.finish()
@@ -165,7 +170,11 @@ def read_columns(
         cells = np.array(numbers)
         empty = cells[:0]
         numeric = variable.values is None
-        found.append(Column(table, variable.name, cells if numeric else empty, empty if numeric else cells, list(seen)))
+        if numeric and seen and not variable.truth and not np.isin(cells[~np.isnan(cells)], (0.0, 1.0)).all():
+            word, line = next(iter(seen.items()))
+            raise DataError(f"{table.where(line)}: {variable.name} is {word!r} beside numbers, not a number")
+        both = (cells, empty, []) if numeric else (empty, cells, list(seen))
+        found.append(Column(table, variable.name, *both))
     return found, lines
 
 

@@ -200,6 +200,8 @@ def divided(listing: Listing, shares: Mapping[str, float]) -> tuple[list[str], d
         where[rows[chosen]] = part
         if len(chosen):
             notes.append(split_note(part, share, listing.names.get("group")))
+        elif groups is not None:
+            notes.append(_undivided(part, [groups[i] for i in rows], listing.names["group"]))
     found: dict[Part, Found] = {}
     for part in ("train", "val", "test"):
         rows = np.flatnonzero(where == part)
@@ -212,6 +214,13 @@ def split_note(part: str, share: float, group: str | None = None) -> str:
     """How a part was split off, for a report."""
     what = f"whole groups of {group}, about" if group else "of each class,"
     return f"{part}: {what} {share:.0%} of the training part, the same for every seed"
+
+
+def _undivided(part: str, groups: Sequence[str], name: str) -> str:
+    """Why no group could be kept for a part."""
+    if len(set(groups)) == 1:
+        return f"no {part} part: all rows are of one {name}, {groups[0]!r:.60}, and no {name} is in two parts"
+    return f"no {part} part: without any one {name}, training would lose a class"
 
 
 def _check_parts(listing: Listing, where: np.ndarray) -> None:

@@ -17,12 +17,14 @@ from torch import Tensor
 from zoo.data import sources
 from zoo.data.arrays import read_cloud
 from zoo.data.checks import DataError, extends
+from zoo.data.delimited import listed
 from zoo.data.image import ImageDataModule, Part, Share
 from zoo.data.lists import FileParts
 from zoo.data.own import check_classes
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
 from zoo.data.walk import Files
 from zoo.support import inputs
+from zoo.support.quoting import is_printable
 
 __all__ = ["PointFolder", "PointMnist", "Points", "farthest_points"]
 
@@ -60,16 +62,20 @@ def prepare_points(path: Path, record: inputs.Points) -> tuple[Tensor, ...]:
     Raises:
         DataError: The file is damaged, too large, its rows have another length, or all its points are in one place.
     """
-    cloud = _rows_of(path, record.channels, "the model takes")
+    cloud = _rows_of(path, record.channels, "the model takes", record.further)
     return (standardised(drawn(cloud, record, path), record)[None],)
 
 
-def _rows_of(path: Path, channels: int, who: str) -> np.ndarray:
-    """A cloud (P, channels), float64."""
-    cloud = read_cloud(path)
+def _rows_of(path: Path, channels: int, who: str, further: Sequence[str] = ()) -> np.ndarray:
+    """A cloud (P, channels), float64; its further values are in the order of `further` where both have names."""
+    cloud, names = read_cloud(path)
     if cloud.ndim != 2 or cloud.shape[1] != channels or not len(cloud):
         raise DataError(f"{path} holds an array of {cloud.shape}, {who} rows of {channels} numbers")
-    return cloud
+    if not names or not further or names == list(further):
+        return cloud
+    if set(names) != set(further):
+        raise DataError(f"{path} has the values {listed(names)} after x, y and z, {who} {listed(further)}")
+    return cloud[:, [0, 1, 2, *(3 + names.index(name) for name in further)]]
 
 
 def drawn(cloud: np.ndarray, record: inputs.Points, path: Path) -> Tensor:
@@ -219,7 +225,8 @@ class PointFolder(FileParts):
 
     `path` holds `train/` and optionally `test/` and `val/`, each with one folder per class, or the class folders
     themselves. A cloud is a `.npy` array, a text (`.xyz`, `.txt`, `.csv`, `.tsv`) or an ASCII `.ply`, with one row for
-    a point: its coordinates, then up to 13 further values, such as a normal or a colour. What is not given is taken
+    a point: its coordinates, then up to 13 further values, such as a normal or a colour. A line of names must have x,
+    y and z, in any order, and further values are then matched by their names. What is not given is taken
     from the training part: first `test_fraction` of each class for testing, then `val_fraction` of the rest for
     validation, the same for every seed. Nested folders, links and hidden files are treated as in :class:`ImageFolder`.
 
@@ -316,28 +323,31 @@ class PointFolder(FileParts):
         check_classes(files, self.class_names, self.path)
         first = Path(files["train"][0][0])
         fit: Literal["sphere"] | None = "sphere" if self.normalize else None
-        form = inputs.Points(kind="points", points=self.num_points, channels=_channels(first), fit=fit)
+        form = inputs.Points(kind="points", points=self.num_points, fit=fit, **_values(first))
         lengths = []
         for part, (paths, targets) in files.items():
             chosen = []
             for path in map(Path, paths):
-                cloud = _rows_of(path, form.channels, f"{first} has")
+                cloud = _rows_of(path, form.channels, f"{first} has", form.further)
                 lengths.append(len(cloud))
                 chosen.append(drawn(cloud, form, path))
             self._clouds[part] = torch.stack(chosen), targets
         self._lengths = lengths
-        self._record = form.model_dump(exclude_none=True) | _statistics(self._clouds["train"][0], self.normalize)
+        record = form.model_dump(exclude_none=True, exclude=None if form.further else {"further"})
+        self._record = record | _statistics(self._clouds["train"][0], self.normalize)
 
 
-def _channels(path: Path) -> int:
-    """Values of a point, told by the first file."""
-    cloud = read_cloud(path)
+def _values(path: Path) -> dict[str, Any]:
+    """Number of values of a point, and the names of the further ones if there are some, told by the first file."""
+    cloud, names = read_cloud(path)
     if cloud.ndim != 2 or not 3 <= cloud.shape[1] <= _MAX_CHANNELS:
         raise DataError(
             f"{path} holds an array of {cloud.shape}: a point cloud has a row for each point, of 3 coordinates and up "
             f"to {_MAX_CHANNELS - 3} further values"
         )
-    return int(cloud.shape[1])
+    if odd := next((name for name in names or () if not is_printable(name)), None):
+        raise DataError(f"{path}: the column {odd[:60]!r} has characters in its name that cannot be printed; rename it")
+    return {"channels": int(cloud.shape[1]), **({"further": names} if names else {})}
 
 
 def _statistics(points: Tensor, fitted: bool) -> dict[str, Any]:

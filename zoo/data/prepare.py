@@ -129,11 +129,13 @@ def says_nothing(path: Path, values: Tensor, form: Any) -> str | None:
     elif form.kind in ("points", "series"):
         values = values.transpose(1, 2)
     elif form.kind == "sound":
-        values = values[:, None]
+        heard = values.nonzero()[:, 1]  # without the silence around it
+        values = values[:, int(heard.min()) : int(heard.max()) + 1] if len(heard) else values
+        values = values.expand(-1, max(2, values.shape[1]))[:, None]  # a single sample is a click
     places = values.flatten(2)
     if places.shape[2] < 2 or bool((places.amax(2) - places.amin(2) > _EVEN).any()):
         return None
-    what = {"image": "pixels", "clip": "pixels", "sound": "samples", "points": "points", "series": "steps"}
+    what = {"image": "pixels", "clip": "pixels", "sound": "samples outside of silence", "points": "points", "series": "steps"}
     clear = f" (transparent ones show the background, {form.background})" if form.kind == "image" else ""
     return (
         f"{path}: once prepared for the model all its {what.get(form.kind, 'values')}{clear} are the same, so the "

@@ -69,7 +69,9 @@ class FrameTable(TableFile):
             yield i, list(map(cell_text, row))
 
 
-def read_rows(path: str | Path | TableFile, form: inputs.Table, dtype: torch.dtype = torch.float32) -> TableRows:
+def read_rows(
+    path: str | Path | TableFile, form: inputs.Table, dtype: torch.dtype = torch.float32, truth: bool = False
+) -> TableRows:
     """Read the rows of a text file, encoded as in training.
 
     Columns are matched by name, in any order; unused ones are reported. Categorical columns are one-hot encoded. A file
@@ -80,6 +82,7 @@ def read_rows(path: str | Path | TableFile, form: inputs.Table, dtype: torch.dty
         path: A table, see `zoo.data.delimited.read_table`, or one that is already open.
         form: The model's input record.
         dtype: Type of the values.
+        truth: Whether any column of numbers may hold true and false, as 1 and 0; those of a data frame always may.
 
     Raises:
         DataError: A column is missing, the file has no header, or a cell is not a number; the message names line and
@@ -100,7 +103,9 @@ def read_rows(path: str | Path | TableFile, form: inputs.Table, dtype: torch.dty
         places = list(range(len(variables)))
     else:
         variables, places, notes = _matched(table, form)
-    columns, lines = read_columns(table, variables, places, form.missing_words)
+    columns, lines = read_columns(
+        table, variables, places, form.missing_words, truth=truth or isinstance(table, FrameTable)
+    )
     values, told = encode_columns(columns, variables, lines)
     for note in [*notes, *told]:
         _log.warning("%s", note)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.utils.validation import check_array
 
-from zoo.support.cells import cell_text, unpadded
+from zoo.support.cells import cell_text, known_category, unpadded
 from zoo.support.inputs import MISSING, Variable
 from zoo.support.scaling import OWN, UNSCALED
 
@@ -119,7 +119,7 @@ class Encoding:
         for i in range(len(self.fill)):
             if i in self.levels:
                 place = {level: k for k, level in enumerate(self.levels[i])}
-                codes = np.array([place.get(word, -1) for word in columns.words[i]])
+                codes = np.array([place.get(known_category(word, place), -1) for word in columns.words[i]])
                 found.append(codes[:, None] == np.arange(len(place)))
             else:
                 found.append(numbers[:, [i]])

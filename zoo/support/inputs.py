@@ -180,6 +180,7 @@ class Points(Record):
             the coordinates.
         mean: Subtracted from the chosen points, per channel; 0 for the coordinates.
         std: The differences are divided by this; 1 for the coordinates.
+        further: Names of the values after the coordinates, in small letters; empty if unknown.
     """
 
     kind: Literal["points"]
@@ -189,6 +190,7 @@ class Points(Record):
     fit: Literal["sphere"] | None = None
     mean: Numbers = [0.0]
     std: Positive = [1.0]
+    further: Names = []
 
     def numbers(self) -> int:
         """Values of all points."""

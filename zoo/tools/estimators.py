@@ -147,7 +147,7 @@ def score(model: str | Path, data: str | Path, target: str | None = None) -> dic
     target = _target(table, record, target)
     if not record.get("columns") and len(names := [n for n in table.header or () if n != target]) == record["count"]:
         record["columns"] = names  # without names on record, in order
-    rows = read_rows(table, inputs.read(record | {"target": target}), torch.float64)
+    rows = read_rows(table, inputs.read(record | {"target": target}), torch.float64, truth=True)
     form = inputs.read(record)
     mean, scale = _place(estimator)
     scaling = SimpleNamespace(input_mean=mean, input_scale=scale)

@@ -218,7 +218,7 @@ def _of_estimator(estimator: Any, record: Mapping[str, Any] | None = None) -> _S
         from zoo.data.rows import read_rows
 
         form = inputs.read(record) if isinstance(file, TableFile) else form_for(file, record)
-        return (read_rows(file, form, torch.float64).values,)
+        return (read_rows(file, form, torch.float64, truth=True).values,)  # as fit reads them
 
     def answers(arguments: tuple[Tensor, ...], top: int) -> list[dict[str, Any] | None]:
         proba = getattr(answering, "predict_proba", None)

@@ -258,7 +258,10 @@ def no_test(data: Any, task: L.LightningModule) -> str | None:
     parts = getattr(data, "datasets", None)
     own = getattr(data, "path", None)
     ways = [f"a folder {own}/test would be one"] if isinstance(own, Path) and own.is_dir() else []
-    ways += ["data.test_fraction=0.2 would keep a fifth for it"] if hasattr(data, "test_fraction") else []
+    if share := getattr(data, "test_fraction", None):
+        ways.append(f"data.test_fraction={share:g} could keep no sample or no whole group of the training part")
+    elif share is not None:
+        ways.append("data.test_fraction=0.2 would keep a fifth for it")
     remedy = f" ({'; '.join(ways)})" if ways else ""
     if isinstance(parts, Mapping) and parts:
         if "test" not in parts:
