@@ -138,6 +138,21 @@ def test_no_group_is_in_two_parts(tmp_path: Path) -> None:
         _ = ImageFolder(path, part_column="part", group_column="person").class_names
 
 
+def test_groups_that_cannot_be_divided_are_told(tmp_path: Path) -> None:
+    columns = {"file": "file", "class": "class", "group": "person"}
+    notes = []
+    for people in ("jo", "jo"), ("jo", "al"):
+        rows = [[f"{i}.png", "ab"[i % 2], people[i % 2]] for i in range(8)]
+        for name, *_ in rows:
+            (tmp_path / name).touch()
+        path = write_list(tmp_path / "list.csv", rows, ("file", "class", "person"))
+        _, parts, told = divided(read_list(path, Files("picture", "pictures", (".png",)), columns), {"test": 0.3})
+        assert list(parts) == ["train"]
+        notes.append(told[-1])
+    assert notes[0] == "no test part: all rows are of one person, 'jo', and no person is in two parts"
+    assert notes[1] == "no test part: without any one person, training would lose a class"
+
+
 def test_groups_leave_every_class_in_training() -> None:
     targets = np.array([0, 0, 0, 0, 1, 1, 1, 1])
     own = group_split(targets, np.array([*"aaaabbbb"], object), 0.5, 0)

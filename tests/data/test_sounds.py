@@ -14,8 +14,10 @@ import torch
 
 import zoo
 from zoo.data import AudioFolder, DataError
-from zoo.data.audio import fitted, read_audio, resampled
+from zoo.data.audio import fitted, prepare_sound, read_audio, resampled
+from zoo.data.prepare import says_nothing
 from zoo.data.sampling import SampleKey
+from zoo.support import inputs
 from zoo.tools.comparison import _check_inputs
 from zoo.tools.errors import ToolError
 from zoo.tools.info import example
@@ -249,6 +251,23 @@ def test_what_a_recording_cannot_mean_is_refused_or_told(tmp_path: Path, caplog:
     assert len(told) == 2
     assert "one.wav: its channels cancel each other" in told[0]
     assert "one.wav: it is shorter than its header claims" in told[1]
+
+
+def test_recordings_without_a_sound_are_told(tmp_path: Path) -> None:
+    form = inputs.read({"kind": "sound", "rate": 8000, "samples": 8000, "fill": "silence"})
+    wave = 0.5 * np.sin(np.arange(4000) / 3)
+    mute = {"antiphase": np.stack([wave, -wave], 1), "still": 0 * wave, "offset": 0 * wave + 0.5, "click": wave[1:2]}
+    for name, values in {**mute, "wave": wave, "two": wave[1:3]}.items():
+        path = write(tmp_path / "asked" / f"{name}.wav", values)
+        told = says_nothing(path, prepare_sound(path, form)[0], form)
+        assert ("are the same, so the prediction says nothing" in (told or "")) == (name in mute), name
+    for i in range(4):
+        write(tmp_path / "train" / "high" / f"{i}.wav", wave)
+        write(tmp_path / "train" / "low" / f"{i}.wav", wave if i else mute["offset"])
+    data = AudioFolder(tmp_path, sample_rate=8000, val_fraction=0, test_fraction=0)
+    data.setup()
+    told = f"train: nothing can be heard in 1 recordings, all samples of each are the same (the first is {tmp_path}"
+    assert [note for note in data.notes if note.startswith(told)]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere names are text")

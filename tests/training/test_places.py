@@ -67,6 +67,23 @@ def test_a_moved_run_of_ones_own_knows_its_data(made: Path, here: Path) -> None:
     assert evaluation.validate(str(here))["reproduced"]
 
 
+def test_relative_data_is_found_from_any_folder(
+    made: Path, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert evaluation.validate(str(here))["reproduced"]
+    done = train_here(elsewhere, f"resume={here}", "trainer.max_epochs=2")
+    assert "data.path" not in done.stderr, "the same data is no change"
+    hydra = here / ".hydra" / "hydra.yaml"  # a stranger's folder may name any start
+    hydra.write_text(hydra.read_text().replace(f"cwd: {made}", f"cwd: {tmp_path}"))
+    (tmp_path / "mine.csv").write_bytes((made / "theirs.csv").read_bytes())
+    with pytest.raises(ToolError, match=UNKNOWN):
+        evaluation.validate(str(here))
+    assert UNKNOWN in resume(elsewhere, here)
+
+
 def test_a_place_that_the_folder_alone_names_is_not_read(made: Path, here: Path) -> None:
     point(here, made / "theirs.csv")
     told = resume(made, here)

@@ -135,7 +135,9 @@ def says_nothing(path: Path, values: Tensor, form: Any) -> str | None:
     places = values.flatten(2)
     if places.shape[2] < 2 or bool((places.amax(2) - places.amin(2) > _EVEN).any()):
         return None
-    what = {"image": "pixels", "clip": "pixels", "sound": "samples outside of silence", "points": "points", "series": "steps"}
+    what = {"image": "pixels", "clip": "pixels", "sound": "samples", "points": "points", "series": "steps"}
+    if form.kind == "sound" and bool(values.any()):
+        what["sound"] = "samples outside of silence"
     clear = f" (transparent ones show the background, {form.background})" if form.kind == "image" else ""
     return (
         f"{path}: once prepared for the model all its {what.get(form.kind, 'values')}{clear} are the same, so the "

@@ -20,10 +20,11 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from zoo.support.signatures import flatten
-from zoo.support.values import DamagedFileError, read_text
+from zoo.support.values import DamagedFileError, read_text, read_yaml
 
 __all__ = [
     "SIGNATURE",
+    "anchored",
     "data_section",
     "is_place",
     "names_place",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 SIGNATURE = ".hydra/places.sig"  # in a run folder
+_HYDRA = ".hydra/hydra.yaml"  # in a run folder: where it was started, among others
 _BYTES = 32
 
 _NAMES = re.compile(r"(^|_)(folder|path|root|file|cache)$|dir$|dirpath$")
@@ -81,6 +83,33 @@ def data_section(config: Mapping[str, Any]) -> dict[str, Any]:
     if section.get("path"):  # not the published set of that name
         section.pop("name", None)
     return section
+
+
+def anchored(section: Mapping[str, Any], run: Path) -> dict[str, Any]:
+    """A recorded data section whose relative places start where the run did, if this user's signature says so.
+
+    Where that was is in the run folder, which may come from anyone: without the signature the section stays as it is,
+    and so do places that the working folder of today has at the same place.
+    """
+    try:
+        found = read_yaml(run / _HYDRA)
+        start = Path(found["hydra"]["runtime"]["cwd"])
+    except (DamagedFileError, OSError, KeyError, TypeError, ValueError):
+        return dict(section)
+
+    def moved(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: moved(name, one) for name, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [moved(key, one) for one in value]
+        if not _leads_somewhere(key, value) or value.startswith("~") or Path(value).is_absolute():
+            return value
+        return str(start / value)
+
+    if not start.is_absolute() or _absolute(str(start)) == _absolute("."):
+        return dict(section)
+    section_there = {key: moved(key, value) for key, value in section.items()}
+    return section_there if vouched(places_in(section_there, run), run) else dict(section)
 
 
 def places_in(section: Mapping[str, Any], run: Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ from zoo.registry import bundled_weights
 from zoo.registry.factory import create_model
 from zoo.results.runs import read_parts, read_run
 from zoo.support.files import WEIGHTS_NAME, locate, read_config, sha256_of, write_all, writer_of
-from zoo.support.places import data_section, is_place, places_in, resolved, vouched
+from zoo.support.places import anchored, data_section, is_place, places_in, resolved, vouched
 from zoo.tools.errors import ToolError
 
 __all__ = ["METRICS", "describe", "places_of", "saved", "ship"]
@@ -209,5 +209,5 @@ def places_of(run: Path) -> tuple[dict[str, str], dict[str, str]]:
     Raises:
         RunsError: The folder is not that of a finished run.
     """
-    section = data_section(read_parts(run)[1])
+    section = anchored(data_section(read_parts(run)[1]), run)
     return {k: v for k, v in section.items() if is_place(k, v)}, vouched(places_in(section, run), run)

@@ -70,6 +70,7 @@ def _job(cfg: DictConfig) -> float | None:
             if cfg.get("resume") is None:
                 check_new(folder, _command())
             else:
+                _start_where_it_was(cfg, folder)
                 _check_places(cfg, folder)
                 changes = _changes(cfg, folder)
             _write_hydra_files(cfg)
@@ -210,13 +211,29 @@ def _signed(places: Mapping[str, str]) -> dict[str, str]:
 
 
 def _recorded_config(folder: Path) -> dict[str, Any] | None:
-    """The configuration that a run folder recorded; None if it cannot be read."""
+    """The configuration that a run folder recorded; None if it cannot be read. Places of data are as in `anchored`."""
+    from zoo.support.places import anchored
     from zoo.support.values import DamagedFileError, read_yaml
 
     with suppress(DamagedFileError, OSError):
         found = read_yaml(folder / ".hydra" / "config.yaml")
+        data = found.get("data") if isinstance(found, dict) else None
+        if isinstance(data, dict):
+            return found | {"data": anchored(data, folder)}
         return found if isinstance(found, dict) else None
     return None
+
+
+def _start_where_it_was(cfg: DictConfig, folder: Path) -> None:
+    """Let the relative places of data that a resumed run recorded start where the run did, see `anchored`."""
+    found = _recorded_config(folder)
+    data = _in_current_words(found, cfg).get("data") if found else None
+    typed = {_key(text) for text in [*_lasting, *_inherited]}
+    for key, place in data.items() if isinstance(data, dict) else ():
+        now = OmegaConf.select(cfg.data, key) if isinstance(key, str) else None
+        if isinstance(place, str) and isinstance(now, str) and now != place and f"data.{key}" not in typed:
+            if Path(place).is_absolute() and Path(place).parts[-len(Path(now).parts) :] == Path(now).parts:
+                cfg.data[key] = place
 
 
 def _check_places(cfg: DictConfig, folder: Path) -> None:
@@ -230,11 +247,12 @@ def _check_places(cfg: DictConfig, folder: Path) -> None:
 
     if not is_first_process():  # the folder is the first one's
         return
-    used, found, recorded = _places(cfg, folder), _recorded_config(folder), {}
+    found, recorded = _recorded_config(folder), {}
     if found is not None and isinstance(found.get("data"), dict):
         recorded = places_in(data_section(_in_current_words(found, cfg)), folder)
     typed = {_key(text).removeprefix("data.") for text in _lasting if _key(text).startswith("data.")}
     typed |= {"path", "cache"} if "root" in typed else {"path"} if "name" in typed else set()
+    used = _places(cfg, folder)
     odd = not_vouched({key: place for key, place in used.items() if key not in typed}, vouched(recorded, folder))
     if odd:
         ways = " ".join(f"data.{key}=..." for key in odd)
