@@ -193,6 +193,13 @@ def test_validation_data_is_no_test_part() -> None:
     same = [2]
     assert "only the validation part" in str(no_test(Data(train=[1], val=same, test=same), task))
     assert "no test part, only train" in str(no_test(Data(train=[1]), task))
+    asked = Data(train=[1])
+    for share, told in (
+        (0.0, "data.test_fraction=0.2 would keep a fifth"),
+        (0.3, "data.test_fraction=0.3 could keep no"),
+    ):
+        asked.test_fraction = share
+        assert told in str(no_test(asked, task)), "what is given already is no advice"
     assert no_test(L.LightningDataModule(), task) == "LightningDataModule has no test part"
     assert "measures by itself" in str(no_test(Data(test=[1]), ContinualTask.__new__(ContinualTask)))
 

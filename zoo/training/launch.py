@@ -230,10 +230,11 @@ def _start_where_it_was(cfg: DictConfig, folder: Path) -> None:
     data = _in_current_words(found, cfg).get("data") if found else None
     typed = {_key(text) for text in [*_lasting, *_inherited]}
     for key, place in data.items() if isinstance(data, dict) else ():
-        now = OmegaConf.select(cfg.data, key) if isinstance(key, str) else None
-        if isinstance(place, str) and isinstance(now, str) and now != place and f"data.{key}" not in typed:
-            if Path(place).is_absolute() and Path(place).parts[-len(Path(now).parts) :] == Path(now).parts:
-                cfg.data[key] = place
+        now = cfg.data.get(key)
+        if now == place or not isinstance(now, str) or not isinstance(place, str) or f"data.{key}" in typed:
+            continue
+        if Path(place).is_absolute() and Path(place).parts[-len(Path(now).parts) :] == Path(now).parts:
+            cfg.data[key] = place
 
 
 def _check_places(cfg: DictConfig, folder: Path) -> None:
