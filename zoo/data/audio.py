@@ -410,8 +410,8 @@ class AudioFolder(AudioDataModule, FileParts):
                 spans = f"{self.min_seconds:g} to {self.max_seconds:g} seconds"
                 self.notes.append(f"{part}: {skipped:,} recordings are not of {spans} and left out")
             if silent:
-                told = f"{part}: nothing can be heard in {len(silent):,} recordings, all samples of each are the same"
-                self.notes.append(f"{told} (the first is {silent[0]})")
+                told = f"nothing can be heard in {len(silent):,} recordings of the {part} part"
+                warn_once(f"{self.path}: {told}, all samples of each are the same (the first is {silent[0]})")
             lost = set(range(len(names))) - set(kept[1])
             if part == "train" and lost:
                 raise DataError(

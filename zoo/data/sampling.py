@@ -175,7 +175,7 @@ class EpochBatches(Sampler[list[SampleKey]]):
         if self.length == 0:
             raise DataError(
                 f"{samples} samples make no batch of {batch_size} on {world_size} process(es)"
-                + ("; use a smaller batch_size or drop_last=false" if samples else "; the data set is empty")
+                + ("; use a smaller data.batch_size or data.drop_last=false" if samples else "; the data set is empty")
             )
         self.epoch = 0
         self.delivered = 0  # batches of this epoch that have reached the training loop, not just the workers
