@@ -174,7 +174,9 @@ def test_imagenet_is_the_same_with_the_usual_recipe(root: Path) -> None:
 
 
 def test_missing_and_empty_folders(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no data folder .*nowhere \(No such file or directory\): set path=\.\.\."):
+    with pytest.raises(
+        DataError, match=r"no data folder .*nowhere \(No such file or directory\): set data\.path=\.\.\."
+    ):
         _ = ImageFolder(root=tmp_path / "nowhere").class_names
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty holds no class folders: put the images of each class"):

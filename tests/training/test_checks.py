@@ -181,6 +181,8 @@ def test_a_run_without_a_test_part_says_so_first_and_has_no_test_figure(tmp_path
 
 def test_validation_data_is_no_test_part() -> None:
     class Data(L.LightningDataModule):
+        test_fraction: float | None = None
+
         def __init__(self, **datasets: Any) -> None:
             super().__init__()
             self.datasets = datasets

@@ -40,8 +40,8 @@ class Files:
     suffixes: tuple[str, ...]
     hidden: tuple[str, ...] = (".",)
     missing: str = (
-        "no data folder {folder} ({reason}): set data.path=... to a folder with train/ and val/, or to one with a folder "
-        "for each class"
+        "no data folder {folder} ({reason}): set data.path=... to a folder with train/ and val/, or to one with a "
+        "folder for each class"
     )
     empty: str = "{folder} holds no class folders: put the {many} of each class into a folder of its name"
 
