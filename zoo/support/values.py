@@ -73,7 +73,7 @@ def check_output(path: str | Path, suffixes: tuple[str, ...] = (), given: Iterab
     if suffixes and path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder")
     folder = path.parent if suffixes else path
-    for place in {path, folder}:
+    for place in (path, folder):
         if place.is_symlink() and not place.exists():
             raise OutputError(f"cannot write {path}: {place} is a link to {os.readlink(place)}, which is not there")
     if folder.exists() and not folder.is_dir():
