@@ -212,7 +212,7 @@ def test_a_section_is_between_markers_alone_in_their_lines(tmp_path: Path) -> No
 def test_a_document_without_a_clear_place_stays(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_bytes(content)
-    with pytest.raises(RowsError, match="nothing is written|stays as it is"):
+    with pytest.raises(RowsError, match=r"nothing is written|stays as it is"):
         put_section(path, "runs", "new")
     assert path.read_bytes() == content
     assert has_section(tmp_path / "none.md", "runs") is False

@@ -111,7 +111,7 @@ def add_results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--write",
         action="store_true",
-        help="write the table into RESULTS.md and README.md, and the first run's summary between its markers, if there are any",
+        help="write the table into RESULTS.md and README.md, and the first run's summary where a file has its markers",
     )
     parser.add_argument("--section", default="runs", help="section of the documents that is written (runs)")
     parser.set_defaults(run=_results)
