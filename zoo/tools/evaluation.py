@@ -331,7 +331,7 @@ def validate(model: str, root: Places | None = None, progress: bool = False, tol
     found = {k: metrics[k] for k in recorded}
     if judged not in found:
         raise ToolError(f"{record['name']} has {judged} on record, which {record['data']['title']} does not give again")
-    close = abs(found[judged] - recorded[judged]) <= tolerance * max(1.0, abs(recorded[judged]))
+    close = all(abs(found[k] - recorded[k]) <= tolerance * max(1.0, abs(recorded[k])) for k in recorded)
     whole = record["data"].get("whole", {}).get(short)
     return {
         "name": record["name"],
