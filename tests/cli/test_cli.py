@@ -259,9 +259,11 @@ def test_a_saved_model_is_replaced_and_what_others_put_beside_it_is_not(tmp_path
 
     place, readme = f"local-dir:{tmp_path / 'mirror'}", tmp_path / "mirror" / "README.md"
     push("grbf.wine", place)
-    push("grbf.diabetes", place)
     card = readme.read_text()
-    assert "# grbf.diabetes" in card
+    with pytest.raises(CheckpointError, match="holds another model, 'grbf', which is no earlier push of this one"):
+        push("grbf.diabetes", place)
+    assert readme.read_text() == card
+    assert "# grbf.wine" in card
     for text in ("MY OWN", card.replace("trained on", "never trained on"), card[:-80], f"{card}\nMy notes.\n", "\x00"):
         readme.write_text(text)
         with pytest.raises(ToolError, match=r"README\.md is not a card as the zoo wrote it and stays"):

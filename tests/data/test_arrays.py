@@ -61,4 +61,16 @@ def test_nothing_but_finite_numbers_is_read(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(DataError, match="cannot be read as rows") as caught:
             read_array(path, "rows")
         assert "\n" not in str(caught.value)
+        assert path.suffix != ".npy" or "unsafely" not in str(caught.value)
     assert not Path("canary").exists()
+
+
+def test_an_array_of_another_type_is_told_its_type(tmp_path: Path) -> None:
+    for values, told in ((np.ones((3, 3), bool), "its type is bool"), (np.ones((3, 3), complex), "type is complex128")):
+        np.save(tmp_path / "x.npy", values)
+        with pytest.raises(DataError, match=told):
+            read_array(tmp_path / "x.npy", "rows")
+    np.savez(tmp_path / "x.npz", x=np.ones(3))
+    (tmp_path / "x.npz").rename(tmp_path / "x.npy")
+    with pytest.raises(DataError, match=r"it is no \.npy file"):
+        read_array(tmp_path / "x.npy", "rows")

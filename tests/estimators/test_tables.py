@@ -492,14 +492,16 @@ def test_several_targets_are_saved(tmp_path: Path) -> None:
     assert zoo.predict(folder, X)[0]["values"] == pytest.approx(model.predict(X)[0])
 
 
-def test_a_category_that_cannot_be_printed_is_not_saved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("word", ["\x1b[2J", "two\nlines"])
+def test_a_category_that_cannot_be_printed_is_not_saved(word: str, tmp_path: Path) -> None:
     frame, y = table(30)
-    frame["kind"] = "\x1b[2J"
+    frame["kind"] = word
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = GRBFRegressor().fit(frame, y)
-    with pytest.raises(ValueError, match="characters that cannot be printed"):
+    with pytest.raises(ValueError, match="characters that cannot be printed") as caught:
         zoo.save_pretrained(model, tmp_path / "saved")
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "saved").exists()
 
 

@@ -222,6 +222,12 @@ def test_a_block_with_another_layer_stays_as_it_is() -> None:
     assert isinstance(to_deploy(block), UniRepLKNetBlock)
 
 
+def test_only_modules_have_a_deploy_form() -> None:
+    for other in (3, "grbf.wine", object()):
+        with pytest.raises(TypeError, match=r"to_deploy takes a model \(torch\.nn\.Module\), not "):
+            to_deploy(other)
+
+
 def test_deploy_form_is_scripted_traced_and_quantised() -> None:
     model, x = to_deploy(tiny()), normal(2, 3, 37, 50)
     for program in (torch.jit.script(model), torch.jit.trace(model, x), torch.fx.symbolic_trace(model)):

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 from zoo.benchmarks.tuning import bracketed
 from zoo.cli import main
 from zoo.results import records as module
-from zoo.results.records import STAMP, Provenance, Records, RowsError, stamp
+from zoo.results.records import STAMP, Provenance, Records, RowsError, has_section, put_section, stamp
 from zoo.results.timing import POLICIES, best_policy, policy, under_policies
 
 ROW = {"date": "2026-11-01 10:00:00", "commit": "aaa", "threads": "1", "wait_policy": "passive", "load": "0.5"}
@@ -180,3 +180,39 @@ def test_a_table_that_lacks_rows_says_which(tmp_path: Path) -> None:
     assert records.number("accuracy", rate="0.1") == 0.5
     with pytest.raises(RowsError, match=r"x\.csv has no row of rate 0\.3: measure it first, without --table"):
         records.number("accuracy", rate="0.3")
+
+
+# ---- sections of documents ---------------------------------------------------------------------------------
+
+
+def test_a_section_is_between_markers_alone_in_their_lines(tmp_path: Path) -> None:
+    real, path = tmp_path / "mine.md", tmp_path / "README.md"
+    path.symlink_to(real)
+    text = "see <!-- begin runs --> marker\r\nimportant\r\n<!-- begin runs -->\r\nold\r\n<!-- end runs -->\r\nafter\r\n"
+    real.write_bytes(text.encode())
+    real.chmod(0o600)
+    put_section(path, "runs", "new\nlines")
+    assert real.read_bytes().decode() == text.replace("old", "new\r\nlines")
+    assert path.is_symlink()
+    assert real.stat().st_mode & 0o777 == 0o600
+    put_section(path, "other", "more")
+    assert real.read_bytes().decode().endswith("after\r\n\r\n<!-- begin other -->\r\nmore\r\n<!-- end other -->\r\n")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<!-- begin runs -->\nmine",
+        b"<!-- end runs -->\nmine\n<!-- begin runs -->\n",
+        b"<!-- begin runs -->\n<!-- begin runs -->\n<!-- end runs -->\n",
+        b"mine\n<!-- end runs -->\n",
+        b"# m\xff\n",
+    ],
+)
+def test_a_document_without_a_clear_place_stays(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_bytes(content)
+    with pytest.raises(RowsError, match=r"nothing is written|stays as it is"):
+        put_section(path, "runs", "new")
+    assert path.read_bytes() == content
+    assert has_section(tmp_path / "none.md", "runs") is False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import io
 import json
 import re
 import shutil
@@ -26,9 +28,9 @@ from zoo.data import ImageFolder, sources
 from zoo.data.prepare import far_out
 from zoo.data.rows import read_rows
 from zoo.data.sampling import SampleKey
-from zoo.registry import bundled_weights
+from zoo.registry import bundled_weights, checkpoints
 from zoo.support import inputs
-from zoo.support.files import sha256_of
+from zoo.support.files import CheckpointError, sha256_of
 from zoo.support.values import PAGES, PICTURES, OutputError, check_output
 from zoo.tools import cards, comparison, evaluation, hub, info
 from zoo.tools.errors import ToolError
@@ -243,6 +245,40 @@ def test_eight_bits_are_kept_where_the_accuracy_is(name: str, exported: dict[str
     assert small["accuracy"] == pytest.approx(bundled_weights.record(name)["metric"]["value"], abs=1e-6)
     assert small["kept"] == (small["accuracy"] - small["accuracy_int8"] <= 0.005)
     assert (exported[name] / "model.int8.onnx").is_file() == small["kept"]
+
+
+class Full(io.BytesIO):
+    """A file on a full disk."""
+
+    def write(self, content: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("kind", ["program", "onnx"])
+def test_an_export_to_a_full_disk_is_told(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export(WINE, tmp_path / "out", (kind,))
+    before = contents(tmp_path)
+    monkeypatch.setattr("zoo.support.whole._fill", lambda file, write: write(Full()))
+    name = {"program": "model.pt2", "onnx": "model.onnx"}[kind]
+    with pytest.raises(ToolError) as caught:
+        export(WINE, tmp_path / "out", (kind,))
+    assert str(caught.value) == f"cannot write {tmp_path / 'out' / name}: the disk is full"
+    assert contents(tmp_path) == before
+
+
+def test_a_link_to_nothing_is_no_place_to_write(tmp_path: Path) -> None:
+    link = tmp_path / "a.csv"
+    link.symlink_to("gone.csv")
+    (tmp_path / "folder").symlink_to("nowhere")
+    for path, suffixes in ((link, (".csv",)), (tmp_path / "folder" / "a.csv", (".csv",)), (tmp_path / "folder", ())):
+        with pytest.raises(OutputError, match=r"is a link to (gone\.csv|nowhere), which is not there"):
+            check_output(path, suffixes)
+    assert link.is_symlink()
+
+
+def test_an_architecture_has_no_record() -> None:
+    with pytest.raises(ToolError, match=r"^unireplknet_a has no trained weights here, and so no record"):
+        evaluation.record_of("unireplknet_a")
 
 
 def test_an_export_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -608,6 +644,68 @@ def test_push_and_load_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     for place in ("somewhere", "hf-hub:noslash", "ftp:x"):
         with pytest.raises(ToolError, match=r"is not a valid target|not of the form"):
             hub.push(WINE, place, api=remote)
+
+
+# ---- what may be replaced -----------------------------------------------------------------------------------
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_model_of_a_run_is_not_replaced(mine: Path) -> None:
+    before, model = contents(mine), zoo.create_model(WINE, pretrained=True)
+    (mine.parent / "link").symlink_to(mine / "model")
+    for folder in (mine, mine / "model", mine / "checkpoints", mine.parent / "link"):
+        for write in (
+            lambda: hub.push(WINE, f"local-dir:{folder}"),  # noqa: B023
+            lambda: zoo.save_pretrained(model, folder),  # noqa: B023
+            lambda: zoo.save_pretrained(model, folder, overwrite=True),  # noqa: B023
+        ):
+            with pytest.raises(CheckpointError, match="is in the folder of a run, whose model stays as trained"):
+                write()
+        assert contents(mine) == before
+    shutil.rmtree(mine / ".hydra")  # copied without its hidden files
+    (mine / "run.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is in the folder of a run"):
+        zoo.save_pretrained(model, mine / "model")
+
+
+def test_another_model_is_replaced_only_on_request(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(20, 2))
+    estimator = zoo.create_estimator("gp_regressor").fit(rows, rows[:, 0])
+    model = zoo.create_model("test_grbf", num_classes=3, in_chans=5)
+    other = zoo.create_model("test_unireplknet", num_classes=3)
+    for first, second in ((estimator, model), (model, estimator), (model, other)):
+        folder = zoo.save_pretrained(first, tmp_path / "saved", overwrite=True)
+        before = contents(folder)
+        with pytest.raises(CheckpointError, match=r"holds another model, .*: choose another folder, or overwrite=True"):
+            zoo.save_pretrained(second, folder)
+        with pytest.raises(CheckpointError, match=r"holds another model, .*, which is no earlier push of this one"):
+            hub.push(WINE, f"local-dir:{folder}")
+        assert contents(folder) == before
+        zoo.save_pretrained(first, folder)  # as a training loop does
+        zoo.save_pretrained(second, folder, overwrite=True)
+
+
+def test_a_run_is_pushed_again_to_its_own_folder_only(runs: list[Path], mine: Path, tmp_path: Path) -> None:
+    place = f"local-dir:{tmp_path / 'mirror'}"
+    hub.push(str(mine), place)
+    before = contents(tmp_path / "mirror")
+    hub.push(str(mine), place)
+    assert contents(tmp_path / "mirror") == before
+    model = zoo.create_model(f"local-dir:{mine / 'model'}", pretrained=True)
+    with torch.no_grad():
+        next(model.parameters()).add_(0.5)
+    checkpoints.save_pretrained(model, mine / "model", class_names=["a", "b", "c"])  # trained on
+    edit(mine / "summary.json", seconds=7.0)
+    hub.push(str(mine), place)
+    after = contents(tmp_path / "mirror")
+    assert after != before
+    for another in (str(runs[1]), WINE):
+        with pytest.raises(CheckpointError, match="which is no earlier push of this one"):
+            hub.push(another, place)
+    assert contents(tmp_path / "mirror") == after
 
 
 # ---- runs and saved models of one's own ----------------------------------------------------------------------

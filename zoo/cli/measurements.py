@@ -108,7 +108,11 @@ def add_results(parser: argparse.ArgumentParser) -> None:
     RESULTS.md and between its markers into README.md of this folder.
     """
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs, for example outputs/mnist5k/*")
-    parser.add_argument("--write", action="store_true", help="write the table into RESULTS.md and README.md")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="write the table into RESULTS.md and README.md, and the first run's summary where a file has its markers",
+    )
     parser.add_argument("--section", default="runs", help="section of the documents that is written (runs)")
     parser.set_defaults(run=_results)
 

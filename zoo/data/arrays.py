@@ -36,6 +36,9 @@ def read_array(path: Path, wanted: str, dtype: Any = np.float32) -> np.ndarray:
         if path.stat().st_size > (limit := _MAX_BYTES if binary else _MAX_TEXT):
             raise DataError(f"{path} is larger than {limit // 10**6} MB: split it first")
         if binary:  # memory-mapped: a forged header cannot allocate more than the file has
+            with path.open("rb") as file:
+                if not file.read(8).startswith(np.lib.format.MAGIC_PREFIX):  # of a pickle numpy tells how to trust it
+                    raise DataError(f"{path} cannot be read as {wanted}: it is no .npy file (numpy.save writes one)")
             values = np.load(path, mmap_mode="r", allow_pickle=False)
         else:
             values = np.loadtxt(path, ndmin=2, encoding="utf-8")
@@ -43,11 +46,12 @@ def read_array(path: Path, wanted: str, dtype: Any = np.float32) -> np.ndarray:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} cannot be read as {wanted} ({' '.join(str(error).split())[:100]})") from None
-    if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
-        with np.errstate(over="ignore"):
-            found = np.array(values, dtype)
-        if np.isfinite(found).all():
-            return found
+    if values.dtype.kind not in "fiu":
+        raise DataError(f"{path} cannot be read as {wanted}: its type is {values.dtype!s:.60}, not integers or floats")
+    with np.errstate(over="ignore"):
+        found = np.array(values, dtype)
+    if np.isfinite(found).all():
+        return found
     raise DataError(f"{path} cannot be read as {wanted}: it holds values that are not finite numbers")
 
 

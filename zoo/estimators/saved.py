@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 from sklearn.base import BaseEstimator, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
@@ -37,6 +38,7 @@ from zoo.support.files import (
     CheckpointError,
     as_path,
     check_replaceable,
+    check_same_model,
     fetch_hub,
     is_safetensors,
     locate,
@@ -65,7 +67,7 @@ def save_estimator(
     folder: str | Path,
     *,
     input_record: Mapping[str, Any] | None = None,
-    overwrite: bool = True,
+    overwrite: bool | None = None,
 ) -> Path:
     """Save a fitted estimator so that its folder alone rebuilds it. Both files are replaced together and atomically.
 
@@ -74,7 +76,8 @@ def save_estimator(
         folder: Created if missing.
         input_record: Description of the table that it takes (see :mod:`zoo.support.inputs`), for example of a data
             module; None: the names of its features, or their number.
-        overwrite: Whether a model or estimator saved by the zoo may be replaced; other files never are.
+        overwrite: Whether a model or estimator saved by the zoo may be replaced; None: only an estimator of the same
+            class. Other files never are.
 
     Returns:
         The folder.
@@ -88,7 +91,7 @@ def save_estimator(
 
     folder, kind = as_path(folder), type(estimator)
     check_replaceable(folder)
-    if not overwrite and (folder / CONFIG_NAME).exists():
+    if overwrite is False and (folder / CONFIG_NAME).exists():
         raise CheckpointError(f"{folder} holds a model already: choose another folder, or overwrite=True")
     name = next((name for name, entry in register_estimator.entries().items() if entry.made is kind), None)
     if name is None:
@@ -96,6 +99,8 @@ def save_estimator(
             f"{kind.__name__} is not a registered estimator, so its folder could not rebuild it: register it with "
             "zoo.estimators.register_estimator"
         )
+    if not overwrite:
+        check_same_model(folder, {"architecture": name, "estimator": {}})
     try:
         check_is_fitted(estimator)
     except NotFittedError as error:
@@ -366,7 +371,13 @@ def _variables(estimator: Any) -> list[dict[str, Any]]:
         return []
     count = estimator.n_features_in_
     names = list(map(str, getattr(estimator, "feature_names_in_", [f"x{i}" for i in range(count)])))
-    return [one.model_dump(exclude_defaults=True) for one in estimator.encoding_.variables(names)]
+    try:
+        return [one.model_dump(exclude_defaults=True) for one in estimator.encoding_.variables(names)]
+    except ValidationError as error:
+        told = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ValueError(
+            f"the columns of the estimator cannot be saved: {shown(' '.join(told.split()))[:200]}"
+        ) from None
 
 
 def _numbers_of(variable: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -161,9 +161,7 @@ class PrecisionGaussian(Kernel):
         rank = dim if rank is None else rank
         whole = all(as_number(key, value) % 1 == 0 for key, value in (("dim", dim), ("rank", rank)))
         if not whole or not 1 <= rank <= dim:
-            raise ValueError(
-                f"dim={dim}, rank={rank}: dim must be a whole number from 1 on, rank between 1 and dim"
-            )
+            raise ValueError(f"dim={dim}, rank={rank}: dim must be a whole number from 1 on, rank between 1 and dim")
         dim, rank = int(dim), int(rank)
         self.dim, self.rank = dim, rank
         elements = torch.zeros(len(triangle(dim, rank)), device=device, dtype=dtype)

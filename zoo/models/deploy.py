@@ -26,7 +26,12 @@ def to_deploy(model: Model, inplace: bool = False) -> Model:
 
     Returns:
         The converted model: same device, dtype, training flags and `requires_grad` flags.
+
+    Raises:
+        TypeError: It is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"to_deploy takes a model (torch.nn.Module), not {type(model).__name__}")
     return _merged(model if inplace else copy.deepcopy(model), {})
 
 

@@ -34,6 +34,7 @@ from zoo.support.files import (
     CheckpointError,
     as_path,
     check_replaceable,
+    check_same_model,
     locate,
     read_checkpoint,
     record_hashes,
@@ -148,7 +149,7 @@ def save_pretrained(
     class_names: Sequence[str] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     input_record: Mapping[str, Any] | None = None,
-    overwrite: bool = True,
+    overwrite: bool | None = None,
 ) -> Path:
     """Save a model so that its folder alone rebuilds it, in timm's hub layout.
 
@@ -164,7 +165,8 @@ def save_pretrained(
             `crop_pct`, `crop_mode`. Missing entries are taken from the model's own configuration.
         input_record: Description of the input (see :mod:`zoo.support.inputs`), from a data module's `input_record()`;
             None keeps the model's own.
-        overwrite: Whether a model saved by the zoo may be replaced; other files never are.
+        overwrite: Whether a model saved by the zoo may be replaced; None: only one of the same architecture. Other
+            files never are.
 
     Returns:
         The folder.
@@ -177,9 +179,11 @@ def save_pretrained(
     folder, model = as_path(folder), _unwrap(model)
     check_replaceable(folder)
     taken = [n for n in (WEIGHTS_NAME, CONFIG_NAME) if (folder / n).exists()]
-    if taken and not overwrite:
+    if taken and overwrite is False:
         raise CheckpointError(f"{folder} holds {' and '.join(taken)} already: choose another folder, or overwrite=True")
     config = _configuration(model, class_names, preprocessing)
+    if not overwrite:
+        check_same_model(folder, config)
     if record := input_record or getattr(model, "input_record", None):
         config["input"] = inputs.check(record)
     weights = _serialise(model)

@@ -8,6 +8,7 @@ import html
 import os
 import platform
 import re
+import stat
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
@@ -19,7 +20,7 @@ from zoo.support.environment import git as _git
 from zoo.support.files import write_atomic, writer_of
 from zoo.support.quoting import shown
 
-__all__ = ["STAMP", "Provenance", "Records", "RowsError", "code", "mean_sd", "put_section", "stamp"]
+__all__ = ["STAMP", "Provenance", "Records", "RowsError", "code", "has_section", "mean_sd", "put_section", "stamp"]
 
 #: Columns of every row that describe its measurement.
 STAMP = ("date", "commit", "threads", "wait_policy", "load", "machine")
@@ -52,7 +53,7 @@ def stamp() -> dict[str, str]:
 
 
 class RowsError(ValueError):
-    """A table needs rows that were not measured."""
+    """A table needs rows that were not measured, or a document has no clear place for it."""
 
 
 class Records:
@@ -159,13 +160,57 @@ def code(text: str) -> str:
 
 
 def put_section(path: Path, name: str, text: str) -> None:
-    """Write a section between its markers in a Markdown file, replacing an earlier one."""
-    before = path.read_text() if path.is_file() else "# Results\n\nEvery table is written by the command above it.\n"
-    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-    block = f"{begin}\n{text.strip()}\n{end}"
-    found = re.search(re.escape(begin) + ".*?" + re.escape(end), before, re.DOTALL)
-    after = before[: found.start()] + block + before[found.end() :] if found else f"{before.rstrip()}\n\n{block}\n"
+    """Write a section between its markers in a Markdown file, replacing an earlier one.
+
+    A link is followed; the file keeps its mode and its ends of lines.
+
+    Raises:
+        RowsError: See :func:`has_section`.
+    """
+    path = Path(os.path.realpath(path))
+    before = _document(path) if path.is_file() else "# Results\n\nEvery table is written by the command above it.\n"
+    end = "\r\n" if "\r\n" in before else "\n"
+    block = end.join([f"<!-- begin {name} -->", *text.strip().splitlines(), f"<!-- end {name} -->"])
+    place = _place(path, before, name)
+    after = before[: place[0]] + block + before[place[1] :] if place else f"{before.rstrip()}{end}{end}{block}{end}"
+    mode = path.stat().st_mode if path.is_file() else None
     write_atomic(path, writer_of(after.encode()))
+    if mode is not None:
+        path.chmod(stat.S_IMODE(mode))
+
+
+def has_section(path: Path, name: str) -> bool:
+    """Whether a Markdown file has the markers of a section, each alone in its line.
+
+    Raises:
+        RowsError: The markers are not one beginning and one end after it, so what is between them is not known; or the
+            file is no text.
+    """
+    return path.is_file() and _place(path, _document(path), name) is not None
+
+
+def _document(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return file.read()
+    except ValueError as error:
+        raise RowsError(f"{path} is not a text in UTF-8 and stays as it is") from error
+
+
+def _place(path: Path, text: str, name: str) -> tuple[int, int] | None:
+    """Where a section begins and ends, with its markers; None if it has none."""
+    begins, ends = (
+        [found.span(1) for found in re.finditer(rf"(?m)^(<!-- {word} {re.escape(name)} -->)[ \t]*\r?$", text)]
+        for word in ("begin", "end")
+    )
+    if not begins and not ends:
+        return None
+    if len(begins) != 1 or len(ends) != 1 or ends[0] < begins[0]:
+        raise RowsError(
+            f"{path}: a section is between one line <!-- begin {name} --> and one line <!-- end {name} --> after it; "
+            f"there are {len(begins)} and {len(ends)}, so nothing is written"
+        )
+    return begins[0][0], ends[0][1]
 
 
 class Provenance:

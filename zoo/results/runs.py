@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypedDict
 from annotated_types import Len
 from pydantic import BaseModel, NonNegativeFloat, NonNegativeInt, ValidationError
 
-from zoo.results.records import Records, code, markdown, mean_sd, plain, put_section
+from zoo.results.records import Records, code, has_section, markdown, mean_sd, plain, put_section
 from zoo.support.files import CONFIG_NAME, WEIGHTS_NAME, sha256_of
 from zoo.support.places import resolved
 from zoo.support.quoting import command, override
@@ -343,11 +343,12 @@ def tabulate(
     origins = dict.fromkeys(", ".join(run.origin) for runs in groups.values() for run in runs if run.origin)
     text = table + (f"\n\n{plain('; '.join(origins))}." if origins else "")
     shown = folders[0] / "summary.txt"
-    for i, document in enumerate(documents):
-        before = document.read_text() if document.is_file() else ""
-        if i == 0 or f"<!-- begin {section} -->" in before:
+    examples = ["summary"] if section == "runs" and shown.is_file() else []
+    found = {document: [name for name in (section, *examples) if has_section(document, name)] for document in documents}
+    for i, (document, sections) in enumerate(found.items()):  # all of them are sound
+        if i == 0 or section in sections:
             put_section(document, section, f"## Trained {section}\n\n{text}" if i == 0 else text)
-        if section == "runs" and shown.is_file() and "<!-- begin summary -->" in before:
+        if "summary" in sections:
             put_section(document, "summary", f"```text\n{_quoted(shown)}\n```")
     yield text
 
@@ -358,7 +359,7 @@ def _check_section(section: str, documents: Sequence[Path]) -> None:
     Raises:
         RunsError: The name is not that of a table of runs.
     """
-    texts = [document.read_text() for document in documents if document.is_file()]
+    texts = [document.read_text(errors="replace") for document in documents if document.is_file()]
     found = [block for text in texts for block in re.findall("<!-- begin (.*?) -->\\n(.*?)<!-- end ", text, re.DOTALL)]
     known = {"runs", *(name for name, block in found if not block.strip() or block.startswith("## Trained "))}
     if not documents or section in known:

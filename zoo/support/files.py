@@ -46,6 +46,7 @@ __all__ = [
     "check_plain",
     "check_recorded",
     "check_replaceable",
+    "check_same_model",
     "fetch_hub",
     "hub_config",
     "is_safetensors",
@@ -143,6 +144,26 @@ def check_replaceable(folder: Path) -> None:
         raise CheckpointError(f"{path} is not the configuration of a model and stays: choose another folder")
     if not isinstance(found.get("zoo"), dict):
         raise CheckpointError(f"{path} was not written by the zoo and stays: choose another folder")
+
+
+def check_same_model(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a folder with a saved model of another kind: only the same one, trained further, takes its place unasked.
+
+    Args:
+        folder: Passed :func:`check_replaceable`.
+        config: Configuration of the model that would be written.
+
+    Raises:
+        CheckpointError: The folder holds another architecture or class of estimator.
+    """
+    if not os.path.lexists(folder / CONFIG_NAME):
+        return
+    found = read_json(folder / CONFIG_NAME)
+    if found["architecture"] != config["architecture"] or ("estimator" in found) != ("estimator" in config):
+        raise CheckpointError(
+            f"{folder} holds another model, {found['architecture']!r:.60}: choose another folder, or overwrite=True "
+            "replaces it"
+        )
 
 
 def writer_of(content: bytes) -> Callable[[BinaryIO], None]:

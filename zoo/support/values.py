@@ -63,7 +63,7 @@ def check_output(path: str | Path, suffixes: tuple[str, ...] = (), given: Iterab
 
     Raises:
         OutputError: The suffix is not allowed, the parent folder does not exist, or there is a file of that name that
-            the zoo did not write.
+            the zoo did not write, or a link to nothing.
     """
     path = Path(path)
     if "\0" in str(path):
@@ -73,6 +73,9 @@ def check_output(path: str | Path, suffixes: tuple[str, ...] = (), given: Iterab
     if suffixes and path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder")
     folder = path.parent if suffixes else path
+    for place in (path, folder):
+        if place.is_symlink() and not place.exists():
+            raise OutputError(f"cannot write {path}: {place} is a link to {os.readlink(place)}, which is not there")
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"cannot write {path}: {folder} is not a folder")
     if not folder.exists() and not folder.absolute().parent.is_dir():

@@ -94,15 +94,20 @@ class TabularTask(Task):
         return {"acc": MulticlassAccuracy(max(self.outputs, 2), average="micro")}
 
     def setup(self, stage: str) -> None:
-        """Initialise the model from the training part; a resumed run restores its own weights afterwards."""
+        """Initialise the model from the training part; a resumed run restores its own weights afterwards.
+
+        Losses of values are in units of the training targets, also where a finished model is measured.
+        """
         data: Any = getattr(self.trainer, "datamodule", None)
-        if stage != "fit" or not hasattr(data, "training_table"):
+        if not hasattr(data, "training_table"):
             return
         X, y = data.training_table()
-        if self.balanced:
-            self.class_weights = balanced_weights(training_classes(data), self.classes)
         if y.is_floating_point():
             self.unit.copy_(standardisation(y.unsqueeze(1))[1].squeeze())
+        if stage != "fit":
+            return
+        if self.balanced:
+            self.class_weights = balanced_weights(training_classes(data), self.classes)
         initialize = getattr(self.model, "initialize", None)
         if callable(initialize) and self.starts_fresh:
             options: dict[str, Any] = {"centers": self.centers, "init": self.init}

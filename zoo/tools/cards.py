@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.registry import bundled_weights
-from zoo.results.records import code, markdown, plain, put_section
+from zoo.results.records import code, has_section, markdown, plain, put_section
 from zoo.results.runs import rows_of
 from zoo.support.files import write_atomic, writer_of
 from zoo.support.inputs import preparation
@@ -135,7 +135,7 @@ def write(root: Path, documents: Sequence[str] = ("RESULTS.md", "README.md")) ->
         write_atomic(written[-1], writer_of(card(record).encode()))
     for i, name in enumerate(documents):
         path = root / name
-        if i == 0 or (path.is_file() and f"<!-- begin {SECTION} -->" in path.read_text(encoding="utf-8")):
+        if i == 0 or has_section(path, SECTION):
             put_section(path, SECTION, _section(records, title=i == 0))
             written.append(path)
     return written

@@ -9,12 +9,13 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
 from zoo.models.deploy import to_deploy
 from zoo.registry import bundled_weights
-from zoo.registry.factory import MAY_BE, as_named, create_model
+from zoo.registry.factory import MAY_BE, as_named, create_model, register
 from zoo.registry.trust import TrustError, recorded_class
 from zoo.results.runs import rows_of
 from zoo.support import inputs as records
@@ -53,6 +54,9 @@ def record_of(model: str | Path, data: bool = True) -> dict[str, Any]:
     if bundled_weights.NAME.fullmatch(name):
         return bundled_weights.record(name)
     if not name.startswith(("local-dir:", "local_dir:")):
+        register()
+        if timm.is_model(name.partition(".")[0]):
+            raise ToolError(f"{name} has no trained weights here, and so no record of data and figures: give {MAY_BE}")
         raise ToolError(f"there is no model {name!r:.200}: give {MAY_BE}")
     folder = Path(name.partition(":")[2])
     named = {"name": str(model), "folder": str(folder)}
@@ -327,7 +331,7 @@ def validate(model: str, root: Places | None = None, progress: bool = False, tol
     found = {k: metrics[k] for k in recorded}
     if judged not in found:
         raise ToolError(f"{record['name']} has {judged} on record, which {record['data']['title']} does not give again")
-    close = abs(found[judged] - recorded[judged]) <= tolerance * max(1.0, abs(recorded[judged]))
+    close = all(abs(found[k] - recorded[k]) <= tolerance * max(1.0, abs(recorded[k])) for k in recorded)
     whole = record["data"].get("whole", {}).get(short)
     return {
         "name": record["name"],

@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.results.timing import interleaved_times
-from zoo.support.files import sha256_of, write_atomic, writer_of
+from zoo.support.files import CheckpointError, sha256_of, write_atomic, writer_of
 from zoo.support.inputs import record_of as input_record_of
 from zoo.support.inputs import unit_of
 from zoo.support.values import DamagedFileError, check_output, leads_out, read_json
@@ -174,6 +175,8 @@ def _written(folder: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         with staging(folder, without=(_NAMES["int8"],)) as place:  # the int8 file belongs to the old model.onnx
             yield place
+    except CheckpointError as error:  # of a file in the temporary folder
+        raise ToolError(re.sub(r"/\.new\.[0-9a-f]{12}\.tmp(?=/)", "", str(error))) from error
     except OSError as error:
         raise ToolError(f"cannot write {error.filename or folder}: {error.strerror or error}") from error
 
@@ -206,7 +209,9 @@ def _program(network: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
 
 
 def _write_program(program: Any, inputs: tuple[Tensor, ...]) -> Any:
-    return lambda file: torch.export.save(program, file)
+    content = io.BytesIO()  # torch's own writer ends the process on a full disk
+    torch.export.save(program, content)
+    return writer_of(content.getvalue())
 
 
 def _write_onnx(program: Any, inputs: tuple[Tensor, ...]) -> Any:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import tempfile
@@ -15,12 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from zoo.registry.checkpoints import save_pretrained
-from zoo.support.files import CONFIG_NAME, WEIGHTS_NAME, check_replaceable, write_all, writer_of
-from zoo.support.values import DamagedFileError, check_output, read_text
+from zoo.support.files import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    CheckpointError,
+    as_path,
+    check_replaceable,
+    write_all,
+    writer_of,
+)
+from zoo.support.values import DamagedFileError, check_output, read_json, read_text
 from zoo.tools import estimators
 from zoo.tools.cards import card
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import load, record_of
+from zoo.tools.pretrained import check_outside_runs
 
 __all__ = ["push"]
 
@@ -41,6 +51,7 @@ def push(model: str, target: str, *, private: bool = False, api: Any = None) -> 
         The name for `zoo.create_model`.
 
     Raises:
+        CheckpointError: The target is a run's, or holds another model than an earlier push of this one.
         ToolError: The target is invalid, has a README.md not written by the zoo, or is refused by the hub. Nothing is
             changed.
     """
@@ -50,6 +61,8 @@ def push(model: str, target: str, *, private: bool = False, api: Any = None) -> 
         raise ToolError(f"{target} is not of the form hf-hub:<organisation>/<name>")
     if place not in ("hf-hub", "local-dir") or not rest:
         raise ToolError(f"{target!r} is not a valid target: write hf-hub:<organisation>/<name> or local-dir:<folder>")
+    if place == "local-dir":
+        check_outside_runs(as_path(rest))
     saved = estimators.open_estimator(model)
     with tempfile.TemporaryDirectory() as folder:
         if saved is None:
@@ -59,6 +72,7 @@ def push(model: str, target: str, *, private: bool = False, api: Any = None) -> 
         files["README.md"] = f"{text}{_MARK}{_digest(text)} -->\n".encode()
         if place == "local-dir":
             _check_own(check_output(rest), text)
+            _check_same(Path(rest), text, files[CONFIG_NAME])
             write_all({Path(rest) / file: writer_of(content) for file, content in files.items()})
         else:
             for file, content in files.items():
@@ -109,6 +123,38 @@ def _check_own(folder: Path, text: str) -> None:
     body, _, mark = found.rpartition(_MARK)
     if found != text and mark.rstrip("\n") != f"{_digest(body)} -->":
         raise ToolError(f"{path} is not a card as the zoo wrote it and stays: move it away, or choose another folder")
+
+
+#: What a card says that a model keeps when it is trained again: its name, data, command and columns.
+_LASTING = ("# ", "| data |", "| trained by |", "| classes |", "| features |", "| columns |", "| answers |")
+_SECONDS = re.compile(r", \d+ s \|$")
+
+
+def _check_same(folder: Path, text: str, config: bytes) -> None:
+    """Refuse a folder with a model that is neither the same nor an earlier push from the same source.
+
+    Args:
+        folder: Passed :func:`_check_own`, so that its card, if any, is one of the zoo's.
+        text: The new card.
+        config: The new `config.json`.
+    """
+    if not os.path.lexists(folder / CONFIG_NAME):
+        return
+    found, new = read_json(folder / CONFIG_NAME), json.loads(config)
+    same = all(found.get(key) == new.get(key) for key in ("architecture", "num_classes", "label_names"))
+    if same and found.get("sha256") == new.get("sha256"):
+        return
+    card = folder / "README.md"
+    if same and os.path.lexists(card) and _lasting(read_text(card)) == _lasting(text):
+        return
+    raise CheckpointError(
+        f"{folder} holds another model, {found['architecture']!r:.60}, which is no earlier push of this one: choose "
+        "another folder, or remove that one"
+    )
+
+
+def _lasting(text: str) -> list[str]:
+    return [_SECONDS.sub(" |", line) for line in text.splitlines() if line.startswith(_LASTING)]
 
 
 def _digest(text: str) -> str:

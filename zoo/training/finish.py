@@ -87,6 +87,7 @@ def finish(
         class_names=task.hparams.get("class_names"),
         preprocessing=task.hparams.get("preprocessing"),
         input_record=getattr(task.model, "input_record", None),
+        overwrite=True,
     )
     for name, path in getattr(getattr(engine, "datamodule", None), "model_files", {}).items():
         write_atomic(result.model_dir / name, writer_of(path.read_bytes()))
