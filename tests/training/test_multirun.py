@@ -34,7 +34,7 @@ def test_a_table_ends_a_multirun_also_where_runs_failed(swept: tuple[Path, str])
         ("0", "50", "0"), ("1", "99999", "0"), ("2", "50", "1"), ("3", "99999", "1"),
     ]  # fmt: skip
     assert [row["status"].partition(":")[0] for row in rows] == ["finished", "failed", "finished", "failed"]
-    assert "smaller batch_size" in rows[1]["status"]
+    assert "smaller data.batch_size" in rows[1]["status"]
     for row in rows[::2]:
         found = json.loads((Path(row["folder"]) / "summary.json").read_text())["metrics"]
         assert float(row["val/acc"]) == found["val/acc"]
