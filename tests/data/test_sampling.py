@@ -170,9 +170,7 @@ def test_evaluation_sees_every_sample_once(world_size: int) -> None:
 
 
 def test_too_few_samples_say_so() -> None:
-    with pytest.raises(
-        DataError, match=r"10 samples make no batch of 8 on 2 process\(es\); use a smaller data.batch_size"
-    ):
+    with pytest.raises(DataError, match=r"10 samples make no batch of 8 on 2 process\(es\); .* data\.batch_size"):
         EpochBatches(10, 8, world_size=2, drop_last=True)
     with pytest.raises(DataError, match="empty"):
         EpochBatches(0, 8)
