@@ -36,8 +36,9 @@ MAKER = "Kernel Zoo"
 _MARKED = 65_536  # bytes at the start and at the end, where the mark is
 #: By suffix, what only files have that the zoo wrote: its name; the style of a report; the header of answers.
 _OURS = {
-    PICTURES: rb"Kernel Zoo",
-    PAGES: rb'name="generator" content="Kernel Zoo"|:root { color-scheme: light dark; --ink: #1d2733; --soft: #5b6a79',
+    PICTURES: MAKER.encode(),
+    PAGES: f'name="generator" content="{MAKER}"'.encode()
+    + rb"|:root { color-scheme: light dark; --ink: #1d2733; --soft: #5b6a79",
     (".csv",): rb"\A(file,class,probability|(file,)?row,(class|value)|file,step)(,|\r?\n)",
 }
 
