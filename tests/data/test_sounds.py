@@ -171,6 +171,18 @@ def test_a_class_that_loses_all_its_recordings_is_told(tmp_path: Path) -> None:
         AudioFolder(tmp_path, sample_rate=8000, min_seconds=1.0).setup()
 
 
+def test_an_empty_recording_is_one_of_the_short_ones(tmp_path: Path) -> None:
+    for name in "ab":
+        for i in range(8):
+            write(tmp_path / name / f"{i}.wav", np.sin(np.arange(8000.0)))
+    write(tmp_path / "a" / "none.wav", np.zeros(0))
+    data = AudioFolder(tmp_path, sample_rate=8000, min_seconds=0.5)
+    data.setup()
+    assert "train: 1 recordings are not of 0.5 to 60 seconds and left out" in data.notes
+    with pytest.raises(DataError, match="none.wav: it holds no samples"):
+        AudioFolder(tmp_path, sample_rate=8000).setup()
+
+
 # ---- lists -------------------------------------------------------------------------------------------------
 
 

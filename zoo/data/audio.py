@@ -62,16 +62,19 @@ RECORDINGS = Files(
 )
 
 
-def read_audio(path: str | Path, sample_rate: int, longest: float = MAX_SECONDS) -> Tensor | None:
+def read_audio(
+    path: str | Path, sample_rate: int, longest: float = MAX_SECONDS, shortest: float = 0.0
+) -> Tensor | None:
     """Read a WAV, FLAC, OGG or MP3 file as mono int16 samples (n,).
 
     Args:
         path: The file.
         sample_rate: Hz of the result.
         longest: Maximum duration, seconds.
+        shortest: Minimum duration, seconds; an empty recording is damaged only where this is 0.
 
     Returns:
-        The samples, or None if the recording is longer than `longest`.
+        The samples, or None if the recording is longer than `longest` or shorter than `shortest`.
 
     Raises:
         DataError: The file is not a regular file, has an unknown format, is damaged, or has no samples.
@@ -90,7 +93,7 @@ def read_audio(path: str | Path, sample_rate: int, longest: float = MAX_SECONDS)
                 raise DataError(f"cannot read the recording {path}: convert it from {file.subtype} to PCM first")
             if not RATES[0] <= file.samplerate <= RATES[1]:
                 raise DataError(f"cannot read the recording {path}: it claims {file.samplerate} samples a second")
-            if file.frames > longest * file.samplerate:
+            if not shortest * file.samplerate <= file.frames <= longest * file.samplerate:
                 return None
             if file.frames > MAX_SAMPLES:
                 raise DataError(f"cannot read the recording {path}: {file.frames:,} samples are too many, cut it first")
@@ -398,7 +401,7 @@ class AudioFolder(AudioDataModule, FileParts):
             kept: tuple[list[Tensor], list[int]] = ([], [])
             skipped, silent = 0, []
             for path, target in zip(*files, strict=True):
-                clip = read_audio(path, self.sample_rate, self.max_seconds)
+                clip = read_audio(path, self.sample_rate, self.max_seconds, self.min_seconds)
                 if clip is not None and int(clip.max()) - int(clip.min()) <= 1:  # a step: the rounding of a constant
                     silent.append(path)
                 if clip is not None and len(clip) >= self.min_seconds * self.sample_rate:
