@@ -88,10 +88,11 @@ def test_the_seed_orders_the_windows_and_nothing_else(file: Path) -> None:
     assert torch.equal(*tests)
 
 
-def test_gaps_are_filled_from_the_past(tmp_path: Path) -> None:
+def test_gaps_are_filled_from_the_past_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "gaps.csv"
     path.write_text("date,a\n2020-01-01,\n2020-01-02,1\n2020-01-03,\n2020-01-04,4\n")
     assert read_csv(path, fill="forward").values[:, 0].tolist() == [1, 1, 1, 4]
+    assert "2 empty cells were filled with the last value seen; 1 of them stand before the first value" in caplog.text
     with pytest.raises(DataError, match=r"line 2: a is empty, one of 2 such cells; fill=forward repeats"):
         read_csv(path)
 

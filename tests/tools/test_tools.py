@@ -676,7 +676,9 @@ def test_another_model_is_replaced_only_on_request(tmp_path: Path) -> None:
     estimator = zoo.create_estimator("gp_regressor").fit(rows, rows[:, 0])
     model = zoo.create_model("test_grbf", num_classes=3, in_chans=5)
     other = zoo.create_model("test_unireplknet", num_classes=3)
-    for first, second in ((estimator, model), (model, estimator), (model, other)):
+    wider = zoo.create_model("test_grbf", num_classes=4, in_chans=5)
+    two, three = (zoo.create_estimator("kernel_stream_classifier").fit(rows, np.arange(20) % k) for k in (2, 3))
+    for first, second in ((estimator, model), (model, estimator), (model, other), (model, wider), (three, two)):
         folder = zoo.save_pretrained(first, tmp_path / "saved", overwrite=True)
         before = contents(folder)
         with pytest.raises(CheckpointError, match=r"holds another model, .*: choose another folder, or overwrite=True"):
@@ -686,6 +688,7 @@ def test_another_model_is_replaced_only_on_request(tmp_path: Path) -> None:
         assert contents(folder) == before
         zoo.save_pretrained(first, folder)  # as a training loop does
         zoo.save_pretrained(second, folder, overwrite=True)
+    zoo.save_pretrained(three, folder)  # which has learned a class since
 
 
 def test_a_run_is_pushed_again_to_its_own_folder_only(runs: list[Path], mine: Path, tmp_path: Path) -> None:

@@ -237,6 +237,10 @@ def _check_cells(
         more = f", one of {gaps.sum():,} such cells" if gaps.sum() > 1 else ""
         way_out = "; fill=forward repeats the last value seen" * options
         raise DataError(f"{table.path}, line {lines[row]}: {table.name(places[i])} is empty{more}{way_out}")
+    if gaps.any():
+        leading = int(np.logical_and.accumulate(gaps, 0).sum())
+        early = f"; {leading:,} of them stand before the first value, and take it" if leading else ""
+        _log.warning("%s: %d empty cells were filled with the last value seen%s", table.path, gaps.sum(), early)
 
 
 @dataclass(frozen=True)

@@ -390,6 +390,11 @@ def _pair(pair: Any, place: str) -> Split:
     if images.ndim != 4 or classes.ndim != 1 or len(images) != len(classes) or not len(images):
         shapes = f"{tuple(images.shape)} and {tuple(classes.shape)}"
         raise DataError(f"{place} needs images (N, C, H, W) and as many classes (N,), got {shapes}")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise DataError(f"{place} needs images of uint8 or floating point, got {images.dtype}")
+    if images.is_floating_point() and not images.isfinite().all():
+        wrong = int((~images.isfinite().flatten(1).all(1)).nonzero()[0])
+        raise DataError(f"{place}: image {wrong} holds values that are not finite numbers")
     if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool or classes.min() < 0:
         raise DataError(f"{place} needs whole numbers from 0 as classes, got {_class_list(classes)}")
     return images, classes.long()

@@ -99,12 +99,13 @@ def save_estimator(
             f"{kind.__name__} is not a registered estimator, so its folder could not rebuild it: register it with "
             "zoo.estimators.register_estimator"
         )
-    if not overwrite:
-        check_same_model(folder, {"architecture": name, "estimator": {}})
     try:
         check_is_fitted(estimator)
     except NotFittedError as error:
         raise CheckpointError(f"{kind.__name__} is not fitted yet: call fit before it is saved") from error
+    config: dict[str, Any] = {"architecture": name, **_outputs(estimator)}
+    if not overwrite:
+        check_same_model(folder, {**config, "estimator": {}})
     writer = Writer()
     content: dict[str, Any] = {"format": _FORMAT}
     given = estimator.get_params(deep=False)
@@ -117,7 +118,6 @@ def save_estimator(
         raise
     except Exception as error:  # of a package of its own
         raise CheckpointError(f"{kind.__name__} could not be rebuilt from its state ({first_line(error)})") from error
-    config: dict[str, Any] = {"architecture": name, **_outputs(estimator)}
     config |= {"input": input_record_of(estimator, input_record), "estimator": content}
     config["zoo"] = {"version": zoo.__version__, "form": "estimator"}
     weights = _serialised(writer.tensors)

@@ -165,8 +165,8 @@ def save_pretrained(
             `crop_pct`, `crop_mode`. Missing entries are taken from the model's own configuration.
         input_record: Description of the input (see :mod:`zoo.support.inputs`), from a data module's `input_record()`;
             None keeps the model's own.
-        overwrite: Whether a model saved by the zoo may be replaced; None: only one of the same architecture. Other
-            files never are.
+        overwrite: Whether a model saved by the zoo may be replaced; None: only one of the same architecture and
+            classes. Other files never are.
 
     Returns:
         The folder.

@@ -154,16 +154,25 @@ def check_same_model(folder: Path, config: Mapping[str, Any]) -> None:
         config: Configuration of the model that would be written.
 
     Raises:
-        CheckpointError: The folder holds another architecture or class of estimator.
+        CheckpointError: The folder holds another architecture or class of estimator, or a model of other classes.
     """
     if not os.path.lexists(folder / CONFIG_NAME):
         return
     found = read_json(folder / CONFIG_NAME)
-    if found["architecture"] != config["architecture"] or ("estimator" in found) != ("estimator" in config):
-        raise CheckpointError(
-            f"{folder} holds another model, {found['architecture']!r:.60}: choose another folder, or overwrite=True "
-            "replaces it"
-        )
+    what = f"{found['architecture']!r:.60}"
+    if found["architecture"] == config["architecture"] and ("estimator" in found) == ("estimator" in config):
+        if _same_classes(found, config):
+            return
+        what += f" of {found.get('num_classes')!r:.20} classes or targets that are not this model's"
+    raise CheckpointError(f"{folder} holds another model, {what}: choose another folder, or overwrite=True replaces it")
+
+
+def _same_classes(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a model has the classes of an older one; it may have learned others since."""
+    before, after = old.get("label_names"), new.get("label_names")
+    if isinstance(before, list) and isinstance(after, list):
+        return set(map(str, before)) <= set(map(str, after))
+    return bool(old.get("num_classes") == new.get("num_classes"))
 
 
 def writer_of(content: bytes) -> Callable[[BinaryIO], None]:

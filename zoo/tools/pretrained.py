@@ -20,8 +20,8 @@ def save_pretrained(model: Any, folder: str | Path, **options: Any) -> Path:
 
     `zoo.create_model("local-dir:<folder>", pretrained=True)` builds a model again, `zoo.load_estimator` an estimator.
     The folder holds `model.safetensors` and `config.json`, replaced together and atomically. A model that the zoo saved
-    there is replaced if it is of the same architecture (a training loop saves again and again), another one only with
-    `overwrite=True`; the model of a run, which its records describe, never is.
+    there is replaced if it is of the same architecture and classes (a training loop saves again and again), another one
+    only with `overwrite=True`; the model of a run, which its records describe, never is.
 
     Args:
         model: A model built by :func:`zoo.create_model` or `timm.create_model`, or a fitted estimator.

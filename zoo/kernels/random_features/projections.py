@@ -40,8 +40,10 @@ def draw_projection(
     elif kind == "signs":
         G = _signs((rows, d), generator)
     elif kind == "orthogonal":
-        G = torch.cat([_orthogonal(d, generator) for _ in range(-(-rows // d))])[:rows]
-        G = G * standard_normal((rows, d), generator).norm(dim=1, keepdim=True)
+        G = torch.empty((rows, d), dtype=torch.float64, device="cpu")  # refused here if it is too large
+        for block in G.split(d):
+            block.copy_(_orthogonal(d, generator)[: len(block)])
+        G *= standard_normal((rows, d), generator).norm(dim=1, keepdim=True)
     else:
         signs, gaussian, order, scale = _fast_blocks(rows, d, generator)
         G = _fast_product(torch.eye(d, dtype=torch.float64, device="cpu"), signs, gaussian, order, scale).mT
