@@ -64,7 +64,10 @@ def test_any_iterable_of_pairs_is_a_stream() -> None:
         ([(torch.zeros(2, 1, 4, 4), [0, -1])], "task 0 needs whole numbers from 0"),
         ([(torch.zeros(2, 1, 4, 4), [0])], "task 0 needs images"),
         ([(torch.zeros(2, 1, 4, 4).long(), [0, 1])], "task 0 needs images of uint8 or floating point, got torch.int64"),
-        ([(torch.tensor([0.0, math.inf]).view(2, 1, 1, 1), [0, 1])], "task 0: image 1 holds values that are not finite"),
+        (
+            [(torch.tensor([0.0, math.inf]).view(2, 1, 1, 1), [0, 1])],
+            "task 0: image 1 holds values that are not finite",
+        ),
         ([(torch.zeros(2, 1, 4, 4), [0, 1])], "task 0: there are too few images of each class to keep 20%"),
         (
             [(torch.zeros(9, 1, 4, 4), [0] * 9), (torch.zeros(9, 3, 4, 4), [1] * 9)],

@@ -179,7 +179,7 @@ def test_an_empty_recording_is_one_of_the_short_ones(tmp_path: Path) -> None:
     data = AudioFolder(tmp_path, sample_rate=8000, min_seconds=0.5)
     data.setup()
     assert "train: 1 recordings are not of 0.5 to 60 seconds and left out" in data.notes
-    with pytest.raises(DataError, match="none.wav: it holds no samples"):
+    with pytest.raises(DataError, match=r"none\.wav: it holds no samples"):
         AudioFolder(tmp_path, sample_rate=8000).setup()
 
 
