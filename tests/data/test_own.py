@@ -94,6 +94,8 @@ def test_a_table_of_texts(cache: Path, tmp_path: Path) -> None:
         "test: 8 texts: five stars 4, one star 4",
         "test: of each class, 20% of the training part, the same for every seed",
         "val: of each class, 10% of the training part, the same for every seed",
+        "val: 4 of 4 are also in the training part: figures on them flatter",
+        "test: 8 of 8 are also in the training part: figures on them flatter",
         "tokens: 7 in the middle, 8 at most; 0 of 40 (0.0%) are cut to 8 (data.max_length)",
     ]
     short = texts(place / "reviews.csv", cache, max_length=6)

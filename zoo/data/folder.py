@@ -24,6 +24,7 @@ from zoo.data.image import Part, Probability, Share
 from zoo.data.lists import LIST_WORDS, FileParts
 from zoo.data.pictures import FORMATS, Fit, open_picture, picture_problem
 from zoo.data.sampling import KeyedDataset, SampleKey, isolated_rng, sample_seed, seed_rng
+from zoo.data.twins import file_content, file_size
 from zoo.data.walk import Files, below
 from zoo.support import inputs
 
@@ -73,6 +74,14 @@ class FolderImages(KeyedDataset):
         """
         with nullcontext() if self.seed is None else isolated_rng():
             return torch.stack([self._image(key) for key in keys])
+
+    def sketch(self, index: int) -> int:
+        """Bytes of the file."""
+        return file_size(os.fsdecode(self.paths[index]))
+
+    def content(self, index: int) -> bytes:
+        """Digest of the file."""
+        return file_content(os.fsdecode(self.paths[index]))
 
     def _image(self, key: SampleKey) -> Tensor:
         picture = self.picture(key.sample)

@@ -28,6 +28,7 @@ from zoo.data.sampling import (
     stratified_split,
 )
 from zoo.data.transforms import Augmentation, ImagePipeline
+from zoo.data.twins import told_of
 from zoo.support.quoting import shown
 
 __all__ = ["Cifar10", "Cifar100", "Digits", "FashionMnist", "ImageDataModule", "Mnist", "Mnist5k"]
@@ -156,7 +157,15 @@ class ImageDataModule(LightningDataModule):
             if part != "test" or rows is not self.datasets.get("val"):
                 classes = f": {balance(rows.targets, self.class_names)}" if self.class_names else ""
                 lines.append(f"{part}: {len(rows):,} {self.unit}{classes}")
-        return [*lines, *self.notes]
+        return [*lines, *self.notes, *self._twins()]
+
+    def _twins(self) -> list[str]:
+        """Lines on samples of other parts that the training part holds too."""
+        train = self.datasets.get("train")
+        others = [] if train is None else [(p, self.datasets[p]) for p in ("val", "test") if p in self.datasets]
+        if len(others) == 2 and others[0][1] is others[1][1]:
+            others.pop()
+        return [line for part, other in others if (line := told_of(train, other, part))]
 
     # Loaders ------------------------------------------------------------------------------------------------
 

@@ -121,6 +121,14 @@ class Points(KeyedDataset):
         super().__init__(targets)
         self.points, self.stretch, self.shift, self.seed = points, stretch, shift, seed
 
+    def sketch(self, index: int) -> int:
+        """Hash of the stored cloud."""
+        return hash(self.content(index))
+
+    def content(self, index: int) -> bytes:
+        """The stored cloud."""
+        return self.points[index].numpy().tobytes()
+
     def images(self, keys: Sequence[SampleKey]) -> Tensor:
         """Points of `keys`, (B, P, C)."""
         x = self.points[[key.sample for key in keys]]

@@ -324,6 +324,14 @@ class Rows(KeyedDataset):
         """Rows of `keys`, (B, D)."""
         return self.X[[key.sample for key in keys]]
 
+    def sketch(self, index: int) -> int:
+        """Hash of the stored row and target."""
+        return hash(self.content(index))
+
+    def content(self, index: int) -> bytes:
+        """The stored row and target."""
+        return self.X[index].numpy().tobytes() + self.targets[index].numpy().tobytes()
+
     def batch(self, keys: Sequence[SampleKey | int]) -> tuple[Tensor, Tensor]:
         """Rows (B, D) and targets (B,); padding has the target -100, or NaN in a regression."""
         rows, targets = super().batch(keys)

@@ -222,6 +222,14 @@ class Tokens(KeyedDataset):
         """Token ids of `keys`, (B, L)."""
         return self.ids[[key.sample for key in keys]]
 
+    def sketch(self, index: int) -> int:
+        """Hash of the stored tokens."""
+        return hash(self.content(index))
+
+    def content(self, index: int) -> bytes:
+        """The stored tokens."""
+        return self.ids[index].numpy().tobytes()
+
 
 class TextDataModule(ImageDataModule):
     """Data module of texts for MiniLM; subclasses provide the attributes, `class_names` and `load`.

@@ -24,6 +24,7 @@ from zoo.data.lists import FileParts
 from zoo.data.pictures import MAX_PIXELS
 from zoo.data.sampling import KeyedDataset, SampleKey, sample_seed, stratified_split
 from zoo.data.transforms import fit_floats
+from zoo.data.twins import file_content, file_size
 from zoo.data.walk import Files
 from zoo.support import inputs
 from zoo.support.values import first_line
@@ -281,6 +282,14 @@ class VideoFiles(KeyedDataset):
     def images(self, keys: Sequence[SampleKey]) -> Tensor:
         """Normalised clips of `keys`, (B, 3, T, size, size)."""
         return torch.stack([self._clip(key) for key in keys])
+
+    def sketch(self, index: int) -> int:
+        """Bytes of the file."""
+        return file_size(self.paths[index])
+
+    def content(self, index: int) -> bytes:
+        """Digest of the file."""
+        return file_content(self.paths[index])
 
     def _clip(self, key: SampleKey) -> Tensor:
         if self.seed is None:
