@@ -65,6 +65,31 @@ def test_nothing_but_finite_numbers_is_read(tmp_path: Path, monkeypatch: pytest.
     assert not Path("canary").exists()
 
 
+def test_a_damaged_header_is_told_in_plain_words(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((2, 3)))
+    good = (tmp_path / "x.npy").read_bytes()
+    damaged, short = "its header is damaged", "it is shorter than its header says"
+    for content, told in {
+        b"\x93NUMPY\x01\x00\x10\x00(((((((((((((((\n": damaged,
+        b"\x93NUMPY\x01\x00\x10\x00[[1if 2else 3]]\n": damaged,
+        b"\x93NUMPY\x09\x00" + good[8:]: damaged,
+        good.replace(b"'<f8'", b"f(8) "): damaged,
+        good.replace(b"(2, 3)", b"(2,-3)"): damaged,
+        good.replace(b"(2, 3)", b"(9**9)"): damaged,
+        good[:40]: damaged,
+        good.replace(b"(2, 3)", b"(9, 9)"): short,
+        good[:-1]: short,
+    }.items():
+        (tmp_path / "x.npy").write_bytes(content)
+        with pytest.raises(DataError) as caught:
+            read_array(tmp_path / "x.npy", "rows")
+        assert str(caught.value).endswith(told), content
+    for version in ((1, 0), (2, 0), (3, 0)):
+        with (tmp_path / "x.npy").open("wb") as file:
+            np.lib.format.write_array(file, np.ones((2, 3)), version)
+        assert read_array(tmp_path / "x.npy", "rows").shape == (2, 3)
+
+
 def test_an_array_of_another_type_is_told_its_type(tmp_path: Path) -> None:
     for values, told in ((np.ones((3, 3), bool), "its type is bool"), (np.ones((3, 3), complex), "type is complex128")):
         np.save(tmp_path / "x.npy", values)

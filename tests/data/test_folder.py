@@ -226,6 +226,7 @@ def test_an_unreadable_image_is_named_in_one_sentence(root: Path, num_workers: i
             {"crop_mode": "stretch"},
             r"ImageFolder\(crop_mode='stretch'\): input should be 'center', 'squash' or 'border'",
         ),
+        ({"crop_pct": 1e-9}, r"ImageFolder\(image_size=\d+, crop_pct=1e-09\): .* numbers before the crop"),
         ({"crop_pct": 0}, r"ImageFolder\(crop_pct=0\): input should be greater than 0"),
         ({"std": (0.1, 0.0, 0.1)}, r"every value must be greater than 0"),
         ({"mean": (0.5,)}, r"ImageFolder\(mean=\(0.5,\)\): field required"),

@@ -425,6 +425,8 @@ BAD_CLOUDS: dict[str, tuple[str, str | bytes, str]] = {
     "ply of faces": ("x.ply", PLY.replace("element vertex 40", "element face 40"), "must be the vertices"),
     "ply of lists": ("x.ply", PLY.replace("property float z", "property list uchar int z"), "is no property of one"),
     "short ply": ("x.ply", PLY.replace("vertex 40", "vertex 400"), "4 numbers where the lines before have 3"),
+    "long ply": ("x.ply", PLY.replace("vertex 40", "vertex 30"), r"x\.ply, line \d+: 10 lines more than the 3\d that"),
+    "ply of no number": ("x.ply", PLY.replace("end_header", "element face\nend_header"), "no number of elements"),
     "large": ("x.xyz", b"1 2 3\n" * 3_400_000, r"x\.xyz is larger than 20 MB"),
 }  # fmt: skip
 

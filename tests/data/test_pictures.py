@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
 import resource
+import struct
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from timm.data import create_transform
 
 from tests.registry.test_checkpoints import in_child
 from zoo.data import DataError
+from zoo.data.arrays import read_array
 from zoo.data.pictures import FORMATS, Fit, open_picture
 from zoo.data.prepare import SUFFIXES, prepare
 from zoo.support import inputs
@@ -139,6 +143,60 @@ def test_few_bits_in_sixteen_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.pgm").write_bytes(b"P5\n2 2\n65535\n" + b"\0\xff" * 4)
     with pytest.raises(DataError, match="its largest value, 255,"):
         open_picture(tmp_path / "x.pgm")
+
+
+def deep_picture(path: Path, values: np.ndarray) -> Path:
+    """Write 16-bit colours (H, W, 2 to 4) as PNG, or (H, W, 3) as TIFF or PPM, none of which Pillow writes."""
+    height, width, channels = values.shape
+    if path.suffix == ".ppm":
+        path.write_bytes(b"P6\n%d %d\n65535\n" % (width, height) + values.astype(">u2").tobytes())
+    elif path.suffix == ".tif":
+        pixels = values.astype("<u2").tobytes()
+        tags = {256: width, 257: height, 258: 122, 259: 1, 262: 2, 273: 128, 277: 3, 278: height, 279: len(pixels)}
+        entries = b"".join(struct.pack("<HHII", t, 3, 3 if t == 258 else 1, v) for t, v in tags.items())
+        path.write_bytes(struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + b"\x10\0" * 3 + pixels)
+    else:
+        rows = b"".join(b"\0" + row.tobytes() for row in values.astype(">u2"))
+        kind = {2: 4, 3: 2, 4: 6}[channels]
+        parts = {b"IHDR": struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0), b"IDAT": zlib.compress(rows)}
+        found = b"\x89PNG\r\n\x1a\n"
+        for name, content in {**parts, b"IEND": b""}.items():
+            found += struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        path.write_bytes(found)
+    return path
+
+
+@pytest.mark.parametrize("name", ["rgb.png", "rgba.png", "la.png", "rgb.tif", "rgb.ppm"])
+def test_few_bits_in_sixteen_are_refused_in_colour_too(name: str, tmp_path: Path) -> None:
+    for largest in (255, 1000, 4080, 8000) if name in ("rgb.png", "rgba.png", "rgb.tif") else (1000, 4080):
+        values = np.full((4, 5, {"rgba": 4, "la": 2}.get(name[:-4], 3)), largest, np.uint16)
+        if name in ("rgba.png", "la.png"):
+            values[..., -1] = 65535
+            values[0] = 0
+            values[0, :, 0] = 65535  # not seen
+        path = deep_picture(tmp_path / name, values)
+        with pytest.raises(DataError, match=r"has 16 bits a channel, and no value above .*save it scaled .* as 8 bits"):
+            open_picture(path)
+    for largest in (0, 8192, 65535):
+        values = np.full((4, 5, {"rgba": 4, "la": 2}.get(name[:-4], 3)), largest, np.uint16)
+        if name in ("rgba.png", "la.png"):
+            values[..., -1] = 65535
+        found = opened(deep_picture(tmp_path / name, values), channels=3)
+        assert abs(int(found[0, 0, 0]) - largest / 257) <= 1
+
+
+def test_a_file_without_permission_is_to_be_made_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(RAMP).save(tmp_path / "x.png")
+
+    def denied(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(DataError, match=r"cannot read the image .*\(Permission denied\): make it readable$"):
+        open_picture(tmp_path / "x.png")
+    (tmp_path / "x.npy").touch()
+    with pytest.raises(DataError, match=r"as rows \(Permission denied\): make it readable$"):
+        read_array(tmp_path / "x.npy", "rows")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "RGBA", "LA", "YCbCr"])

@@ -373,6 +373,11 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     ),
     "two means": ({"kind": "image", "channels": 3, "size": [1, 1], "mean": [0.0, 0.0]}, "mean: 2 numbers where 3"),
     "a crop of nothing": ({"kind": "image", "channels": 1, "size": [1, 1], "crop_pct": 0.0}, "crop_pct: input should"),
+    "next to nothing": (
+        {"kind": "image", "channels": 1, "size": [9, 9], "crop_pct": 1e-9},
+        "before the crop (crop_pct)",
+    ),
+    "a small crop": ({"kind": "image", "channels": 3, "size": [224, 224], "crop_pct": 0.002}, "damaged or hostile"),
     "a rate of 0": ({"kind": "sound", "rate": 0, "samples": 1}, "rate: input should be greater than or equal to 1"),
     "a rate in words": ({"kind": "sound", "rate": "8000", "samples": 1}, "rate: input should be a valid integer"),
     "true as samples": ({"kind": "sound", "rate": 8000, "samples": True}, "samples: input should be a valid integer"),

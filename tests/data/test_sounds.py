@@ -260,9 +260,56 @@ def test_what_a_recording_cannot_mean_is_refused_or_told(tmp_path: Path, caplog:
         cut.write_bytes(cut.read_bytes()[:4000])
         assert read_audio(cut, 8000).shape == (1978,)  # type: ignore[union-attr]
     told = [record.message for record in caplog.records]
-    assert len(told) == 2
-    assert "one.wav: its channels cancel each other" in told[0]
-    assert "one.wav: it is shorter than its header claims" in told[1]
+    assert len(told) == 3
+    assert "over.wav: it goes beyond full scale (from -1 to 1), and is clipped there" in told[0]
+    assert "one.wav: its channels cancel each other" in told[1]
+    assert "one.wav: it is shorter than its header claims" in told[2]
+
+
+def test_a_recording_up_to_full_scale_is_not_clipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    wave = np.sin(np.arange(8000) / 3)
+    read_audio(write(tmp_path / "full.wav", wave / np.abs(wave).max(), subtype="FLOAT"), 8000)
+    read_audio(write(tmp_path / "whole.wav", 0.9999 * wave), 8000)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (b"", False),
+        (b"LIST\x04\0\0\0INFO", False),
+        (b"LIST\x04\0\0\0INFOid3 \x03\0\0\0abc\0", False),
+        (b"TAG" + b"a song".ljust(125), False),
+        (bytes(500), False),
+        (None, True),
+    ],
+)
+def test_a_header_that_claims_too_little_is_told(
+    more: bytes | None, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "x.wav", 0.5 * np.sin(np.arange(8000) / 3))
+    content = path.read_bytes()
+    assert content[36:40] == b"data"
+    claims = 1000 if more is None else len(content) - 44
+    path.write_bytes(content[:40] + claims.to_bytes(4, "little") + content[44:] + (more or b""))
+    assert read_audio(path, 8000).shape == (claims // 2,)  # type: ignore[union-attr]
+    assert ("it is longer than its header claims" in caplog.text) == told
+
+
+def test_a_cut_compressed_recording_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    path = write(tmp_path / "x.mp3", 0.5 * np.sin(np.arange(16000) / 3))
+    whole = read_audio(path, 8000)
+    assert whole is not None
+    assert not caplog.records
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    found = read_audio(path, 8000)
+    assert found is not None
+    assert 0 < len(found) < 8000
+    assert (found - whole[: len(found)])[:-1000].abs().max() < 100, "what is there, and nothing of the memory"
+    assert "x.mp3: it is shorter than its header claims" in caplog.text
+    assert not recwarn.list
 
 
 def test_recordings_without_a_sound_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

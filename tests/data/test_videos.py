@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,83 @@ def test_every_frame_is_measured_not_the_header(tmp_path: Path, monkeypatch: pyt
         read_video(path, 2, 8)
     monkeypatch.undo()
     assert read_video(path, 2, 8).shape == (3, 2, 8, 8)
+
+
+# ---- damaged files -----------------------------------------------------------------------------------------
+
+
+def noisy(path: Path, times: Sequence[float], codec: str = "mpeg4", start: float = 0.0, **options: str) -> Path:
+    """Write noise shown at `times`, seconds, so that the bytes of a file are those of its frames."""
+    pixels = np.random.default_rng(0).integers(0, 256, (len(times), 32, 48, 3), np.uint8)
+    with av.open(str(path), "w", options=options) as container:
+        video = container.add_stream(codec, rate=10)
+        video.width, video.height, video.pix_fmt = 48, 32, "yuv420p"
+        video.codec_context.time_base = Fraction(1, 1000)
+        for time, picture in zip(times, pixels, strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = round(1000 * (time + start)), Fraction(1, 1000)
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+    return path
+
+
+EVEN = [i / 10 for i in range(24)]
+#: How a video is written: its name, the times of its frames, and the options of the container.
+MADE: dict[str, tuple[str, Sequence[float], dict[str, Any]]] = {
+    "mkv": ("x.mkv", EVEN, {}),
+    "webm": ("x.webm", EVEN, {"codec": "libvpx"}),
+    "mp4": ("x.mp4", EVEN, {"movflags": "faststart"}),
+    "avi": ("x.avi", EVEN, {}),
+}
+VARIED = [0, 0.1, 0.2, 0.7, 0.75, 2, 3.9]
+HEALTHY: dict[str, tuple[str, Sequence[float], dict[str, Any]]] = {
+    **MADE,
+    **{f"varied {form}": (f"x.{form}", VARIED, {}) for form in ("mp4", "mov", "mkv", "avi")},
+    **{f"late {form}": (f"x.{form}", EVEN, {"start": 3.0}) for form in ("mp4", "mkv", "avi")},
+    "edit list": ("x.mp4", EVEN, {"start": -2.0, "avoid_negative_ts": "disabled"}),
+    "fragments": ("x.mp4", EVEN, {"movflags": "frag_keyframe+empty_moov"}),
+    "streamed": ("x.webm", EVEN, {"codec": "libvpx", "live": "1"}),
+    "one frame": ("x.mkv", [0], {}),
+}
+
+
+@pytest.mark.parametrize("how", HEALTHY)
+def test_healthy_videos_are_read_without_a_word(how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    name, times, options = HEALTHY[how]
+    assert read_video(noisy(tmp_path / name, times, **options), 3, 8).shape == (3, 3, 8, 8)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("how", MADE)
+def test_half_of_a_video_is_refused(how: str, tmp_path: Path) -> None:
+    name, times, options = MADE[how]
+    path = noisy(tmp_path / name, times, **options)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"cannot read the video .*x\.\w+: it is damaged or ") as caught:
+        read_video(path, 3, 8)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["mkv", "webm"])
+def test_a_video_damaged_in_its_middle_is_refused(form: str, tmp_path: Path) -> None:
+    name, _, options = MADE[form]
+    path = noisy(tmp_path / name, EVEN, **options)
+    content = path.read_bytes()
+    with av.open(str(path)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.pos is not None and packet.size]
+    header = (places[8], places[8 if form == "mkv" else 13] + 6)  # the next blocks of a WebM file are found again
+    for first, last in header, (places[4], places[16]), (places[2] - 3, places[9]):
+        damaged = bytearray(content)
+        damaged[first:last] = bytes(255 - byte for byte in damaged[first:last])
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"it is damaged or cut off: \d+ of about 24 frames can be read"):
+            read_video(path, 3, 8)
+
+
+def test_a_video_that_lacks_a_little_is_used_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = noisy(tmp_path / "x.mkv", [i / 10 for i in range(60)])
+    path.write_bytes(path.read_bytes()[: round(path.stat().st_size * 0.92)])
+    for _ in range(2):
+        assert read_video(path, 3, 8).shape == (3, 3, 8, 8)
+    (record,) = caplog.records
+    assert "x.mkv is used as it is, and it is damaged or cut off: 5" in record.message

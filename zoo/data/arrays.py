@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from zoo.data.checks import DataError
+from zoo.data.checks import DataError, remedy
 from zoo.data.delimited import listed, read_table
 from zoo.data.own import read_plain
 
@@ -36,16 +37,18 @@ def read_array(path: Path, wanted: str, dtype: Any = np.float32) -> np.ndarray:
         if path.stat().st_size > (limit := _MAX_BYTES if binary else _MAX_TEXT):
             raise DataError(f"{path} is larger than {limit // 10**6} MB: split it first")
         if binary:  # memory-mapped: a forged header cannot allocate more than the file has
-            with path.open("rb") as file:
-                if not file.read(8).startswith(np.lib.format.MAGIC_PREFIX):  # of a pickle numpy tells how to trust it
-                    raise DataError(f"{path} cannot be read as {wanted}: it is no .npy file (numpy.save writes one)")
+            if problem := _header_problem(path):
+                raise DataError(f"{path} cannot be read as {wanted}: {problem}")
             values = np.load(path, mmap_mode="r", allow_pickle=False)
         else:
             values = np.loadtxt(path, ndmin=2, encoding="utf-8")
-    except (OSError, ValueError, EOFError, MemoryError, OverflowError) as error:
+    except Exception as error:  # numpy's readers raise errors of many kinds
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path} cannot be read as {wanted} ({' '.join(str(error).split())[:100]})") from None
+        if isinstance(error, PermissionError):
+            raise DataError(f"{path} cannot be read as {wanted} ({error.strerror}): {remedy(error)}") from None
+        why = "its header is damaged" if binary else " ".join(str(error).split())[:100]
+        raise DataError(f"{path} cannot be read as {wanted} ({why})") from None
     if values.dtype.kind not in "fiu":
         raise DataError(f"{path} cannot be read as {wanted}: its type is {values.dtype!s:.60}, not integers or floats")
     with np.errstate(over="ignore"):
@@ -53,6 +56,31 @@ def read_array(path: Path, wanted: str, dtype: Any = np.float32) -> np.ndarray:
     if np.isfinite(found).all():
         return found
     raise DataError(f"{path} cannot be read as {wanted}: it holds values that are not finite numbers")
+
+
+def _header_problem(path: Path) -> str | None:
+    """Why the header of a `.npy` file cannot be followed; None if nothing is wrong there.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
+    with path.open("rb") as file:
+        if file.read(6) != np.lib.format.MAGIC_PREFIX:  # of a pickle numpy tells how to trust it
+            return "it is no .npy file (numpy.save writes one)"
+        file.seek(0)
+        try:
+            with warnings.catch_warnings(action="ignore"):  # the header is parsed as Python literals
+                first = np.lib.format.read_magic(file) == (1, 0)
+                reader = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+                shape, _, dtype = reader(file)
+            if min(shape, default=0) < 0:
+                return "its header is damaged"
+        except Exception:  # the parser of literals raises errors of many kinds
+            return "its header is damaged"
+        if dtype.hasobject or not dtype.itemsize:
+            return f"its type is {dtype!s:.60}, not integers or floats"
+        there = path.stat().st_size - file.tell()
+    return "it is shorter than its header says" if math.prod(shape) * dtype.itemsize > there else None
 
 
 # ---- point clouds --------------------------------------------------------------------------------------------
@@ -174,8 +202,24 @@ def _ply(path: Path, text: str) -> Cloud:
     names, count = [line[2] for line in own], int(element[2])
     if not set(_FIRST) <= set(names) or len(set(names)) < len(names):
         raise DataError(f"{path}: the vertices need the properties x, y and z, each once")
+    rows = _rows_of(path, words, elements)
+    more = [number for number, line in enumerate(lines[head + 1 :], head + 2) if line.strip()][rows:]
+    if more:
+        raise DataError(f"{path}, line {more[0]}: {len(more):,} lines more than the {rows:,} that its header has")
     values, _ = _numbers(path, enumerate(lines[head + 1 : head + 1 + count], head + 2))
     if values.shape != (count, len(names)):
         found = f"{len(values)} vertices of {values.shape[1]} numbers"
         raise DataError(f"{path}: {found}, where its header has {count} of {len(names)}")
     return _in_order(path, values, names)
+
+
+def _rows_of(path: Path, words: Sequence[Sequence[str]], elements: Sequence[int]) -> int:
+    """Lines after the header of an ASCII PLY file: one for each of its elements."""
+    counts = [words[i][2:] for i in elements]
+    if odd := next((words[i] for i, n in zip(elements, counts, strict=True) if not _is_count(n)), None):
+        raise DataError(f"{path}: {' '.join(odd)[:60]!r} in the PLY header has no number of elements")
+    return sum(int(n[0]) for n in counts)
+
+
+def _is_count(words: Sequence[str]) -> bool:
+    return len(words) == 1 and words[0].isdecimal() and len(words[0]) <= 9

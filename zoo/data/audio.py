@@ -26,7 +26,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from zoo.data import sources
-from zoo.data.checks import DataError, extends, warn_once
+from zoo.data.checks import DataError, extends, remedy, warn_once
 from zoo.data.delimited import listed
 from zoo.data.image import ImageDataModule
 from zoo.data.lists import LIST_WORDS, FileParts, is_list, split_note
@@ -50,6 +50,8 @@ MAX_SAMPLES = 120_000_000
 RATES = (100, 1_000_000)  # Hz, accepted in a file
 _MAX_SINC_TERM, _MAX_TERM = 1000, 50_000  # largest numerator or denominator of a ratio of sampling rates
 _MAX_PEAK = 8.0  # times full scale; louder means integers that were stored as floats
+_OVER = 0.001  # above full scale, from rounding
+_WHOLE = 0.98  # share of the samples that a header claims; those of compressed formats may be estimates
 _MAX_LIST = 100_000_000  # bytes
 
 RECORDINGS = Files(
@@ -99,24 +101,33 @@ def read_audio(
                 raise DataError(f"cannot read the recording {path}: {file.frames:,} samples are too many, cut it first")
             rate = file.samplerate
             # in blocks, so that memory depends neither on the header nor on the number of channels
-            pieces, loudest = [np.zeros(0, np.float32)], 0.0
-            for block in file.blocks(1 << 16, dtype="float32", always_2d=True):
-                pieces.append(block.mean(1))
+            pieces, loudest, floats = [np.zeros(0, np.float32)], 0.0, file.subtype in ("FLOAT", "DOUBLE")
+            # not file.blocks(), which fills what a cut-off file lacks with the memory's old content
+            while len(block := file.read(1 << 16, dtype="float32", always_2d=True)):
+                with np.errstate(all="ignore"):  # not finite, or large: told below
+                    pieces.append(block.mean(1))
                 loudest = max(loudest, float(np.abs(block).max()))
             values = np.concatenate(pieces)
-            if _is_cut_off(file.extra_info):
+            if _is_cut_off(file.extra_info) or len(values) < _WHOLE * file.frames:
                 _warn_per_folder(path, "it is shorter than its header claims, and is used as it is")
+            if file.format in ("WAV", "WAVEX") and _has_unclaimed(path):
+                _warn_per_folder(path, "it is longer than its header claims, and what the header claims is used")
     except (OSError, RuntimeError, ValueError, MemoryError) as error:
         if isinstance(error, DataError):
             raise
+        if not os.access(path, os.R_OK):
+            raise DataError(f"cannot read the recording {path}: {remedy(PermissionError())}") from error
         raise DataError(
             f"cannot read the recording {path}: it is damaged or of no known kind ({first_line(error, 120)})"
         ) from error
     if not len(values):
         raise DataError(f"cannot read the recording {path}: it holds no samples")
     if not np.isfinite(values).all():
-        raise DataError(f"cannot read the recording {path}: it holds values that are not numbers")
-    if (peak := float(np.abs(values).max())) > _MAX_PEAK:
+        what = "it holds values that are not numbers" if floats else "it is damaged or cut off"
+        raise DataError(f"cannot read the recording {path}: {what}")
+    if (peak := float(np.abs(values).max())) > 1 + _OVER and floats and peak <= _MAX_PEAK:
+        _warn_per_folder(path, "it goes beyond full scale (from -1 to 1), and is clipped there")
+    if peak > _MAX_PEAK:
         raise DataError(f"cannot read the recording {path}: it holds values up to {peak:.4g}, where full scale is 1")
     if peak < loudest / 1000:
         _warn_per_folder(path, "its channels cancel each other, so that their mean is silence")
@@ -127,6 +138,35 @@ def _is_cut_off(log: str) -> bool:
     """Whether libsndfile's log reports less data than the WAV header claims; streams claim the maximum."""
     found = re.search(r"^data *: (\d+) \(should be (\d+)\)", log, re.MULTILINE)
     return found is not None and int(found[2]) < int(found[1]) < 2**31 - 2**16
+
+
+def _has_unclaimed(path: Path) -> bool:
+    """Whether the data of a WAV file are followed by more than other chunks, tags and zeros."""
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        place, kind = 12, b""
+        while kind != b"data":
+            if (found := _chunk(file, place, size)) is None:
+                return False  # the reader of recordings tells
+            kind, place = found
+        while place < size:
+            found = _chunk(file, place, size)
+            if found is None:
+                file.seek(place)
+                rest = file.read(1 << 16).lstrip(b"\0")
+                return len(rest) > 8 and not rest.startswith((b"TAG", b"ID3"))
+            place = found[1]
+    return False
+
+
+def _chunk(file: Any, place: int, size: int) -> tuple[bytes, int] | None:
+    """Name of the chunk of a WAV file at `place`, and the place after it; None if there is none inside the file."""
+    file.seek(place)
+    head = file.read(8)
+    after = place + 8 + int.from_bytes(head[4:], "little")
+    if len(head) < 8 or after > size or not all(32 <= byte < 127 for byte in head[:4]):
+        return None
+    return head[:4], after + after % 2
 
 
 @functools.cache
@@ -709,6 +749,6 @@ class SpokenDigits(AudioDataModule):
                         raise ValueError(f"{name} is not a 16-bit recording")
                     parts[part_of[voice]][0].append(clip)
                     parts[part_of[voice]][1].append(int(digit))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # zip files and the parser of numpy's headers raise errors of many kinds
             raise DataError(f"{self._path} is damaged ({first_line(error)}): delete it and run again") from error
         return parts

@@ -27,6 +27,11 @@ def warn_once(message: str) -> None:
     _log.warning("%s", shown(message))
 
 
+def remedy(error: BaseException) -> str:
+    """What to do about a file that could not be read: make it readable where its permissions forbid it."""
+    return "make it readable" if isinstance(error, PermissionError) else "repair or remove it"
+
+
 class DataError(ValueError):
     """Data that is missing, damaged or does not fit the settings; the message says what to do, in one line.
 

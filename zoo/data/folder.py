@@ -199,6 +199,11 @@ class ImageFolder(FileParts):
         large = image_size >= 384
         self.crop_pct = crop_pct or (1.0 if large else 0.875)
         self.crop_mode = crop_mode or ("squash" if large else "center")
+        try:
+            inputs.read(self.input_record())
+        except inputs.InputError as error:
+            given = f"image_size={image_size}, crop_pct={self.crop_pct:g}"
+            raise ValueError(f"{type(self).__name__}({given}): {error}") from None
         self.train_options: dict[str, Any] = {
             "scale": crop_scale,
             "ratio": crop_ratio,

@@ -1,14 +1,17 @@
 """Reading image files: decoding, conversion to grey or RGB, and the evaluation transform.
 
 Only the formats of :data:`FORMATS` are opened, by content, whatever the suffix. EXIF orientation is applied. 16-bit
-grey is divided by 65535 (12-bit by 4095) and must use an eighth of its range; floating point must lie in [0, 1].
-Transparent pixels show the background of the input record. Of a multi-frame file, the first frame is used.
+grey is divided by 65535 (12-bit by 4095); pictures of 16 bits, in grey or colour, must use an eighth of their range;
+floating point must lie in [0, 1]. Transparent pixels show the background of the input record. Of a multi-frame file,
+the first frame is used.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import stat
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from zoo.data.checks import DataError, warn_once
+from zoo.data.checks import DataError, remedy, warn_once
 from zoo.data.transforms import fit_floats
 from zoo.support import inputs
 
@@ -42,6 +45,7 @@ _REDUCE_ABOVE = 1_000_000  # pixels above which an image may be decoded at reduc
 _CROP_FIRST = 8  # times the crop's area: above it, only the crop is resized; equal up to rounding
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tags
 _MIN_RANGE = 8  # 16-bit values below 1/8 of their range are probably not scaled to 16 bits
+_RESCALE = "their range: save it scaled to its range (0 to 65535), or as 8 bits"
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -86,7 +90,10 @@ def open_picture(path: str | Path, channels: int = 3, background: int = 255, lea
                     f"the image {path} has {file.width} x {file.height} pixels, more than "
                     f"{MAX_PIXELS // 10**6} million: make it smaller first"
                 )
+            deep = _is_deep(file)
             file.load()
+            if deep:
+                _check_range(file, path)
             picture = _converted(file, path, channels, background)
             orientation = _orientation(file)
             if file.format in ("PNG", "TIFF", "WEBP") and _has_frames(file):
@@ -94,7 +101,7 @@ def open_picture(path: str | Path, channels: int = 3, background: int = 255, lea
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise errors of many kinds on damaged files
-        raise DataError(f"cannot read the image {path} ({_reason(error)}): repair or remove it") from error
+        raise DataError(f"cannot read the image {path} ({_reason(error)}): {remedy(error)}") from error
     if least and picture.width * picture.height > _REDUCE_ABOVE and (factor := min(picture.size) // least) > 1:
         picture = picture.reduce(factor)
     return picture.transpose(orientation) if orientation is not None else picture
@@ -193,9 +200,49 @@ def _scaled_to_bytes(file: Image.Image, path: str | Path) -> np.ndarray:
     if bits == 16 and 0 < (largest := int(seen.max(initial=0))) * _MIN_RANGE < 2**bits - 1:  # 8 or 12 bits, in 16
         raise DataError(
             f"the image {path} has {bits} bits a pixel, and its largest value, {largest}, uses less than an eighth of "
-            f"their range: save it scaled to its range (0 to {2**bits - 1}), or as 8 bits"
+            f"{_RESCALE}"
         )
     return _to_bytes(values, 2**bits - 1, white_is_zero)
+
+
+def _is_deep(file: Image.Image) -> bool:
+    """Whether a picture that is not loaded yet has 16 bits in each of its channels, of which Pillow keeps eight."""
+    if file.mode not in ("LA", "RGB", "RGBA", "RGBX", "RGBa") or not (tiles := getattr(file, "tile", None)):
+        return False
+    raw, *rest = _told(tiles[0])
+    return ";16" in raw or (file.format == "PPM" and rest[-1:] == [2**16 - 1])
+
+
+def _told(tile: Any) -> tuple[Any, ...]:
+    """What Pillow tells a decoder; the layout of the bytes first."""
+    return tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+
+
+def _check_range(file: Image.Image, path: str | Path) -> None:
+    """Refuse a colour picture of 16 bits a channel that uses less than an eighth of them, as a grey one is.
+
+    Raises:
+        DataError: Its largest value is too small; the upper bytes are all that is known, so a black one is opened again
+            to see whether the lower bytes hold something.
+    """
+    values = np.asarray(file)
+    seen = values if file.mode in ("RGB", "RGBX") else values[..., :-1][values[..., -1] > 0]
+    largest = int(seen[..., :3].max(initial=0))
+    if largest * _MIN_RANGE < 255 and (largest or _has_low_bytes(path)):
+        told = f"no value above {256 * largest + 255:,}, which uses less than an eighth of {_RESCALE}"
+        raise DataError(f"the image {path} has 16 bits a channel, and {told}")
+
+
+def _has_low_bytes(path: str | Path) -> bool:
+    """Whether the lower bytes of a picture of 16-bit colours hold something; False where they cannot be reached."""
+    ends = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}  # the other byte order
+    with Path(path).open("rb") as stream, Image.open(stream, formats=_READERS) as file:
+        if not all(re.fullmatch("RGB[AXa]?;16[LBN]", _told(tile)[0]) for tile in file.tile):
+            return False
+        made = [(tile, (_told(tile)[0][:-1] + ends[_told(tile)[0][-1]], *_told(tile)[1:])) for tile in file.tile]
+        file.tile = [tile._replace(args=how if isinstance(tile.args, tuple) else how[0]) for tile, how in made]
+        file.load()
+        return bool(np.asarray(file)[..., :3].any())
 
 
 def _to_bytes(values: np.ndarray, largest: int, white_is_zero: bool) -> np.ndarray:
@@ -270,7 +317,7 @@ class Fit:
             fitted.paste(picture.resize(whole, how), (_place(whole[0], width), _place(whole[1], height)))
             return _pixels(fitted)
         left, top = -_place(whole[0], width), -_place(whole[1], height)
-        if whole[0] * whole[1] <= _CROP_FIRST * math.prod(self._scale()):
+        if whole[0] * whole[1] <= min(_CROP_FIRST * math.prod(self._scale()), MAX_PIXELS):
             return _pixels(picture.resize(whole, how).crop((left, top, left + width, top + height)))
         across, down = picture.width / whole[0], picture.height / whole[1]
         right, bottom = min((left + width) * across, picture.width), min((top + height) * down, picture.height)

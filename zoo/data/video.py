@@ -18,7 +18,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from zoo.data import sources
-from zoo.data.checks import DataError, extends, warn_once
+from zoo.data.checks import DataError, extends, remedy, warn_once
 from zoo.data.image import ImageDataModule, Part
 from zoo.data.lists import FileParts
 from zoo.data.pictures import MAX_PIXELS
@@ -178,7 +178,8 @@ def _frames(path: Path) -> Iterator[Any]:
     """Iterate over the frames of a video file.
 
     Raises:
-        DataError: PyAV is missing, or the file is not a regular file, has another format, or is damaged.
+        DataError: PyAV is missing, or the file is not a regular file, has another format, or is damaged; or, after the
+            last frame, clearly fewer came out than the file claims.
     """
     try:
         import av
@@ -193,19 +194,111 @@ def _frames(path: Path) -> Iterator[Any]:
             pixels = container.streams.video[0]
             _check_size(path, pixels)
             pixels.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # the header may be wrong
-            for frame in container.decode(pixels):  # type: ignore[union-attr]
-                _check_size(path, frame)
-                yield frame
+            count, end = 0, -math.inf  # seconds
+            for packet in container.demux(pixels):  # type: ignore[union-attr]
+                if (time := packet.dts if packet.pts is None else packet.pts) is not None:
+                    end = max(end, float((time + (packet.duration or 0)) * packet.time_base))
+                for frame in packet.decode():
+                    _check_size(path, frame)
+                    count += 1
+                    yield frame
+            if count and end > -math.inf:
+                _check_whole(path, container, count, end)
     except DataError:
         raise
     except (av.FFmpegError, OSError, IndexError, ValueError) as error:
         told = getattr(error, "strerror", None) or first_line(error, 120)
+        if isinstance(error, PermissionError):
+            raise DataError(f"cannot read the video {path} ({told}): {remedy(error)}") from error
         raise DataError(f"cannot read the video {path}: it is damaged or of no known kind ({told})") from error
 
 
 def _check_size(path: Path, pixels: Any) -> None:
     if pixels.width * pixels.height > MAX_PIXELS:
         raise DataError(f"{path} has frames of {pixels.width} x {pixels.height} pixels: make it smaller first")
+
+
+_MISSING = 0.1  # share of a video; without more than this it is refused
+_SLACK = 2.5  # frames, by which a claimed duration may be off
+
+
+def _check_whole(path: Path, container: Any, count: int, end: float) -> None:
+    """Refuse a video of which clearly fewer frames came out than it claims; warn if it is a few.
+
+    The index of MP4 and MOV files claims the time of every frame, so the end of the last one is compared with the
+    duration: a rate that varies and an edit list are in both. Others (AVI, MKV, WebM) may claim the duration of their
+    sound, of a last frame that stays or of frames that repeat, so they are believed only where they are cut off or
+    damaged. Files that claim no duration are used as they are.
+
+    Args:
+        path: The file.
+        container: It, open.
+        count: Frames that came out.
+        end: Time of the end of the last one, seconds.
+    """
+    video, form = container.streams.video[0], container.format.name
+    indexed, rate = "mov" in form, float(video.average_rate or 0)
+    if indexed:
+        start, length = (float((value or 0) * video.time_base) for value in (video.start_time, video.duration))
+        expected, missing = length * rate, (start + length - end) * rate
+    else:
+        span = max(0, (container.duration or 0) - max(0, container.start_time or 0)) / 1e6
+        expected = float(video.frames) or span * rate
+        missing = expected - count
+    if missing <= min(_SLACK if indexed else 1.5, expected / 2) or not (indexed or _is_damaged(path, form)):
+        return
+    told = f"it is damaged or cut off: {count:,} of about {max(round(expected), count + 1):,} frames can be read"
+    if missing > _MISSING * expected:
+        raise DataError(f"cannot read the video {path}: {told}")
+    warn_once(f"the video {path} is used as it is, and {told}")
+
+
+def _is_damaged(path: Path, form: str) -> bool:
+    """Whether the structure of an AVI or a Matroska file reaches past its end, or is no structure."""
+    if "matroska" in form:
+        return not _is_nested(path)
+    with path.open("rb") as file:
+        head = file.read(8)
+        return int.from_bytes(head[4:], "little") + 8 > path.stat().st_size
+
+
+_SEGMENT, _CLUSTER, _BLOCK = 0x18538067, 0x1F43B675, 0xA3
+_MOST_TRACKS = 127
+
+
+def _is_nested(path: Path) -> bool:
+    """Whether the elements of a Matroska file, down to the blocks of its clusters, end where those around them do."""
+    ends = [path.stat().st_size]
+    with path.open("rb") as file:
+        while (place := file.tell()) < ends[0]:
+            while place >= ends[-1]:
+                ends.pop()
+            name, size = _number(file, 4, keep_mark=True), _number(file, 8)
+            if name is None or size is None:
+                return False
+            after = file.tell() + size
+            if size < 0 and name in (_SEGMENT, _CLUSTER):  # of unknown size: a stream
+                continue
+            if size < 0 or after > ends[-1] or (name == _BLOCK and not 1 <= (_number(file, 8) or 0) <= _MOST_TRACKS):
+                return False
+            if name in (_SEGMENT, _CLUSTER):
+                ends.append(after)
+            else:
+                file.seek(after)
+    return True
+
+
+def _number(file: Any, longest: int, keep_mark: bool = False) -> int | None:
+    """A number of EBML, whose first set bit marks its length; -1 if it is unknown (all ones), None if it is none."""
+    first = file.read(1)
+    length = 9 - first[0].bit_length() if first and first[0] else longest + 1
+    rest = file.read(length - 1) if length <= longest else b""
+    if length > longest or len(rest) < length - 1:
+        return None
+    number, mark = int.from_bytes(first + rest), 1 << (7 * length)
+    if keep_mark:
+        return number
+    return -1 if number == 2 * mark - 1 else number - mark
 
 
 def read_video(

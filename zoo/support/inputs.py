@@ -79,6 +79,10 @@ class Record(BaseModel):
         """Least number of values in one input."""
         return 1
 
+    def before_crop(self) -> float:
+        """Numbers of a picture that the input is cropped from; those of the input itself where nothing is."""
+        return self.numbers()
+
     def lengths(self) -> dict[str, int]:
         """Allowed lengths of the entries `mean` and `std`, besides one."""
         return {}
@@ -112,6 +116,11 @@ class Picture(Record):
     def numbers(self) -> int:
         """Pixels times channels."""
         return self.channels * self.size[0] * self.size[1]
+
+    def before_crop(self) -> float:
+        """Pixels times channels of one resized picture; infinity where that is beyond a float."""
+        height, width = (side / self.crop_pct for side in self.size)
+        return self.channels * height * width
 
     def lengths(self) -> dict[str, int]:
         """One value for each channel."""
@@ -456,6 +465,9 @@ def read(record: Mapping[str, Any]) -> Any:
             raise InputError(f"the record of the input, {name}: {len(values)} numbers where {length} belong")
     if found.numbers() > _MAX_NUMBERS:
         raise InputError(f"the record describes inputs of {found.numbers():,} numbers: it is damaged or hostile")
+    if (whole := found.before_crop()) > _MAX_NUMBERS:
+        told = f"the record describes pictures of {whole:.3g} numbers before the crop (crop_pct)"
+        raise InputError(f"{told}: it is damaged or hostile")
     return found
 
 
