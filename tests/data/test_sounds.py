@@ -266,6 +266,13 @@ def test_what_a_recording_cannot_mean_is_refused_or_told(tmp_path: Path, caplog:
     assert "one.wav: it is shorter than its header claims" in told[2]
 
 
+def test_a_recording_without_permission_is_to_be_made_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.wav").write_bytes(b"cannot be read")  # for root nothing is denied
+    monkeypatch.setattr("zoo.data.audio.os.access", lambda *_: False)
+    with pytest.raises(DataError, match=r"recording .*x\.wav \(Permission denied\): make it readable$"):
+        read_audio(tmp_path / "x.wav", 8000)
+
+
 def test_a_recording_up_to_full_scale_is_not_clipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     wave = np.sin(np.arange(8000) / 3)
     read_audio(write(tmp_path / "full.wav", wave / np.abs(wave).max(), subtype="FLOAT"), 8000)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tracemalloc
 from collections.abc import Sequence
 from fractions import Fraction
@@ -186,6 +188,16 @@ def test_a_video_damaged_in_its_middle_is_refused(form: str, tmp_path: Path) -> 
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=r"it is damaged or cut off: \d+ of about 24 frames can be read"):
             read_video(path, 3, 8)
+
+
+def test_a_video_without_permission_is_to_be_made_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    (tmp_path / "x.mp4").touch()
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(DataError, match=r"video .*x\.mp4 \(Permission denied\): make it readable$"):
+        read_video(tmp_path / "x.mp4", 2, 8)
 
 
 def test_a_video_that_lacks_a_little_is_used_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,6 +7,7 @@ Every batch is `(waveforms, targets)`: float32 (B, samples) in [-1, 1], and int6
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import importlib.util
 import io
@@ -116,7 +117,8 @@ def read_audio(
         if isinstance(error, DataError):
             raise
         if not os.access(path, os.R_OK):
-            raise DataError(f"cannot read the recording {path}: {remedy(PermissionError())}") from error
+            denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            raise DataError(f"cannot read the recording {path} ({denied.strerror}): {remedy(denied)}") from error
         raise DataError(
             f"cannot read the recording {path}: it is damaged or of no known kind ({first_line(error, 120)})"
         ) from error
