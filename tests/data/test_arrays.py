@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from zoo.data import DataError
+from zoo.data import DataError, SpokenDigits, hyperspectral
 from zoo.data.arrays import read_array
 from zoo.data.prepare import prepare
+from zoo.data.sources import load_mnist5k
 
 CLOUD = {"kind": "points", "points": 3, "channels": 3}
 PATCH = {"kind": "spectrum", "bands": 4, "patch": 3, "mean": [1.0], "std": [2.0]}
@@ -88,6 +90,19 @@ def test_a_damaged_header_is_told_in_plain_words(tmp_path: Path) -> None:
         with (tmp_path / "x.npy").open("wb") as file:
             np.lib.format.write_array(file, np.ones((2, 3)), version)
         assert read_array(tmp_path / "x.npy", "rows").shape == (2, 3)
+
+
+def test_a_damaged_header_of_a_fetched_file_is_told(tmp_path: Path) -> None:
+    bad = b"\x93NUMPY\x01\x00\x10\x00(((((((((((((((\n"
+    for name, member in (("mnist5k.npz", "images.npy"), ("spoken_digits.npz", "en+m4_0_3.npy")):
+        with zipfile.ZipFile(tmp_path / name, "w") as file:
+            file.writestr(member.replace("_", "/"), bad)
+    for member in hyperspectral._MEMBERS.values():
+        (tmp_path / member).write_bytes(bad)
+    scene = hyperspectral.IndianPines(cache=tmp_path, download=False)
+    for read in (lambda: load_mnist5k(tmp_path), SpokenDigits(tmp_path, download=False).load, scene.setup):
+        with pytest.raises(DataError, match=r"is damaged .*: delete it and run again"):
+            read()
 
 
 def test_an_array_of_another_type_is_told_its_type(tmp_path: Path) -> None:

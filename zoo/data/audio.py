@@ -53,6 +53,7 @@ _MAX_SINC_TERM, _MAX_TERM = 1000, 50_000  # largest numerator or denominator of 
 _MAX_PEAK = 8.0  # times full scale; louder means integers that were stored as floats
 _OVER = 0.001  # above full scale, from rounding
 _WHOLE = 0.98  # share of the samples that a header claims; those of compressed formats may be estimates
+_MAX_CHUNKS = 10_000  # of a WAV file
 _MAX_LIST = 100_000_000  # bytes
 
 RECORDINGS = Files(
@@ -146,19 +147,14 @@ def _has_unclaimed(path: Path) -> bool:
     """Whether the data of a WAV file are followed by more than other chunks, tags and zeros."""
     with path.open("rb") as file:
         size = path.stat().st_size
-        place, kind = 12, b""
-        while kind != b"data":
-            if (found := _chunk(file, place, size)) is None:
-                return False  # the reader of recordings tells
-            kind, place = found
-        while place < size:
-            found = _chunk(file, place, size)
-            if found is None:
-                file.seek(place)
-                rest = file.read(1 << 16).lstrip(b"\0")
-                return len(rest) > 8 and not rest.startswith((b"TAG", b"ID3"))
-            place = found[1]
-    return False
+        place, known = 12, False
+        for _ in range(_MAX_CHUNKS):
+            if place >= size or (found := _chunk(file, place, size)) is None:
+                break
+            known, place = known or found[0] == b"data", found[1]
+        file.seek(place)
+        rest = file.read(1 << 16).lstrip(b"\0")
+    return known and len(rest) > 8 and not rest.startswith((b"TAG", b"ID3"))
 
 
 def _chunk(file: Any, place: int, size: int) -> tuple[bytes, int] | None:

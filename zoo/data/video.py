@@ -263,14 +263,16 @@ def _is_damaged(path: Path, form: str) -> bool:
 
 
 _SEGMENT, _CLUSTER, _BLOCK = 0x18538067, 0x1F43B675, 0xA3
-_MOST_TRACKS = 127
+_MOST_TRACKS, _MOST_ELEMENTS = 127, 5_000_000
 
 
 def _is_nested(path: Path) -> bool:
     """Whether the elements of a Matroska file, down to the blocks of its clusters, end where those around them do."""
     ends = [path.stat().st_size]
     with path.open("rb") as file:
-        while (place := file.tell()) < ends[0]:
+        for _ in range(_MOST_ELEMENTS):  # further ones are not looked at
+            if (place := file.tell()) >= ends[0]:
+                break
             while place >= ends[-1]:
                 ends.pop()
             name, size = _number(file, 4, keep_mark=True), _number(file, 8)
