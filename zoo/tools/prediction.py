@@ -29,6 +29,7 @@ from zoo.data.prepare import (
     BY_ROW,
     SUFFIXES,
     WORDS,
+    far_off,
     far_out,
     form_for,
     kind_of_file,
@@ -399,7 +400,8 @@ def _forecast(path: Path, network: nn.Module, record: Mapping[str, Any]) -> dict
     values = in_units(network(window.values, window.marks)[0], form)
     if not np.isfinite(np.asarray(values)).all():
         _refuse_answer(str(path))
-    return _note(path, window.values, form) | {
+    far = far_off(path, window, form)
+    return ({"note": far} if far else _note(path, window.values, form)) | {
         "forecast": values.tolist(),
         "columns": window.names,
         "times": [time.isoformat(sep=" ") for time in window.times],
@@ -462,7 +464,8 @@ def write_table(path: str | Path, entries: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(text, list(names), lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-    write_atomic(Path(path), writer_of(text.getvalue().encode()))
+    # a file's name may be no text: its other bytes are written as in JSON, \udcff
+    write_atomic(Path(path), writer_of(text.getvalue().encode(errors="backslashreplace")))
 
 
 def _cell(value: Any) -> Any:
