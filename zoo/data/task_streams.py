@@ -409,7 +409,8 @@ def _check_tests(train: Sequence[Split], test: Sequence[Split]) -> None:
         known = torch.cat([known, classes]).unique()
         if len(strange := tested[~torch.isin(tested, known)]):
             has = f"task {t} has" if t == 0 else f"the tasks 0 to {t} have"
-            raise DataError(f"the test of task {t} asks for {_class_list(strange)}, and {has} only {_class_list(known)}")
+            asked = f"the test of task {t} asks for {_class_list(strange)}"
+            raise DataError(f"{asked}, and {has} only {_class_list(known)}")
 
 
 def _held_out(tasks: Sequence[Split], fraction: float) -> tuple[list[Split], list[Split]]:

@@ -290,9 +290,7 @@ def without_times(X: Any, mask: np.ndarray | None = None) -> Any:
         first = next((cell for cell in cells if isinstance(cell, _TIME_TYPES) and cell_text(cell)), None)
         if kind.startswith(_TIMES) or first is not None:
             such = "" if first is None else f", such as {cell_text(first)[:40]!r}"
-            raise ValueError(
-                f"{name} holds dates or times{such}: leave it out, or write what matters of it as numbers"
-            )
+            raise ValueError(f"{name} holds dates or times{such}: leave it out, or write what matters of it as numbers")
     return X
 
 

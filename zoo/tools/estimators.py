@@ -207,9 +207,7 @@ def _classes(table: TableFile, target: str, places: Sequence[tuple[int, str]], c
         label = names.get(cell)
         if label is None and (label := numbers.get(_float(cell))) is None:
             known = suggestion(cell, names) or f"; its classes are {listed(list(names))}"
-            raise DataError(
-                f"{table.where(line)}, column {target}: {cell!r:.60} is no class of the estimator{known}"
-            )
+            raise DataError(f"{table.where(line)}, column {target}: {cell!r:.60} is no class of the estimator{known}")
         found.append(label)
     return found
 

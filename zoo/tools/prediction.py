@@ -43,6 +43,7 @@ from zoo.data.walk import Files, below
 from zoo.registry.factory import answers_imagenet, as_named
 from zoo.support import inputs
 from zoo.support.files import write_atomic, writer_of
+from zoo.support.quoting import shown
 from zoo.support.tensors import unusual
 from zoo.support.values import first_line
 from zoo.tools.errors import ToolError
@@ -508,7 +509,7 @@ def draw(entry: Mapping[str, Any], model: str) -> Any:
             plot_importances(shares, names, top=8, ax=left)
         else:
             left.set_axis_off()
-    left.set_title(path.name + (f", row {entry['row']}" if "row" in entry else ""), fontsize=10)
+    left.set_title(shown(path.name, keep="") + (f", row {entry['row']}" if "row" in entry else ""), fontsize=10)
     if "value" in entry or "values" in entry:
         told = "\n".join(f"{value:.4g}" for value in entry.get("values", [entry.get("value")])[:8])
         right.text(0.5, 0.5, told, ha="center", va="center", fontsize=28, color=COLOR)
