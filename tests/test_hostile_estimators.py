@@ -23,6 +23,7 @@ from tests.test_hostile import Gadget, Trap, trap  # noqa: F401 (a fixture)
 from zoo.cli import main
 from zoo.estimators import GPClassifier, GPRegressor, GRBFClassifier, GRBFRegressor, KernelStreamClassifier
 from zoo.kernels import Gaussian, Linear
+from zoo.support.files import RECORD_HASHES, record_hashes
 from zoo.testing.estimators import rows
 from zoo.tools import comparison, estimators, evaluation, export, hub, info, prediction, report
 
@@ -58,8 +59,10 @@ def written(folder: Path, to: Path, change: Change) -> Path:
     """A copy of a folder with changes, and the hash that they need."""
     config = json.loads((folder / "config.json").read_text())
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
-    digest = config["sha256"]["model.safetensors"]
+    digest, hashes = config["sha256"]["model.safetensors"], config[RECORD_HASHES]
     change(config, tensors)
+    if config.get(RECORD_HASHES) == hashes:  # so that what is refused is the change itself
+        config[RECORD_HASHES] = record_hashes(config)
     weights = safetensors.torch.save({name: t.contiguous().clone() for name, t in tensors.items()})
     if config.get("sha256") == {"model.safetensors": digest}:
         config["sha256"] = {"model.safetensors": hashlib.sha256(weights).hexdigest()}

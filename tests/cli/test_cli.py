@@ -297,6 +297,7 @@ def test_a_saved_model_is_replaced_and_what_others_put_beside_it_is_not(tmp_path
 
 def test_a_folder_holds_one_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import zoo
+    from zoo.registry.checkpoints import CheckpointError
     from zoo.tools import export as module
     from zoo.tools.errors import ToolError
 
@@ -331,3 +332,15 @@ def test_a_folder_holds_one_export(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ToolError, match=r"holds model\.pt2, which no export wrote"):
         module.export(model, tmp_path)
     assert (tmp_path / "model.pt2").read_bytes() == b"mine"
+    for path in tmp_path.iterdir():
+        path.unlink()
+    module.export(model, tmp_path)
+    before, model = content(), zoo.create_model("test_grbf", num_classes=3, in_chans=4)
+    with pytest.raises(ToolError, match="holds the export of another model, 'GaussianRBFNetwork', which has other inp"):
+        module.export(model, tmp_path)
+    assert content() == before
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "run.json").write_text("{}")
+    for place in ("run", "run/model"):
+        with pytest.raises(CheckpointError, match="is in the folder of a run"):
+            module.export(model, tmp_path / place)

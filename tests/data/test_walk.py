@@ -311,3 +311,14 @@ def test_a_folder_beside_the_parts_is_told(tmp_path: Path, caplog: pytest.LogCap
     assert set(parts(tmp_path)) == {"train", "val"}
     (told,) = [record.getMessage() for record in caplog.records]
     assert "not used beside train/: tset, validation; the folders of the parts are train, val or valid" in told
+
+
+def test_parts_without_a_training_part(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("cat", "dog"):
+        image(tmp_path / "test" / name / "0.png")
+        image(tmp_path / "valid" / name / "0.png")
+    with pytest.raises(DataError, match="has test/ and valid/ and no train/: the classes are those of the training"):
+        parts(tmp_path)
+    image(tmp_path / "exam" / "0.png")
+    assert parts(tmp_path) == {"train": tmp_path}
+    assert "test/ is taken as a class, as there is no train/" in caplog.text

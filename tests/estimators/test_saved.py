@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 import zoo
 from zoo.estimators import GPRegressor, GRBFClassifier, GRBFRegressor, KernelStreamClassifier, register_estimator
 from zoo.kernels import ActiveDims, Gaussian, Kernel, Linear, Matern, Periodic
+from zoo.support.files import CheckpointError
 from zoo.testing import EstimatorTests
 from zoo.testing.estimators import rows
 
@@ -88,6 +89,32 @@ def test_a_composed_kernel_and_names_of_features_are_kept(tmp_path: Path) -> Non
     for found, right in zip(again.predict(X, return_cov=True), estimator.predict(X, return_cov=True), strict=True):
         assert np.array_equal(found, right)
     assert json.loads((folder / "config.json").read_text())["input"]["columns"] == ["a", "b", "c", "d=1"]
+
+
+def test_a_fitted_value_that_was_changed_is_told(tmp_path: Path) -> None:
+    X, y = rows()
+    saved = [
+        zoo.save_pretrained(GPRegressor(max_iter=2, restarts=0, random_state=0).fit(X, y), tmp_path / "gp"),
+        zoo.save_pretrained(GRBFClassifier().fit(X, y > 0), tmp_path / "grbf"),
+    ]
+    for folder in saved:
+        path = folder / "config.json"
+        text = path.read_text()
+        config = json.loads(text)
+        config["estimator"]["state"]["n_iter_"] = 77
+        path.write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match="estimator, which says what was fitted, is not as saved"):
+            zoo.load_estimator(folder)
+        path.write_text(text)
+        zoo.load_estimator(folder)
+    config["estimator"] = json.loads(text)["estimator"]
+    kernel = config["estimator"]["state"]["network_"]["modules"]["kernel"]["values"]
+    for name, value in (("exponent", -1), ("exponent", 1e9), ("norm", 1e308)):
+        before, kernel[name] = kernel[name], value
+        path.write_text(json.dumps({k: v for k, v in config.items() if k != "record_sha256"}))
+        with pytest.raises(CheckpointError, match=rf"ExponentialPower that cannot be: {name}=.* is not in \(0, 2\]"):
+            zoo.load_estimator(folder)
+        kernel[name] = before
 
 
 def test_a_stream_goes_on_and_may_have_forgotten_all(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from zoo.cli import main
 from zoo.data.checks import DataError
 from zoo.registry.checkpoints import CheckpointError, save_pretrained
 from zoo.registry.factory import create_model
-from zoo.tools.validation import ValidationError, _preprocessing, validate
+from zoo.tools import evaluation
+from zoo.tools.errors import ToolError
+from zoo.tools.validation import ValidationError, _outputs, _preprocessing, validate
 
 WNIDS = ImageNetInfo("imagenet-1k").label_names()
 
@@ -106,6 +110,40 @@ def test_other_names_are_no_classes(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("file,class\n" + "".join(f"val/{n}/0.png,{n * 2}\n" for n in ("cat", "dog")))
     with pytest.raises(ValidationError, match="'catcat' is not a label of the model"):
         validate(str(saved), tmp_path / "list.csv")
+
+
+def test_a_model_without_labels_says_what_it_takes_for_what(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = create_model("test_unireplknet", num_classes=11).eval()
+    folder = str(save_pretrained(model, tmp_path / "model"))
+    write_images(tmp_path / "words", [f"{i}_{'abcdefghijk'[i]}" for i in range(9)] + ["x", "y"], each=1)
+    validate(folder, tmp_path / "words")
+    assert "no names of its classes: they are taken in order, output 0 0_a, 1 1_b" in caplog.text
+    caplog.clear()
+    names = [str(i) for i in range(11)]
+    assert _outputs(sorted(names), [], 11, tmp_path) == [int(name) for name in sorted(names)]
+    assert not caplog.text
+
+
+def test_the_data_of_a_record_has_the_classes_of_the_model(tmp_path: Path) -> None:
+    model = create_model("test_unireplknet", num_classes=2)
+    folder = save_pretrained(model, tmp_path, class_names=["cat", "dog"])
+    record: dict[str, Any] = {"name": "mine", "folder": str(folder), "class_names": ["cat", "dog"]}
+    renamed = record | {"class_names": ["Katze", "Hund"]}
+    for fine in (["cat", "dog"], []):
+        evaluation._check_classes(record, SimpleNamespace(class_names=fine, path="there"))
+    evaluation._check_classes(renamed, SimpleNamespace(class_names=["cat", "dog"]))
+    shipped = {key: value for key, value in record.items() if key != "folder"}
+    evaluation._check_classes(shipped, SimpleNamespace(class_names=["0", "1"]))
+    for names, told in (
+        (["dog", "cat"], "in another order than the classes of its data"),
+        (["a", "b"], "there has 2 classes, such as 'a', the model 2, such as 'cat': name the classes by the labels"),
+        (["cat", "dog", "emu"], "there has 3 classes, such as 'emu', the model 2"),
+        (["cat"], "there has 1 classes, such as 'cat', the model 2"),
+    ):
+        with pytest.raises(ToolError, match=told):
+            evaluation._check_classes(record, SimpleNamespace(class_names=names, path="there"))
+    with pytest.raises(ToolError, match="such as 'a', the model 2, such as 'Katze'"):
+        evaluation._check_classes(renamed, SimpleNamespace(class_names=["a", "b"]))
 
 
 def test_only_pictures_and_tables_are_validated_on_files(tmp_path: Path) -> None:

@@ -239,17 +239,24 @@ def scan_like(folder: Path, training: Path, names: Sequence[str], files: Files) 
 def parts(root: Path) -> dict[str, Path]:
     """Folders of the parts that exist: `train`, `val` (or `valid`, `validation`) and `test`.
 
-    Without `train/`, the root is the training part, and every folder in it a class, whatever its name.
+    Without `train/`, the root is the training part, and every folder in it a class; a class that is named as a part
+    is told.
 
     Raises:
-        DataError: A part is a link out of the root or to another part.
+        DataError: A part is a link out of the root or to another part; or there are parts, but no training part.
     """
     places = {part: next((root / n for n in names if (root / n).is_dir()), None) for part, names in PARTS.items()}
     found = {part: folder for part, folder in places.items() if folder is not None}
-    if "train" not in found:
-        return {"train": root}
     names = {folder.name for folder in found.values()}
-    beside = [e.name for e in _entries(str(root)) if e.is_dir() and not e.name.startswith(".") and e.name not in names]
+    beside = [] if not found else [e.name for e in _entries(str(root)) if e.is_dir() and not e.name.startswith(".")]
+    beside = [name for name in beside if name not in names]
+    if "train" not in found:
+        if found and not beside:
+            there = " and ".join(f"{name}/" for name in sorted(names))
+            raise DataError(f"{root} has {there} and no train/: the classes are those of the training part")
+        for name in sorted(names):
+            warn_once(f"{root}: {name}/ is taken as a class, as there is no train/")
+        return {"train": root}
     if beside:
         known = ", ".join(" or ".join(names) for names in PARTS.values())
         warn_once(f"{root}: not used beside train/: {_first_names(beside)}; the folders of the parts are {known}")

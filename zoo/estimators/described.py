@@ -178,6 +178,7 @@ class Reader:
 
     def __init__(self, tensors: Mapping[str, Any]) -> None:
         self.tensors, self.used = tensors, set[str]()
+        self.modules: list[nn.Module] = []  # that were described
         self._objects: list[tuple[Any, int]] = []  # modules and records, and how many each holds
         self._depth = self._count = 0
         self._kinds: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -282,6 +283,7 @@ class Reader:
             if clash := own.keys() & taken:
                 raise CheckpointError(f"{min(clash)!r:.60} is no attribute that a {kind.__name__} is described by")
             vars(module).update(own)
+        self.modules.append(module)
         return module
 
     def _part(self, kind: type, part: str, value: dict[str, Any]) -> dict[str, Any]:

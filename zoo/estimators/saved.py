@@ -12,6 +12,7 @@ answer a row of zeros within the memory and the steps that such a row can need.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -20,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import ValidationError
 from sklearn.base import BaseEstimator, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -197,7 +199,25 @@ def _rebuilt(name: str, content: Mapping[str, Any], tensors: Mapping[str, Any]) 
     if left := sorted(reader.tensors.keys() - reader.used):
         raise CheckpointError(f"{WEIGHTS_NAME} holds {left[0]!r:.60}, which the estimator does not")
     check_is_fitted(estimator)
+    with _bounded(_numbers(tensors)), torch.random.fork_rng(devices=[]):
+        for module in reader.modules:
+            _check_made(module)
     return estimator
+
+
+def _check_made(module: nn.Module) -> None:
+    """Refuse a kernel or feature map with plain values that its constructor refuses, such as a negative exponent."""
+    kind = type(module)
+    if not kind.__module__.startswith("zoo.kernels."):
+        return
+    own, parameters = vars(module), inspect.signature(kind).parameters.values()
+    given = {p.name: own[p.name] for p in parameters if isinstance(own.get(p.name), bool | int | float | str)}
+    if any(p.default is p.empty and p.name not in given and p.kind is not p.VAR_KEYWORD for p in parameters):
+        return  # such as a sum, made of other kernels
+    try:
+        kind(**given)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"it describes a {kind.__name__} that cannot be: {first_line(error)}") from None
 
 
 def _state(estimator: Any) -> dict[str, Any]:

@@ -504,11 +504,11 @@ RECORD_HASHES = "record_sha256"
 
 
 def record_hashes(config: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of what a configuration says about inputs and answers, so that a change of it is found.
+    """Hashes of what a configuration says about inputs, answers and a fitted estimator, so that a change is found.
 
     The names of the classes have one in their order, `label_names`, and one in sorted order, `labels`.
     """
-    parts: dict[str, Any] = {"input": config["input"]} if config.get("input") else {}
+    parts: dict[str, Any] = {key: config[key] for key in ("input", "estimator") if config.get(key)}
     if names := config.get("label_names"):
         parts |= {"label_names": list(names), "labels": sorted(names)}
     return {key: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest() for key, part in parts.items()}
@@ -524,6 +524,8 @@ def _check_record(config: Mapping[str, Any], path: Path) -> None:
     odd = ""
     if "input" in known and found.get("input") != known["input"]:
         odd = "input, which says how files are prepared, is"
+    elif "estimator" in known and found.get("estimator") != known["estimator"]:
+        odd = "estimator, which says what was fitted, is"
     elif (
         "labels" in found
         and found["labels"] == known.get("labels")

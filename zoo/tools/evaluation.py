@@ -19,8 +19,9 @@ from zoo.registry.factory import MAY_BE, as_named, create_model, register
 from zoo.registry.trust import TrustError, recorded_class
 from zoo.results.runs import rows_of
 from zoo.support import inputs as records
-from zoo.support.files import offline
+from zoo.support.files import RECORD_HASHES, offline, read_config, record_hashes
 from zoo.support.places import names_place, not_vouched, places_in, unknown
+from zoo.support.quoting import shown
 from zoo.support.signatures import check_call, current_arguments
 from zoo.support.values import first_line
 from zoo.tools.errors import ToolError
@@ -140,7 +141,8 @@ def build_data(record: Mapping[str, Any], root: Places | None = None, **changes:
         **changes: Arguments of the data module to replace (`eval_batch_size`).
 
     Raises:
-        ToolError: The record is invalid, or own data is not there, or its place is not known.
+        ToolError: The record is invalid; or own data is not there, its place is not known, it has other classes than
+            the model, or no part to measure on.
     """
     given = dict(root) if isinstance(root, Mapping) else {"root": root} if root else {}
     told = {key for name in given for key in _TOLD.get(name, {name})}
@@ -156,6 +158,12 @@ def build_data(record: Mapping[str, Any], root: Places | None = None, **changes:
         data = _build_section(config, "data", **given)
         data.prepare_data()
         data.setup("validate" if part_of(record) == "validation" else "test")
+    _check_table(record, data)
+    _check_classes(record, data)
+    part = "val" if part_of(record) == "validation" else "test"
+    if part not in getattr(data, "datasets", {part}) and not hasattr(data, "stream"):
+        where = getattr(data, "path", None) or record["data"]["title"]
+        raise ToolError(f"{where} has no {part} part, and is too small to split one off: add samples, or {part}/")
     return data
 
 
@@ -198,8 +206,6 @@ def evaluate(record: Mapping[str, Any], model: nn.Module, progress: bool = False
     known = (record.get("input") or {}).get("tokenizer_sha256")
     if known and known != data.input_record().get("tokenizer_sha256"):
         raise ToolError(f"the tokenizer in {data.cache} is not that of the training (sha256 {known[:12]}...)")
-    _check_table(record, data)
-    _check_classes(record, data)
     hook = model.register_forward_hook(_watch(str(record.get("name", "the model"))))
     try:
         with _fetching(record):
@@ -218,12 +224,26 @@ def _check_table(record: Mapping[str, Any], data: Any) -> None:
 
 
 def _check_classes(record: Mapping[str, Any], data: Any) -> None:
-    """Refuse a model whose labels are the classes of its data in another order; they may have other names."""
-    labels, classes = list(record["class_names"] or ()), list(getattr(data, "class_names", None) or ())
-    if labels != classes and sorted(labels) == sorted(classes):
+    """Refuse a model whose labels are not the classes of its data, in their order, unless only they were changed.
+
+    Labels of a saved model may be renamed by hand; what they were is on record as a hash.
+    """
+    labels = list(record["class_names"] or ())
+    classes = [shown(str(name), keep="") for name in getattr(data, "class_names", None) or ()]  # as saved
+    if not labels or not classes or labels == classes:
+        return
+    if sorted(labels) == sorted(classes):
         first = next(i for i, pair in enumerate(zip(labels, classes, strict=True)) if len(set(pair)) == 2)
         raise ToolError(f"the labels of {record['name']} are in another order than the classes of its data: output "
                         f"{first} is {labels[first]!r:.60} there and {classes[first]!r:.60} here")  # fmt: skip
+    if "folder" not in record:  # shipped: its data is fetched, and names its classes itself
+        return
+    saved = read_config(Path(record["folder"])).get(RECORD_HASHES, {}).get("label_names")
+    if saved != record_hashes({"label_names": classes}).get("label_names"):
+        strange = next((name for name in classes if name not in labels), classes[-1])
+        raise ToolError(f"{getattr(data, 'path', 'the data')} has {len(classes)} classes, such as {strange!r:.60}, the "
+                        f"model {len(labels)}, such as {labels[0]!r:.60}: name the classes by the labels of the model, "
+                        "or measure with --data")  # fmt: skip
 
 
 def unusable(outputs: Tensor) -> Tensor:
@@ -306,6 +326,13 @@ def _agnostic(data: Any, model: nn.Module) -> float:
     return sum(shares) / len(shares)
 
 
+def _read_from(record: Mapping[str, Any], root: Places | None) -> str:
+    """What a measurement read: the data on record, or the place that the user named instead."""
+    given = {"root": root} if isinstance(root, str) else dict(root or {})
+    place = given.get("path") or (given.get("root") if record["data"].get("own") else None)
+    return str(place or record["data"]["title"])
+
+
 def validate(model: str, root: Places | None = None, progress: bool = False, tolerance: float = 1e-3) -> dict[str, Any]:
     """Reproduce the metrics of a record, with its weights in deploy form on the test part of its data.
 
@@ -335,7 +362,7 @@ def validate(model: str, root: Places | None = None, progress: bool = False, tol
     whole = record["data"].get("whole", {}).get(short)
     return {
         "name": record["name"],
-        "data": record["data"]["title"],
+        "data": _read_from(record, root),
         "part": part_of(record),
         "rows": whole or record["data"]["rows"].get(short),
         "found": found,

@@ -35,8 +35,12 @@ from zoo.tools import estimators
 from zoo.tools.errors import ToolError
 from zoo.tools.evaluation import batches, build_data, load, part_of, record_of
 from zoo.tools.info import example
+from zoo.tools.pretrained import check_outside_runs
 
 __all__ = ["FORMATS", "export", "quantize", "run_elsewhere"]
+
+#: onnxruntime reports to its makers unless this is set before its import; also in the processes started here.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 FORMATS = ("program", "onnx")
 TOLERANCE = 1e-5
@@ -58,7 +62,8 @@ def export(
         model: Name with a tag, `local-dir:<folder>` or the folder of a run, which are exported in deploy form; a saved
             estimator, from rows in their own units, which it standardises itself, to probabilities or values, compared
             with its own `predict_proba` or `predict`; or a module, exported in the form it has.
-        folder: Created if missing. An earlier export in it is replaced as a whole.
+        folder: Created if missing. An earlier export in it is replaced as a whole, if its inputs and classes are those
+            of this one.
         formats: From :data:`FORMATS`: `program` (`torch.export`, model.pt2) and `onnx` (model.onnx).
         size: Side of the images, pixels; that of the record by default.
 
@@ -67,14 +72,17 @@ def export(
         `preprocessing`, `class_names`, `input_record`, and `output` of an estimator (`probabilities` or `values`).
 
     Raises:
+        CheckpointError: The folder is that of a run, or of its model.
         OutputError: The folder cannot be created.
         ToolError: The folder contains other files of these names, or an earlier export in a format that is not among
-            `formats`; the model cannot be exported, or the export differs by more than 1e-5 of its largest output.
+            `formats`, or of a model with other inputs or classes; the model cannot be exported, or the export differs
+            by more than 1e-5 of its largest output.
     """
     if unknown := [f for f in formats if f not in FORMATS]:
         raise ToolError(f"format {unknown[0]!r} is not one of {', '.join(FORMATS)}")
     folder = check_output(folder)
-    _check_own(folder, formats)
+    check_outside_runs(folder)
+    earlier = _check_own(folder, formats)
     network = _network_of(model).eval()
     cfg: Any = getattr(network, "pretrained_cfg", None) or {}
     inputs = _arguments(network, 2, size)
@@ -83,6 +91,11 @@ def export(
     told |= {name: ["batch", *x.shape[1:]] for name, x in zip(_INPUTS[1:], inputs[1:], strict=False)}
     told["class_names"] = list(cfg.get("label_names") or ())
     told["input_record"] = record = input_record_of(network)
+    if earlier and any(earlier.get(key) != json.loads(json.dumps(told[key])) for key in ("class_names", "input")):
+        raise ToolError(
+            f"{folder} holds the export of another model, {earlier['model']!r:.80}, which has other inputs or classes: "
+            "choose another folder, or remove that one"
+        )
     if record["kind"] == "table" and record.get("variables"):
         told["prepared"] = _PREPARED
     if unit_of(record) != (1.0, 0.0):
@@ -241,6 +254,7 @@ def _require(package: str) -> Any:
 def session(path: Path, threads: int = 0) -> Any:
     """An onnxruntime session on the CPU."""
     runtime = _require("onnxruntime")
+    runtime.disable_telemetry_events()  # also if it was imported before this module
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or torch.get_num_threads()

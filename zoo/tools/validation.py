@@ -112,7 +112,8 @@ def validate(
         data: A table, for a model of tables; or a folder with one folder per class, or with such a `val/`, `valid/`,
             `validation/` or `test/`; or a list of images and classes, see :func:`zoo.data.lists.read_list`. Classes
             are named by the model's labels (for ImageNet `n01440764`, ...), all of them or some; only for a model
-            without labels are they its outputs in sorted order.
+            without labels are they its outputs: by number if they are named `0`, `1`, ..., else in sorted order,
+            which is told.
         checkpoint: Weights to use instead of fetching the released ones.
         batch_size: Batch size.
         num_workers: Worker processes that decode images; 0 decodes in this process.
@@ -237,10 +238,14 @@ def _imagenet(model: str, classes: int) -> list[str]:
 def _outputs(names: Sequence[str], labels: Sequence[str], classes: int, folder: Path) -> list[int]:
     """Index of the model's output for each class folder; in order only if the model has no labels."""
     names = [_spelling(shown(name, keep="")) for name in names]  # as saved
+    if not labels and sorted(names) == sorted(map(str, range(classes))):
+        return [int(name) for name in names]
     place = {_spelling(label): i for i, label in enumerate(labels)}
     if all(name in place for name in names):
         return [place[name] for name in names]
     if not labels and len(names) == classes:
+        told = ", ".join(f"{i} {name}" for i, name in enumerate(names[:5])) + ", ..." * (len(names) > 5)
+        _log.warning("the model has no names of its classes: they are taken in order, output %s", told)
         return list(range(classes))
     strange = next(name for name in names if name not in place)
     close = f" (did you mean {near[0]!r:.60}?)" if (near := nearest(strange, labels, 1)) else ""
