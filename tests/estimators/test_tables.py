@@ -18,6 +18,7 @@ import zoo
 from zoo.analysis.plots import plot_output, plot_partial_dependence
 from zoo.estimators import GRBFClassifier, GRBFRegressor, fit_many
 from zoo.estimators.encoding import MOST_LEVELS, Columns, Encoding, check_encoding, fit_encoding
+from zoo.estimators.streams import KernelStreamClassifier
 from zoo.tools import estimators as saved_estimators
 from zoo.tools.errors import ToolError
 from zoo.tools.export import export
@@ -49,7 +50,7 @@ def fitted() -> tuple[GRBFRegressor, Any, np.ndarray]:
     return GRBFRegressor().fit(frame, y), frame, y
 
 
-@pytest.mark.parametrize("model", [GRBFRegressor(), zoo.GPRegressor(), zoo.KernelStreamClassifier()], ids=repr)
+@pytest.mark.parametrize("model", [GRBFRegressor(), zoo.GPRegressor(), KernelStreamClassifier()], ids=repr)
 def test_columns_of_times_are_refused_as_in_files(model: Any) -> None:
     frame = pd.DataFrame({"a": np.arange(6.0), "when": pd.date_range("2024-01-01", periods=6)})
     told = "^when holds dates or times, such as '2024-01-01': leave it out, or write what matters of it as numbers$"
@@ -57,9 +58,9 @@ def test_columns_of_times_are_refused_as_in_files(model: Any) -> None:
         with pytest.raises(ValueError, match=told.replace("'2024-01-01'", "'2024-01-01.*'")):
             model.fit(given, [0, 1] * 3)
     spans = frame.assign(when=frame["when"].diff())
-    with pytest.raises(ValueError, match="^when holds dates or times, such as "):
+    with pytest.raises(ValueError, match=r"^when holds dates or times, such as "):
         model.fit(spans, [0, 1] * 3)
-    with pytest.raises(ValueError, match="^X holds dates or times"):
+    with pytest.raises(ValueError, match=r"^X holds dates or times"):
         model.fit(frame[["when"]].to_numpy(), [0, 1] * 3)
 
 
