@@ -208,7 +208,9 @@ def _unlike(
         columns = listed([f"{names[i]} (median {middle[i]:.6g}; {training[i]})" for i in found], 5, 200)
         told.append(f"most values are unlike those of training, are the units the same? {columns}")
     if found := ((worst > FAR) & ~shifted).nonzero()[:, 0].tolist():
-        columns = listed([f"{names[i]} ({places[at[i]]}: {rows[at[i], i]:.6g}; {training[i]})" for i in found], 5, 200)
+        columns = listed(
+            [f"{names[i]} ({places[int(at[i])]}: {rows[at[i], i]:.6g}; {training[i]})" for i in found], 5, 200
+        )
         told.append(f"values lie far outside of the training {what}, so answers there are guesses: {columns}")
     return f"{path}: {'; '.join(told)}" if told else None
 
