@@ -200,6 +200,13 @@ def test_parquet_is_read_as_its_cells_are(customers: Path, tmp_path: Path, monke
     assert [next(cells)[1] for _ in range(4)] == [["1.50"], [""], ["2020-01-02 00:00:00"], ["2020-01-02"]]
     with pytest.raises(DataError, match=r"customers.parquet, row 5: x holds a bytes"):
         next(cells)
+    nested = [*columns, [{"any": [1]}] * len(columns[0])]
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", fake_parquet([*HEADER.split(","), "more"], nested))
+    np.testing.assert_array_equal(ready(path, drop=["id", "more"]).table.X, ready(customers, drop=["id"]).table.X)
+    found = read_rows(path, inputs.read(data.input_record()))
+    assert len(found.values) == len(columns[0])
+    with pytest.raises(DataError, match=r"customers.parquet, row 1: more holds a dict, not a number or a text"):
+        ready(path, drop=["id"])
 
 
 def fake_parquet(names: list[str], columns: list[list[Any]]) -> Any:

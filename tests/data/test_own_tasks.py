@@ -85,6 +85,11 @@ def test_options_of_given_tasks_are_checked() -> None:
     pairs = [pair([0, 1])]
     with pytest.raises(DataError, match="2 tests for 1 tasks"):
         GivenTasks(pairs, [pair([0, 1])] * 2)
+    both = [pair([0, 1]), pair([2, 3])]
+    with pytest.raises(DataError, match="test of task 0 asks for classes 2, 3, and task 0 has only classes 0, 1"):
+        GivenTasks(both, both[::-1])
+    with pytest.raises(DataError, match="test of task 1 asks for class 9, and the tasks 0 to 1 have only classes 0, 1"):
+        GivenTasks(both, [pair([0, 1]), pair([0, 3, 9])])
     with pytest.raises(DataError, match="test_fraction=0 must lie between 0 and 1"):
         GivenTasks(pairs, test_fraction=0)
     with pytest.raises(DataError, match="train_samples=17 must be between 1 and 16"):
@@ -177,6 +182,8 @@ def test_what_gives_no_tasks_is_told(sites: Path) -> None:
     (sites / "sites" / "site2" / "val").rename(sites / "elsewhere")
     write(sites / "sites" / "site2" / "test" / "z" / "0.png", 0)
     told("task site2 tests z, which no task trains", path=sites / "sites")
+    write(sites / "sites" / "site10" / "train" / "z" / "0.png", 0)
+    told("task site2 tests z, which only a later task trains", path=sites / "sites")
 
 
 def test_published_sets_are_streams_as_before() -> None:

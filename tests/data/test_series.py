@@ -233,6 +233,26 @@ def test_steps(first: str, second: str, third: str, step: str, tmp_path: Path) -
     assert str(read_csv(path).step) == step
 
 
+@pytest.mark.parametrize(
+    ("times", "told"),
+    [
+        (["00:00", "01:00", "03:00", "04:00", "05:00"], "times are missing between .* 01:00:00 and .* 03:00:00"),
+        (["00:00", "01:00", "02:00", "02:00", "03:00"], "02:00:00 comes twice"),
+        (["02:00", "02:30", "02:00", "02:30", "03:00"], "time goes back"),
+        (["01:00", "01:30", "03:00", "03:30", "04:00"], "times are missing between"),
+        (["00:00", "01:00", "04:00", "05:00", "06:00"], None),
+        (["00:00", "00:30", "00:30", "01:00", "01:30"], None),
+        (["00:00Z", "01:00Z", "03:00Z", "04:00Z", "05:00Z"], None),
+    ],
+)
+def test_an_hour_too_many_or_too_few_may_be_the_clocks(times: list[str], told: str | None, tmp_path: Path) -> None:
+    path, hint = tmp_path / "series.csv", "; if the clocks changed there, write times with their offset, such as 2024-"
+    path.write_text("date,a\n" + "".join(f"2024-03-31T{time},1\n" for time in times))
+    with pytest.raises(DataError, match=told or "times are missing|comes twice") as refusal:
+        read_csv(path)
+    assert (hint in str(refusal.value)) == (told is not None)
+
+
 def test_what_is_constant_while_training_is_only_centred(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """0.1 in the training part and 0.3 later: the deviation of 70 times 0.1 is 1e-17, not a unit."""
     path = tmp_path / "series.csv"

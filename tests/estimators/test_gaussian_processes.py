@@ -19,6 +19,7 @@ from zoo.kernels.dot_product import Linear
 from zoo.kernels.matern import Matern
 from zoo.kernels.periodic import Periodic
 from zoo.kernels.stationary import Gaussian
+from zoo.learners.gaussian_process import FitReport
 
 
 def waves(n: int = 60) -> tuple[np.ndarray, np.ndarray]:
@@ -121,3 +122,7 @@ def test_wrong_settings_are_told() -> None:
         fitted.predict(X, return_std=True, return_cov=True)
     with pytest.warns(ConvergenceWarning, match="raise max_iter=1"):
         GPRegressor(max_iter=1, restarts=0).fit(X, y)
+    fitted.n_iter_ = 0
+    ended = FitReport(2.0, (1.0, 2.0), (200, 9), False, "ABNORMAL: ")  # of the better start, after 9 steps
+    with pytest.warns(ConvergenceWarning, match=r"it converged \(ABNORMAL\): more steps would not help$"):
+        fitted._check_convergence(ended)

@@ -581,6 +581,18 @@ def test_closed_form_weights_rows_and_their_order(kind: Any, wine: tuple[np.ndar
     assert len(pickle.dumps(kind(solver="agop").fit(X, y))) < 3 * X.nbytes + 20_000
 
 
+def test_weights_that_are_not_whole_are_no_counts() -> None:
+    rng = np.random.default_rng(0)
+    X, weight = rng.normal(size=(40, 2)), rng.integers(1, 6, 40).astype(float)
+    y = X[:, 0] + rng.normal(0, 0.5, 40)
+
+    def answers(weight: np.ndarray) -> np.ndarray:
+        return GRBFRegressor(solver="agop").fit(X, y, weight).predict(X)
+
+    np.testing.assert_allclose(answers(weight * 0.123), answers(weight / weight.mean()), rtol=0, atol=1e-9)
+    assert np.abs(answers(weight) - answers(weight / weight.mean())).max() > 1e-3, "leave-one-out sees the copies"
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_closed_form_says_how_sure_it_is(classes: int) -> None:
     X, y = load_wine(return_X_y=True) if classes == 3 else load_breast_cancer(return_X_y=True)

@@ -18,6 +18,7 @@ import zoo
 from zoo.analysis.plots import plot_output, plot_partial_dependence
 from zoo.estimators import GRBFClassifier, GRBFRegressor, fit_many
 from zoo.estimators.encoding import MOST_LEVELS, Columns, Encoding, check_encoding, fit_encoding
+from zoo.estimators.streams import KernelStreamClassifier
 from zoo.tools import estimators as saved_estimators
 from zoo.tools.errors import ToolError
 from zoo.tools.export import export
@@ -47,6 +48,27 @@ def table(n: int = 120, seed: int = 0) -> tuple[Any, np.ndarray]:
 def fitted() -> tuple[GRBFRegressor, Any, np.ndarray]:
     frame, y = table()
     return GRBFRegressor().fit(frame, y), frame, y
+
+
+@pytest.mark.parametrize("model", [GRBFRegressor(), zoo.GPRegressor(), KernelStreamClassifier()], ids=repr)
+def test_columns_of_times_are_refused_as_in_files(model: Any) -> None:
+    frame = pd.DataFrame({"a": np.arange(6.0), "when": pd.date_range("2024-01-01", periods=6)})
+    told = "^when holds dates or times, such as '2024-01-01': leave it out, or write what matters of it as numbers$"
+    for given in (frame, frame.astype(object), frame.assign(when=frame["when"].dt.tz_localize("UTC"))):
+        with pytest.raises(ValueError, match=told.replace("'2024-01-01'", "'2024-01-01.*'")):
+            model.fit(given, [0, 1] * 3)
+    spans = frame.assign(when=frame["when"].diff())
+    with pytest.raises(ValueError, match=r"^when holds dates or times, such as "):
+        model.fit(spans, [0, 1] * 3)
+    with pytest.raises(ValueError, match=r"^X holds dates or times"):
+        model.fit(frame[["when"]].to_numpy(), [0, 1] * 3)
+
+
+def test_times_may_be_categories() -> None:
+    frame = pd.DataFrame({"a": np.arange(6.0), "when": pd.to_datetime(["2024-01-01", "2024-01-02"] * 3)})
+    model = GRBFRegressor(categorical_features=["when"]).fit(frame, [0.0, 1.0] * 3)
+    assert model.input_names_ == ["a", "when=2024-01-01", "when=2024-01-02"]
+    assert model.predict(frame).shape == (6,)
 
 
 # ---- categories --------------------------------------------------------------------------------------------

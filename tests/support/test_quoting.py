@@ -57,6 +57,15 @@ def test_every_text_comes_back_from_a_pasted_command() -> None:
         assert ast.literal_eval(python_text(text)) == text
 
 
+def test_a_value_that_is_given_again_takes_the_place_of_the_earlier_one() -> None:
+    started = "python 'my train.py' trainer.max_epochs=1 'name=a b' ++trainer.max_epochs=2 +more.key=1"
+    assert command(started, resume="run", **{"trainer.max_epochs": 4}) == (
+        "python 'my train.py' 'name=a b' +more.key=1 resume=run ++trainer.max_epochs=4"
+    )
+    assert command(started, resume="run", **{"more.key": 2}).endswith(" ++trainer.max_epochs=2 resume=run +more.key=2")
+    assert command(started, resume="run") == f"{started} resume=run"
+
+
 def test_plain_names_stay_plain() -> None:
     assert command("python train.py", resume=Path("outputs/a_b/2026-11-24.x")) == (
         "python train.py resume=outputs/a_b/2026-11-24.x"

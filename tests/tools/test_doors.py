@@ -72,7 +72,7 @@ def test_an_estimator_answers_alike_by_every_way(
     right = estimator.predict(rows).tolist()
     shares = estimator.predict_proba(rows).max(1)
     turned = table(tmp_path / "rows.csv", ["ash", "alcohol", "acid"], rows[:, [2, 0, 1]])
-    frame = Frame(["acid", "more", "alcohol", "ash"], [(r[1], "x", r[0], r[2]) for r in rows])
+    frame = Frame(["acid", "more", "alcohol", "ash"], [(r[1], np.ones(2), r[0], r[2]) for r in rows])
     for model in (estimator, folder, str(folder), f"local-dir:{folder}"):
         for given in (rows, torch.from_numpy(rows), rows.tolist(), frame, turned, [str(turned)], tmp_path):
             found = zoo.predict(model, given)
@@ -97,7 +97,8 @@ def test_what_is_given_is_refused_in_one_sentence(estimator: Any, folder: Path, 
         (torch.ones(1, 3).to_sparse(), "the array is of the layout sparse_coo"),
         (torch.ones(1, 3, device="meta"), "on the meta device"),
         ([["a", "b", "c"]], "inputs are files, a data frame or numbers"),
-        (Frame(NAMES, [(1.0, None, 2.0)]), "the data frame, line 1: acid is empty"),
+        (Frame(NAMES, [(1.0, None, 2.0)]), "the data frame, row 1: acid is empty"),
+        (Frame(NAMES, [(1.0, [3.0], 2.0)]), "the data frame, row 1: acid holds a list, not a number or a text"),
         (Frame(["alcohol", "ash"], [(1.0, 2.0)]), "the data frame has no column 'acid'"),
         (Frame(["ash", "ash"], []), "'ash' twice"),
         (Frame(NAMES, []), "the data frame has no rows"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,28 @@ def test_series_that_cannot_be_forecast(
         other.write_text("\n".join(rows))
         assert told in refusal(capsys, name, str(other))
     assert "only tables can be without a header line" in refusal(capsys, name, str(path), "--no-header")
+
+
+def test_a_series_in_other_units_gets_a_note(forecaster: tuple[Path, Forecast, Path], tmp_path: Path) -> None:
+    path, _, folder = forecaster
+    cells = [line.split(",") for line in path.read_text().splitlines()]
+
+    def note(b: Callable[[int, str], Any]) -> str | None:
+        other = tmp_path / "other.csv"
+        lines = [f"{date},{a},{b(i, last) if i else last}" for i, (date, a, last) in enumerate(cells)]
+        other.write_text("\n".join(lines))
+        (found,) = zoo.predict(folder, other)
+        return found.get("note")
+
+    assert note(lambda _, cell: cell) is None
+    told = note(lambda _, cell: float(cell) / 1000) or ""
+    assert "most values are unlike those of training, are the units the same? b (median " in told
+    assert told.count("training had") == 1
+    assert "a (" not in told
+    assert "are the units the same? b (" in (note(lambda _, cell: float(cell) * 1000) or "")
+    told = note(lambda i, cell: 1e9 if i == 115 else cell) or ""
+    assert "far outside of the training steps, so answers there are guesses: b (2020-01-05 18:00:00: 1e+09; " in told
+    assert note(lambda i, cell: 1e9 if i == 90 else cell) is None, "before the window"
 
 
 def test_forecasts_are_not_compared_as_classes(forecaster: tuple[Path, Forecast, Path]) -> None:

@@ -424,6 +424,10 @@ def test_a_column_in_other_units_is_told(wine_csv: Path, caplog: pytest.LogCaptu
     assert "weight" not in (told or "")
     assert far_out(wine_csv, rows / 12, free, measured=[False, False]) is None
     assert far_out(wine_csv, rows[:2] / 12, free) is None, "two rows may be anything"
+    rows[:, 0], rows[0, 1] = rows[:, 0] * 1000, 1e6
+    told = far_out(wine_csv, rows, free, ["age", "weight"]) or ""
+    assert "are the units the same? age (median 40000; " in told, "also where it is very far"
+    assert "; values lie far outside of the training rows, so answers there are guesses: weight (row 1: " in told
 
 
 def test_rows_without_a_value_are_told(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, Train, train_here
+from zoo.training import launch
 from zoo.training.launch import ResumeError, UsageError, find_run, merge_overrides, split_arguments
 
 
@@ -214,3 +215,11 @@ def test_multirun_joblib(train: Train, tmp_path: Path) -> None:
         "hydra.sweep.dir=sweep",
     )
     assert sorted(p.name for p in (tmp_path / "sweep").iterdir() if p.is_dir()) == ["0", "1"]
+
+
+def test_a_printed_command_names_the_last_of_equal_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_lasting", [])
+    monkeypatch.setattr(launch, "_continue_run", lambda run, typed: typed)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    launch._prepare(["trainer.max_epochs=1", "seed=2", "resume=run", "trainer.max_epochs=2"])
+    assert launch._command().endswith(" train.py trainer.max_epochs=2 seed=2")

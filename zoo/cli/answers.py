@@ -76,7 +76,7 @@ def _predict(options: argparse.Namespace) -> int:
             )
             lines.append(f"{where}: {answers}")
         if "note" in entry:
-            print(f"note: {shown(entry['note'])}", file=sys.stderr)
+            print(f"note: {shown(entry['note'], keep='')}", file=sys.stderr)
     if options.out:
         from zoo.analysis.plots import save_figure
 
@@ -85,7 +85,7 @@ def _predict(options: argparse.Namespace) -> int:
     if options.csv:
         write_table(options.csv, found)
         lines.append(f"table: {options.csv}")
-    return told(options, found, lines)
+    return told(options, found, [shown(line, keep="") for line in lines])  # an answer, a line, whatever the names hold
 
 
 def _forecast_lines(where: str, entry: dict[str, Any]) -> list[str]:

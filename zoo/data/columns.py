@@ -94,7 +94,7 @@ def survey(
 ) -> list[Survey]:
     """Count the cells of some columns; `limit` is the number of different cells that are kept."""
     found = [Survey(table.name(place)) for place in places]
-    for line, row in table.rows():
+    for line, row in table.rows(places):
         for one, place in zip(found, places, strict=True):
             one.add(row[place], line, missing_words, limit)
     return found
@@ -146,7 +146,7 @@ def read_columns(
     values: list[Any] = [array("q" if variable.values is not None else "d") for variable in variables]
     words: list[dict[str, int]] = [{} for _ in variables]
     lines = []
-    for line, row in table.rows():
+    for line, row in table.rows(places):
         lines.append(line)
         for i, (variable, place) in enumerate(zip(variables, places, strict=True)):
             cell = "" if row[place] in missing_words else row[place]

@@ -17,7 +17,7 @@ import re
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -160,8 +160,11 @@ class TableFile:
             raise DataError(f"{self.path} has {counts}, and no name agrees; {sides}")
         raise DataError(f"{self.path} has no column {listed([repr(name) for name in missing], 5)}; {sides}")
 
-    def rows(self) -> Iterator[tuple[int, list[str]]]:
+    def rows(self, used: Collection[int] | None = None) -> Iterator[tuple[int, list[str]]]:
         """Line number and stripped cells of each row; blank lines and trailing empty rows are skipped.
+
+        Args:
+            used: Indices of the columns whose cells are looked at; the others may hold anything. None: all.
 
         Raises:
             DataError: Rows differ in length, a quotation mark is not closed, or the text cannot be decoded.
@@ -190,7 +193,7 @@ class TableFile:
     def cells(self, columns: Sequence[int]) -> tuple[list[int], list[list[str]]]:
         """Line number of each row, and the cells of some columns, one list per column."""
         lines, found = [], [[] for _ in columns]  # type: ignore[var-annotated]
-        for line, row in self.rows():
+        for line, row in self.rows(columns):
             lines.append(line)
             for cells, i in zip(found, columns, strict=True):
                 cells.append(row[i])
@@ -209,7 +212,7 @@ class TableFile:
         """
         reader = NumberReader(self, missing, limit)
         values = array("d")
-        for line, row in self.rows():
+        for line, row in self.rows(columns):
             values.extend([reader.value(row[i], line, i) for i in columns])
         reader.finish()
         return np.frombuffer(values, np.float64).reshape(-1, len(columns)).copy()

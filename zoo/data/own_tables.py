@@ -234,7 +234,7 @@ def _variable(about: Survey, table: TableFile, options: Options) -> Variable:
 
 def _refuse_missing(table: TableFile, name: str, options: Options) -> None:
     place = table.column(name)
-    line = next(line for line, row in table.rows() if _is_gap(row[place], name, options))
+    line = next(line for line, row in table.rows([place]) if _is_gap(row[place], name, options))
     raise DataError(f"{table.where(line)}: {name} is missing, and data.missing=refuse; data.missing=fill fills it")
 
 
@@ -344,7 +344,7 @@ def _class(table: TableFile, place: int, line: int, cell: str) -> str:
 
 def _numbers(table: TableFile, place: int) -> np.ndarray:
     reader, values = NumberReader(table, limit=FLOAT32), []
-    for line, row in table.rows():
+    for line, row in table.rows([place]):
         value = reader.value(row[place], line, place, missing=True)
         if np.isnan(value):
             raise DataError(f"{table.where(line)}: {table.name(place)}, the target, is empty: remove such rows")
@@ -363,7 +363,7 @@ def read_targets(table: TableFile, target: str, classes: Sequence[str]) -> np.nd
     if not classes:
         return _numbers(table, place)
     index, values = {name: i for i, name in enumerate(classes)}, []
-    for line, row in table.rows():
+    for line, row in table.rows([place]):
         word = _class(table, place, line, row[place])
         if word not in index:
             raise DataError(f"{table.where(line)}: {target} is {word[:40]!r}, not one of {listed(list(classes))}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import importlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,18 +31,24 @@ class ParquetTable(TableFile):
     source: Any = None
     unit: ClassVar[str] = "row"
 
-    def rows(self) -> Iterator[tuple[int, list[str]]]:
-        """Number of each row, from 1, and its cells as text; a missing value is an empty cell.
+    def rows(self, used: Collection[int] | None = None) -> Iterator[tuple[int, list[str]]]:
+        """Number of each row, from 1, and its cells as text; a missing value is an empty cell, as are all not used.
+
+        Args:
+            used: Indices of the columns whose cells are looked at; the others may hold anything. None: all.
 
         Raises:
             DataError: The file is damaged, or a cell is neither a number, a text, a truth value nor a time.
         """
-        row = 0
+        row, wanted = 0, sorted(set(range(self.width) if used is None else used))
         try:
             for batch in self.source.iter_batches(batch_size=_BATCH):
-                for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                for values in zip(*(batch.columns[i].to_pylist() for i in wanted), strict=True):
                     row += 1
-                    yield row, [self._cell(value, row, i) for i, value in enumerate(values)]
+                    cells = [""] * self.width
+                    for i, value in zip(wanted, values, strict=True):
+                        cells[i] = self._cell(value, row, i)
+                    yield row, cells
         except DataError:
             raise
         except (OSError, ValueError, OverflowError, NotImplementedError) as error:  # pyarrow's errors are of these

@@ -23,6 +23,7 @@ from zoo.support import inputs
 
 __all__ = [
     "SUFFIXES",
+    "far_off",
     "far_out",
     "form_for",
     "kind_of_file",
@@ -164,26 +165,54 @@ def far_out(
         return None
     if bool((mean == 0).all()) and bool((scale == 1).all()):  # no standardisation
         return None
-    mean, scale = mean.double(), scale.double()
-    distance = (rows.double() - mean) / scale
+    places = [f"row {i + 1}" for i in range(len(rows))]
+    return _unlike(path, rows.double(), mean.double(), scale.double(), "rows", places, names, measured)
+
+
+def far_off(path: Path, window: Any, form: Any) -> str | None:
+    """Warning for a series of which a variable is far from the training part in the window that is seen; else None.
+
+    Args:
+        path: The file.
+        window: Its last window, see :func:`zoo.data.series.last_window`.
+        form: The typed record.
+    """
+    mean, scale = (torch.tensor(values, dtype=torch.float64) for values in (form.mean, form.std))
+    rows = window.values[0].double().cpu() * scale + mean
+    return _unlike(path, rows, mean, scale, "steps", [str(time) for time in window.past], window.names)
+
+
+def _unlike(
+    path: Path,
+    rows: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    what: str,
+    places: Sequence[str],
+    names: Sequence[str],
+    measured: Sequence[bool] = (),
+) -> str | None:
+    """What `far_out` says of rows (n, D), by the mean and scale (D,) of the training rows, which are called `what`.
+
+    `places` says where each row is.
+    """
+    distance = (rows - mean) / scale
     if measured:
         distance = distance * torch.tensor(measured)
-    worst, places = distance.abs().max(0)
-    told = []
-    for i in (worst > FAR).nonzero()[:, 0].tolist():
-        row = int(places[i])
-        name = names[i][:60] if i < len(names) else f"column {i + 1}"
-        told.append(f"{name} (row {row + 1}: {rows[row, i]:.6g}; training had {mean[i]:.4g} ± {scale[i]:.2g})")
-    if told:
-        why = "values lie far outside of the training rows, so answers there are guesses"
-        return f"{path}: {why}: {listed(told, 5, 200)}"
-    middle = rows.double().median(0).values
-    for i in (distance.median(0).values.abs() > SHIFTED).nonzero()[:, 0].tolist() if len(rows) >= _SOME else ():
-        name = names[i][:60] if i < len(names) else f"column {i + 1}"
-        told.append(f"{name} (median {middle[i]:.6g}; training had {mean[i]:.4g} ± {scale[i]:.2g})")
-    if not told:
-        return None
-    return f"{path}: most values are unlike those of training, are the units the same? {listed(told, 5, 200)}"
+    names = [names[i][:60] if i < len(names) else f"column {i + 1}" for i in range(len(mean))]
+    training = [f"training had {a:.4g} ± {b:.2g}" for a, b in zip(mean.tolist(), scale.tolist(), strict=True)]
+    shifted = (distance.median(0).values.abs() > SHIFTED) & (len(rows) >= _SOME)
+    worst, at = distance.abs().max(0)
+    told, middle = [], rows.median(0).values
+    if found := shifted.nonzero()[:, 0].tolist():
+        columns = listed([f"{names[i]} (median {middle[i]:.6g}; {training[i]})" for i in found], 5, 200)
+        told.append(f"most values are unlike those of training, are the units the same? {columns}")
+    if found := ((worst > FAR) & ~shifted).nonzero()[:, 0].tolist():
+        columns = listed(
+            [f"{names[i]} ({places[int(at[i])]}: {rows[at[i], i]:.6g}; {training[i]})" for i in found], 5, 200
+        )
+        told.append(f"values lie far outside of the training {what}, so answers there are guesses: {columns}")
+    return f"{path}: {'; '.join(told)}" if told else None
 
 
 def other_units(path: Path, values: Tensor, form: Any) -> str | None:

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,6 +52,7 @@ class FrameTable(TableFile):
     """
 
     frame: Any = None
+    unit: ClassVar[str] = "row"
 
     @classmethod
     def of(cls, frame: Any) -> FrameTable:
@@ -61,12 +63,26 @@ class FrameTable(TableFile):
         unnamed = names == list(map(str, range(len(names))))
         return cls(Path("the data frame"), ",", "utf-8", None if unnamed else names, len(names), frame=frame)
 
-    def rows(self) -> Iterator[tuple[int, list[str]]]:
-        """Number of each row, from 1, and its cells; a missing value is an empty cell."""
+    def rows(self, used: Collection[int] | None = None) -> Iterator[tuple[int, list[str]]]:
+        """Number of each row, from 1, and its cells; a missing value is an empty cell, as are all not used.
+
+        Args:
+            used: Indices of the columns whose cells are looked at; the others may hold anything. None: all.
+
+        Raises:
+            DataError: A cell holds several values.
+        """
         pandas = hasattr(self.frame, "itertuples")
-        cells = self.frame.itertuples(index=False, name=None) if pandas else self.frame.iter_rows()
-        for i, row in enumerate(cells, 1):
-            yield i, list(map(cell_text, row))
+        rows = self.frame.itertuples(index=False, name=None) if pandas else self.frame.iter_rows()
+        wanted = frozenset(range(self.width) if used is None else used)
+        for row, values in enumerate(rows, 1):
+            yield row, [self._cell(value, row, i) if i in wanted else "" for i, value in enumerate(values)]
+
+    def _cell(self, value: Any, row: int, column: int) -> str:
+        if isinstance(value, Mapping | list | tuple | set | np.ndarray):
+            told = f"{self.name(column)} holds a {type(value).__name__}, not a number or a text"
+            raise DataError(f"{self.where(row)}: {told}")
+        return cell_text(value)
 
 
 def read_rows(

@@ -204,18 +204,28 @@ def _times(table: TableFile, clock: int, time_format: str | None, options: bool)
                 f"{table.path}, line {line}: {table.name(clock)} is {cell[:40]!r}, not a time {form}"
             ) from None
         if times:
-            _check_order(table, times[-1], time, line)
+            _check_order(table, times, time, line)
         times.append(time)
     return lines, times
 
 
-def _check_order(table: TableFile, last: datetime, time: datetime, line: int) -> None:
+def _check_order(table: TableFile, times: Sequence[datetime], time: datetime, line: int) -> None:
+    last = times[-1]
     if (last.tzinfo is None) != (time.tzinfo is None):
         raise DataError(f"{table.path}, line {line}: some times have a time zone and some have none")
+    if time > last:
+        return
+    hint = _of_clocks(last - time + (last - times[-2]), time) if len(times) > 1 else ""
     if time == last:
-        raise DataError(f"{table.path}, line {line}: {time} comes twice; keep one row of each time")
-    if time < last:
-        raise DataError(f"{table.path}, line {line}: time goes back from {last} to {time}; sort the rows by time")
+        raise DataError(f"{table.path}, line {line}: {time} comes twice; keep one row of each time{hint}")
+    raise DataError(f"{table.path}, line {line}: time goes back from {last} to {time}; sort the rows by time{hint}")
+
+
+def _of_clocks(span: timedelta, time: datetime) -> str:
+    """What to do where local times are an hour off, as on the day that the clocks change; else empty."""
+    if span != timedelta(hours=1) or time.tzinfo is not None:
+        return ""
+    return "; if the clocks changed there, write times with their offset, such as 2024-03-31T01:00+01:00"
 
 
 def _check_cells(
@@ -326,6 +336,7 @@ def _reindexed(
             raise DataError(
                 f"{table.path}, line {line}: times are missing between {last} and {time}, where the step is {step}"
                 + f"; fill=forward repeats the last values seen{anyway.replace(';', ',')}" * options
+                + _of_clocks(time - due, time)
             )
         places.append(len(whole))
         whole.append(time)
@@ -378,12 +389,14 @@ class Window:
     Attributes:
         values: Standardised (1, L, D).
         marks: Calendar features (1, L, F).
+        past: Times of the L steps.
         times: Times of the H steps to forecast; empty if the step is irregular.
         names: Name of each variable.
     """
 
     values: Tensor
     marks: Tensor
+    past: list[datetime]
     times: list[datetime]
     names: list[str]
 
@@ -422,7 +435,8 @@ def last_window(path: str | Path, form: inputs.Series) -> Window:
         raise DataError(f"{path} has steps of {step}, the model was trained on steps of {form.step}")
     values, marks = standardised(series, form)
     following = [step.after(series.times[-1], i + 1) for i in range(form.horizon)] if step else []
-    return Window(values[None, -form.steps :], marks[None, -form.steps :], following, series.names)
+    past = series.times[-form.steps :]
+    return Window(values[None, -form.steps :], marks[None, -form.steps :], past, following, series.names)
 
 
 def prepare_series(path: Path, form: inputs.Series) -> tuple[Tensor, Tensor]:

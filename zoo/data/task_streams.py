@@ -322,7 +322,8 @@ class GivenTasks(TaskStream):
     Args:
         tasks: Pairs of images (N, C, H, W), uint8 or floating point, and classes (N,): whole numbers from 0. Tensors,
             or what `torch.as_tensor` takes. All tasks have images of the same size and type.
-        tests: As many pairs of test images and classes; None keeps `test_fraction` of each task's classes for testing.
+        tests: As many pairs of test images and classes, each of classes of its task or of those before it; None keeps
+            `test_fraction` of each task's classes for testing.
         test_fraction: Share of each class of a task, in (0, 1); one image at least stays for training.
         seed: Seed of the choice of `train_samples`.
         train_samples: Training images per task; None for all.
@@ -348,6 +349,7 @@ class GivenTasks(TaskStream):
             test = [_pair(pair, f"the test of task {t}") for t, pair in enumerate(tests)]
             if len(test) != len(train):
                 raise DataError(f"{len(test)} tests for {len(train)} tasks")
+        _check_tests(train, test)
         self._bounds = {name: _bounds(pairs) for name, pairs in (("train", train), ("test", test))}
         first = train[0][0]
         for name, pairs in (("task", train), ("the test of task", test)):
@@ -398,6 +400,17 @@ def _pair(pair: Any, place: str) -> Split:
     if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool or classes.min() < 0:
         raise DataError(f"{place} needs whole numbers from 0 as classes, got {_class_list(classes)}")
     return images, classes.long()
+
+
+def _check_tests(train: Sequence[Split], test: Sequence[Split]) -> None:
+    """Refuse a test of classes that neither its task nor one before it has."""
+    known = torch.tensor([], dtype=torch.long)
+    for t, ((_, classes), (_, tested)) in enumerate(zip(train, test, strict=True)):
+        known = torch.cat([known, classes]).unique()
+        if len(strange := tested[~torch.isin(tested, known)]):
+            has = f"task {t} has" if t == 0 else f"the tasks 0 to {t} have"
+            asked = f"the test of task {t} asks for {_class_list(strange)}"
+            raise DataError(f"{asked}, and {has} only {_class_list(known)}")
 
 
 def _held_out(tasks: Sequence[Split], fraction: float) -> tuple[list[Split], list[Split]]:
@@ -671,9 +684,13 @@ class ContinualData(LightningDataModule):
         for task in self._files:
             names |= dict.fromkeys(sorted(set(task.train[1])))
         check_spelling(list(names), str(self.path), "classes")
+        known: set[str] = set()
         for task in self._files:
-            if strange := sorted(set((task.test or ([], []))[1]) - set(names)):
-                raise DataError(f"{self.path}: task {task.name} tests {listed(strange, 5)}, which no task trains")
+            known |= set(task.train[1])
+            if strange := set((task.test or ([], []))[1]) - known:
+                never = strange - set(names)
+                told = f"{listed(sorted(never or strange), 5)}, which {'no' if never else 'only a later'} task trains"
+                raise DataError(f"{self.path}: task {task.name} tests {told}")
         return list(names)
 
     @property

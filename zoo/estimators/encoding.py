@@ -11,6 +11,7 @@ none of a column's categories (not seen in training, or too rare, see :data:`MOS
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,6 +24,9 @@ from zoo.support.inputs import MISSING, Variable
 from zoo.support.scaling import OWN, UNSCALED
 
 __all__ = ["Columns", "Encoding", "categorical_mask", "check_encoding", "fit_encoding", "read_columns"]
+
+_TIMES = ("date", "time", "period", "duration")  # how the types of pandas and polars begin
+_TIME_TYPES = (datetime.date, datetime.time, datetime.timedelta, np.datetime64, np.timedelta64)
 
 #: Categories of a column that get an input, the most frequent ones; as many as networks take (`data.max_categories`).
 MOST_LEVELS = 100
@@ -262,6 +266,32 @@ def _is_categorical(kind: str, X: Any, place: int) -> bool:
     if kind == "object":
         return any(isinstance(value, str) for value in _column(X, place))
     return kind == "str" or kind.lower().startswith(("categor", "enum", "string", "utf8"))
+
+
+def without_times(X: Any, mask: np.ndarray | None = None) -> Any:
+    """The table itself.
+
+    Args:
+        X: A data frame, or whatever scikit-learn takes as rows.
+        mask: Which columns hold categories (D,), of which a time may be one; None if none do.
+
+    Raises:
+        ValueError: A column of numbers holds dates, times or spans of time.
+    """
+    if not _is_frame(X):
+        if getattr(getattr(X, "dtype", None), "kind", "") in ("m", "M"):
+            raise ValueError(f"X holds dates or times ({X.dtype}): write what matters of them as numbers")
+        return X
+    for i, (name, dtype) in enumerate(zip(X.columns, X.dtypes, strict=True)):
+        if mask is not None and i < len(mask) and mask[i]:
+            continue
+        kind = str(dtype).lower()
+        cells = _column(X, i) if kind == "object" or kind.startswith(_TIMES) else []
+        first = next((cell for cell in cells if isinstance(cell, _TIME_TYPES) and cell_text(cell)), None)
+        if kind.startswith(_TIMES) or first is not None:
+            such = "" if first is None else f", such as {cell_text(first)[:40]!r}"
+            raise ValueError(f"{name} holds dates or times{such}: leave it out, or write what matters of it as numbers")
+    return X
 
 
 def read_columns(X: Any, mask: np.ndarray, **checks: Any) -> Columns:

@@ -25,6 +25,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from zoo.estimators.encoding import without_times
 from zoo.estimators.fitting import all_or_nothing
 from zoo.estimators.named import check_columns, register_estimator
 from zoo.estimators.pipelines import OfProcess, OfProcesses
@@ -109,8 +110,10 @@ class _Process(BaseEstimator):
     def _check_convergence(self, report: FitReport) -> None:
         self.n_iter_ = max(self.n_iter_, *report.steps)
         if not report.converged:
+            ran_out = report.steps[report.values.index(report.value)] >= self.max_iter
+            advice = f"raise max_iter={self.max_iter}" if ran_out else "more steps would not help"
             warnings.warn(
-                f"L-BFGS ended before it converged ({report.message}): raise max_iter={self.max_iter}",
+                f"L-BFGS ended before it converged ({report.message.rstrip(': ')}): {advice}",
                 ConvergenceWarning,
                 stacklevel=6,  # beyond the decorators of fit
             )
@@ -202,7 +205,7 @@ class GPRegressor(RegressorMixin, _Process):
         Raises:
             ValueError: As scikit-learn's estimators; or the spread of the targets is above 1e150. An earlier fit stays.
         """
-        X, y = validate_data(self, without_grad(X), y, dtype=np.float64, y_numeric=True)
+        X, y = validate_data(self, without_times(without_grad(X)), y, dtype=np.float64, y_numeric=True)
         y = _numbers(y)
         rows, kernel, seed = self._start(X)
         self.y_mean_, self.y_scale_ = 0.0, 1.0
@@ -273,7 +276,7 @@ class GPRegressor(RegressorMixin, _Process):
 
     def _rows(self, X) -> Tensor:
         check_is_fitted(self, "posterior_")
-        return self._scaled(validate_data(self, without_grad(X), dtype=np.float64, reset=False))
+        return self._scaled(validate_data(self, without_times(without_grad(X)), dtype=np.float64, reset=False))
 
 
 @register_estimator("gp_classifier", "Gaussian-process classification by Laplace's approximation")
@@ -322,7 +325,7 @@ class GPClassifier(ClassifierMixin, _Process):
         Returns:
             The estimator.
         """
-        X, y = validate_data(self, without_grad(X), y, dtype=np.float64)
+        X, y = validate_data(self, without_times(without_grad(X)), y, dtype=np.float64)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -347,7 +350,7 @@ class GPClassifier(ClassifierMixin, _Process):
     def predict_proba(self, X):
         """Class probabilities (m, C): posterior means of the sigmoids, normalised for more than two classes."""
         check_is_fitted(self, "posteriors_")
-        rows = self._scaled(validate_data(self, without_grad(X), dtype=np.float64, reset=False))
+        rows = self._scaled(validate_data(self, without_times(without_grad(X)), dtype=np.float64, reset=False))
         found = _finite(torch.stack([posterior.probability(rows) for posterior in self.posteriors_], 1).numpy())
         if len(self.classes_) == 2:
             return np.hstack([1 - found, found])

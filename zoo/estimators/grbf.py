@@ -34,7 +34,15 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, check_X_y, validate_data
 from torch import Tensor
 
-from zoo.estimators.encoding import Columns, Encoding, categorical_mask, check_encoding, fit_encoding, read_columns
+from zoo.estimators.encoding import (
+    Columns,
+    Encoding,
+    categorical_mask,
+    check_encoding,
+    fit_encoding,
+    read_columns,
+    without_times,
+)
 from zoo.estimators.grbf_fits import BLOCK, fit_all, fit_many, to_tensor
 from zoo.estimators.grbf_solvers import Networks
 from zoo.estimators.named import check_columns, register_estimator
@@ -180,7 +188,10 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             X: Rows (n, D): numbers, NaN where one is missing, and categories, see `categorical_features`. Constant
                 columns have no influence; a warning names them.
             y: Targets (n,); of a regression with `solver="agop"`, also (n, outputs).
-            sample_weight: Weight of each row (n,): 2 is equivalent to two copies, 0 to absence.
+            sample_weight: Weight of each row (n,). If all are whole numbers they are counts: 2 is equivalent to two
+                copies, 0 to absence, and leave-one-out (`solver="agop"`) leaves out one copy only. Otherwise each row
+                is one row, the weights are its share of the loss, and leave-one-out leaves out whole rows: divide whole
+                weights that are no counts by their mean, or multiply them by a number such as 0.123.
 
         Returns:
             The estimator.
@@ -231,6 +242,7 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         shape = np.asarray(y).shape  # numpy's own functions refuse what is only convertible
         several = self._is_regressor and self.solver == "agop" and len(shape) == 2 and shape[1] > 1
         mask = self._categories() if again else categorical_mask(X, self.categorical_features)
+        X = without_times(X, mask)
         checks: dict[str, Any] = {"dtype": np.float64, "ensure_all_finite": "allow-nan"}
         checks |= {"y_numeric": self._is_regressor, "multi_output": several, "ensure_min_samples": 1 + (not again)}
         if mask is None:
@@ -446,7 +458,8 @@ class _GRBF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         encoding: Encoding | None = getattr(self, "encoding_", None)  # older fits have none
-        mask, X = self._categories(), without_grad(X)
+        mask = self._categories()
+        X = without_times(without_grad(X), mask)
         if mask is None:
             finite: Any = True if encoding is None else "allow-nan"
             X = validate_data(self, X, dtype=np.float64, ensure_all_finite=finite, reset=False)

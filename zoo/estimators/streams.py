@@ -26,6 +26,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from zoo.estimators.encoding import without_times
 from zoo.estimators.fitting import all_or_nothing
 from zoo.estimators.labels import joined
 from zoo.estimators.named import check_columns, register_estimator
@@ -142,7 +143,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
 
     def _learn(self, X, y, task):
         first, _ = not hasattr(self, "statistics_"), self._learner()
-        X, y = validate_data(self, without_grad(X), y, dtype=np.float64, reset=first)
+        X, y = validate_data(self, without_times(without_grad(X)), y, dtype=np.float64, reset=first)
         check_classification_targets(y)
         if first:
             self._draw_map(X)
@@ -199,7 +200,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
             ValueError: These rows cannot have been learned; nothing is forgotten.
         """
         check_is_fitted(self, "statistics_")
-        X, y = validate_data(self, without_grad(X), y, dtype=np.float64, reset=False)
+        X, y = validate_data(self, without_times(without_grad(X)), y, dtype=np.float64, reset=False)
         codes = self._codes_of(y)
         F = self.statistics_.phi(torch.from_numpy(self._standard(X)))
         scores = self._held_out(F, codes)
@@ -339,7 +340,7 @@ class KernelStreamClassifier(ClassifierMixin, BaseEstimator):
 
     def _phi(self, X) -> Tensor:
         check_is_fitted(self, "statistics_")
-        X = validate_data(self, without_grad(X), dtype=np.float64, reset=False)
+        X = validate_data(self, without_times(without_grad(X)), dtype=np.float64, reset=False)
         if not self.statistics_.rows:
             raise ValueError("no rows are left: call fit or partial_fit first")
         return self.statistics_.phi(torch.from_numpy(self._standard(X)))

@@ -77,11 +77,20 @@ def command(program: str, *words: str, **overrides: Any) -> str:
     """A command line for the shell.
 
     Args:
-        program: How the program is started, already quoted.
+        program: How the program is started, already quoted; it may end in overrides.
         *words: Further words, quoted here.
-        **overrides: Configuration values by key (`{"trainer.max_epochs": 3}`), quoted for Hydra and the shell.
+        **overrides: Configuration values by key (`{"trainer.max_epochs": 3}`), quoted for Hydra and the shell; those of
+            the same key in `program` are left out.
     """
-    return " ".join([program, *map(shlex.quote, [*words, *(override(k, v) for k, v in overrides.items())])])
+    kept, names = [], {}
+    for word in shlex.split(program):
+        name, equals, _ = word.partition("=")
+        if equals and name.lstrip("+") in overrides:
+            names[name.lstrip("+")] = name  # with its +, without which Hydra adds no key
+        else:
+            kept.append(word)
+    values = [override(names.get(key, key), value) for key, value in overrides.items()]
+    return " ".join([shlex.join(kept) if names else program, *map(shlex.quote, [*words, *values])])
 
 
 def path_word(path: Any) -> str:

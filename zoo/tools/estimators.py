@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.data.checks import DataError
-from zoo.data.delimited import TableFile, listed, read_table
+from zoo.data.delimited import TableFile, listed
 from zoo.registry.factory import as_named
 from zoo.results.records import markdown, plain
 from zoo.support import inputs
@@ -132,6 +132,7 @@ def score(model: str | Path, data: str | Path, target: str | None = None) -> dic
         DataError: The table is missing or damaged, or an answer is no class; the message names line and column.
         ToolError: The target is not named, or a prediction is not finite.
     """
+    from zoo.data.own_tables import open_table
     from zoo.data.prepare import far_out, form_for
     from zoo.data.rows import read_rows
     from zoo.estimators.saved import of_inputs
@@ -143,7 +144,7 @@ def score(model: str | Path, data: str | Path, target: str | None = None) -> dic
     if path.is_dir():
         raise DataError(f"{path} is a folder; an estimator takes a table (.csv, .tsv)")
     form_for(path, record)
-    table = read_table(path, header=True)
+    table = open_table(path, header=True)
     target = _target(table, record, target)
     if not record.get("columns") and len(names := [n for n in table.header or () if n != target]) == record["count"]:
         record["columns"] = names  # without names on record, in order
@@ -182,7 +183,7 @@ def _target(table: TableFile, record: Mapping[str, Any], target: str | None) -> 
 
 def _column(table: TableFile, name: str) -> list[tuple[int, str]]:
     place = table.column(name)
-    return [(line, row[place].strip()) for line, row in table.rows()]
+    return [(line, row[place].strip()) for line, row in table.rows([place])]
 
 
 def _predicted(estimator: Any, rows: Tensor) -> list[Any]:
@@ -206,9 +207,7 @@ def _classes(table: TableFile, target: str, places: Sequence[tuple[int, str]], c
         label = names.get(cell)
         if label is None and (label := numbers.get(_float(cell))) is None:
             known = suggestion(cell, names) or f"; its classes are {listed(list(names))}"
-            raise DataError(
-                f"{table.path}, line {line}, column {target}: {cell!r:.60} is no class of the estimator{known}"
-            )
+            raise DataError(f"{table.where(line)}, column {target}: {cell!r:.60} is no class of the estimator{known}")
         found.append(label)
     return found
 
@@ -223,7 +222,7 @@ def _float(cell: str) -> float:
 def _value(table: TableFile, target: str, line: int, cell: str) -> float:
     value = _float(cell)
     if not np.isfinite(value):
-        raise DataError(f"{table.path}, line {line}, column {target}: {cell!r:.60} is not a number")
+        raise DataError(f"{table.where(line)}, column {target}: {cell!r:.60} is not a number")
     return value
 
 

@@ -29,6 +29,7 @@ from zoo.data.prepare import (
     BY_ROW,
     SUFFIXES,
     WORDS,
+    far_off,
     far_out,
     form_for,
     kind_of_file,
@@ -42,6 +43,7 @@ from zoo.data.walk import Files, below
 from zoo.registry.factory import answers_imagenet, as_named
 from zoo.support import inputs
 from zoo.support.files import write_atomic, writer_of
+from zoo.support.quoting import shown
 from zoo.support.tensors import unusual
 from zoo.support.values import first_line
 from zoo.tools.errors import ToolError
@@ -399,7 +401,8 @@ def _forecast(path: Path, network: nn.Module, record: Mapping[str, Any]) -> dict
     values = in_units(network(window.values, window.marks)[0], form)
     if not np.isfinite(np.asarray(values)).all():
         _refuse_answer(str(path))
-    return _note(path, window.values, form) | {
+    far = far_off(path, window, form)
+    return ({"note": far} if far else _note(path, window.values, form)) | {
         "forecast": values.tolist(),
         "columns": window.names,
         "times": [time.isoformat(sep=" ") for time in window.times],
@@ -462,7 +465,8 @@ def write_table(path: str | Path, entries: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(text, list(names), lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-    write_atomic(Path(path), writer_of(text.getvalue().encode()))
+    # a file's name may be no text: its other bytes are written as in JSON, \udcff
+    write_atomic(Path(path), writer_of(text.getvalue().encode(errors="backslashreplace")))
 
 
 def _cell(value: Any) -> Any:
@@ -505,7 +509,7 @@ def draw(entry: Mapping[str, Any], model: str) -> Any:
             plot_importances(shares, names, top=8, ax=left)
         else:
             left.set_axis_off()
-    left.set_title(path.name + (f", row {entry['row']}" if "row" in entry else ""), fontsize=10)
+    left.set_title(shown(path.name, keep="") + (f", row {entry['row']}" if "row" in entry else ""), fontsize=10)
     if "value" in entry or "values" in entry:
         told = "\n".join(f"{value:.4g}" for value in entry.get("values", [entry.get("value")])[:8])
         right.text(0.5, 0.5, told, ha="center", va="center", fontsize=28, color=COLOR)

@@ -685,7 +685,8 @@ def _prepare(arguments: list[str]) -> list[str]:
         _check_filled(text)
     resume = next((_plain_value(a) for a in overrides if a.startswith("resume=")), None)
     if resume is not None:
-        _lasting.extend(typed := [a for a in overrides if not a.startswith("resume=")])
+        typed = merge_overrides([], [a for a in overrides if not a.startswith("resume=")])
+        _lasting.extend(typed)
         overrides = _continue_run(Path(resume), typed)
         overrides.append(override("resume", resume))
     overrides = list(map(_known_word, overrides))
