@@ -127,13 +127,17 @@ def test_a_model_without_labels_says_what_it_takes_for_what(tmp_path: Path, capl
 def test_the_data_of_a_record_has_the_classes_of_the_model(tmp_path: Path) -> None:
     model = create_model("test_unireplknet", num_classes=2)
     folder = save_pretrained(model, tmp_path, class_names=["cat", "dog"])
-    record: dict[str, Any] = {"name": "mine", "folder": str(folder), "class_names": ["cat", "dog"]}
+    record: dict[str, Any] = {
+        "name": "mine",
+        "folder": str(folder),
+        "class_names": ["cat", "dog"],
+        "data": {"own": True},
+    }
     renamed = record | {"class_names": ["Katze", "Hund"]}
     for fine in (["cat", "dog"], []):
         evaluation._check_classes(record, SimpleNamespace(class_names=fine, path="there"))
     evaluation._check_classes(renamed, SimpleNamespace(class_names=["cat", "dog"]))
-    shipped = {key: value for key, value in record.items() if key != "folder"}
-    evaluation._check_classes(shipped, SimpleNamespace(class_names=["0", "1"]))
+    evaluation._check_classes(record | {"data": {}}, SimpleNamespace(class_names=["0", "1"]))
     for names, told in (
         (["dog", "cat"], "in another order than the classes of its data"),
         (["a", "b"], "there has 2 classes, such as 'a', the model 2, such as 'cat': name the classes by the labels"),

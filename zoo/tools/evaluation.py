@@ -228,7 +228,7 @@ def _check_classes(record: Mapping[str, Any], data: Any) -> None:
 
     Labels of a saved model may be renamed by hand; what they were is on record as a hash.
     """
-    labels = list(record["class_names"] or ())
+    labels = list(record.get("class_names") or ())
     classes = [shown(str(name), keep="") for name in getattr(data, "class_names", None) or ()]  # as saved
     if not labels or not classes or labels == classes:
         return
@@ -236,7 +236,7 @@ def _check_classes(record: Mapping[str, Any], data: Any) -> None:
         first = next(i for i, pair in enumerate(zip(labels, classes, strict=True)) if len(set(pair)) == 2)
         raise ToolError(f"the labels of {record['name']} are in another order than the classes of its data: output "
                         f"{first} is {labels[first]!r:.60} there and {classes[first]!r:.60} here")  # fmt: skip
-    if "folder" not in record:  # shipped: its data is fetched, and names its classes itself
+    if "folder" not in record or not record["data"].get("own"):  # data by name, which names its classes itself
         return
     saved = read_config(Path(record["folder"])).get(RECORD_HASHES, {}).get("label_names")
     if saved != record_hashes({"label_names": classes}).get("label_names"):
