@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import errno
 import io
@@ -37,6 +38,7 @@ from zoo.tools.errors import ToolError
 from zoo.tools.export import export, quantize, run_elsewhere
 from zoo.tools.release import describe, ship
 from zoo.tools.report import Part, plot_accuracy_matrix, render, write_report
+from zoo.tools.validation import validate as validate_folder
 
 WINE, DIGITS = "grbf.wine", "unireplknet_z.digits"
 
@@ -299,6 +301,31 @@ def test_comparison_of_two_models_of_one_question(capsys: pytest.CaptureFixture[
     assert found["a"]["accuracy"] == pytest.approx(bundled_weights.record(DIGITS)["metric"]["value"], abs=1e-6)
     assert (found["agreement"], found["only_a"], found["p"]) == (1.0, 0, 1.0)
     assert "cannot be compared" in shown(capsys, "compare", DIGITS, WINE, status=1)
+
+
+def test_rows_that_one_of_two_was_trained_on_are_told() -> None:
+    source, other = (copy.deepcopy(bundled_weights.record(WINE)) for _ in range(2))
+    other["name"] = "other"
+    assert comparison._trained_on(source, source, None) is None
+    assert comparison._trained_on(source, other, None) is None
+    other["data"]["config"]["test_fraction"] = 0.05
+    told = comparison._trained_on(source, other, None)
+    assert told is not None
+    assert re.fullmatch(r"[23]\d of the 36 rows are training rows of other, so its figures flatter", told)
+    assert comparison._trained_on(source, bundled_weights.record(DIGITS), None) is None
+    other["data"]["config"]["name"] = "nowhere"
+    assert "it is not known whether other was trained on these rows" in str(comparison._trained_on(source, other, None))
+
+
+def test_features_are_no_answer(digit_png: Path, tmp_path: Path) -> None:
+    backbone = zoo.create_model(DIGITS, pretrained=True, num_classes=0)
+    for call in (
+        lambda: zoo.predict(backbone, torch.rand(1, 1, 8, 8)),
+        lambda: zoo.predict(zoo.save_pretrained(backbone, tmp_path / "feat"), digit_png),
+        lambda: validate_folder(str(tmp_path / "feat"), tmp_path / "feat"),
+    ):
+        with pytest.raises(ToolError, match=r"has no classifier \(num_classes = 0\) and gives features"):
+            call()
 
 
 def test_each_model_gets_its_own_preprocessing() -> None:

@@ -131,6 +131,7 @@ def _compare(options: argparse.Namespace) -> int:
         )
     else:
         lines.append(f"values correlate at {found['agreement']:.4f}")
+    lines += [f"note: {note}" for note in found["notes"]]
     if options.html:
         from zoo.tools.report import write_report
 

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zoo.data.checks import DataError
+from zoo.data.twins import told_of, twins
 from zoo.results.timing import interleaved_times
 from zoo.support.inputs import in_units
 from zoo.tools.errors import ToolError
@@ -37,7 +39,8 @@ def compare(a: str, b: str, data: str | None = None, rounds: int = 9, root: Plac
     Returns:
         `a` and `b`, each with `name`, `parameters`, `ms` (median CPU time per input), and `accuracy` or `rmse` and
         `r2`; `agreement`; of classifiers `only_a`, `only_b` (rows that only one has right) and `p` (exact sign test on
-        those rows); `n`, `data`, `part`; and the arrays `outputs_a`, `outputs_b`, `targets`.
+        those rows); `n`, `data`, `part`; `notes`, whether one was trained on these rows; and the arrays `outputs_a`,
+        `outputs_b`, `targets`.
 
     Raises:
         ToolError: The models have different classes or inputs, or no data on record.
@@ -62,7 +65,30 @@ def compare(a: str, b: str, data: str | None = None, rounds: int = 9, root: Plac
     for key in "ab":
         found[key]["ms"] = 1000 * statistics.median(times[key].cpu) / min(32, len(targets))
     found |= {"n": len(targets), "outputs_a": outs[0].numpy(), "outputs_b": outs[1].numpy()}
+    found["notes"] = [note for record in records if (note := _trained_on(source, record, root))]
     return found | {"targets": targets.numpy()} | _agreement(outs[0], outs[1], targets, bool(names[0]))
+
+
+def _trained_on(source: Mapping[str, Any], record: Mapping[str, Any], root: Places | None) -> str | None:
+    """A note if a model was trained on rows of the part that it is compared on; None if not, or for other data."""
+    if record is source or "data" not in record:
+        return None
+    mine, theirs = record["data"]["config"], source["data"]["config"]
+    if mine.get("_target_") != theirs.get("_target_"):
+        return None
+    try:
+        data = build_data(record, root)
+        data.setup("fit")
+    except (ToolError, DataError):
+        return f"its own data cannot be read, so it is not known whether {record['name']} was trained on these rows"
+    part = "val" if part_of(source) == "validation" else "test"
+    test, train = (
+        getattr(one, "datasets", {}).get(name) for one, name in ((build_data(source, root), part), (data, "train"))
+    )
+    if test is None or train is None or told_of(train, test, part) is None:
+        return None
+    count = f"{len(twins(train, test)):,} of the {len(test):,}"
+    return f"{count} rows are training rows of {record['name']}, so its figures flatter"
 
 
 def _forward(network: nn.Module, batch: Tensor) -> Any:

@@ -159,6 +159,7 @@ def _subject(model: Any) -> _Subject:
 
 
 def _of_network(network: nn.Module, name: str, folder: Path | None) -> _Subject:
+    check_answers(network, name)
     facts = _facts(name, network)
     like = next(network.parameters(), torch.empty(0))
 
@@ -183,6 +184,19 @@ def _of_network(network: nn.Module, name: str, folder: Path | None) -> _Subject:
         return _held(values, like.dtype)
 
     return _Subject(network, facts["record"], network, prepare_file, tensor, answers, _evaluated(network))
+
+
+def check_answers(network: nn.Module, name: str) -> None:
+    """Refuse a network without a classifier, whose features are no answer.
+
+    Raises:
+        ToolError: It has `num_classes` = 0, or gives features of several stages.
+    """
+    if type(getattr(network, "num_classes", None)) is int and network.num_classes == 0:
+        raise ToolError(
+            f"{name or type(network).__name__} has no classifier (num_classes = 0) and gives features, which are no "
+            "answer: call the model itself for them"
+        )
 
 
 @contextmanager

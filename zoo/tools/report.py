@@ -184,7 +184,7 @@ def _compared(a: str, b: str, root: Places | None) -> Iterator[Part]:
     if "p" in found:
         text += f" Only the first is right on {found['only_a']}, only the second on {found['only_b']}"
         text += f" (sign test p = {found['p']:.3g})."
-    yield Part("comparison", "Comparison", text=text, header=["", *names], rows=shown)
+    yield Part("comparison", "Comparison", text=text, header=["", *names], rows=shown, notes=found["notes"])
     yield from _curves_section([a, b])
     sides = [
         (name, torch.from_numpy(found[f"outputs_{s}"]), torch.from_numpy(found["targets"]))

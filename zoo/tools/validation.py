@@ -205,10 +205,14 @@ def _image_folder(data: Path) -> Path:
 
 
 def _load(model: str, checkpoint: str | Path | None) -> nn.Module:
+    from zoo.tools.prediction import check_answers
+
     try:
-        return create_model(as_named(model), pretrained=checkpoint is None, checkpoint_path=checkpoint)
+        network = create_model(as_named(model), pretrained=checkpoint is None, checkpoint_path=checkpoint)
     except (ValueError, TypeError) as error:  # an unknown name or tag
         raise ValidationError(str(error)) from None
+    check_answers(network, model)
+    return network
 
 
 def _preprocessing(cfg: dict[str, Any]) -> dict[str, Any]:
