@@ -228,13 +228,19 @@ class Task(L.LightningModule):
             checkpoint["zoo"]["input"] = record
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the model's input record; in a run, that of its data takes precedence."""
+        """Restore the model's input record; in a run, that of its data takes precedence.
+
+        Raises:
+            OptionError: The state is of another task; or the data has other classes, columns or tokens than it had.
+        """
         note = checkpoint.get("zoo")
         kind = note.get("task") if isinstance(note, dict) else None
         if self._trainer is not None and kind not in (None, type(self).__name__):
             raise OptionError(f"the state is of the task {kind!r:.60}, and this run's is {type(self).__name__}")
         if self._trainer is not None and self.trainer.world_size == 1:  # others may hold a part of the weights each
             self._check_sizes(checkpoint.get("state_dict"))
+        if self._trainer is not None:
+            self._check_classes(checkpoint.get("hyper_parameters"))
         own: Any = getattr(self.model, "input_record", None)
         record = note.get("input") if isinstance(note, dict) else None
         if record and (self._trainer is None or own is None):
@@ -243,6 +249,23 @@ class Task(L.LightningModule):
             wanted = inputs.check(record).get("tokenizer_sha256")
             if wanted not in (None, own.get("tokenizer_sha256")):
                 raise OptionError(f"the data has another tokenizer than the checkpoint (sha256 {wanted[:12]}...)")
+            if own.get("kind") == "table" and own != inputs.check(record):
+                raise OptionError(
+                    "the table is not the one that the run had: its columns or training rows make other inputs "
+                    f"({_first_difference(inputs.check(record), own)}); start a new run"
+                )
+
+    def _check_classes(self, given: Any) -> None:
+        """Refuse data whose classes are not those of the state, by their order or names."""
+        before = given.get("class_names") if isinstance(given, Mapping) else None
+        now = self.hparams.get("class_names")
+        if before and now and list(before) != list(now):
+            i = next((i for i, pair in enumerate(zip(before, now, strict=False)) if len(set(pair)) == 2), len(before))
+            names = [f"{part[i]!r:.60}" if i < len(part) else "none" for part in (list(before), list(now))]
+            raise OptionError(
+                f"the data has other classes than the run had: output {i} was {names[0]}, and is {names[1]} now; give "
+                "the run its own data again, or start a new one"
+            )
 
     def _check_sizes(self, state: Any) -> None:
         """Refuse the state of another model, before torch does in words of its own."""
@@ -306,3 +329,12 @@ def load_task(path: str | Path) -> Task:
     check_types(task.model, own, str(path))
     warn_not_finite(task.model, own, str(path))  # only the model: metrics of the task may be NaN
     return task.eval()
+
+
+def _first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Where two input records first differ, for a message."""
+    key = next(key for key in sorted({*before, *now}) if before.get(key) != now.get(key))
+    old, new = before.get(key), now.get(key)
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        old, new = next(pair for pair in zip(old, new, strict=True) if pair[0] != pair[1])
+    return f"{key} was {old!r:.80}, and is {new!r:.80}"
